@@ -1,0 +1,78 @@
+"""The numbers of a run in one file."""
+
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class MetricsFile(Callback):
+    """Writes `metrics.json` into the run's directory when fit, validate or test ends.
+
+    The file has one section a command, so that none erases another's: the metrics, the step they belong to, the
+    versions, and the commit of the code if it is in a git repository.
+
+    Args:
+        path: The file; by default `metrics.json` in the trainer's root directory.
+
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = path
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the section `fit`."""
+        self._write(trainer, "fit")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the section `validate`, unless this validation is part of fit."""
+        if trainer.state.fn == "validate":
+            self._write(trainer, "validate")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the section `test`."""
+        self._write(trainer, "test")
+
+    def _write(self, trainer: Trainer, command: str) -> None:
+        # Starting a finished run again measures nothing, and must not empty the file.
+        if not trainer.is_global_zero or trainer.fast_dev_run or not trainer.callback_metrics:
+            return
+        path = Path(self.path or Path(trainer.default_root_dir) / "metrics.json")
+        sections = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        sections[command] = {
+            "global_step": trainer.global_step,
+            "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "lightning": lightning.__version__,
+            },
+            "commit": commit(),
+        }
+        write_json(path, sections)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file so that a reader sees the old one or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def commit() -> str | None:
+    """The commit this code stands at, with `-dirty` if tracked files were changed; None outside of git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,82 @@
+"""A picture of validation images over their reconstructions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.nn import functional
+
+from metrics.images import to_uint8
+
+
+class ReconstructionGrid(pl.Callback):
+    """Draws originals in one row and their reconstructions in the row below; rank zero's first validation images.
+
+    Writes ``reconstructions.png`` into the run's directory after each validation, and the same picture to TensorBoard.
+
+    Args:
+        columns: images a row.
+        rows: pairs of rows.
+        pixels: least height of an image in the picture; small images are enlarged without smoothing.
+
+    """
+
+    def __init__(self, columns: int = 8, rows: int = 2, pixels: int = 64) -> None:
+        self.columns = columns
+        self.rows = rows
+        self.pixels = pixels
+        self._originals: list[Tensor] = []
+        self._reconstructions: list[Tensor] = []
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start collecting anew."""
+        self._originals, self._reconstructions = [], []
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: dict[str, Any],
+        batch: dict[str, Tensor],
+        *_: Any,
+    ) -> None:
+        """Keep images until the picture is full, spread over the validation set."""
+        wanted = self.columns * self.rows
+        batches = trainer.num_val_batches[0] if trainer.num_val_batches else 1  # type: ignore[index]
+        share = max(1, -(-wanted // max(1, int(batches))))
+        if trainer.is_global_zero and len(self._originals) < wanted:
+            stride = max(1, len(batch["image"]) // share)
+            self._originals += to_uint8(batch["image"][::stride][:share]).cpu().unbind()
+            self._reconstructions += to_uint8(outputs["reconstruction"][::stride][:share]).cpu().unbind()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the picture."""
+        if not self._originals:
+            return
+        from torchvision.io import write_png
+
+        picture = self._picture()
+        directory = Path(trainer.default_root_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_png(picture, str(directory / "reconstructions.png"))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("reconstructions", picture, trainer.global_step)
+
+    def _picture(self) -> Tensor:
+        from torchvision.utils import make_grid
+
+        count = min(len(self._originals), self.columns * self.rows)
+        bands = []
+        for start in range(0, count, self.columns):
+            stop = min(start + self.columns, count)
+            padding = [torch.full_like(self._originals[0], 255)] * (self.columns - (stop - start))
+            bands += self._originals[start:stop] + padding + self._reconstructions[start:stop] + padding
+        scale = max(1, -(-self.pixels // self._originals[0].shape[-1]))
+        images = functional.interpolate(torch.stack(bands), scale_factor=scale, mode="nearest")
+        return make_grid(images, nrow=self.columns, padding=2, pad_value=255)

@@ -1,0 +1,80 @@
+"""The only program: `python cli.py {fit,validate,test,predict} --config RECIPE.yaml --config PRESET.yaml`.
+
+It defines no class that a YAML file names: run as a program it is the module `__main__`, and the same class imported
+from `cli` would be another one.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from callbacks.run_record import RunRecord
+from commands.checks import check_drift, check_manual_optimization
+from commands.errors import CommandError
+from commands.runs import RunConfig, place_outputs, resolve_checkpoint
+
+BASE_CONFIG = Path(__file__).resolve().parent / "configs" / "base.yaml"
+
+
+class CommandLine(LightningCLI):
+    """LightningCLI with run directories, strict resuming and short messages."""
+
+    def __init__(self, args: list[str] | None = None) -> None:
+        super().__init__(
+            save_config_callback=None,  # it refuses to start a run again: RunRecord stands in
+            seed_everything_default=0,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # our modules keep no hyperparameters: RunRecord does
+            parser_kwargs={name: {"default_config_files": [str(BASE_CONFIG)]} for name in self.subcommands()},
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the section `run`."""
+        parser.add_class_arguments(RunConfig, "run")
+
+    def _parse_ckpt_path(self) -> None:
+        """Do not let a checkpoint's hyperparameters override the configuration, as LightningCLI would."""
+
+    def before_instantiate_classes(self) -> None:
+        """Give the run its directory, find the checkpoint it goes on from, and compare the two."""
+        config = self.config[self.subcommand]
+        run = RunConfig(**config["run"].as_dict())
+        place_outputs(config["trainer"], run.directory)
+        config["ckpt_path"] = resolve_checkpoint(config["ckpt_path"], run, self.subcommand)
+        text = self._parser(self.subcommand).dump(config, skip_unset=False, skip_link_targets=False)
+        model = yaml.safe_load(text).get("model") or {}
+        if config["ckpt_path"]:
+            check_drift(Path(config["ckpt_path"]), model, self.subcommand)
+        self.record = RunRecord(run.directory, self.subcommand, text, model)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the record of the run to the trainer's callbacks."""
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.insert(0, self.record)
+        return trainer
+
+    def after_instantiate_classes(self) -> None:
+        """Refuse what manual optimization would refuse later, in words that do not help."""
+        check_manual_optimization(self.model, self.trainer)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run one command; a user's mistake is printed in a few lines and exits with code 2."""
+    try:
+        CommandLine(args)
+    except CommandError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

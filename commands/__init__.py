@@ -1,0 +1,1 @@
+"""What the command line does before and after Lightning: run directories, resuming, messages."""

@@ -1,0 +1,61 @@
+"""Mistakes that show only when configuration, checkpoint and model are put side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+
+from callbacks.run_record import differences, recorded_model
+from commands.errors import CommandError
+
+SHOWN = 5
+
+
+def check_drift(checkpoint: Path, model: dict[str, Any], subcommand: str) -> None:
+    """Compare the model section of a checkpoint with the one of this command.
+
+    Raises CommandError before fit if they differ; the other commands go on with a warning, for they may sample or
+    measure in another way. A checkpoint without a record is only warned of.
+    """
+    recorded = recorded_model(checkpoint)
+    if recorded is None:
+        rank_zero_warn(f"{checkpoint} does not say which model section it was trained with: nothing is compared.")
+        return
+    changed = differences(recorded, model)
+    if not changed:
+        return
+    lines = [f"  {key}: {_short(old)} -> {_short(new)}" for key, old, new in changed[:SHOWN]]
+    if len(changed) > SHOWN:
+        lines.append(f"  ... and {len(changed) - SHOWN} more")
+    text = "\n".join([f"{checkpoint} was trained with another model section (there -> here):", *lines])
+    if subcommand == "fit":
+        raise CommandError(
+            f"{text}\nRestore these values to go on with the run, or start another one: set run.stage to a new name."
+        )
+    rank_zero_warn(text)
+
+
+def check_manual_optimization(model: LightningModule, trainer: Trainer) -> None:
+    """Raise CommandError if the trainer is asked for what a module with several optimizers does by itself."""
+    if model.automatic_optimization:
+        return
+    name = type(model).__name__
+    for argument, wanted, ours in (
+        ("accumulate_grad_batches", trainer.accumulate_grad_batches != 1, "model.init_args.accumulate_steps"),
+        ("gradient_clip_val", trainer.gradient_clip_val is not None, "model.init_args.gradient_clip"),
+    ):
+        if wanted:
+            raise CommandError(
+                f"trainer.{argument} is set, but {name} steps its optimizers itself: set {ours} instead."
+            )
+    if isinstance(trainer.strategy, FSDPStrategy):
+        raise CommandError(f"trainer.strategy is FSDP, but {name} steps its optimizers itself: use a DDP strategy.")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,89 @@
+"""Where a run lives, and where it is taken up again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from commands.errors import CommandError
+
+LAST = "last"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The place of a run: `<root>/<preset>/<stage>`.
+
+    Args:
+        root: Directory of all runs.
+        preset: Name of the data and the sizes: digits, photos, imagenet.
+        stage: What is trained, usually `<stage>/<recipe>`: tokenizer/fq_dual.
+
+    """
+
+    root: str = "runs"
+    preset: str = "default"
+    stage: str | None = None
+
+    @property
+    def directory(self) -> Path:
+        """The run's directory; raises CommandError if the stage is not set or leads out of the root."""
+        if not self.stage:
+            raise CommandError(
+                "run.stage is not set, so this run has no directory: give the recipe a section "
+                "`run: {stage: tokenizer/my_recipe}`, or add --run.stage tokenizer/my_recipe."
+            )
+        for name, value in (("run.preset", self.preset), ("run.stage", self.stage)):
+            place = PurePosixPath(value)
+            if place.is_absolute() or ".." in place.parts or not place.parts:
+                raise CommandError(f"{name} is '{value}', which leads out of run.root: use a plain relative name.")
+        return Path(self.root) / self.preset / self.stage
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The checkpoint from which the run goes on, whether or not it exists yet."""
+        return self.directory / "checkpoints" / "last.ckpt"
+
+
+def place_outputs(trainer: Any, directory: Path) -> None:
+    """Fill what the recipe left open in the trainer's section: root directory, loggers and checkpoints."""
+    trainer["default_root_dir"] = trainer.get("default_root_dir") or str(directory)
+    loggers = trainer.get("logger")
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if _has_open(logger, "save_dir"):
+            logger["init_args"]["save_dir"] = str(directory)
+    callbacks = trainer.get("callbacks") or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        if _has_open(callback, "dirpath"):
+            callback["init_args"]["dirpath"] = str(directory / "checkpoints")
+
+
+def resolve_checkpoint(ckpt_path: str | None, run: RunConfig, subcommand: str) -> str | None:
+    """Say which file `ckpt_path` means; `last` is the run's own last checkpoint, and a first fit has none.
+
+    Raises CommandError if the file does not exist.
+    """
+    if ckpt_path is None:
+        return None
+    if ckpt_path != LAST:
+        if not Path(ckpt_path).exists():
+            raise CommandError(f"ckpt_path is '{ckpt_path}', and there is no such checkpoint.")
+        return ckpt_path
+    last = run.last_checkpoint
+    if last.exists():
+        return str(last)
+    if subcommand == "fit":
+        return None
+    raise CommandError(
+        f"{subcommand} needs a trained model, and there is no {last}: run fit with the same configs first, "
+        "name a file by --ckpt_path, or ask for untrained weights by --ckpt_path null."
+    )
+
+
+def _has_open(component: Any, argument: str) -> bool:
+    """Whether a `class_path` entry has this argument, and nothing in it."""
+    if not hasattr(component, "get") or not component.get("init_args"):
+        return False
+    arguments = component["init_args"]
+    return argument in arguments and arguments[argument] in (None, "")

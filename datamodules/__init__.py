@@ -1,0 +1,14 @@
+"""Data for training and evaluation: labelled images as batches, in an order that resumes exactly."""
+
+from datamodules.images import ImageDataModule
+from datamodules.sources import DigitsSource, FolderSource, HubSource, ImageRecords, ImageSource, PhotosSource
+
+__all__ = [
+    "DigitsSource",
+    "FolderSource",
+    "HubSource",
+    "ImageDataModule",
+    "ImageRecords",
+    "ImageSource",
+    "PhotosSource",
+]

@@ -1,0 +1,101 @@
+"""One image of a split as a tensor, a batch of them as a dict, and what becomes of images that cannot be read."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from datamodules.order import PADDING, Draw, seeded_generator
+from datamodules.sources.base import UNREADABLE, ImageRecords, Split
+
+REPLACEMENTS = 16
+
+
+class UnreadableImage(NamedTuple):
+    """An image that could not be read: where it is, and what the decoder said."""
+
+    split: Split
+    index: int
+    place: str
+    reason: str
+
+
+class Example(NamedTuple):
+    """One row of a batch: `image` (3, H, W) or None if it could not be read, and what was skipped on the way."""
+
+    image: torch.Tensor | None
+    label: int
+    index: int
+    skipped: tuple[UnreadableImage, ...]
+
+
+class ImageDataset(Dataset[Example]):
+    """Reads the image of a draw and augments it with the generator that belongs to (seed, epoch, index).
+
+    In training an unreadable image is replaced by another one, drawn from (seed, epoch, index), so batches keep their
+    size. In evaluation it is left out, since a replacement would count twice.
+    """
+
+    def __init__(
+        self,
+        records: ImageRecords,
+        transform: Callable[[Image.Image, np.random.Generator], torch.Tensor],
+        split: Split,
+        seed: int,
+        replace_unreadable: bool,
+    ) -> None:
+        self.records, self.transform, self.split, self.seed = records, transform, split, seed
+        self.replace_unreadable = replace_unreadable
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, draw: Draw | int) -> Example:
+        # a bare index comes from Lightning's `overfit_batches`, which puts its own sampler in place of ours
+        epoch, index = draw if isinstance(draw, tuple) else (0, draw)
+        candidates = [index]
+        if self.replace_unreadable:
+            others = seeded_generator("replacement", self.seed, epoch, index).integers(len(self), size=REPLACEMENTS)
+            candidates.extend(others.tolist())
+        skipped: list[UnreadableImage] = []
+        for candidate in candidates:
+            row = 0 if candidate == PADDING else candidate
+            generator = seeded_generator("augmentation", self.seed, epoch, row)
+            try:
+                image = self.transform(self.records.load(row), generator)
+            except UNREADABLE as error:
+                place = self.records.describe(row)
+                skipped.append(UnreadableImage(self.split, row, place, f"{type(error).__name__}: {error}"))
+                continue
+            return Example(image, self.records.label(row), candidate, tuple(skipped))
+        return Example(None, 0, index, tuple(skipped))
+
+
+def collate(examples: Sequence[Example]) -> dict[str, Any]:
+    """Stack examples to `image` (B, 3, H, W) float32, `label` (B,) and `index` (B,) int64.
+
+    Unreadable images are left out and listed under `skipped`, a key that exists only if there are any, and that the
+    data module takes out again before the model sees the batch.
+
+    Raises:
+        RuntimeError: No image of the batch could be read.
+
+    """
+    readable = [example for example in examples if example.image is not None]
+    skipped = [bad for example in examples for bad in example.skipped]
+    if not readable:
+        raise RuntimeError(
+            f"None of the {len(examples)} images of a batch could be read, the first being {skipped[0].place} "
+            f"({skipped[0].reason}): repair or remove these files."
+        )
+    batch: dict[str, Any] = {
+        "image": torch.stack([example.image for example in readable]),
+        "label": torch.tensor([example.label for example in readable], dtype=torch.int64),
+        "index": torch.tensor([example.index for example in readable], dtype=torch.int64),
+    }
+    if skipped:
+        batch["skipped"] = skipped
+    return batch

@@ -1,0 +1,86 @@
+"""Which image comes when: a function of the seed and of how many batches came before, and of nothing else.
+
+Training is one endless stream of global batches. Batch t belongs to epoch `t // batches_per_epoch`; the epoch's
+permutation depends on (seed, epoch), and rank r of W takes the r-th slice of each global batch. So neither the number
+of ranks nor that of workers changes which images meet in a batch, and a run goes on anywhere from a single integer.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import numpy as np
+from torch.utils.data import Sampler
+
+Draw = tuple[int, int]  # (epoch, index of the image in its split)
+
+PADDING = -1  # the index of a row that only fills up the last batch of a rank
+
+_STREAMS = {"order": 1, "augmentation": 2, "replacement": 3}
+
+
+def seeded_generator(stream: Literal["order", "augmentation", "replacement"], *key: int) -> np.random.Generator:
+    """Return the generator that belongs to a purpose and a key of non-negative integers."""
+    # numpy pads short keys with zeros, so (seed, epoch) and (seed, epoch, 0) would be one stream without the first word
+    return np.random.default_rng((_STREAMS[stream], *key))
+
+
+class TrainingOrder(Sampler[Draw]):
+    """The draws of one rank for one epoch's length of batches, from wherever the stream stands when iteration begins.
+
+    Args:
+        length: Images in the split.
+        batch_size: Images in a batch of one rank.
+        rank: This rank.
+        world_size: Number of ranks.
+        seed: Seed of the run.
+        position: Called when iteration begins; returns how many global batches came before.
+
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, rank: int, world_size: int, seed: int, position: Callable[[], int]
+    ) -> None:
+        self.length, self.batch_size, self.rank, self.world_size = length, batch_size, rank, world_size
+        self.seed, self.position = seed, position
+        self.global_batch_size = batch_size * world_size
+        self.batches_per_epoch = length // self.global_batch_size
+        if self.batches_per_epoch == 0:
+            raise ValueError(
+                f"The training split holds {length} images, fewer than one global batch of {self.global_batch_size} "
+                f"({batch_size} images on each of {world_size} ranks): lower data.batch_size or use fewer devices."
+            )
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch * self.batch_size
+
+    def __iter__(self) -> Iterator[Draw]:
+        start = self.position()
+        epoch = None
+        for step in range(start, start + self.batches_per_epoch):
+            if step // self.batches_per_epoch != epoch:
+                epoch = step // self.batches_per_epoch
+                # what does not fill a global batch is left out, another part of the images each epoch
+                permutation = seeded_generator("order", self.seed, epoch).permutation(self.length)
+            first = (step % self.batches_per_epoch) * self.global_batch_size + self.rank * self.batch_size
+            for index in permutation[first : first + self.batch_size]:
+                yield epoch, int(index)
+
+
+class EvaluationOrder(Sampler[Draw]):
+    """Every image once, in order: rank r of W takes images r, r + W, r + 2W and so on.
+
+    Every rank draws equally often, since sharded models must call forward together: where the images do not divide by
+    W, a rank's last draw has the index `PADDING`, and whoever counts drops that row. One rank never pads.
+    """
+
+    def __init__(self, length: int, rank: int, world_size: int) -> None:
+        if length == 0:
+            raise ValueError("The evaluation split is empty: expected at least one image.")
+        self.length, self.rank, self.world_size = length, rank, world_size
+
+    def __len__(self) -> int:
+        return -(-self.length // self.world_size)
+
+    def __iter__(self) -> Iterator[Draw]:
+        for index in range(self.rank, len(self) * self.world_size, self.world_size):
+            yield 0, index if index < self.length else PADDING

@@ -1,0 +1,174 @@
+"""Anything that the Hugging Face `datasets` library reads, from disk or from the hub."""
+
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from datamodules.sources.base import ImageRecords, ImageSource, Split
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+
+class HubSource(ImageSource):
+    """A labelled image data set of the `datasets` library.
+
+    Classes are numbered by the label column's names (ClassLabel), by the integers that it holds, or by its sorted
+    strings. Listing decodes no image. Except for `save_to_disk` folders the library keeps a converted copy under
+    `HF_HOME`, as large as the data set.
+
+    Args:
+        path: A folder written by `save_to_disk`, a folder of Parquet or Arrow files, an `imagefolder` tree, or a name
+            on the hub.
+        image_column: Column of the images: encoded bytes, paths, or the library's Image feature.
+        label_column: Column of the labels.
+        train_split: The library's name of the training split.
+        validation_split: The library's name of the validation split.
+        name: Configuration of the data set, if it has several.
+        revision: Branch, tag or commit on the hub.
+
+    """
+
+    def __init__(
+        self,
+        path: str,
+        image_column: str = "image",
+        label_column: str = "label",
+        train_split: str = "train",
+        validation_split: str = "validation",
+        name: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        self.path, self.name, self.revision = path, name, revision
+        self.image_column, self.label_column = image_column, label_column
+        self.split_names: dict[Split, str] = {"train": train_split, "validation": validation_split}
+        self._splits: DatasetDict | None = None
+        self._class_to_idx: dict[str, int] | None = None
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """Number the classes by the training split's label column."""
+        if self._class_to_idx is None:
+            names = self._class_names(self._table("train"))
+            self._class_to_idx = {name: index for index, name in enumerate(names)}
+        return self._class_to_idx
+
+    def split(self, name: Split) -> "HubRecords":
+        """Open one split and read its labels.
+
+        Raises:
+            FileNotFoundError: The folder is missing.
+            ValueError: The split or a column is missing, or the labels do not fit the training split's classes.
+
+        """
+        from datasets import Image as ImageFeature
+
+        table = self._table(name)
+        labels = self._labels(table, name)
+        images = table.select_columns([self.image_column]).cast_column(self.image_column, ImageFeature(decode=False))
+        return HubRecords(images, self.image_column, labels, f"{self.path}[{self.split_names[name]}]")
+
+    def _table(self, name: Split) -> "Dataset":
+        if self._splits is None:
+            self._splits = self._open()
+        split = self.split_names[name]
+        if split not in self._splits:
+            raise ValueError(
+                f"{self.path} has no split {split!r}, only {', '.join(self._splits)}: "
+                f"set data.source.{name}_split to one of these."
+            )
+        table = self._splits[split]
+        for argument, column in (("image_column", self.image_column), ("label_column", self.label_column)):
+            if column not in table.column_names:
+                raise ValueError(
+                    f"{self.path}[{split}] has no column {column!r}, only {', '.join(table.column_names)}: "
+                    f"set data.source.{argument} to one of these."
+                )
+        return table
+
+    def _open(self) -> "DatasetDict":
+        from datasets import DatasetDict, load_dataset, load_from_disk
+
+        folder = Path(self.path)
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            splits = load_from_disk(self.path)
+            if not isinstance(splits, DatasetDict):
+                raise ValueError(
+                    f"{self.path} holds a single split: save a DatasetDict with {self.split_names['train']!r} and "
+                    f"{self.split_names['validation']!r} by save_to_disk."
+                )
+            return splits
+        # without this check a mistyped path would be looked up on the hub
+        if not folder.exists() and (folder.is_absolute() or self.path.startswith(".") or self.path.count("/") > 1):
+            raise FileNotFoundError(f"{self.path} does not exist: set data.source.path to a folder or a hub name.")
+        return load_dataset(self.path, self.name, revision=self.revision)
+
+    def _class_names(self, table: "Dataset") -> list[str]:
+        from datasets import ClassLabel
+
+        feature = table.features[self.label_column]
+        if isinstance(feature, ClassLabel):
+            return list(feature.names)
+        values = np.unique(self._column(table))
+        if np.issubdtype(values.dtype, np.integer):
+            return [str(index) for index in range(int(values.max()) + 1)]
+        return [str(value) for value in values]
+
+    def _column(self, table: "Dataset") -> np.ndarray:
+        values = np.asarray(table.select_columns([self.label_column]).with_format("numpy")[:][self.label_column])
+        if not (np.issubdtype(values.dtype, np.integer) or values.dtype.kind in "OUT"):
+            raise ValueError(
+                f"Column {self.label_column!r} of {self.path} holds {values.dtype}: expected integers or strings, none "
+                "of them missing; set data.source.label_column to the column of the classes."
+            )
+        return values
+
+    def _labels(self, table: "Dataset", name: Split) -> np.ndarray:
+        from datasets import ClassLabel
+
+        values = self._column(table)
+        feature = table.features[self.label_column]
+        if isinstance(feature, ClassLabel):
+            known = [feature.int2str(int(value)) if value >= 0 else str(value) for value in np.unique(values)]
+        else:
+            known = [str(value) for value in np.unique(values)]
+        if unknown := [value for value in known if value not in self.class_to_idx]:
+            raise ValueError(
+                f"{self.path}[{self.split_names[name]}] has the label {unknown[0]!r}, which the classes of "
+                f"{self.split_names['train']!r} lack: choose a labelled split of the same data set."
+            )
+        lookup = np.array([self.class_to_idx[value] for value in known], dtype=np.int64)
+        return lookup[np.unique(values, return_inverse=True)[1]]
+
+
+class HubRecords(ImageRecords):
+    """The rows of one split: `images` with one undecoded column, `labels` int64 (n,)."""
+
+    def __init__(self, images: "Dataset", column: str, labels: np.ndarray, name: str) -> None:
+        self.images, self.column, self.labels, self.name = images, column, labels, name
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load(self, index: int) -> Image.Image:
+        """Decode the image of row `index`."""
+        row = self.images[index][self.column]
+        if row is None:
+            raise ValueError("the row has no image")
+        with Image.open(io.BytesIO(row["bytes"]) if row["bytes"] is not None else row["path"]) as image:
+            image.load()
+        return image
+
+    def label(self, index: int) -> int:
+        """Return the class of row `index`."""
+        return int(self.labels[index])
+
+    def describe(self, index: int) -> str:
+        """Name split and row, and the file if the row knows it."""
+        row = self.images[index][self.column]
+        path = row["path"] if row else None
+        return f"{self.name} row {index}" + (f" ({os.fspath(path)})" if path else "")

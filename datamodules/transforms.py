@@ -1,0 +1,100 @@
+"""From a stored image to a tensor: the crop recipe of ADM, which LlamaGen and its descendants train with.
+
+Nothing here reads a global random state: a training crop is a function of the image and the generator it is given.
+EXIF orientation is ignored, as ADM ignores it, so that numbers stay comparable with published ones.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn any stored mode into 8-bit RGB.
+
+    Transparency (RGBA, LA, PA, a palette with a transparent entry) is laid over white. Sixteen-bit greyscale is scaled
+    from 0 .. 65535 and floating point from 0 .. 1, where Pillow's own conversion would clip to 255.
+
+    Raises:
+        ValueError: The values leave that range, or Pillow cannot convert the mode.
+
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _from_range(image, 65535)
+    if image.mode == "F":
+        return _from_range(image, 1)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_range(image: Image.Image, white: int) -> Image.Image:
+    values = np.asarray(image).astype(np.float64)
+    if not (values.min() >= 0 and values.max() <= white):  # also false for NaN
+        raise ValueError(
+            f"image mode {image.mode} with values {values.min():g} .. {values.max():g}: expected 0 .. {white}"
+        )
+    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8)).convert("RGB")
+
+
+def resize_short_side(image: Image.Image, target: int) -> Image.Image:
+    """Scale so that the shorter side is `target`: BOX halvings while it is at least twice that, then BICUBIC."""
+    while min(image.size) >= 2 * target:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = target / min(image.size)
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+
+
+def to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """Map uint8 (H, W, 3) to float32 (3, H, W): 0 .. 255 becomes -1 .. 1."""
+    channels_first = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return channels_first.to(torch.float32) / 127.5 - 1
+
+
+@dataclass(frozen=True)
+class TrainingTransform:
+    """ADM's random crop: a random scale, a random place, and a horizontal flip half of the time.
+
+    The shorter side becomes a random whole number between `ceil(size / high)` and `ceil(size / low)`, both included,
+    where `crop_fraction` is (low, high): the part of the shorter side that the crop shows.
+    """
+
+    size: int
+    crop_fraction: tuple[float, float] = (0.8, 1.0)
+    horizontal_flip: bool = True
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_fraction
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_fraction=({low}, {high}): expected 0 < low <= high <= 1.")
+
+    def __call__(self, image: Image.Image, generator: np.random.Generator) -> torch.Tensor:
+        """Return float32 (3, size, size) in [-1, 1]."""
+        low, high = self.crop_fraction
+        target = int(generator.integers(math.ceil(self.size / high), math.ceil(self.size / low), endpoint=True))
+        pixels = np.asarray(resize_short_side(to_rgb(image), target))
+        top = int(generator.integers(pixels.shape[0] - self.size, endpoint=True))
+        left = int(generator.integers(pixels.shape[1] - self.size, endpoint=True))
+        pixels = pixels[top : top + self.size, left : left + self.size]
+        if self.horizontal_flip and generator.random() < 0.5:
+            pixels = pixels[:, ::-1]
+        return to_tensor(pixels)
+
+
+@dataclass(frozen=True)
+class EvaluationTransform:
+    """ADM's centre crop: the shorter side becomes `size`, and the middle square of the longer one is kept."""
+
+    size: int
+
+    def __call__(self, image: Image.Image, generator: np.random.Generator | None = None) -> torch.Tensor:
+        """Return float32 (3, size, size) in [-1, 1]; nothing is random, `generator` is not read."""
+        pixels = np.asarray(resize_short_side(to_rgb(image), self.size))
+        top, left = (pixels.shape[0] - self.size) // 2, (pixels.shape[1] - self.size) // 2
+        return to_tensor(pixels[top : top + self.size, left : left + self.size])

@@ -1,0 +1,7 @@
+"""LightningModules: wiring of model, losses, optimizers and logging."""
+
+from lightning_modules.classifier import ClassifierModule
+from lightning_modules.optimization import OptimizerConfig
+from lightning_modules.tokenizer import TokenizerModule
+
+__all__ = ["ClassifierModule", "OptimizerConfig", "TokenizerModule"]

@@ -1,0 +1,63 @@
+"""Training of the small classifier that judges the embedded data."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_modules.optimization import OptimizerConfig
+from models.classifier import SmallClassifier
+
+
+class ClassifierModule(pl.LightningModule):
+    """Cross-entropy over the labels; at the end of fit the classifier is written to ``output``.
+
+    Args:
+        classifier: the network.
+        output: safetensors it is saved to, its validation accuracy in the metadata.
+        optimizer: its optimizer and schedule.
+        label_smoothing: of the cross-entropy.
+
+    """
+
+    def __init__(
+        self,
+        classifier: SmallClassifier,
+        output: str,
+        optimizer: OptimizerConfig | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.output = output
+        self.optimizer_config = optimizer or OptimizerConfig()
+        self.label_smoothing = label_smoothing
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One AdamW."""
+        return self.optimizer_config.build(self.classifier.parameters())
+
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+        """Cross-entropy of one batch."""
+        self.optimizer_config.apply(self.optimizers(), self.global_step, self.trainer.max_steps)  # type: ignore[arg-type]
+        logits = self.classifier(batch["image"])
+        loss = functional.cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+        """Accuracy of one batch."""
+        correct = (self.classifier(batch["image"]).argmax(-1) == batch["label"]).float()
+        self.log("val/accuracy", correct.mean(), batch_size=len(correct), sync_dist=True, prog_bar=True)
+
+    def on_fit_end(self) -> None:
+        """Write the classifier, if it was validated."""
+        accuracy = self.trainer.callback_metrics.get("val/accuracy")
+        if accuracy is None:
+            raise RuntimeError(
+                "the classifier was never validated, so its accuracy is unknown: lower val_check_interval"
+            )
+        if self.trainer.is_global_zero:
+            self.classifier.save(self.output, float(torch.as_tensor(accuracy)))

@@ -1,0 +1,81 @@
+"""What stops a run before it spoils itself: non-finite values, and trainer settings that would be ignored."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteError(RuntimeError):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+class NonFiniteGuard:
+    """Counts updates in a row whose values are not finite; such an update must be left out, not applied.
+
+    One guard a network: call :meth:`accept` on what may break, :meth:`reset` once an update was applied.
+
+    Args:
+        max_in_a_row: how many are borne before :class:`NonFiniteError`.
+
+    """
+
+    def __init__(self, max_in_a_row: int) -> None:
+        self.max_in_a_row = max_in_a_row
+        self.in_a_row = 0
+
+    def accept(self, values: Mapping[str, Tensor], step: int) -> bool:
+        """Whether all values are finite; if not, name the step and the terms, and give up after too many in a row.
+
+        Under several ranks, every rank must call it, and one rank's failure rejects the step on all.
+        """
+        finite = torch.stack([torch.isfinite(value.detach()).all() for value in values.values()])
+        bad_ranks = (~finite.all()).float()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(bad_ranks)
+        if bad_ranks.item() == 0:
+            return True
+        self.in_a_row += 1
+        names = [name for name, is_finite in zip(values, finite.tolist(), strict=True) if not is_finite]
+        message = f"step {step}: {', '.join(names) or 'another rank'} not finite, so this step was left out"
+        logger.warning("%s (%d in a row, %d allowed)", message, self.in_a_row, self.max_in_a_row)
+        if self.in_a_row > self.max_in_a_row:
+            raise NonFiniteError(
+                f"{message}; {self.in_a_row} in a row is more than max_nonfinite_steps={self.max_in_a_row}. "
+                "The last checkpoint is good: lower the learning rate or the weight of that term and start again"
+            )
+        return False
+
+    def reset(self) -> None:
+        """An update was applied: the row of failures, if there was one, is over."""
+        self.in_a_row = 0
+
+
+def check_manual_trainer(trainer: pl.Trainer) -> None:
+    """Refuse trainer settings that manual optimization cannot honour, naming what stands in for them.
+
+    Raises:
+        ValueError: on accumulate_grad_batches, gradient_clip_val, fp16, or FSDP version 1.
+
+    """
+    if trainer.accumulate_grad_batches != 1:
+        raise ValueError(
+            "trainer.accumulate_grad_batches has no effect on a tokenizer (manual optimization): "
+            f"set model.init_args.accumulate_steps={trainer.accumulate_grad_batches} instead"
+        )
+    if trainer.gradient_clip_val is not None:
+        raise ValueError(
+            "trainer.gradient_clip_val has no effect on a tokenizer (manual optimization): "
+            f"set model.init_args.gradient_clip={trainer.gradient_clip_val} instead"
+        )
+    if str(trainer.precision).startswith("16"):
+        raise ValueError(
+            f"trainer.precision={trainer.precision} needs a gradient scaler, which the tokenizer's two optimizers do "
+            "not share: use bf16-mixed or 32-true"
+        )

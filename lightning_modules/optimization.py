@@ -1,0 +1,65 @@
+"""Optimizer and learning-rate schedule, as functions of the step alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class OptimizerConfig:
+    """Adam, and a learning rate that is a function of the step.
+
+    Args:
+        learning_rate: peak rate, for the global batch the recipe names.
+        betas: Adam's.
+        weight_decay: 0 is Adam; above, AdamW on tensors of two or more dimensions.
+        schedule: constant, or a cosine from the peak to ``final_fraction`` of it at the trainer's ``max_steps``.
+        warmup_steps: updates of linear warm-up before either.
+        final_fraction: where the cosine ends, as a fraction of the peak.
+
+    """
+
+    learning_rate: float = 2e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 0
+    final_fraction: float = 0.0
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """An AdamW (plain Adam at weight_decay 0) over the trainable parameters."""
+        trainable = [parameter for parameter in parameters if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW([group for group in groups if group["params"]], self.learning_rate, self.betas)
+
+    def learning_rate_at(self, step: int, max_steps: int) -> float:
+        """Learning rate of update ``step`` (from 0) in a run of ``max_steps``."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return self.learning_rate
+        if max_steps <= 0:
+            raise ValueError("a cosine schedule ends at trainer.max_steps: set it, or optimizer.schedule to constant")
+        progress = min(1.0, (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps))
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        return self.learning_rate * (self.final_fraction + (1 - self.final_fraction) * cosine)
+
+    def apply(self, optimizer: torch.optim.Optimizer, step: int, max_steps: int) -> None:
+        """Set the learning rate of update ``step``."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate_at(step, max_steps)
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """ℓ2 norm of all gradients together, float32 scalar."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)

@@ -1,0 +1,19 @@
+"""Loss terms: each reads one TokenizerStep and returns one scalar."""
+
+from losses.adversarial import Adversarial
+from losses.base import LossTerm, TokenizerStep
+from losses.disentanglement import Disentanglement
+from losses.objective import TokenizerObjective
+from losses.perceptual import LPIPS, JudgeFeatures
+from losses.reconstruction import Reconstruction
+
+__all__ = [
+    "LPIPS",
+    "Adversarial",
+    "Disentanglement",
+    "JudgeFeatures",
+    "LossTerm",
+    "Reconstruction",
+    "TokenizerObjective",
+    "TokenizerStep",
+]

@@ -1,0 +1,44 @@
+"""Disentanglement between subspaces (FQGAN eq. 7, SSQ eq. 8)."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from losses.base import LossTerm, TokenizerStep
+
+
+class Disentanglement(LossTerm):
+    """Squared cosine of two sub-codes at the same position, averaged over positions and unordered pairs.
+
+    Independent codes of d dimensions score 1/d. By default the gradient reaches the encoder alone, through the
+    straight-through outputs, as in the released FQGAN.
+
+    Args:
+        weight: factor in the total; λ_1 = 0.1 in both papers.
+        start_step: updates before which the term is left out.
+        through_codebooks: let the gradient reach the code vectors as well.
+
+    Raises:
+        ValueError: if there are fewer than two sub-codes.
+
+    """
+
+    def __init__(self, weight: float = 0.1, start_step: int = 0, through_codebooks: bool = False) -> None:
+        super().__init__(weight, start_step)
+        self.through_codebooks = through_codebooks
+
+    def forward(self, step: TokenizerStep) -> Tensor:
+        """Scalar in [0, 1], float32."""
+        parts = step.encoding.parts
+        if len(parts) < 2:
+            raise ValueError("disentanglement needs at least two codebooks: set objective.disentanglement to null")
+        if self.through_codebooks:
+            vectors = step.encoding.code_vectors
+            parts = tuple(part + code - code.detach() for part, code in zip(parts, vectors, strict=True))
+        units = [functional.normalize(part.float(), dim=1) for part in parts]
+        cosines = [(first * second).sum(1) for first, second in combinations(units, 2)]
+        return torch.stack([cosine.square().mean() for cosine in cosines]).mean()

@@ -1,0 +1,67 @@
+"""A tokenizer's objective: named terms, so that a config replaces or drops one by its name (FQGAN eq. 8)."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from losses.adversarial import Adversarial
+from losses.base import LossTerm, TokenizerStep
+
+
+@final
+class TokenizerObjective(nn.Module):
+    """Weighted sum of the named terms that are present, the quantizer's own losses, and the adversarial block.
+
+    Args:
+        reconstruction: pixels.
+        perceptual: features of a frozen network.
+        disentanglement: between subspaces.
+        alignment_mid: a subspace to a mid-level foundation model (DINOv2).
+        alignment_high: a subspace to a high-level foundation model (CLIP).
+        adversarial: discriminator and its losses.
+
+    """
+
+    def __init__(
+        self,
+        reconstruction: LossTerm | None = None,
+        perceptual: LossTerm | None = None,
+        disentanglement: LossTerm | None = None,
+        alignment_mid: LossTerm | None = None,
+        alignment_high: LossTerm | None = None,
+        adversarial: Adversarial | None = None,
+    ) -> None:
+        super().__init__()
+        named = {
+            "reconstruction": reconstruction,
+            "perceptual": perceptual,
+            "disentanglement": disentanglement,
+            "alignment_mid": alignment_mid,
+            "alignment_high": alignment_high,
+        }
+        self.terms = nn.ModuleDict({name: term for name, term in named.items() if term is not None})
+        self.adversarial = adversarial
+
+    def prepare(self, device: torch.device) -> None:
+        """Let every term load what it leans on, before the first step."""
+        for term in self.terms.values():
+            term.prepare(device)  # type: ignore[operator]
+
+    def forward(self, step: TokenizerStep) -> tuple[Tensor, dict[str, Tensor]]:
+        """The generator's total loss, and every part for the log: terms unweighted, the quantizer's as they count."""
+        parts: dict[str, Tensor] = {}
+        for name, term in self.terms.items():
+            if step.step >= term.start_step:  # type: ignore[operator]
+                parts[name] = term(step)
+        weighted = {name: self.terms[name].weight * value for name, value in parts.items()}  # type: ignore[operator]
+        parts.update(step.encoding.losses)
+        weighted.update(step.encoding.losses)
+        total = torch.stack([value.float() for value in weighted.values()]).sum()
+        if self.adversarial is not None and self.adversarial.active(step.step):
+            pixel = [weighted[name] for name in ("reconstruction", "perceptual") if name in weighted]
+            parts["adversarial"] = self.adversarial.generator_loss(step, torch.stack(pixel).sum())
+            total = total + parts["adversarial"]
+        return total, parts

@@ -1,0 +1,7 @@
+"""Bottlenecks between an encoder's features and a decoder: one file a quantizer."""
+
+from models.quantizers.base import Quantizer
+from models.quantizers.factorized import FactorizedQuantizer
+from models.quantizers.vector import VectorQuantizer
+
+__all__ = ["FactorizedQuantizer", "Quantizer", "VectorQuantizer"]

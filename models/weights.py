@@ -1,0 +1,49 @@
+"""The one way weights come from disk: safetensors, or a torch file that carries tensors and plain values only."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+def load_state(path: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a ``.safetensors`` file, or of a torch file holding a plain state dict.
+
+    Args:
+        path: the file.
+        remedy: what a user does when it is missing, e.g. "run `make teacher`".
+
+    Raises:
+        FileNotFoundError: if it is missing, naming the remedy.
+        ValueError: if it is cut short, corrupt, or a pickle that would run code.
+
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}: {remedy}")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+                return {key: file.get_tensor(key) for key in file.keys()}, metadata
+        return torch.load(path, map_location="cpu", weights_only=True), {}
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ValueError(f"{path} is not a readable weights file ({reason}): {remedy}") from error
+
+
+def save_state(path: str | Path, module: nn.Module, metadata: dict[str, Any]) -> None:
+    """Write a module's weights as safetensors, whole or not at all; metadata values become JSON."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    save_file(state, temporary, {key: json.dumps(value) for key, value in metadata.items()})
+    temporary.replace(path)

@@ -1,0 +1,174 @@
+"""Interrupted and resumed is uninterrupted: the same images with the same pixels, batch by batch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from datamodules import ImageDataModule
+from tests.datamodules.memory import Diary, MemorySource, quiet_trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+STEPS = 13  # of 5 a epoch: two epochs and a half
+
+
+def data(num_workers: int = 0, **arguments: object) -> ImageDataModule:
+    defaults = {"image_size": 8, "batch_size": 4, "seed": 3}
+    source = arguments.pop("source", None) or MemorySource()
+    return ImageDataModule(source, num_workers=num_workers, **(defaults | arguments))
+
+
+def fit(datamodule: ImageDataModule, ckpt_path: Path | None = None, **trainer_arguments: object) -> list:
+    diary = Diary()
+    trainer_arguments.setdefault("max_steps", STEPS)
+    trainer_arguments.setdefault("limit_val_batches", 0)
+    trainer = quiet_trainer(**trainer_arguments)
+    trainer.fit(diary, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+    return diary.batches
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[list, Path]:
+    """The batches of a whole run, and a folder with a checkpoint taken after each of them."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    every = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    return fit(data(), enable_checkpointing=True, callbacks=[every]), folder
+
+
+def test_epochs_differ_in_order_and_leave_out_the_rest(uninterrupted: tuple[list, Path]) -> None:
+    batches, _ = uninterrupted
+    assert len(batches) == STEPS
+    first, second = ([index for indices, _ in batches[start : start + 5] for index in indices] for start in (0, 5))
+    assert len(set(first)) == len(set(second)) == 20
+    assert first != second
+
+
+@pytest.mark.parametrize(("step", "num_workers"), [(1, 0), (3, 0), (3, 2), (5, 0), (5, 2), (6, 0), (9, 2), (10, 0)])
+def test_resume_from_any_step(uninterrupted: tuple[list, Path], step: int, num_workers: int) -> None:
+    batches, folder = uninterrupted
+    assert fit(data(num_workers), folder / f"step={step}.ckpt") == batches[step:]
+
+
+def test_workers_change_nothing(uninterrupted: tuple[list, Path]) -> None:
+    assert fit(data(num_workers=2)) == uninterrupted[0]
+
+
+def test_checkpoint_holds_plain_types(uninterrupted: tuple[list, Path]) -> None:
+    state = torch.load(uninterrupted[1] / "step=3.ckpt", weights_only=True)["ImageDataModule"]
+    assert state["class_to_idx"] == {"even": 0, "odd": 1}
+    assert (state["batches_trained"], state["seed"], state["global_batch_size"], state["length"]) == (3, 3, 4, 22)
+
+
+@pytest.mark.parametrize("driven_by", [{"max_steps": STEPS}, {"max_steps": -1, "max_epochs": 3}])
+def test_resume_from_the_end_of_an_epoch(uninterrupted: tuple[list, Path], tmp_path: Path, driven_by: dict) -> None:
+    callback = ModelCheckpoint(tmp_path, filename="{epoch}", save_on_train_epoch_end=True, save_top_k=-1)
+    whole = fit(data(), enable_checkpointing=True, callbacks=[callback], **driven_by)
+    assert whole[:STEPS] == uninterrupted[0]
+    assert fit(data(2), tmp_path / "epoch=0.ckpt", **driven_by) == whole[5:]
+    assert fit(data(), tmp_path / "epoch=1.ckpt", **driven_by) == whole[10:]
+
+
+class SaveAfterValidation(Callback):
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_validation_end(self, trainer, module) -> None:
+        if not trainer.sanity_checking:
+            trainer.save_checkpoint(self.folder / f"{len(module.batches)}.ckpt")
+
+
+def test_resume_after_validation(uninterrupted: tuple[list, Path], tmp_path: Path) -> None:
+    validation = {"limit_val_batches": 1, "val_check_interval": 2, "num_sanity_val_steps": 2}
+    batches = fit(data(), callbacks=[SaveAfterValidation(tmp_path)], **validation)
+    assert batches == uninterrupted[0]  # validating in between, and before, disturbs nothing
+    assert fit(data(), tmp_path / "2.ckpt", **validation) == batches[2:]
+    assert fit(data(2), tmp_path / "7.ckpt", **validation) == batches[7:]
+
+
+def test_longer_run_after_max_steps_stopped_inside_an_epoch(uninterrupted: tuple[list, Path], tmp_path: Path) -> None:
+    diary, trainer = Diary(), quiet_trainer(max_steps=7, limit_val_batches=0)
+    trainer.fit(diary, datamodule=data())
+    trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+    assert diary.batches + fit(data(), tmp_path / "stopped.ckpt") == uninterrupted[0]
+
+
+class FailOnce(Callback):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_start(self, trainer, module, batch, batch_index) -> None:
+        if len(module.batches) == 8:
+            trainer.save_checkpoint(self.path)
+            raise KeyboardInterrupt
+
+    def on_exception(self, trainer, module, exception) -> None:
+        pass
+
+
+def test_a_batch_that_failed_is_trained_again(uninterrupted: tuple[list, Path], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        fit(data(2), callbacks=[FailOnce(tmp_path / "failed.ckpt")])
+    assert fit(data(), tmp_path / "failed.ckpt") == uninterrupted[0][8:]
+
+
+def test_asking_for_the_number_of_steps_early_loses_nothing(uninterrupted: tuple[list, Path]) -> None:
+    class Early(Diary):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            assert self.trainer.estimated_stepping_batches > 0
+            return super().configure_optimizers()
+
+    batches, folder = uninterrupted
+    diary, trainer = Early(), quiet_trainer(max_epochs=3, limit_val_batches=0)
+    trainer.fit(diary, datamodule=data(), ckpt_path=folder / "step=3.ckpt", weights_only=True)
+    assert diary.batches[: STEPS - 3] == batches[3:]
+
+
+def test_loading_does_not_touch_the_global_generator() -> None:
+    datamodule = data(num_workers=2)
+    before = torch.get_rng_state()
+    next(iter(datamodule.train_dataloader()))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 4}, "seed was 3 and is 4"),
+        ({"batch_size": 2}, "global_batch_size was 4 and is 2"),
+        ({"source": MemorySource(length=24)}, "length was 22 and is 24"),
+    ],
+)
+def test_another_order_is_refused_inside_an_epoch(uninterrupted: tuple[list, Path], change: dict, message: str) -> None:
+    _, folder = uninterrupted
+    with pytest.raises(ValueError, match=message):
+        fit(data(**change), folder / "step=3.ckpt")
+    fit(data(**change), folder / "step=5.ckpt")  # between epochs it is the user's business
+
+
+def test_another_batch_size_begins_at_the_next_epoch(uninterrupted: tuple[list, Path], tmp_path: Path) -> None:
+    every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    resumed = fit(
+        data(batch_size=2),
+        uninterrupted[1] / "step=10.ckpt",
+        max_steps=15,
+        enable_checkpointing=True,
+        callbacks=[every],
+    )
+    images = [index for indices, _ in resumed for index in indices]
+    assert images == [index for indices, _ in uninterrupted[0][10:] for index in indices][:10]
+    # and the moved count resumes as well
+    assert fit(data(batch_size=2), tmp_path / "step=12.ckpt", max_steps=15) == resumed[2:]
+
+
+def test_other_classes_are_refused(uninterrupted: tuple[list, Path]) -> None:
+    source = MemorySource()
+    source.classes = {"even": 1, "odd": 0}
+    with pytest.raises(ValueError, match="'even': class 0 in the checkpoint, 1 in the data"):
+        fit(data(source=source), uninterrupted[1] / "step=5.ckpt")
+    # evaluating on other data is no resume
+    quiet_trainer().validate(
+        Diary(), datamodule=data(source=source), ckpt_path=uninterrupted[1] / "step=5.ckpt", verbose=False
+    )
