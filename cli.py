@@ -13,10 +13,11 @@ from typing import Any
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.run_record import RunRecord
 from commands.checks import check_drift, check_manual_optimization
-from commands.errors import CommandError
+from commands.errors import CommandError, ParseError, Parser, explain, refused_by_constructor
 from commands.runs import RunConfig, place_outputs, resolve_checkpoint
 
 BASE_CONFIG = Path(__file__).resolve().parent / "configs" / "base.yaml"
@@ -34,12 +35,23 @@ class CommandLine(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # our modules keep no hyperparameters: RunRecord does
             parser_kwargs={name: {"default_config_files": [str(BASE_CONFIG)]} for name in self.subcommands()},
+            parser_class=Parser,
             args=args,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the section `run`."""
         parser.add_class_arguments(RunConfig, "run")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
+        """Parse, and say in a few lines what is wrong if that fails."""
+        try:
+            super().parse_arguments(parser, args)
+        except ParseError as error:
+            arguments = sys.argv[1:] if args is None else args
+            command = next((argument for argument in arguments if argument in self._subcommand_parsers), None)
+            keys = [action.dest for action in self._parser(command)._actions]
+            raise CommandError(explain(str(error), arguments, keys)) from None
 
     def _parse_ckpt_path(self) -> None:
         """Do not let a checkpoint's hyperparameters override the configuration, as LightningCLI would."""
@@ -54,7 +66,14 @@ class CommandLine(LightningCLI):
         model = yaml.safe_load(text).get("model") or {}
         if config["ckpt_path"]:
             check_drift(Path(config["ckpt_path"]), model, self.subcommand)
-        self.record = RunRecord(run.directory, self.subcommand, text, model)
+        self.record = RunRecord(run.directory, self.subcommand, bool(config["ckpt_path"]), text, model)
+
+    def instantiate_classes(self) -> None:
+        """Build everything; what a constructor refuses is said in its own words."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, OSError, MisconfigurationException) as error:
+            raise refused_by_constructor(error) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the record of the run to the trainer's callbacks."""

@@ -21,7 +21,6 @@ class EMA(pl.Callback):
         modules: dotted names below the LightningModule, e.g. ``tokenizer``.
         decay: of the running average, once warm.
         warmup: whether the decay warms up.
-
     """
 
     def __init__(self, modules: Sequence[str] = ("tokenizer",), decay: float = 0.9999, warmup: bool = True) -> None:

@@ -16,7 +16,6 @@ class LastCheckpoint(Checkpoint):
     Args:
         every_n_train_steps: Optimizer steps between two writes.
         dirpath: Directory of `last.ckpt`; the command line fills in `<run>/checkpoints`.
-
     """
 
     def __init__(self, every_n_train_steps: int = 1000, dirpath: str | None = None) -> None:

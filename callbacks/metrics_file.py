@@ -20,11 +20,15 @@ class MetricsFile(Callback):
 
     Args:
         path: The file; by default `metrics.json` in the trainer's root directory.
-
     """
 
     def __init__(self, path: str | None = None) -> None:
         self.path = path
+        self._step_of_weights = 0
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take note of the step: outside of fit, Lightning leaves its own counter at 0."""
+        self._step_of_weights = checkpoint["global_step"]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the section `fit`."""
@@ -46,8 +50,8 @@ class MetricsFile(Callback):
         path = Path(self.path or Path(trainer.default_root_dir) / "metrics.json")
         sections = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         sections[command] = {
-            "global_step": trainer.global_step,
-            "metrics": {name: float(value) for name, value in sorted(trainer.callback_metrics.items())},
+            "global_step": trainer.global_step if command == "fit" else self._step_of_weights,
+            "metrics": {name: _number(value) for name, value in sorted(trainer.callback_metrics.items())},
             "versions": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,
@@ -56,6 +60,11 @@ class MetricsFile(Callback):
             "commit": commit(),
         }
         write_json(path, sections)
+
+
+def _number(value: torch.Tensor) -> float | None:
+    """A float; JSON knows no NaN and no infinity, so these are null."""
+    return float(value) if torch.isfinite(value) else None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -23,7 +23,6 @@ class ReconstructionGrid(pl.Callback):
         columns: images a row.
         rows: pairs of rows.
         pixels: least height of an image in the picture; small images are enlarged without smoothing.
-
     """
 
     def __init__(self, columns: int = 8, rows: int = 2, pixels: int = 64) -> None:

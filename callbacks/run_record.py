@@ -1,5 +1,6 @@
 """What a run was started with: as files beside it, and inside each checkpoint."""
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,21 @@ KEY = "model_config"
 class RunRecord(Callback):
     """Keeps the configuration of a run; the command line builds it.
 
-    The first fit writes `config.yaml`, each later one `config_resume_1.yaml`, `config_resume_2.yaml` ...; another
+    A first fit writes `config.yaml`, each one that resumes `config_resume_1.yaml`, `config_resume_2.yaml` ...; another
     command writes `config_<command>.yaml`, over its own last one. Each checkpoint carries the resolved model section.
 
     Args:
         directory: The run's directory.
         command: fit, validate, test or predict.
+        resumes: Whether it goes on from a checkpoint.
         config: The resolved configuration as YAML text.
         model: Its model section as plain data (class_path and init_args).
-
     """
 
-    def __init__(self, directory: Path, command: str, config: str, model: dict[str, Any]) -> None:
+    def __init__(self, directory: Path, command: str, resumes: bool, config: str, model: dict[str, Any]) -> None:
         self.directory = directory
         self.command = command
+        self.resumes = resumes
         self.config = config
         self.model = model
 
@@ -42,11 +44,10 @@ class RunRecord(Callback):
     def _file(self) -> Path:
         if self.command != "fit":
             return self.directory / f"config_{self.command}.yaml"
-        path, resumed = self.directory / "config.yaml", 0
-        while path.exists():
-            resumed += 1
-            path = self.directory / f"config_resume_{resumed}.yaml"
-        return path
+        if not self.resumes:
+            return self.directory / "config.yaml"
+        paths = (self.directory / f"config_resume_{number}.yaml" for number in count(1))
+        return next(path for path in paths if not path.exists())
 
 
 def recorded_model(checkpoint: Path) -> dict[str, Any] | None:

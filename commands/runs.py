@@ -19,7 +19,6 @@ class RunConfig:
         root: Directory of all runs.
         preset: Name of the data and the sizes: digits, photos, imagenet.
         stage: What is trained, usually `<stage>/<recipe>`: tokenizer/fq_dual.
-
     """
 
     root: str = "runs"
@@ -54,9 +53,12 @@ def place_outputs(trainer: Any, directory: Path) -> None:
         if _has_open(logger, "save_dir"):
             logger["init_args"]["save_dir"] = str(directory)
     callbacks = trainer.get("callbacks") or []
-    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+    for callback in callbacks:
         if _has_open(callback, "dirpath"):
             callback["init_args"]["dirpath"] = str(directory / "checkpoints")
+    if loggers is False:  # this one, from base.yaml, refuses to work without a logger
+        trainer["callbacks"] = [c for c in callbacks if not str(c.get("class_path")).endswith("LearningRateMonitor")]
 
 
 def resolve_checkpoint(ckpt_path: str | None, run: RunConfig, subcommand: str) -> str | None:

@@ -82,7 +82,6 @@ def collate(examples: Sequence[Example]) -> dict[str, Any]:
 
     Raises:
         RuntimeError: No image of the batch could be read.
-
     """
     readable = [example for example in examples if example.image is not None]
     skipped = [bad for example in examples for bad in example.skipped]

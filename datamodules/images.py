@@ -34,7 +34,6 @@ class ImageDataModule(LightningDataModule):
         horizontal_flip: Whether half of the training crops are mirrored.
         seed: Seed of order and augmentation, not negative.
         max_bad_fraction: The run stops when a rank has met more unreadable images than this part of a split.
-
     """
 
     def __init__(
@@ -168,7 +167,6 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ValueError: The classes are numbered otherwise, or the checkpoint lies inside an epoch and the seed, the
                 global batch size or the size of the split has changed since.
-
         """
         if self.trainer and self.trainer.state.fn != TrainerFn.FITTING:
             return  # a model may be evaluated on any data

@@ -34,7 +34,6 @@ class TrainingOrder(Sampler[Draw]):
         world_size: Number of ranks.
         seed: Seed of the run.
         position: Called when iteration begins; returns how many global batches came before.
-
     """
 
     def __init__(

@@ -20,7 +20,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Raises:
         ValueError: The values leave that range, or Pillow cannot convert the mode.
-
     """
     if image.mode == "RGB":
         return image

@@ -19,7 +19,6 @@ class ClassifierModule(pl.LightningModule):
         output: safetensors it is saved to, its validation accuracy in the metadata.
         optimizer: its optimizer and schedule.
         label_smoothing: of the cross-entropy.
-
     """
 
     def __init__(

@@ -23,7 +23,6 @@ class NonFiniteGuard:
 
     Args:
         max_in_a_row: how many are borne before :class:`NonFiniteError`.
-
     """
 
     def __init__(self, max_in_a_row: int) -> None:
@@ -62,7 +61,6 @@ def check_manual_trainer(trainer: pl.Trainer) -> None:
 
     Raises:
         ValueError: on accumulate_grad_batches, gradient_clip_val, fp16, or FSDP version 1.
-
     """
     if trainer.accumulate_grad_batches != 1:
         raise ValueError(

@@ -22,7 +22,6 @@ class OptimizerConfig:
         schedule: constant, or a cosine from the peak to ``final_fraction`` of it at the trainer's ``max_steps``.
         warmup_steps: updates of linear warm-up before either.
         final_fraction: where the cosine ends, as a fraction of the peak.
-
     """
 
     learning_rate: float = 2e-4

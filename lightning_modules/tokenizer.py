@@ -30,7 +30,6 @@ class TokenizerModule(pl.LightningModule):
         gradient_clip: largest gradient norm of each network, clipped separately; None leaves them.
         accumulate_steps: batches an update.
         max_nonfinite_steps: non-finite steps in a row that are borne.
-
     """
 
     def __init__(

@@ -27,7 +27,6 @@ class Adversarial(nn.Module):
         start_step: updates before which the block is off.
         weight: factor of both losses.
         adaptive: scale the generator's part by ‖∇ reconstruction‖ / ‖∇ adversarial‖ at the decoder's last layer.
-
     """
 
     def __init__(
@@ -55,7 +54,6 @@ class Adversarial(nn.Module):
         Args:
             step: the step.
             reconstruction_loss: reconstruction plus perceptual loss, which the adaptive weight compares with.
-
         """
         loss = generator_loss(self.discriminator(step.reconstruction).float(), self.form)
         if self.adaptive:

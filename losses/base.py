@@ -21,7 +21,6 @@ class TokenizerStep:
         encoding: the bottleneck's result.
         last_layer: the decoder's last weight, for the adaptive adversarial weight.
         step: optimizer updates made so far, which start and schedule the terms.
-
     """
 
     images: Tensor
@@ -37,7 +36,6 @@ class LossTerm(nn.Module, ABC):
     Args:
         weight: factor in the total.
         start_step: updates before which the term is left out.
-
     """
 
     def __init__(self, weight: float = 1.0, start_step: int = 0) -> None:

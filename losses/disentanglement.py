@@ -24,7 +24,6 @@ class Disentanglement(LossTerm):
 
     Raises:
         ValueError: if there are fewer than two sub-codes.
-
     """
 
     def __init__(self, weight: float = 0.1, start_step: int = 0, through_codebooks: bool = False) -> None:

@@ -22,7 +22,6 @@ class TokenizerObjective(nn.Module):
         alignment_mid: a subspace to a mid-level foundation model (DINOv2).
         alignment_high: a subspace to a high-level foundation model (CLIP).
         adversarial: discriminator and its losses.
-
     """
 
     def __init__(

@@ -20,7 +20,6 @@ class PerceptualTerm(LossTerm):
         weights: file of the frozen network.
         weight: factor in the total.
         start_step: updates before which the term is left out.
-
     """
 
     def __init__(self, weights: str, weight: float = 1.0, start_step: int = 0) -> None:
@@ -56,7 +55,6 @@ class LPIPS(PerceptualTerm):
         weights: torchvision's VGG-16 state dict (``make weights`` fetches it).
         weight: factor in the total.
         start_step: updates before which the term is left out.
-
     """
 
     def __init__(self, weights: str = "weights/vgg16.pth", weight: float = 1.0, start_step: int = 0) -> None:
@@ -88,7 +86,6 @@ class JudgeFeatures(PerceptualTerm):
         weights: the judge's safetensors (``make teacher`` trains it).
         weight: factor in the total.
         start_step: updates before which the term is left out.
-
     """
 
     def load_network(self) -> nn.Module:

@@ -17,7 +17,6 @@ class Reconstruction(LossTerm):
         norm: l1 or l2.
         weight: factor in the total.
         start_step: updates before which the term is left out.
-
     """
 
     def __init__(self, norm: Literal["l1", "l2"] = "l2", weight: float = 1.0, start_step: int = 0) -> None:

@@ -14,7 +14,6 @@ class CodebookStatistics(Metric):
 
     Args:
         codebook_sizes: K_1 … K_k.
-
     """
 
     full_state_update = False

@@ -12,7 +12,6 @@ class GroupedMean(Metric):
 
     Args:
         num_groups: labels run from 0 to num_groups − 1.
-
     """
 
     full_state_update = False

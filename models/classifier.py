@@ -18,7 +18,6 @@ class SmallClassifier(nn.Module):
     Args:
         num_classes: logits.
         widths: channels of each stage, multiples of 32; every stage halves the map.
-
     """
 
     def __init__(self, num_classes: int = 10, widths: Sequence[int] = (32, 64, 128)) -> None:

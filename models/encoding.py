@@ -14,7 +14,6 @@ class TokenSpec:
     Args:
         codebook_sizes: K_1 … K_k, in the order visual, mid-level, high-level.
         scales: grid (h, w) of each scale, coarse first; one for most tokenizers. N = Σ h·w, row-major in a scale.
-
     """
 
     codebook_sizes: tuple[int, ...]
@@ -51,7 +50,6 @@ class Encoding:
         losses: scalars the quantizer itself owes (codebook, commitment, entropy, KL), weighted; empty in eval mode.
         latents: the k encoder outputs (B, d, h, w) that were quantized.
         code_vectors: the k code vectors (B, d, h, w) whose gradient reaches the codebooks; empty where none do.
-
     """
 
     codes: Tensor | None

@@ -23,7 +23,6 @@ def load_state(path: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict[s
     Raises:
         FileNotFoundError: if it is missing, naming the remedy.
         ValueError: if it is cut short, corrupt, or a pickle that would run code.
-
     """
     path = Path(path)
     if not path.is_file():
@@ -34,7 +33,7 @@ def load_state(path: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict[s
                 metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
                 return {key: file.get_tensor(key) for key in file.keys()}, metadata
         return torch.load(path, map_location="cpu", weights_only=True), {}
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0][:200]
         raise ValueError(f"{path} is not a readable weights file ({reason}): {remedy}") from error
 

@@ -15,7 +15,6 @@ class DigitsSource(ImageSource):
 
     Args:
         size: Height and width of the images, in pixels.
-
     """
 
     def __init__(self, size: int = 32) -> None:

@@ -22,7 +22,6 @@ class FolderSource(ImageSource):
 
     Args:
         root: The folder that holds `train` and `val`.
-
     """
 
     def __init__(self, root: str) -> None:
@@ -43,7 +42,6 @@ class FolderSource(ImageSource):
         Raises:
             FileNotFoundError: The root, the split or a class's images are missing.
             ValueError: The validation split has a class that the training split lacks.
-
         """
         folder = self._split_folder(name)
         classes = _class_folders(folder)
@@ -78,7 +76,6 @@ class FolderRecords(ImageRecords):
         folders: The class folders that have images in this split.
         class_indices: The class of each folder.
         file_names: The sorted file names in each folder.
-
     """
 
     def __init__(self, folders: list[str], class_indices: list[int], file_names: list[list[str]]) -> None:

@@ -30,7 +30,6 @@ class HubSource(ImageSource):
         validation_split: The library's name of the validation split.
         name: Configuration of the data set, if it has several.
         revision: Branch, tag or commit on the hub.
-
     """
 
     def __init__(
@@ -63,7 +62,6 @@ class HubSource(ImageSource):
         Raises:
             FileNotFoundError: The folder is missing.
             ValueError: The split or a column is missing, or the labels do not fit the training split's classes.
-
         """
         from datasets import Image as ImageFeature
 

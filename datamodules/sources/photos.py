@@ -28,7 +28,6 @@ class Photograph:
 
         Raises:
             FileNotFoundError: The package is not installed, or this version of it ships without the photograph.
-
         """
         # find_spec, because importing scikit-learn for the sake of a path takes seconds
         spec = importlib.util.find_spec(self.package)
@@ -76,7 +75,6 @@ class PhotosSource(ImageSource):
         train_crops_per_photo: Training images of each class.
         validation_crops_per_photo: Validation images of each class.
         seed: Seed of the windows' places, not negative.
-
     """
 
     def __init__(
@@ -105,7 +103,6 @@ class PhotosSource(ImageSource):
         Raises:
             FileNotFoundError: An installed package ships without one of the photographs.
             ValueError: A photograph is too small to hold a training and a validation window side by side.
-
         """
         pixels = [photo.read() for photo in PHOTOGRAPHS]
         windows = []

@@ -11,7 +11,6 @@ class PatchDiscriminator(nn.Sequential):
     Args:
         base_channels: width of the first layer; doubles up to eightfold.
         num_layers: strided layers; 3 is the field's receptive field of 70 pixels, 2 suits images of 32.
-
     """
 
     def __init__(self, base_channels: int = 64, num_layers: int = 3) -> None:

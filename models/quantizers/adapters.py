@@ -17,7 +17,6 @@ class TransformerAdapter(nn.Module):
         grid_size: side of the grid the positions are learned on.
         depth: blocks; 6 in FQGAN.
         num_heads: attention heads; 8 in FQGAN.
-
     """
 
     def __init__(self, channels: int, grid_size: int, depth: int = 6, num_heads: int = 8) -> None:

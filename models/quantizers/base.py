@@ -17,7 +17,6 @@ class Quantizer(nn.Module, ABC):
         in_channels: width of the features it reads.
         out_channels: width C of ``Encoding.quantized``.
         codebook_sizes: K_1 … K_k; empty for a continuous bottleneck.
-
     """
 
     def __init__(self, in_channels: int, out_channels: int, codebook_sizes: tuple[int, ...]) -> None:

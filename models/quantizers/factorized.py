@@ -31,7 +31,6 @@ class FactorizedQuantizer(Quantizer):
         entropy_weight: weight of each codebook's entropy term.
 
     Losses of the k codebooks are summed, not averaged, as released.
-
     """
 
     def __init__(

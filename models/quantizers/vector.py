@@ -39,7 +39,6 @@ class VectorQuantizer(nn.Module):
         entropy_temperature: τ.
         normalize: compare on the unit sphere, and return unit codes.
         max_matrix_elements: the most entries of the (positions × K) matrix ever held at once.
-
     """
 
     def __init__(

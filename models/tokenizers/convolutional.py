@@ -22,7 +22,6 @@ class Encoder(nn.Module):
         channel_multipliers: width of each stage over ``base_channels``; the map halves between stages.
         num_res_blocks: residual blocks a stage.
         attention: self-attention after each block of the last stage and in the middle.
-
     """
 
     def __init__(
@@ -59,7 +58,6 @@ class Decoder(nn.Module):
         channel_multipliers: as the encoder's, which it walks backwards.
         num_res_blocks: residual blocks of the *encoder*'s stages.
         attention: self-attention in the middle and after each block of the first stage.
-
     """
 
     def __init__(
@@ -108,7 +106,6 @@ class ConvolutionalTokenizer(Tokenizer):
 
     Raises:
         ValueError: if the quantizer was built for another width, or the size is no multiple of f.
-
     """
 
     def __init__(

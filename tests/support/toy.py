@@ -20,6 +20,9 @@ class ToyQuantizer(nn.Module):
 class ToyTokenizer(nn.Module):
     def __init__(self, quantizer: ToyQuantizer, width: int = 4) -> None:
         super().__init__()
+        if width < 0:
+            raise ValueError(f"width is {width}; it must be positive.")
+        self.scale = 1 / width  # a fault of the code at 0
         self.quantizer = quantizer
         self.layer = nn.Linear(4, width)
 
@@ -55,7 +58,11 @@ class ToyModule(LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         if os.environ.get("TOY_KILL_AT_STEP") == str(self.global_step):
             os.kill(os.getpid(), signal.SIGKILL)
-        loss = (self.tokenizer.layer(batch + torch.randn_like(batch)) - self.tokenizer.quantizer.codebook.weight[0]).square().mean()
+        loss = (
+            (self.tokenizer.layer(batch + torch.randn_like(batch)) - self.tokenizer.quantizer.codebook.weight[0])
+            .square()
+            .mean()
+        )
         self.log("train/loss", loss)
         if not self.automatic_optimization:
             optimizer = self.optimizers()
@@ -78,6 +85,8 @@ class ToyModule(LightningModule):
 
 
 class ToyImages(Dataset):
+    """All alike, so that only random numbers can tell one batch from another."""
+
     def __init__(self, size: int) -> None:
         self.size = size
 
@@ -85,18 +94,18 @@ class ToyImages(Dataset):
         return self.size
 
     def __getitem__(self, index: int) -> Tensor:
-        return torch.full((4,), float(index))
+        return torch.ones(4)
 
 
 class ToyData(LightningDataModule):
-    """Every epoch is one batch of all images, so that any step is the end of an epoch."""
+    """Two batches an epoch: odd steps end inside of an epoch, even ones at its end."""
 
-    def __init__(self, batch_size: int = 8, size: int = 8) -> None:
+    def __init__(self, batch_size: int = 8, size: int = 16) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.size = size
 
     def _loader(self) -> DataLoader:
-        return DataLoader(ToyImages(self.size), batch_size=self.batch_size)
+        return DataLoader(ToyImages(self.size), batch_size=self.batch_size, shuffle=True)
 
     train_dataloader = val_dataloader = test_dataloader = predict_dataloader = _loader

@@ -1,0 +1,83 @@
+# The curriculum as a graph of files. `make help` explains every target; `make -n TARGET` shows what would run.
+
+PRESET    ?= digits
+TOKENIZER ?= fq_dual
+DATA      ?=
+ARGS      ?=
+
+VENV   := .venv
+PYTHON := $(VENV)/bin/python
+UV     := $(VENV)/bin/uv
+READY  := $(VENV)/.ready
+RUNS   := runs/$(PRESET)
+CONFIG  = --config configs/$(1).yaml --config configs/presets/$(PRESET)/$(2).yaml
+FIT    := $(PYTHON) cli.py fit
+ROOT   := $(if $(DATA),--data.init_args.source.init_args.root=$(DATA))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lock demo teacher tokenizer weights test lint format benchmark tensorboard clean
+
+help: ## Explain every target
+	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=vq|fq_dual|fq_triple|fq_quad] [DATA=/path] [ARGS='--key value']"
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+# --- environment -----------------------------------------------------------------------------------------------------
+
+setup: $(READY) ## Build .venv from requirements.lock; nothing to do when it is up to date
+
+$(READY): requirements.lock
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Polytoken needs Python 3.11 or newer; python3 is $$(python3 --version)"; exit 1; }
+	test -x $(UV) || { python3 -m venv $(VENV) && $(PYTHON) -m pip install --quiet "uv==$$(sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.lock)"; }
+	$(UV) pip sync --quiet --python $(PYTHON) --require-hashes requirements.lock
+	@touch $@
+
+lock: $(READY) ## Renew requirements.lock from pyproject.toml
+	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-header --python-version 3.11 --extra dev pyproject.toml -o requirements.lock
+
+# --- curriculum ------------------------------------------------------------------------------------------------------
+
+demo: tokenizer ## Train the judge and a factorized tokenizer on real digits: minutes on two cores, no network
+	@$(PYTHON) -m commands.summary $(RUNS)/tokenizer/$(TOKENIZER)
+
+ifeq ($(wildcard configs/presets/$(PRESET)/judge.yaml),)
+JUDGE :=
+teacher: ## Train the judge of an embedded preset (digits, photos)
+	@echo "the preset $(PRESET) has no judge: its metrics use published networks"
+else
+JUDGE := $(RUNS)/teacher/judge.safetensors
+teacher: $(JUDGE) ## Train the judge of an embedded preset (digits, photos)
+
+$(JUDGE): $(READY) configs/judge.yaml configs/presets/$(PRESET)/judge.yaml
+	$(FIT) $(call CONFIG,judge,judge)
+endif
+
+tokenizer: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Train TOKENIZER on PRESET, or go on with it
+
+$(RUNS)/tokenizer/$(TOKENIZER)/metrics.json: $(READY) $(JUDGE) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/tokenizer.yaml
+	$(FIT) $(call CONFIG,$(TOKENIZER),tokenizer) $(ROOT) $(ARGS)
+
+weights: $(READY) ## Fetch the published weights (VGG-16 for LPIPS) into weights/
+	$(PYTHON) -m commands.weights
+
+# --- development -----------------------------------------------------------------------------------------------------
+
+test: $(READY) ## Run all tests
+	$(PYTHON) -m pytest $(ARGS)
+
+lint: $(READY) ## Check style and types
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+format: $(READY) ## Put the code into shape
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+benchmark: $(READY) ## Measure the f16 dual tokenizer; writes benchmarks/results
+	$(PYTHON) -m benchmarks.tokenizer
+
+tensorboard: $(READY) ## Watch all runs in TensorBoard
+	$(VENV)/bin/tensorboard --logdir runs
+
+clean: ## Delete the runs of PRESET
+	rm -rf $(RUNS)

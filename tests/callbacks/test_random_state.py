@@ -1,0 +1,94 @@
+import io
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from callbacks import random_state
+from callbacks.random_state import KEY, RandomState
+
+MODULE = SimpleNamespace(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+TRAINER = SimpleNamespace(world_size=1, global_rank=0)
+
+
+def draws() -> list[float]:
+    numbers = [torch.rand(()).item(), np.random.rand(), np.random.randn(), random.random(), random.gauss(0, 1)]
+    return [*numbers, torch.rand((), device=MODULE.device).item()]
+
+
+def step(callback: RandomState) -> list[float]:
+    callback.on_train_batch_start(TRAINER, MODULE, None, 0)
+    numbers = draws()
+    callback.on_train_batch_end(TRAINER, MODULE, None, None, 0)
+    return numbers
+
+
+def through_a_file(callback: RandomState, trainer: SimpleNamespace = TRAINER) -> dict:
+    checkpoint: dict = {}
+    callback.on_save_checkpoint(trainer, MODULE, checkpoint)
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+def test_a_resumed_run_draws_what_the_other_would_have_drawn() -> None:
+    first = RandomState()
+    first.on_fit_start(TRAINER, MODULE)
+    step(first)
+    checkpoint = through_a_file(first)
+    expected = [step(first), step(first)]
+
+    torch.manual_seed(99)
+    random.seed(99)
+    np.random.seed(99)
+    second = RandomState()
+    second.on_load_checkpoint(TRAINER, MODULE, checkpoint)
+    second.on_fit_start(TRAINER, MODULE)
+    assert [step(second), step(second)] == expected
+
+
+def test_what_happens_between_two_steps_changes_nothing() -> None:
+    torch.manual_seed(0)
+    quiet = RandomState()
+    quiet.on_fit_start(TRAINER, MODULE)
+    checkpoint = through_a_file(quiet)
+    expected = [step(quiet), step(quiet)]
+
+    busy = RandomState()
+    busy.on_load_checkpoint(TRAINER, MODULE, checkpoint)
+    first = step(busy)
+    draws()  # a validation
+    assert [first, step(busy)] == expected
+
+
+def test_each_rank_gets_its_own_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(states: list, own: dict) -> None:
+        states[:] = [other, own]
+
+    other, callback = random_state.take_states(MODULE.device), RandomState()
+    torch.rand(5)
+    callback.on_fit_start(TRAINER, MODULE)
+    monkeypatch.setattr(random_state.dist, "all_gather_object", gather)
+    checkpoint = through_a_file(callback, SimpleNamespace(world_size=2, global_rank=1))
+    assert len(checkpoint[KEY]) == 2
+    expected = step(callback)
+    again = RandomState()
+    again.on_load_checkpoint(SimpleNamespace(world_size=2, global_rank=1), MODULE, checkpoint)
+    assert step(again) == expected
+    again.on_load_checkpoint(SimpleNamespace(world_size=2, global_rank=0), MODULE, checkpoint)
+    assert step(again) != expected
+
+
+def test_another_number_of_ranks_is_told() -> None:
+    callback = RandomState()
+    callback.on_fit_start(TRAINER, MODULE)
+    checkpoint = through_a_file(callback)
+    with pytest.warns(UserWarning, match=r"states of 1 rank\(s\) and this run has 4"):
+        callback.on_load_checkpoint(SimpleNamespace(world_size=4, global_rank=0), MODULE, checkpoint)
+
+
+def test_a_checkpoint_without_states_is_accepted() -> None:
+    RandomState().on_load_checkpoint(TRAINER, MODULE, {})

@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+from jsonargparse import Namespace
+
+from commands.errors import CommandError
+from commands.runs import RunConfig, place_outputs, resolve_checkpoint
+
+
+def test_a_run_has_a_fixed_directory() -> None:
+    assert RunConfig("runs", "digits", "tokenizer/fq_dual").directory == Path("runs/digits/tokenizer/fq_dual")
+
+
+@pytest.mark.parametrize("preset, stage", [("digits", None), ("digits", ""), ("digits", "/x"), ("..", "x"), ("", "x")])
+def test_a_run_does_not_leave_its_root(preset: str, stage: str | None) -> None:
+    with pytest.raises(CommandError, match="run.(stage|preset)"):
+        _ = RunConfig("runs", preset, stage).directory
+
+
+def test_only_what_was_left_open_is_filled() -> None:
+    def component(**arguments: str | None) -> Namespace:
+        return Namespace(class_path="x", init_args=Namespace(**arguments))
+
+    loggers = [component(save_dir=""), component(save_dir="mine")]
+    callbacks = [component(dirpath=None), component(dirpath="mine"), Namespace(class_path="x")]
+    trainer = Namespace(logger=loggers, callbacks=callbacks, default_root_dir=None)
+    place_outputs(trainer, Path("runs/a"))
+    assert trainer["default_root_dir"] == "runs/a"
+    assert [logger["init_args"]["save_dir"] for logger in loggers] == ["runs/a", "mine"]
+    assert [callback["init_args"]["dirpath"] for callback in callbacks[:2]] == ["runs/a/checkpoints", "mine"]
+
+
+@pytest.mark.parametrize("logger", [None, False])
+def test_a_run_without_logger_and_callbacks(logger: bool | None) -> None:
+    place_outputs(Namespace(logger=logger, callbacks=None, default_root_dir="mine"), Path("runs/a"))
+
+
+def test_last_is_the_runs_own_checkpoint(tmp_path: Path) -> None:
+    run = RunConfig(str(tmp_path), "digits", "toy")
+    assert resolve_checkpoint("last", run, "fit") is None
+    with pytest.raises(CommandError, match="validate needs a trained model, and there is no .*last.ckpt"):
+        resolve_checkpoint("last", run, "validate")
+    run.last_checkpoint.parent.mkdir(parents=True)
+    run.last_checkpoint.touch()
+    assert resolve_checkpoint("last", run, "fit") == str(run.last_checkpoint)
+    assert resolve_checkpoint("last", run, "validate") == str(run.last_checkpoint)
+    assert resolve_checkpoint(None, run, "validate") is None
+
+
+def test_without_a_logger_nothing_asks_for_one() -> None:
+    callbacks = [Namespace(class_path="lightning.pytorch.callbacks.LearningRateMonitor"), Namespace(class_path="x")]
+    trainer = Namespace(logger=False, callbacks=callbacks, default_root_dir=None)
+    place_outputs(trainer, Path("runs/a"))
+    assert trainer["callbacks"] == callbacks[1:]

@@ -1,0 +1,169 @@
+"""The data module in a real Trainer: batches, ranks, and images that cannot be read."""
+
+import ast
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+
+import datamodules
+from datamodules import DigitsSource, ImageDataModule
+from tests.datamodules.memory import Diary, MemorySource, quiet_trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def data(source: MemorySource, **arguments: object) -> ImageDataModule:
+    defaults = {"image_size": 8, "batch_size": 4, "num_workers": 0}
+    return ImageDataModule(source, **(defaults | arguments))
+
+
+def test_batches_keep_the_contract() -> None:
+    diary = Diary()
+    quiet_trainer().validate(diary, datamodule=data(MemorySource()), verbose=False)
+    assert [batch["index"].tolist() for batch in diary.evaluated] == [[0, 1, 2, 3], [4, 5, 6]]
+    for batch in diary.evaluated:
+        assert set(batch) == {"image", "label", "index"}
+        assert batch["image"].dtype == torch.float32 and batch["image"].shape[1:] == (3, 8, 8)
+        assert batch["label"].dtype == batch["index"].dtype == torch.int64
+        assert batch["label"].tolist() == [index % 2 for index in batch["index"].tolist()]
+        assert batch["image"].min() >= -1 and batch["image"].max() <= 1
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_test_and_predict_read_the_validation_split_in_order(num_workers: int) -> None:
+    diary, trainer = Diary(), quiet_trainer()
+    datamodule = data(MemorySource(), num_workers=num_workers, validation_batch_size=3)
+    trainer.test(diary, datamodule=datamodule, verbose=False)
+    assert torch.cat([batch["index"] for batch in diary.evaluated]).tolist() == list(range(7))
+    assert torch.cat(trainer.predict(diary, datamodule=datamodule)).tolist() == list(range(7))
+
+
+def test_two_ranks_see_the_pixels_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = list(data(MemorySource()).train_dataloader())
+    shares = []
+    for rank in range(2):
+        datamodule = data(MemorySource(), batch_size=2)
+        monkeypatch.setattr(datamodule, "_ranks", lambda rank=rank: (rank, 2))
+        shares.append(list(datamodule.train_dataloader()))
+    for whole, left, right in zip(alone, *shares, strict=True):
+        for key in ("image", "label", "index"):
+            assert torch.equal(whole[key], torch.cat([left[key], right[key]]))
+
+
+def test_augmentation_is_a_function_of_seed_epoch_and_index() -> None:
+    draws = [(0, 3), (0, 3), (1, 3)]
+    first, again, next_epoch = (data(MemorySource()).dataset("train")[draw].image for draw in draws)
+    assert torch.equal(first, again) and not torch.equal(first, next_epoch)
+    assert not torch.equal(first, data(MemorySource(), seed=1).dataset("train")[0, 3].image)
+
+
+def test_padding_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    datamodule = data(MemorySource())
+    monkeypatch.setattr(datamodule, "_ranks", lambda: (1, 2))
+    assert [batch["index"].tolist() for batch in datamodule.val_dataloader()] == [[1, 3, 5, -1]]
+
+
+def test_lightnings_own_sampler_is_refused_on_several_ranks() -> None:
+    datamodule = data(MemorySource())
+    datamodule.trainer = quiet_trainer(devices=2, strategy="ddp_spawn", use_distributed_sampler=True)
+    with pytest.raises(ValueError, match="use_distributed_sampler=false"):
+        datamodule.train_dataloader()
+
+
+def test_overfit_batches_repeats_one_batch() -> None:
+    diary = Diary()
+    quiet_trainer(max_epochs=2, overfit_batches=1).fit(diary, datamodule=data(MemorySource()))
+    assert diary.batches == [diary.batches[0]] * 2
+
+
+def test_limited_epochs_go_on_through_the_images() -> None:
+    whole, limited = Diary(), Diary()
+    quiet_trainer(max_steps=6, limit_val_batches=0).fit(whole, datamodule=data(MemorySource()))
+    quiet_trainer(max_steps=6, limit_val_batches=0, limit_train_batches=2).fit(limited, datamodule=data(MemorySource()))
+    assert limited.batches == whole.batches
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_unreadable_training_images_are_replaced_and_named_once(
+    num_workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    diary = Diary()
+    datamodule = data(MemorySource(bad=(5,)), num_workers=num_workers, max_bad_fraction=0.05)
+    with caplog.at_level(logging.WARNING, logger="datamodules"):
+        quiet_trainer(max_epochs=3, limit_val_batches=0).fit(diary, datamodule=datamodule)
+    messages = [record.getMessage() for record in caplog.records if record.name.startswith("datamodules")]
+    assert messages == ["rank 0 skips an unreadable train image: memory/0/5.png (OSError: image file is truncated)"]
+    assert [len(indices) for indices, _ in diary.batches] == [4] * 15
+    assert all(5 not in indices for indices, _ in diary.batches)
+    # nothing but the bad image's place has changed
+    intact = Diary()
+    quiet_trainer(max_epochs=3, limit_val_batches=0).fit(intact, datamodule=data(MemorySource()))
+    for (with_bad, _), (without, _) in zip(diary.batches, intact.batches, strict=True):
+        assert [a for a, b in zip(with_bad, without, strict=True) if b != 5] == [b for b in without if b != 5]
+
+
+def test_unreadable_validation_images_are_left_out() -> None:
+    diary = Diary()
+    datamodule = data(MemorySource(bad_validation=(0, 5)), max_bad_fraction=0.3)
+    quiet_trainer().validate(diary, datamodule=datamodule, verbose=False)
+    assert [batch["index"].tolist() for batch in diary.evaluated] == [[1, 2, 3], [4, 6]]
+    assert all(set(batch) == {"image", "label", "index"} for batch in diary.evaluated)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_too_many_unreadable_images_stop_the_run(num_workers: int) -> None:
+    datamodule = data(MemorySource(bad=(3, 5)), num_workers=num_workers, max_bad_fraction=1.5 / 22)
+    with pytest.raises(RuntimeError, match=r"2 of the 22 train images cannot be read.*max_bad_fraction.*memory/0/[35]"):
+        quiet_trainer(max_epochs=3, limit_val_batches=0).fit(Diary(), datamodule=datamodule)
+
+
+def test_a_batch_without_any_readable_image() -> None:
+    datamodule = data(MemorySource(bad_validation=(4, 5, 6)), max_bad_fraction=1.0)
+    with pytest.raises(RuntimeError, match=r"None of the 3 images.*memory/1/4.png"):
+        quiet_trainer().validate(Diary(), datamodule=datamodule, verbose=False)
+
+
+def test_a_mistake_in_the_code_is_no_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    datamodule = data(MemorySource())
+    monkeypatch.setattr(datamodule.dataset("train").records, "load", lambda index: None.size)
+    with pytest.raises(AttributeError):
+        datamodule.dataset("train")[0]
+
+
+def test_a_config_names_the_source() -> None:
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(ImageDataModule, "data")
+    config = parser.parse_object(
+        {
+            "data": {
+                "class_path": "datamodules.ImageDataModule",
+                "init_args": {
+                    "source": {"class_path": "datamodules.DigitsSource", "init_args": {"size": 16}},
+                    "image_size": 16,
+                    "crop_fraction": [0.9, 1.0],
+                    "num_workers": 0,
+                },
+            }
+        }
+    )
+    datamodule = parser.instantiate(config).data
+    assert isinstance(datamodule.source, DigitsSource)
+    assert next(iter(datamodule.val_dataloader()))["image"].shape == (32, 3, 16, 16)
+
+
+@pytest.mark.parametrize("arguments", [{"seed": -1}, {"max_bad_fraction": 1.5}, {"crop_fraction": (0.0, 1.0)}])
+def test_impossible_arguments_are_refused(arguments: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        data(MemorySource(), **arguments)
+
+
+def test_importing_stays_cheap() -> None:
+    heavy = {"datasets", "sklearn", "skimage", "torchvision"}
+    for path in Path(datamodules.__file__).parent.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:  # what runs on import; functions may import what they like
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert not heavy & {name.split(".")[0] for name in names}, path

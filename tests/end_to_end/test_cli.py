@@ -1,0 +1,156 @@
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.support.commands import REPOSITORY, TOY, exit_code, program
+
+RUN = Path("runs/default/toy")
+GOES_ON_FROM = ("state_dict", "optimizer_states", "random_state", "global_step", "epoch")
+LAST = RUN / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["cli.py"])
+
+
+def fit(*arguments: str) -> dict:
+    assert exit_code("fit", "--config", TOY, *arguments) == 0
+    return state()
+
+
+def state(path: Path = LAST) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def assert_equal(one: Any, other: Any, where: str = "checkpoint") -> None:
+    """Compare bit for bit all that training goes on from."""
+    if where == "checkpoint":
+        one, other = ({key: state[key] for key in GOES_ON_FROM} for state in (one, other))
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_equal(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            assert_equal(*pair, f"{where}[{index}]")
+    else:
+        assert one == other, where
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    assert exit_code("fit", "--config", TOY, "--run.root", "whole") == 0
+    expected = state(Path("whole/default/toy/checkpoints/last.ckpt"))
+
+    killed = program("fit", "--config", TOY, cwd=tmp_path, TOY_KILL_AT_STEP="4")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert state()["global_step"] == 3
+    resumed = program("fit", "--config", TOY, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_equal(state(), expected)
+
+    assert sorted(path.name for path in RUN.glob("*.yaml") if "config" in path.name) == [
+        "config.yaml",
+        "config_resume_1.yaml",
+    ]
+    assert [path.name for path in LAST.parent.iterdir()] == ["last.ckpt"]
+    assert json.loads((RUN / "metrics.json").read_text())["fit"]["global_step"] == 6
+
+
+@pytest.mark.parametrize("stop", [2, 5])
+def test_a_longer_run_is_the_same_run(stop: int) -> None:
+    assert exit_code("fit", "--config", TOY, "--run.root", "whole", "--model.manual", "true") == 0
+    expected = state(Path("whole/default/toy/checkpoints/last.ckpt"))
+    assert fit("--trainer.max_steps", str(stop), "--model.manual", "true")["global_step"] == stop
+    assert_equal(fit("--model.manual", "true"), expected)
+
+
+def test_validation_between_steps_does_not_change_training() -> None:
+    with_validation = fit()
+    assert exit_code("fit", "--config", TOY, "--run.root", "without", "--trainer.limit_val_batches", "0") == 0
+    assert_equal(with_validation, state(Path("without/default/toy/checkpoints/last.ckpt")))
+
+
+def test_starting_a_finished_run_again_changes_nothing() -> None:
+    before = fit()
+    metrics = (RUN / "metrics.json").read_text()
+    assert_equal(fit(), before)
+    assert (RUN / "metrics.json").read_text() == metrics
+
+
+def test_a_changed_model_is_refused_before_training(capsys: pytest.CaptureFixture) -> None:
+    before = fit("--trainer.max_steps", "3")
+    for checkpoint in ([], ["--ckpt_path", str(LAST)]):
+        capsys.readouterr()
+        assert exit_code("fit", "--config", TOY, *checkpoint, "--model.optimizer.learning_rate", "0.5") == 2
+        text = capsys.readouterr().err
+        assert "model.init_args.optimizer.learning_rate: 0.02 -> 0.5" in text
+        assert "run.stage" in text
+    assert_equal(state(), before)
+    assert not (RUN / "config_resume_1.yaml").exists()
+
+
+def test_the_checkpoint_says_what_the_model_is() -> None:
+    model = fit()["model_config"]
+    assert model == yaml.safe_load((RUN / "config.yaml").read_text())["model"]
+    assert model["init_args"]["tokenizer"]["init_args"]["quantizer"]["init_args"]["codebook_size"] == 8
+    assert model["init_args"]["tokenizer"]["init_args"]["width"] == 4  # a default, resolved
+
+
+def test_the_other_commands_read_the_runs_checkpoint(capsys: pytest.CaptureFixture) -> None:
+    assert exit_code("validate", "--config", TOY) == 2
+    assert "run fit with the same configs first" in capsys.readouterr().err
+    assert exit_code("validate", "--config", TOY, "--ckpt_path", "null", "--run.root", "untrained") == 0
+    fit()
+    for command in ("validate", "test", "predict"):
+        assert exit_code(command, "--config", TOY) == 0
+    sections = json.loads((RUN / "metrics.json").read_text())
+    assert sections.keys() == {"fit", "validate", "test"}
+    assert sections["validate"]["global_step"] == 6
+    untrained = json.loads(Path("untrained/default/toy/metrics.json").read_text())["validate"]
+    assert untrained["metrics"]["val/loss"] != sections["validate"]["metrics"]["val/loss"]
+
+
+def test_callbacks_are_appended_over_several_files(capsys: pytest.CaptureFixture) -> None:
+    for name in ("one", "two"):
+        content = {"trainer": {"callbacks+": [{"class_path": "lightning.pytorch.callbacks.ModelSummary"}]}}
+        Path(f"{name}.yaml").write_text(yaml.safe_dump({**content, "run": {"stage": name}}))
+    assert exit_code("fit", "--config", "one.yaml", "--config", "two.yaml", "--print_config") == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    names = [callback["class_path"].rsplit(".", 1)[1] for callback in config["trainer"]["callbacks"]]
+    assert names[0] == "LastCheckpoint" and names[-2:] == ["ModelSummary", "ModelSummary"]
+    assert config["run"]["stage"] == "two"
+    assert config["ckpt_path"] == "last" and config["weights_only"] is True
+
+
+def test_help_imports_no_library_that_it_does_not_need(tmp_path: Path) -> None:
+    code = (
+        "import sys, lightning.pytorch.cli; before = set(sys.modules); sys.argv[0] = 'cli.py'\n"
+        "import cli\n"
+        "try: cli.main(['fit', '--help'])\n"
+        "except SystemExit: pass\n"
+        "packages = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "print('IMPORTED', *sorted(packages))"
+    )
+    result = program_of(code)
+    assert "--trainer.max_steps" in result and "--run.stage" in result
+    imported = set(result.split("IMPORTED")[1].split())
+    heavy = {"timm", "open_clip", "lpips", "datasets", "sklearn", "skimage", "torch_fidelity", "transformers"}
+    assert not imported & heavy, sorted(imported)
+
+
+def program_of(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

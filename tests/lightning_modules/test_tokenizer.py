@@ -1,0 +1,182 @@
+import copy
+import logging
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_modules import OptimizerConfig, TokenizerModule
+from lightning_modules.guards import NonFiniteError
+from losses import Adversarial, Disentanglement, LossTerm, Reconstruction, TokenizerObjective, TokenizerStep
+from models.discriminators import PatchDiscriminator
+from tests.support.tokenizers import tiny_tokenizer
+
+
+class Poison(LossTerm):
+    """Not finite at the given calls."""
+
+    def __init__(self, calls: set[int]) -> None:
+        super().__init__()
+        self.calls, self.count = calls, 0
+
+    def forward(self, step: TokenizerStep) -> torch.Tensor:
+        self.count += 1
+        return step.reconstruction.mean() * (float("nan") if self.count in self.calls else 0.0)
+
+
+def build(adversarial_start: int | None = 0, poison: set[int] | None = None, **options) -> TokenizerModule:
+    tokenizer = tiny_tokenizer()
+    adversarial = None
+    if adversarial_start is not None:
+        adversarial = Adversarial(PatchDiscriminator(base_channels=8, num_layers=1), start_step=adversarial_start)
+    objective = TokenizerObjective(
+        reconstruction=Reconstruction(),
+        disentanglement=Disentanglement(),
+        perceptual=Poison(poison) if poison else None,
+        adversarial=adversarial,
+    )
+    return TokenizerModule(tokenizer, objective, OptimizerConfig(learning_rate=1e-3), **options)
+
+
+def batches(batch_size: int, count: int = 64) -> DataLoader:
+    generator = torch.Generator().manual_seed(5)
+    items = [
+        {"image": torch.rand(3, 16, 16, generator=generator) * 2 - 1, "label": 0, "index": index}
+        for index in range(count)
+    ]
+    return DataLoader(items, batch_size=batch_size)
+
+
+def fit(module: TokenizerModule, path: Path, steps: int, batch_size: int = 2, **options) -> pl.Trainer:
+    trainer = pl.Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        accelerator="cpu",
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=path,
+        limit_val_batches=0,
+        **options,
+    )
+    trainer.fit(module, batches(batch_size))
+    return trainer
+
+
+def changed(before: torch.nn.Module, after: torch.nn.Module) -> bool:
+    pairs = zip(before.parameters(), after.parameters(), strict=True)
+    return any(not torch.equal(old, new) for old, new in pairs)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_global_step_counts_batches_and_both_networks_move(tmp_path: Path, precision: str) -> None:
+    module = build()
+    before = copy.deepcopy(module)
+    trainer = fit(module, tmp_path, 3, precision=precision)
+    assert trainer.global_step == 3
+    assert trainer.fit_loop.epoch_loop.batch_progress.total.completed == 3
+    assert changed(before.tokenizer, module.tokenizer)
+    assert changed(before.objective.adversarial, module.objective.adversarial)
+
+
+def test_discriminator_rests_before_its_start(tmp_path: Path) -> None:
+    module = build(adversarial_start=3)
+    before = copy.deepcopy(module.objective.adversarial)
+    fit(module, tmp_path, 3)
+    assert not changed(before, module.objective.adversarial)
+    module = build(adversarial_start=2)
+    fit(module, tmp_path, 3)
+    assert changed(before, module.objective.adversarial)
+
+
+def test_accumulation_equals_a_larger_batch(tmp_path: Path) -> None:
+    """Without losses that look at the whole batch, two batches of two are one of four."""
+    large, small = build(None), build(None, accumulate_steps=2)
+    for module in (large, small):  # Adam would magnify the rounding of gradients near zero
+        module.optimizer_config.build = lambda parameters: torch.optim.SGD(list(parameters))
+    fit(large, tmp_path, 3, batch_size=4)
+    trainer = fit(small, tmp_path, 3, batch_size=2)
+    assert trainer.global_step == 3
+    assert trainer.fit_loop.epoch_loop.batch_progress.total.completed == 6
+    for one, other in zip(large.parameters(), small.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=2e-5)
+
+
+def test_gradient_clipping_bounds_each_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def spy(self, *args, **kwargs):
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not args and not kwargs or kwargs.get("closure") is None and not args:
+            norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+        elif args or kwargs:
+            closure = args[0] if args else kwargs["closure"]
+            closure()
+            norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+        return step(self)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    fit(build(gradient_clip=1e-3), tmp_path, 2)
+    assert len(norms) == 4
+    assert all(norm == pytest.approx(1e-3, rel=1e-3) for norm in norms)
+
+
+def test_learning_rate_follows_the_schedule(tmp_path: Path) -> None:
+    module = build(None)
+    module.optimizer_config = OptimizerConfig(learning_rate=1.0, schedule="cosine", warmup_steps=2)
+    rates = [module.optimizer_config.learning_rate_at(step, 6) for step in range(6)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447], abs=1e-5)
+    trainer = fit(module, tmp_path, 4)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(module.optimizer_config.learning_rate_at(3, 4))
+
+
+def test_a_non_finite_step_is_named_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    module = build(poison={2})
+    with caplog.at_level(logging.WARNING):
+        trainer = fit(module, tmp_path, 3)
+    assert "step 1: perceptual not finite" in caplog.text
+    assert trainer.global_step == 3
+    assert trainer.fit_loop.epoch_loop.batch_progress.total.completed == 4
+    assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
+
+
+def test_too_many_non_finite_steps_in_a_row_stop_the_run(tmp_path: Path) -> None:
+    module = build(poison=set(range(3, 100)), max_nonfinite_steps=2)
+    with pytest.raises(NonFiniteError, match="step 2: perceptual not finite.*max_nonfinite_steps=2"):
+        fit(module, tmp_path, 20)
+    assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
+
+
+def test_non_finite_gradients_count_in_a_row_as_well(tmp_path: Path) -> None:
+    """A finite loss may have an infinite gradient; failures in a row must add up although each loss was fine."""
+    module = build(None, max_nonfinite_steps=3)
+    module.tokenizer.decoder.conv_out.weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = copy.deepcopy([*module.parameters()])
+    with pytest.raises(NonFiniteError, match="gradient of the autoencoder"):
+        fit(module, tmp_path, 20)
+    assert all(torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"accumulate_grad_batches": 2}, "model.init_args.accumulate_steps=2"),
+        ({"gradient_clip_val": 0.5}, "model.init_args.gradient_clip=0.5"),
+    ],
+)
+def test_trainer_flags_are_refused_with_our_names(tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(build(), tmp_path, 1, **options)
+
+
+def test_fp16_is_refused(tmp_path: Path) -> None:
+    module = build()
+    module.trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", default_root_dir=tmp_path)
+    module.trainer.strategy.precision_plugin.precision = "16-mixed"
+    with pytest.raises(ValueError, match="use bf16-mixed or 32-true"):
+        module.configure_callbacks()
