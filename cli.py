@@ -7,6 +7,7 @@ from `cli` would be another one.
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,12 @@ class CommandLine(LightningCLI):
 
 def main(args: list[str] | None = None) -> None:
     """Run one command; a user's mistake is printed in a few lines and exits with code 2."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of a deprecated call
     try:
         CommandLine(args)
-    except CommandError as error:
+    except (CommandError, FileNotFoundError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's, not one of our sentences on a missing file: the traceback is needed
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

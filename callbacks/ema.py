@@ -49,6 +49,9 @@ class EMA(pl.Callback):
         if missing := tensors.keys() ^ self._average.keys():
             raise RuntimeError(f"EMA in the checkpoint covers other weights than {self.modules}: {sorted(missing)[:3]}")
         self._average = {name: self._average[name].to(tensor.device) for name, tensor in tensors.items()}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the step a resumed run starts from; Lightning restores it only after on_fit_start."""
         self._last_step = trainer.global_step
 
     @torch.no_grad()

@@ -53,5 +53,6 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         # Batches that only accumulate gradients leave the step where it was: there is nothing new to save.
         if not trainer.fast_dev_run and trainer.global_step != self._step_in_file:
-            trainer.save_checkpoint(self.last_model_path)
+            # said outright, or Lightning remarks on it: here the word means leaving the optimizers out
+            trainer.save_checkpoint(self.last_model_path, weights_only=False)
             self._step_in_file = trainer.global_step

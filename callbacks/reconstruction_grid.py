@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -57,12 +58,10 @@ class ReconstructionGrid(pl.Callback):
         """Write the picture."""
         if not self._originals:
             return
-        from torchvision.io import write_png
-
         picture = self._picture()
         directory = Path(trainer.default_root_dir)
         directory.mkdir(parents=True, exist_ok=True)
-        write_png(picture, str(directory / "reconstructions.png"))
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(directory / "reconstructions.png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("reconstructions", picture, trainer.global_step)

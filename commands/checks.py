@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.run_record import differences, recorded_model
@@ -41,19 +40,14 @@ def check_drift(checkpoint: Path, model: dict[str, Any], subcommand: str) -> Non
 
 def check_manual_optimization(model: LightningModule, trainer: Trainer) -> None:
     """Raise CommandError if the trainer is asked for what a module with several optimizers does by itself."""
+    from lightning_modules.guards import check_manual_trainer
+
     if model.automatic_optimization:
         return
-    name = type(model).__name__
-    for argument, wanted, ours in (
-        ("accumulate_grad_batches", trainer.accumulate_grad_batches != 1, "model.init_args.accumulate_steps"),
-        ("gradient_clip_val", trainer.gradient_clip_val is not None, "model.init_args.gradient_clip"),
-    ):
-        if wanted:
-            raise CommandError(
-                f"trainer.{argument} is set, but {name} steps its optimizers itself: set {ours} instead."
-            )
-    if isinstance(trainer.strategy, FSDPStrategy):
-        raise CommandError(f"trainer.strategy is FSDP, but {name} steps its optimizers itself: use a DDP strategy.")
+    try:
+        check_manual_trainer(trainer)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
 
 
 def _short(value: Any) -> str:

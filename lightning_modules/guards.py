@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -62,18 +63,22 @@ def check_manual_trainer(trainer: pl.Trainer) -> None:
     Raises:
         ValueError: on accumulate_grad_batches, gradient_clip_val, fp16, or FSDP version 1.
     """
-    if trainer.accumulate_grad_batches != 1:
-        raise ValueError(
-            "trainer.accumulate_grad_batches has no effect on a tokenizer (manual optimization): "
-            f"set model.init_args.accumulate_steps={trainer.accumulate_grad_batches} instead"
-        )
-    if trainer.gradient_clip_val is not None:
-        raise ValueError(
-            "trainer.gradient_clip_val has no effect on a tokenizer (manual optimization): "
-            f"set model.init_args.gradient_clip={trainer.gradient_clip_val} instead"
-        )
+    for flag, value, neutral, ours in (
+        ("accumulate_grad_batches", trainer.accumulate_grad_batches, 1, "accumulate_steps"),
+        ("gradient_clip_val", trainer.gradient_clip_val, None, "gradient_clip"),
+    ):
+        if value != neutral:
+            raise ValueError(
+                f"trainer.{flag} is set, but this model steps its optimizers itself: "
+                f"set model.init_args.{ours}={value} instead"
+            )
     if str(trainer.precision).startswith("16"):
         raise ValueError(
-            f"trainer.precision={trainer.precision} needs a gradient scaler, which the tokenizer's two optimizers do "
-            "not share: use bf16-mixed or 32-true"
+            f"trainer.precision={trainer.precision} needs a gradient scaler, which two optimizers stepped by the model "
+            "cannot share: use bf16-mixed or 32-true"
+        )
+    if isinstance(trainer.strategy, FSDPStrategy):
+        raise ValueError(
+            "trainer.strategy is FSDP version 1, which cannot step two optimizers by hand: "
+            "use ddp_find_unused_parameters_true"
         )

@@ -34,11 +34,11 @@ class OptimizerConfig:
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """An AdamW (plain Adam at weight_decay 0) over the trainable parameters."""
         trainable = [parameter for parameter in parameters if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW([group for group in groups if group["params"]], self.learning_rate, self.betas)
+        if self.weight_decay == 0:
+            return torch.optim.AdamW(trainable, self.learning_rate, self.betas, weight_decay=0.0)
+        decayed = {"params": [p for p in trainable if p.ndim >= 2], "name": "decayed"}
+        kept = {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0, "name": "not_decayed"}
+        return torch.optim.AdamW([decayed, kept], self.learning_rate, self.betas, weight_decay=self.weight_decay)
 
     def learning_rate_at(self, step: int, max_steps: int) -> float:
         """Learning rate of update ``step`` (from 0) in a run of ``max_steps``."""

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.errors import deepest
+from commands.errors import deepest, explain
 from tests.support.commands import TOY, exit_code
 
 QUANTIZER = "model.init_args.tokenizer.init_args.quantizer"
@@ -52,6 +52,7 @@ COMMAND_LINES = {
     "--trainer.max_steps=abc": ["trainer.max_steps: expected int, got 'abc'", "on the command line"],
     "--model.tokenizer.quantizer.codebook_sise=3": ["codebook_sise", "on the command line", "mean codebook_size?"],
     "--data.batchsize 3": ["data.batchsize", "on the command line", "did you mean batch_size?"],
+    "--model.init_args.objective 3": ["model.init_args.objective: expected", "got '3'"],
     "--trainer.logger yess": ["trainer.logger: expected a class path", "got 'yess'"],
     "--config nowhere.yaml": ["no config file 'nowhere.yaml'"],
     "--config mistaken.yaml": ["no config file 'mistaken.yaml'", "did you mean mistake.yaml?"],
@@ -135,3 +136,19 @@ def test_the_deepest_branch_is_the_one_that_was_meant() -> None:
     )
     assert problem.keys == ("model", "width")
     assert problem.class_path == "a.B"
+
+
+def test_an_option_that_one_class_rejects_as_unrecognized() -> None:
+    message = (
+        'Parser key "model":\n  Errors:\n'
+        "    - Problem with given class_path 'tests.support.toy.ToyTokenizer':\n"
+        "        unrecognized arguments: --widht.init_args.x=None\n"
+    )
+    text = explain(message, ["fit", "--model.widht.init_args.x=null"], ["model"])
+    assert text.startswith("model.widht is not an option of tests.support.toy.ToyTokenizer\n  on the command line")
+    assert "did you mean width?" in text
+
+
+def test_a_null_that_jsonargparse_turns_into_a_word() -> None:
+    message = 'Parser key "a":\n  - Expected a dot import path string: None\n  Given value: None\n'
+    assert "write it in a file" in explain(message, ["fit", "--a", "null"], ["a"])

@@ -1,0 +1,1 @@
+"""Throughput, memory and the share of a bound measured in the same run."""

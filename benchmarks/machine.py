@@ -1,0 +1,109 @@
+"""What a figure is measured on and against: machine, versions, commit, the rate of a matrix product, memory."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass
+class Result:
+    """One figure, with the bound it is held against.
+
+    Args:
+        name: what was measured, e.g. ``tokenizer/fq_dual_f16/forward/batch1/float32``.
+        value: the figure.
+        unit: its unit.
+        bound: the best this machine could do, or the most that is allowed, measured or set in the same run.
+        of_bound: value over bound.
+    """
+
+    name: str
+    value: float
+    unit: str
+    bound: float | None = None
+    of_bound: float | None = None
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Wall-clock seconds of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def matrix_product_rate(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float:
+    """FLOP/s of a size³ matrix product: the median of some calls."""
+    first, second = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    first @ second
+    return 2 * size**3 / statistics.median(seconds(lambda: first @ second) for _ in range(repeats))
+
+
+def time_against_rate(function: Callable[[], object], dtype: torch.dtype, repeats: int) -> tuple[float, float]:
+    """Median seconds of a call, and the median matrix-product rate measured between the calls.
+
+    The two alternate, so that a machine that slows down slows both.
+    """
+    function()
+    times, rates = [], []
+    for _ in range(repeats):
+        rates.append(matrix_product_rate(dtype))
+        times.append(seconds(function))
+    return statistics.median(times), statistics.median(rates)
+
+
+def resident_bytes() -> int:
+    """Memory this process holds now."""
+    return _status_bytes("VmRSS")
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """The most memory this process held during one call, read after resetting the kernel's high-water mark."""
+    Path("/proc/self/clear_refs").write_text("5")
+    function()
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}: memory can be measured on Linux only")
+
+
+def write_results(what: str, results: list[Result]) -> Path:
+    """Print the results and write them to ``benchmarks/results/<date>-<what>.json``."""
+    for result in results:
+        share = "" if result.of_bound is None else f"{result.of_bound:8.1%} of {result.bound:.4g}"
+        print(f"{result.name:<58}{result.value:>12.4g} {result.unit:<10}{share}")
+    record = {
+        "machine": {"processor": _processor(), "cores": torch.get_num_threads(), "system": platform.platform()},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "commit": _git("rev-parse", "HEAD") + ("-dirty" if _git("status", "--porcelain") else ""),
+        "results": [asdict(result) for result in results],
+    }
+    path = RESULTS / f"{date.today().isoformat()}-{what}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()

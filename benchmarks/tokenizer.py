@@ -1,0 +1,152 @@
+"""The f16 dual tokenizer at 256 px: throughput, share of the machine's matrix-product rate, memory.
+
+    python -m benchmarks.tokenizer [--repeats 5] [--train-batch 2]
+
+Every time is a median; the bound of a rate is the machine's own product of two 2,048² matrices of the same type,
+measured between the timed calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.machine import Result, peak_bytes, resident_bytes, seconds, time_against_rate, write_results
+from models.quantizers import FactorizedQuantizer
+from models.quantizers.vector import VectorQuantizer
+from models.tokenizers import ConvolutionalTokenizer
+
+NAME = "tokenizer/fq_dual_f16"
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+GIGABYTE = 1e9
+FORWARD_MEMORY_LIMIT = 0.7
+TRAINING_MEMORY_LIMIT = 4.5
+
+
+def build() -> ConvolutionalTokenizer:
+    """The published dual model, random weights."""
+    torch.manual_seed(0)
+    return ConvolutionalTokenizer(FactorizedQuantizer(num_codebooks=2, codebook_size=16384, entropy_weight=0.03))
+
+
+def random_images(batch: int) -> Tensor:
+    """Noise of the right size."""
+    return torch.rand(batch, 3, 256, 256) * 2 - 1
+
+
+def count_flops(function: Callable[[], object]) -> float:
+    """Multiplications and additions of a call; run with gradients on, where no fused kernel hides some."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return float(counter.get_total_flops())
+
+
+def train_step(tokenizer: ConvolutionalTokenizer, images: Tensor) -> None:
+    """Forward, reconstruction and quantizer losses, backward."""
+    reconstruction, encoding = tokenizer(images)
+    loss = (reconstruction.float() - images).square().mean() + sum(encoding.losses.values())
+    loss.backward()
+    tokenizer.zero_grad()
+
+
+def inference(repeats: int) -> list[Result]:
+    """Encode, decode and forward at batch 1 and 4, and the share of forward that is look-up."""
+    tokenizer = build().eval()
+    flops = count_flops(lambda: tokenizer(random_images(1)))
+    results = [Result(f"{NAME}/forward/flop", flops / 1e9, "GFLOP/image")]
+    for name, dtype in DTYPES.items():
+        for batch in (1, 4):
+            images = random_images(batch)
+            with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                quantized = tokenizer.encode(images).quantized
+                calls: dict[str, Callable[[], object]] = {
+                    "encode": lambda images=images: tokenizer.encode(images),
+                    "decode": lambda quantized=quantized: tokenizer.decode(quantized),
+                    "forward": lambda images=images: tokenizer(images),
+                }
+                for call, function in calls.items():
+                    elapsed, rate = time_against_rate(function, dtype, repeats)
+                    key = f"{NAME}/{call}/batch{batch}/{name}"
+                    results.append(Result(key, batch / elapsed, "images/s"))
+                    if call == "forward":
+                        achieved = flops * batch / elapsed
+                        results.append(Result(f"{key}/rate", achieved / 1e9, "GFLOP/s", rate / 1e9, achieved / rate))
+                        look_up = look_up_seconds(tokenizer, images)
+                        results.append(Result(f"{key}/look_up", look_up, "s", elapsed, look_up / elapsed))
+    return results
+
+
+def look_up_seconds(tokenizer: ConvolutionalTokenizer, images: Tensor) -> float:
+    """Seconds that all codebooks together take inside one forward."""
+    spent: list[float] = []
+    forward = VectorQuantizer.forward
+
+    def timed(self: VectorQuantizer, latents: Tensor) -> object:
+        result: list[object] = []
+        spent.append(seconds(lambda: result.append(forward(self, latents))))
+        return result[0]
+
+    VectorQuantizer.forward = timed  # type: ignore[method-assign,assignment]
+    try:
+        tokenizer(images)
+    finally:
+        VectorQuantizer.forward = forward  # type: ignore[method-assign]
+    return sum(spent)
+
+
+def training(repeats: int, batch: int) -> list[Result]:
+    """One training step, without perceptual and adversarial terms."""
+    results = []
+    for name, dtype in DTYPES.items():
+        tokenizer, images = build(), random_images(batch)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            elapsed, _ = time_against_rate(lambda t=tokenizer, i=images: train_step(t, i), dtype, repeats)
+        results.append(Result(f"{NAME}/train_step/batch{batch}/{name}", batch / elapsed, "images/s"))
+    return results
+
+
+def forward_memory(batch: int) -> list[Result]:
+    """Memory that a forward in inference mode adds to the loaded model, float32; run in a process of its own."""
+    tokenizer, images = build().eval(), random_images(batch)
+    held = resident_bytes()
+    with torch.inference_mode():
+        added = (peak_bytes(lambda: tokenizer(images)) - held) / GIGABYTE
+    return [_memory_result(f"{NAME}/forward/batch{batch}/float32/memory", added, FORWARD_MEMORY_LIMIT)]
+
+
+def training_memory(batch: int) -> list[Result]:
+    """Memory that a training step (gradients included, no optimizer) adds; run in a process of its own."""
+    tokenizer, images = build(), random_images(batch)
+    held = resident_bytes()
+    added = (peak_bytes(lambda: train_step(tokenizer, images)) - held) / GIGABYTE
+    return [_memory_result(f"{NAME}/train_step/batch{batch}/float32/memory", added, TRAINING_MEMORY_LIMIT)]
+
+
+def _memory_result(name: str, added: float, limit: float) -> Result:
+    return Result(name, added, "GB", limit, added / limit)
+
+
+def main() -> None:
+    """Measure all; each memory figure in a fresh process, so that no earlier call has warmed the allocator."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls of each kind")
+    parser.add_argument("--train-batch", type=int, default=2, help="images of a training step")
+    arguments = parser.parse_args()
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        results = [
+            *pool.apply(forward_memory, (1,)),
+            *pool.apply(forward_memory, (4,)),
+            *pool.apply(training_memory, (arguments.train_batch,)),
+        ]
+    results += inference(arguments.repeats)
+    results += training(arguments.repeats, arguments.train_batch)
+    print(f"written to {write_results('tokenizer', results)}")
+
+
+if __name__ == "__main__":
+    main()
