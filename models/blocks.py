@@ -9,16 +9,17 @@ from torch.utils.checkpoint import checkpoint
 
 
 class NormSwish(nn.GroupNorm):
-    """GroupNorm over 32 groups, then swish; (B, C, h, w) to the same shape.
+    """GroupNorm, then swish; (B, C, h, w) to the same shape.
+
+    32 groups as in VQGAN, but never fewer than 4 channels a group: with one channel each, as 32 groups would leave a
+    narrow network, the norm erases the brightness of the image.
 
     While training, the swish's input is computed again in backward instead of being kept: of the three maps a
     norm-swish-convolution would hold, two remain, for one cheap elementwise pass.
     """
 
     def __init__(self, channels: int) -> None:
-        if channels % 32:
-            raise ValueError(f"GroupNorm has 32 groups, so channels must be a multiple of 32; got {channels}")
-        super().__init__(32, channels, eps=1e-6)
+        super().__init__(_groups(channels), channels, eps=1e-6)
 
     def forward(self, features: Tensor) -> Tensor:
         """Normalise and activate."""
@@ -52,7 +53,7 @@ class SpatialAttention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.norm = nn.GroupNorm(_groups(channels), channels, eps=1e-6)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -91,3 +92,10 @@ class Upsample(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, h, w) to (B, C, 2h, 2w)."""
         return self.conv(functional.interpolate(features, scale_factor=2.0, mode="nearest"))
+
+
+def _groups(channels: int) -> int:
+    groups = min(32, channels // 4)
+    if groups == 0 or channels % groups:
+        raise ValueError(f"a width of {channels} channels does not divide into {groups or 1} groups of 4 or more")
+    return groups

@@ -17,7 +17,7 @@ class SmallClassifier(nn.Module):
 
     Args:
         num_classes: logits.
-        widths: channels of each stage, multiples of 32; every stage halves the map.
+        widths: channels of each stage, multiples of 4; every stage halves the map.
     """
 
     def __init__(self, num_classes: int = 10, widths: Sequence[int] = (32, 64, 128)) -> None:

@@ -211,7 +211,7 @@ def test_digits_are_upsampled_rgb() -> None:
 def test_photos_keep_validation_pixels_out_of_training() -> None:
     source = PhotosSource(train_crops_per_photo=64)
     train, validation = source.split("train"), source.split("validation")
-    assert len(train) == 64 * 16 and len(validation) == 16 * 16
+    assert len(train) == 64 * 14 and len(validation) == 16 * 14
     for number, pixels in enumerate(train.pixels):
         shown = [np.zeros(pixels.shape[:2], dtype=bool) for _ in range(2)]
         for mask, records in zip(shown, (train, validation), strict=True):
@@ -219,7 +219,7 @@ def test_photos_keep_validation_pixels_out_of_training() -> None:
                 assert pixels[top : top + 96, left : left + 96].shape == (96, 96, 3)
                 mask[top : top + 96, left : left + 96] = True
         assert shown[0].any() and shown[1].any() and not (shown[0] & shown[1]).any(), PHOTOGRAPHS[number].name
-    assert Counter(train.windows[:, 0].tolist()) == {number: 64 for number in range(16)}
+    assert Counter(train.windows[:, 0].tolist()) == {number: 64 for number in range(14)}
 
 
 def test_photos_windows_are_a_function_of_the_seed() -> None:
