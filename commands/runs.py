@@ -57,8 +57,11 @@ def place_outputs(trainer: Any, directory: Path) -> None:
     for callback in callbacks:
         if _has_open(callback, "dirpath"):
             callback["init_args"]["dirpath"] = str(directory / "checkpoints")
-    if loggers is False:  # this one, from base.yaml, refuses to work without a logger
-        trainer["callbacks"] = [c for c in callbacks if not str(c.get("class_path")).endswith("LearningRateMonitor")]
+    # Two callbacks of base.yaml refuse to work where what they serve is off.
+    unwanted = ("LearningRateMonitor",) if loggers is False else ()
+    unwanted += ("StepProgressBar",) if trainer.get("enable_progress_bar") is False else ()
+    if unwanted:
+        trainer["callbacks"] = [c for c in callbacks if not str(c.get("class_path")).endswith(unwanted)]
 
 
 def resolve_checkpoint(ckpt_path: str | None, run: RunConfig, subcommand: str) -> str | None:

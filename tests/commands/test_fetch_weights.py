@@ -1,0 +1,26 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from commands.weights import PublishedFile, fetch
+
+
+def published(tmp_path: Path, digest: str | None = None) -> PublishedFile:
+    source = tmp_path / "served.pth"
+    source.write_bytes(b"weights")
+    return PublishedFile("vgg16.pth", source.as_uri(), digest or hashlib.sha256(b"weights").hexdigest()[:8])
+
+
+def test_fetch_once(tmp_path: Path) -> None:
+    file = published(tmp_path)
+    target = fetch(file, tmp_path / "weights")
+    assert target.read_bytes() == b"weights"
+    (tmp_path / "served.pth").unlink()
+    assert fetch(file, tmp_path / "weights") == target, "what is there is not fetched again"
+
+
+def test_a_wrong_digest_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="hash"):
+        fetch(published(tmp_path, "00000000"), tmp_path / "weights")
+    assert list((tmp_path / "weights").iterdir()) == []
