@@ -47,13 +47,13 @@ else
 JUDGE := $(RUNS)/teacher/judge.safetensors
 teacher: $(JUDGE) ## Train the judge of an embedded preset (digits, photos)
 
-$(JUDGE): $(READY) configs/judge.yaml configs/presets/$(PRESET)/judge.yaml
+$(JUDGE): configs/judge.yaml configs/presets/$(PRESET)/judge.yaml | $(READY)
 	$(FIT) $(call CONFIG,judge,judge)
 endif
 
 tokenizer: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Train TOKENIZER on PRESET, or go on with it
 
-$(RUNS)/tokenizer/$(TOKENIZER)/metrics.json: $(READY) $(JUDGE) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/tokenizer.yaml
+$(RUNS)/tokenizer/$(TOKENIZER)/metrics.json: $(JUDGE) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/tokenizer.yaml | $(READY)
 	$(FIT) $(call CONFIG,$(TOKENIZER),tokenizer) $(ROOT) $(ARGS)
 
 weights: $(READY) ## Fetch the published weights (VGG-16 for LPIPS) into weights/

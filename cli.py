@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from callbacks.run_record import RunRecord
 from commands.checks import check_drift, check_manual_optimization
@@ -85,6 +86,12 @@ class CommandLine(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Refuse what manual optimization would refuse later, in words that do not help."""
         check_manual_optimization(self.model, self.trainer)
+
+    def after_fit(self) -> None:
+        """Measure the weights the run ended with: its last validation may lie some steps before them."""
+        measures = is_overridden("validation_step", self.model, LightningModule)
+        if measures and is_overridden("val_dataloader", self.datamodule, LightningDataModule):
+            self.trainer.validate(self.model, self.datamodule, verbose=False)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -93,6 +93,7 @@ def write_results(what: str, results: list[Result]) -> Path:
         "commit": _git("rev-parse", "HEAD") + ("-dirty" if _git("status", "--porcelain") else ""),
         "results": [asdict(result) for result in results],
     }
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{date.today().isoformat()}-{what}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path

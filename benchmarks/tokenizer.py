@@ -1,6 +1,6 @@
 """The f16 dual tokenizer at 256 px: throughput, share of the machine's matrix-product rate, memory.
 
-    python -m benchmarks.tokenizer [--repeats 5] [--train-batch 2]
+    python -m benchmarks.tokenizer [--repeats 5]
 
 Every time is a median; the bound of a rate is the machine's own product of two 2,048² matrices of the same type,
 measured between the timed calls.
@@ -99,14 +99,15 @@ def look_up_seconds(tokenizer: ConvolutionalTokenizer, images: Tensor) -> float:
     return sum(spent)
 
 
-def training(repeats: int, batch: int) -> list[Result]:
-    """One training step, without perceptual and adversarial terms."""
+def training(repeats: int) -> list[Result]:
+    """One training step at batch 1 and 4, without perceptual and adversarial terms."""
     results = []
     for name, dtype in DTYPES.items():
-        tokenizer, images = build(), random_images(batch)
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            elapsed, _ = time_against_rate(lambda t=tokenizer, i=images: train_step(t, i), dtype, repeats)
-        results.append(Result(f"{NAME}/train_step/batch{batch}/{name}", batch / elapsed, "images/s"))
+        for batch in (1, 4):
+            tokenizer, images = build(), random_images(batch)
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                elapsed, _ = time_against_rate(lambda t=tokenizer, i=images: train_step(t, i), dtype, repeats)
+            results.append(Result(f"{NAME}/train_step/batch{batch}/{name}", batch / elapsed, "images/s"))
     return results
 
 
@@ -135,16 +136,15 @@ def main() -> None:
     """Measure all; each memory figure in a fresh process, so that no earlier call has warmed the allocator."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each kind")
-    parser.add_argument("--train-batch", type=int, default=2, help="images of a training step")
     arguments = parser.parse_args()
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         results = [
             *pool.apply(forward_memory, (1,)),
             *pool.apply(forward_memory, (4,)),
-            *pool.apply(training_memory, (arguments.train_batch,)),
+            *pool.apply(training_memory, (2,)),
         ]
     results += inference(arguments.repeats)
-    results += training(arguments.repeats, arguments.train_batch)
+    results += training(max(1, arguments.repeats // 2))
     print(f"written to {write_results('tokenizer', results)}")
 
 

@@ -53,6 +53,9 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         # Batches that only accumulate gradients leave the step where it was: there is nothing new to save.
         if not trainer.fast_dev_run and trainer.global_step != self._step_in_file:
-            # said outright, or Lightning remarks on it: here the word means leaving the optimizers out
-            trainer.save_checkpoint(self.last_model_path, weights_only=False)
+            unfinished = Path(f"{self.last_model_path}.part")
+            # weights_only said outright, or Lightning remarks on it: here it means leaving the optimizers out
+            trainer.save_checkpoint(unfinished, weights_only=False)
+            if trainer.is_global_zero and unfinished.is_file():
+                unfinished.replace(self.last_model_path)  # beside it, so that this is one step on any file system
             self._step_in_file = trainer.global_step

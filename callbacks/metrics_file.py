@@ -50,7 +50,7 @@ class MetricsFile(Callback):
         path = Path(self.path or Path(trainer.default_root_dir) / "metrics.json")
         sections = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         sections[command] = {
-            "global_step": trainer.global_step if command == "fit" else self._step_of_weights,
+            "global_step": max(trainer.global_step, self._step_of_weights),
             "metrics": {name: _number(value) for name, value in sorted(trainer.callback_metrics.items())},
             "versions": {
                 "python": platform.python_version(),

@@ -18,7 +18,7 @@ NAMES = {
 
 def main(directory: Path) -> None:
     """Print the validation figures and where the picture is."""
-    metrics = json.loads((directory / "metrics.json").read_text())["fit"]["metrics"]
+    metrics = json.loads((directory / "metrics.json").read_text())["validate"]["metrics"]
     for key, (name, form) in NAMES.items():
         if key in metrics:
             print(f"  {name:<26}{form.format(metrics[key])}")

@@ -12,7 +12,7 @@ from models.classifier import SmallClassifier
 
 
 class ClassifierModule(pl.LightningModule):
-    """Cross-entropy over the labels; at the end of fit the classifier is written to ``output``.
+    """Cross-entropy over the labels; after each validation the classifier is written to ``output``.
 
     Args:
         classifier: the network.
@@ -47,16 +47,12 @@ class ClassifierModule(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        """Accuracy of one batch."""
-        correct = (self.classifier(batch["image"]).argmax(-1) == batch["label"]).float()
+        """Accuracy of one batch, without the rows that pad it."""
+        real = batch["index"] >= 0
+        correct = (self.classifier(batch["image"][real]).argmax(-1) == batch["label"][real]).float()
         self.log("val/accuracy", correct.mean(), batch_size=len(correct), sync_dist=True, prog_bar=True)
 
-    def on_fit_end(self) -> None:
-        """Write the classifier, if it was validated."""
-        accuracy = self.trainer.callback_metrics.get("val/accuracy")
-        if accuracy is None:
-            raise RuntimeError(
-                "the classifier was never validated, so its accuracy is unknown: lower val_check_interval"
-            )
+    def on_validation_end(self) -> None:
+        """Write the classifier with the accuracy just measured."""
         if self.trainer.is_global_zero:
-            self.classifier.save(self.output, float(torch.as_tensor(accuracy)))
+            self.classifier.save(self.output, float(self.trainer.callback_metrics["val/accuracy"]))

@@ -12,6 +12,8 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
+PRECISIONS = ("32-true", "bf16-mixed")  # fp16 needs a gradient scaler, which two optimizers cannot share
+
 
 class NonFiniteError(RuntimeError):
     """Too many steps in a row had a loss or gradient that is not finite."""
@@ -48,7 +50,7 @@ class NonFiniteGuard:
         if self.in_a_row > self.max_in_a_row:
             raise NonFiniteError(
                 f"{message}; {self.in_a_row} in a row is more than max_nonfinite_steps={self.max_in_a_row}. "
-                "The last checkpoint is good: lower the learning rate or the weight of that term and start again"
+                "The last checkpoint is good and stays. With a lower learning rate, start under another run.stage"
             )
         return False
 
@@ -61,7 +63,7 @@ def check_manual_trainer(trainer: pl.Trainer) -> None:
     """Refuse trainer settings that manual optimization cannot honour, naming what stands in for them.
 
     Raises:
-        ValueError: on accumulate_grad_batches, gradient_clip_val, fp16, or FSDP version 1.
+        ValueError: on accumulate_grad_batches, gradient_clip_val, fp16, bf16-true, or FSDP version 1.
     """
     for flag, value, neutral, ours in (
         ("accumulate_grad_batches", trainer.accumulate_grad_batches, 1, "accumulate_steps"),
@@ -72,10 +74,10 @@ def check_manual_trainer(trainer: pl.Trainer) -> None:
                 f"trainer.{flag} is set, but this model steps its optimizers itself: "
                 f"set model.init_args.{ours}={value} instead"
             )
-    if str(trainer.precision).startswith("16"):
+    if str(trainer.precision) not in PRECISIONS:
         raise ValueError(
-            f"trainer.precision={trainer.precision} needs a gradient scaler, which two optimizers stepped by the model "
-            "cannot share: use bf16-mixed or 32-true"
+            f"trainer.precision={trainer.precision} does not suit a model that steps two optimizers itself and "
+            f"quantizes in float32: use {' or '.join(PRECISIONS)}"
         )
     if isinstance(trainer.strategy, FSDPStrategy):
         raise ValueError(

@@ -78,12 +78,17 @@ class TokenizerModule(pl.LightningModule):
         """One batch: autoencoder first, then the discriminator on the same reconstructions."""
         step = self._step(batch["image"])
         updates = self._batches_accumulated + 1 == self.accumulate_steps
-        if not self._train_autoencoder(step, updates):
-            return
         adversarial = self.objective.adversarial
-        if adversarial is not None and adversarial.active(step.step):
-            self._train_discriminator(step, updates)
-        self._batches_accumulated = 0 if updates else self._batches_accumulated + 1
+        accepted = (
+            # asked first, or a bad image would stay in the discriminator's batch-norm statistics for good
+            self._guard.accept({"output of the decoder": step.reconstruction}, step.step)
+            and self._train_autoencoder(step, updates)
+            and (adversarial is None or not adversarial.active(step.step) or self._train_discriminator(step, updates))
+        )
+        if not accepted:
+            for optimizer in self._optimizers():
+                optimizer.zero_grad()
+        self._batches_accumulated = 0 if updates or not accepted else self._batches_accumulated + 1
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Any]:
         """Reconstruct; callbacks measure and draw what is returned."""
@@ -91,6 +96,11 @@ class TokenizerModule(pl.LightningModule):
         return {"reconstruction": reconstruction.float().clamp(-1, 1), "encoding": encoding}
 
     test_step = validation_step
+
+    def predict_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor | None]:
+        """Codes (B, k, N) with the labels and indices of their images."""
+        codes = self.tokenizer.encode(batch["image"]).codes
+        return {"codes": codes, "label": batch["label"], "index": batch["index"]}
 
     def _step(self, images: Tensor) -> TokenizerStep:
         reconstruction, encoding = self(images)
@@ -102,7 +112,6 @@ class TokenizerModule(pl.LightningModule):
         with self.toggled_optimizer(optimizer):
             loss, parts = self.objective(step)
             if not self._guard.accept(parts, step.step):
-                self._drop_gradients()
                 return False
             self.manual_backward(loss / self.accumulate_steps)
         self.log_dict({f"train/{name}": value.detach() for name, value in parts.items()})
@@ -111,21 +120,21 @@ class TokenizerModule(pl.LightningModule):
             return True
         return self._update(optimizer, parameters, self.optimizer_config, self._guard, "autoencoder", step.step)
 
-    def _train_discriminator(self, step: TokenizerStep, updates: bool) -> None:
+    def _train_discriminator(self, step: TokenizerStep, updates: bool) -> bool:
         adversarial = self.objective.adversarial
         assert adversarial is not None
         optimizer, guard = self._optimizers()[1], self._discriminator_guard
         with self.toggled_optimizer(optimizer):
             loss, logits = adversarial.discriminator_loss(step)
             if not guard.accept({"discriminator": loss}, step.step):
-                optimizer.zero_grad()
-                return
+                return False
             self.manual_backward(loss / self.accumulate_steps)
         self.log_dict({f"train/{name}": value for name, value in logits.items()})
         self.log("train/discriminator", loss.detach())
-        if updates:
-            parameters = list(adversarial.parameters())
-            self._update(optimizer, parameters, self.discriminator_config, guard, "discriminator", step.step)
+        if not updates:
+            return True
+        parameters = list(adversarial.parameters())
+        return self._update(optimizer, parameters, self.discriminator_config, guard, "discriminator", step.step)
 
     def _update(
         self,
@@ -140,7 +149,6 @@ class TokenizerModule(pl.LightningModule):
         norm = gradient_norm(parameters)
         self.log(f"train/gradient_norm_{name}", norm)
         if not guard.accept({f"gradient of the {name}": norm}, step):
-            self._drop_gradients()
             return False
         guard.reset()
         if self.gradient_clip is not None:
@@ -161,8 +169,3 @@ class TokenizerModule(pl.LightningModule):
     def _autoencoder_parameters(self) -> Iterator[nn.Parameter]:
         yield from self.tokenizer.parameters()
         yield from self.objective.terms.parameters()
-
-    def _drop_gradients(self) -> None:
-        for optimizer in self._optimizers():
-            optimizer.zero_grad()
-        self._batches_accumulated = 0

@@ -18,7 +18,7 @@ class Adversarial(nn.Module):
     """Generator and discriminator losses of one discriminator.
 
     ``weight`` multiplies both losses, as in LlamaGen. Before ``start_step`` neither network sees the other: the
-    discriminator is not run at all (released code runs it with weight 0, which moves only its batch-norm statistics).
+    discriminator is not run at all; released code runs it with weight 0, which moves no weight.
 
     Args:
         discriminator: images to logits.

@@ -50,7 +50,7 @@ class TokenizerObjective(nn.Module):
             term.prepare(device)  # type: ignore[operator]
 
     def forward(self, step: TokenizerStep) -> tuple[Tensor, dict[str, Tensor]]:
-        """The generator's total loss, and every part for the log: terms unweighted, the quantizer's as they count."""
+        """The generator's total loss, and every part for the log: terms unweighted, the rest as it counts."""
         parts: dict[str, Tensor] = {}
         for name, term in self.terms.items():
             if step.step >= term.start_step:  # type: ignore[operator]
@@ -61,6 +61,6 @@ class TokenizerObjective(nn.Module):
         total = torch.stack([value.float() for value in weighted.values()]).sum()
         if self.adversarial is not None and self.adversarial.active(step.step):
             pixel = [weighted[name] for name in ("reconstruction", "perceptual") if name in weighted]
-            parts["adversarial"] = self.adversarial.generator_loss(step, torch.stack(pixel).sum())
+            parts["adversarial"] = self.adversarial.generator_loss(step, sum(pixel, start=torch.zeros_like(total)))
             total = total + parts["adversarial"]
         return total, parts

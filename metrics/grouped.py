@@ -28,6 +28,6 @@ class GroupedMean(Metric):
         self.sums.index_add_(0, labels, values.double())
         self.counts += torch.bincount(labels, minlength=len(self.counts))
 
-    def compute(self) -> Tensor:
-        """Mean of each group (num_groups,); NaN where a group is empty."""
-        return self.sums / self.counts
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Mean of each group (num_groups,), NaN where a group is empty, and the mean of all values."""
+        return self.sums / self.counts, self.sums.sum() / self.counts.sum()

@@ -30,7 +30,7 @@ class TokenSpec:
         return sum(height * width for height, width in self.scales)
 
     def to_json(self) -> dict[str, list]:
-        """Plain lists, as they stand in checkpoints and in a token store's manifest."""
+        """Plain lists, for JSON."""
         return {"codebook_sizes": list(self.codebook_sizes), "scales": [list(scale) for scale in self.scales]}
 
     @classmethod
@@ -48,7 +48,7 @@ class Encoding:
         quantized: (B, C, h, w), what the decoder reads.
         parts: the k straight-through outputs (B, d, h, w) of which ``quantized`` is the concatenation.
         losses: scalars the quantizer itself owes (codebook, commitment, entropy, KL), weighted; empty in eval mode.
-        latents: the k encoder outputs (B, d, h, w) that were quantized.
+        latents: the k encoder outputs (B, d, h, w) that were compared with the codes, normalised if those are.
         code_vectors: the k code vectors (B, d, h, w) whose gradient reaches the codebooks; empty where none do.
     """
 

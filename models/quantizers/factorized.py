@@ -29,6 +29,8 @@ class FactorizedQuantizer(Quantizer):
         latent_channels: channels between the adapter and its 1 × 1 ``quant_conv``.
         commitment_weight: β of each codebook.
         entropy_weight: weight of each codebook's entropy term.
+        entropy_temperature: its τ.
+        max_matrix_elements: the most entries of a codebook's (positions × K) matrix ever held at once.
 
     Losses of the k codebooks are summed, not averaged, as released.
     """
@@ -45,6 +47,8 @@ class FactorizedQuantizer(Quantizer):
         latent_channels: int = 256,
         commitment_weight: float = 0.25,
         entropy_weight: float = 0.0,
+        entropy_temperature: float = 0.01,
+        max_matrix_elements: int = 2**24,
     ) -> None:
         if num_codebooks < 1:
             raise ValueError(f"num_codebooks must be at least 1, got {num_codebooks}")
@@ -60,7 +64,15 @@ class FactorizedQuantizer(Quantizer):
         self.adapters = nn.ModuleList(build_adapter() for _ in range(num_codebooks))
         self.heads = nn.ModuleList(LatentHead(in_channels, latent_channels, code_dim) for _ in range(num_codebooks))
         self.codebooks = nn.ModuleList(
-            VectorQuantizer(codebook_size, code_dim, commitment_weight, entropy_weight) for _ in range(num_codebooks)
+            VectorQuantizer(
+                codebook_size,
+                code_dim,
+                commitment_weight,
+                entropy_weight,
+                entropy_temperature,
+                max_matrix_elements=max_matrix_elements,
+            )
+            for _ in range(num_codebooks)
         )
 
     def forward(self, features: Tensor) -> Encoding:

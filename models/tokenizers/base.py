@@ -31,12 +31,12 @@ class Tokenizer(nn.Module, ABC):
         """Quantized features (B, C, h, w) to images (B, 3, H, W), not clamped."""
 
     @abstractmethod
-    def embed_codes(self, codes: Tensor) -> Tensor:
-        """Codes (B, k, N) to quantized features (B, C, h, w)."""
+    def embed_codes(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Codes (B, k, N) to quantized features (B, C, h, w); ``grid`` (h, w) where it is not the one of ``spec``."""
 
-    def decode_codes(self, codes: Tensor) -> Tensor:
-        """Codes (B, k, N) to images (B, 3, H, W)."""
-        return self.decode(self.embed_codes(codes))
+    def decode_codes(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Codes (B, k, N) to images (B, 3, H, W); ``grid`` (h, w) where it is not the one of ``spec``."""
+        return self.decode(self.embed_codes(codes, grid))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Encoding]:
         """Images (B, 3, H, W) to their reconstruction and its encoding."""

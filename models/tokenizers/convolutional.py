@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -163,12 +162,16 @@ class ConvolutionalTokenizer(Tokenizer):
         """Quantized features (B, C, h, w) to images (B, 3, h·f, w·f)."""
         return self.decoder(self.post_quant_conv(quantized))
 
-    def embed_codes(self, codes: Tensor) -> Tensor:
-        """Codes (B, k, N) over a square grid to quantized features (B, C, √N, √N)."""
-        side = math.isqrt(codes.shape[-1])
-        if side * side != codes.shape[-1]:
-            raise ValueError(f"{codes.shape[-1]} positions are not a square grid; pass codes of shape (B, k, h·h)")
-        return self.quantizer.embed_codes(codes, (side, side))
+    def embed_codes(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Codes (B, k, N) to quantized features (B, C, h, w); ``grid`` (h, w) where it is not the one of ``spec``."""
+        side = self.image_size // self.downsampling
+        height, width = grid or (side, side)
+        if codes.shape[-1] != height * width:
+            raise ValueError(
+                f"{codes.shape[-1]} positions do not fill a grid of {height} × {width}: "
+                "pass the grid (H/f, W/f) of the images the codes came from"
+            )
+        return self.quantizer.embed_codes(codes, (height, width))
 
 
 def _middle(channels: int, attention: bool) -> nn.Sequential:

@@ -83,7 +83,6 @@ def test_validation_sees_the_average_and_training_does_not(tmp_path: Path) -> No
     with ema.applied(module):
         assert torch.equal(module.net.weight, ema._average["net.weight"])
     module.judged.clear()
-    trainer.test_step = None
     loader = torch.utils.data.DataLoader(torch.zeros(4, 2), batch_size=4)
     trainer.validate(module, loader, verbose=False)
     assert torch.equal(module.judged[-1], ema._average["net.weight"])

@@ -7,20 +7,27 @@ from callbacks.last_checkpoint import LastCheckpoint
 
 
 class FakeTrainer(SimpleNamespace):
-    def save_checkpoint(self, path: str) -> None:
-        self.saved.append((self.global_step, path))
+    is_global_zero = True
+
+    def save_checkpoint(self, path: Path, weights_only: bool) -> None:
+        assert not weights_only, "a checkpoint to go on from has the optimizers in it"
+        path.write_text(str(self.global_step))
+        self.saved.append(self.global_step)
+        if self.breaks:
+            raise OSError("disk full")
 
 
-def train(every: int, steps: list[int], max_steps: int = -1, start: int = 0, fast_dev_run: int = 0) -> list[int]:
-    callback = LastCheckpoint(every, dirpath="place")
-    trainer = FakeTrainer(global_step=start, max_steps=max_steps, saved=[], fast_dev_run=fast_dev_run)
+def train(
+    place: Path, every: int, steps: list[int], max_steps: int = -1, start: int = 0, fast_dev_run: int = 0, breaks=False
+) -> list[int]:
+    callback = LastCheckpoint(every, dirpath=str(place))
+    trainer = FakeTrainer(global_step=start, max_steps=max_steps, saved=[], fast_dev_run=fast_dev_run, breaks=breaks)
     callback.on_train_start(trainer, None)
     for step in steps:
         trainer.global_step = step
         callback.on_train_batch_end(trainer, None, None, None, 0)
     callback.on_train_end(trainer, None)
-    assert {path for _, path in trainer.saved} <= {str(Path("place/last.ckpt"))}
-    return [step for step, _ in trainer.saved]
+    return trainer.saved
 
 
 @pytest.mark.parametrize(
@@ -33,8 +40,16 @@ def train(every: int, steps: list[int], max_steps: int = -1, start: int = 0, fas
         ([], {"every": 2, "steps": [1, 2], "fast_dev_run": 2}),
     ],
 )
-def test_when_it_saves(expected: list[int], arguments: dict) -> None:
-    assert train(**arguments) == expected
+def test_when_it_saves(expected: list[int], arguments: dict, tmp_path: Path) -> None:
+    assert train(tmp_path, **arguments) == expected
+    assert [path.name for path in tmp_path.iterdir()] == (["last.ckpt"] if expected else [])
+
+
+def test_a_write_that_fails_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
+    train(tmp_path, every=2, steps=[2])
+    with pytest.raises(OSError, match="disk full"):
+        train(tmp_path, every=2, steps=[4], breaks=True)
+    assert (tmp_path / "last.ckpt").read_text() == "2"
 
 
 def test_never_is_refused() -> None:

@@ -1,11 +1,13 @@
 """Every YAML that ships is parsed, instantiated and, at the size of the digits, trained for two steps."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 import cli
+from models.weights import load_state
 from tests.support.commands import exit_code
 from tests.support.recipes import CONFIGS, digits, write_judge
 
@@ -65,8 +67,36 @@ def test_two_steps_on_digits(recipe: str, tmp_path: Path) -> None:
     assert {"config.yaml", "metrics.json", "reconstructions.png"} <= {path.name for path in run.iterdir()}
 
 
-def test_two_steps_of_the_judge(tmp_path: Path) -> None:
-    arguments = ["--config", str(CONFIGS / "judge.yaml"), "--config", str(CONFIGS / "presets/digits/judge.yaml")]
+def test_f8_is_the_published_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+
+    def stop(self: cli.CommandLine) -> None:
+        built.append(self.model.tokenizer)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(cli.CommandLine, "before_fit", stop, raising=False)
+    presets = [CONFIGS / "presets/imagenet/tokenizer.yaml", CONFIGS / "presets/imagenet/f8.yaml"]
+    arguments = [
+        "--config",
+        str(CONFIGS / "fq_triple.yaml"),
+        *(part for path in presets for part in ("--config", str(path))),
+    ]
+    with torch.device("meta"):
+        assert exit_code("fit", *arguments, "--trainer.devices", "1", "--trainer.strategy", "auto") == 0
+    assert sum(parameter.numel() for parameter in built[0].parameters()) == 131_063_963
+    assert built[0].spec.num_positions == 1024
+
+
+@pytest.mark.parametrize("preset", sorted(path.parent.name for path in CONFIGS.glob("presets/*/judge.yaml")))
+def test_two_steps_of_the_judge_and_again(preset: str, tmp_path: Path) -> None:
+    """A finished judge can be started again: it is measured and written once more."""
+    arguments = ["--config", str(CONFIGS / "judge.yaml"), "--config", str(CONFIGS / f"presets/{preset}/judge.yaml")]
     arguments += ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2"]
-    assert exit_code("fit", *arguments) == 0
-    assert (tmp_path / "runs/digits/teacher/judge.safetensors").exists()
+    written = tmp_path / f"runs/{preset}/teacher/judge.safetensors"
+    for _ in range(2):
+        assert exit_code("fit", *arguments) == 0
+        accuracy = load_state(written, "")[1]["accuracy"]
+        written.unlink()
+    metrics = json.loads((tmp_path / f"runs/{preset}/teacher/judge/metrics.json").read_text())
+    assert metrics["validate"]["metrics"]["val/accuracy"] == pytest.approx(accuracy)
+    assert metrics["validate"]["global_step"] == 2

@@ -110,14 +110,11 @@ def test_gradient_clipping_bounds_each_network(tmp_path: Path, monkeypatch: pyte
     norms: list[float] = []
     step = torch.optim.AdamW.step
 
-    def spy(self, *args, **kwargs):
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if not args and not kwargs or kwargs.get("closure") is None and not args:
-            norms.append(float(torch.nn.utils.get_total_norm(gradients)))
-        elif args or kwargs:
-            closure = args[0] if args else kwargs["closure"]
+    def spy(self, closure=None):
+        if closure is not None:
             closure()
-            norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
         return step(self)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", spy)
@@ -174,9 +171,34 @@ def test_trainer_flags_are_refused_with_our_names(tmp_path: Path, options: dict,
         fit(build(), tmp_path, 1, **options)
 
 
-def test_fp16_is_refused(tmp_path: Path) -> None:
+def test_precisions_without_float32_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="use 32-true or bf16-mixed"):
+        fit(build(), tmp_path, 1, precision="bf16-true")
+
+
+def test_a_non_finite_image_never_reaches_the_discriminator(tmp_path: Path) -> None:
+    """Batch-norm statistics would keep it for good."""
+    module = build(max_nonfinite_steps=2)
+    with torch.no_grad():
+        module.tokenizer.decoder.conv_out.bias.fill_(float("nan"))
+    before = copy.deepcopy(module.objective.adversarial)
+    with pytest.raises(NonFiniteError, match="output of the decoder not finite"):
+        fit(module, tmp_path, 5)
+    for name, buffer in module.objective.adversarial.named_buffers():
+        assert torch.equal(buffer, before.get_buffer(name)), name
+
+
+def test_adaptive_weight_in_training(tmp_path: Path) -> None:
     module = build()
-    module.trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", default_root_dir=tmp_path)
-    module.trainer.strategy.precision_plugin.precision = "16-mixed"
-    with pytest.raises(ValueError, match="use bf16-mixed or 32-true"):
-        module.configure_callbacks()
+    module.objective.adversarial.adaptive = True
+    before = copy.deepcopy(module)
+    fit(module, tmp_path, 2)
+    assert changed(before.tokenizer, module.tokenizer)
+    assert changed(before.objective.adversarial, module.objective.adversarial)
+
+
+def test_predict_returns_codes(tmp_path: Path) -> None:
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", default_root_dir=tmp_path)
+    (first, *_) = trainer.predict(build(), batches(2, count=4))
+    assert first["codes"].shape == (2, 2, 4)
+    assert first["index"].tolist() == [0, 1]

@@ -21,6 +21,14 @@ def test_codes_decode_to_the_reconstruction() -> None:
     assert torch.allclose(tokenizer.decode_codes(encoding.codes), reconstruction, atol=1e-5)
 
 
+def test_codes_of_other_sizes_need_their_grid() -> None:
+    tokenizer = tiny_tokenizer().eval()
+    reconstruction, encoding = tokenizer(torch.randn(1, 3, 8, 32))  # 1 × 4 codes, as many as 2 × 2
+    assert torch.allclose(tokenizer.decode_codes(encoding.codes, (1, 4)), reconstruction, atol=1e-5)
+    with pytest.raises(ValueError, match="6 positions do not fill a grid of 2 × 2: pass the grid"):
+        tokenizer.decode_codes(torch.zeros(1, 2, 6, dtype=torch.int64))
+
+
 def test_spec_round_trips_through_json() -> None:
     spec = tiny_tokenizer().spec
     assert spec == TokenSpec((16, 16), ((2, 2),))
