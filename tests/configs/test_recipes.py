@@ -67,6 +67,24 @@ def test_two_steps_on_digits(recipe: str, tmp_path: Path) -> None:
     assert {"config.yaml", "metrics.json", "reconstructions.png"} <= {path.name for path in run.iterdir()}
 
 
+def test_validate_measures_the_average_in_the_checkpoint(tmp_path: Path) -> None:
+    """What `validate` reports of a checkpoint is what the run itself reported at its end."""
+    judge = write_judge(tmp_path / "runs/digits/teacher/judge.safetensors")
+    overrides = ["--trainer.max_steps", "3", "--trainer.val_check_interval", "2", "--trainer.limit_val_batches", "2"]
+    overrides += ["--data.init_args.batch_size", "4"]
+
+    def measured() -> dict:
+        return json.loads((tmp_path / "runs/digits/tokenizer/fq_dual/metrics.json").read_text())["validate"]
+
+    assert exit_code("fit", *digits("fq_dual", judge), *overrides) == 0
+    of_the_run = measured()
+    assert exit_code("validate", *digits("fq_dual", judge), *overrides) == 0
+    of_the_checkpoint = measured()
+    assert of_the_run["global_step"] == of_the_checkpoint["global_step"] == 3
+    for name in ("val/psnr", "val/ssim", "val/usage/0", "val/judge_accuracy"):
+        assert of_the_checkpoint["metrics"][name] == pytest.approx(of_the_run["metrics"][name], abs=1e-6), name
+
+
 def test_f8_is_the_published_model(monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
 
