@@ -32,8 +32,8 @@ class RunRecord(Callback):
         self.model = model
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the configuration, once a start."""
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        """Write the configuration, once a start: the validation that ends a fit is no start of its own."""
+        if trainer.is_global_zero and not trainer.fast_dev_run and stage == self.command:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._file().write_text(self.config, encoding="utf-8")
 
