@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 
 import torch
@@ -27,13 +28,13 @@ class PerceptualTerm(LossTerm):
         self.weights = weights
         self._network: list[nn.Module] = []  # a list hides it from parameters(), state_dict() and train()
 
+    @abstractmethod
     def load_network(self) -> nn.Module:
         """The frozen network of ``weights``, in eval mode."""
-        raise NotImplementedError
 
+    @abstractmethod
     def distance(self, network: nn.Module, first: Tensor, second: Tensor) -> Tensor:
         """Scalar distance of two image batches in [-1, 1]."""
-        raise NotImplementedError
 
     def prepare(self, device: torch.device) -> None:
         """Load the network onto the device."""
