@@ -15,14 +15,15 @@ class Quantizer(nn.Module, ABC):
 
     Args:
         in_channels: width of the features it reads.
-        out_channels: width C of ``Encoding.quantized``.
+        part_channels: widths of the k ``Encoding.parts``; their sum is ``out_channels``, C of ``Encoding.quantized``.
         codebook_sizes: K_1 … K_k; empty for a continuous bottleneck.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, codebook_sizes: tuple[int, ...]) -> None:
+    def __init__(self, in_channels: int, part_channels: tuple[int, ...], codebook_sizes: tuple[int, ...]) -> None:
         super().__init__()
         self.in_channels = in_channels
-        self.out_channels = out_channels
+        self.part_channels = part_channels
+        self.out_channels = sum(part_channels)
         self.codebook_sizes = codebook_sizes
 
     @abstractmethod

@@ -52,7 +52,7 @@ class FactorizedQuantizer(Quantizer):
     ) -> None:
         if num_codebooks < 1:
             raise ValueError(f"num_codebooks must be at least 1, got {num_codebooks}")
-        super().__init__(in_channels, num_codebooks * code_dim, (codebook_size,) * num_codebooks)
+        super().__init__(in_channels, (code_dim,) * num_codebooks, (codebook_size,) * num_codebooks)
 
         def build_adapter() -> nn.Module:
             if adapter == "transformer":

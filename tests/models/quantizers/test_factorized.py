@@ -19,6 +19,7 @@ def test_shapes_and_sums(num_codebooks: int, adapter: str) -> None:
     assert encoding.codes.dtype == torch.int64
     assert encoding.quantized.shape == (2, 4 * num_codebooks, 4, 4) == (2, quantizer.out_channels, 4, 4)
     assert torch.equal(torch.cat(encoding.parts, 1), encoding.quantized)
+    assert tuple(part.shape[1] for part in encoding.parts) == quantizer.part_channels
     assert set(encoding.losses) == {"codebook", "commitment", "entropy"}
     sub_losses = [
         codebook(latent).losses for codebook, latent in zip(quantizer.codebooks, encoding.latents, strict=True)
