@@ -7,6 +7,7 @@ from torch import Tensor
 
 from callbacks.measurement import Measurement
 from metrics.codebook import CodebookStatistics
+from models.encoding import Encoding
 
 
 class CodebookUsage(Measurement):
@@ -17,10 +18,10 @@ class CodebookUsage(Measurement):
         spec = pl_module.tokenizer.spec
         self._statistics = CodebookStatistics(spec.codebook_sizes).to(pl_module.device) if spec else None
 
-    def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, codes: Tensor | None) -> None:
-        """Count codes (B, k, N)."""
-        if self._statistics is not None and codes is not None:
-            self._statistics.update(codes)
+    def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
+        """Count the codes."""
+        if self._statistics is not None and encoding.codes is not None:
+            self._statistics.update(encoding.codes)
 
     def results(self) -> dict[str, float]:
         """Figures by name and codebook."""

@@ -8,6 +8,7 @@ from torchmetrics import MeanMetric
 
 from callbacks.measurement import Measurement
 from models.classifier import SmallClassifier
+from models.encoding import Encoding
 
 
 class JudgeAccuracy(Measurement):
@@ -30,7 +31,7 @@ class JudgeAccuracy(Measurement):
         self._reconstructions = MeanMetric().to(pl_module.device)
         self._originals = MeanMetric().to(pl_module.device)
 
-    def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, codes: Tensor | None) -> None:
+    def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
         """Judge images and reconstructions."""
         self._reconstructions.update((self._judge(reconstruction).argmax(1) == labels).float())
         self._originals.update((self._judge(images).argmax(1) == labels).float())

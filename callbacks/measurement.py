@@ -8,6 +8,8 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
+from models.encoding import Encoding
+
 
 class Measurement(pl.Callback, ABC):
     """Measures reconstructions over the whole validation or test set, summed over ranks."""
@@ -17,8 +19,8 @@ class Measurement(pl.Callback, ABC):
         """Start measuring anew."""
 
     @abstractmethod
-    def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, codes: Tensor | None) -> None:
-        """Add images (B, 3, H, W) in [-1, 1], their reconstructions, labels (B,) and codes (B, k, N)."""
+    def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
+        """Add images (B, 3, H, W) in [-1, 1], their reconstructions, labels (B,) and encoding."""
 
     @abstractmethod
     def results(self) -> dict[str, Any]:
@@ -39,9 +41,8 @@ class Measurement(pl.Callback, ABC):
         """Add one batch, without the rows that pad it."""
         real = batch["index"] >= 0
         if real.any():
-            codes = outputs["encoding"].codes
-            kept = None if codes is None else codes[real]
-            self.measure(batch["image"][real], outputs["reconstruction"][real], batch["label"][real], kept)
+            encoding = outputs["encoding"].rows(real)
+            self.measure(batch["image"][real], outputs["reconstruction"][real], batch["label"][real], encoding)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the figures."""

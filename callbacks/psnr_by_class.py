@@ -12,6 +12,7 @@ from torch import Tensor
 from callbacks.measurement import Measurement
 from metrics.grouped import GroupedMean
 from metrics.images import paint_patches, psnr, to_uint8
+from models.encoding import Encoding
 
 
 class PSNRByClass(Measurement):
@@ -28,7 +29,7 @@ class PSNRByClass(Measurement):
         self._tokenizer = GroupedMean(len(self._classes)).to(pl_module.device)
         self._painted = GroupedMean(len(self._classes)).to(pl_module.device)
 
-    def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, codes: Tensor | None) -> None:
+    def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
         """Compare images with their reconstructions, and with themselves painted."""
         originals = to_uint8(images)
         self._tokenizer.update(psnr(to_uint8(reconstruction), originals), labels)

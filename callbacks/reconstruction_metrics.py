@@ -8,6 +8,7 @@ from torchmetrics import MeanMetric, Metric
 
 from callbacks.measurement import Measurement
 from metrics.images import psnr, to_uint8
+from models.encoding import Encoding
 
 
 class ReconstructionMetrics(Measurement):
@@ -20,7 +21,7 @@ class ReconstructionMetrics(Measurement):
         metrics = {"psnr": MeanMetric(), "ssim": StructuralSimilarityIndexMeasure(data_range=255.0)}
         self._metrics: dict[str, Metric] = {name: metric.to(pl_module.device) for name, metric in metrics.items()}
 
-    def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, codes: Tensor | None) -> None:
+    def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
         """Compare images with their reconstructions."""
         originals, reconstructed = to_uint8(images), to_uint8(reconstruction)
         self._metrics["psnr"].update(psnr(reconstructed, originals))

@@ -58,3 +58,13 @@ class Encoding:
     losses: dict[str, Tensor] = field(default_factory=dict)
     latents: tuple[Tensor, ...] = ()
     code_vectors: tuple[Tensor, ...] = ()
+
+    def rows(self, kept: Tensor) -> Encoding:
+        """The encoding of the images a mask (B,) keeps; without the losses, which are those of all."""
+        return Encoding(
+            codes=None if self.codes is None else self.codes[kept],
+            quantized=self.quantized[kept],
+            parts=tuple(part[kept] for part in self.parts),
+            latents=tuple(latent[kept] for latent in self.latents),
+            code_vectors=tuple(vector[kept] for vector in self.code_vectors),
+        )
