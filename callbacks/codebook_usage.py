@@ -27,5 +27,6 @@ class CodebookUsage(Measurement):
         """Figures by name and codebook."""
         if self._statistics is None:
             return {}
-        statistics = self._statistics.compute()
-        return {f"{name}/{index}": value for name, values in statistics.items() for index, value in enumerate(values)}
+        figures = self._statistics.compute()
+        named = {"usage": figures.usage, "perplexity": figures.perplexity, "dead": figures.dead}
+        return {f"{name}/{index}": float(value) for name, values in named.items() for index, value in enumerate(values)}

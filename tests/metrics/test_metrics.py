@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from metrics import CodebookStatistics, GroupedMean, paint_patches, psnr, to_uint8
+from metrics import GroupedMean, paint_patches, psnr, psnr_unclamped, to_uint8
 
 
 def test_to_uint8_rounds_and_clamps() -> None:
@@ -21,21 +21,20 @@ def test_psnr() -> None:
     assert math.isfinite(values[1].item()) and values[1] > 60
 
 
+def test_psnr_of_floats_sees_what_clamping_hides() -> None:
+    first = torch.zeros(2, 3, 4, 4)
+    second = first.clone()
+    second[0] += 0.2
+    second[1] += 4
+    assert psnr_unclamped(first, second).tolist() == pytest.approx([20.0, -20 * math.log10(2)], abs=1e-6)
+    assert psnr_unclamped(first, first).tolist() == pytest.approx([106.0, 106.0], abs=0.1)
+
+
 def test_paint_patches() -> None:
     images = torch.arange(16.0).view(1, 1, 4, 4)
     painted = paint_patches(images, 2)
     assert painted[0, 0, :2, :2].tolist() == [[2.5, 2.5], [2.5, 2.5]]
     assert painted.shape == images.shape
-
-
-def test_codebook_statistics_over_batches() -> None:
-    metric = CodebookStatistics([4, 8])
-    metric.update(torch.tensor([[[0, 1], [0, 0]]]))
-    metric.update(torch.tensor([[[0, 1], [7, 7]]]))
-    result = metric.compute()
-    assert result["usage"] == [0.5, 0.25]
-    assert result["dead"] == [2, 6]
-    assert result["perplexity"] == pytest.approx([2.0, 2.0])
 
 
 def test_grouped_mean() -> None:

@@ -1,0 +1,75 @@
+"""Figures of two ranks, which hold different and unequally many rows, are those of all rows at once."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from metrics import (
+    CodebookStatistics,
+    FeatureStatistics,
+    InceptionScore,
+    JointCodeStatistics,
+    RecentUsage,
+    SubspaceCosines,
+    gather_rows,
+)
+from tests.support.ranks import run_on_ranks
+
+WIDE = [16384] * 5  # no int64 holds these tuples
+
+
+def rows(start: int, stop: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 4, (5, 2, 6), generator=generator)
+    return {
+        "codes": codes[start:stop],
+        "wide": torch.randint(0, 2, (5, 5, 6), generator=generator)[start:stop],
+        "features": torch.randn(5, 3, generator=generator)[start:stop],
+        "first": torch.randn(5, 4, 2, 2, generator=generator)[start:stop],
+        "second": torch.randn(5, 4, 2, 2, generator=generator)[start:stop],
+    }
+
+
+def figures(part: dict[str, torch.Tensor]) -> dict[str, object]:
+    result: dict[str, object] = {}
+    usage = CodebookStatistics([4, 4])
+    usage.update(part["codes"])
+    result["usage"] = [*usage.compute().perplexity, *usage.compute().usage]
+    for name, sizes in (("codes", [4, 4]), ("wide", WIDE)):
+        joint = JointCodeStatistics(sizes)
+        joint.update(part[name])
+        result[f"joint {name}"] = list(joint.compute())
+    recent = RecentUsage([4, 4], window=3)
+    recent.update(part["codes"][:, :, :1])
+    result["recent"] = [float(share) for share in recent.compute()]
+    statistics = FeatureStatistics(3)
+    statistics.update(part["features"])
+    result["count"] = [float(statistics.compute().number)]
+    result["covariance"] = statistics.compute().covariance.flatten().tolist()
+    score = InceptionScore(3)
+    score.update(part["features"])
+    result["score"] = [float(score.compute())]
+    cosines = SubspaceCosines(2)
+    cosines.update((part["first"], part["second"]))
+    result["cosines"] = torch.stack(cosines.compute()).flatten().tolist()
+    result["gathered"] = gather_rows(part["features"]).flatten().tolist()
+    result["gathered of one rank"] = gather_rows(part["features"][:1] if len(part["features"]) == 3 else EMPTY).tolist()
+    return result
+
+
+EMPTY = torch.zeros(0, 3)
+
+
+def of_rank(rank: int) -> dict[str, object]:
+    return figures(rows(0, 2) if rank == 0 else rows(2, 5))
+
+
+@pytest.mark.slow
+def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
+    expected = figures(rows(0, 5))
+    expected["gathered of one rank"] = rows(2, 3)["features"].tolist()
+    for found in run_on_ranks(of_rank, tmp_path):
+        assert found.keys() == expected.keys()
+        for name, values in expected.items():
+            torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(values), msg=name)
