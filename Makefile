@@ -2,6 +2,7 @@
 
 PRESET    ?= digits
 TOKENIZER ?= fq_dual
+EXPERIMENT ?= ssq/table3
 DATA      ?=
 ARGS      ?=
 
@@ -15,7 +16,7 @@ FIT    := $(PYTHON) cli.py fit
 ROOT   := $(if $(DATA),--data.init_args.source.init_args.root=$(DATA))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo teacher tokenizer weights test lint format benchmark tensorboard clean
+.PHONY: help setup lock demo teacher tokenizer weights experiment test lint format benchmark tensorboard clean
 
 help: ## Explain every target
 	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=vq|fq_dual|fq_triple|fq_quad] [DATA=/path] [ARGS='--key value']"
@@ -58,6 +59,9 @@ $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json: $(JUDGE) configs/$(TOKENIZER).yaml 
 
 weights: $(READY) ## Fetch the published weights (VGG-16 for LPIPS) into weights/
 	$(PYTHON) -m commands.weights
+
+experiment: teacher | $(READY) ## Run EXPERIMENT (ssq/table3, ifsq/fig3 …) on PRESET; ARGS='--seeds 3'
+	$(PYTHON) -m experiments run $(EXPERIMENT) --preset $(PRESET) $(ARGS)
 
 # --- development -----------------------------------------------------------------------------------------------------
 
