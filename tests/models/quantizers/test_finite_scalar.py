@@ -34,7 +34,7 @@ def test_bound_is_a_scaled_sigmoid_and_tanh_at_two() -> None:
 @pytest.mark.parametrize("cells", ["rounding", "equal"])
 def test_exactly_the_levels_are_reached_and_symmetric(levels: int, cells: str) -> None:
     sizes = torch.tensor([levels])
-    line = torch.linspace(-1, 1, 100_002)[:, None]  # without 0, an edge of even levels
+    line = torch.linspace(-1, 1, 100_004)[:, None]  # a prime number of steps: none on an edge, nor on 0
     digits = vectors_to_digits(line, sizes, cells)
     assert digits.unique().tolist() == list(range(levels))
     assert torch.equal(digits, levels - 1 - digits.flip(0))

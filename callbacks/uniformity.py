@@ -1,0 +1,45 @@
+"""How evenly the latents of a finite scalar quantizer fill their levels."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from callbacks.measurement import Measurement
+from metrics.uniformity import UniformityStatistics
+from models.encoding import Encoding
+from models.quantizers import FiniteScalarQuantizer
+from models.quantizers.finite_scalar import vectors_to_digits
+
+
+class Uniformity(Measurement):
+    """Logs ``ks``, ``rmse_uniform``, ``entropy_ratio`` and ``bins_hit`` of the bounded latents, means over channels.
+
+    The first two compare with U(−1, 1), correct to 1/4096; the others count the L levels of each channel.
+    """
+
+    def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start counting anew.
+
+        Raises:
+            ValueError: if the tokenizer rounds nothing.
+        """
+        quantizer = getattr(pl_module.tokenizer, "quantizer", None)
+        if not isinstance(quantizer, FiniteScalarQuantizer):
+            raise ValueError(
+                f"callbacks.Uniformity measures a FiniteScalarQuantizer, and this tokenizer's bottleneck is "
+                f"{type(quantizer).__name__}: leave the callback out"
+            )
+        self._quantizer = quantizer
+        self._statistics = UniformityStatistics(quantizer.levels.flatten().tolist()).to(pl_module.device)
+
+    def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
+        """Count the latents and their levels."""
+        values = torch.cat(encoding.latents, dim=1).permute(0, 2, 3, 1).flatten(0, 2)
+        levels = self._quantizer.levels.flatten()
+        self._statistics.update(values, vectors_to_digits(values, levels, self._quantizer.cells))
+
+    def results(self) -> dict[str, float]:
+        """The four figures by name."""
+        return self._statistics.compute()._asdict()
