@@ -1,0 +1,104 @@
+"""`python -m experiments {run,show,status} EXPERIMENT --preset PRESET`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from commands.errors import CommandError
+from commands.suggestions import nearest
+from experiments import table
+from experiments.runner import Task, begun, check, plan, run
+from experiments.runs import ROOT, nested
+from experiments.specification import Experiment, load, names
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser("python -m experiments", description="The papers' tables.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    helps = {
+        "run": "run what is missing, one run after another; a second call goes on",
+        "show": "print the table, and write its figures as CSV",
+        "status": "list what is done and what is missing",
+    }
+    for name, text in helps.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("experiment", help=f"one of {', '.join(names())}, or the path of a YAML file")
+        command.add_argument("--preset", help="data and sizes; by default the first that the experiment names")
+        command.add_argument("--seeds", type=_positive, help="how many: 0, 1, ...; by default those begun, or one")
+        command.add_argument("--root", type=Path, default=ROOT, help="directory of all runs (default: %(default)s)")
+    commands.choices["run"].add_argument("--dry-run", action="store_true", help="print the commands")
+    commands.choices["show"].add_argument("--markdown", action="store_true", help="print Markdown, for docs")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit code is 1 if a row failed, 2 for a mistake in the experiment's file."""
+    given = parse(arguments)
+    try:
+        experiment = load(given.experiment)
+        preset = given.preset or experiment.presets[0]
+        tasks = plan(experiment, preset, given.seeds or begun(experiment, preset, given.root), given.root)
+        if given.command == "run":
+            check(experiment, preset)
+            return _run(tasks, given.dry_run)
+        if given.command == "show":
+            _show(experiment, preset, tasks, given)
+        else:
+            _status(tasks)
+    except CommandError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped: the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(tasks: list[Task], dry: bool) -> int:
+    if not dry:
+        failed = run(tasks)
+        if failed:
+            print(f"{failed} of {len(tasks)} rows failed; the same command tries them again", file=sys.stderr)
+        return 1 if failed else 0
+    missing = {run.directory: run for task in tasks for run in task.runs if run.state() != "done"}
+    for one in missing.values():
+        print(f"# {one.overrides}: {nested(one.stage.overrides)}\n{shlex.join(one.command())}")
+    return 0
+
+
+def _show(experiment: Experiment, preset: str, tasks: list[Task], given: argparse.Namespace) -> None:
+    records = table.figures(experiment, tasks)
+    file = given.root / "results" / f"{experiment.name}_{preset}.csv"
+    table.write_csv(file, records)
+    head, rows = table.cells(experiment, records)
+    if given.markdown:
+        print(table.markdown(head, rows))
+        return
+    for metric in experiment.metrics:
+        measured = {name for task in tasks for run in task.runs for name in run.metrics() or {}}
+        if measured and not any(record["metric"] == metric.name for record in records):
+            print(f"no run has measured '{metric.name}'; nearest is {nearest(metric.name, measured)}", file=sys.stderr)
+    table.rich(f"{experiment.title}\n{preset}; paper: {experiment.paper.source}", head, rows)
+    print(f"every figure: {file}")
+
+
+def _status(tasks: list[Task]) -> None:
+    states = [(task, [run.state() for run in task.runs]) for task in tasks]
+    for task, found in states:
+        stages = ", ".join(f"{run.stage.stage} {state}" for run, state in zip(task.runs, found, strict=True))
+        print(f"{task.row.label}, seed {task.seed}: {stages}  {task.runs[-1].directory}")
+    print(f"{sum(set(found) == {'done'} for _, found in states)} of {len(tasks)} rows done")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got '{text}'")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

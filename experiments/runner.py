@@ -1,0 +1,164 @@
+"""Runs what an experiment lacks, one run after another."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import re
+import subprocess
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from statistics import fmean
+
+import yaml
+
+from commands.errors import CommandError
+from commands.suggestions import nearest
+from experiments.runs import ROOT, Run, runs_of
+from experiments.specification import Experiment, Row, Stage, where
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row with one seed, and its runs in their order."""
+
+    row: Row
+    seed: int
+    runs: list[Run]
+
+
+def plan(experiment: Experiment, preset: str, seeds: int, root: Path = ROOT) -> list[Task]:
+    """All rows with the first seed, then all with the next: so a table is complete as early as can be."""
+    if preset not in experiment.presets:
+        raise CommandError(
+            f"{experiment.name} is not made for the preset '{preset}', only for {', '.join(experiment.presets)}\n"
+            f"  {where(experiment.file, ('presets',))}"
+        )
+    return [Task(row, seed, runs_of(row, preset, seed, root)) for seed in range(seeds) for row in experiment.rows]
+
+
+def begun(experiment: Experiment, preset: str, root: Path = ROOT) -> int:
+    """How many seeds have a directory, at least one."""
+    tasks = plan(experiment, preset, 1, root)
+    found = [path for task in tasks for run in task.runs for path in run.directory.parent.glob("seed_*")]
+    return 1 + max((int(path.name.removeprefix("seed_")) for path in found), default=0)
+
+
+def check(experiment: Experiment, preset: str) -> None:
+    """Compose the configuration of every stage as cli.py would; raises CommandError for the first that is wrong."""
+    for index, row in enumerate(experiment.rows):
+        for number, run in enumerate(runs_of(row, preset, seed=0)):
+            try:
+                _compose(run)
+            except CommandError as error:
+                place = (f"rows[{index}]", f"stages[{number}]", "overrides")
+                raise CommandError(_say(str(error), experiment, row, run.stage, place, preset)) from None
+
+
+def run(tasks: list[Task]) -> int:
+    """Make the missing runs and say how it goes; the number of rows that failed."""
+    todo = {run.directory for task in tasks for run in task.runs if run.state() != "done"}
+    times: list[float] = []
+    failed: set[Path] = set()
+    failures = 0
+    for index, task in enumerate(tasks, 1):
+        for stage in task.runs:
+            head = f"[{index}/{len(tasks)}] {task.row.label}, seed {task.seed}, {stage.stage.stage}"
+            if stage.state() == "done":
+                print(f"{head}: done before", flush=True)
+                continue
+            if stage.directory not in failed:  # else a row before has the same stage
+                estimate = f", about {_clock(len(todo) * fmean(times))}" if times else ""
+                print(f"{head}: {stage.state()}, {len(todo)} to run{estimate}", flush=True)
+                start = time.monotonic()
+                code = _start(stage)
+                took = time.monotonic() - start
+                todo.discard(stage.directory)
+            if code or stage.state() != "done":
+                reason = f"exit code {code}" if code else "it ended without measuring"
+                print(f"{head}: FAILED ({reason}), {stage.log}\n    {last_words(stage.log)}", flush=True)
+                failed.add(stage.directory)
+                failures += 1
+                break  # what this row builds upon it cannot be run
+            times.append(took)
+            print(f"{head}: done in {_clock(took)}", flush=True)
+    return failures
+
+
+def last_words(log: Path) -> str:
+    """The line that says why: our own error if there is one, else the last of a traceback."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    start = max((number for number, line in enumerate(lines) if line.startswith("$ ")), default=-1)
+    lines = lines[start + 1 :] or ["it printed nothing"]
+    return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
+
+
+def _start(run: Run) -> int:
+    """Run one command to its end; its output goes to the run's log.
+
+    The log is locked as long as the command lives, even if it outlives this program: so two callers make a run once.
+    """
+    run.directory.mkdir(parents=True, exist_ok=True)
+    with run.log.open("a", encoding="utf-8") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("    somebody else runs it: waiting", flush=True)
+            fcntl.flock(log, fcntl.LOCK_EX)
+            if run.state() == "done":
+                return 0
+        run.write_overrides(run.overrides)
+        print(f"$ {' '.join(run.command())}", file=log, flush=True)
+        return subprocess.run(run.command(), stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _compose(run: Run) -> dict:
+    """The configuration of a run, by the parser of cli.py; nothing is built."""
+    import cli  # ten seconds that `show` can do without
+
+    printed = io.StringIO()
+    with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(printed), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+        overrides = Path(directory) / "overrides.yaml"
+        run.write_overrides(overrides)
+        with contextlib.suppress(SystemExit):  # printing the configuration ends the program
+            cli.CommandLine([*run.arguments(overrides), "--print_config"])
+    return yaml.safe_load(printed.getvalue())
+
+
+def _say(text: str, experiment: Experiment, row: Row, stage: Stage, place: tuple[str, ...], preset: str) -> str:
+    """The parser's error with the experiment's own file and line in the place of the temporary one's."""
+    lines = text.split("\n")
+    key = next((key for key in sorted(stage.overrides, key=len, reverse=True) if _names(lines[0], key)), None)
+    if key is None:
+        return f"row '{row.label}': {text}\n  in {experiment.file}"
+    own = where(experiment.file, (*place, key), ("shared", key))
+    rest = [line for line in lines[1:] if not re.match(r"  in .*overrides\.yaml, line", line)]
+    if "is not an option" in lines[0] and not any("did you mean" in line for line in rest):
+        plain = Stage(stage.stage, stage.recipe, stage.preset_file)
+        known = _flat(_compose(runs_of(Row("", (plain,)), preset, seed=0)[0]))
+        rest += [f"  did you mean {match}?" for match in [nearest(key, known)] if match]
+    return "\n".join([f"row '{row.label}': {lines[0]}", f"  {own}", *rest])
+
+
+def _names(line: str, key: str) -> bool:
+    """Whether an error is about this override, a section it lies in or a key within its value."""
+    named = line.split(" ")[0].rstrip(":")
+    return f"{named}.".startswith(f"{key}.") or f"{key}.".startswith(f"{named}.")
+
+
+def _flat(tree: dict, prefix: str = "") -> list[str]:
+    """All keys with dots."""
+    keys = []
+    for key, value in tree.items():
+        keys += [f"{prefix}{key}", *(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [])]
+    return keys

@@ -1,0 +1,226 @@
+"""What an experiment file says; a mistake in it is named with the file, the line and the row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+
+from commands.errors import CommandError
+from commands.places import broken_yaml, read_places
+from commands.suggestions import REPOSITORY, nearest, nearest_file
+
+DIRECTORY = Path(__file__).resolve().parent
+CONFIGS = REPOSITORY / "configs"
+DIRECTIONS = {"up": "↑", "down": "↓"}
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of the table.
+
+    Args:
+        name: As in `metrics.json`; `val/usage/*` is the mean over all that match.
+        label: The column's head.
+        direction: What is better, `up` or `down`.
+        paper: The paper's column this one stands for, if it has one.
+    """
+
+    name: str
+    label: str
+    direction: str
+    paper: str | None = None
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where the paper's numbers are from, and the names of its columns."""
+
+    name: str
+    table: str
+    source: str
+    columns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of `cli.py fit`.
+
+    Args:
+        stage: What is trained: tokenizer, tokens, stage1, stage2.
+        recipe: The file `configs/<recipe>.yaml`.
+        preset_file: The file `configs/presets/<preset>/<preset_file>.yaml`.
+        overrides: What differs from both, by dotted key; those that all rows share come first.
+    """
+
+    stage: str
+    recipe: str
+    preset_file: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def configs(self, preset: str) -> list[Path]:
+        """The recipe and the preset, in the order in which they are laid over each other."""
+        return [
+            short(CONFIGS / f"{self.recipe}.yaml"),
+            short(CONFIGS / "presets" / preset / f"{self.preset_file}.yaml"),
+        ]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: its stages in the order they run, each built upon those before it."""
+
+    label: str
+    stages: tuple[Stage, ...]
+    paper: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One table of a paper.
+
+    Args:
+        name: `<paper>/<table>`.
+        file: Where it is written.
+        title: One line.
+        paper: What it is compared with.
+        metrics: The columns.
+        presets: The presets that its overrides are made for.
+        rows: The rows.
+    """
+
+    name: str
+    file: Path
+    title: str
+    paper: Paper
+    metrics: tuple[Metric, ...]
+    presets: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def short(path: Path) -> Path:
+    """A file of the repository as a user in it would type it."""
+    return path.relative_to(REPOSITORY) if Path.cwd() == REPOSITORY else path
+
+
+def names() -> list[str]:
+    """All experiments of this package, as `<paper>/<table>`."""
+    return sorted(f"{path.parent.name}/{path.stem}" for path in DIRECTORY.glob("*/*.yaml"))
+
+
+def load(name: str) -> Experiment:
+    """Read an experiment by its name, or by the path of a YAML file; raises CommandError if anything in it is wrong."""
+    file = Path(name) if name.endswith(".yaml") else short(DIRECTORY / f"{name}.yaml")
+    if not file.is_file():
+        match = nearest_file(name) if name.endswith(".yaml") else nearest(name, names())
+        raise CommandError(f"there is no experiment '{name}'" + (f"\n  did you mean {match}?" if match else ""))
+    if (broken := broken_yaml(["--config", str(file)])) is not None:
+        raise CommandError(broken)
+    return _Reader(file).experiment()
+
+
+class _Reader:
+    """Turns the content of one file into an Experiment."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.content = yaml.safe_load(file.read_text(encoding="utf-8"))
+
+    def experiment(self) -> Experiment:
+        content = dict(self.mapping(self.content, ()))
+        shared = self.mapping(content.pop("shared", None) or {}, ("shared",))
+        listed = ("metrics", "presets", "rows")
+        self.known(content, ("title", "paper", *listed), (), what="a key of an experiment")
+        for key in ("title", "paper", *listed):
+            if not content.get(key):
+                self.fail((), f"'{key}' is missing")
+            if key in listed and not isinstance(content[key], list):
+                self.fail((key,), f"'{key}' is no list")
+        self.one_of(content["presets"], [path.name for path in CONFIGS.glob("presets/*")], ("presets",), "a preset")
+        paper = self.build(Paper, content["paper"], ("paper",))
+        metrics = tuple(self.metric(given, index, paper) for index, given in enumerate(content["metrics"]))
+        rows = tuple(
+            self.row(given, index, paper, shared, content["presets"]) for index, given in enumerate(content["rows"])
+        )
+        if len({row.label for row in rows}) < len(rows):
+            self.fail(("rows",), "two rows have the same label")
+        name = f"{self.file.resolve().parent.name}/{self.file.stem}"
+        return Experiment(name, self.file, content["title"], paper, metrics, tuple(content["presets"]), rows)
+
+    def metric(self, given: Any, index: int, paper: Paper) -> Metric:
+        path = (f"metrics[{index}]",)
+        metric = self.build(Metric, given, path)
+        self.one_of([metric.direction], DIRECTIONS, (*path, "direction"), "a direction")
+        if metric.paper is not None:
+            self.one_of([metric.paper], paper.columns, (*path, "paper"), "a column of the paper")
+        return metric
+
+    def row(self, given: Any, index: int, paper: Paper, shared: dict[str, Any], presets: list[str]) -> Row:
+        path = (f"rows[{index}]",)
+        row = self.build(Row, given, path)
+        numbers = self.mapping(row.paper or {}, (*path, "paper"))
+        self.known(numbers, paper.columns, (*path, "paper"), what="a column of the paper")
+        for column, number in numbers.items():
+            if not isinstance(number, int | float):
+                self.fail((*path, "paper", column), f"{column} is '{number}', which is no number: leave it out")
+        if not row.stages or not isinstance(row.stages, list):
+            self.fail((*path, "stages"), "'stages' is no list of stages")
+        stages = [self.stage(stage, (*path, f"stages[{i}]"), shared, presets) for i, stage in enumerate(row.stages)]
+        return Row(str(row.label), tuple(stages), dict(numbers))
+
+    def stage(self, given: Any, path: tuple[str, ...], shared: dict[str, Any], presets: list[str]) -> Stage:
+        stage = self.build(Stage, given, path)
+        recipes = [file.stem for file in CONFIGS.glob("*.yaml") if file.stem != "base"]
+        self.one_of([stage.recipe], recipes, (*path, "recipe"), "a recipe")
+        for preset in presets:
+            files = [file.stem for file in CONFIGS.glob(f"presets/{preset}/*.yaml")]
+            self.one_of([stage.preset_file], files, (*path, "preset_file"), f"a file of the preset {preset}")
+        own = self.mapping(stage.overrides or {}, (*path, "overrides"))
+        return Stage(stage.stage, stage.recipe, stage.preset_file, {**shared, **own})
+
+    def build(self, kind: type[Kind], given: Any, path: tuple[str, ...]) -> Kind:
+        """Make one dataclass of a mapping, after a look at its keys."""
+        declared = fields(kind)  # type: ignore[arg-type]
+        keys = self.mapping(given, path)
+        self.known(keys, [entry.name for entry in declared], path, what=f"a key of a {kind.__name__.lower()}")
+        for entry in declared:
+            if entry.default is MISSING and entry.default_factory is MISSING and keys.get(entry.name) is None:
+                self.fail(path, f"'{entry.name}' is missing")
+        return kind(**keys)
+
+    def mapping(self, given: Any, path: tuple[str, ...]) -> dict[str, Any]:
+        if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
+            self.fail(path, f"expected keys with values, got '{given}'")
+        return given
+
+    def known(self, keys: dict[str, Any], valid: Sequence[str], path: tuple[str, ...], what: str) -> None:
+        for key in keys:
+            self.one_of([key], valid, (*path, key), what)
+
+    def one_of(self, values: list[Any], valid: Any, path: tuple[str, ...], what: str) -> None:
+        for value in values:
+            if value not in valid:
+                match = nearest(str(value), valid)
+                meant = f"did you mean {match}?" if match else f"there are: {', '.join(sorted(valid)) or 'none'}"
+                self.fail(path, f"'{value}' is not {what}", meant)
+
+    def fail(self, path: tuple[str, ...], message: str, remedy: str | None = None) -> NoReturn:
+        if path and path[0].startswith("rows["):
+            row = self.content["rows"][int(path[0][5:-1])]
+            label = row.get("label") if isinstance(row, dict) else None
+            message = f"row '{label or path[0]}': {message}"
+        raise CommandError("\n  ".join(filter(None, [message, where(self.file, path), remedy])))
+
+
+def where(file: Path, *paths: tuple[str, ...]) -> str:
+    """File and line of the first of these keys that is there, else of the nearest key above the first."""
+    places: dict[tuple[str, ...], str] = {}
+    for place in read_places(["--config", str(file)]):
+        for end in range(1, len(place.path) + 1):  # an item of a list begins with its first key
+            places.setdefault(place.path[:end], place.where)
+    above = [paths[0][:end] for end in range(len(paths[0]) - 1, 0, -1)]
+    return next((places[path] for path in (*paths, *above) if path in places), f"in {file}")

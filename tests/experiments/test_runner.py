@@ -1,0 +1,177 @@
+import csv
+import fcntl
+import shlex
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from experiments import runner, runs
+from experiments.__main__ import main
+from experiments.runs import figure, nested, runs_of
+from experiments.specification import Row, Stage, load
+from tests.support.experiments import PROGRAM, write_experiment
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experiments run in an empty directory, and start a program that takes no time."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "PROGRAM", tmp_path / "program.py")
+    monkeypatch.setattr("experiments.__main__.check", lambda *_: None)
+
+
+def starts() -> Counter[str]:
+    return Counter(Path("starts.txt").read_text().split())
+
+
+def directories(stage: Stage, seed: int = 0, before: tuple[Stage, ...] = ()) -> Path:
+    return runs_of(Row("", (*before, stage)), "digits", seed)[-1].directory
+
+
+def test_the_directory_says_what_the_run_is() -> None:
+    stage = Stage("tokenizer", "vq", "tokenizer", {"trainer.max_steps": 2, "a.b": None})
+    same = Stage("tokenizer", "vq", "tokenizer", {"a": {"b": None}, "trainer": {"max_steps": 2}})
+    assert directories(stage) == directories(same)
+    assert str(directories(stage)).startswith("runs/experiments/digits/tokenizer/vq/")
+    others = [
+        directories(stage, seed=1),
+        directories(Stage("tokenizer", "vq", "tokenizer", {"trainer.max_steps": 2})),
+        directories(Stage("tokenizer", "fq_dual", "tokenizer", stage.overrides)),
+        directories(Stage("tokenizer", "vq", "judge", stage.overrides)),
+        directories(stage, before=(same,)),
+    ]
+    assert len({directories(stage), *others}) == 6
+
+
+def test_dotted_keys_become_mappings_and_the_later_counts() -> None:
+    assert nested({"a.b.c": 1, "a.b.d": None, "e": [1]}) == {"a": {"b": {"c": 1, "d": None}}, "e": [1]}
+    assert nested({"a.b.c": 1, "a.b": None}) == {"a": {"b": None}}
+    value = {"class_path": "X"}
+    assert nested({"a": value, "a.init_args.x": 1}) == {"a": {"class_path": "X", "init_args": {"x": 1}}}
+    assert value == {"class_path": "X"}
+
+
+def test_a_metric_may_be_a_mean_over_codebooks() -> None:
+    metrics = {"val/usage/0": 0.5, "val/usage/1": 1.0, "val/psnr": None}
+    assert figure(metrics, "val/usage/*") == 0.75
+    assert figure(metrics, "val/usage/1") == 1.0
+    assert figure(metrics, "val/psnr") is None and figure(metrics, "val/rfd/judge") is None
+
+
+def test_a_dry_run_prints_the_commands_and_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["run", str(write_experiment(tmp_path)), "--seeds", "2", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    commands = [shlex.split(line) for line in lines if not line.startswith("#")]
+    assert len(commands) == 4 and "'perceptual': None" in lines[2]
+    assert commands[3][commands[3].index("--seed_everything") + 1] == "1"
+    assert not Path("runs").exists()
+
+
+def test_what_is_done_is_not_done_again_and_failures_are_survived(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = "  - {label: LABEL, stages: [{stage: tokenizer, recipe: vq, preset_file: tokenizer, overrides: {VALUES}}]}\n"
+    fails = rows.replace("LABEL", "fails").replace("VALUES", "data.init_args.batch_size: 13")
+    again = rows.replace("LABEL", "like the first").replace("VALUES", "trainer.max_steps: 2")
+    file = write_experiment(tmp_path, ("rows:\n", f"rows:\n{fails}{fails.replace('fails', 'fails as well')}"))
+    file.write_text(file.read_text() + again)
+
+    assert main(["run", str(file), "--seeds", "2"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.count("FAILED (exit code 3)") == 4
+    assert "log.txt\n    ValueError: thirteen" in printed.out
+    assert "[3/10] plain, seed 0, tokenizer: missing, 5 to run\n" in printed.out
+    assert "[4/10] without pictures, seed 0, tokenizer: missing, 4 to run, about 0:00:0" in printed.out
+    assert "[5/10] like the first, seed 0, tokenizer: done before" in printed.out
+    assert "4 of 10 rows failed" in printed.err
+    assert len(starts()) == 6 and set(starts().values()) == {1}
+
+    assert main(["run", str(file), "--seeds", "2"]) == 1
+    assert sum(starts().values()) == 8  # the failed run, once a seed
+    capsys.readouterr()
+    assert main(["status", str(file)]) == 0
+    assert "6 of 10 rows done" in capsys.readouterr().out
+
+
+def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    file = write_experiment(tmp_path)
+    monkeypatch.setenv("KILL", "1")
+    assert main(["run", str(file)]) == 1
+    assert "FAILED (exit code -9)" in capsys.readouterr().out
+    monkeypatch.delenv("KILL")
+    assert main(["status", str(file)]) == 0
+    assert "plain, seed 0: tokenizer unfinished" in capsys.readouterr().out
+    assert main(["run", str(file)]) == 0
+    assert set(starts().values()) == {2}
+    (log,) = {run.log for run in runs_of(load(str(file)).rows[0], "digits", 0)}
+    assert log.read_text().count("started") == 2
+
+
+def test_a_run_that_somebody_else_makes_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = write_experiment(tmp_path)
+    (run,) = runs_of(load(str(file)).rows[0], "digits", 0)
+    run.directory.mkdir(parents=True)
+    somebody = run.log.open("a")
+    fcntl.flock(somebody, fcntl.LOCK_EX)
+
+    def finish() -> None:
+        (run.directory / "metrics.json").write_text('{"validate": {"metrics": {"val/psnr": 1.0}}}')
+        somebody.close()
+
+    timer = threading.Timer(0.5, finish)
+    timer.start()
+    assert main(["run", str(file)]) == 0
+    timer.join()
+    assert "somebody else runs it: waiting" in capsys.readouterr().out
+    assert str(run.directory) not in starts() and len(starts()) == 1
+
+
+def test_the_last_words_are_those_of_the_last_start(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("$ one\nerror: old\n$ two\nerror: no such key\n  in a.yaml, line 3\n  did you mean b?\n")
+    assert runner.last_words(log) == "error: no such key"
+    log.write_text("$ one\nerror: old\n$ two\nwarning\nKilled\n\n")
+    assert runner.last_words(log) == "Killed"
+
+
+def test_the_table_stands_beside_the_paper(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = write_experiment(tmp_path)
+    assert main(["run", str(file), "--seeds", "3"]) == 0
+    for metrics in Path("runs").rglob("vq/*/seed_2/metrics.json"):
+        if "perceptual" in (metrics.parent / "overrides.yaml").read_text():
+            metrics.unlink()
+    capsys.readouterr()
+    assert main(["show", str(file), "--markdown"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "|  | PSNR ↑ | paper: rFID | codes used ↑ | paper: gFID | seeds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| plain | 21 ± 1 | 3.5 | 0.75 ± 0 | 7 | 3 |",
+        "| without pictures | 20.5 ± 0.71 | — | 0.75 ± 0 | — | 2 |",
+    ]
+    assert main(["show", str(file), "--seeds", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "±" not in shown and "without pictures" in shown and "table_digits.csv" in shown
+
+    main(["show", str(file)])
+    with Path("runs/experiments/results/paper/table_digits.csv").open() as content:
+        records = list(csv.DictReader(content))
+    assert len(records) == 10
+    assert list(records[0]) == ["experiment", "row", "seed", "metric", "value", "n", "run"]
+    (record,) = [r for r in records if (r["row"], r["seed"], r["metric"]) == ("plain", "1", "val/psnr")]
+    assert record["value"] == "21.0" and record["experiment"] == "paper/table"
+    assert (Path(record["run"]) / "metrics.json").exists()
+
+
+def test_a_misspelt_metric_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = write_experiment(tmp_path, ("val/psnr", "val/pnsr"))
+    assert main(["run", str(file)]) == 0
+    assert main(["show", str(file)]) == 0
+    assert "no run has measured 'val/pnsr'; nearest is val/psnr" in capsys.readouterr().err
+
+
+def test_a_table_without_runs_is_empty_and_not_wrong(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["show", str(write_experiment(tmp_path)), "--markdown"]) == 0
+    assert "| plain | — | 3.5 | — | 7 | 0 |" in capsys.readouterr().out

@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import pytest
+
+from commands.errors import CommandError
+from experiments.__main__ import main
+from experiments.runner import check
+from experiments.specification import load, names
+from tests.support.experiments import write_experiment
+
+
+def refused(file: Path, capsys: pytest.CaptureFixture) -> str:
+    assert main(["run", str(file)]) == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", names())
+def test_shipped_experiment_can_be_composed(name: str) -> None:
+    experiment = load(name)
+    assert experiment.name == name
+    for preset in experiment.presets:
+        check(experiment, preset)
+
+
+def test_rows_carry_the_shared_overrides(tmp_path: Path) -> None:
+    experiment = load(str(write_experiment(tmp_path)))
+    plain, other = experiment.rows
+    assert experiment.name == "paper/table"
+    assert plain.paper == {"rFID": 3.5, "gFID": 7} and other.paper == {}
+    assert plain.stages[0].overrides["trainer.max_steps"] == 2
+    assert other.stages[0].overrides["model.init_args.objective.perceptual"] is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("recipe: vq", "recipe: fq_duel", ["row 'plain'", "'fq_duel' is not a recipe", "line 16", "fq_dual?"]),
+        ("preset_file: tokenizer", "preset_file: tokeniser", ["not a file of the preset digits", "tokenizer?"]),
+        ("direction: up", "direction: higher", ["'higher' is not a direction", "line 4", "down, up"]),
+        ("label: PSNR, ", "", ["'label' is missing", "line 4"]),
+        ("presets: [digits]", "presets: [digit]", ["'digit' is not a preset", "line 6", "digits?"]),
+        ("gFID: 7", "gFDI: 7", ["row 'plain'", "'gFDI' is not a column of the paper", "line 14", "gFID?"]),
+        ("gFID: 7", "gFID: 7 %", ["row 'plain'", "'7 %', which is no number"]),
+        ("paper: rFID}", "paper: rFDI}", ["'rFDI' is not a column", "line 4"]),
+        ("overrides:", "override:", ["row 'without pictures'", "'override' is not a key of a stage", "overrides?"]),
+        ("title:", "titel:", ["'titel' is not a key of an experiment", "line 1", "title?"]),
+        ("label: without pictures", "label: plain", ["two rows have the same label"]),
+        ("presets: [digits]", "presets: digits", ["'presets' is no list", "line 6"]),
+        ("shared:", "shared: [", ["this is not YAML", "paper/table.yaml, line"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(
+    old: str, new: str, expected: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    text = refused(write_experiment(tmp_path, (old, new)), capsys)
+    for part in expected:
+        assert part in text, text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("trainer.max_steps", "trainer.max_stepz", ["row 'plain'", "trainer.max_stepz", "line 8", "max_steps?"]),
+        ("objective.adversarial", "objective.adversary", ["row 'without pictures'", "line 24", "adversarial?"]),
+        ("perceptual: null", "perceptual: {class_path: losses.LPIP}", ["losses.LPIP", "line 23", "losses.LPIPS?"]),
+        ("batch_size: 4", "batch_size: four", ["expected int, got 'four'", "line 11"]),
+    ],
+)
+def test_a_wrong_override_is_named_before_anything_runs(
+    old: str, new: str, expected: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    text = refused(write_experiment(tmp_path, (old, new)), capsys)
+    for part in expected:
+        assert part in text, text
+    assert "overrides.yaml" not in text
+    assert not Path("runs").exists()
+
+
+def test_unknown_names_are_answered_with_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(CommandError, match="did you mean ssq/table3"):
+        load("ssq/tabel3")
+    assert main(["run", str(write_experiment(tmp_path)), "--preset", "photos"]) == 2
+    assert "only for digits" in capsys.readouterr().err
