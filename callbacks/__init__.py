@@ -1,10 +1,27 @@
 """What watches or steers a run, each usable alone from YAML."""
 
+from callbacks.affinity_matrix import AffinityMatrix
+from callbacks.code_map import CodeMap
 from callbacks.codebook_usage import CodebookUsage
 from callbacks.ema import EMA
-from callbacks.judge_accuracy import JudgeAccuracy
+from callbacks.judge_metrics import JudgeMetrics
+from callbacks.perceptual_distance import PerceptualDistance
 from callbacks.psnr_by_class import PSNRByClass
 from callbacks.reconstruction_grid import ReconstructionGrid
 from callbacks.reconstruction_metrics import ReconstructionMetrics
+from callbacks.subspace_ablation import SubspaceAblation
+from callbacks.uniformity import Uniformity
 
-__all__ = ["EMA", "CodebookUsage", "JudgeAccuracy", "PSNRByClass", "ReconstructionGrid", "ReconstructionMetrics"]
+__all__ = [
+    "EMA",
+    "AffinityMatrix",
+    "CodeMap",
+    "CodebookUsage",
+    "JudgeMetrics",
+    "PSNRByClass",
+    "PerceptualDistance",
+    "ReconstructionGrid",
+    "ReconstructionMetrics",
+    "SubspaceAblation",
+    "Uniformity",
+]

@@ -1,32 +1,88 @@
-"""How much of each codebook the validation set uses."""
+"""How much of each codebook is in use, over the validation set and over the last training steps."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import lightning.pytorch as pl
 from torch import Tensor
 
+from callbacks.figures import tensorboard_writers
 from callbacks.measurement import Measurement
-from metrics.codebook import CodebookStatistics
+from metrics.codebook import CodebookStatistics, JointCodeStatistics, RecentUsage
 from models.encoding import Encoding
 
 
 class CodebookUsage(Measurement):
-    """Logs, per sub-codebook i over the whole set: ``usage/i`` (share), ``perplexity/i`` and ``dead/i``."""
+    """Counts codes. A bottleneck without codes has nothing to count.
+
+    Logs over the whole set, per sub-codebook i, ``usage/i`` (share of codes seen), ``perplexity/i`` (2^H, at most K)
+    and ``dead/i`` (codes never seen). Of the tuples that several sub-codes form at a position, ``usage/joint`` is how
+    many differ, as a share of the *positions*, and ``perplexity/joint`` their 2^H. TensorBoard gets a histogram of how
+    often codes are used, 1 being uniform use. While training, ``train/usage/i`` is the share of the last steps.
+
+    Args:
+        window: training batches, on each rank, that ``train/usage`` looks back; it is logged once so many have passed
+            since the start or a resume.
+    """
+
+    def __init__(self, window: int = 100) -> None:
+        if window < 1:
+            raise ValueError(f"CodebookUsage: window is {window}; it must be at least 1.")
+        self.window = window
+        self._recent: RecentUsage | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start looking back anew."""
+        spec = pl_module.tokenizer.spec
+        self._recent = RecentUsage(spec.codebook_sizes, self.window, pl_module.device) if spec else None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take note of the codes that the training step returned, and log their share when it is time."""
+        if self._recent is None or not outputs:
+            return
+        self._recent.update(outputs["codes"])
+        # The batches after which Lightning writes its log: what is said at others gets lost.
+        every = trainer.log_every_n_steps
+        time = every > 0 and (trainer.fit_loop.total_batch_idx + 1) % every == 0
+        if time and self._recent.steps >= self.window:
+            for index, share in enumerate(self._recent.compute()):
+                pl_module.log(f"train/usage/{index}", share, rank_zero_only=True)
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start counting anew; a continuous bottleneck has nothing to count."""
+        """Start counting anew."""
         spec = pl_module.tokenizer.spec
         self._statistics = CodebookStatistics(spec.codebook_sizes).to(pl_module.device) if spec else None
+        joint = spec is not None and spec.num_codebooks > 1
+        self._joint = JointCodeStatistics(spec.codebook_sizes, pl_module.device) if joint else None
+        self._counts: list[Tensor] = []
 
     def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
         """Count the codes."""
         if self._statistics is not None and encoding.codes is not None:
             self._statistics.update(encoding.codes)
+            if self._joint is not None:
+                self._joint.update(encoding.codes)
 
     def results(self) -> dict[str, float]:
         """Figures by name and codebook."""
         if self._statistics is None:
             return {}
         figures = self._statistics.compute()
+        self._counts = figures.counts
         named = {"usage": figures.usage, "perplexity": figures.perplexity, "dead": figures.dead}
-        return {f"{name}/{index}": float(value) for name, values in named.items() for index, value in enumerate(values)}
+        results = {
+            f"{name}/{index}": float(value) for name, values in named.items() for index, value in enumerate(values)
+        }
+        if self._joint is not None:
+            results["usage/joint"], results["perplexity/joint"] = self._joint.compute()
+        return results
+
+    def draw(self, trainer: pl.Trainer) -> None:
+        """Write the histograms."""
+        for writer in tensorboard_writers(trainer):
+            for index, counts in enumerate(self._counts):
+                relative = counts.double() * len(counts) / counts.sum().clamp_min(1)
+                writer.add_histogram(f"code_use/{index}", relative.cpu(), trainer.global_step)

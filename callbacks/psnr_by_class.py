@@ -43,10 +43,8 @@ class PSNRByClass(Measurement):
         self._rows = {name: (float(one), float(other)) for name, (one, other) in pairs.items() if not one.isnan()}
         return {"psnr_painted": painted_overall}
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def draw(self, trainer: pl.Trainer) -> None:
         """Write the file, and print the table if validation is the command."""
-        if not trainer.is_global_zero:
-            return
         path = Path(trainer.default_root_dir) / "psnr_by_class.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = {name: {"tokenizer": one, "painted": other} for name, (one, other) in self._rows.items()}

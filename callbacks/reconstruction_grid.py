@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
-from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image
+import numpy as np
 from torch import Tensor
-from torch.nn import functional
 
+from callbacks.figures import image_table, publish
 from metrics.images import to_uint8
 
 
@@ -58,23 +55,12 @@ class ReconstructionGrid(pl.Callback):
         """Write the picture."""
         if not self._originals:
             return
-        picture = self._picture()
-        directory = Path(trainer.default_root_dir)
-        directory.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(directory / "reconstructions.png")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("reconstructions", picture, trainer.global_step)
+        publish(trainer, "reconstructions", self._picture())
 
-    def _picture(self) -> Tensor:
-        from torchvision.utils import make_grid
-
-        count = min(len(self._originals), self.columns * self.rows)
-        bands = []
-        for start in range(0, count, self.columns):
-            stop = min(start + self.columns, count)
-            padding = [torch.full_like(self._originals[0], 255)] * (self.columns - (stop - start))
-            bands += self._originals[start:stop] + padding + self._reconstructions[start:stop] + padding
-        scale = max(1, -(-self.pixels // self._originals[0].shape[-1]))
-        images = functional.interpolate(torch.stack(bands), scale_factor=scale, mode="nearest")
-        return make_grid(images, nrow=self.columns, padding=2, pad_value=255)
+    def _picture(self) -> np.ndarray:
+        wanted = self.columns * self.rows
+        rows = []
+        for start in range(0, min(len(self._originals), wanted), self.columns):
+            stop = min(start + self.columns, wanted)
+            rows += [self._originals[start:stop], self._reconstructions[start:stop]]
+        return image_table(rows, row_labels=["original", "reconstruction"] * (len(rows) // 2), pixels=self.pixels)

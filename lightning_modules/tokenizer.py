@@ -74,8 +74,8 @@ class TokenizerModule(pl.LightningModule):
         """Images (B, 3, H, W) in [-1, 1] to their reconstruction and its encoding."""
         return self.tokenizer(images)
 
-    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        """One batch: autoencoder first, then the discriminator on the same reconstructions."""
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor] | None:
+        """One batch: autoencoder first, then the discriminator on the same reconstructions; returns the codes."""
         step = self._step(batch["image"])
         updates = self._batches_accumulated + 1 == self.accumulate_steps
         adversarial = self.objective.adversarial
@@ -89,11 +89,13 @@ class TokenizerModule(pl.LightningModule):
             for optimizer in self._optimizers():
                 optimizer.zero_grad()
         self._batches_accumulated = 0 if updates or not accepted else self._batches_accumulated + 1
+        codes = step.encoding.codes
+        return {"codes": codes} if accepted and codes is not None else None
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Any]:
-        """Reconstruct; callbacks measure and draw what is returned."""
+        """Reconstruct, without clamping; callbacks measure and draw what is returned."""
         reconstruction, encoding = self(batch["image"])
-        return {"reconstruction": reconstruction.float().clamp(-1, 1), "encoding": encoding}
+        return {"reconstruction": reconstruction.float(), "encoding": encoding}
 
     test_step = validation_step
 

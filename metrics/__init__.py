@@ -4,7 +4,7 @@ from metrics.codebook import CodebookFigures, CodebookStatistics, JointCodeStati
 from metrics.frechet import FeatureStatistics, Gaussian, frechet_distance
 from metrics.gather import gather_rows
 from metrics.grouped import GroupedMean
-from metrics.images import paint_patches, psnr, psnr_unclamped, to_uint8
+from metrics.images import as_displayed, paint_patches, psnr, psnr_unclamped, to_uint8
 from metrics.inception_score import InceptionScore
 from metrics.similarity import SubspaceCosines, cknna, linear_cka
 
@@ -18,6 +18,7 @@ __all__ = [
     "JointCodeStatistics",
     "RecentUsage",
     "SubspaceCosines",
+    "as_displayed",
     "cknna",
     "frechet_distance",
     "gather_rows",

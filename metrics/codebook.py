@@ -95,7 +95,7 @@ class JointCodeStatistics:
     def compute(self) -> tuple[float, float]:
         """Distinct tuples over positions, and 2^H of the tuples' frequencies; every rank must call it."""
         self._merge()
-        gathered = gather_rows(torch.cat([self._keys, self._counts[:, None]], 1))
+        gathered = gather_rows([torch.cat([self._keys, self._counts[:, None]], 1)], self._keys.device)
         _, counts = _add_up(gathered[:, :-1], gathered[:, -1])
         return len(counts) / max(int(counts.sum()), 1), perplexity(counts)
 

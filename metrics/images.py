@@ -12,6 +12,11 @@ def to_uint8(images: Tensor) -> Tensor:
     return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
+def as_displayed(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as a viewer sees them: clamped and rounded to 8 bits, again in [-1, 1], float32."""
+    return to_uint8(images).float() / 127.5 - 1
+
+
 def paint_patches(images: Tensor, patch_size: int) -> Tensor:
     """Every patch_size × patch_size patch in its mean colour: the baseline a tokenizer of that grid must beat."""
     means = functional.avg_pool2d(images, patch_size)

@@ -1,70 +1,54 @@
 """The callbacks that measure and draw reconstructions."""
 
+import csv
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
-from torch.utils.data import DataLoader
+from skimage.metrics import structural_similarity
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks import CodebookUsage, JudgeAccuracy, PSNRByClass, ReconstructionGrid, ReconstructionMetrics
-from lightning_modules import TokenizerModule
-from losses import Reconstruction, TokenizerObjective
-from metrics import paint_patches, psnr, to_uint8
+from callbacks import (
+    CodebookUsage,
+    JudgeMetrics,
+    PerceptualDistance,
+    PSNRByClass,
+    ReconstructionGrid,
+    ReconstructionMetrics,
+)
+from metrics import FeatureStatistics, InceptionScore, frechet_distance, paint_patches, psnr, to_uint8
 from models.classifier import SmallClassifier
 from tests.support.tokenizers import tiny_tokenizer
-
-
-class Images(pl.LightningDataModule):
-    """Ten images of two classes, and one row that only pads."""
-
-    class_to_idx = {"a": 0, "b": 1}
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(2)
-        self.images = torch.rand(11, 3, 16, 16, generator=generator) * 2 - 1
-        self.labels = torch.arange(11) % 2
-
-    def val_dataloader(self) -> DataLoader:
-        indices = [*range(10), -1]
-        rows = [
-            {"image": image, "label": label, "index": index}
-            for image, label, index in zip(self.images, self.labels, indices, strict=True)
-        ]
-        return DataLoader(rows, batch_size=4)
-
-    test_dataloader = val_dataloader
+from tests.support.validation import Images, figures, module_of, quiet_trainer
+from tests.support.vgg import random_vgg
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     directory = tmp_path_factory.mktemp("run")
     SmallClassifier(num_classes=2, widths=(8,)).save(directory / "judge.safetensors", 0.5)
-    judge = JudgeAccuracy(str(directory / "judge.safetensors"))
+    judge = JudgeMetrics(str(directory / "judge.safetensors"))
     callbacks = [CodebookUsage(), judge, PSNRByClass(), ReconstructionGrid(columns=4, rows=2), ReconstructionMetrics()]
-    trainer = pl.Trainer(
-        default_root_dir=directory,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        accelerator="cpu",
-        callbacks=callbacks,
-    )
-    module = TokenizerModule(tiny_tokenizer(), TokenizerObjective(reconstruction=Reconstruction()))
+    trainer = quiet_trainer(directory, callbacks, logger=TensorBoardLogger(directory, name="", version=""))
+    module = module_of(tiny_tokenizer())
+    with torch.no_grad():
+        module.tokenizer.decoder.conv_out.weight.mul_(4)  # some of the output lies outside of [-1, 1]
     data = Images()
     trainer.validate(module, data, verbose=False)
     with torch.no_grad():
         reconstruction, encoding = module.eval()(data.images[:10])
     return SimpleNamespace(
         directory=directory,
-        metrics={name: float(value) for name, value in trainer.callback_metrics.items()},
+        metrics=figures(trainer),
         images=data.images[:10],
         labels=data.labels[:10],
-        reconstruction=reconstruction.clamp(-1, 1),
+        reconstruction=reconstruction,
         codes=encoding.codes,
         judge=judge,
     )
@@ -73,7 +57,16 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 def test_psnr_counts_every_image_once(measured: SimpleNamespace) -> None:
     expected = psnr(to_uint8(measured.reconstruction), to_uint8(measured.images)).mean()
     assert measured.metrics["val/psnr"] == pytest.approx(expected.item(), abs=1e-4)
-    assert 0 < measured.metrics["val/ssim"] < 1
+    assert measured.reconstruction.abs().max() > 1
+    raw = (measured.reconstruction - measured.images).double().square().flatten(1).mean(1)
+    assert measured.metrics["val/psnr_raw"] == pytest.approx((10 * (4 / raw).log10()).mean().item(), abs=1e-4)
+    assert measured.metrics["val/psnr_raw"] < measured.metrics["val/psnr"]
+    originals, shown = (to_uint8(images).permute(0, 2, 3, 1) for images in (measured.images, measured.reconstruction))
+    options = {"channel_axis": 2, "data_range": 255, "gaussian_weights": True, "use_sample_covariance": False}
+    around = ((0, 0), (5, 5), (5, 5), (0, 0))  # what structural_similarity leaves out at the border
+    padded = [np.pad(one.numpy(), around, mode="reflect") for one in (originals, shown)]
+    ssim = [structural_similarity(one, other, **options) for one, other in zip(*padded, strict=True)]
+    assert measured.metrics["val/ssim"] == pytest.approx(np.mean(ssim), abs=1e-5)
 
 
 def test_usage_counts_the_whole_set(measured: SimpleNamespace) -> None:
@@ -81,13 +74,29 @@ def test_usage_counts_the_whole_set(measured: SimpleNamespace) -> None:
         seen = len(measured.codes[:, codebook].unique())
         assert measured.metrics[f"val/usage/{codebook}"] == pytest.approx(seen / 16)
         assert measured.metrics[f"val/dead/{codebook}"] == 16 - seen
+    tuples = measured.codes.transpose(1, 2).flatten(0, 1)
+    distinct, counts = tuples.unique(dim=0, return_counts=True)
+    assert measured.metrics["val/usage/joint"] == pytest.approx(len(distinct) / len(tuples))
+    entropy = torch.distributions.Categorical(counts.float()).entropy()
+    assert measured.metrics["val/perplexity/joint"] == pytest.approx(entropy.exp().item(), rel=1e-5)
 
 
 def test_judge(measured: SimpleNamespace) -> None:
     judge = measured.judge._judge
+    features = {}
     for name, images in (("", measured.reconstruction), ("_originals", measured.images)):
-        expected = (judge(images).argmax(1) == measured.labels).float().mean()
+        shown = to_uint8(images) / 127.5 - 1
+        logits = judge(shown)
+        expected = (logits.argmax(1) == measured.labels).float().mean()
         assert measured.metrics[f"val/judge_accuracy{name}"] == pytest.approx(expected.item(), abs=1e-6)
+        score = InceptionScore(2)
+        score.update(logits)
+        assert measured.metrics[f"val/ris/judge{name}"] == pytest.approx(score.compute().item(), rel=1e-5)
+        features[name] = FeatureStatistics(8)
+        features[name].update(judge.embed(shown))
+    distance = frechet_distance(*(one.compute() for one in features.values()))
+    assert measured.metrics["val/rfd/judge"] == pytest.approx(distance.item(), rel=1e-4)
+    assert distance > 0
 
 
 def test_psnr_by_class(measured: SimpleNamespace) -> None:
@@ -102,8 +111,61 @@ def test_psnr_by_class(measured: SimpleNamespace) -> None:
 def test_picture_shows_originals_over_reconstructions(measured: SimpleNamespace) -> None:
     with Image.open(measured.directory / "reconstructions.png") as picture:
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    assert pixels.shape == (3, 4 * 66 + 2, 4 * 66 + 2)
-    first = pixels[:, 2:66:4, 2:66:4]
-    below = pixels[:, 68:132:4, 2:66:4]
+    assert pixels.shape[1] == 4 * 66 + 2
+    left = pixels.shape[2] - 4 * 66  # what is left of the images holds the labels
+    assert 60 < left < 120
+    assert (pixels[:, :, : left - 4] < 128).any() and (pixels[:, 66:68] == 255).all()
+    first = pixels[:, 2:66:4, left : left + 64 : 4]
+    below = pixels[:, 68:132:4, left : left + 64 : 4]
     assert torch.equal(first, to_uint8(measured.images)[0])
     assert torch.equal(below, to_uint8(measured.reconstruction)[0])
+
+
+def test_tensorboard_gets_picture_and_histograms(measured: SimpleNamespace) -> None:
+    events = EventAccumulator(str(measured.directory)).Reload().Tags()
+    assert events["images"] == ["reconstructions"]
+    assert events["histograms"] == ["code_use/0", "code_use/1"]
+
+
+def test_lpips(tmp_path: Path) -> None:
+    random_vgg(tmp_path / "vgg16.pth")
+    callback = PerceptualDistance(str(tmp_path / "vgg16.pth"))
+    trainer, module, data = quiet_trainer(tmp_path, [callback]), module_of(tiny_tokenizer(32)), Images(5, 32)
+    trainer.validate(module, data, verbose=False)
+    with torch.no_grad():
+        reconstruction, _ = module.eval()(data.images[:5])
+        one, other = (to_uint8(images) / 127.5 - 1 for images in (reconstruction, data.images[:5]))
+        expected = callback._network(one, other).mean()
+    assert figures(trainer)["val/lpips/vgg"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_missing_weights_stop_before_the_first_batch(tmp_path: Path) -> None:
+    for callback in (PerceptualDistance(str(tmp_path / "none.pth")), JudgeMetrics(str(tmp_path / "none.safetensors"))):
+        with pytest.raises(FileNotFoundError, match="no weights at .*none.*make"):
+            quiet_trainer(tmp_path, [callback]).validate(module_of(tiny_tokenizer()), Images(), verbose=False)
+
+
+def test_usage_while_training(tmp_path: Path) -> None:
+    """Of the last two batches, logged where Lightning writes its log."""
+
+    class Codes(pl.Callback):
+        def __init__(self) -> None:
+            self.codes: list[torch.Tensor] = []
+
+        def on_train_batch_end(
+            self, trainer: pl.Trainer, module: pl.LightningModule, outputs: dict, *_: object
+        ) -> None:
+            assert not outputs["codes"].requires_grad
+            self.codes.append(outputs["codes"])
+
+    codes, written = Codes(), CSVLogger(tmp_path, name="", version="")
+    trainer = quiet_trainer(
+        tmp_path, [CodebookUsage(window=2), codes], logger=written, max_steps=6, log_every_n_steps=3, max_epochs=-1
+    )
+    trainer.fit(module_of(tiny_tokenizer()), Images(11))
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    found = [float(row["train/usage/1"]) for row in rows if row.get("train/usage/1")]
+    expected = [
+        len(torch.cat([one[:, 1].flatten() for one in codes.codes[stop - 2 : stop]]).unique()) / 16 for stop in (3, 6)
+    ]
+    assert found == pytest.approx(expected)

@@ -16,6 +16,7 @@ from metrics import (
 )
 from tests.support.ranks import run_on_ranks
 
+CPU = torch.device("cpu")
 WIDE = [16384] * 5  # no int64 holds these tuples
 
 
@@ -53,12 +54,11 @@ def figures(part: dict[str, torch.Tensor]) -> dict[str, object]:
     cosines = SubspaceCosines(2)
     cosines.update((part["first"], part["second"]))
     result["cosines"] = torch.stack(cosines.compute()).flatten().tolist()
-    result["gathered"] = gather_rows(part["features"]).flatten().tolist()
-    result["gathered of one rank"] = gather_rows(part["features"][:1] if len(part["features"]) == 3 else EMPTY).tolist()
+    result["gathered"] = gather_rows([part["features"][:1], part["features"][1:]], CPU).flatten().tolist()
+    result["gathered of one rank"] = gather_rows(
+        [part["codes"][:1]] if len(part["features"]) == 3 else [], CPU
+    ).tolist()
     return result
-
-
-EMPTY = torch.zeros(0, 3)
 
 
 def of_rank(rank: int) -> dict[str, object]:
@@ -68,7 +68,7 @@ def of_rank(rank: int) -> dict[str, object]:
 @pytest.mark.slow
 def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
     expected = figures(rows(0, 5))
-    expected["gathered of one rank"] = rows(2, 3)["features"].tolist()
+    expected["gathered of one rank"] = rows(2, 3)["codes"].tolist()
     for found in run_on_ranks(of_rank, tmp_path):
         assert found.keys() == expected.keys()
         for name, values in expected.items():

@@ -1,0 +1,44 @@
+"""LPIPS between validation images and their reconstructions."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from callbacks.measurement import Measurement
+from losses.perceptual import LPIPS
+from metrics.images import as_displayed
+from models.encoding import Encoding
+
+
+class PerceptualDistance(Measurement):
+    """LPIPS v0.1 over VGG-16 on 8-bit images, averaged over images, as ``lpips/vgg``; lower is better.
+
+    A callback of its own, since a preset can append one to a recipe's list but not change one that stands there.
+
+    Args:
+        weights: torchvision's VGG-16 state dict (``make weights`` fetches it).
+    """
+
+    def __init__(self, weights: str = "weights/vgg16.pth") -> None:
+        self.weights = weights
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Load VGG-16 now, so that a missing file stops the run before its first step."""
+        self._term = LPIPS(self.weights)
+        self._network = self._term.load_network()
+
+    def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start measuring anew."""
+        self._network.to(pl_module.device)
+        self._mean = MeanMetric().to(pl_module.device)
+
+    def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
+        """Compare images with their reconstructions."""
+        distance = self._term.distance(self._network, as_displayed(reconstruction), as_displayed(images))
+        self._mean.update(distance, weight=len(images))
+
+    def results(self) -> dict[str, Tensor]:
+        """The mean over images."""
+        return {"lpips/vgg": self._mean.compute()}
