@@ -14,9 +14,11 @@ RUNS   := runs/$(PRESET)
 CONFIG  = --config configs/$(1).yaml --config configs/presets/$(PRESET)/$(2).yaml
 FIT    := $(PYTHON) cli.py fit
 ROOT   := $(if $(DATA),--data.init_args.source.init_args.root=$(DATA))
+# sets the last callback of configs/analysis.yaml, which measures with the judge of an embedded preset
+JUDGED := $(if $(wildcard configs/presets/$(PRESET)/judge.yaml),--trainer.callbacks.init_args.judge $(RUNS)/teacher/judge.safetensors)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo teacher tokenizer weights experiment test lint format benchmark tensorboard clean
+.PHONY: help setup lock demo teacher tokenizer analysis weights experiment test lint format benchmark tensorboard clean
 
 help: ## Explain every target
 	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=vq|fq_dual|fq_triple|fq_quad] [DATA=/path] [ARGS='--key value']"
@@ -56,6 +58,9 @@ tokenizer: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Train TOKENIZER on PRE
 
 $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json: $(JUDGE) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/tokenizer.yaml | $(READY)
 	$(FIT) $(call CONFIG,$(TOKENIZER),tokenizer) $(ROOT) $(ARGS)
+
+analysis: tokenizer ## Draw what the subspaces of TOKENIZER have learnt: affinity, ablation, code maps
+	$(PYTHON) cli.py validate $(call CONFIG,$(TOKENIZER),tokenizer) --config configs/analysis.yaml $(JUDGED) $(ROOT) $(ARGS)
 
 weights: $(READY) ## Fetch the published weights (VGG-16 for LPIPS) into weights/
 	$(PYTHON) -m commands.weights

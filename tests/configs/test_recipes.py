@@ -12,7 +12,7 @@ from tests.support.commands import exit_code
 from tests.support.recipes import CONFIGS, digits, write_judge
 
 TOKENIZERS = ["fq_dual", "fq_quad", "fq_triple", "vq"]
-OTHERS = ["base", "judge"]
+OTHERS = ["analysis", "base", "judge"]
 PRESETS = sorted(path.parent.name for path in CONFIGS.glob("presets/*/tokenizer.yaml"))
 
 

@@ -1,0 +1,33 @@
+"""configs/analysis.yaml, laid over a run as `make analysis` does."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import REPOSITORY, exit_code
+from tests.support.recipes import CONFIGS, digits, write_judge
+
+
+def test_analysis_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["cli.py"])
+    judge = write_judge(tmp_path / "runs/digits/teacher/judge.safetensors")
+    arguments = [*digits("fq_dual", judge), "--trainer.limit_val_batches", "2", "--data.init_args.batch_size", "16"]
+    arguments += ["--trainer.max_steps", "1"]
+    assert exit_code("fit", *arguments) == 0
+    analysis = ["--config", str(CONFIGS / "analysis.yaml"), "--trainer.callbacks.init_args.judge", str(judge)]
+    assert exit_code("validate", *arguments, *analysis) == 0
+    run = tmp_path / "runs/digits/tokenizer/fq_dual"
+    pictures = {"affinity.png", "code_map.png", "reconstructions.png", "subspaces.png", "affinity.json"}
+    assert pictures <= {path.name for path in run.iterdir()}
+    metrics = json.loads((run / "metrics.json").read_text())["validate"]["metrics"]
+    names = ("cosine/0_1", "silhouette/image/1", "ablation/psnr_only_0", "ablation/rfd/judge_without_1", "rfd/judge")
+    assert all(isinstance(metrics[f"val/{name}"], float) for name in names)
+
+
+def test_the_judge_reaches_the_ablation_alone() -> None:
+    """`--trainer.callbacks.init_args.judge` sets the last callback of the list."""
+    lines = (CONFIGS / "analysis.yaml").read_text().splitlines()
+    assert lines[-1].endswith("callbacks.SubspaceAblation")
+    assert "--trainer.callbacks.init_args.judge" in (REPOSITORY / "Makefile").read_text()
