@@ -12,6 +12,8 @@ UV     := $(VENV)/bin/uv
 READY  := $(VENV)/.ready
 RUNS   := runs/$(PRESET)
 CONFIG  = --config configs/$(1).yaml --config configs/presets/$(PRESET)/$(2).yaml
+# the preset's sizes for a tokenizer of levels, of no codes, of codebooks
+SIZES  := $(if $(filter fsq ifsq,$(TOKENIZER)),scalar,$(if $(filter ae vae,$(TOKENIZER)),continuous,tokenizer))
 FIT    := $(PYTHON) cli.py fit
 ROOT   := $(if $(DATA),--data.init_args.source.init_args.root=$(DATA))
 # sets the last callback of configs/analysis.yaml, which measures with the judge of an embedded preset
@@ -21,7 +23,7 @@ JUDGED := $(if $(wildcard configs/presets/$(PRESET)/judge.yaml),--trainer.callba
 .PHONY: help setup lock demo teacher tokenizer analysis weights experiment test lint format benchmark tensorboard clean
 
 help: ## Explain every target
-	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=vq|fq_dual|fq_triple|fq_quad] [DATA=/path] [ARGS='--key value']"
+	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=vq|fq_dual|fq_triple|fq_quad|fsq|ifsq|ae|vae] [DATA=/path] [ARGS='--key value']"
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 # --- environment -----------------------------------------------------------------------------------------------------
@@ -43,27 +45,30 @@ demo: tokenizer ## Train the judge and a factorized tokenizer on real digits: mi
 	@$(PYTHON) -m commands.summary $(RUNS)/tokenizer/$(TOKENIZER)
 
 ifeq ($(wildcard configs/presets/$(PRESET)/judge.yaml),)
-JUDGE :=
-teacher: ## Train the judge of an embedded preset (digits, photos)
-	@echo "the preset $(PRESET) has no judge: its metrics use published networks"
+TEACHERS_HERE :=
+teacher: ## Train the judge and the stand-ins for CLIP and DINOv2 of an embedded preset (digits, photos)
+	@echo "the preset $(PRESET) trains no teachers: it uses published networks (make weights)"
 else
-JUDGE := $(RUNS)/teacher/judge.safetensors
-teacher: $(JUDGE) ## Train the judge of an embedded preset (digits, photos)
+TEACHERS_HERE := $(addprefix $(RUNS)/teacher/,judge.safetensors mid.safetensors high.safetensors)
+teacher: $(TEACHERS_HERE) ## Train the judge and the stand-ins for CLIP and DINOv2 of an embedded preset (digits, photos)
 
-$(JUDGE): configs/judge.yaml configs/presets/$(PRESET)/judge.yaml | $(READY)
+$(RUNS)/teacher/judge.safetensors: configs/judge.yaml configs/presets/$(PRESET)/judge.yaml | $(READY)
 	$(FIT) $(call CONFIG,judge,judge)
+
+$(RUNS)/teacher/%.safetensors: configs/teacher_%.yaml configs/presets/$(PRESET)/teacher_%.yaml | $(READY)
+	$(FIT) $(call CONFIG,teacher_$*,teacher_$*)
 endif
 
 tokenizer: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Train TOKENIZER on PRESET, or go on with it
 
-$(RUNS)/tokenizer/$(TOKENIZER)/metrics.json: $(JUDGE) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/tokenizer.yaml | $(READY)
-	$(FIT) $(call CONFIG,$(TOKENIZER),tokenizer) $(ROOT) $(ARGS)
+$(RUNS)/tokenizer/$(TOKENIZER)/metrics.json: $(TEACHERS_HERE) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/$(SIZES).yaml | $(READY)
+	$(FIT) $(call CONFIG,$(TOKENIZER),$(SIZES)) $(ROOT) $(ARGS)
 
 analysis: tokenizer ## Draw what the subspaces of TOKENIZER have learnt: affinity, ablation, code maps
-	$(PYTHON) cli.py validate $(call CONFIG,$(TOKENIZER),tokenizer) --config configs/analysis.yaml $(JUDGED) $(ROOT) $(ARGS)
+	$(PYTHON) cli.py validate $(call CONFIG,$(TOKENIZER),$(SIZES)) --config configs/analysis.yaml $(JUDGED) $(ROOT) $(ARGS)
 
-weights: $(READY) ## Fetch the published weights (VGG-16 for LPIPS) into weights/
-	$(PYTHON) -m commands.weights
+weights: $(READY) ## Fetch the published weights (VGG-16 for LPIPS, and TEACHERS="clip_large_14 …") into weights/
+	$(PYTHON) -m commands.weights $(TEACHERS)
 
 experiment: teacher | $(READY) ## Run EXPERIMENT (ssq/table3, ifsq/fig3 …) on PRESET; ARGS='--seeds 3'
 	$(PYTHON) -m experiments run $(EXPERIMENT) --preset $(PRESET) $(ARGS)

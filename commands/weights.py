@@ -38,8 +38,30 @@ def fetch(file: PublishedFile, directory: Path = DIRECTORY) -> Path:
     return target
 
 
-def main() -> None:
-    """Fetch all files, and say where they are."""
+def fetch_teacher(name: str, directory: Path = DIRECTORY) -> Path:
+    """Download a foundation model from its hub unless it is there, and keep its vision tower as safetensors.
+
+    Raises:
+        KeyError: if no teacher has this name.
+        OSError: if its hub does not answer.
+    """
+    from models.teachers import FOUNDATION_MODELS, build_network
+    from models.weights import save_state
+
+    model = FOUNDATION_MODELS[name]
+    target = directory / f"{name}.safetensors"
+    if not target.exists():
+        save_state(target, build_network(model, model.image_size, pretrained=True), {"model": model.model})
+    return target
+
+
+def main(teachers: list[str]) -> None:
+    """Fetch all files and the named teachers, and say where they are."""
+    from models.teachers import FOUNDATION_MODELS
+
+    unknown = [name for name in teachers if name not in FOUNDATION_MODELS]
+    if unknown:
+        sys.exit(f"error: no teacher is called {unknown[0]}; known are {', '.join(FOUNDATION_MODELS)}")
     for file in FILES:
         try:
             print(f"{file.name}: {fetch(file)}")
@@ -47,7 +69,15 @@ def main() -> None:
             sys.exit(
                 f"error: {file.url} cannot be fetched ({error}): fetch it elsewhere and put it at weights/{file.name}"
             )
+    for name in teachers:
+        try:
+            print(f"{name}: {fetch_teacher(name)}")
+        except (OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            sys.exit(
+                f"error: teacher {name} cannot be fetched from its hub ({reason}): run this where there is a network"
+            )
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Training of the small classifier that judges the embedded data."""
+"""Training of the classifiers of the embedded data: the judge, and the stand-in for a high-level teacher."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from lightning_modules.optimization import OptimizerConfig
 from models.classifier import SmallClassifier
+from models.stand_in import SmallVisionTransformer
 
 
 class ClassifierModule(pl.LightningModule):
@@ -23,7 +24,7 @@ class ClassifierModule(pl.LightningModule):
 
     def __init__(
         self,
-        classifier: SmallClassifier,
+        classifier: SmallClassifier | SmallVisionTransformer,
         output: str,
         optimizer: OptimizerConfig | None = None,
         label_smoothing: float = 0.0,

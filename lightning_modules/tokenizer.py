@@ -46,6 +46,7 @@ class TokenizerModule(pl.LightningModule):
         self.automatic_optimization = False
         self.tokenizer = tokenizer
         self.objective = objective
+        objective.connect(tokenizer)
         self.optimizer_config = optimizer or OptimizerConfig()
         self.discriminator_config = discriminator_optimizer or self.optimizer_config
         self.gradient_clip = gradient_clip

@@ -1,6 +1,7 @@
 """Loss terms: each reads one TokenizerStep and returns one scalar."""
 
 from losses.adversarial import Adversarial
+from losses.alignment import FeatureAlignment
 from losses.base import LossTerm, TokenizerStep
 from losses.disentanglement import Disentanglement
 from losses.objective import TokenizerObjective
@@ -11,6 +12,7 @@ __all__ = [
     "LPIPS",
     "Adversarial",
     "Disentanglement",
+    "FeatureAlignment",
     "JudgeFeatures",
     "LossTerm",
     "Reconstruction",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from models.encoding import Encoding
+from models.teachers import Teacher, TeacherFeatures
+from models.tokenizers import Tokenizer
 
 
 @dataclass
@@ -21,6 +23,7 @@ class TokenizerStep:
         encoding: the bottleneck's result.
         last_layer: the decoder's last weight, for the adaptive adversarial weight.
         step: optimizer updates made so far, which start and schedule the terms.
+        teacher_features: what each teacher that a term of this step reads says of the images, by its name.
     """
 
     images: Tensor
@@ -28,6 +31,7 @@ class TokenizerStep:
     encoding: Encoding
     last_layer: nn.Parameter
     step: int
+    teacher_features: dict[str, TeacherFeatures] = field(default_factory=dict)
 
 
 class LossTerm(nn.Module, ABC):
@@ -42,6 +46,9 @@ class LossTerm(nn.Module, ABC):
         super().__init__()
         self.weight = weight
         self.start_step = start_step
+
+    def connect(self, tokenizer: Tokenizer, teachers: dict[str, Teacher]) -> None:  # noqa: B027 - most need nothing
+        """Check the term against the tokenizer it will train, and build what has its sizes; called once."""
 
     def prepare(self, device: torch.device) -> None:  # noqa: B027 - most terms have nothing to load
         """Load what the term leans on (frozen networks); called once before training so that a lack shows early."""

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from losses.base import LossTerm, TokenizerStep
+from models.teachers import Teacher
+from models.tokenizers import Tokenizer
 
 
 class Disentanglement(LossTerm):
@@ -30,11 +32,14 @@ class Disentanglement(LossTerm):
         super().__init__(weight, start_step)
         self.through_codebooks = through_codebooks
 
+    def connect(self, tokenizer: Tokenizer, teachers: dict[str, Teacher]) -> None:
+        """Refuse a tokenizer of one codebook."""
+        if len(tokenizer.part_channels) < 2:
+            raise ValueError("disentanglement needs at least two codebooks: set objective.disentanglement to null")
+
     def forward(self, step: TokenizerStep) -> Tensor:
         """Scalar in [0, 1], float32."""
         parts = step.encoding.parts
-        if len(parts) < 2:
-            raise ValueError("disentanglement needs at least two codebooks: set objective.disentanglement to null")
         if self.through_codebooks:
             vectors = step.encoding.code_vectors
             parts = tuple(part + code - code.detach() for part, code in zip(parts, vectors, strict=True))

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from losses.adversarial import Adversarial
+from losses.alignment import FeatureAlignment
 from losses.base import LossTerm, TokenizerStep
+from models.teachers import Teacher
+from models.tokenizers import Tokenizer
 
 
 @final
@@ -22,6 +25,8 @@ class TokenizerObjective(nn.Module):
         alignment_mid: a subspace to a mid-level foundation model (DINOv2).
         alignment_high: a subspace to a high-level foundation model (CLIP).
         adversarial: discriminator and its losses.
+        teachers: frozen foundation models, under the names that alignment terms call them by; one that no term reads
+            is never loaded for training.
     """
 
     def __init__(
@@ -32,6 +37,7 @@ class TokenizerObjective(nn.Module):
         alignment_mid: LossTerm | None = None,
         alignment_high: LossTerm | None = None,
         adversarial: Adversarial | None = None,
+        teachers: dict[str, Teacher] | None = None,
     ) -> None:
         super().__init__()
         named = {
@@ -43,14 +49,41 @@ class TokenizerObjective(nn.Module):
         }
         self.terms = nn.ModuleDict({name: term for name, term in named.items() if term is not None})
         self.adversarial = adversarial
+        self.teachers = dict(teachers or {})
+
+    @property
+    def alignments(self) -> dict[str, FeatureAlignment]:
+        """The alignment terms, by name."""
+        return {name: term for name, term in self.terms.items() if isinstance(term, FeatureAlignment)}
+
+    def connect(self, tokenizer: Tokenizer) -> None:
+        """Check every term against the tokenizer, and build what has its sizes.
+
+        Raises:
+            ValueError: if a term does not fit the tokenizer, or two guide one codebook.
+        """
+        guides: dict[int, str] = {}
+        for name, term in self.alignments.items():
+            if term.codebook in guides:
+                raise ValueError(
+                    f"{guides[term.codebook]} and {name} both guide codebook {term.codebook}: give one of them another "
+                    "codebook, or set it to null"
+                )
+            guides[term.codebook] = name
+        for term in self.terms.values():
+            term.connect(tokenizer, self.teachers)  # type: ignore[operator]
 
     def prepare(self, device: torch.device) -> None:
         """Let every term load what it leans on, before the first step."""
         for term in self.terms.values():
             term.prepare(device)  # type: ignore[operator]
+        for term in self.alignments.values():
+            self.teachers[term.teacher].prepare(device)
 
     def forward(self, step: TokenizerStep) -> tuple[Tensor, dict[str, Tensor]]:
         """The generator's total loss, and every part for the log: terms unweighted, the rest as it counts."""
+        needed = {term.teacher for term in self.alignments.values() if step.step >= term.start_step}
+        step.teacher_features = {name: self.teachers[name].features(step.images) for name in sorted(needed)}
         parts: dict[str, Tensor] = {}
         for name, term in self.terms.items():
             if step.step >= term.start_step:  # type: ignore[operator]

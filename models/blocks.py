@@ -94,6 +94,29 @@ class Upsample(nn.Module):
         return self.conv(functional.interpolate(features, scale_factor=2.0, mode="nearest"))
 
 
+def transformer_blocks(width: int, depth: int, num_heads: int) -> nn.Sequential:
+    """Pre-norm transformer blocks with exact GELU and an MLP four times as wide, each with weights of its own.
+
+    Not nn.TransformerEncoder, which copies one layer and so its random weights.
+    """
+    return nn.Sequential(
+        *(
+            nn.TransformerEncoderLayer(
+                width, num_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(depth)
+        )
+    )
+
+
+def resample_positions(learned: Tensor, grid: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
+    """Positions (h·w, C) learned on ``grid`` to the grid of the moment, bicubic; (h'·w', C)."""
+    if wanted == grid:
+        return learned
+    resampled = functional.interpolate(learned.T.unflatten(1, grid).unsqueeze(0), wanted, mode="bicubic")
+    return resampled.squeeze(0).flatten(1).T
+
+
 def _groups(channels: int) -> int:
     groups = min(32, channels // 4)
     if groups == 0 or channels % groups:

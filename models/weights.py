@@ -38,6 +38,18 @@ def load_state(path: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict[s
         raise ValueError(f"{path} is not a readable weights file ({reason}): {remedy}") from error
 
 
+def read_metadata(path: str | Path, remedy: str) -> dict[str, Any]:
+    """Metadata of a ``.safetensors`` file, its tensors unread; raises as :func:`load_state` does."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}: {remedy}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable weights file ({str(error)[:200]}): {remedy}") from error
+
+
 def save_state(path: str | Path, module: nn.Module, metadata: dict[str, Any]) -> None:
     """Write a module's weights as safetensors, whole or not at all; metadata values become JSON."""
     path = Path(path)

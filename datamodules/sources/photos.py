@@ -64,7 +64,7 @@ PHOTOGRAPHS = (
 class PhotosSource(ImageSource):
     """Square windows of 14 photographs, one class a photograph.
 
-    The last quarter of each photograph along its longer side (or as much as a window needs) is for validation, the
+    The first quarter of each photograph along its longer side (or as much as a window needs) is for validation, the
     rest for training, so no validation pixel is ever trained on. Where the windows lie is a function of `seed`, the
     split and the photograph.
 
@@ -123,9 +123,9 @@ class PhotosSource(ImageSource):
                 f"{self.window}: set data.source.window to {min(*size, max(size) // 2)} or less."
             )
         start, extent = [0, 0], list(size)
-        extent[along] = size[along] - band
-        if name == "validation":
-            start[along], extent[along] = size[along] - band, band
+        extent[along] = band
+        if name == "train":
+            start[along], extent[along] = band, size[along] - band
         return start[0], start[1], extent[0], extent[1]
 
 

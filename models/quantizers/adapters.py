@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from models.blocks import ResidualBlock
+from models.blocks import ResidualBlock, resample_positions, transformer_blocks
 
 
 class TransformerAdapter(nn.Module):
@@ -26,29 +25,15 @@ class TransformerAdapter(nn.Module):
             nn.init.normal_(torch.empty(grid_size**2, channels), std=channels**-0.5)
         )
         self.ln_pre = nn.LayerNorm(channels)
-        # Layers of their own rather than nn.TransformerEncoder, which copies one layer and so its random weights.
-        self.blocks = nn.Sequential(
-            *(
-                nn.TransformerEncoderLayer(
-                    channels, num_heads, 4 * channels, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-                )
-                for _ in range(depth)
-            )
-        )
+        self.blocks = transformer_blocks(channels, depth, num_heads)
         self.ln_post = nn.LayerNorm(channels)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, h, w) to the same shape; no skip around the whole adapter."""
-        grid = features.shape[2:]
-        tokens = features.flatten(2).transpose(1, 2) + self._positions(grid[0], grid[1])
+        grid = (features.shape[2], features.shape[3])
+        learned = resample_positions(self.positional_embedding, (self.grid_size, self.grid_size), grid)
+        tokens = features.flatten(2).transpose(1, 2) + learned
         return self.ln_post(self.blocks(self.ln_pre(tokens))).transpose(1, 2).unflatten(2, grid)
-
-    def _positions(self, height: int, width: int) -> Tensor:
-        if (height, width) == (self.grid_size, self.grid_size):
-            return self.positional_embedding
-        learned = self.positional_embedding.T.unflatten(1, (self.grid_size, self.grid_size)).unsqueeze(0)
-        resampled = functional.interpolate(learned, (height, width), mode="bicubic", align_corners=False)
-        return resampled.squeeze(0).flatten(1).T
 
 
 class ConvolutionalAdapter(nn.Sequential):

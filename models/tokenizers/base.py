@@ -19,6 +19,16 @@ class Tokenizer(nn.Module, ABC):
 
     @property
     @abstractmethod
+    def part_channels(self) -> tuple[int, ...]:
+        """Widths d_1 … d_k of ``Encoding.parts``."""
+
+    @property
+    @abstractmethod
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of ``Encoding.quantized`` for an image of the size it was built for."""
+
+    @property
+    @abstractmethod
     def last_layer(self) -> nn.Parameter:
         """The last weight before the pixels, where the adaptive adversarial weight compares gradients."""
 

@@ -141,8 +141,18 @@ class ConvolutionalTokenizer(Tokenizer):
         """Codebook sizes and the one grid of an image of ``image_size``."""
         if not self.quantizer.codebook_sizes:
             return None
+        return TokenSpec(self.quantizer.codebook_sizes, (self.grid,))
+
+    @property
+    def part_channels(self) -> tuple[int, ...]:
+        """Widths of the quantizer's parts."""
+        return self.quantizer.part_channels
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(H/f, W/f) of an image of ``image_size``."""
         side = self.image_size // self.downsampling
-        return TokenSpec(self.quantizer.codebook_sizes, ((side, side),))
+        return side, side
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -164,8 +174,7 @@ class ConvolutionalTokenizer(Tokenizer):
 
     def embed_codes(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Codes (B, k, N) to quantized features (B, C, h, w); ``grid`` (h, w) where it is not the one of ``spec``."""
-        side = self.image_size // self.downsampling
-        height, width = grid or (side, side)
+        height, width = grid or self.grid
         if codes.shape[-1] != height * width:
             raise ValueError(
                 f"{codes.shape[-1]} positions do not fill a grid of {height} × {width}: "

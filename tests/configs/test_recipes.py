@@ -5,14 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import cli
+from models.blocks import SpatialAttention
+from models.encoding import TokenSpec
+from models.teachers import Teacher
 from models.weights import load_state
 from tests.support.commands import exit_code
-from tests.support.recipes import CONFIGS, digits, write_judge
+from tests.support.recipes import CONFIGS, digits, preset_file, write_judge
 
-TOKENIZERS = ["fq_dual", "fq_quad", "fq_triple", "vq"]
-OTHERS = ["analysis", "base", "judge"]
+TOKENIZERS = ["ae", "fq_dual", "fq_quad", "fq_triple", "fsq", "ifsq", "vae", "vq"]
+OTHERS = ["analysis", "base", "judge", "teacher_high", "teacher_mid"]
 PRESETS = sorted(path.parent.name for path in CONFIGS.glob("presets/*/tokenizer.yaml"))
 
 
@@ -32,6 +36,8 @@ def test_recipe_with_preset_is_built_on_the_meta_device(
     recipe: str, preset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parsed and instantiated whole, big networks without memory; stopped before anything runs."""
+    if preset != "imagenet":
+        write_judge(Path(f"runs/{preset}/teacher/judge.safetensors"))
     built = []
 
     def stop(self: cli.CommandLine) -> None:
@@ -43,7 +49,7 @@ def test_recipe_with_preset_is_built_on_the_meta_device(
         "--config",
         str(CONFIGS / f"{recipe}.yaml"),
         "--config",
-        str(CONFIGS / f"presets/{preset}/tokenizer.yaml"),
+        str(CONFIGS / f"presets/{preset}/{preset_file(recipe)}.yaml"),
     ]
     arguments += ["--trainer.devices", "1", "--trainer.strategy", "auto", "--data.init_args.num_workers", "0"]
     if preset == "imagenet":
@@ -52,7 +58,9 @@ def test_recipe_with_preset_is_built_on_the_meta_device(
     with torch.device("meta"):
         assert exit_code("fit", *arguments) == 0
     assert next(built[0].parameters()).device.type == "meta"
-    assert built[0].tokenizer.spec.num_codebooks == {"vq": 1, "fq_dual": 2, "fq_triple": 3, "fq_quad": 4}[recipe]
+    spec = built[0].tokenizer.spec
+    codebooks = {"vq": 1, "fq_dual": 2, "fq_triple": 3, "fq_quad": 4, "fsq": 1, "ifsq": 1, "ae": None, "vae": None}
+    assert (spec and spec.num_codebooks) == codebooks[recipe]
 
 
 @pytest.mark.parametrize("recipe", TOKENIZERS)
@@ -105,6 +113,17 @@ def test_f8_is_the_published_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert built[0].spec.num_positions == 1024
 
 
+@pytest.mark.parametrize("preset", ["digits", "photos"])
+@pytest.mark.parametrize("teacher", ["mid", "high"])
+def test_two_steps_of_a_teacher(preset: str, teacher: str, tmp_path: Path) -> None:
+    recipe = f"teacher_{teacher}.yaml"
+    arguments = ["--config", str(CONFIGS / recipe), "--config", str(CONFIGS / f"presets/{preset}/{recipe}")]
+    arguments += ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.limit_val_batches", "1"]
+    assert exit_code("fit", *arguments, "--data.init_args.batch_size", "8") == 0
+    loaded = Teacher("stand_in", str(tmp_path / f"runs/{preset}/teacher/{teacher}.safetensors"))
+    assert loaded.grid == {"digits": (4, 4), "photos": (8, 8)}[preset], "the grid of the tokens"
+
+
 @pytest.mark.parametrize("preset", sorted(path.parent.name for path in CONFIGS.glob("presets/*/judge.yaml")))
 def test_two_steps_of_the_judge_and_again(preset: str, tmp_path: Path) -> None:
     """A finished judge can be started again: it is measured and written once more."""
@@ -118,3 +137,63 @@ def test_two_steps_of_the_judge_and_again(preset: str, tmp_path: Path) -> None:
     metrics = json.loads((tmp_path / f"runs/{preset}/teacher/judge/metrics.json").read_text())
     assert metrics["validate"]["metrics"]["val/accuracy"] == pytest.approx(accuracy)
     assert metrics["validate"]["global_step"] == 2
+
+
+def figures(run: Path) -> set[str]:
+    return set(json.loads((run / "metrics.json").read_text())["validate"]["metrics"])
+
+
+def test_what_scalar_and_continuous_recipes_measure(tmp_path: Path) -> None:
+    """The figures of iFSQ's Fig. 3 for levels, and no counts of codes where there are none."""
+    judge = write_judge(tmp_path / "runs/digits/teacher/judge.safetensors")
+    overrides = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "1", "--data.init_args.batch_size", "4"]
+    for recipe in ("ifsq", "vae"):
+        assert exit_code("fit", *digits(recipe, judge), *overrides) == 0
+    runs = tmp_path / "runs/digits/tokenizer"
+    uniformity = {"val/ks", "val/rmse_uniform", "val/entropy_ratio", "val/bins_hit"}
+    assert uniformity | {"val/psnr", "val/ssim", "val/usage/0"} <= figures(runs / "ifsq")
+    assert {"val/psnr", "val/ssim", "train/kl"} <= figures(runs / "vae") | {
+        name for name in json.loads((runs / "vae/metrics.json").read_text())["fit"]["metrics"]
+    }
+    assert not any("usage" in name or name in uniformity for name in figures(runs / "vae"))
+
+
+@pytest.mark.parametrize(("recipe", "alpha"), [("fsq", 2.0), ("ifsq", 1.6)])
+def test_scalar_recipes_are_the_papers_model(recipe: str, alpha: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+
+    def stop(self: cli.CommandLine) -> None:
+        built.append(self)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(cli.CommandLine, "before_fit", stop, raising=False)
+    Path("images/train/n01").mkdir(parents=True)
+    arguments = ["--config", str(CONFIGS / f"{recipe}.yaml")]
+    arguments += ["--config", str(CONFIGS / "presets/imagenet/scalar.yaml")]
+    arguments += ["--trainer.devices", "1", "--trainer.strategy", "auto", "--data.init_args.num_workers", "0"]
+    with torch.device("meta"):
+        assert exit_code("fit", *arguments, "--data.init_args.source.init_args.root", "images") == 0
+    tokenizer = built[0].model.tokenizer
+    assert tokenizer.spec == TokenSpec((83521,), ((16, 16),))
+    assert tokenizer.quantizer.alpha == alpha
+    assert not any(isinstance(module, SpatialAttention) for module in tokenizer.modules())
+    assert built[0].datamodule.batch_size * 8 == 128
+
+
+def test_a_preset_may_begin_with_another_and_override_it(tmp_path: Path) -> None:
+    """`config: FILE` in a file, relative to that file: what the presets of one data set share is written once."""
+    digits_too = tmp_path / "deep/mine.yaml"
+    digits_too.parent.mkdir()
+    (tmp_path / "base.yaml").write_text(f"config: {CONFIGS / 'presets/digits/scalar.yaml'}\ntrainer: {{max_steps: 7}}")
+    digits_too.write_text("config: ../base.yaml\nrun: {preset: mine}\ndata: {init_args: {batch_size: 5}}")
+    judge = write_judge(tmp_path / "judge.safetensors")
+    arguments = ["--config", str(CONFIGS / "ifsq.yaml"), "--config", str(digits_too), "--trainer.max_steps", "1"]
+    arguments += ["--model.init_args.objective.perceptual.init_args.weights", str(judge)]
+    arguments += ["--trainer.limit_val_batches", "1", "--trainer.callbacks", "[]"]
+    assert exit_code("fit", *arguments) == 0
+    written = yaml.safe_load((tmp_path / "runs/mine/tokenizer/ifsq/config.yaml").read_text())
+    assert "config" not in written  # the run's record stands alone
+    assert written["data"]["init_args"]["batch_size"] == 5
+    assert written["data"]["init_args"]["image_size"] == 32
+    levels = written["model"]["init_args"]["tokenizer"]["init_args"]["quantizer"]["init_args"]["levels"]
+    assert levels == [9, 9, 7, 7]

@@ -8,6 +8,7 @@ from torch.nn import functional
 from losses import Adversarial, Disentanglement, Reconstruction, TokenizerObjective, TokenizerStep
 from losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
 from models.encoding import Encoding
+from tests.support.tokenizers import tiny_tokenizer
 
 
 def make_step(parts: tuple[torch.Tensor, ...] = (), step: int = 0, **encoding) -> TokenizerStep:
@@ -46,7 +47,7 @@ def test_disentanglement_bounds() -> None:
     orthogonal[0][:, 0], orthogonal[1][:, 1] = 1, 1
     assert Disentanglement()(make_step(orthogonal)).item() == 0
     with pytest.raises(ValueError, match="at least two codebooks"):
-        Disentanglement()(make_step((part,)))
+        Disentanglement().connect(tiny_tokenizer(num_codebooks=1), {})
 
 
 @pytest.mark.parametrize("through_codebooks", [False, True])

@@ -1,27 +1,41 @@
-"""What the shipped recipes need to run in a test: a judge, and sizes of a few seconds."""
+"""What the shipped recipes need to run in a test: a judge, two teachers, and sizes of a few seconds."""
 
+import json
 from pathlib import Path
 
 import torch
 
 from models.classifier import SmallClassifier
+from models.stand_in import SmallVisionTransformer
 from tests.support.commands import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
 
 
 def write_judge(path: Path, num_classes: int = 10) -> Path:
-    """A judge with random weights, in the format `make teacher` writes."""
+    """A judge with random weights and the two teachers beside it, in the formats `make teacher` writes."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         SmallClassifier(num_classes, (32, 32)).save(path, accuracy=0.1)
+        for name in ("mid", "high"):
+            network = SmallVisionTransformer(32, width=16, depth=1, num_heads=2, class_token=name == "high")
+            network.save(path.with_name(f"{name}.safetensors"))
     return path
+
+
+def preset_file(recipe: str) -> str:
+    """Which file of a preset fits a tokenizer's bottleneck, as the Makefile chooses it."""
+    return {"fsq": "scalar", "ifsq": "scalar", "ae": "continuous", "vae": "continuous"}.get(recipe, "tokenizer")
 
 
 def digits(recipe: str, judge: Path) -> list[str]:
     """Arguments of a recipe under the digits preset, its judge elsewhere; the working directory is the run's."""
+    teachers = {
+        name: {"name": "stand_in", "weights": str(judge.with_name(f"{name}.safetensors"))} for name in ("mid", "high")
+    }
     return [
         *("--config", str(CONFIGS / f"{recipe}.yaml")),
-        *("--config", str(CONFIGS / "presets/digits/tokenizer.yaml")),
+        *("--config", str(CONFIGS / f"presets/digits/{preset_file(recipe)}.yaml")),
         *("--model.init_args.objective.perceptual.init_args.weights", str(judge)),
+        *("--model.init_args.objective.teachers", json.dumps(teachers)),
     ]

@@ -1,0 +1,251 @@
+"""Frozen vision foundation models, whose features guide a subspace or are compared with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.stand_in import SmallVisionTransformer, read_architecture
+from models.weights import load_state
+
+WEIGHTS = Path("weights")
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+SIGLIP = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # images in [-1, 1] as they are
+
+
+@dataclass(frozen=True)
+class FoundationModel:
+    """What has to be right to read a published model's features.
+
+    Args:
+        library: whose code builds it.
+        model: its name there, with the pretrained tag after the last dot (timm) or slash (open_clip).
+        image_size: side it is shown images at unless told otherwise, in pixels.
+        patch_size: side of a patch.
+        width: D of its features.
+        depth: blocks.
+        prefix_tokens: class token and registers before the patches; with none, ``cls`` is the mean of the patches.
+        normalization: mean and standard deviation of its inputs in [0, 1], a channel.
+        final_norm: read the last block behind the model's last norm.
+    """
+
+    library: Literal["timm", "open_clip"]
+    model: str
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    prefix_tokens: int
+    normalization: tuple[tuple[float, float, float], tuple[float, float, float]]
+    final_norm: bool = True
+
+
+# CLIP is read before its last norm and without projection, as FQGAN did; OpenAI's weights need the *quickgelu* models
+# (plain GELU loads them without a word and is off by up to 1.3). Sources: facts A6 and section 6.
+FOUNDATION_MODELS = {
+    "clip_base_16": FoundationModel(
+        "timm", "vit_base_patch16_clip_quickgelu_224.openai", 224, 16, 768, 12, 1, CLIP, final_norm=False
+    ),
+    "clip_large_14": FoundationModel(
+        "timm", "vit_large_patch14_clip_quickgelu_224.openai", 224, 14, 1024, 24, 1, CLIP, final_norm=False
+    ),
+    "open_clip_base_16": FoundationModel(
+        "open_clip", "ViT-B-16-quickgelu/openai", 224, 16, 768, 12, 1, CLIP, final_norm=False
+    ),
+    "dino_small_16": FoundationModel("timm", "vit_small_patch16_224.dino", 224, 16, 384, 12, 1, IMAGENET),
+    "dinov2_small": FoundationModel("timm", "vit_small_patch14_dinov2.lvd142m", 224, 14, 384, 12, 1, IMAGENET),
+    "dinov2_base": FoundationModel("timm", "vit_base_patch14_dinov2.lvd142m", 224, 14, 768, 12, 1, IMAGENET),
+    "dinov2_base_registers": FoundationModel(
+        "timm", "vit_base_patch14_reg4_dinov2.lvd142m", 224, 14, 768, 12, 5, IMAGENET
+    ),
+    "dinov2_large_registers": FoundationModel(
+        "timm", "vit_large_patch14_reg4_dinov2.lvd142m", 336, 14, 1024, 24, 5, IMAGENET
+    ),
+    "dinov3_large": FoundationModel("timm", "vit_large_patch16_dinov3.lvd1689m", 256, 16, 1024, 24, 5, IMAGENET),
+    "siglip2_large": FoundationModel("timm", "vit_large_patch16_siglip_384.v2_webli", 384, 16, 1024, 24, 0, SIGLIP),
+}
+
+
+class TeacherFeatures(NamedTuple):
+    """What a teacher says of a batch, float32."""
+
+    cls: Tensor
+    """(B, D): the class token, or the mean of the patches where a model has none."""
+    patches: Tensor
+    """(B, h, w, D), row-major."""
+
+
+@final
+class Teacher:
+    """A frozen model behind one interface; loaded by :meth:`prepare`, and never part of a checkpoint.
+
+    Images are resized (bicubic, antialiased) to the model's size and normalised as it was trained. Runs in bf16 on a
+    GPU and in float32 on a CPU, without gradients.
+
+    Args:
+        name: a key of ``FOUNDATION_MODELS``, or ``stand_in``: a small network that ``make teacher`` trained.
+        weights: file of its weights; None takes ``weights/<name>.safetensors``, or else the model's hub.
+        image_size: side the model is shown images at, a multiple of its patch size; None is its own.
+        block: features after this block, counted from 1, before any norm; None is the last as the table has it.
+
+    Raises:
+        ValueError: if the name is unknown, or the size or block do not fit the model.
+        FileNotFoundError: if a stand-in's file is missing.
+    """
+
+    def __init__(
+        self, name: str, weights: str | None = None, image_size: int | None = None, block: int | None = None
+    ) -> None:
+        self.name = name
+        self.weights = weights
+        self.block = block
+        self._network: nn.Module | None = None
+        if name == "stand_in":
+            if weights is None:
+                raise ValueError("a stand_in teacher has no hub: give its weights, the file `make teacher` wrote")
+            architecture = read_architecture(weights)
+            self._model = FoundationModel(
+                "timm",
+                "stand_in",
+                architecture["image_size"],
+                architecture["patch_size"],
+                architecture["width"],
+                architecture["depth"],
+                int(architecture["class_token"]),
+                SIGLIP,
+            )
+        elif name in FOUNDATION_MODELS:
+            self._model = FOUNDATION_MODELS[name]
+        else:
+            raise ValueError(f"no teacher is called {name!r}; known are {', '.join(FOUNDATION_MODELS)} and stand_in")
+        self.image_size = image_size or self._model.image_size
+        if self.image_size % self._model.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} of teacher {name} is no multiple of its patch size "
+                f"{self._model.patch_size}: make it one, e.g. {self._model.patch_size * 16}"
+            )
+        if block is not None and not 1 <= block <= self._model.depth:
+            raise ValueError(f"block {block} of teacher {name}: it has blocks 1 to {self._model.depth}")
+
+    @property
+    def width(self) -> int:
+        """D of its features."""
+        return self._model.width
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels a side of a patch."""
+        return self._model.patch_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of its patches."""
+        side = self.image_size // self._model.patch_size
+        return side, side
+
+    def prepare(self, device: torch.device) -> None:
+        """Load the network, once, and put it on the device.
+
+        Raises:
+            FileNotFoundError: if its weights are neither on disk nor on a hub that answers.
+            ValueError: if the file holds another architecture.
+        """
+        if self._network is None:
+            with torch.random.fork_rng(devices=[]):  # discarded initial weights must not shift the caller's stream
+                self._network = self._load().eval().requires_grad_(False)
+        self._network.to(device)
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> TeacherFeatures:
+        """Images (B, 3, H, W) in [-1, 1] to features of the chosen block."""
+        self.prepare(images.device)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
+            prefix, patches = self._tokens(self.transform(images.float()))
+        patches = patches.float()
+        cls = prefix[:, 0].float() if self._model.prefix_tokens else patches.mean(1)
+        return TeacherFeatures(cls, patches.unflatten(1, self.grid))
+
+    def transform(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] to the model's own size and normalisation."""
+        size = (self.image_size, self.image_size)
+        if tuple(images.shape[-2:]) != size:
+            images = functional.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
+        mean, deviation = (images.new_tensor(values).view(1, 3, 1, 1) for values in self._model.normalization)
+        return ((images + 1) / 2 - mean) / deviation
+
+    def _tokens(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Prefix tokens (B, p, D) and patches (B, h·w, D) of the chosen block."""
+        block = (self.block or self._model.depth) - 1
+        normalised = self.block is None and self._model.final_norm
+        network = self._network
+        if self._model.library == "open_clip":
+            output = network.forward_intermediates(  # type: ignore[union-attr, operator]
+                inputs,
+                [block],
+                normalize_intermediates=normalised,
+                intermediates_only=True,
+                output_fmt="NLC",
+                output_extra_tokens=True,
+            )
+            return output["image_intermediates_prefix"][0], output["image_intermediates"][0]
+        output = network.forward_intermediates(  # type: ignore[union-attr, operator]
+            inputs,
+            indices=[block],
+            return_prefix_tokens=True,
+            norm=normalised,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )[0]
+        # timm gives the patches alone where a model has no prefix tokens
+        patches, prefix = output if isinstance(output, tuple) else (output, output[:, :0])
+        return prefix, patches
+
+    def _load(self) -> nn.Module:
+        if self.name == "stand_in":
+            assert self.weights is not None
+            return SmallVisionTransformer.load(self.weights).trunk
+        path = Path(self.weights) if self.weights else WEIGHTS / f"{self.name}.safetensors"
+        if self.weights is None and not path.exists():
+            return self._build(pretrained=True)
+        state, _ = load_state(path, f"run `make weights TEACHERS={self.name}`")
+        network = self._build(pretrained=False)
+        lacking = sorted(network.state_dict().keys() - state.keys())
+        if lacking:
+            raise ValueError(f"{path} lacks {lacking[0]} and {len(lacking) - 1} more: it is not {self._model.model}")
+        try:
+            # a file may carry more than the trunk: the text tower, or a head that nobody asks here
+            network.load_state_dict({key: state[key] for key in network.state_dict()})
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1].strip()
+            raise ValueError(f"{path} is not {self._model.model}: {reason}") from error
+        return network
+
+    def _build(self, pretrained: bool) -> nn.Module:
+        try:
+            return build_network(self._model, self.image_size, pretrained)
+        except (OSError, RuntimeError) as error:
+            raise FileNotFoundError(
+                f"no weights of teacher {self.name}: weights/{self.name}.safetensors is missing and its hub does not "
+                f"answer; run `make weights TEACHERS={self.name}` where there is a network"
+            ) from error
+
+
+def build_network(model: FoundationModel, image_size: int, pretrained: bool) -> nn.Module:
+    """The vision tower of a published model, with the weights of its hub or random ones."""
+    if model.library == "open_clip":
+        import open_clip
+
+        name, tag = model.model.split("/")
+        return open_clip.create_model(
+            name, pretrained=tag if pretrained else None, force_image_size=image_size, load_weights=pretrained
+        ).visual
+    import timm
+
+    return timm.create_model(model.model, pretrained=pretrained, img_size=image_size, num_classes=0)
