@@ -27,7 +27,8 @@ def gather_rows(parts: list[Tensor], device: torch.device) -> Tensor:
         return rows
     # collectives want equal shapes
     padded = torch.zeros((max(counts), *known[0][0][1:]), dtype=known[0][1], device=device)
-    padded[: len(rows)] = rows
+    if len(rows):
+        padded[: len(rows)] = rows
     gathered = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(gathered, padded)
     return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
