@@ -138,11 +138,11 @@ def _compose(run: Run) -> dict:
 def _say(text: str, experiment: Experiment, row: Row, stage: Stage, place: tuple[str, ...], preset: str) -> str:
     """The parser's error with the experiment's own file and line in the place of the temporary one's."""
     lines = text.split("\n")
-    key = next((key for key in sorted(stage.overrides, key=len, reverse=True) if _names(lines[0], key)), None)
-    if key is None:
-        return f"row '{row.label}': {text}\n  in {experiment.file}"
-    own = where(experiment.file, (*place, key), ("shared", key))
     rest = [line for line in lines[1:] if not re.match(r"  in .*overrides\.yaml, line", line)]
+    key = next((key for key in sorted(stage.overrides, key=len, reverse=True) if _names(lines[0], key)), None)
+    if key is None or len(rest) == len(lines) - 1:  # recipe and preset do not go together, whatever the overrides
+        return f"row '{row.label}': {text}\n  {where(experiment.file, place[:-1])}"
+    own = where(experiment.file, (*place, key), ("shared", key))
     if "is not an option" in lines[0] and not any("did you mean" in line for line in rest):
         plain = Stage(stage.stage, stage.recipe, stage.preset_file)
         known = _flat(_compose(runs_of(Row("", (plain,)), preset, seed=0)[0]))

@@ -46,6 +46,17 @@ def test_the_directory_says_what_the_run_is() -> None:
     assert len({directories(stage), *others}) == 6
 
 
+def test_the_directory_follows_what_the_files_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("trainer: {max_steps: 2}\n")
+    monkeypatch.setattr(Stage, "configs", lambda *_: [config])
+    before = directories(Stage("tokenizer", "vq", "tokenizer"))
+    config.write_text("# A comment.\ntrainer: {max_steps: 2}\n")
+    assert directories(Stage("tokenizer", "vq", "tokenizer")) == before
+    config.write_text("trainer: {max_steps: 3}\n")
+    assert directories(Stage("tokenizer", "vq", "tokenizer")) != before
+
+
 def test_dotted_keys_become_mappings_and_the_later_counts() -> None:
     assert nested({"a.b.c": 1, "a.b.d": None, "e": [1]}) == {"a": {"b": {"c": 1, "d": None}}, "e": [1]}
     assert nested({"a.b.c": 1, "a.b": None}) == {"a": {"b": None}}

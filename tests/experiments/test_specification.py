@@ -68,6 +68,17 @@ def test_a_mistake_is_named_with_its_place(
         ("trainer.max_steps", "trainer.max_stepz", ["row 'plain'", "trainer.max_stepz", "line 8", "max_steps?"]),
         ("objective.adversarial", "objective.adversary", ["row 'without pictures'", "line 24", "adversarial?"]),
         ("perceptual: null", "perceptual: {class_path: losses.LPIP}", ["losses.LPIP", "line 23", "losses.LPIPS?"]),
+        (
+            "preset_file: tokenizer",
+            "preset_file: judge",
+            ["row 'plain'", "digits/judge.yaml, line", "table.yaml, line 16"],
+        ),
+        ("trainer.max_steps: 2", "trainer: {max_stepz: 2}", ["trainer.max_stepz is no", "line 8", "max_steps?"]),
+        (
+            "vq, preset_file",
+            "vq, overrides: {trainer.max_stepz: 1}, preset_file",
+            ["row 'plain'", "line 16", "max_steps?"],
+        ),
         ("batch_size: 4", "batch_size: four", ["expected int, got 'four'", "line 11"]),
     ],
 )
