@@ -12,8 +12,9 @@ UV     := $(VENV)/bin/uv
 READY  := $(VENV)/.ready
 RUNS   := runs/$(PRESET)
 CONFIG  = --config configs/$(1).yaml --config configs/presets/$(PRESET)/$(2).yaml
-# the preset's sizes for a tokenizer of levels, of no codes, of codebooks
-SIZES  := $(if $(filter fsq ifsq,$(TOKENIZER)),scalar,$(if $(filter ae vae,$(TOKENIZER)),continuous,tokenizer))
+SIZES  := $(if $(filter fsq ifsq ae vae,$(TOKENIZER)),scalar,tokenizer)
+LEVELS := $(if $(filter fsq ifsq,$(TOKENIZER)),$(wildcard configs/presets/$(PRESET)/levels.yaml))
+SIZED   = $(call CONFIG,$(TOKENIZER),$(SIZES)) $(LEVELS:%=--config %)
 FIT    := $(PYTHON) cli.py fit
 ROOT   := $(if $(DATA),--data.init_args.source.init_args.root=$(DATA))
 # sets the last callback of configs/analysis.yaml, which measures with the judge of an embedded preset
@@ -61,11 +62,11 @@ endif
 
 tokenizer: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Train TOKENIZER on PRESET, or go on with it
 
-$(RUNS)/tokenizer/$(TOKENIZER)/metrics.json: $(TEACHERS_HERE) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/$(SIZES).yaml | $(READY)
-	$(FIT) $(call CONFIG,$(TOKENIZER),$(SIZES)) $(ROOT) $(ARGS)
+$(RUNS)/tokenizer/$(TOKENIZER)/metrics.json: $(TEACHERS_HERE) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/$(SIZES).yaml $(LEVELS) | $(READY)
+	$(FIT) $(SIZED) $(ROOT) $(ARGS)
 
 analysis: tokenizer ## Draw what the subspaces of TOKENIZER have learnt: affinity, ablation, code maps
-	$(PYTHON) cli.py validate $(call CONFIG,$(TOKENIZER),$(SIZES)) --config configs/analysis.yaml $(JUDGED) $(ROOT) $(ARGS)
+	$(PYTHON) cli.py validate $(SIZED) --config configs/analysis.yaml $(JUDGED) $(ROOT) $(ARGS)
 
 weights: $(READY) ## Fetch the published weights (VGG-16 for LPIPS, and TEACHERS="clip_large_14 …") into weights/
 	$(PYTHON) -m commands.weights $(TEACHERS)

@@ -13,7 +13,7 @@ from models.encoding import TokenSpec
 from models.teachers import Teacher
 from models.weights import load_state
 from tests.support.commands import exit_code
-from tests.support.recipes import CONFIGS, digits, preset_file, write_judge
+from tests.support.recipes import CONFIGS, digits, preset_files, write_judge
 
 TOKENIZERS = ["ae", "fq_dual", "fq_quad", "fq_triple", "fsq", "ifsq", "vae", "vq"]
 OTHERS = ["analysis", "base", "judge", "teacher_high", "teacher_mid"]
@@ -45,12 +45,8 @@ def test_recipe_with_preset_is_built_on_the_meta_device(
         raise SystemExit(0)
 
     monkeypatch.setattr(cli.CommandLine, "before_fit", stop, raising=False)
-    arguments = [
-        "--config",
-        str(CONFIGS / f"{recipe}.yaml"),
-        "--config",
-        str(CONFIGS / f"presets/{preset}/{preset_file(recipe)}.yaml"),
-    ]
+    files = [str(CONFIGS / f"{recipe}.yaml"), *preset_files(recipe, preset)]
+    arguments = [part for file in files for part in ("--config", file)]
     arguments += ["--trainer.devices", "1", "--trainer.strategy", "auto", "--data.init_args.num_workers", "0"]
     if preset == "imagenet":
         (Path("images/train/n01")).mkdir(parents=True)
@@ -61,6 +57,26 @@ def test_recipe_with_preset_is_built_on_the_meta_device(
     spec = built[0].tokenizer.spec
     codebooks = {"vq": 1, "fq_dual": 2, "fq_triple": 3, "fq_quad": 4, "fsq": 1, "ifsq": 1, "ae": None, "vae": None}
     assert (spec and spec.num_codebooks) == codebooks[recipe]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_for_scalars_and_for_codebooks_differ_in_the_quantizer_alone(preset: str) -> None:
+    """They say the rest twice, as a config cannot include another and change it: change both."""
+
+    def read(name: str) -> dict:
+        return yaml.safe_load((CONFIGS / f"presets/{preset}/{name}.yaml").read_text())
+
+    scalar, codebooks = read("scalar"), read("tokenizer")
+    if "model" in codebooks:
+        quantizer = codebooks["model"]["init_args"]["tokenizer"]["init_args"]["quantizer"]["init_args"]
+        for name in ("codebook_size", "adapter_depth", "grid_size", "entropy_weight"):
+            quantizer.pop(name, None)
+        for name in ("alignment_mid", "alignment_high", "teachers"):
+            codebooks["model"]["init_args"]["objective"].pop(name, None)
+    if preset == "imagenet":
+        assert scalar["data"]["init_args"].pop("batch_size") == 16
+        assert codebooks["data"]["init_args"].pop("batch_size") == 32
+    assert scalar == codebooks
 
 
 @pytest.mark.parametrize("recipe", TOKENIZERS)
@@ -178,22 +194,3 @@ def test_scalar_recipes_are_the_papers_model(recipe: str, alpha: float, monkeypa
     assert tokenizer.quantizer.alpha == alpha
     assert not any(isinstance(module, SpatialAttention) for module in tokenizer.modules())
     assert built[0].datamodule.batch_size * 8 == 128
-
-
-def test_a_preset_may_begin_with_another_and_override_it(tmp_path: Path) -> None:
-    """`config: FILE` in a file, relative to that file: what the presets of one data set share is written once."""
-    digits_too = tmp_path / "deep/mine.yaml"
-    digits_too.parent.mkdir()
-    (tmp_path / "base.yaml").write_text(f"config: {CONFIGS / 'presets/digits/scalar.yaml'}\ntrainer: {{max_steps: 7}}")
-    digits_too.write_text("config: ../base.yaml\nrun: {preset: mine}\ndata: {init_args: {batch_size: 5}}")
-    judge = write_judge(tmp_path / "judge.safetensors")
-    arguments = ["--config", str(CONFIGS / "ifsq.yaml"), "--config", str(digits_too), "--trainer.max_steps", "1"]
-    arguments += ["--model.init_args.objective.perceptual.init_args.weights", str(judge)]
-    arguments += ["--trainer.limit_val_batches", "1", "--trainer.callbacks", "[]"]
-    assert exit_code("fit", *arguments) == 0
-    written = yaml.safe_load((tmp_path / "runs/mine/tokenizer/ifsq/config.yaml").read_text())
-    assert "config" not in written  # the run's record stands alone
-    assert written["data"]["init_args"]["batch_size"] == 5
-    assert written["data"]["init_args"]["image_size"] == 32
-    levels = written["model"]["init_args"]["tokenizer"]["init_args"]["quantizer"]["init_args"]["levels"]
-    assert levels == [9, 9, 7, 7]

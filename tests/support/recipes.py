@@ -23,19 +23,23 @@ def write_judge(path: Path, num_classes: int = 10) -> Path:
     return path
 
 
-def preset_file(recipe: str) -> str:
-    """Which file of a preset fits a tokenizer's bottleneck, as the Makefile chooses it."""
-    return {"fsq": "scalar", "ifsq": "scalar", "ae": "continuous", "vae": "continuous"}.get(recipe, "tokenizer")
+def preset_files(recipe: str, preset: str) -> list[str]:
+    """A tokenizer's files of a preset, as the Makefile chooses them."""
+    directory = CONFIGS / "presets" / preset
+    if recipe not in ("ae", "vae", "fsq", "ifsq"):
+        return [str(directory / "tokenizer.yaml")]
+    levels = directory / "levels.yaml"
+    return [str(directory / "scalar.yaml"), *([str(levels)] if "fsq" in recipe and levels.exists() else [])]
 
 
 def digits(recipe: str, judge: Path) -> list[str]:
     """Arguments of a recipe under the digits preset, its judge elsewhere; the working directory is the run's."""
+    files = [str(CONFIGS / f"{recipe}.yaml"), *preset_files(recipe, "digits")]
     teachers = {
         name: {"name": "stand_in", "weights": str(judge.with_name(f"{name}.safetensors"))} for name in ("mid", "high")
     }
     return [
-        *("--config", str(CONFIGS / f"{recipe}.yaml")),
-        *("--config", str(CONFIGS / f"presets/digits/{preset_file(recipe)}.yaml")),
+        *(part for file in files for part in ("--config", file)),
         *("--model.init_args.objective.perceptual.init_args.weights", str(judge)),
         *("--model.init_args.objective.teachers", json.dumps(teachers)),
     ]
