@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from callbacks.run_record import RunRecord
-from commands.checks import check_drift, check_manual_optimization
+from commands.checks import check_drift, check_manual_optimization, check_prediction
 from commands.errors import CommandError, ParseError, Parser, explain, refused_by_constructor
 from commands.runs import RunConfig, place_outputs, resolve_checkpoint
 
@@ -84,8 +84,9 @@ class CommandLine(LightningCLI):
         return trainer
 
     def after_instantiate_classes(self) -> None:
-        """Refuse what manual optimization would refuse later, in words that do not help."""
+        """Refuse what would be refused later, in words that do not help, or not at all."""
         check_manual_optimization(self.model, self.trainer)
+        check_prediction(self.model, self.subcommand)
 
     def after_fit(self) -> None:
         """Measure the weights the run ended with: its last validation may lie some steps before them."""

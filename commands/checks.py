@@ -50,6 +50,18 @@ def check_manual_optimization(model: LightningModule, trainer: Trainer) -> None:
         raise CommandError(str(error)) from error
 
 
+def check_prediction(model: LightningModule, subcommand: str) -> None:
+    """Raise CommandError if predict is asked for the codes of a tokenizer that has none."""
+    from lightning_modules import TokenizerModule
+    from lightning_modules.guards import check_has_codes
+
+    if subcommand == "predict" and isinstance(model, TokenizerModule):
+        try:
+            check_has_codes(model.tokenizer)
+        except ValueError as error:
+            raise CommandError(str(error)) from error
+
+
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,4 @@
-"""What stops a run before it spoils itself: non-finite values, and trainer settings that would be ignored."""
+"""What stops a run before it spoils itself: values not finite, settings that would be ignored, codes there are not."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
+
+from models.tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -83,4 +85,17 @@ def check_manual_trainer(trainer: pl.Trainer) -> None:
         raise ValueError(
             "trainer.strategy is FSDP version 1, which cannot step two optimizers by hand: "
             "use ddp_find_unused_parameters_true"
+        )
+
+
+def check_has_codes(tokenizer: Tokenizer) -> None:
+    """Refuse to predict the codes of a tokenizer that has none.
+
+    Raises:
+        ValueError: if its bottleneck is continuous.
+    """
+    if tokenizer.spec is None:
+        raise ValueError(
+            "predict writes the codes of images, and this tokenizer has no codes: its bottleneck is continuous. "
+            "Train one with a quantizer (fq_dual, vq, fsq, …), or read latents with tokenizer.encode(images).quantized"
         )

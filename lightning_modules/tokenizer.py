@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.guards import NonFiniteGuard, check_manual_trainer
+from lightning_modules.guards import NonFiniteGuard, check_has_codes, check_manual_trainer
 from lightning_modules.optimization import OptimizerConfig, gradient_norm
 from losses import TokenizerObjective, TokenizerStep
 from models.encoding import Encoding
@@ -99,6 +99,10 @@ class TokenizerModule(pl.LightningModule):
         return {"reconstruction": reconstruction.float(), "encoding": encoding}
 
     test_step = validation_step
+
+    def on_predict_start(self) -> None:
+        """Refuse a tokenizer without codes."""
+        check_has_codes(self.tokenizer)
 
     def predict_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor | None]:
         """Codes (B, k, N) with the labels and indices of their images."""

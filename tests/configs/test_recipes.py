@@ -174,6 +174,16 @@ def test_what_scalar_and_continuous_recipes_measure(tmp_path: Path) -> None:
     assert not any("usage" in name or name in uniformity for name in figures(runs / "vae"))
 
 
+def test_predict_says_that_an_autoencoder_has_no_codes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    judge = write_judge(tmp_path / "runs/digits/teacher/judge.safetensors")
+    overrides = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "1", "--data.init_args.batch_size", "4"]
+    assert exit_code("fit", *digits("ae", judge), *overrides) == 0
+    assert exit_code("predict", *digits("ae", judge)) == 2
+    error = capsys.readouterr().err
+    assert "error: predict writes the codes of images, and this tokenizer has no codes" in error
+    assert "Traceback" not in error
+
+
 @pytest.mark.parametrize(("recipe", "alpha"), [("fsq", 2.0), ("ifsq", 1.6)])
 def test_scalar_recipes_are_the_papers_model(recipe: str, alpha: float, monkeypatch: pytest.MonkeyPatch) -> None:
     built = []

@@ -11,6 +11,8 @@ from lightning_modules import OptimizerConfig, TokenizerModule
 from lightning_modules.guards import NonFiniteError
 from losses import Adversarial, Disentanglement, LossTerm, Reconstruction, TokenizerObjective, TokenizerStep
 from models.discriminators import PatchDiscriminator
+from models.quantizers import ContinuousBottleneck
+from models.tokenizers import ConvolutionalTokenizer
 from tests.support.tokenizers import tiny_tokenizer
 
 
@@ -202,3 +204,12 @@ def test_predict_returns_codes(tmp_path: Path) -> None:
     (first, *_) = trainer.predict(build(), batches(2, count=4))
     assert first["codes"].shape == (2, 2, 4)
     assert first["index"].tolist() == [0, 1]
+
+
+def test_predict_refuses_a_tokenizer_without_codes(tmp_path: Path) -> None:
+    bottleneck = ContinuousBottleneck(in_channels=32, latent_channels=32)
+    tokenizer = ConvolutionalTokenizer(bottleneck, 16, 32, (1, 1), num_res_blocks=1, attention=False)
+    module = TokenizerModule(tokenizer, TokenizerObjective(reconstruction=Reconstruction()))
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", default_root_dir=tmp_path)
+    with pytest.raises(ValueError, match="this tokenizer has no codes"):
+        trainer.predict(module, batches(2, count=4))
