@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple, final
 
@@ -96,8 +97,8 @@ class Teacher:
         block: features after this block, counted from 1, before any norm; None is the last as the table has it.
 
     Raises:
-        ValueError: if the name is unknown, or the size or block do not fit the model.
-        FileNotFoundError: if a stand-in's file is missing.
+        ValueError: if the name is unknown, or the size or block do not fit the model; a stand-in is checked, and its
+            file missed, when it is first used.
     """
 
     def __init__(
@@ -106,33 +107,49 @@ class Teacher:
         self.name = name
         self.weights = weights
         self.block = block
+        self._image_size = image_size
         self._network: nn.Module | None = None
         if name == "stand_in":
             if weights is None:
                 raise ValueError("a stand_in teacher has no hub: give its weights, the file `make teacher` wrote")
-            architecture = read_architecture(weights)
-            self._model = FoundationModel(
-                "timm",
-                "stand_in",
-                architecture["image_size"],
-                architecture["patch_size"],
-                architecture["width"],
-                architecture["depth"],
-                int(architecture["class_token"]),
-                SIGLIP,
-            )
         elif name in FOUNDATION_MODELS:
-            self._model = FOUNDATION_MODELS[name]
+            self._check(FOUNDATION_MODELS[name])
         else:
             raise ValueError(f"no teacher is called {name!r}; known are {', '.join(FOUNDATION_MODELS)} and stand_in")
-        self.image_size = image_size or self._model.image_size
-        if self.image_size % self._model.patch_size:
+
+    @cached_property
+    def _model(self) -> FoundationModel:
+        """The table's row; a stand-in's is read from its file when somebody first asks, for few runs use every teacher."""
+        if self.name in FOUNDATION_MODELS:
+            return FOUNDATION_MODELS[self.name]
+        assert self.weights is not None
+        stand_in = read_architecture(self.weights)
+        model = FoundationModel(
+            "timm",
+            "stand_in",
+            stand_in["image_size"],
+            stand_in["patch_size"],
+            stand_in["width"],
+            stand_in["depth"],
+            int(stand_in["class_token"]),
+            SIGLIP,
+        )
+        self._check(model)
+        return model
+
+    def _check(self, model: FoundationModel) -> None:
+        if self._image_size is not None and self._image_size % model.patch_size:
             raise ValueError(
-                f"image_size {self.image_size} of teacher {name} is no multiple of its patch size "
-                f"{self._model.patch_size}: make it one, e.g. {self._model.patch_size * 16}"
+                f"image_size {self._image_size} of teacher {self.name} is no multiple of its patch size "
+                f"{model.patch_size}: make it one, e.g. {model.patch_size * 16}"
             )
-        if block is not None and not 1 <= block <= self._model.depth:
-            raise ValueError(f"block {block} of teacher {name}: it has blocks 1 to {self._model.depth}")
+        if self.block is not None and not 1 <= self.block <= model.depth:
+            raise ValueError(f"block {self.block} of teacher {self.name}: it has blocks 1 to {model.depth}")
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side that images are resized to."""
+        return self._image_size or self._model.image_size
 
     @property
     def width(self) -> int:

@@ -125,7 +125,7 @@ def test_mistakes_name_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="make teacher"):
         Teacher("stand_in")
     with pytest.raises(FileNotFoundError, match="make teacher"):
-        Teacher("stand_in", str(tmp_path / "none.safetensors"))
+        Teacher("stand_in", str(tmp_path / "none.safetensors")).prepare(torch.device("cpu"))
     with pytest.raises(FileNotFoundError, match="make weights TEACHERS=dinov2_small"):
         Teacher("dinov2_small", str(tmp_path / "none.safetensors")).prepare(torch.device("cpu"))
 
@@ -133,7 +133,7 @@ def test_mistakes_name_the_remedy(tmp_path: Path) -> None:
 def test_a_file_of_another_architecture(tmp_path: Path) -> None:
     SmallClassifier(10, (4, 4)).save(tmp_path / "judge.safetensors", accuracy=0.5)
     with pytest.raises(ValueError, match=r"judge.safetensors is no stand-in teacher"):
-        Teacher("stand_in", str(tmp_path / "judge.safetensors"))
+        Teacher("stand_in", str(tmp_path / "judge.safetensors")).prepare(torch.device("cpu"))
     with pytest.raises(ValueError, match="it is not vit_small_patch16_224.dino"):
         Teacher("dino_small_16", str(tmp_path / "judge.safetensors")).prepare(torch.device("cpu"))
 
