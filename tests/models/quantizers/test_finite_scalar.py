@@ -142,6 +142,15 @@ def test_bounds_and_rounds_in_float32_under_autocast() -> None:
     assert torch.equal(from_half.codes, quantizer(latents.bfloat16().float()).codes)
 
 
+@pytest.mark.parametrize(("levels", "share"), [(17, 0.027), (257, 0.135)])
+def test_bounding_in_bfloat16_would_move_levels(levels: int, share: float) -> None:
+    """Why it is not done; the numbers stand in docs/finite_scalar.md."""
+    latents, sizes = torch.randn(500_000, 1, generator=torch.Generator().manual_seed(0)), torch.tensor([levels])
+    coarse = 2 * torch.sigmoid(1.6 * latents.bfloat16()) - 1
+    moved = vectors_to_digits(bound(latents, 1.6), sizes) != vectors_to_digits(coarse.float(), sizes)
+    assert moved.double().mean().item() == pytest.approx(share, abs=0.001)
+
+
 STANDARD_NORMAL = normal_quantiles()[:, None]
 
 
