@@ -85,11 +85,12 @@ class AffinityMatrix(SubsetMeasurement):
         """Write the picture and the file."""
         if not self._tables:
             return
+        what = "class token" if self.teacher_features == "cls" else "mean of patches"
         titles = {
             "cosine": "mean cosine at a position",
             "squared_cosine": "mean squared cosine at a position",
-            "cknna": f"CKNNA (k = {self.k}) with {self.teacher_features}",
-            "cka": f"linear CKA with {self.teacher_features}",
+            "cknna": f"CKNNA (k = {self.k}), {what}",
+            "cka": f"linear CKA, {what}",
         }
         subspaces = [str(index) for index in range(self._num_subspaces)]
         figure, axes = new_figure(columns=len(self._tables))

@@ -117,13 +117,14 @@ class CodeMap(Measurement):
         """Write the picture and the projector's vectors."""
         if not self._maps:
             return
+        from matplotlib.lines import Line2D
+
         figure, axes = new_figure(columns=self._num_subspaces, rows=2)
-        colours = _colours(len(self._names))
+        colours = dict(zip(self._names, _colours(len(self._names)), strict=True))
         for panel, points in zip(axes.flat, self._maps, strict=True):
             places = _tsne(points.vectors, self.seed)
-            for (label, name), colour in zip(self._names.items(), colours, strict=True):
-                here = places[points.labels == label]
-                panel.scatter(here[:, 0], here[:, 1], s=8, color=colour, label=name)
+            # in one call, class after class by chance: many patches share a code, and the last class would cover all
+            panel.scatter(places[:, 0], places[:, 1], s=8, color=[colours[label] for label in points.labels.tolist()])
             what = f"{len(places)} {'images' if points.level == 'image' else 'patches'}"
             panel.set_title(f"subspace {points.subspace}: {what}, silhouette {points.silhouette:.2f}", fontsize=10)
             panel.set(xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
@@ -131,8 +132,8 @@ class CodeMap(Measurement):
                 names = [self._names[label] for label in points.labels.tolist()]
                 tag = f"codes_{points.level}_{points.subspace}"
                 writer.add_embedding(points.vectors, names, tag=tag, global_step=trainer.global_step)
-        handles, names = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside right center", title="class", markerscale=2)
+        handles = [Line2D([], [], marker="o", linestyle="", color=colours[label]) for label in self._names]
+        figure.legend(handles, list(self._names.values()), loc="outside right center", title="class")
         figure.suptitle("t-SNE of code vectors, by class")
         publish(trainer, "code_map", render(figure))
 
