@@ -119,7 +119,7 @@ class Teacher:
 
     @cached_property
     def _model(self) -> FoundationModel:
-        """The table's row; a stand-in's is read from its file when somebody first asks, for few runs use every teacher."""
+        """The row of the table; a stand-in's file is read when somebody first asks, for few runs use every teacher."""
         if self.name in FOUNDATION_MODELS:
             return FOUNDATION_MODELS[self.name]
         assert self.weights is not None
@@ -143,6 +143,8 @@ class Teacher:
                 f"image_size {self._image_size} of teacher {self.name} is no multiple of its patch size "
                 f"{model.patch_size}: make it one, e.g. {model.patch_size * 16}"
             )
+        if self.name == "stand_in" and self._image_size not in (None, model.image_size):
+            raise ValueError(f"{self.weights} was trained at {model.image_size} px: leave image_size to it")
         if self.block is not None and not 1 <= self.block <= model.depth:
             raise ValueError(f"block {self.block} of teacher {self.name}: it has blocks 1 to {model.depth}")
 
