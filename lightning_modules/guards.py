@@ -88,6 +88,16 @@ def check_manual_trainer(trainer: pl.Trainer) -> None:
         )
 
 
+def check_precision(trainer: pl.Trainer) -> None:
+    """Refuse fp16, whose gradient scaler makes non-finite gradients of its own.
+
+    Raises:
+        ValueError: on 16-mixed and 16-true.
+    """
+    if str(trainer.precision) in ("16-mixed", "16-true"):
+        raise ValueError(f"trainer.precision={trainer.precision} is fp16, which is not supported: use bf16-mixed")
+
+
 def check_has_codes(tokenizer: Tokenizer) -> None:
     """Refuse to predict the codes of a tokenizer that has none.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +31,28 @@ class OptimizerConfig:
     warmup_steps: int = 0
     final_fraction: float = 0.0
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """An AdamW (plain Adam at weight_decay 0) over the trainable parameters."""
+    def build(
+        self, parameters: Iterable[nn.Parameter], scaled: Iterable[nn.Parameter] = (), scale: float = 1.0
+    ) -> torch.optim.Optimizer:
+        """An AdamW (plain Adam at weight_decay 0) over the trainable parameters.
+
+        Those in ``scaled``, which ``parameters`` must not hold again, learn at ``scale`` times the rate of the others.
+        """
+        groups = [*self._groups(parameters, "", 1.0), *self._groups(scaled, "carried_", scale)]
+        return torch.optim.AdamW(groups, self.learning_rate, self.betas, weight_decay=self.weight_decay)
+
+    def _groups(self, parameters: Iterable[nn.Parameter], prefix: str, scale: float) -> list[dict[str, Any]]:
         trainable = [parameter for parameter in parameters if parameter.requires_grad]
         if self.weight_decay == 0:
-            return torch.optim.AdamW(trainable, self.learning_rate, self.betas, weight_decay=0.0)
-        decayed = {"params": [p for p in trainable if p.ndim >= 2], "name": "decayed"}
-        kept = {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0, "name": "not_decayed"}
-        return torch.optim.AdamW([decayed, kept], self.learning_rate, self.betas, weight_decay=self.weight_decay)
+            named = {"all": trainable}
+        else:
+            named = {"decayed": [p for p in trainable if p.ndim >= 2], "not_decayed": [p for p in trainable if p.ndim < 2]}
+        extra: dict[str, Any] = {"not_decayed": {"weight_decay": 0.0}}
+        return [
+            {"params": group, "name": f"{prefix}{name}", "scale": scale, **extra.get(name, {})}
+            for name, group in named.items()
+            if group
+        ]
 
     def learning_rate_at(self, step: int, max_steps: int) -> float:
         """Learning rate of update ``step`` (from 0) in a run of ``max_steps``."""
@@ -55,7 +69,7 @@ class OptimizerConfig:
     def apply(self, optimizer: torch.optim.Optimizer, step: int, max_steps: int) -> None:
         """Set the learning rate of update ``step``."""
         for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate_at(step, max_steps)
+            group["lr"] = self.learning_rate_at(step, max_steps) * group.get("scale", 1.0)
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
