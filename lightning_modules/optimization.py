@@ -46,7 +46,10 @@ class OptimizerConfig:
         if self.weight_decay == 0:
             named = {"all": trainable}
         else:
-            named = {"decayed": [p for p in trainable if p.ndim >= 2], "not_decayed": [p for p in trainable if p.ndim < 2]}
+            named = {
+                "decayed": [p for p in trainable if p.ndim >= 2],
+                "not_decayed": [p for p in trainable if p.ndim < 2],
+            }
         extra: dict[str, Any] = {"not_decayed": {"weight_decay": 0.0}}
         return [
             {"params": group, "name": f"{prefix}{name}", "scale": scale, **extra.get(name, {})}
