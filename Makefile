@@ -2,6 +2,7 @@
 
 PRESET    ?= digits
 TOKENIZER ?= fq_dual
+GENERATOR ?= stage2
 EXPERIMENT ?= ssq/table3
 DATA      ?=
 ARGS      ?=
@@ -17,11 +18,18 @@ LEVELS := $(if $(filter fsq ifsq,$(TOKENIZER)),$(wildcard configs/presets/$(PRES
 SIZED   = $(call CONFIG,$(TOKENIZER),$(SIZES)) $(LEVELS:%=--config %)
 FIT    := $(PYTHON) cli.py fit
 ROOT   := $(if $(DATA),--data.init_args.source.init_args.root=$(DATA))
+TOKENS := $(RUNS)/tokens/$(TOKENIZER)
+STAGE1 ?= $(RUNS)/stage1/$(TOKENIZER)
+# the samples of stage 2 are those of the tokenizer's name; another generator's have its name as well
+SAMPLED := $(RUNS)/samples/$(TOKENIZER)$(if $(filter-out stage2,$(GENERATOR)),_$(GENERATOR))
+SAMPLES ?= $(SAMPLED)/samples.npz
+# a generator's recipe on the tokens of TOKENIZER
+GENERATE = $(FIT) $(call CONFIG,$(1),generator) --run.stage $(1)/$(TOKENIZER) --data.init_args.store $(TOKENS)
 # sets the last callback of configs/analysis.yaml, which measures with the judge of an embedded preset
 JUDGED := $(if $(wildcard configs/presets/$(PRESET)/judge.yaml),--trainer.callbacks.init_args.judge $(RUNS)/teacher/judge.safetensors)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo teacher tokenizer analysis weights experiment test lint format benchmark tensorboard clean
+.PHONY: help setup lock demo teacher tokenizer stage1 stage2 generator analysis weights experiment test lint format benchmark tensorboard clean
 
 help: ## Explain every target
 	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=vq|fq_dual|fq_triple|fq_quad|fsq|ifsq|ae|vae] [DATA=/path] [ARGS='--key value']"
@@ -64,6 +72,29 @@ tokenizer: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Train TOKENIZER on PRE
 
 $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json: $(TEACHERS_HERE) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/$(SIZES).yaml $(LEVELS) | $(READY)
 	$(FIT) $(SIZED) $(ROOT) $(ARGS)
+
+# Measuring a run writes its metrics.json again; what follows a stage looks at its checkpoint, so that nothing is repeated.
+$(RUNS)/%/checkpoints/last.ckpt: $(RUNS)/%/metrics.json ;
+
+stage1: $(RUNS)/stage1/$(TOKENIZER)/metrics.json ## Train a generator on one code a patch of TOKENIZER: global structure
+
+$(RUNS)/stage1/$(TOKENIZER)/metrics.json: $(TOKENS)/validation/manifest.json configs/stage1.yaml configs/presets/$(PRESET)/generator.yaml | $(READY)
+	$(call GENERATE,stage1) $(ARGS)
+	@echo "stage 1 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); next: make stage2"
+
+stage2: $(RUNS)/stage2/$(TOKENIZER)/metrics.json ## Train it on all codes, beginning with STAGE1=runs/...
+
+$(RUNS)/stage2/$(TOKENIZER)/metrics.json: $(TOKENS)/validation/manifest.json $(STAGE1)/checkpoints/last.ckpt configs/stage2.yaml configs/presets/$(PRESET)/generator.yaml | $(READY)
+	$(call GENERATE,stage2) --model.init_args.init_from $(STAGE1) $(ARGS)
+	@echo "stage 2 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); next: make sample"
+
+generator: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json ## Train GENERATOR=llamagen|far_base|far_large on the tokens of TOKENIZER, from scratch
+
+ifeq ($(filter stage1 stage2,$(GENERATOR)),)
+$(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json: $(TOKENS)/validation/manifest.json configs/$(GENERATOR).yaml configs/presets/$(PRESET)/generator.yaml | $(READY)
+	$(call GENERATE,$(GENERATOR)) $(ARGS)
+	@echo "$(GENERATOR) is in $(@D); next: make sample GENERATOR=$(GENERATOR) TOKENIZER=$(TOKENIZER)"
+endif
 
 analysis: tokenizer ## Draw what the subspaces of TOKENIZER have learnt: affinity, ablation, code maps
 	$(PYTHON) cli.py validate $(SIZED) --config configs/analysis.yaml $(JUDGED) $(ROOT) $(ARGS)

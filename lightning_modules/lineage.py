@@ -1,0 +1,184 @@
+"""Which codes a generator writes, and whose weights it began with: kept in its checkpoint and in lineage.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_modules.loading import load_generator, read_checkpoint
+from models.encoding import TokenSpec
+from models.generators.autoregressive import AutoregressiveGenerator
+from models.handover import carry_over
+
+if TYPE_CHECKING:
+    from datamodules.tokens import TokenDataModule
+
+KEY = "generator"
+SHOWN = 4
+
+
+@dataclass(frozen=True)
+class TokensRead:
+    """The codes a run reads: some sub-codes (None: all) of one tokenizer, from one store."""
+
+    store: str
+    spec: dict[str, list]
+    full_spec: dict[str, list]
+    codebooks: list[int] | None
+    tokenizer_run: str
+    tokenizer_fingerprint: str
+
+    @classmethod
+    def of(cls, data: TokenDataModule) -> TokensRead:
+        """What a data module reads."""
+        return cls(
+            store=str(data.store),
+            spec=data.spec.to_json(),
+            full_spec=data.full_spec.to_json(),
+            codebooks=None if data.codebooks is None else list(data.codebooks),
+            tokenizer_run=str(data.tokenizer_run),
+            tokenizer_fingerprint=data.tokenizer_fingerprint,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the checkpoint; where the store lies is not part of what the codes are."""
+        return {name: value for name, value in asdict(self).items() if name != "store"}
+
+
+def recorded(checkpoint: str | Path) -> dict[str, Any]:
+    """What a checkpoint says of its generator; tensors stay on disk.
+
+    Raises:
+        ValueError: if it is not a generator's.
+    """
+    file = Path(checkpoint) / "meta.pt" if Path(checkpoint).is_dir() else Path(checkpoint)
+    return _record_in(torch.load(file, mmap=True, weights_only=True, map_location="cpu"), file)
+
+
+def check_same_codes(record: dict[str, Any], tokens: TokensRead, checkpoint: str, init_from: str | None) -> None:
+    """Compare what a checkpoint writes with what the store holds.
+
+    Raises:
+        ValueError: if they are other sub-codes, or codes of another tokenizer.
+    """
+    if record["tokenizer_fingerprint"] != tokens.tokenizer_fingerprint:
+        raise ValueError(
+            f"{checkpoint} writes codes of {_tokenizer(record)}, and {tokens.store} holds codes of "
+            f"{_tokenizer(tokens.to_json())}: read the store it was trained on, or start another run (run.stage)"
+        )
+    if record["spec"] != tokens.spec or _sub_codes(record) != _sub_codes(tokens.to_json()):
+        raise ValueError(
+            f"{checkpoint} writes the sub-codes {_sub_codes(record)} of {_tokenizer(record)}, and the data are the "
+            f"sub-codes {_sub_codes(tokens.to_json())}: set data.init_args.codebooks to those of the checkpoint"
+        )
+    source = record["lineage"]["init_from"]
+    if init_from is not None and source is not None:
+        file = checkpoint_file(init_from)
+        if file.is_file() and sha256(file) != source["sha256"]:
+            rank_zero_warn(
+                f"{file} has changed since this run began with it; the run goes on with its own weights. "
+                "To begin with the new ones, delete the run's directory or set run.stage to a new name."
+            )
+
+
+def begin_from(init_from: str | None, generator: AutoregressiveGenerator, tokens: TokensRead) -> dict[str, Any]:
+    """Hand the weights of an earlier stage over to a new generator, and return the lineage of the run.
+
+    Raises:
+        FileNotFoundError: if there is no such run.
+        ValueError: if it is not a generator's, its trunk has another shape, or its tokenizer was trained on since.
+    """
+    lineage: dict[str, Any] = {
+        "tokenizer_run": tokens.tokenizer_run,
+        "tokenizer_fingerprint": tokens.tokenizer_fingerprint,
+        "store": tokens.store,
+        "init_from": None,
+    }
+    if init_from is None:
+        return lineage
+    checkpoint, path = read_checkpoint(init_from)
+    source = _record_in(checkpoint, path)
+    slot = slot_of(source, tokens, path)
+    handover = carry_over(load_generator(path).state_dict(), generator, slot)
+    lists = {
+        "carried": list(handover.carried),
+        "fresh": list(handover.fresh),
+        "left_behind": list(handover.left_behind),
+    }
+    rank_zero_info("\n".join([f"weights of {path}:", *(f"  {name}: {_short(names)}" for name, names in lists.items())]))
+    lineage["init_from"] = {
+        "path": str(path),
+        "sha256": sha256(path),
+        "step": checkpoint["global_step"],
+        "tokenizer_fingerprint": source["tokenizer_fingerprint"],
+        "codebooks": source["codebooks"],
+        "slot": slot,
+        **lists,
+    }
+    return lineage
+
+
+def slot_of(source: dict[str, Any], tokens: TokensRead, path: Path) -> int | None:
+    """Which of a run's sub-codes the one of an earlier stage is; None if it wrote several, or another tokenizer's.
+
+    Raises:
+        ValueError: if both read the same run's tokenizer, but it is no longer the same tokenizer.
+    """
+    if source["tokenizer_fingerprint"] != tokens.tokenizer_fingerprint:
+        if Path(source["tokenizer_run"]).resolve() == Path(tokens.tokenizer_run).resolve():
+            raise ValueError(
+                f"{path} was trained on codes of {_tokenizer(source)}, and {tokens.store} holds codes of "
+                f"{_tokenizer(tokens.to_json())}: the tokenizer was trained on in between, so train the earlier stage "
+                "anew on this store (delete its directory or give it another run.stage)"
+            )
+        return None
+    codes, here = _sub_codes(source), _sub_codes(tokens.to_json())
+    return here.index(codes[0]) if len(codes) == 1 and codes[0] in here else None
+
+
+def checkpoint_file(run: str | Path) -> Path:
+    """The last checkpoint of a run's directory, or the file itself."""
+    return Path(run) / "checkpoints" / "last.ckpt" if Path(run).is_dir() else Path(run)
+
+
+def sha256(file: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def write_lineage(directory: Path, lineage: dict[str, Any]) -> None:
+    """Write ``lineage.json``, whole or not at all."""
+    directory.mkdir(parents=True, exist_ok=True)
+    unfinished = directory / "lineage.json.part"
+    unfinished.write_text(json.dumps(lineage, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(directory / "lineage.json")
+
+
+def _record_in(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    if KEY not in checkpoint:
+        raise ValueError(f"{path} is not the checkpoint of a generator: it does not say which codes it writes")
+    return checkpoint[KEY]
+
+
+def _sub_codes(record: dict[str, Any]) -> list[int]:
+    chosen = record["codebooks"]
+    return list(range(TokenSpec.from_json(record["full_spec"]).num_codebooks)) if chosen is None else list(chosen)
+
+
+def _tokenizer(record: dict[str, Any]) -> str:
+    return f"the tokenizer {record['tokenizer_run']} (fingerprint {record['tokenizer_fingerprint'][:12]})"
+
+
+def _short(names: Sequence[str]) -> str:
+    if not names:
+        return "none"
+    more = ", …" if len(names) > SHOWN else ""
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}: {', '.join(names[:SHOWN])}{more}"
