@@ -1,0 +1,105 @@
+"""Which classes are sampled, in which order, and by which rank."""
+
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+
+Batch = dict[str, torch.Tensor]
+
+
+class LabelDataModule(LightningDataModule):
+    """Batches of `label` (B,) and `index` (B,) int64, the classes of the images to generate.
+
+    Images 0 … num_images − 1 are divided into parts of `part_size`, the pieces in which a writer saves them. The parts
+    that are still missing are dealt out to the ranks; a batch lies within a part and holds consecutive images, so that
+    each image's random stream follows from its index, whatever the number of ranks and the size of the batches.
+
+    Args:
+        num_images: Images of all ranks together.
+        classes: `balanced` (image i has class i modulo the number of classes), `random` (drawn uniformly, as published
+            protocols do), or a list of classes that is repeated until there are enough.
+        batch_size: Images at a time on each device.
+        part_size: Images that are saved together; what a kill can lose on each rank.
+        seed: Seed of `random`, not negative.
+    """
+
+    allow_zero_length_dataloader_with_multiple_devices = True  # a resumed run may have less left than ranks
+
+    def __init__(
+        self,
+        num_images: int,
+        classes: Literal["balanced", "random"] | list[int] = "balanced",
+        batch_size: int = 32,
+        part_size: int = 256,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("num_images", num_images), ("batch_size", batch_size), ("part_size", part_size)):
+            if value < 1:
+                raise ValueError(f"data.{name}={value}: expected at least 1.")
+        if batch_size > part_size:
+            raise ValueError(
+                f"data.batch_size={batch_size} is more than data.part_size={part_size}, and a batch never leaves its "
+                "part: lower the one or raise the other."
+            )
+        if seed < 0:
+            raise ValueError(f"data.seed={seed}: expected a number that is not negative.")
+        if not isinstance(classes, str) and not classes:
+            raise ValueError("data.classes is an empty list: name at least one class.")
+        self.num_images, self.classes = num_images, classes
+        self.batch_size, self.part_size, self.seed = batch_size, part_size, seed
+        self._finished: frozenset[int] = frozenset()
+
+    @property
+    def num_parts(self) -> int:
+        """Count the parts; the last may be shorter."""
+        return -(-self.num_images // self.part_size)
+
+    def labels(self, num_classes: int) -> np.ndarray:
+        """Return the class of each image, int64 (num_images,).
+
+        Raises:
+            ValueError: A class was named that is not one of 0 … num_classes − 1.
+        """
+        if self.classes == "random":
+            return np.random.default_rng(self.seed).integers(num_classes, size=self.num_images)
+        known = np.arange(num_classes) if isinstance(self.classes, str) else _checked(self.classes, num_classes)
+        return np.resize(known, self.num_images)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the labels depend on, as plain data."""
+        random = {"seed": self.seed} if self.classes == "random" else {}
+        return {"num_images": self.num_images, "classes": self.classes, "part_size": self.part_size, **random}
+
+    def part(self, index: int) -> range:
+        """Return the images of a part."""
+        return range(index * self.part_size, min((index + 1) * self.part_size, self.num_images))
+
+    def leave_out(self, finished: Collection[int]) -> None:
+        """Do not sample these parts again; every rank must be told the same before the batches are asked for."""
+        self._finished = frozenset(finished)
+
+    def predict_dataloader(self) -> list[Batch]:
+        """Return this rank's batches; a plain list, which Lightning leaves as it is."""
+        assert self.trainer is not None
+        labels = torch.from_numpy(self.labels(self.trainer.lightning_module.num_classes))
+        remaining = [part for part in range(self.num_parts) if part not in self._finished]
+        batches = []
+        for part in remaining[self.trainer.global_rank :: self.trainer.world_size]:
+            images = self.part(part)
+            for start in range(images.start, images.stop, self.batch_size):
+                index = torch.arange(start, min(start + self.batch_size, images.stop))
+                batches.append({"label": labels[index], "index": index})
+        return batches
+
+
+def _checked(classes: Sequence[int], num_classes: int) -> np.ndarray:
+    if wrong := [label for label in classes if not 0 <= label < num_classes]:
+        raise ValueError(
+            f"data.classes names class {wrong[0]}, and the generator knows the {num_classes} classes 0 … "
+            f"{num_classes - 1}: name classes among them."
+        )
+    return np.array(classes, dtype=np.int64)

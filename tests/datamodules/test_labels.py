@@ -1,0 +1,69 @@
+"""Labels to sample: which, in which order, and by which rank."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from datamodules.labels import LabelDataModule
+
+
+def drawn(data: LabelDataModule, rank: int = 0, ranks: int = 1, num_classes: int = 4) -> dict[int, int]:
+    module = SimpleNamespace(num_classes=num_classes)
+    data.trainer = SimpleNamespace(lightning_module=module, global_rank=rank, world_size=ranks)  # type: ignore[assignment]
+    batches = data.predict_dataloader()
+    for batch in batches:
+        index = batch["index"]
+        assert (index.diff() == 1).all() and len(index) <= data.batch_size
+        assert index[0] // data.part_size == index[-1] // data.part_size
+    pairs = [(int(i), int(label)) for batch in batches for i, label in zip(batch["index"], batch["label"], strict=True)]
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
+
+
+def test_balanced_labels_are_balanced_from_the_first_on() -> None:
+    labels = LabelDataModule(10).labels(4)
+    assert labels.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+
+
+def test_a_list_is_repeated_and_random_follows_the_seed() -> None:
+    assert LabelDataModule(5, [3, 1]).labels(4).tolist() == [3, 1, 3, 1, 3]
+    random = [LabelDataModule(1000, "random", seed=seed).labels(4) for seed in (0, 0, 1)]
+    assert (random[0] == random[1]).all() and (random[0] != random[2]).any()
+    assert np.bincount(random[0]).min() > 200
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+@pytest.mark.parametrize("batch_size", [1, 3, 5])
+def test_ranks_share_all_images_whatever_the_batches(ranks: int, batch_size: int) -> None:
+    data = LabelDataModule(23, batch_size=batch_size, part_size=5)
+    shares = [drawn(data, rank, ranks) for rank in range(ranks)]
+    together = {index: label for share in shares for index, label in share.items()}
+    assert sum(map(len, shares)) == 23 and together == {i: i % 4 for i in range(23)}
+
+
+def test_finished_parts_are_left_out_and_the_rest_dealt_evenly() -> None:
+    data = LabelDataModule(23, batch_size=5, part_size=5)
+    data.leave_out({0, 2})
+    shares = [drawn(data, rank, 2) for rank in range(2)]
+    assert [sorted(share) for share in shares] == [[*range(5, 10), *range(20, 23)], [*range(15, 20)]]
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_a_class_out_of_range_names_both_sides(label: int) -> None:
+    with pytest.raises(ValueError, match=rf"class {label}, and the generator knows the 4 classes 0 … 3"):
+        LabelDataModule(5, [0, label]).labels(4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"num_images": 0}, "num_images=0"),
+        ({"num_images": 1, "batch_size": 300}, "batch_size=300 is more than data.part_size=256"),
+        ({"num_images": 1, "classes": []}, "empty"),
+        ({"num_images": 1, "seed": -1}, "seed=-1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(arguments: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        LabelDataModule(**arguments)
