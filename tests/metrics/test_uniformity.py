@@ -131,6 +131,16 @@ def test_batches_add_up_and_levels_are_counted_by_channel() -> None:
     assert whole.compute().bins_hit == pytest.approx((hit[0] / 17 + hit[1] / 4) / 2)
 
 
+def test_values_in_one_bin_are_spread_over_all_quantiles() -> None:
+    """A collapsed channel: 1,000 times 0 against U(−1, 1), whose standard deviation is 1/√3."""
+    metric = UniformityStatistics([3])
+    metric.update(torch.zeros(1000, 1), torch.ones(1000, 1, dtype=torch.int64))
+    figures = metric.compute()
+    assert figures.rmse_uniform == pytest.approx(rmse_to_uniform(torch.zeros(1000)).item(), abs=1e-4)
+    assert figures.rmse_uniform == pytest.approx(3**-0.5, abs=1e-4)
+    assert (figures.entropy_ratio, figures.bins_hit) == (0.0, pytest.approx(1 / 3))
+
+
 def test_ends_of_the_range_are_counted() -> None:
     metric = UniformityStatistics([2])
     metric.update(torch.tensor([[-1.0], [1.0]]), torch.tensor([[0], [1]]))
