@@ -9,6 +9,7 @@ from tests.support.commands import REPOSITORY, exit_code
 from tests.support.recipes import CONFIGS, digits, write_judge
 
 
+@pytest.mark.slow
 def test_analysis_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["cli.py"])
