@@ -18,6 +18,8 @@ from models.tokenizers import Tokenizer
 class TokenizerObjective(nn.Module):
     """Weighted sum of the named terms that are present, the quantizer's own losses, and the adversarial block.
 
+    A term that is null or of weight 0 is off.
+
     Args:
         reconstruction: pixels.
         perceptual: features of a frozen network.
@@ -47,8 +49,11 @@ class TokenizerObjective(nn.Module):
             "alignment_mid": alignment_mid,
             "alignment_high": alignment_high,
         }
-        self.terms = nn.ModuleDict({name: term for name, term in named.items() if term is not None})
-        self.adversarial = adversarial
+        # Weight 0 is how a command line, which cannot say null, switches a term off; then nothing of it is built or loaded.
+        self.terms = nn.ModuleDict(
+            {name: term for name, term in named.items() if term is not None and term.weight != 0}
+        )
+        self.adversarial = adversarial if adversarial is not None and adversarial.weight != 0 else None
         self.teachers = dict(teachers or {})
 
     @property

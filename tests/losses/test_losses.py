@@ -102,6 +102,17 @@ def test_objective_sums_weighted_terms_and_respects_starts() -> None:
     assert late.item() == pytest.approx(middle.item() + late_parts["adversarial"].item(), rel=1e-5)
 
 
+def test_weight_0_switches_a_term_off() -> None:
+    objective = TokenizerObjective(
+        reconstruction=Reconstruction(),
+        disentanglement=Disentanglement(weight=0.0),
+        adversarial=Adversarial(nn.Conv2d(3, 1, 3), weight=0.0),
+    )
+    assert list(objective.terms) == ["reconstruction"]
+    assert objective.adversarial is None
+    assert not list(objective.parameters())
+
+
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_adversarial_weight_multiplies_both_losses(adaptive: bool) -> None:
     discriminator = nn.Conv2d(3, 1, 3)
