@@ -49,7 +49,7 @@ class TokenizerObjective(nn.Module):
             "alignment_mid": alignment_mid,
             "alignment_high": alignment_high,
         }
-        # The command line cannot say null: weight 0 is how it switches a term off, and nothing of it is built or loaded.
+        # The command line cannot say null: weight 0 is how it switches a term off, and nothing of it is built.
         self.terms = nn.ModuleDict({name: term for name, term in named.items() if term is not None and term.weight})
         self.adversarial = adversarial if adversarial is not None and adversarial.weight != 0 else None
         self.teachers = dict(teachers or {})
