@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -174,9 +175,7 @@ class AutoregressiveGenerator(nn.Module):
                 if head_cache is not None:
                     head_cache.keep_rows(batch)
             hidden = self.trunk.step(features, position, trunk_cache).squeeze(1)
-            chosen = self.head.sample(
-                hidden, self.embeddings, lambda logits, i, at=position: choose(logits, at, i), head_cache
-            )
+            chosen = self.head.sample(hidden, self.embeddings, partial(_choose_here, choose, position), head_cache)
             codes[:, :, position] = chosen
             features = self._embed(chosen.unsqueeze(2).repeat(len(features) // batch, 1, 1))
         return codes
@@ -221,6 +220,10 @@ class AutoregressiveGenerator(nn.Module):
                 f"labels range from {int(labels.min())} to {int(labels.max())} and the generator knows classes 0 to "
                 f"{self.num_classes - 1}"
             )
+
+
+def _choose_here(choose: ChooseAt, position: int, logits: Tensor, sub_code: int) -> Tensor:
+    return choose(logits, position, sub_code)
 
 
 def _initialise(module: nn.Module) -> None:
