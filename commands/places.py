@@ -23,26 +23,14 @@ class Place:
         return ".".join(self.path)
 
 
-def with_included(file: Path) -> list[Path]:
-    """A config file after the ones it begins with (`config: FILE`, relative to itself): later ones override."""
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return [file]
-    name = content.get("config") if isinstance(content, dict) else None
-    included = file.parent / name if isinstance(name, str) else None
-    return [*(with_included(included) if included is not None and included.is_file() else []), file]
-
-
 def config_files(arguments: list[str]) -> Iterator[tuple[tuple[str, ...], Path]]:
-    """The YAML files among the arguments, and those they include, with the keys they hang under (--model FILE)."""
+    """The readable YAML files among the arguments, each with the keys its content hangs under (--model FILE)."""
     pairs = [argument.split("=", 1) for argument in arguments]
     for index, pair in enumerate(pairs):
         name, value = pair if len(pair) == 2 else (arguments[index - 1] if index else "", pair[0])
         if value.endswith((".yaml", ".yml", ".json")) and Path(value).is_file():
             key = name.lstrip("-")
-            for file in with_included(Path(value)):
-                yield (() if key in ("c", "config") else tuple(key.split("."))), file
+            yield (() if key in ("c", "config") else tuple(key.split("."))), Path(value)
 
 
 def broken_yaml(arguments: list[str]) -> str | None:

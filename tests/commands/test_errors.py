@@ -87,15 +87,6 @@ def test_mistake_in_a_file_is_named(content: str, capsys: pytest.CaptureFixture)
         assert part in text, text
 
 
-def test_mistake_in_an_included_file_is_named_there(capsys: pytest.CaptureFixture) -> None:
-    Path("shared").mkdir()
-    Path("shared/below.yaml").write_text("trainer:\n  max_stepz: 3")
-    Path("mistake.yaml").write_text("config: shared/below.yaml")
-    assert "in shared/below.yaml, line 2" in said(capsys, "--config", "mistake.yaml")
-    Path("shared/below.yaml").write_text("run: [a\ntrainer: x")
-    assert "not YAML" in said(capsys, "--config", "mistake.yaml")
-
-
 @pytest.mark.parametrize("arguments", COMMAND_LINES)
 def test_mistake_on_the_command_line_is_named(arguments: str, capsys: pytest.CaptureFixture) -> None:
     Path("mistake.yaml").write_text("")
