@@ -10,6 +10,7 @@ from callbacks.psnr_by_class import PSNRByClass
 from callbacks.reconstruction_grid import ReconstructionGrid
 from callbacks.reconstruction_metrics import ReconstructionMetrics
 from callbacks.subspace_ablation import SubspaceAblation
+from callbacks.token_writer import TokenWriter
 from callbacks.uniformity import Uniformity
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "ReconstructionGrid",
     "ReconstructionMetrics",
     "SubspaceAblation",
+    "TokenWriter",
     "Uniformity",
 ]

@@ -2,6 +2,8 @@
 
 from datamodules.images import ImageDataModule
 from datamodules.sources import DigitsSource, FolderSource, HubSource, ImageRecords, ImageSource, PhotosSource
+from datamodules.tokens import TokenDataModule
+from datamodules.views import Views
 
 __all__ = [
     "DigitsSource",
@@ -11,4 +13,6 @@ __all__ = [
     "ImageRecords",
     "ImageSource",
     "PhotosSource",
+    "TokenDataModule",
+    "Views",
 ]

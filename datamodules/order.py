@@ -5,7 +5,7 @@ permutation depends on (seed, epoch), and rank r of W takes the r-th slice of ea
 of ranks nor that of workers changes which images meet in a batch, and a run goes on anywhere from a single integer.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,10 +15,11 @@ Draw = tuple[int, int]  # (epoch, index of the image in its split)
 
 PADDING = -1  # the index of a row that only fills up the last batch of a rank
 
-_STREAMS = {"order": 1, "augmentation": 2, "replacement": 3}
+_STREAMS = {"order": 1, "augmentation": 2, "replacement": 3, "view": 4}
+Stream = Literal["order", "augmentation", "replacement", "view"]
 
 
-def seeded_generator(stream: Literal["order", "augmentation", "replacement"], *key: int) -> np.random.Generator:
+def seeded_generator(stream: Stream, *key: int) -> np.random.Generator:
     """Return the generator that belongs to a purpose and a key of non-negative integers."""
     # numpy pads short keys with zeros, so (seed, epoch) and (seed, epoch, 0) would be one stream without the first word
     return np.random.default_rng((_STREAMS[stream], *key))
@@ -83,3 +84,17 @@ class EvaluationOrder(Sampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         for index in range(self.rank, len(self) * self.world_size, self.world_size):
             yield 0, index if index < self.length else PADDING
+
+
+class ListedOrder(Sampler[Draw]):
+    """These images, in this order; there may be none."""
+
+    def __init__(self, images: Sequence[int]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[Draw]:
+        for index in self.images:
+            yield 0, index

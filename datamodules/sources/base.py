@@ -8,6 +8,7 @@ from typing import Literal
 from PIL import Image
 
 Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
 
 # What Pillow raises on truncated, damaged, missing or absurdly large files. Anything else is a mistake in the code.
 UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)

@@ -1,0 +1,153 @@
+"""What data modules have in common: an order that knows the ranks, and a place in it that checkpoints carry."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from datamodules.order import Draw, TrainingOrder
+
+
+class ResumableDataModule(LightningDataModule, ABC):
+    """A data module whose training stream continues, from any checkpoint, with the next batch.
+
+    Use with `Trainer(use_distributed_sampler=False)`: the order knows the ranks itself.
+
+    Args:
+        batch_size: Training rows a step on each device.
+        num_workers: Processes that read, on each device; 0 reads in the training process.
+        seed: Seed of order and augmentation, not negative.
+    """
+
+    def __init__(self, batch_size: int, num_workers: int, seed: int) -> None:
+        super().__init__()
+        if seed < 0:
+            raise ValueError(f"data.seed={seed}: expected a number that is not negative.")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        # The stream stands at the Trainer's count of batches plus this offset; see `load_state_dict`.
+        self._offset = 0
+        self._restored_batches = 0
+
+    @property
+    @abstractmethod
+    def class_to_idx(self) -> dict[str, int]:
+        """The numbering of the classes."""
+
+    @abstractmethod
+    def _training_length(self) -> int:
+        """Count the images of the training split."""
+
+    def _loader(
+        self,
+        dataset: Dataset[Any],
+        order: Sampler[Draw],
+        batch_size: int,
+        collate: Callable[[list[Any]], dict[str, Any]],
+    ) -> "DataLoader[Any]":
+        return ResumableLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=order,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            # a loader draws a seed for its workers, by default from the global generator that the model uses as well
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def _training_order(self) -> TrainingOrder:
+        return TrainingOrder(self._training_length(), self.batch_size, *self._ranks(), self.seed, self._position)
+
+    def _ranks(self) -> tuple[int, int]:
+        ranks = self.trainer.distributed_sampler_kwargs if self.trainer else None
+        if not ranks or ranks["num_replicas"] == 1:
+            return 0, 1
+        if self.trainer._accelerator_connector.use_distributed_sampler:
+            raise ValueError(
+                "The Trainer would divide the images among the ranks a second time: set "
+                "trainer.use_distributed_sampler=false."
+            )
+        return ranks["rank"], ranks["num_replicas"]
+
+    # -- where the run stands ------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Forget where an earlier fit stood."""
+        if stage == "fit":
+            self._offset = self._restored_batches = 0
+
+    def _position(self) -> int:
+        # A configure_optimizers that asks for `estimated_stepping_batches` has the loader iterated before Lightning
+        # restores its counter; the count in our own state is there by then.
+        return self._offset + max(self._batches_trained(), self._restored_batches)
+
+    def _batches_trained(self) -> int:
+        # `processed` is right at every moment a checkpoint can be taken: it rises before on_train_batch_end, where
+        # `completed` has not yet, and a batch that fails halfway is trained again, though `ready` counts it already.
+        # The total counts on over epochs, so an epoch cut short by max_steps is resumed inside as well.
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the training stream, what that place depends on, and the numbering of the classes."""
+        order = self._training_order()
+        return {
+            "batches_trained": self._batches_trained(),
+            "offset": self._offset,
+            "seed": self.seed,
+            "global_batch_size": order.global_batch_size,
+            "length": order.length,
+            "class_to_idx": dict(self.class_to_idx),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue training where the checkpoint was taken.
+
+        Raises:
+            ValueError: The classes are numbered otherwise, or the checkpoint lies inside an epoch and the seed, the
+                global batch size or the size of the split has changed since.
+        """
+        if self.trainer and self.trainer.state.fn != TrainerFn.FITTING:
+            return  # a model may be evaluated on any data
+        _check_same_classes(state_dict["class_to_idx"], self.class_to_idx)
+        order = self._training_order()
+        now = {"seed": self.seed, "global_batch_size": order.global_batch_size, "length": order.length}
+        changed = [name for name, value in now.items() if value != state_dict[name]]
+        self._restored_batches, self._offset = state_dict["batches_trained"], state_dict["offset"]
+        if changed:
+            per_epoch = state_dict["length"] // state_dict["global_batch_size"]
+            epoch, batch = divmod(self._restored_batches + self._offset, per_epoch)
+            if batch:
+                differences = ", ".join(f"{name} was {state_dict[name]} and is {now[name]}" for name in changed)
+                raise ValueError(
+                    f"The checkpoint was taken after batch {batch} of {per_epoch} of epoch {epoch}, but {differences}: "
+                    "resume with the values of the checkpoint, or from one taken at the end of an epoch."
+                )
+            self._offset = epoch * order.batches_per_epoch - self._restored_batches
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A DataLoader that tells Lightning it resumes mid-epoch: its order asks the data module where the run stands."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the data module's state says it all, and Lightning sometimes drops a loader's state."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing: see `state_dict`."""
+
+
+def _check_same_classes(saved: dict[str, int], current: dict[str, int]) -> None:
+    for name in sorted(saved.keys() | current.keys()):
+        if saved.get(name) != current.get(name):
+            raise ValueError(
+                f"The checkpoint numbers {len(saved)} classes and the data set {len(current)}, and they differ at "
+                f"{name!r}: class {saved.get(name)} in the checkpoint, {current.get(name)} in the data. "
+                "Resume with the data set that the run began with."
+            )

@@ -1,0 +1,170 @@
+"""Codes for the Trainer, from a token store: a view of each image by (seed, epoch, index), and exact resuming."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.order import PADDING, Draw, EvaluationOrder, seeded_generator
+from datamodules.resumable import ResumableDataModule
+from datamodules.token_store import TokenStore, TokenStoreError
+from models.encoding import TokenSpec
+
+
+class TokenRow(NamedTuple):
+    """One row of a batch: `codes` (k, N) as they are on disk."""
+
+    codes: np.ndarray
+    label: int
+    index: int
+
+
+class TokenDataset(Dataset[TokenRow]):
+    """Reads a view of the image of a draw (epoch, index): any in training, view 0 in evaluation.
+
+    Args:
+        store: The codes.
+        codebooks: Which sub-codes to read, in this order.
+        seed: Decides, with epoch and index, which view a draw shows.
+        any_view: Whether it may be another one than view 0.
+    """
+
+    def __init__(self, store: TokenStore, codebooks: list[int], seed: int, any_view: bool) -> None:
+        self.store, self.codebooks, self.seed, self.any_view = store, codebooks, seed, any_view
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, draw: Draw | int) -> TokenRow:
+        # a bare index comes from Lightning's `overfit_batches`, which puts its own sampler in place of ours
+        epoch, index = draw if isinstance(draw, tuple) else (0, draw)
+        row = 0 if index == PADDING else index
+        view = 0
+        if self.any_view and self.store.num_views > 1:
+            view = int(seeded_generator("view", self.seed, epoch, row).integers(self.store.num_views))
+        codes = self.store.codes(row, view)
+        self.store.check_codes(codes, row)
+        return TokenRow(codes[self.codebooks], self.store.label(row), index)
+
+
+class TokenDataModule(ResumableDataModule):
+    """Batches of `codes` int64 (B, k, N), `label` (B,) and `index` (B,) int64, from a token store on disk.
+
+    Codes stay on disk and are read through a memory map. Order and views are functions of `seed` and of the number of
+    batches before, as in `ImageDataModule`; validation reads view 0 of the validation split, in order. On several
+    devices, rows with a negative `index` pad the last batch of validation: drop them.
+
+    Args:
+        store: Directory with the stores `train` and `validation`, e.g. `runs/digits/tokens/fq_dual`.
+        codebooks: Which sub-codes to read, e.g. [0]; None reads all.
+        batch_size: Images a step on each device.
+        num_workers: Processes that read codes, on each device; 0 reads in the training process.
+        seed: Seed of order and views, not negative.
+
+    Raises:
+        FileNotFoundError: A store or a shard is missing.
+        TokenStoreError: A store is damaged, or the two are of different tokenizers.
+        ValueError: There is no such codebook.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        codebooks: list[int] | None = None,
+        batch_size: int = 32,
+        num_workers: int = 4,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_workers, seed)
+        self.store = store
+        train, validation = (TokenStore.open(Path(store) / split) for split in ("train", "validation"))
+        validation.check_tokenizer(train.tokenizer_fingerprint, f"that of {train.path}")
+        if train.class_to_idx != validation.class_to_idx:
+            raise TokenStoreError(
+                f"{train.path} and {validation.path} number their classes differently: write them again"
+            )
+        known = train.spec.num_codebooks
+        self.codebooks = list(range(known)) if codebooks is None else codebooks
+        if not self.codebooks or len(set(self.codebooks)) < len(self.codebooks):
+            raise ValueError(f"data.codebooks={codebooks}: name each sub-code once, or null for all")
+        if wrong := [codebook for codebook in self.codebooks if not 0 <= codebook < known]:
+            raise ValueError(f"data.codebooks={codebooks}: {store} has codebooks 0 to {known - 1}, and no {wrong[0]}")
+        self._stores = {"train": train, "validation": validation}
+
+    @property
+    def full_spec(self) -> TokenSpec:
+        """Shape of the codes in the store."""
+        return self._stores["train"].spec
+
+    @property
+    def spec(self) -> TokenSpec:
+        """Shape of the codes of a batch."""
+        full = self.full_spec
+        return TokenSpec(tuple(full.codebook_sizes[codebook] for codebook in self.codebooks), full.scales)
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """The store's numbering of the classes."""
+        return self._stores["train"].class_to_idx
+
+    @property
+    def num_classes(self) -> int:
+        """Count the classes."""
+        return len(self.class_to_idx)
+
+    @property
+    def tokenizer_run(self) -> str:
+        """The run directory of the tokenizer whose codes these are."""
+        return self._stores["train"].tokenizer_run
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """Of that tokenizer, when it wrote the store."""
+        return self._stores["train"].tokenizer_fingerprint
+
+    def train_dataloader(self) -> "DataLoader[TokenRow]":
+        """Return this rank's training batches, from where the run stands."""
+        return self._loader(self.dataset("train"), self._training_order(), self.batch_size, collate)
+
+    def val_dataloader(self) -> "DataLoader[TokenRow]":
+        """Return this rank's part of the validation split, in order."""
+        dataset = self.dataset("validation")
+        return self._loader(dataset, EvaluationOrder(len(dataset), *self._ranks()), self.batch_size, collate)
+
+    def test_dataloader(self) -> "DataLoader[TokenRow]":
+        """Return the same batches as validation."""
+        return self.val_dataloader()
+
+    def dataset(self, split: str) -> TokenDataset:
+        """Return a split as a map from draws (epoch, index) to rows."""
+        return TokenDataset(self._stores[split], self.codebooks, self.seed, any_view=split == "train")
+
+    def _training_length(self) -> int:
+        return len(self._stores["train"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the training stream, and whose codes it is of."""
+        return {**super().state_dict(), "tokenizer_fingerprint": self.tokenizer_fingerprint}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue training where the checkpoint was taken.
+
+        Raises:
+            ValueError: The codes are now those of another tokenizer, or as `ResumableDataModule` says.
+        """
+        super().load_state_dict(state_dict)
+        if not self.trainer or self.trainer.state.fn == TrainerFn.FITTING:
+            before = state_dict["tokenizer_fingerprint"]
+            self._stores["train"].check_tokenizer(before, "the one whose codes this run was trained on")
+
+
+def collate(rows: list[TokenRow]) -> dict[str, torch.Tensor]:
+    """Stack rows to `codes` (B, k, N), `label` (B,) and `index` (B,), all int64."""
+    return {
+        "codes": torch.from_numpy(np.stack([row.codes for row in rows]).astype(np.int64)),
+        "label": torch.tensor([row.label for row in rows], dtype=torch.int64),
+        "index": torch.tensor([row.index for row in rows], dtype=torch.int64),
+    }

@@ -1,0 +1,91 @@
+"""Which crops of an image become tokens: the ten crops of LlamaGen's extraction, or the centre (facts: part B5).
+
+arXiv 2406.06525 tokenizes ImageNet once, ten crops an image, and trains its generators on the stored codes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from datamodules.transforms import resize_short_side, to_rgb, to_tensor
+
+PLACES = ("centre", "top left", "top right", "bottom left", "bottom right")
+
+
+class View(NamedTuple):
+    """One crop: where it lies in the centre square of side int(size · enlargement), and whether it is mirrored."""
+
+    place: str
+    enlargement: float
+    mirrored: bool
+
+    @property
+    def name(self) -> str:
+        """In words, for the manifest: `top left of 1.1, mirrored`."""
+        return f"{self.place} of {self.enlargement:g}{', mirrored' if self.mirrored else ''}"
+
+
+@dataclass(frozen=True)
+class Views:
+    """The crops of an image that a token store holds; view 0 is a centre crop, not mirrored.
+
+    `centre` is the crop that evaluation shows. `ten_crop` cuts the four corners and the centre out of ADM's centre
+    square of int(size · enlargement) pixels: 281 for 256 and 1.1. Without `flip` ten crops are five.
+
+    Args:
+        crops: The centre alone, or centre and corners.
+        flip: Whether each crop is there mirrored as well, after all that are not.
+        enlargements: Sides of the squares that `ten_crop` cuts from, over `size`. FQGAN reads (1.1,), LlamaGen
+            (1.1, 1.05).
+    """
+
+    crops: Literal["centre", "ten_crop"] = "centre"
+    flip: bool = False
+    enlargements: tuple[float, ...] = (1.1,)
+
+    def __post_init__(self) -> None:
+        if not self.enlargements or min(self.enlargements) < 1:
+            raise ValueError(f"views.enlargements={list(self.enlargements)}: expected numbers of at least 1.")
+
+    def __iter__(self) -> Iterator[View]:
+        ten = self.crops == "ten_crop"
+        for mirrored in (False, True) if self.flip else (False,):
+            for enlargement in self.enlargements if ten else (1.0,):
+                for place in PLACES if ten else PLACES[:1]:
+                    yield View(place, enlargement, mirrored)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The views in words, in their order."""
+        return tuple(view.name for view in self)
+
+
+@dataclass(frozen=True)
+class ViewsTransform:
+    """All views of an image, each `size` pixels a side."""
+
+    size: int
+    views: Views
+
+    def __call__(self, image: Image.Image, generator: np.random.Generator | None = None) -> torch.Tensor:
+        """Return float32 (V, 3, size, size) in [-1, 1]; nothing is random, `generator` is not read."""
+        image = to_rgb(image)
+        squares = {view.enlargement: self._square(image, view.enlargement) for view in self.views}
+        return torch.stack([to_tensor(self._crop(squares[view.enlargement], view)) for view in self.views])
+
+    def _square(self, image: Image.Image, enlargement: float) -> np.ndarray:
+        side = int(self.size * enlargement)
+        pixels = np.asarray(resize_short_side(image, side))
+        top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+        return pixels[top : top + side, left : left + side]
+
+    def _crop(self, square: np.ndarray, view: View) -> np.ndarray:
+        rest = len(square) - self.size
+        top = rest // 2 if view.place == "centre" else rest * view.place.startswith("bottom")
+        left = rest // 2 if view.place == "centre" else rest * view.place.endswith("right")
+        pixels = square[top : top + self.size, left : left + self.size]
+        return pixels[:, ::-1] if view.mirrored else pixels

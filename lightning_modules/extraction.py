@@ -1,0 +1,58 @@
+"""Codes of many images by a trained tokenizer, for the token store (SSQ section 4; LlamaGen's offline codes)."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_modules.guards import check_has_codes
+from lightning_modules.loading import load_tokenizer
+from models.encoding import TokenSpec
+from models.fingerprint import fingerprint
+
+
+class ExtractionModule(pl.LightningModule):
+    """Runs a trained tokenizer over the views of images, in float32; `callbacks.TokenWriter` writes what it predicts.
+
+    Args:
+        tokenizer_run: the run directory of the tokenizer, e.g. ``runs/digits/tokenizer/fq_dual``, or a checkpoint.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint.
+        ValueError: if the tokenizer has no codes.
+    """
+
+    def __init__(self, tokenizer_run: str) -> None:
+        super().__init__()
+        self.tokenizer_run = tokenizer_run
+        self.tokenizer = load_tokenizer(tokenizer_run)
+        check_has_codes(self.tokenizer)
+        self.fingerprint = fingerprint(self.tokenizer)
+        # where few shards are left, some ranks have nothing to do
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+
+    @property
+    def spec(self) -> TokenSpec:
+        """Shape of the codes of one view."""
+        spec = self.tokenizer.spec
+        assert spec is not None  # or it has no codes
+        return spec
+
+    def setup(self, stage: str) -> None:
+        """Refuse a precision that would round the latents before they are compared with the codes."""
+        if str(self.trainer.precision) != "32-true":
+            raise ValueError(
+                f"trainer.precision={self.trainer.precision}, and codes are computed in float32: "
+                "set trainer.precision=32-true"
+            )
+
+    def predict_step(self, batch: dict[str, Tensor], batch_index: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Images (B, V, 3, H, W) to ``codes`` (B, V, k, N) with their ``label`` and ``index``."""
+        images = batch["image"]
+        views = images.shape[1]
+        # cuDNN's convolutions would otherwise use TF32, with 10 bits of mantissa
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            codes = self.tokenizer.encode(images.flatten(0, 1)).codes
+        assert codes is not None
+        return {"codes": codes.unflatten(0, (-1, views)), "label": batch["label"], "index": batch["index"]}
