@@ -119,8 +119,9 @@ format: $(READY) ## Put the code into shape
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-benchmark: $(READY) ## Measure the f16 dual tokenizer; writes benchmarks/results
+benchmark: $(READY) ## Measure the f16 dual tokenizer, and generators in training and sampling; writes benchmarks/results
 	$(PYTHON) -m benchmarks.tokenizer
+	$(PYTHON) -m benchmarks.generator
 
 tensorboard: $(READY) ## Watch all runs in TensorBoard
 	$(VENV)/bin/tensorboard --logdir runs

@@ -50,6 +50,13 @@ def matrix_product_rate(dtype: torch.dtype, size: int = 2048, repeats: int = 5) 
     return 2 * size**3 / statistics.median(seconds(lambda: first @ second) for _ in range(repeats))
 
 
+def read_rate(megabytes: int = 256, repeats: int = 3) -> float:
+    """Bytes/s at which all threads together read memory that no cache holds: the median of some sums."""
+    memory = torch.ones(megabytes * 2**18)
+    memory.sum()
+    return memory.nbytes / statistics.median(seconds(memory.sum) for _ in range(repeats))
+
+
 def time_against_rate(function: Callable[[], object], dtype: torch.dtype, repeats: int) -> tuple[float, float]:
     """Median seconds of a call, and the median matrix-product rate measured between the calls.
 

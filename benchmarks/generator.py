@@ -1,0 +1,202 @@
+"""Generators at 16 × 16 positions: training rate and memory (LlamaGen-B), sampling rate (FAR-Base, guidance 2).
+
+    python -m benchmarks.generator [--repeats 5] [--positions 48]
+
+Training is held against the machine's own product of two 2,048² matrices, sampling against one read of all weights
+that a position needs at the machine's own reading rate, or its arithmetic at the product's rate where that is slower;
+both are measured between the timed calls. Memory in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.machine import (
+    Result,
+    matrix_product_rate,
+    peak_bytes,
+    read_rate,
+    resident_bytes,
+    seconds,
+    time_against_rate,
+    write_results,
+)
+from benchmarks.tokenizer import count_flops
+from models.encoding import TokenSpec
+from models.generators import SIZES, AutoregressiveGenerator, AutoregressiveHead, LinearHead, Sampler
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+GRID = (16, 16)
+NUM_CLASSES = 1000
+CODEBOOK_SIZE = 16384
+GIGABYTE = 1e9
+GUIDANCE = 2.0
+TRAINING_BATCH = 2
+
+
+def llamagen_base() -> AutoregressiveGenerator:
+    """LlamaGen-B, 111 M parameters, random weights, training mode."""
+    torch.manual_seed(0)
+    return AutoregressiveGenerator(TokenSpec((CODEBOOK_SIZE,), (GRID,)), NUM_CLASSES, SIZES["B"], LinearHead())
+
+
+def far_base() -> AutoregressiveGenerator:
+    """FAR-Base dual, 417 M parameters, random weights, eval mode."""
+    torch.manual_seed(0)
+    spec = TokenSpec((CODEBOOK_SIZE, CODEBOOK_SIZE), (GRID,))
+    return AutoregressiveGenerator(spec, NUM_CLASSES, SIZES["FAR-Base"], AutoregressiveHead(3)).eval()
+
+
+def random_batch(generator: AutoregressiveGenerator, batch: int) -> tuple[Tensor, Tensor]:
+    """Codes and labels."""
+    shape = (batch, generator.spec.num_codebooks, generator.spec.num_positions)
+    return torch.randint(CODEBOOK_SIZE, shape), torch.randint(NUM_CLASSES, (batch,))
+
+
+def train_step(generator: AutoregressiveGenerator, codes: Tensor, labels: Tensor) -> None:
+    """Forward, loss and backward."""
+    generator.loss(codes, labels).total.backward()
+    generator.zero_grad()
+
+
+def training(repeats: int) -> list[Result]:
+    """Training steps of LlamaGen-B, without the optimizer."""
+    generator = llamagen_base()
+    codes, labels = random_batch(generator, TRAINING_BATCH)
+    flops = count_flops(lambda: train_step(generator, codes, labels))
+    name = f"generator/llamagen_b/train_step/batch{TRAINING_BATCH}"
+    results = [Result(f"{name}/flop", flops / 1e9, "GFLOP")]
+    for type_name, dtype in DTYPES.items():
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            elapsed, rate = time_against_rate(lambda: train_step(generator, codes, labels), dtype, repeats)
+        achieved = flops / elapsed
+        results.append(Result(f"{name}/{type_name}", codes.numel() / elapsed, "tokens/s"))
+        results.append(Result(f"{name}/{type_name}/rate", achieved / 1e9, "GFLOP/s", rate / 1e9, achieved / rate))
+    return results
+
+
+def training_memory() -> list[Result]:
+    """Memory that a training step (gradients included, no optimizer) adds; run in a process of its own."""
+    generator = llamagen_base()
+    codes, labels = random_batch(generator, TRAINING_BATCH)
+    held = resident_bytes()
+    added = (peak_bytes(lambda: train_step(generator, codes, labels)) - held) / GIGABYTE
+    return [Result(f"generator/llamagen_b/train_step/batch{TRAINING_BATCH}/float32/memory", added, "GB")]
+
+
+def sampling_memory(positions: int) -> list[Result]:
+    """Memory that sampling adds, against the two halves' keys and values; run in a process of its own."""
+    generator = far_base()
+    caches = [generator.trunk.new_cache(2), generator.head.new_cache(2)]
+    cache_bytes = sum(cache.blocks.nbytes for cache in caches if cache is not None)
+    del caches
+    held = resident_bytes()
+    added = peak_bytes(lambda: position_seconds(generator, 1, positions, lambda: None)) - held
+    name = "sampling/far_base/batch1/guidance2/float32/memory"
+    return [Result(name, added / GIGABYTE, "GB", cache_bytes / GIGABYTE, added / cache_bytes)]
+
+
+class _EnoughPositionsError(Exception):
+    """Ends a generation early."""
+
+
+def position_seconds(
+    generator: AutoregressiveGenerator, batch: int, positions: int, between: Callable[[], object]
+) -> float:
+    """Median seconds of a position among the first ones; ``between`` runs, untimed, at every eighth."""
+    times: list[float] = []
+    started = 0.0
+    step = generator.trunk.step
+
+    def timed_step(features: Tensor, position: int, cache: object) -> Tensor:
+        nonlocal started
+        if position > 0:
+            times.append(time.perf_counter() - started)
+        if position == positions:
+            raise _EnoughPositionsError
+        if position % 8 == 0:
+            between()
+        started = time.perf_counter()
+        return step(features, position, cache)  # type: ignore[arg-type]
+
+    generator.trunk.step = timed_step  # type: ignore[method-assign,assignment]
+    try:
+        generator.generate(torch.arange(batch), Sampler(guidance=GUIDANCE), seed=0)
+    except _EnoughPositionsError:
+        pass
+    finally:
+        del generator.trunk.step
+    return statistics.median(times[1:])
+
+
+def sampling(positions: int) -> list[Result]:
+    """Positions/s of an image at batch 1 and 8, and without a cache."""
+    generator = far_base()
+    results = []
+    for type_name, dtype in DTYPES.items():
+        generator = generator.to(dtype)
+        needed = [
+            parameter
+            for name, parameter in generator.named_parameters()
+            if not name.startswith(("embeddings", "class_embedding"))  # a row of these is nothing
+        ]
+        for batch in (1, 8):
+            reads: list[float] = []
+            products: list[float] = []
+
+            def measure(reads: list = reads, products: list = products, dtype: torch.dtype = dtype) -> None:
+                reads.append(read_rate())
+                products.append(matrix_product_rate(dtype, size=1024, repeats=3))
+
+            elapsed = position_seconds(generator, batch, positions, measure)
+            reading = sum(parameter.nbytes for parameter in needed) / statistics.median(reads)
+            arithmetic = position_flops(generator, 2 * batch) / statistics.median(products)
+            bound = max(reading, arithmetic)
+            name = f"sampling/far_base/batch{batch}/guidance2/{type_name}"
+            results.append(Result(name, batch / elapsed, "positions/s", batch / bound, bound / elapsed))
+    generator = generator.float()
+    codes, labels = random_batch(generator, 2)
+    with torch.no_grad():
+        elapsed = statistics.median(seconds(lambda: uncached_position(generator, codes, labels)) for _ in range(2))
+    results.append(Result("sampling/far_base/batch1/guidance2/float32/uncached", 1 / elapsed, "positions/s"))
+    return results
+
+
+def position_flops(generator: AutoregressiveGenerator, rows: int) -> float:
+    """Arithmetic of the linear layers at one position; head blocks run once a slot."""
+    flops = 0.0
+    for name, module in generator.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            times = generator.spec.num_codebooks if name.startswith("head.stack") else 1
+            flops += 2.0 * rows * times * module.weight.numel()
+    return flops
+
+
+def uncached_position(generator: AutoregressiveGenerator, codes: Tensor, labels: Tensor) -> Tensor:
+    """What sampling a position would cost without a cache: the trunk over all of them, then the head."""
+    hidden = generator.hidden(codes, labels)[:, -1]
+    return generator.head.sample(hidden, generator.embeddings, lambda logits, _: logits[:1].argmax(1))
+
+
+def main() -> None:
+    """Measure all; each memory figure in a fresh process, so that no earlier call has warmed the allocator."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5, help="timed training steps of each kind")
+    parser.add_argument("--positions", type=int, default=48, help="timed positions of each kind of sampling, of 256")
+    arguments = parser.parse_args()
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        results = [*pool.apply(training_memory), *pool.apply(sampling_memory, (arguments.positions,))]
+    results += training(arguments.repeats)
+    results += sampling(arguments.positions)
+    print(f"written to {write_results('generator', results)}")
+
+
+if __name__ == "__main__":
+    main()
