@@ -54,4 +54,8 @@ def _recomputed(features: Tensor, weight: Tensor, targets: Tensor, rows: int) ->
 
 
 def _sum_of_chunk(features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    device = features.device.type
+    if torch.is_autocast_enabled(device):
+        # autocast itself would cast the weight once and add up the chunks' gradients in bfloat16
+        features, weight = (value.to(torch.get_autocast_dtype(device)) for value in (features, weight))
     return functional.cross_entropy(functional.linear(features, weight).float(), targets, reduction="sum")
