@@ -271,8 +271,9 @@ class BlockStack(nn.Module):
                 features = block(features, self.rotary)
         return features
 
+    @torch.no_grad()
     def step(self, features: Tensor, position: int, cache: KVCache) -> Tensor:
-        """(B, n, dim) at ``position`` and after, the cache holding what came before; to the same shape."""
+        """(B, n, dim) at ``position`` and after, the cache holding what came before; same shape, no gradients."""
         for index, block in enumerate(self.blocks):
             # past __call__: a compiled block would be compiled again for every length
             features = cast(Block, block).forward(features, self.rotary, position, cache, index)
