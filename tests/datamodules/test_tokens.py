@@ -1,0 +1,134 @@
+"""Codes as batches: views by epoch, exact resuming, selection of codebooks, and stores that do not fit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from datamodules import TokenDataModule
+from datamodules.token_store import TokenStoreError
+from models.encoding import TokenSpec
+from tests.datamodules.memory import quiet_trainer
+from tests.support.token_store import plan_of, random_codes, write_store, write_stores
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+class Diary(LightningModule):
+    """Writes down which batches came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.batches: list[tuple[list[int], list]] = []
+        self.evaluated: list[dict[str, torch.Tensor]] = []
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> torch.Tensor:
+        self.batches.append((batch["index"].tolist(), batch["codes"].tolist()))
+        return self.weight * 0
+
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> None:
+        self.evaluated.append(batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_stores(tmp_path_factory.mktemp("tokens"))
+
+
+def fit(data: TokenDataModule, ckpt_path: Path | None = None, **arguments: object) -> list:
+    diary = Diary()
+    trainer = quiet_trainer(**({"max_steps": 13, "limit_val_batches": 0} | arguments))
+    trainer.fit(diary, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    return diary.batches
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list, Path]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    every = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    data = TokenDataModule(str(root), batch_size=4, num_workers=0, seed=3)
+    return fit(data, enable_checkpointing=True, callbacks=[every]), folder
+
+
+def test_an_epoch_shows_each_image_once_in_some_view(root: Path, uninterrupted: tuple[list, Path]) -> None:
+    batches, _ = uninterrupted
+    plan, seen = plan_of("train"), set()
+    for epoch in (0, 1):
+        rows = [
+            row for indices, codes in batches[5 * epoch : 5 * epoch + 5] for row in zip(indices, codes, strict=True)
+        ]
+        assert len({index for index, _ in rows}) == len(rows) == 20
+        for index, codes in rows:
+            (view,) = (view for view, stored in enumerate(random_codes(plan, index)) if stored.tolist() == codes)
+            seen.add((epoch, index, view))
+    assert {view for _, _, view in seen} == {0, 1, 2}
+    first, second = ({(index, view) for e, index, view in seen if e == epoch} for epoch in (0, 1))
+    assert len(first & second) < 15, "another view in another epoch"
+
+
+@pytest.mark.parametrize(("step", "num_workers"), [(0, 2), (3, 0), (7, 2)])
+def test_workers_and_interruptions_change_nothing(
+    root: Path, uninterrupted: tuple[list, Path], step: int, num_workers: int
+) -> None:
+    batches, folder = uninterrupted
+    data = TokenDataModule(str(root), batch_size=4, num_workers=num_workers, seed=3)
+    assert fit(data, folder / f"step={step}.ckpt" if step else None) == batches[step:]
+
+
+def test_validation_is_the_centre_of_each_image_in_order(root: Path) -> None:
+    diary = Diary()
+    data = TokenDataModule(str(root), codebooks=[1], batch_size=4, num_workers=0)
+    quiet_trainer().validate(diary, datamodule=data, verbose=False)
+    batch = {key: torch.cat([rows[key] for rows in diary.evaluated]) for key in diary.evaluated[0]}
+    assert batch["index"].tolist() == list(range(7)) and batch["label"].tolist() == [0, 1, 0, 1, 0, 1, 0]
+    expected = np.stack([random_codes(plan_of("validation"), image)[0, 1:] for image in range(7)])
+    assert torch.equal(batch["codes"], torch.from_numpy(expected))
+    assert {value.dtype for value in batch.values()} == {torch.int64}
+
+
+def test_specs_speak_of_the_codes_that_come(root: Path) -> None:
+    data = TokenDataModule(str(root), codebooks=[1])
+    assert data.spec == TokenSpec((12,), ((2, 3),)) and data.full_spec == TokenSpec((16, 12), ((2, 3),))
+    assert (data.num_classes, data.class_to_idx) == (2, {"even": 0, "odd": 1})
+    assert data.tokenizer_run == "runs/digits/tokenizer/fq_dual" and data.tokenizer_fingerprint.startswith("0123")
+    assert TokenDataModule(str(root)).spec == data.full_spec
+
+
+@pytest.mark.parametrize(
+    ("codebooks", "said"), [([2], "has codebooks 0 to 1, and no 2"), ([], "name each"), ([0, 0], "name each")]
+)
+def test_codebooks_that_are_not_there_are_refused(root: Path, codebooks: list[int], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        TokenDataModule(str(root), codebooks)
+
+
+def test_splits_of_two_tokenizers_are_refused(tmp_path: Path) -> None:
+    write_store(tmp_path / "train", plan_of("train"))
+    write_store(tmp_path / "validation", plan_of("validation", 7, tokenizer_fingerprint="f" * 64))
+    with pytest.raises(TokenStoreError, match=r"validation holds .*\(ffffffffffff…\), and that of .*train is another"):
+        TokenDataModule(str(tmp_path))
+
+
+def test_a_run_does_not_go_on_with_codes_of_another_tokenizer(tmp_path: Path, uninterrupted: tuple[list, Path]) -> None:
+    other = TokenDataModule(str(write_stores(tmp_path, tokenizer_fingerprint="f" * 64)), batch_size=4, seed=3)
+    with pytest.raises(TokenStoreError, match=r"\(ffffffffffff…\), and the one whose codes this run was trained on"):
+        fit(other, uninterrupted[1] / "step=3.ckpt")
+
+
+def test_codes_beyond_their_codebook_are_named(tmp_path: Path) -> None:
+    """A store whose manifest is not of its shards: nothing wrong is fed to an embedding table."""
+    write_stores(tmp_path)
+    manifest = tmp_path / "train/manifest.json"
+    text = manifest.read_text()
+    assert "16,\n   12" in text
+    manifest.write_text(text.replace("16,\n   12", "16,\n   5"))
+    data = TokenDataModule(str(tmp_path), batch_size=20, num_workers=0)
+    with pytest.raises(TokenStoreError, match=r"train, image \d+: code \d+ in codebook 1, which has codes 0 to 4"):
+        next(iter(data.train_dataloader()))

@@ -1,0 +1,57 @@
+"""Token stores of random codes, without a tokenizer."""
+
+from pathlib import Path
+
+import numpy as np
+
+from datamodules.token_store import StorePlan, TokenStore
+from datamodules.token_store_writer import TokenStoreWriter
+from models.encoding import TokenSpec
+
+SPEC = TokenSpec((16, 12), ((2, 3),))
+
+
+def plan_of(split: str, num_images: int = 22, **changes: object) -> StorePlan:
+    """A plan of three views and shards of 8 images."""
+    settings = {
+        "spec": SPEC,
+        "tokenizer_fingerprint": "0123456789abcdef" * 4,
+        "tokenizer_run": "runs/digits/tokenizer/fq_dual",
+        "class_to_idx": {"even": 0, "odd": 1},
+        "image_size": 8,
+        "views": ("centre of 1", "left", "right") if split == "train" else ("centre of 1",),
+        "images_per_shard": 8,
+    }
+    return StorePlan(split=split, num_images=num_images, **(settings | changes))
+
+
+def random_codes(plan: StorePlan, image: int) -> np.ndarray:
+    """Codes (V, k, N) of an image, a function of its index and its split."""
+    generator = np.random.default_rng((len(plan.split), image))
+    sizes = np.array(plan.spec.codebook_sizes)[:, None]
+    shape = (len(plan.views), plan.spec.num_codebooks, plan.spec.num_positions)
+    return generator.integers(0, sizes, shape)
+
+
+def write_shard(writer: TokenStoreWriter, shard: int, leave_out: tuple[int, ...] = ()) -> None:
+    """Write a shard of random codes; images have the classes 0 and 1 in turn."""
+    images = np.array([image for image in writer.plan.shard_images(shard) if image not in leave_out])
+    codes = np.stack([random_codes(writer.plan, image) for image in images])
+    writer.write(shard, images, images % len(writer.plan.class_to_idx), codes)
+
+
+def write_store(path: Path, plan: StorePlan, leave_out: tuple[int, ...] = ()) -> TokenStore:
+    """A whole store."""
+    writer = TokenStoreWriter(path, plan)
+    writer.begin()
+    for shard in writer.missing():
+        write_shard(writer, shard, leave_out)
+    writer.finish()
+    return TokenStore.open(path)
+
+
+def write_stores(root: Path, num_images: int = 22, **changes: object) -> Path:
+    """The stores `train` and `validation` below a root."""
+    for split, count in (("train", num_images), ("validation", 7)):
+        write_store(root / split, plan_of(split, count, **changes))
+    return root
