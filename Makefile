@@ -19,21 +19,26 @@ SIZED   = $(call CONFIG,$(TOKENIZER),$(SIZES)) $(LEVELS:%=--config %)
 FIT    := $(PYTHON) cli.py fit
 ROOT   := $(if $(DATA),--data.init_args.source.init_args.root=$(DATA))
 TOKENS := $(RUNS)/tokens/$(TOKENIZER)
+CODES  := $(TOKENS)/validation/manifest.json# the store that is written last
 STAGE1 ?= $(RUNS)/stage1/$(TOKENIZER)
-# the samples of stage 2 are those of the tokenizer's name; another generator's have its name as well
-SAMPLED := $(RUNS)/samples/$(TOKENIZER)$(if $(filter-out stage2,$(GENERATOR)),_$(GENERATOR))
-SAMPLES ?= $(SAMPLED)/samples.npz
 # a generator's recipe on the tokens of TOKENIZER
 GENERATE = $(FIT) $(call CONFIG,$(1),generator) --run.stage $(1)/$(TOKENIZER) --data.init_args.store $(TOKENS)
+# samples of another generator than stage 2 have its name as well
+SAMPLED := $(RUNS)/samples/$(TOKENIZER)$(if $(filter-out stage2,$(GENERATOR)),_$(GENERATOR))
+SAMPLES ?= $(SAMPLED)/samples.npz
+MEASURED := $(if $(filter samples.npz,$(notdir $(SAMPLES))),$(dir $(SAMPLES))metrics.json,$(SAMPLES:.npz=_metrics.json))
+# ARGS are for the targets that are named, not for those they need
+ARGS_OF = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 # sets the last callback of configs/analysis.yaml, which measures with the judge of an embedded preset
 JUDGED := $(if $(wildcard configs/presets/$(PRESET)/judge.yaml),--trainer.callbacks.init_args.judge $(RUNS)/teacher/judge.safetensors)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo teacher tokenizer stage1 stage2 generator analysis weights experiment test lint format benchmark tensorboard clean
+.PHONY: help setup lock demo teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate report analysis weights experiment test lint format benchmark tensorboard clean
 
 help: ## Explain every target
-	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=vq|fq_dual|fq_triple|fq_quad|fsq|ifsq|ae|vae] [DATA=/path] [ARGS='--key value']"
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=vq|fq_dual|fq_triple|fq_quad|fsq|ifsq|ae|vae]"
+	@echo "            [GENERATOR=stage2|llamagen|far_base|far_large] [DATA=/path] [ARGS='--key value']"
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 # --- environment -----------------------------------------------------------------------------------------------------
 
@@ -50,8 +55,7 @@ lock: $(READY) ## Renew requirements.lock from pyproject.toml
 
 # --- curriculum ------------------------------------------------------------------------------------------------------
 
-demo: tokenizer ## Train the judge and a factorized tokenizer on real digits: minutes on two cores, no network
-	@$(PYTHON) -m commands.summary $(RUNS)/tokenizer/$(TOKENIZER)
+demo: report ## Teachers, tokenizer, tokens, both stages, 500 samples, their evaluation, a report: no network, no GPU
 
 ifeq ($(wildcard configs/presets/$(PRESET)/judge.yaml),)
 TEACHERS_HERE :=
@@ -63,38 +67,69 @@ teacher: $(TEACHERS_HERE) ## Train the judge and the stand-ins for CLIP and DINO
 
 $(RUNS)/teacher/judge.safetensors: configs/judge.yaml configs/presets/$(PRESET)/judge.yaml | $(READY)
 	$(FIT) $(call CONFIG,judge,judge)
+	@echo "the judge is $@; next: make tokenizer"
 
 $(RUNS)/teacher/%.safetensors: configs/teacher_%.yaml configs/presets/$(PRESET)/teacher_%.yaml | $(READY)
 	$(FIT) $(call CONFIG,teacher_$*,teacher_$*)
+	@echo "the teacher is $@; next: make tokenizer"
 endif
 
 tokenizer: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Train TOKENIZER on PRESET, or go on with it
 
 $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json: $(TEACHERS_HERE) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/$(SIZES).yaml $(LEVELS) | $(READY)
-	$(FIT) $(SIZED) $(ROOT) $(ARGS)
+	$(FIT) $(SIZED) $(ROOT) $(call ARGS_OF,tokenizer)
+	@$(PYTHON) -m commands.summary $(@D)
+	@echo "the tokenizer is in $(@D) (config.yaml, checkpoints/, metrics.json, pictures); next: make tokens"
 
-# Measuring a run writes its metrics.json again; what follows a stage looks at its checkpoint, so that nothing is repeated.
+# Measuring a run again writes its metrics.json; what follows looks at its checkpoint, so that nothing is repeated.
 $(RUNS)/%/checkpoints/last.ckpt: $(RUNS)/%/metrics.json ;
 
-stage1: $(RUNS)/stage1/$(TOKENIZER)/metrics.json ## Train a generator on one code a patch of TOKENIZER: global structure
+tokens: $(CODES) ## Write the codes of all images, by TOKENIZER
 
-$(RUNS)/stage1/$(TOKENIZER)/metrics.json: $(TOKENS)/validation/manifest.json configs/stage1.yaml configs/presets/$(PRESET)/generator.yaml | $(READY)
-	$(call GENERATE,stage1) $(ARGS)
+$(CODES): $(RUNS)/tokenizer/$(TOKENIZER)/checkpoints/last.ckpt configs/tokens.yaml configs/presets/$(PRESET)/tokens.yaml | $(READY)
+	$(PYTHON) cli.py predict $(call CONFIG,tokens,tokens) --model.init_args.tokenizer_run $(RUNS)/tokenizer/$(TOKENIZER) --run.stage tokens/$(TOKENIZER) $(ROOT) $(call ARGS_OF,tokens)
+	@echo "the codes are in $(TOKENS) (train/, validation/); next: make stage1"
+
+tokens-check: $(CODES) ## Decode a few of the stored codes beside their images, and verify all checksums
+	$(PYTHON) -m commands.tokens_check $(TOKENS) $(call ARGS_OF,tokens-check)
+
+stage1: $(RUNS)/stage1/$(TOKENIZER)/metrics.json ## Train a generator on one code a patch: global structure
+
+$(RUNS)/stage1/$(TOKENIZER)/metrics.json: $(CODES) configs/stage1.yaml configs/presets/$(PRESET)/generator.yaml | $(READY)
+	$(call GENERATE,stage1) $(call ARGS_OF,stage1)
 	@echo "stage 1 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); next: make stage2"
 
-stage2: $(RUNS)/stage2/$(TOKENIZER)/metrics.json ## Train it on all codes, beginning with STAGE1=runs/...
+stage2: $(RUNS)/stage2/$(TOKENIZER)/metrics.json ## Train it on all codes, beginning with the run STAGE1: local dependencies
 
-$(RUNS)/stage2/$(TOKENIZER)/metrics.json: $(TOKENS)/validation/manifest.json $(STAGE1)/checkpoints/last.ckpt configs/stage2.yaml configs/presets/$(PRESET)/generator.yaml | $(READY)
-	$(call GENERATE,stage2) --model.init_args.init_from $(STAGE1) $(ARGS)
+$(RUNS)/stage2/$(TOKENIZER)/metrics.json: $(CODES) $(STAGE1)/checkpoints/last.ckpt configs/stage2.yaml configs/presets/$(PRESET)/generator.yaml | $(READY)
+	$(call GENERATE,stage2) --model.init_args.init_from $(STAGE1) $(call ARGS_OF,stage2)
 	@echo "stage 2 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); next: make sample"
 
-generator: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json ## Train GENERATOR=llamagen|far_base|far_large on the tokens of TOKENIZER, from scratch
+generator: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json ## Train GENERATOR (llamagen, far_base, far_large: from scratch)
 
 ifeq ($(filter stage1 stage2,$(GENERATOR)),)
-$(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json: $(TOKENS)/validation/manifest.json configs/$(GENERATOR).yaml configs/presets/$(PRESET)/generator.yaml | $(READY)
-	$(call GENERATE,$(GENERATOR)) $(ARGS)
+$(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json: $(CODES) configs/$(GENERATOR).yaml configs/presets/$(PRESET)/generator.yaml | $(READY)
+	$(call GENERATE,$(GENERATOR)) $(call ARGS_OF,generator)
 	@echo "$(GENERATOR) is in $(@D); next: make sample GENERATOR=$(GENERATOR) TOKENIZER=$(TOKENIZER)"
 endif
+
+sample: $(SAMPLED)/samples.npz ## Generate images with GENERATOR: samples.npz and grid.png
+
+$(SAMPLED)/samples.npz: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/checkpoints/last.ckpt configs/sample.yaml configs/presets/$(PRESET)/sample.yaml | $(READY)
+	$(PYTHON) cli.py predict $(call CONFIG,sample,sample) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(TOKENIZER) --run.stage samples/$(notdir $(SAMPLED)) $(call ARGS_OF,sample)
+	@echo "the samples are in $(@D) (samples.npz, grid.png); next: make evaluate"
+
+evaluate: $(MEASURED) ## Measure SAMPLES=any.npz beside real images and reconstructions
+
+$(MEASURED): $(SAMPLES) $(TEACHERS_HERE) | $(READY)
+	$(PYTHON) -m commands.evaluate --samples $(SAMPLES) --preset $(PRESET)
+	@echo "the figures are in $@; next: make report"
+
+report: $(RUNS)/report.html ## Put all runs of PRESET on one page: report.html
+
+$(RUNS)/report.html: $(MEASURED) | $(READY)
+	$(PYTHON) -m commands.report --preset $(PRESET)
+	@echo "the report is $@; that is the whole curriculum"
 
 analysis: tokenizer ## Draw what the subspaces of TOKENIZER have learnt: affinity, ablation, code maps
 	$(PYTHON) cli.py validate $(SIZED) --config configs/analysis.yaml $(JUDGED) $(ROOT) $(ARGS)

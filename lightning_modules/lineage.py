@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from datamodules.tokens import TokenDataModule
 
 KEY = "generator"
-SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -107,12 +105,7 @@ def begin_from(init_from: str | None, generator: AutoregressiveGenerator, tokens
     source = _record_in(checkpoint, path)
     slot = slot_of(source, tokens, path)
     handover = carry_over(load_generator(path).state_dict(), generator, slot)
-    lists = {
-        "carried": list(handover.carried),
-        "fresh": list(handover.fresh),
-        "left_behind": list(handover.left_behind),
-    }
-    rank_zero_info("\n".join([f"weights of {path}:", *(f"  {name}: {_short(names)}" for name, names in lists.items())]))
+    rank_zero_info(f"weights of {path}\n{handover}")
     lineage["init_from"] = {
         "path": str(path),
         "sha256": sha256(path),
@@ -120,7 +113,9 @@ def begin_from(init_from: str | None, generator: AutoregressiveGenerator, tokens
         "tokenizer_fingerprint": source["tokenizer_fingerprint"],
         "codebooks": source["codebooks"],
         "slot": slot,
-        **lists,
+        "carried": list(handover.carried),
+        "fresh": list(handover.fresh),
+        "left_behind": list(handover.left_behind),
     }
     return lineage
 
@@ -176,9 +171,3 @@ def _sub_codes(record: dict[str, Any]) -> list[int]:
 def _tokenizer(record: dict[str, Any]) -> str:
     return f"the tokenizer {record['tokenizer_run']} (fingerprint {record['tokenizer_fingerprint'][:12]})"
 
-
-def _short(names: Sequence[str]) -> str:
-    if not names:
-        return "none"
-    more = ", …" if len(names) > SHOWN else ""
-    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}: {', '.join(names[:SHOWN])}{more}"

@@ -45,14 +45,32 @@ def test_links_and_pictures_exist() -> None:
 
 
 def test_help_explains_every_target() -> None:
-    explained = set(re.findall(r"^  ([a-z-]+) ", make("help").stdout, re.MULTILINE))
+    explained = set(re.findall(r"^  ([a-z0-9-]+) ", make("help").stdout, re.MULTILINE))
     phony = re.search(r"^\.PHONY: (.*)$", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
     assert phony and explained == set(phony.group(1).split())
 
 
 def test_demo_is_a_graph_of_files() -> None:
-    """The judge comes before the tokenizer that leans on it."""
+    """Each stage comes after what it leans on; no other needs to be named."""
+    stages = ("judge", "fq_dual", "tokens", "stage1", "stage2", "sample")
     plan = make("-n", "-B", "demo").stdout
-    judge, tokenizer = plan.index("configs/judge.yaml"), plan.index("configs/fq_dual.yaml")
-    assert judge < tokenizer < plan.index("commands.summary")
-    assert "presets/photos/tokenizer.yaml" in make("-n", "-B", "demo", "PRESET=photos").stdout
+    places = [plan.index(f"--config configs/{stage}.yaml") for stage in stages]
+    places += [plan.index(f"-m commands.{command}") for command in ("evaluate", "report")]
+    assert places == sorted(places)
+    assert "--model.init_args.init_from runs/digits/stage1/fq_dual" in plan
+    photos = make("-n", "-B", "demo", "PRESET=photos").stdout
+    assert "presets/photos/tokenizer.yaml" in photos and "--preset photos" in photos and "digits" not in photos
+
+
+def test_arguments_are_for_the_target_that_is_named() -> None:
+    plan = make("-n", "-B", "stage2", "ARGS=--trainer.max_steps 7").stdout.splitlines()
+    assert [line.count("--trainer.max_steps 7") for line in plan if "configs/stage" in line] == [0, 1]
+
+
+def test_a_baseline_has_its_own_places() -> None:
+    plan = make("-n", "-B", "evaluate", "GENERATOR=llamagen", "TOKENIZER=vq").stdout
+    assert "--config configs/llamagen.yaml" in plan and "--data.init_args.store runs/digits/tokens/vq" in plan
+    assert "--samples runs/digits/samples/vq_llamagen/samples.npz" in plan and "stage2" not in plan
+    assert (
+        "--samples there/any.npz" in make("-n", "-B", "-o", "there/any.npz", "evaluate", "SAMPLES=there/any.npz").stdout
+    )
