@@ -9,6 +9,7 @@ from callbacks.perceptual_distance import PerceptualDistance
 from callbacks.psnr_by_class import PSNRByClass
 from callbacks.reconstruction_grid import ReconstructionGrid
 from callbacks.reconstruction_metrics import ReconstructionMetrics
+from callbacks.sample_writer import SampleWriter
 from callbacks.subspace_ablation import SubspaceAblation
 from callbacks.token_writer import TokenWriter
 from callbacks.uniformity import Uniformity
@@ -23,6 +24,7 @@ __all__ = [
     "PerceptualDistance",
     "ReconstructionGrid",
     "ReconstructionMetrics",
+    "SampleWriter",
     "SubspaceAblation",
     "TokenWriter",
     "Uniformity",

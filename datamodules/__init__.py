@@ -1,6 +1,7 @@
 """Data for training and evaluation: labelled images as batches, in an order that resumes exactly."""
 
 from datamodules.images import ImageDataModule
+from datamodules.labels import LabelDataModule
 from datamodules.sources import DigitsSource, FolderSource, HubSource, ImageRecords, ImageSource, PhotosSource
 from datamodules.tokens import TokenDataModule
 from datamodules.views import Views
@@ -12,6 +13,7 @@ __all__ = [
     "ImageDataModule",
     "ImageRecords",
     "ImageSource",
+    "LabelDataModule",
     "PhotosSource",
     "TokenDataModule",
     "Views",

@@ -1,6 +1,6 @@
 """Which classes are sampled, in which order, and by which rank."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -82,8 +82,8 @@ class LabelDataModule(LightningDataModule):
         """Do not sample these parts again; every rank must be told the same before the batches are asked for."""
         self._finished = frozenset(finished)
 
-    def predict_dataloader(self) -> list[Batch]:
-        """Return this rank's batches; a plain list, which Lightning leaves as it is."""
+    def predict_dataloader(self) -> "Batches":
+        """Return this rank's batches."""
         assert self.trainer is not None
         labels = torch.from_numpy(self.labels(self.trainer.lightning_module.num_classes))
         remaining = [part for part in range(self.num_parts) if part not in self._finished]
@@ -93,7 +93,20 @@ class LabelDataModule(LightningDataModule):
             for start in range(images.start, images.stop, self.batch_size):
                 index = torch.arange(start, min(start + self.batch_size, images.stop))
                 batches.append({"label": labels[index], "index": index})
-        return batches
+        return Batches(batches)
+
+
+class Batches:
+    """Batches that are there already: no DataLoader, whose sampler Lightning would replace, and no list of loaders."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.batches)
 
 
 def _checked(classes: Sequence[int], num_classes: int) -> np.ndarray:

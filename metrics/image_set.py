@@ -14,9 +14,17 @@ from metrics.inception_score import InceptionScore
 class Extractor(Protocol):
     """A network that figures lean on, and that stands in their names: ``gfd/judge``."""
 
-    name: str
-    num_features: int
-    num_classes: int
+    @property
+    def name(self) -> str:
+        """What figures are called by."""
+
+    @property
+    def num_features(self) -> int:
+        """D."""
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) in [-1, 1] to features (B, D) and logits (B, C)."""

@@ -1,0 +1,56 @@
+"""Sampling from a trained generator by `cli.py predict`, on any number of devices."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from lightning_modules.pipeline import Generator
+from models.generators.sampling import Sampler
+
+
+class SamplingModule(pl.LightningModule):
+    """Generates the images whose classes and indices it is given; ``callbacks.SampleWriter`` keeps them.
+
+    What an image shows depends on its class, its index, the sampler and the seed: not on batches or ranks, but for
+    rounding.
+
+    Args:
+        generator_run: run or checkpoint of the generator: ``runs/digits/stage2/fq_dual``.
+        sampler: guidance, temperature, top-k, top-p.
+        seed: of all images.
+        tokenizer_run: where the tokenizer is now; None is where it was when the generator was trained.
+    """
+
+    def __init__(
+        self,
+        generator_run: str,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+        tokenizer_run: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.generator = Generator.from_run(generator_run, tokenizer_run)
+        self.sampler = sampler or Sampler()
+        self.seed = seed
+
+    @property
+    def num_classes(self) -> int:
+        """The classes that can be asked for."""
+        return self.generator.num_classes
+
+    @property
+    def class_names(self) -> list[str]:
+        """The name of each class."""
+        return self.generator.class_names
+
+    def settings(self) -> dict[str, Any]:
+        """What the images depend on besides their classes, as plain data."""
+        return {**self.generator.origin, "sampler": asdict(self.sampler), "seed": self.seed}
+
+    def predict_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+        """Images uint8 (B, H, W, 3) of ``label`` (B,), whose ``index`` (B,) are consecutive."""
+        return self.generator.images(batch["label"], self.sampler, self.seed, int(batch["index"][0]))

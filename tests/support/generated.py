@@ -1,0 +1,81 @@
+"""Runs of a tokenizer and a generator with random weights, written as training leaves them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.encoding import TokenSpec
+from models.fingerprint import fingerprint
+from models.generators import AutoregressiveGenerator, LinearHead, MultiLinearHead, TrunkConfig
+from tests.support.tokenizers import tiny_tokenizer
+
+TRUNK = {"dim": 16, "depth": 1, "num_heads": 2, "ffn_multiple": 16}
+QUANTIZER = {"in_channels": 32, "codebook_size": 16, "code_dim": 4, "adapter": "convolutional", "adapter_depth": 1}
+TOKENIZER = {"base_channels": 32, "channel_multipliers": [1, 1, 1, 1], "num_res_blocks": 1, "latent_channels": 32}
+
+
+def write_runs(
+    root: Path,
+    num_codebooks: int = 2,
+    codebooks: list[int] | None = None,
+    stage: str = "stage2",
+    image_size: int = 16,
+) -> Path:
+    """Both runs below ``root``; the directory of the generator, which knows the ten digits.
+
+    Args:
+        root: e.g. ``runs/digits``.
+        num_codebooks: of the tokenizer.
+        codebooks: those that the generator writes; None is all.
+        stage: the generator's.
+        image_size: of the tokenizer.
+    """
+    tokenizer = tiny_tokenizer(image_size, num_codebooks, 16)
+    quantizer = {
+        "class_path": "models.quantizers.FactorizedQuantizer",
+        "init_args": {**QUANTIZER, "num_codebooks": num_codebooks, "latent_channels": 32},
+    }
+    section = {
+        "class_path": "models.tokenizers.ConvolutionalTokenizer",
+        "init_args": {**TOKENIZER, "image_size": image_size, "quantizer": quantizer},
+    }
+    tokenizer_run = _write(root / "tokenizer/tiny", "tokenizer", tokenizer, {"tokenizer": section})
+
+    full = tokenizer.spec
+    chosen = list(range(num_codebooks)) if codebooks is None else codebooks
+    spec = TokenSpec(tuple(full.codebook_sizes[i] for i in chosen), full.scales)
+    head = MultiLinearHead() if len(chosen) > 1 else LinearHead()
+    torch.manual_seed(1)
+    generator = AutoregressiveGenerator(spec, 10, TrunkConfig(**TRUNK), head)
+    for parameter in generator.parameters():  # its head begins with zeros, and would ignore the class
+        nn.init.normal_(parameter, std=0.5)
+    model = {
+        "trunk": TRUNK,
+        "head": {"class_path": f"models.generators.{type(head).__name__}"},
+        "aggregation": "concatenation",
+        "noise": None,
+    }
+    record = {
+        "spec": spec.to_json(),
+        "full_spec": full.to_json(),
+        "codebooks": codebooks,
+        "num_classes": 10,
+        "class_to_idx": {str(digit): digit for digit in range(10)},
+        "tokenizer_run": str(tokenizer_run),
+        "tokenizer_fingerprint": fingerprint(tokenizer),
+    }
+    return _write(root / stage / "tiny", "generator", generator, model, generator=record)
+
+
+def _write(run: Path, name: str, network: nn.Module, model: dict[str, Any], **more: Any) -> Path:
+    (run / "checkpoints").mkdir(parents=True)
+    checkpoint = {
+        "state_dict": {f"{name}.{key}": value for key, value in network.state_dict().items()},
+        "model_config": {"class_path": "any", "init_args": model},
+        "global_step": 7,
+        **more,
+    }
+    torch.save(checkpoint, run / "checkpoints" / "last.ckpt")
+    return run
