@@ -81,12 +81,9 @@ $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json: $(TEACHERS_HERE) configs/$(TOKENIZE
 	@$(PYTHON) -m commands.summary $(@D)
 	@echo "the tokenizer is in $(@D) (config.yaml, checkpoints/, metrics.json, pictures); next: make tokens"
 
-# Measuring a run again writes its metrics.json; what follows looks at its checkpoint, so that nothing is repeated.
-$(RUNS)/%/checkpoints/last.ckpt: $(RUNS)/%/metrics.json ;
-
 tokens: $(CODES) ## Write the codes of all images, by TOKENIZER
 
-$(CODES): $(RUNS)/tokenizer/$(TOKENIZER)/checkpoints/last.ckpt configs/tokens.yaml configs/presets/$(PRESET)/tokens.yaml | $(READY)
+$(CODES): $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json configs/tokens.yaml configs/presets/$(PRESET)/tokens.yaml | $(READY)
 	$(PYTHON) cli.py predict $(call CONFIG,tokens,tokens) --model.init_args.tokenizer_run $(RUNS)/tokenizer/$(TOKENIZER) --run.stage tokens/$(TOKENIZER) $(ROOT) $(call ARGS_OF,tokens)
 	@echo "the codes are in $(TOKENS) (train/, validation/); next: make stage1"
 
@@ -101,7 +98,7 @@ $(RUNS)/stage1/$(TOKENIZER)/metrics.json: $(CODES) configs/stage1.yaml configs/p
 
 stage2: $(RUNS)/stage2/$(TOKENIZER)/metrics.json ## Train it on all codes, beginning with the run STAGE1: local dependencies
 
-$(RUNS)/stage2/$(TOKENIZER)/metrics.json: $(CODES) $(STAGE1)/checkpoints/last.ckpt configs/stage2.yaml configs/presets/$(PRESET)/generator.yaml | $(READY)
+$(RUNS)/stage2/$(TOKENIZER)/metrics.json: $(CODES) $(STAGE1)/metrics.json configs/stage2.yaml configs/presets/$(PRESET)/generator.yaml | $(READY)
 	$(call GENERATE,stage2) --model.init_args.init_from $(STAGE1) $(call ARGS_OF,stage2)
 	@echo "stage 2 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); next: make sample"
 
@@ -115,7 +112,7 @@ endif
 
 sample: $(SAMPLED)/samples.npz ## Generate images with GENERATOR: samples.npz and grid.png
 
-$(SAMPLED)/samples.npz: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/checkpoints/last.ckpt configs/sample.yaml configs/presets/$(PRESET)/sample.yaml | $(READY)
+$(SAMPLED)/samples.npz: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json configs/sample.yaml configs/presets/$(PRESET)/sample.yaml | $(READY)
 	$(PYTHON) cli.py predict $(call CONFIG,sample,sample) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(TOKENIZER) --run.stage samples/$(notdir $(SAMPLED)) $(call ARGS_OF,sample)
 	@echo "the samples are in $(@D) (samples.npz, grid.png); next: make evaluate"
 
@@ -132,7 +129,9 @@ $(RUNS)/report.html: $(MEASURED) | $(READY)
 	@echo "the report is $@; that is the whole curriculum"
 
 analysis: tokenizer ## Draw what the subspaces of TOKENIZER have learnt: affinity, ablation, code maps
+	@touch -r $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json $(RUNS)/.trained
 	$(PYTHON) cli.py validate $(SIZED) --config configs/analysis.yaml $(JUDGED) $(ROOT) $(ARGS)
+	@touch -r $(RUNS)/.trained $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json && rm $(RUNS)/.trained # measured again, not trained
 
 weights: $(READY) ## Fetch the published weights (VGG-16 for LPIPS, and TEACHERS="clip_large_14 …") into weights/
 	$(PYTHON) -m commands.weights $(TEACHERS)
