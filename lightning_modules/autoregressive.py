@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.guards import NonFiniteGuard, check_precision
-from lightning_modules.lineage import KEY, TokensRead, begin_from, check_same_codes, recorded, write_lineage
+from lightning_modules.lineage import KEY, TokensRead, begin_from, check_same_codes, record_in, write_lineage
 from lightning_modules.optimization import OptimizerConfig, gradient_norm
 from models.encoding import TokenSpec
 from models.generators.autoregressive import AutoregressiveGenerator
@@ -71,10 +71,10 @@ class AutoregressiveModule(pl.LightningModule):
         self._losses: dict[str, Tensor] = {}
 
     def configure_model(self) -> None:
-        """Build the generator; a run that begins takes over weights and writes down from where.
+        """Build the generator for the codes of the store.
 
         Raises:
-            ValueError: if the data are no token store, or codes of another tokenizer than the weights belong to.
+            ValueError: if the data are no token store, or the precision is fp16.
         """
         if self.generator is not None:
             return
@@ -85,14 +85,24 @@ class AutoregressiveModule(pl.LightningModule):
                 f"AutoregressiveModule reads codes from a token store, and data is {type(data).__name__}: "
                 "set data.class_path to datamodules.TokenDataModule (make tokens writes the store)"
             )
-        tokens = TokensRead.of(data)
+        self._tokens = TokensRead.of(data)
         self.generator = AutoregressiveGenerator(spec=data.spec, num_classes=data.num_classes, **self._parts)
-        if self.trainer.ckpt_path:
-            self._record = recorded(self.trainer.ckpt_path)
-            check_same_codes(self._record, tokens, str(self.trainer.ckpt_path), self.init_from)
-            return
-        self._record = {**tokens.to_json(), "num_classes": data.num_classes, "class_to_idx": dict(data.class_to_idx)}
-        self._record["lineage"] = begin_from(self.init_from, self.generator, tokens)
+        self._record = {
+            **self._tokens.to_json(),
+            "num_classes": data.num_classes,
+            "class_to_idx": dict(data.class_to_idx),
+            "lineage": None,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the lineage of the run.
+
+        Raises:
+            ValueError: if the store holds other codes than the checkpoint writes.
+        """
+        path = Path(self.trainer.ckpt_path or "the checkpoint")
+        self._record = record_in(checkpoint, path)
+        check_same_codes(self._record, self._tokens, path, self.init_from)
 
     def on_fit_start(self) -> None:
         """Write where the weights come from beside the checkpoints."""
@@ -104,7 +114,14 @@ class AutoregressiveModule(pl.LightningModule):
         checkpoint[KEY] = self._record
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One AdamW; carried weights have groups of their own where they have a rate of their own."""
+        """One AdamW; carried weights have groups of their own where they have a rate of their own.
+
+        A run that begins takes over weights here: only now is it known that no checkpoint brings any, and averages of
+        the weights (callbacks.EMA) begin right after.
+        """
+        assert self.generator is not None
+        if self._record["lineage"] is None:
+            self._record["lineage"] = begin_from(self.init_from, self.generator, self._tokens)
         rate = self.carried_learning_rate
         if rate is None:
             return self.optimizer_config.build(self.parameters())

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_modules.loading import load_generator, read_checkpoint
@@ -50,17 +49,18 @@ class TokensRead:
         return {name: value for name, value in asdict(self).items() if name != "store"}
 
 
-def recorded(checkpoint: str | Path) -> dict[str, Any]:
-    """What a checkpoint says of its generator; tensors stay on disk.
+def record_in(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What a checkpoint says of its generator.
 
     Raises:
         ValueError: if it is not a generator's.
     """
-    file = Path(checkpoint) / "meta.pt" if Path(checkpoint).is_dir() else Path(checkpoint)
-    return _record_in(torch.load(file, mmap=True, weights_only=True, map_location="cpu"), file)
+    if KEY not in checkpoint:
+        raise ValueError(f"{path} is not the checkpoint of a generator: it does not say which codes it writes")
+    return checkpoint[KEY]
 
 
-def check_same_codes(record: dict[str, Any], tokens: TokensRead, checkpoint: str, init_from: str | None) -> None:
+def check_same_codes(record: dict[str, Any], tokens: TokensRead, checkpoint: Path, init_from: str | None) -> None:
     """Compare what a checkpoint writes with what the store holds.
 
     Raises:
@@ -102,7 +102,7 @@ def begin_from(init_from: str | None, generator: AutoregressiveGenerator, tokens
     if init_from is None:
         return lineage
     checkpoint, path = read_checkpoint(init_from)
-    source = _record_in(checkpoint, path)
+    source = record_in(checkpoint, path)
     slot = slot_of(source, tokens, path)
     handover = carry_over(load_generator(path).state_dict(), generator, slot)
     rank_zero_info(f"weights of {path}\n{handover}")
@@ -157,12 +157,6 @@ def write_lineage(directory: Path, lineage: dict[str, Any]) -> None:
     unfinished.replace(directory / "lineage.json")
 
 
-def _record_in(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
-    if KEY not in checkpoint:
-        raise ValueError(f"{path} is not the checkpoint of a generator: it does not say which codes it writes")
-    return checkpoint[KEY]
-
-
 def _sub_codes(record: dict[str, Any]) -> list[int]:
     chosen = record["codebooks"]
     return list(range(TokenSpec.from_json(record["full_spec"]).num_codebooks)) if chosen is None else list(chosen)
@@ -170,4 +164,3 @@ def _sub_codes(record: dict[str, Any]) -> list[int]:
 
 def _tokenizer(record: dict[str, Any]) -> str:
     return f"the tokenizer {record['tokenizer_run']} (fingerprint {record['tokenizer_fingerprint'][:12]})"
-
