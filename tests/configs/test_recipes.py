@@ -16,7 +16,8 @@ from tests.support.commands import exit_code
 from tests.support.recipes import CONFIGS, digits, preset_files, write_judge
 
 TOKENIZERS = ["ae", "fq_dual", "fq_quad", "fq_triple", "fsq", "ifsq", "vae", "vq"]
-OTHERS = ["analysis", "base", "judge", "teacher_high", "teacher_mid"]
+GENERATORS = ["far_base", "far_large", "llamagen", "stage1", "stage2"]  # tests/configs/test_generator_recipes.py
+OTHERS = ["analysis", "base", "judge", "sample", "teacher_high", "teacher_mid", "tokens"]
 PRESETS = sorted(path.parent.name for path in CONFIGS.glob("presets/*/tokenizer.yaml"))
 
 
@@ -27,7 +28,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_recipe_is_forgotten() -> None:
-    assert sorted(path.stem for path in CONFIGS.glob("*.yaml")) == sorted(TOKENIZERS + OTHERS)
+    assert sorted(path.stem for path in CONFIGS.glob("*.yaml")) == sorted(TOKENIZERS + GENERATORS + OTHERS)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -1,0 +1,100 @@
+"""Recipes of generators: built at their own size on the meta device, and two steps at the size of a test."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import cli
+from models.encoding import TokenSpec
+from models.generators import AutoregressiveGenerator
+from tests.support.commands import exit_code
+from tests.support.generator_recipes import tiny, write_digit_codes
+from tests.support.recipes import CONFIGS
+
+GENERATORS = ["far_base", "far_large", "llamagen", "stage1", "stage2"]
+PRESETS = sorted(path.parent.name for path in CONFIGS.glob("presets/*/generator.yaml"))
+ONE_CODE = ("llamagen", "stage1")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["cli.py"])
+
+
+def built(recipe: str, preset: str, store: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[cli.CommandLine, Any]:
+    """The command line with everything instantiated, and the generator that training would build."""
+    made: list[cli.CommandLine] = []
+
+    def stop(self: cli.CommandLine) -> None:
+        made.append(self)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(cli.CommandLine, "before_fit", stop, raising=False)
+    files = [CONFIGS / f"{recipe}.yaml", CONFIGS / f"presets/{preset}/generator.yaml"]
+    arguments = [part for file in files for part in ("--config", str(file))]
+    arguments += ["--trainer.devices", "1", "--trainer.strategy", "auto", "--data.init_args.store", str(store)]
+    assert exit_code("fit", *arguments) == 0
+    data = made[0].datamodule
+    with torch.device("meta"):
+        parts = made[0].model._parts
+        return made[0], AutoregressiveGenerator(spec=data.spec, num_classes=data.num_classes, **parts)
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "codebooks", "parameters"),
+    [
+        ("llamagen", 1, 342_910_976),
+        ("stage1", 2, 342_910_976),
+        ("far_base", 2, 417_104_896),
+        ("far_base", 3, 451_707_904),
+        ("far_large", 2, 901_195_520),
+        ("far_large", 3, 944_776_960),
+        ("stage2", 3, 451_707_904),
+    ],
+)
+def test_published_sizes(
+    recipe: str, codebooks: int, parameters: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = TokenSpec((16384,) * codebooks, ((16, 16),))
+    store = write_digit_codes(tmp_path / "codes", spec, num_classes=1000)
+    command, generator = built(recipe, "imagenet", store, monkeypatch)
+    assert count(generator) == parameters
+    assert next(generator.parameters()).device.type == "meta"
+    assert command.datamodule.batch_size * 8 == 256
+    assert command.trainer.gradient_clip_val == 1.0 and str(command.trainer.precision) == "bf16-mixed"
+    optimizer = command.model.optimizer_config
+    assert optimizer.betas == (0.9, 0.95) and optimizer.weight_decay == 0.05 and optimizer.schedule == "constant"
+    assert (generator.noise is not None) == (recipe == "stage2")
+
+
+@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "imagenet"])
+@pytest.mark.parametrize("recipe", GENERATORS)
+def test_a_preset_sets_sizes_and_leaves_the_rest(
+    recipe: str, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid, size = {"digits": ((4, 4), 64), "photos": ((8, 8), 1024)}[preset]
+    store = write_digit_codes(tmp_path / "codes", TokenSpec((size,) * (1 if recipe == "llamagen" else 2), (grid,)))
+    command, generator = built(recipe, preset, store, monkeypatch)
+    assert count(generator) < 10_000_000
+    assert generator.spec.num_codebooks == (1 if recipe in ONE_CODE else 2)
+    config = generator.trunk.config
+    assert config.class_dropout == 0.1, "guidance needs a null class"
+    optimizer = command.model.optimizer_config
+    assert optimizer.schedule == "cosine" and optimizer.weight_decay == 0.05
+    assert {"EMA", "LastCheckpoint"} <= {type(callback).__name__ for callback in command.trainer.callbacks}
+
+
+@pytest.mark.parametrize("recipe", GENERATORS)
+def test_two_steps(recipe: str, tmp_path: Path) -> None:
+    spec = TokenSpec((8,) if recipe == "llamagen" else (8, 8, 8), ((2, 3),))
+    assert exit_code("fit", *tiny(recipe, write_digit_codes(tmp_path / "codes", spec))) == 0
+    (run,) = (tmp_path / "runs/digits" / recipe).iterdir()
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+    assert {"config.yaml", "metrics.json", "lineage.json"} <= {path.name for path in run.iterdir()}
