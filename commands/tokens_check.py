@@ -1,0 +1,124 @@
+"""Do stored codes show the images they came from? `python -m commands.tokens_check RUN_DIRECTORY` (make tokens-check).
+
+Reads every shard against its SHA-256, decodes a few entries with the tokenizer that wrote them, and compares with the
+images, which it finds by the configuration that `predict` left in the run's directory. Prints PSNR and the share of
+codes that the tokenizer gives again, and draws `tokens_check.png`: images over what their codes decode to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from PIL import Image
+from torch import Tensor
+
+from callbacks.figures import image_table
+from datamodules.images import ImageDataModule
+from datamodules.token_store import TokenStore, TokenStoreError, stores
+from lightning_modules.loading import load_tokenizer
+from metrics.images import psnr, to_uint8
+from models.fingerprint import fingerprint
+from models.tokenizers import Tokenizer
+
+CONFIG = "config_predict.yaml"
+LEAST_EQUAL = 0.95  # another device may round a few codes otherwise; other images agree in far fewer
+
+
+class Comparison(NamedTuple):
+    """Entries of one store: images and decoded codes (n, 3, H, W), decibels (n,), and the share of equal codes."""
+
+    store: TokenStore
+    images: Tensor
+    decoded: Tensor
+    decibels: Tensor
+    equal: float
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Check both stores of a run; exits with code 1 if codes are not those of their images, with 2 on bad input."""
+    parser = argparse.ArgumentParser(prog="python -m commands.tokens_check", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("run", type=Path, help="run directory of `predict`, e.g. runs/digits/tokens/fq_dual")
+    parser.add_argument("--images", type=int, default=8, help="entries of each store, evenly spread")
+    given = parser.parse_args(arguments)
+    try:
+        compared = [compare(store, data_module(given.run), given.images) for store in stores(given.run, verify=True)]
+    except (FileNotFoundError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    for store, _, _, decibels, equal in compared:
+        values = f"PSNR {decibels.mean():.2f} dB ({decibels.min():.2f} to {decibels.max():.2f})"
+        held = f"{len(store)} images, {store.num_views} view(s) of each, checksums good"
+        print(f"{store.path}: {held}; {values}; codes equal {equal:.1%}")
+    print(f"images over decoded codes: {draw(compared, given.run / 'tokens_check.png')}")
+    wrong = [str(comparison.store.path) for comparison in compared if comparison.equal < LEAST_EQUAL]
+    if wrong:
+        print(f"error: the codes are not those of the images in {', '.join(wrong)}: write them again", file=sys.stderr)
+        sys.exit(1)
+
+
+def data_module(run: Path) -> ImageDataModule:
+    """The images that `predict` read in a run.
+
+    Raises:
+        FileNotFoundError: the run left no configuration.
+        ValueError: it read no images.
+    """
+    if not (run / CONFIG).is_file():
+        raise FileNotFoundError(f"there is no {run / CONFIG}, which says where the images are: run `make tokens`")
+    section = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))["data"]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(ImageDataModule, "data")
+    return parser.instantiate_classes(parser.parse_object({"data": section})).data
+
+
+@torch.no_grad()
+def compare(store: TokenStore, data: ImageDataModule, number: int) -> Comparison:
+    """Decode evenly spread entries, a view each in turn, and encode their images again.
+
+    Raises:
+        FileNotFoundError: the tokenizer's run is gone.
+        TokenStoreError: it has been trained on since, or views are others than the store's.
+    """
+    tokenizer = load_tokenizer(store.tokenizer_run)
+    store.check_tokenizer(fingerprint(tokenizer), f"what {store.tokenizer_run} holds now")
+    split = "train" if store.plan.split == "train" else "validation"
+    if data.split_views(split).names != store.plan.views:
+        raise TokenStoreError(f"{store.path} holds the views {store.plan.views}, and its configuration says otherwise")
+    dataset = data.views_dataset(split)
+    rows = torch.linspace(0, len(store) - 1, min(number, len(store))).long().tolist()
+    entries = [(row, position % store.num_views) for position, row in enumerate(rows)]
+    images = torch.stack([_image(dataset[(0, store.index(row))].image, view, store) for row, view in entries])
+    codes = torch.stack([torch.from_numpy(store.codes(row, view).astype("int64")) for row, view in entries])
+    decoded = tokenizer.decode_codes(codes)
+    decibels = psnr(to_uint8(decoded), to_uint8(images))
+    return Comparison(store, images, decoded, decibels, _equal(tokenizer, images, codes))
+
+
+def draw(compared: list[Comparison], file: Path) -> Path:
+    """Write images over what their codes decode to, two rows a store."""
+    rows = [[*to_uint8(side)] for comparison in compared for side in (comparison.images, comparison.decoded)]
+    labels = [f"{comparison.store.plan.split}, {side}" for comparison in compared for side in ("images", "decoded")]
+    Image.fromarray(image_table(rows, row_labels=labels)).save(file)
+    return file
+
+
+def _equal(tokenizer: Tokenizer, images: Tensor, codes: Tensor) -> float:
+    again = tokenizer.encode(images).codes
+    assert again is not None  # the store has codes
+    return (again == codes).float().mean().item()
+
+
+def _image(views: Tensor | None, view: int, store: TokenStore) -> Tensor:
+    if views is None:
+        raise TokenStoreError(f"an image of {store.path} cannot be read any more")
+    return views[view]
+
+
+if __name__ == "__main__":
+    main()
