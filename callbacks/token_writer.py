@@ -116,9 +116,9 @@ class TokenWriter(BasePredictionWriter):
         if stage != "predict":
             return
         trainer.strategy.barrier("all shards are written")
-        for split, writer in self._writers.items():
+        for writer in self._writers.values():
             if trainer.is_global_zero:
                 writer.finish()
             plan = writer.plan
-            rank_zero_info(f"tokens: {writer.path}: {plan.num_images} images of {split}, views: {'; '.join(plan.views)}")
+            rank_zero_info(f"tokens: {writer.path}, {plan.num_images} images, views: {'; '.join(plan.views)}")
         trainer.strategy.barrier("the stores are in place")

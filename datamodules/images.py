@@ -137,7 +137,7 @@ class ImageDataModule(ResumableDataModule):
     def views_dataset(self, split: Split) -> ImageDataset:
         """Return a split as examples of which `image` is (V, 3, H, W); an image that cannot be read is left out."""
         transform = ViewsTransform(self.image_size, self.split_views(split))
-        return ImageDataset(self.source.split(split), transform, split, self.seed, replace_unreadable=False)
+        return ImageDataset(self.dataset(split).records, transform, split, self.seed, replace_unreadable=False)
 
     def _prediction_order(self, split: Split) -> Sampler[Draw]:
         if self._predicted is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -86,7 +87,7 @@ def read_checkpoint(run: str | Path) -> tuple[dict[str, Any], Path]:
         )
     try:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True), path
-    except (RuntimeError, EOFError, OSError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0][:200]})") from error
 
 
