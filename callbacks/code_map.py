@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from callbacks.figures import new_figure, publish, render, tensorboard_writers
@@ -104,6 +105,12 @@ class CodeMap(Measurement):
             return {}
         labels = gather_rows(self._labels, self._device)
         kept = first_of_each(labels, list(self._names), self._share)
+        if not kept.any():
+            rank_zero_warn(
+                f"CodeMap met no image of {', '.join(self._names.values())}, so it draws no map: take others, or "
+                "raise trainer.limit_val_batches."
+            )
+            return {}
         for index in range(self._num_subspaces):
             vectors = gather_rows(self._vectors[index], self._device)
             patches = gather_rows(self._patches[index], self._device)

@@ -16,7 +16,8 @@ class ReconstructionMetrics(Measurement):
 
     ``psnr`` and ``ssim`` are of 8-bit images with a data range of 255; SSIM has an 11 × 11 Gaussian window of σ 1.5 and
     counts the border too, mirrored, where skimage and Wang et al. leave out five pixels.
-    ``psnr_raw`` is of the decoder's output as it is, data range 2: what clamping and rounding make good shows here.
+    ``psnr_raw`` and ``ssim_raw`` are of the decoder's output as it is, data range 2: what clamping and rounding make
+    good shows here.
     """
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -24,7 +25,8 @@ class ReconstructionMetrics(Measurement):
         from torchmetrics.image import StructuralSimilarityIndexMeasure
 
         ssim = StructuralSimilarityIndexMeasure(data_range=255.0, sigma=1.5)
-        metrics = {"psnr": MeanMetric(), "psnr_raw": MeanMetric(), "ssim": ssim}
+        raw = StructuralSimilarityIndexMeasure(data_range=2.0, sigma=1.5)
+        metrics = {"psnr": MeanMetric(), "psnr_raw": MeanMetric(), "ssim": ssim, "ssim_raw": raw}
         self._metrics: dict[str, Metric] = {name: metric.to(pl_module.device) for name, metric in metrics.items()}
 
     def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
@@ -33,6 +35,7 @@ class ReconstructionMetrics(Measurement):
         self._metrics["psnr"].update(psnr(reconstructed, originals))
         self._metrics["psnr_raw"].update(psnr_unclamped(reconstruction, images))
         self._metrics["ssim"].update(reconstructed.float(), originals.float())
+        self._metrics["ssim_raw"].update(reconstruction.float(), images.float())
 
     def results(self) -> dict[str, Tensor]:
         """The means."""

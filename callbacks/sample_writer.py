@@ -75,6 +75,8 @@ class SampleWriter(pl.Callback):
             rank_zero_info(f"{self._parts} holds {len(done)} of {self._data.num_parts} parts: sampling the others.")
         self._data.leave_out(range(self._data.num_parts) if self._finished else done)
         if trainer.is_global_zero:
+            if self._finished:
+                self._npz.touch()  # for make, which asks whether it is older than the generator
             if self._finished or outdated:  # parts are left where a kill came while they were cleared away
                 shutil.rmtree(self._parts, ignore_errors=True)
             if not self._finished:

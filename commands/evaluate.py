@@ -1,8 +1,9 @@
 """What a set of generated images is worth: `python -m commands.evaluate --samples FILE.npz --preset digits`.
 
 The judge of an embedded preset stands where published protocols have Inception. Every figure is given for the samples,
-for real validation images (the best to be expected), for real training images (how far two real sets lie apart) and for
-the tokenizer's reconstructions (the best that its codes allow). No figure compares with a published one.
+for real validation images (the best to be expected), for as many real training images (how far two real sets lie apart;
+the judge was trained on these, so it is surer of them) and for the tokenizer's reconstructions (the best that its codes
+allow). No figure compares with a published one.
 """
 
 from __future__ import annotations

@@ -108,8 +108,13 @@ class Section:
 def write_report(directory: Path, preset: str, output: Path) -> Path:
     """Write the page on the runs in ``<directory>`` (runs/<preset>), whole or not at all."""
     sections = [_stage(directory, preset, *stage) for stage in STAGES]
+    known = {stage[0] for stage in STAGES} | {"tokens", "samples"}
+    for name in sorted(path.name for path in directory.iterdir() if path.is_dir() and path.name not in known):
+        section = _stage(directory, preset, name, f"Runs in {name}", "", "")
+        sections += [section] if section.runs else []
     sections.append(_samples(directory / "samples", preset))
-    environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined)
+    loader = FileSystemLoader(TEMPLATE.parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     page = environment.get_template(TEMPLATE.name).render(
         preset=preset,
         place=str(directory),
@@ -254,7 +259,7 @@ def _curves(path: Path) -> Iterator[Picture]:
     events.Reload()
     groups: dict[str, list[str]] = {}
     for tag in sorted(events.Tags()[SCALARS]):
-        if tag.startswith(("train/", "val/")) and len(events.Scalars(tag)) > 1:
+        if tag.startswith(("train/", "val/")) and not tag.endswith("_originals") and len(events.Scalars(tag)) > 1:
             groups.setdefault(re.sub(r"/\d+$", "", tag), []).append(tag)
     # what was optimized and what was measured come first; gradient norms and the like last
     order = sorted(groups, key=lambda name: (name != "train/loss", not name.startswith("val/"), name))

@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torchmetrics import MeanMetric
 
 from lightning_modules.optimization import OptimizerConfig
 from models.classifier import SmallClassifier
@@ -34,6 +35,7 @@ class ClassifierModule(pl.LightningModule):
         self.output = output
         self.optimizer_config = optimizer or OptimizerConfig()
         self.label_smoothing = label_smoothing
+        self.accuracy = MeanMetric()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One AdamW."""
@@ -50,8 +52,9 @@ class ClassifierModule(pl.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         """Accuracy of one batch, without the rows that pad it."""
         real = batch["index"] >= 0
-        correct = (self.classifier(batch["image"][real]).argmax(-1) == batch["label"][real]).float()
-        self.log("val/accuracy", correct.mean(), batch_size=len(correct), sync_dist=True, prog_bar=True)
+        if real.any():  # the last batch of a rank may be padding alone
+            self.accuracy.update((self.classifier(batch["image"][real]).argmax(-1) == batch["label"][real]).float())
+        self.log("val/accuracy", self.accuracy, prog_bar=True)
 
     def on_validation_end(self) -> None:
         """Write the classifier with the accuracy just measured."""

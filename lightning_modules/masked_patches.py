@@ -5,6 +5,7 @@ from __future__ import annotations
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from lightning_modules.optimization import OptimizerConfig
 from models.stand_in import SmallVisionTransformer
@@ -36,6 +37,7 @@ class MaskedPatchModule(pl.LightningModule):
         self.output = output
         self.optimizer_config = optimizer or OptimizerConfig()
         self.mask_ratio = mask_ratio
+        self.error = MeanMetric()
         self.to_pixels = nn.Linear(network.width, 3 * network.patch_size**2)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -55,7 +57,9 @@ class MaskedPatchModule(pl.LightningModule):
         rows, columns = (side // self.network.patch_size for side in images.shape[-2:])
         chequered = (torch.arange(rows)[:, None] + torch.arange(columns)) % 2 == 1
         mask = chequered.to(images.device).expand(len(images), -1, -1)
-        self.log("val/error", self._error(images, mask), batch_size=len(images), sync_dist=True, prog_bar=True)
+        if len(images):  # the last batch of a rank may be padding alone
+            self.error.update(self._error(images, mask), weight=len(images))
+        self.log("val/error", self.error, prog_bar=True)
 
     def on_validation_end(self) -> None:
         """Write the network."""

@@ -47,8 +47,8 @@ class FeatureAlignment(LossTerm):
         depth: int = 3,
     ) -> None:
         super().__init__(weight, start_step)
-        if max(contrastive, patch_cosine, patch_mse) <= 0:
-            raise ValueError("an alignment term needs contrastive, patch_cosine or patch_mse above 0")
+        if max(contrastive, patch_cosine, patch_mse) <= 0 or min(contrastive, patch_cosine, patch_mse) < 0:
+            raise ValueError("an alignment term needs contrastive, patch_cosine or patch_mse above 0, and none below")
         if temperature <= 0:
             raise ValueError(f"temperature of an alignment term must be positive, got {temperature}")
         self.teacher = teacher
@@ -81,6 +81,7 @@ class FeatureAlignment(LossTerm):
                 f"0: set codebook to 0 … {len(parts) - 1}"
             )
         teacher = teachers[self.teacher]
+        teacher.check()
         channels = parts[self.codebook]
         if self.contrastive > 0:
             self.class_predictor = ClassTokenPredictor(channels, teacher.width, tokenizer.grid, self.depth)
@@ -118,17 +119,32 @@ def contrastive_loss(predictions: Tensor, targets: Tensor, temperature: float, g
     Raises:
         ValueError: if there is only one target.
     """
-    predictions = functional.normalize(predictions, dim=-1)
-    targets = functional.normalize(targets, dim=-1)
-    offset = 0
-    if gather and torch.distributed.is_initialized():
-        every = [torch.empty_like(targets) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(every, targets.contiguous())  # targets carry no gradient, so a plain gather does
-        offset = torch.distributed.get_rank() * len(targets)
-        targets = torch.cat(every)
-    if len(targets) < 2:
-        raise ValueError(
-            "contrastive alignment has nothing to contrast in a batch of one: set a batch size of 2 or more"
+    with torch.autocast(predictions.device.type, enabled=False):  # a product in bf16 would round logits to 1/256 of 1/τ
+        predictions = functional.normalize(
+            predictions.to(torch.promote_types(predictions.dtype, torch.float32)), dim=-1
         )
-    logits = predictions @ targets.T / temperature
-    return functional.cross_entropy(logits, torch.arange(len(predictions), device=logits.device) + offset)
+        targets = functional.normalize(targets.to(predictions.dtype), dim=-1)
+        offset = 0
+        if gather and torch.distributed.is_initialized():
+            targets, offset = _gather_targets(targets)
+        if len(targets) < 2:
+            raise ValueError(
+                "contrastive alignment has nothing to contrast in a batch of one: set batch_size to 2 or more"
+            )
+        logits = predictions @ targets.T / temperature
+        return functional.cross_entropy(logits, torch.arange(len(predictions), device=logits.device) + offset)
+
+
+def _gather_targets(targets: Tensor) -> tuple[Tensor, int]:
+    """Targets (B, D) of all ranks in rank order, and where this rank's begin; they carry no gradient."""
+    ranks = torch.distributed.get_world_size()
+    sizes = [torch.zeros(1, dtype=torch.int64, device=targets.device) for _ in range(ranks)]
+    torch.distributed.all_gather(sizes, torch.tensor([len(targets)], device=targets.device))
+    if len({int(size) for size in sizes}) > 1:
+        raise ValueError(
+            f"alignment with gather needs equal batches on all ranks, got {[int(size) for size in sizes]}: drop the "
+            "last batch, or set gather to false"
+        )
+    every = [torch.empty_like(targets) for _ in range(ranks)]
+    torch.distributed.all_gather(every, targets.contiguous())
+    return torch.cat(every), torch.distributed.get_rank() * len(targets)

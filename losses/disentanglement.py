@@ -42,6 +42,10 @@ class Disentanglement(LossTerm):
         parts = step.encoding.parts
         if self.through_codebooks:
             vectors = step.encoding.code_vectors
+            if not vectors:
+                raise ValueError(
+                    "this quantizer has no code vectors to train: set disentanglement's through_codebooks to false"
+                )
             parts = tuple(part + code - code.detach() for part, code in zip(parts, vectors, strict=True))
         units = [functional.normalize(part.float(), dim=1) for part in parts]
         cosines = [(first * second).sum(1) for first, second in combinations(units, 2)]

@@ -73,8 +73,8 @@ class TokenizerObjective(nn.Module):
                     "codebook, or set it to null"
                 )
             guides[term.codebook] = name
-        for term in self.terms.values():
-            term.connect(tokenizer, self.teachers)  # type: ignore[operator]
+        for every in self.terms.values():
+            every.connect(tokenizer, self.teachers)  # type: ignore[operator]
 
     def prepare(self, device: torch.device) -> None:
         """Let every term load what it leans on, before the first step."""
@@ -94,6 +94,8 @@ class TokenizerObjective(nn.Module):
         weighted = {name: self.terms[name].weight * value for name, value in parts.items()}  # type: ignore[operator]
         parts.update(step.encoding.losses)
         weighted.update(step.encoding.losses)
+        if not weighted:
+            raise ValueError("the objective is empty: give it at least one term with a weight above 0")
         total = torch.stack([value.float() for value in weighted.values()]).sum()
         if self.adversarial is not None and self.adversarial.active(step.step):
             pixel = [weighted[name] for name in ("reconstruction", "perceptual") if name in weighted]

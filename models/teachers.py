@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.stand_in import SmallVisionTransformer, read_architecture
-from models.weights import load_state
+from models.weights import load_state, read_names
 
 WEIGHTS = Path("weights")
 
@@ -226,6 +227,31 @@ class Teacher:
         patches, prefix = output if isinstance(output, tuple) else (output, output[:, :0])
         return prefix, patches
 
+    def check(self) -> None:
+        """Compare the names in a given weights file with the network's, so that a wrong file shows early.
+
+        Raises:
+            FileNotFoundError: if a file is given and missing.
+            ValueError: if it holds another architecture.
+        """
+        if self.weights is None or not self.weights.endswith(".safetensors"):
+            return
+        names = read_names(self.weights, self._remedy)
+        if self.name == "stand_in" or self._model.library == "open_clip":  # a stand-in's header has been read by now
+            return
+        with torch.device("meta"):
+            network = build_network(self._model, self.image_size, pretrained=False)
+        self._check_names(network, names, self.weights)
+
+    @property
+    def _remedy(self) -> str:
+        return f"run `make weights TEACHERS={self.name}`"
+
+    def _check_names(self, network: nn.Module, names: Collection[str], path: str | Path) -> None:
+        lacking = sorted(network.state_dict().keys() - set(names))
+        if lacking:
+            raise ValueError(f"{path} lacks {lacking[0]} and {len(lacking) - 1} more: it is not {self._model.model}")
+
     def _load(self) -> nn.Module:
         if self.name == "stand_in":
             assert self.weights is not None
@@ -233,11 +259,9 @@ class Teacher:
         path = Path(self.weights) if self.weights else WEIGHTS / f"{self.name}.safetensors"
         if self.weights is None and not path.exists():
             return self._build(pretrained=True)
-        state, _ = load_state(path, f"run `make weights TEACHERS={self.name}`")
         network = self._build(pretrained=False)
-        lacking = sorted(network.state_dict().keys() - state.keys())
-        if lacking:
-            raise ValueError(f"{path} lacks {lacking[0]} and {len(lacking) - 1} more: it is not {self._model.model}")
+        state = _fit_positions(load_state(path, self._remedy)[0], network, self.grid)
+        self._check_names(network, state, path)
         try:
             # a file may carry more than the trunk: the text tower, or a head that nobody asks here
             network.load_state_dict({key: state[key] for key in network.state_dict()})
@@ -254,6 +278,25 @@ class Teacher:
                 f"no weights of teacher {self.name}: weights/{self.name}.safetensors is missing and its hub does not "
                 f"answer; run `make weights TEACHERS={self.name}` where there is a network"
             ) from error
+
+
+def _fit_positions(state: dict[str, Tensor], network: nn.Module, grid: tuple[int, int]) -> dict[str, Tensor]:
+    """Positions learned at another image size, resampled to this one's grid as timm does for its hub's files."""
+    from timm.layers import resample_abs_pos_embed
+
+    state = dict(state)
+    wanted = network.state_dict()
+    for name, prefix in (("pos_embed", _embedded_prefix(network)), ("positional_embedding", 1)):  # timm's, open_clip's
+        if name in state and name in wanted and state[name].shape[-2] != wanted[name].shape[-2]:
+            positions = state[name].reshape(1, *state[name].shape[-2:])
+            resampled = resample_abs_pos_embed(positions, list(grid), num_prefix_tokens=prefix)
+            state[name] = resampled.reshape(wanted[name].shape)
+    return state
+
+
+def _embedded_prefix(network: nn.Module) -> int:
+    """Prefix tokens that have a position: none where a model keeps them apart (DINOv2 with registers)."""
+    return 0 if getattr(network, "no_embed_class", False) else int(getattr(network, "num_prefix_tokens", 0))
 
 
 def build_network(model: FoundationModel, image_size: int, pretrained: bool) -> nn.Module:

@@ -30,7 +30,7 @@ def load_state(path: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict[s
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+                metadata = _metadata(file.metadata())
                 return {key: file.get_tensor(key) for key in file.keys()}, metadata
         return torch.load(path, map_location="cpu", weights_only=True), {}
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
@@ -45,9 +45,32 @@ def read_metadata(path: str | Path, remedy: str) -> dict[str, Any]:
         raise FileNotFoundError(f"no weights at {path}: {remedy}")
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            return _metadata(file.metadata())
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable weights file ({str(error)[:200]}): {remedy}") from error
+
+
+def read_names(path: str | Path, remedy: str) -> list[str]:
+    """Names of the tensors of a ``.safetensors`` file, unread; raises as :func:`load_state` does."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}: {remedy}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable weights file ({str(error)[:200]}): {remedy}") from error
+
+
+def _metadata(header: dict[str, str] | None) -> dict[str, Any]:
+    """Our own headers hold JSON; others hold plain words, such as ``format: pt``, which are kept as they are."""
+    values: dict[str, Any] = {}
+    for key, value in (header or {}).items():
+        try:
+            values[key] = json.loads(value)
+        except json.JSONDecodeError:
+            values[key] = value
+    return values
 
 
 def save_state(path: str | Path, module: nn.Module, metadata: dict[str, Any]) -> None:

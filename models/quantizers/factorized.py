@@ -28,6 +28,7 @@ class FactorizedQuantizer(Quantizer):
         grid_size: side of the grid a transformer adapter learns positions on; other grids resample them.
         latent_channels: channels between the adapter and its 1 × 1 ``quant_conv``.
         commitment_weight: β of each codebook.
+        codebook_weight: of each codebook's own loss; 1 as released.
         entropy_weight: weight of each codebook's entropy term.
         entropy_temperature: its τ.
         max_matrix_elements: the most entries of a codebook's (positions × K) matrix ever held at once.
@@ -49,6 +50,7 @@ class FactorizedQuantizer(Quantizer):
         entropy_weight: float = 0.0,
         entropy_temperature: float = 0.01,
         max_matrix_elements: int = 2**24,
+        codebook_weight: float = 1.0,
     ) -> None:
         if num_codebooks < 1:
             raise ValueError(f"num_codebooks must be at least 1, got {num_codebooks}")
@@ -71,6 +73,7 @@ class FactorizedQuantizer(Quantizer):
                 entropy_weight,
                 entropy_temperature,
                 max_matrix_elements=max_matrix_elements,
+                codebook_weight=codebook_weight,
             )
             for _ in range(num_codebooks)
         )

@@ -35,6 +35,7 @@ class VectorQuantizer(nn.Module):
         codebook_size: K.
         code_dim: d.
         commitment_weight: β.
+        codebook_weight: of the codebook loss; 1 as released.
         entropy_weight: λ; 0 leaves the entropy uncomputed.
         entropy_temperature: τ.
         normalize: compare on the unit sphere, and return unit codes.
@@ -50,8 +51,10 @@ class VectorQuantizer(nn.Module):
         entropy_temperature: float = 0.01,
         normalize: bool = True,
         max_matrix_elements: int = 2**24,
+        codebook_weight: float = 1.0,
     ) -> None:
         super().__init__()
+        self.codebook_weight = codebook_weight
         self.codebook_size = codebook_size
         self.commitment_weight = commitment_weight
         self.entropy_weight = entropy_weight
@@ -96,7 +99,7 @@ class VectorQuantizer(nn.Module):
 
     def _losses(self, flat: Tensor, vectors: Tensor, codebook: Tensor) -> dict[str, Tensor]:
         losses = {
-            "codebook": functional.mse_loss(vectors, flat.detach()),
+            "codebook": self.codebook_weight * functional.mse_loss(vectors, flat.detach()),
             "commitment": self.commitment_weight * functional.mse_loss(flat, vectors.detach()),
         }
         if self.entropy_weight > 0:

@@ -49,6 +49,14 @@ def test_contrastive_floor_and_batch_of_one() -> None:
         contrastive_loss(simplex[:1], simplex[:1], 1.0, gather=False)
 
 
+def test_contrastive_loss_is_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    predictions, targets = torch.randn(8, 64), torch.randn(8, 64)
+    expected = contrastive_loss(predictions, targets, 0.01, gather=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert contrastive_loss(predictions, targets, 0.01, gather=False).item() == expected.item()
+
+
 def test_the_sum_of_its_losses(teacher: Teacher) -> None:
     term = FeatureAlignment("high", codebook=1, contrastive=2.0, patch_cosine=3.0, patch_mse=5.0)
     _, parts, step = take_step(TokenizerObjective(alignment_high=term, teachers={"high": teacher}))
@@ -130,6 +138,8 @@ def test_grids_must_match_for_patches_only(tmp_path: Path) -> None:
 def test_an_alignment_without_loss_is_refused() -> None:
     with pytest.raises(ValueError, match="contrastive, patch_cosine or patch_mse"):
         FeatureAlignment("high", codebook=1, contrastive=0.0)
+    with pytest.raises(ValueError, match="none below"):
+        FeatureAlignment("high", codebook=1, patch_mse=-1.0)
 
 
 def test_predictors_resample_to_other_grids() -> None:

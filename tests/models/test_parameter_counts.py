@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from models.discriminators import PatchDiscriminator
+from models.predictors import ClassTokenPredictor
 from models.quantizers import FactorizedQuantizer
 from models.tokenizers import ConvolutionalTokenizer
 
@@ -42,3 +43,22 @@ def test_patch_discriminator() -> None:
         logits = discriminator(torch.empty(1, 3, 256, 256))
     assert count(discriminator) == 2_765_633
     assert logits.shape == (1, 1, 30, 30)
+
+
+@pytest.mark.parametrize(
+    ("multipliers", "widths", "expected"),
+    [
+        (F16, (1024,), 150_410_131),
+        (F8, (1024,), 150_209_427),
+        (F16, (384, 768), 159_295_515),
+        (F8, (384, 768), 159_586_331),
+    ],
+    ids=["dual f16", "dual f8", "triple f16", "triple f8"],
+)
+def test_tokenizers_with_predictor_heads(multipliers: tuple[int, ...], widths: tuple[int, ...], expected: int) -> None:
+    side = 256 // 2 ** (len(multipliers) - 1)
+    with torch.device("meta"):
+        quantizer = FactorizedQuantizer(num_codebooks=1 + len(widths), grid_size=side)
+        tokenizer = ConvolutionalTokenizer(quantizer, channel_multipliers=multipliers)
+        heads = [ClassTokenPredictor(8, width, (side, side)) for width in widths]
+    assert count(tokenizer) + sum(count(head) for head in heads) == expected

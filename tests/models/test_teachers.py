@@ -67,7 +67,8 @@ def test_features_from_a_local_file(name: str, normalised: bool, tmp_path: Path)
     network = build_network(FOUNDATION_MODELS[name], 32, pretrained=False).eval()
     torch.nn.init.uniform_(network.norm.weight, 0.5, 2.0)
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
-    save_file({**state, "head.weight": torch.zeros(1)}, tmp_path / "weights.safetensors")  # a head nobody asks for
+    foreign = {**state, "head.weight": torch.zeros(1)}  # a head nobody asks for, and a header as hubs write it
+    save_file(foreign, tmp_path / "weights.safetensors", {"format": "pt"})
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     teacher = Teacher(name, str(tmp_path / "weights.safetensors"), image_size=32)
     features = teacher.features(images)
@@ -79,6 +80,19 @@ def test_features_from_a_local_file(name: str, normalised: bool, tmp_path: Path)
     torch.testing.assert_close(features.cls, tokens[:, 0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(features.patches, tokens[:, 1:].unflatten(1, (2, 2)), atol=1e-5, rtol=1e-4)
     assert not features.cls.requires_grad
+
+
+def test_positions_of_a_local_file_are_resampled(tmp_path: Path) -> None:
+    """A file saved at 32 px serves at 48: what timm itself does with its hub's files."""
+    from timm.layers import resample_abs_pos_embed
+
+    state = build_network(FOUNDATION_MODELS["dino_small_16"], 32, pretrained=False).state_dict()
+    torch.nn.init.normal_(state["pos_embed"])
+    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "weights.safetensors")
+    teacher = Teacher("dino_small_16", str(tmp_path / "weights.safetensors"), image_size=48)
+    teacher.prepare(torch.device("cpu"))
+    expected = resample_abs_pos_embed(state["pos_embed"], [3, 3], num_prefix_tokens=1)
+    torch.testing.assert_close(teacher._network.pos_embed.data, expected)
 
 
 def test_open_clip_and_timm_agree_on_the_interface() -> None:
@@ -134,8 +148,13 @@ def test_a_file_of_another_architecture(tmp_path: Path) -> None:
     SmallClassifier(10, (4, 4)).save(tmp_path / "judge.safetensors", accuracy=0.5)
     with pytest.raises(ValueError, match=r"judge.safetensors is no stand-in teacher"):
         Teacher("stand_in", str(tmp_path / "judge.safetensors")).prepare(torch.device("cpu"))
-    with pytest.raises(ValueError, match="it is not vit_small_patch16_224.dino"):
-        Teacher("dino_small_16", str(tmp_path / "judge.safetensors")).prepare(torch.device("cpu"))
+    foreign = Teacher("dino_small_16", str(tmp_path / "judge.safetensors"))
+    for look in (
+        foreign.check,
+        lambda: foreign.prepare(torch.device("cpu")),
+    ):  # when it is built, and when it is loaded
+        with pytest.raises(ValueError, match="it is not vit_small_patch16_224.dino"):
+            look()
 
 
 def test_without_file_or_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
