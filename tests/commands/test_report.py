@@ -142,3 +142,11 @@ def test_an_empty_preset_has_a_page_and_a_missing_one_has_none(tmp_path: Path) -
     assert "make sample PRESET=digits makes it" in page(tmp_path / "runs").text
     with pytest.raises(SystemExit, match="there are no runs in .*photos: make demo PRESET=photos"):
         report.main(["--runs", str(tmp_path / "runs"), "--preset", "photos"])
+
+
+def test_baselines_have_a_section_of_their_own(runs: Path) -> None:
+    (runs / "digits/tokenizer/fq_dual").rename(runs / "digits/moved")
+    (runs / "digits/llamagen").mkdir()
+    (runs / "digits/moved").rename(runs / "digits/llamagen/vq")
+    text = page(runs).text
+    assert "Runs in llamagen" in text and "24.78" in text and "Runs in tokens" not in text

@@ -1,0 +1,75 @@
+"""From a generator's run to samples, figures and a page, as a user calls them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from commands import evaluate, report
+from tests.support.commands import exit_code
+from tests.support.generated import write_runs
+from tests.support.recipes import CONFIGS, write_judge
+
+FILES = ("--config", str(CONFIGS / "sample.yaml"), "--config", str(CONFIGS / "presets/digits/sample.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["cli.py"])
+
+
+def predict(run: Path, *more: str) -> int:
+    few = ("--data.init_args.num_images", "40", "--data.init_args.batch_size", "20")
+    quiet = ("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu")
+    return exit_code("predict", *FILES, "--model.init_args.generator_run", str(run), *few, *quiet, *more)
+
+
+def test_samples_are_written_measured_and_reported(capsys: pytest.CaptureFixture) -> None:
+    write_judge(Path("runs/digits/teacher/judge.safetensors"))
+    run = write_runs(Path("runs/digits"), image_size=32)
+    assert predict(run) == 0
+    samples = Path("runs/digits/samples/fq_dual/samples.npz")
+    with np.load(samples, allow_pickle=False) as archive:
+        assert archive["arr_0"].shape == (40, 32, 32, 3)
+        assert np.bincount(archive["arr_1"]).tolist() == [4] * 10
+    settings = json.loads(samples.with_suffix(".json").read_text())["settings"]
+    assert settings["sampler"]["guidance"] == 2.0
+    assert predict(run) == 0  # nothing left to do
+
+    evaluate.main(["--samples", str(samples)])
+    result = json.loads(samples.with_name("metrics.json").read_text())["evaluate"]
+    assert result["samples"]["settings"] == settings
+    assert set(result["figures"]) == {"samples", "validation", "train", "reconstructions"}
+    assert result["figures"]["reconstructions"]["rfd/judge"]["value"] > 0
+    report.main([])
+    assert "reconstructions of the validation images" in Path("runs/digits/report.html").read_text()
+
+
+@pytest.mark.parametrize("preset", ["digits", "photos", "imagenet"])
+def test_every_preset_has_settings_that_fit(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cli
+
+    run = write_runs(Path("runs/any"))
+    built = []
+
+    def stop(self: cli.CommandLine) -> None:
+        built.append(self)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(cli.CommandLine, "before_predict", stop, raising=False)
+    files = ("--config", str(CONFIGS / "sample.yaml"), "--config", str(CONFIGS / f"presets/{preset}/sample.yaml"))
+    one = ("--trainer.devices", "1", "--trainer.strategy", "auto", "--model.init_args.generator_run", str(run))
+    assert exit_code("predict", *files, *one) == 0
+    assert built[0].datamodule.num_images >= 280 and built[0].model.sampler.guidance == 2.0
+
+
+def test_a_run_that_is_not_there_is_said_in_one_line(capsys: pytest.CaptureFixture) -> None:
+    assert predict(Path("runs/digits/stage2/fq_dual")) == 2
+    assert "there is no checkpoint runs/digits/stage2/fq_dual/checkpoints/last.ckpt" in capsys.readouterr().err
+
+
+def test_a_first_stage_is_said_in_one_line(capsys: pytest.CaptureFixture) -> None:
+    assert predict(write_runs(Path("runs/digits"), codebooks=[0], stage="stage1")) == 2
+    assert "first stage of a curriculum" in capsys.readouterr().err
