@@ -33,7 +33,7 @@ ARGS_OF = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 JUDGED := $(if $(wildcard configs/presets/$(PRESET)/judge.yaml),--trainer.callbacks.init_args.judge $(RUNS)/teacher/judge.safetensors)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate report analysis weights experiment test lint format benchmark tensorboard clean
+.PHONY: help setup lock demo teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate report analysis pictures figure weights experiment test lint format benchmark tensorboard clean
 
 help: ## Explain every target
 	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=vq|fq_dual|fq_triple|fq_quad|fsq|ifsq|ae|vae]"
@@ -132,6 +132,13 @@ analysis: tokenizer ## Draw what the subspaces of TOKENIZER have learnt: affinit
 	@touch -r $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json $(RUNS)/.trained
 	$(PYTHON) cli.py validate $(SIZED) --config configs/analysis.yaml $(JUDGED) $(ROOT) $(ARGS)
 	@touch -r $(RUNS)/.trained $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json && rm $(RUNS)/.trained # measured again, not trained
+
+pictures: analysis ## Copy the pictures of the analysis into docs/images
+	for name in affinity subspaces code_map; do cp $(RUNS)/tokenizer/$(TOKENIZER)/$$name.png docs/images/$(PRESET)_$$name.png; done
+
+figure: $(READY) ## Draw iFSQ Fig. 3 from its finished experiment into docs/images
+	$(PYTHON) -m experiments show ifsq/fig3 --preset photos
+	$(PYTHON) -m experiments.ifsq_figure runs/experiments/results/ifsq/fig3_photos.csv docs/images/ifsq_fig3.png
 
 weights: $(READY) ## Fetch the published weights (VGG-16 for LPIPS, and TEACHERS="clip_large_14 …") into weights/
 	$(PYTHON) -m commands.weights $(TEACHERS)
