@@ -98,6 +98,8 @@ class TokenWriter(BasePredictionWriter):
     ) -> None:
         """Keep the codes of a batch, and write the shard once all its images have come."""
         writer = self._writers[SPLITS[dataloader_idx]]
+        if batch_idx == 0:  # another split: what limit_predict_batches left of the one before is no whole shard
+            self._rows, self._images_seen = [], 0
         assert batch_indices is not None  # the draws, among them those of images that could not be read
         self._rows.append({name: values.cpu().numpy() for name, values in prediction.items()})
         self._images_seen += len(batch_indices)

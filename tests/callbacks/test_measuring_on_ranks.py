@@ -36,7 +36,8 @@ def test_two_ranks_log_what_one_logs(tmp_path: Path) -> None:
     alone = measured(tmp_path / "alone", judge)
     together = measured(tmp_path / "together", judge, devices=2, strategy="ddp_spawn")
     # which patches of an image are drawn depends on what came before on its rank
-    compared = [name for name in alone if not name.startswith("val/silhouette/patch")]
+    # and codes of an untrained tokenizer make features that tie as neighbours, where CKNNA takes the first that come
+    compared = [name for name in alone if not name.startswith(("val/silhouette/patch", "val/cknna"))]
     assert len(compared) > 25
     for name in compared:
         assert together[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-4), name
