@@ -26,8 +26,6 @@ class LabelDataModule(LightningDataModule):
         seed: Seed of `random`, not negative.
     """
 
-    allow_zero_length_dataloader_with_multiple_devices = True  # a resumed run may have less left than ranks
-
     def __init__(
         self,
         num_images: int,
@@ -37,6 +35,8 @@ class LabelDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        # a resumed run may have less left than ranks; Lightning's own __init__ has just set it to False
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         for name, value in (("num_images", num_images), ("batch_size", batch_size), ("part_size", part_size)):
             if value < 1:
                 raise ValueError(f"data.{name}={value}: expected at least 1.")
