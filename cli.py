@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from callbacks.run_record import RunRecord
 from commands.checks import check_drift, check_manual_optimization, check_prediction
-from commands.errors import CommandError, ParseError, Parser, explain, refused_by_constructor
+from commands.errors import CommandError, ParseError, Parser, explain, refused_at_run_time, refused_by_constructor
 from commands.runs import RunConfig, place_outputs, resolve_checkpoint
 
 BASE_CONFIG = Path(__file__).resolve().parent / "configs" / "base.yaml"
@@ -100,10 +100,11 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of a deprecated call
     try:
         CommandLine(args)
-    except (CommandError, FileNotFoundError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the system's, not one of our sentences on a missing file: the traceback is needed
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        refused = refused_at_run_time(error)
+        if refused is None:
+            raise
+        print(f"error: {refused}", file=sys.stderr)
         sys.exit(2)
 
 

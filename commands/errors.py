@@ -10,6 +10,7 @@ import re
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -30,6 +31,7 @@ REQUIRED = re.compile(r"^the following arguments are required: (?:(?:fit|validat
 GIVEN = re.compile(r"Given value: ([^({\[\n]{1,40})$", re.MULTILINE)  # a scalar; the innermost comes first
 NOISE = ("Subtypes:", "Errors:", "Given value", "Does not validate against", "Subclass types expect", "- a ")
 LONGEST = 600
+HOUSE = Path(__file__).resolve().parents[1]
 
 
 class CommandError(Exception):
@@ -185,4 +187,24 @@ def refused_by_constructor(error: BaseException) -> CommandError:
     if not isinstance(error, ValueError | OSError | MisconfigurationException):
         raise error from None
     frame = traceback.extract_tb(error.__traceback__)[-1]
+    return CommandError(f"{error}\n  raised in {frame.filename}, line {frame.lineno}")
+
+
+def refused_at_run_time(error: Exception) -> CommandError | None:
+    """What to say of an error raised once a command runs; None if it is a fault of code, whose traceback is needed.
+
+    A user's mistake is what a statement ``raise`` of this project refuses with a ValueError, OSError or RuntimeError.
+    torch, numpy and Python raise the same classes, for faults; but not from a line of ours that begins with ``raise``.
+    """
+    if isinstance(error, CommandError):
+        return error
+    if isinstance(error, FileNotFoundError) and error.errno is None:
+        return CommandError(str(error))  # a sentence, Lightning's too; the system's own have a number
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    file = Path(frame.filename)
+    ours = file.is_relative_to(HOUSE) and "site-packages" not in file.parts
+    if not ours or not (frame.line or "").startswith("raise "):
+        return None
+    if not isinstance(error, ValueError | OSError | RuntimeError):
+        return None
     return CommandError(f"{error}\n  raised in {frame.filename}, line {frame.lineno}")

@@ -1,8 +1,13 @@
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from lightning.pytorch import Callback
 
 from commands.errors import deepest, explain
+from datamodules.token_store import TokenStoreError
 from tests.support.commands import TOY, exit_code
 
 QUANTIZER = "model.init_args.tokenizer.init_args.quantizer"
@@ -152,3 +157,60 @@ def test_an_option_that_one_class_rejects_as_unrecognized() -> None:
 def test_a_null_that_jsonargparse_turns_into_a_word() -> None:
     message = 'Parser key "a":\n  - Expected a dot import path string: None\n  Given value: None\n'
     assert "write it in a file" in explain(message, ["fit", "--a", "null"], ["a"])
+
+
+class Refuses(Callback):
+    """Raises what a run may raise once it has begun: some of it ours, some that of a fault."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self.what == "a mistake":
+            raise TokenStoreError("shard 3 is missing: write the store again")
+        if self.what == "an old file":
+            raise FileExistsError(
+                "there are samples of other settings"
+            )  # fmt: skip
+        if self.what == "a mistake found on the way from a fault":
+            try:
+                torch.zeros(2) @ torch.zeros(3)
+            except RuntimeError as error:
+                raise ValueError("the weights do not fit") from error
+        if self.what == "numpy":
+            np.zeros(3).reshape(2)
+        if self.what == "torch":
+            torch.zeros(2) @ torch.zeros(3)
+        if self.what == "the system":
+            Path("nowhere").read_text()
+        if self.what == "a fault":
+            raise KeyError("shard")
+
+
+def refused(what: str) -> int:
+    callback = f"{{class_path: {__name__}.Refuses, init_args: {{what: {what}}}}}"
+    Path("refuses.yaml").write_text(f"trainer: {{callbacks+: [{callback}]}}")
+    return exit_code("fit", "--config", TOY, "--config", "refuses.yaml", "--trainer.logger", "false")
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("a mistake", "shard 3 is missing: write the store again"),
+        ("an old file", "there are samples of other settings"),
+        ("a mistake found on the way from a fault", "the weights do not fit"),
+    ],
+)
+def test_what_is_refused_while_running_is_a_sentence(what: str, sentence: str, capsys: pytest.CaptureFixture) -> None:
+    assert refused(what) == 2
+    text = capsys.readouterr().err
+    assert f"error: {sentence}\n  raised in {__file__}, line" in text and "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [("numpy", ValueError), ("torch", RuntimeError), ("the system", FileNotFoundError), ("a fault", KeyError)],
+)
+def test_a_fault_while_running_keeps_its_traceback(what: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        refused(what)
