@@ -1,3 +1,4 @@
+import signal
 from pathlib import Path
 
 import pytest
@@ -6,9 +7,11 @@ from torch.nn import functional
 
 from losses import FeatureAlignment, TokenizerObjective, TokenizerStep
 from losses.alignment import contrastive_loss
+from models.encoding import Encoding
 from models.predictors import ClassTokenPredictor, PatchPredictor
 from models.stand_in import SmallVisionTransformer
-from models.teachers import Teacher
+from models.teachers import Teacher, TeacherFeatures
+from tests.support.ranks import run_on_ranks
 from tests.support.tokenizers import tiny_tokenizer
 
 
@@ -146,3 +149,47 @@ def test_predictors_resample_to_other_grids() -> None:
     part = torch.randn(2, 4, 3, 5)
     assert ClassTokenPredictor(4, 16, (2, 2), depth=1)(part).shape == (2, 16)
     assert PatchPredictor(4, 16)(part).shape == (2, 3, 5, 16)
+
+
+def aligned(rows: slice) -> dict[str, list[float]]:
+    """Loss of these of six images, its gradient at the predictor and at the images' own codes."""
+    torch.manual_seed(0)
+    term = FeatureAlignment("high", codebook=0, temperature=0.1, gather=True)
+    term.class_predictor = ClassTokenPredictor(4, 16, (2, 2), depth=1)
+    part, cls = torch.randn(6, 4, 2, 2)[rows].requires_grad_(), torch.randn(6, 16)[rows]
+    features = {"high": TeacherFeatures(cls, torch.empty(len(cls), 2, 2, 16))}
+    images = torch.empty(len(cls), 3, 16, 16)
+    encoding = Encoding(None, part.detach(), parts=(part,))
+    loss = term(TokenizerStep(images, images, encoding, torch.nn.Parameter(torch.ones(1)), 0, features))
+    loss.backward()
+    gradients = torch.cat([parameter.grad.flatten() for parameter in term.parameters()])
+    return {"loss": [loss.item()], "predictor": gradients.tolist(), "codes": part.grad.flatten().tolist()}
+
+
+def aligned_on_rank(rank: int) -> dict[str, object]:
+    signal.alarm(120)  # ranks that wait for one another for good fail the test
+    result: dict[str, object] = {"equal": aligned(slice(0, 3) if rank == 0 else slice(3, 6))}
+    for name, rows in (("unequal", (slice(0, 2), slice(2, 6))), ("one each", (slice(0, 1), slice(1, 2)))):
+        try:
+            result[name] = aligned(rows[rank])["loss"]
+        except ValueError as error:
+            result[name] = str(error)
+    return result
+
+
+@pytest.mark.slow
+def test_gathered_negatives_make_two_ranks_one_batch(tmp_path: Path) -> None:
+    """Averaged over ranks, as DDP does, loss and gradients of 3 + 3 images are those of 6 on one rank."""
+    together, ranks = aligned(slice(0, 6)), run_on_ranks(aligned_on_rank, tmp_path)
+    equal = [found["equal"] for found in ranks]
+    for name in ("loss", "predictor"):
+        mean = torch.tensor([found[name] for found in equal]).mean(0)
+        torch.testing.assert_close(mean, torch.tensor(together[name]), rtol=1e-5, atol=1e-6, msg=name)
+    of_codes = torch.tensor([*equal[0]["codes"], *equal[1]["codes"]]) / 2
+    torch.testing.assert_close(of_codes, torch.tensor(together["codes"]), rtol=1e-5, atol=1e-6)
+    assert equal[0]["loss"] != pytest.approx(equal[1]["loss"], rel=1e-2), "ranks hold different images"
+    for found in ranks:
+        assert "equal batches on all ranks, got [2, 4]" in found["unequal"]
+        assert "set gather to false" in found["unequal"]
+    pair = aligned(slice(0, 2))["loss"]
+    assert sum(found["one each"][0] for found in ranks) / 2 == pytest.approx(pair[0], rel=1e-5), "two make a contrast"
