@@ -29,14 +29,15 @@ class VectorQuantizer(nn.Module):
     """Nearest code of one codebook, in float32 whatever the trainer's precision.
 
     Losses are means over all B·h·w·d entries, as released: codebook ‖z_q − sg z‖², commitment β‖sg z_q − z‖², and
-    entropy λ(E[H(p)] − H(E[p])) of p = softmax(−distance / τ), over the local batch only (each rank its own).
+    entropy λ(E[H(p)] − H(E[p])) of p = softmax(−distance / τ), over the local batch only (each rank its own). One of
+    weight 0 is not computed.
 
     Args:
         codebook_size: K.
         code_dim: d.
         commitment_weight: β.
         codebook_weight: of the codebook loss; 1 as released.
-        entropy_weight: λ; 0 leaves the entropy uncomputed.
+        entropy_weight: λ.
         entropy_temperature: τ.
         normalize: compare on the unit sphere, and return unit codes.
         max_matrix_elements: the most entries of the (positions × K) matrix ever held at once.
@@ -98,10 +99,11 @@ class VectorQuantizer(nn.Module):
         return _to_map(functional.embedding(codes, self.codebook).flatten(0, 1), grid)
 
     def _losses(self, flat: Tensor, vectors: Tensor, codebook: Tensor) -> dict[str, Tensor]:
-        losses = {
-            "codebook": self.codebook_weight * functional.mse_loss(vectors, flat.detach()),
-            "commitment": self.commitment_weight * functional.mse_loss(flat, vectors.detach()),
-        }
+        losses = {}  # a weight of 0 switches a term off
+        if self.codebook_weight > 0:
+            losses["codebook"] = self.codebook_weight * functional.mse_loss(vectors, flat.detach())
+        if self.commitment_weight > 0:
+            losses["commitment"] = self.commitment_weight * functional.mse_loss(flat, vectors.detach())
         if self.entropy_weight > 0:
             entropy = entropy_gap(flat, codebook, self.entropy_temperature, self.max_matrix_elements)
             losses["entropy"] = self.entropy_weight * entropy

@@ -1,0 +1,60 @@
+"""Each term of fq_triple's objective is switched off by one word of the command line, for the ablation."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import cli
+from lightning_modules import TokenizerModule
+from losses import TokenizerStep
+from tests.support.commands import exit_code
+from tests.support.recipes import digits, write_judge
+
+OBJECTIVE, QUANTIZER = "model.init_args.objective", "model.init_args.tokenizer.init_args.quantizer.init_args"
+SWITCHES = {
+    "reconstruction": f"{OBJECTIVE}.reconstruction.init_args.weight",
+    "perceptual": f"{OBJECTIVE}.perceptual.init_args.weight",
+    "disentanglement": f"{OBJECTIVE}.disentanglement.init_args.weight",
+    "alignment_mid": f"{OBJECTIVE}.alignment_mid.init_args.weight",
+    "alignment_high": f"{OBJECTIVE}.alignment_high.init_args.weight",
+    "adversarial": f"{OBJECTIVE}.adversarial.weight",
+    "codebook": f"{QUANTIZER}.codebook_weight",
+    "commitment": f"{QUANTIZER}.commitment_weight",
+    "entropy": f"{QUANTIZER}.entropy_weight",
+}
+FILES = {"perceptual": "judge", "alignment_mid": "mid", "alignment_high": "high"}  # what a term's network is read from
+
+
+@pytest.mark.parametrize("off", [None, *SWITCHES])
+def test_a_term_of_weight_0_is_neither_computed_nor_built(
+    off: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["cli.py"])
+    judge = write_judge(tmp_path / "runs/digits/teacher/judge.safetensors")
+    if off in FILES:
+        judge.with_name(f"{FILES[off]}.safetensors").unlink()  # nothing asks for it
+    built: list[TokenizerModule] = []
+
+    def stop(self: cli.CommandLine) -> None:
+        built.append(self.model)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(cli.CommandLine, "before_fit", stop, raising=False)
+    on = (f"--{QUANTIZER}.entropy_weight", "0.03", f"--{OBJECTIVE}.adversarial.start_step", "0")  # off in the preset
+    switch = (f"--{SWITCHES[off]}", "0") if off else ()
+    assert exit_code("fit", *digits("fq_triple", judge), *on, *switch) == 0
+
+    (module,) = built
+    module.objective.prepare(torch.device("cpu"))
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    reconstruction, encoding = module(images)
+    step = TokenizerStep(images, reconstruction, encoding, module.tokenizer.last_layer, 0)
+    total, parts = module.objective(step)
+    assert parts.keys() == SWITCHES.keys() - {off}
+    assert total.isfinite()
+    learned = {name for name, _ in module.objective.named_parameters()}
+    for name, prefix in (("adversarial", ""), ("alignment_mid", "terms."), ("alignment_high", "terms.")):
+        assert any(one.startswith(f"{prefix}{name}.") for one in learned) == (name != off), name
+    assert len(module.configure_optimizers()) == (1 if off == "adversarial" else 2)
