@@ -34,8 +34,9 @@ from datamodules.samples import SamplesFile, file_digest
 from datamodules.sources import ImageSource
 from datamodules.sources.base import Split
 from metrics.frechet import frechet_distance
-from metrics.image_set import ImageSet
-from metrics.images import as_displayed
+from metrics.image_set import ImageSet, Measured
+from metrics.images import to_uint8
+from metrics.judge import Judge
 from models.classifier import SmallClassifier
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs" / "presets"
@@ -48,30 +49,6 @@ TITLES = {
     "train": "real, training",
 }
 LABELLED = tuple[Tensor, "Tensor | None"]  # images (B, 3, H, W) in [-1, 1], labels (B,)
-
-
-@dataclass(frozen=True)
-class Judge:
-    """The preset's classifier as an extractor of features."""
-
-    network: SmallClassifier
-    path: Path
-    name: str = "judge"
-
-    @property
-    def num_features(self) -> int:
-        """D of its pooled features."""
-        return self.network.widths[-1]
-
-    @property
-    def num_classes(self) -> int:
-        """C of its logits."""
-        return self.network.num_classes
-
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled features and logits."""
-        features = self.network.embed(images.to(self.network.linear.weight.device))
-        return features, self.network.linear(features)
 
 
 @dataclass(frozen=True)
@@ -161,14 +138,14 @@ def evaluate(samples: Path, preset: Preset, tokenizer_run: Path | None = None) -
     }
 
 
-def _measure(batches: Iterable[LABELLED], judge: Judge) -> ImageSet:
+def _measure(batches: Iterable[LABELLED], judge: Judge) -> Measured:
     images_of = ImageSet(judge)
     for images, labels in batches:
-        images_of.add(as_displayed(images), labels)
-    return images_of
+        images_of.add(to_uint8(images), labels)
+    return images_of.compute()
 
 
-def _figures(sets: dict[str, ImageSet], reference: str) -> dict[str, dict[str, dict[str, Any]]]:
+def _figures(sets: dict[str, Measured], reference: str) -> dict[str, dict[str, dict[str, Any]]]:
     """Per set and name: value, number of images, reference and its number, extractor."""
     target = sets["validation"]
     figures: dict[str, dict[str, dict[str, Any]]] = {}

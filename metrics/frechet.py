@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -10,11 +11,26 @@ from torchmetrics import Metric
 
 
 class Gaussian(NamedTuple):
-    """Mean (D,) and covariance (D, D) of ``number`` feature vectors, float64; the covariance divides by number − 1."""
+    """Mean (D,) and covariance (D, D) of feature vectors, float64; the covariance divides by their number − 1."""
 
-    number: int
+    number: int | None
+    """Feature vectors; None if whoever computed it did not say (ADM's files)."""
     mean: Tensor
     covariance: Tensor
+
+    @property
+    def shortage(self) -> str | None:
+        """What to say of fewer vectors than dimensions, whose covariance is singular; None if there are enough."""
+        if self.number is None or self.number > len(self.mean):
+            return None
+        return (
+            f"{self.number} images for {len(self.mean)} features: the covariance is singular and the Fréchet distance "
+            "much too high; measure more images"
+        )
+
+    def to(self, device: torch.device) -> Gaussian:
+        """The same on another device."""
+        return Gaussian(self.number, self.mean.to(device), self.covariance.to(device))
 
 
 class FeatureStatistics(Metric):
@@ -57,11 +73,27 @@ class FeatureStatistics(Metric):
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> Tensor:
-    """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½), a float64 scalar.
+    """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½), a float64 scalar; FID and sFID of Inception's features.
 
     The trace of the last root is the sum of the singular values of Σ₁^½ Σ₂^½. Both roots come from symmetric
     eigendecompositions, so nothing is complex, and covariances of fewer images than features need no offset.
+
+    Warns:
+        UserWarning: if a Gaussian has no more images than features.
+
+    Raises:
+        ValueError: if the two have different sizes, or one is not finite.
     """
+    if first.mean.shape != second.mean.shape:
+        raise ValueError(
+            f"a Fréchet distance between {len(first.mean)} and {len(second.mean)} features: both sets must be measured "
+            "by the same network"
+        )
+    for gaussian in (first, second):
+        if not bool(gaussian.mean.isfinite().all() and gaussian.covariance.isfinite().all()):
+            raise ValueError("a Fréchet distance of features that are not finite: measure the images anew")
+        if gaussian.shortage is not None:
+            warnings.warn(gaussian.shortage, stacklevel=2)
     shared = torch.linalg.svdvals(_root(first.covariance) @ _root(second.covariance)).sum()
     traces = first.covariance.trace() + second.covariance.trace()
     return (first.mean - second.mean).square().sum() + traces - 2 * shared

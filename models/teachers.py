@@ -183,10 +183,11 @@ class Teacher:
         self._network.to(device)
 
     @torch.no_grad()
-    def features(self, images: Tensor) -> TeacherFeatures:
-        """Images (B, 3, H, W) in [-1, 1] to features of the chosen block."""
+    def features(self, images: Tensor, full_precision: bool = False) -> TeacherFeatures:
+        """Images (B, 3, H, W) in [-1, 1] to features of the chosen block; in float32 on a GPU too if asked."""
         self.prepare(images.device)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
+        enabled = images.device.type == "cuda" and not full_precision
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=enabled):
             prefix, patches = self._tokens(self.transform(images.float()))
         patches = patches.float()
         cls = prefix[:, 0].float() if self._model.prefix_tokens else patches.mean(1)

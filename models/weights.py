@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from pathlib import Path
@@ -36,6 +37,12 @@ def load_state(path: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict[s
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0][:200]
         raise ValueError(f"{path} is not a readable weights file ({reason}): {remedy}") from error
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_metadata(path: str | Path, remedy: str) -> dict[str, Any]:
