@@ -64,17 +64,22 @@ def check_same_codes(record: dict[str, Any], tokens: TokensRead, checkpoint: Pat
     """Compare what a checkpoint writes with what the store holds.
 
     Raises:
-        ValueError: if they are other sub-codes, or codes of another tokenizer.
+        ValueError: if they are other sub-codes, of another grid, or of another tokenizer.
     """
     if record["tokenizer_fingerprint"] != tokens.tokenizer_fingerprint:
         raise ValueError(
             f"{checkpoint} writes codes of {_tokenizer(record)}, and {tokens.store} holds codes of "
             f"{_tokenizer(tokens.to_json())}: read the store it was trained on, or start another run (run.stage)"
         )
-    if record["spec"] != tokens.spec or _sub_codes(record) != _sub_codes(tokens.to_json()):
+    if record["full_spec"] != tokens.full_spec:
         raise ValueError(
-            f"{checkpoint} writes the sub-codes {_sub_codes(record)} of {_tokenizer(record)}, and the data are the "
-            f"sub-codes {_sub_codes(tokens.to_json())}: set data.init_args.codebooks to those of the checkpoint"
+            f"{checkpoint} writes codes of {_shape(record['full_spec'])}, and {tokens.store} holds codes of "
+            f"{_shape(tokens.full_spec)}: read the store it was trained on, or start another run (run.stage)"
+        )
+    if sub_codes(record) != sub_codes(tokens.to_json()):
+        raise ValueError(
+            f"{checkpoint} writes the sub-codes {sub_codes(record)} of {_tokenizer(record)}, and the data are the "
+            f"sub-codes {sub_codes(tokens.to_json())}: set data.init_args.codebooks to those of the checkpoint"
         )
     source = record["lineage"]["init_from"]
     if init_from is not None and source is not None:
@@ -134,7 +139,7 @@ def slot_of(source: dict[str, Any], tokens: TokensRead, path: Path) -> int | Non
                 "anew on this store (delete its directory or give it another run.stage)"
             )
         return None
-    codes, here = _sub_codes(source), _sub_codes(tokens.to_json())
+    codes, here = sub_codes(source), sub_codes(tokens.to_json())
     return here.index(codes[0]) if len(codes) == 1 and codes[0] in here else None
 
 
@@ -149,6 +154,12 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
+def sub_codes(record: dict[str, Any]) -> list[int]:
+    """Which of the tokenizer's sub-codes a generator writes, in its order."""
+    chosen = record["codebooks"]
+    return list(range(TokenSpec.from_json(record["full_spec"]).num_codebooks)) if chosen is None else list(chosen)
+
+
 def write_lineage(directory: Path, lineage: dict[str, Any]) -> None:
     """Write ``lineage.json``, whole or not at all."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -157,9 +168,9 @@ def write_lineage(directory: Path, lineage: dict[str, Any]) -> None:
     unfinished.replace(directory / "lineage.json")
 
 
-def _sub_codes(record: dict[str, Any]) -> list[int]:
-    chosen = record["codebooks"]
-    return list(range(TokenSpec.from_json(record["full_spec"]).num_codebooks)) if chosen is None else list(chosen)
+def _shape(spec: dict[str, list]) -> str:
+    grids = ", ".join(f"{height} × {width}" for height, width in spec["scales"])
+    return f"{spec['codebook_sizes']} entries on a grid of {grids}"
 
 
 def _tokenizer(record: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from datamodules.samples import file_digest
+from lightning_modules.lineage import sub_codes
 from lightning_modules.loading import load_generator, load_tokenizer, read_checkpoint
 from metrics.images import to_uint8
 from models.encoding import TokenSpec
@@ -27,6 +28,7 @@ class Generator(nn.Module):
     Args:
         network: writes codes.
         tokenizer: decodes them.
+        codebooks: which of the tokenizer's sub-codes the network writes, in its order.
         class_to_idx: the numbering of the classes by name.
         origin: where both come from, as plain data.
     """
@@ -35,12 +37,14 @@ class Generator(nn.Module):
         self,
         network: AutoregressiveGenerator,
         tokenizer: Tokenizer,
+        codebooks: Sequence[int],
         class_to_idx: dict[str, int],
         origin: dict[str, Any],
     ) -> None:
         super().__init__()
         self.network = network
         self.tokenizer = tokenizer
+        self.codebooks = list(codebooks)
         self.class_to_idx = class_to_idx
         self.origin = origin
 
@@ -54,14 +58,14 @@ class Generator(nn.Module):
 
         Raises:
             FileNotFoundError: if one of the two is not there.
-            ValueError: if the run is no generator's, writes only some of the codes that the tokenizer decodes, or was
-                trained on the codes of another tokenizer.
+            ValueError: if the run is no generator's, or was trained on the codes of another tokenizer.
         """
         checkpoint, path = read_checkpoint(run)
         record = checkpoint.get("generator")
         if record is None:
             raise ValueError(f"{path} is not the checkpoint of a generator: name a run of stage 2 or of a baseline")
-        _check_final(record, path)
+        codebooks = sub_codes(record)
+        _warn_of_first_stage(record, codebooks, path)
         place = Path(tokenizer_run or record["tokenizer_run"])
         tokenizer = load_tokenizer(place)
         found = fingerprint(tokenizer)
@@ -75,7 +79,7 @@ class Generator(nn.Module):
             "generator": {"run": str(run), "sha256": file_digest(path), "step": checkpoint["global_step"]},
             "tokenizer": {"run": str(place), "fingerprint": found},
         }
-        return cls(load_generator(path), tokenizer, dict(record["class_to_idx"]), origin)
+        return cls(load_generator(path), tokenizer, codebooks, dict(record["class_to_idx"]), origin)
 
     @property
     def num_classes(self) -> int:
@@ -98,7 +102,7 @@ class Generator(nn.Module):
             ValueError: if a class is none of the generator's.
         """
         codes = self.network.generate(labels, sampler, seed=seed, first_index=first_index)
-        return to_uint8(self.tokenizer.decode_codes(codes)).permute(0, 2, 3, 1).contiguous()
+        return to_uint8(self._decode(codes)).permute(0, 2, 3, 1).contiguous()
 
     def sample(
         self,
@@ -133,6 +137,15 @@ class Generator(nn.Module):
             images += [Image.fromarray(image.numpy()) for image in batch]
         return images
 
+    def _decode(self, codes: Tensor) -> Tensor:
+        """Codes (B, k', N) to images (B, 3, H, W); channels of subspaces that are not written are zero."""
+        widths = self.tokenizer.part_channels
+        full = codes.new_zeros(len(codes), len(widths), codes.shape[2])
+        full[:, self.codebooks] = codes
+        parts = self.tokenizer.embed_codes(full).split(widths, dim=1)
+        kept = [part if i in self.codebooks else torch.zeros_like(part) for i, part in enumerate(parts)]
+        return self.tokenizer.decode(torch.cat(kept, dim=1))
+
     def _index(self, name: int | str) -> int:
         if isinstance(name, int):
             return name
@@ -144,20 +157,20 @@ class Generator(nn.Module):
         return self.class_to_idx[name]
 
 
-def _check_final(record: dict[str, Any], path: Path) -> None:
-    """Refuse a first stage that cannot be decoded, and warn of one that can."""
-    written = TokenSpec.from_json(record["spec"]).num_codebooks
+def _warn_of_first_stage(record: dict[str, Any], codebooks: list[int], path: Path) -> None:
+    """Say that samples of a first stage are not those of the finished model."""
     decoded = TokenSpec.from_json(record["full_spec"]).num_codebooks
-    if written < decoded:
-        codes = "sub-code" if written == 1 else "sub-codes"
-        raise ValueError(
-            f"{path} is the first stage of a curriculum: it writes {written} {codes} a patch ({record['codebooks']}), "
-            f"and its tokenizer {record['tokenizer_run']} decodes {decoded}, so it has no images. "
-            "Train stage 2 from it (make stage2), and sample from that"
+    if len(codebooks) < decoded:
+        reason = (
+            f"It writes the sub-codes {codebooks} of the {decoded} that its tokenizer decodes; the other subspaces are "
+            "set to zero"
         )
-    if "stage1" in path.resolve().parts:
-        warnings.warn(
-            f"{path} is the first stage of a curriculum. Its tokenizer has one codebook, so that its samples can be "
-            "decoded, but they are not those of the finished model: that is stage 2",
-            stacklevel=3,
-        )
+    elif "stage1" in path.resolve().parts:
+        reason = "Its tokenizer has one codebook, so that its samples can be decoded"
+    else:
+        return
+    warnings.warn(
+        f"{path} is the first stage of a curriculum. {reason}. These are not the samples of the finished model: train "
+        "stage 2 from it (make stage2), and sample from that",
+        stacklevel=3,
+    )

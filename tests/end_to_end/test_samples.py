@@ -70,6 +70,18 @@ def test_a_run_that_is_not_there_is_said_in_one_line(capsys: pytest.CaptureFixtu
     assert "there is no checkpoint runs/digits/stage2/fq_dual" in capsys.readouterr().err
 
 
-def test_a_first_stage_is_said_in_one_line(capsys: pytest.CaptureFixture) -> None:
-    assert predict(write_runs(Path("runs/digits"), codebooks=[0], stage="stage1")) == 2
-    assert "first stage of a curriculum" in capsys.readouterr().err
+def test_samples_of_a_first_stage_are_warned_of(capsys: pytest.CaptureFixture) -> None:
+    run = write_runs(Path("runs/digits"), codebooks=[0], stage="stage1", image_size=32)
+    with pytest.warns(UserWarning, match="first stage of a curriculum"):
+        assert predict(run) == 0
+    assert Path("runs/digits/samples/fq_dual/samples.npz").is_file()
+
+
+def test_samples_of_other_settings_are_refused_in_a_sentence(capsys: pytest.CaptureFixture) -> None:
+    run = write_runs(Path("runs/digits"), image_size=32)
+    assert predict(run, "--data.init_args.classes", "[3, 10]") == 2
+    assert "error: data.classes names class 10, and the generator knows" in capsys.readouterr().err
+    assert predict(run) == 0
+    assert predict(run, "--model.init_args.sampler.guidance", "3") == 2
+    error = capsys.readouterr().err
+    assert "samples of other settings: sampler.guidance was 2.0 and is 3.0" in error and "Traceback" not in error

@@ -74,10 +74,27 @@ def test_what_cannot_be_sampled_is_refused(generator: Generator, arguments: dict
         generator.sample(**arguments)
 
 
-def test_a_first_stage_of_some_codes_has_no_images(tmp_path: Path) -> None:
-    run = write_runs(tmp_path, codebooks=[0], stage="stage1")
-    with pytest.raises(ValueError, match=r"first stage.*writes 1 sub-code a patch \(\[0\]\).*decodes 2.*make stage2"):
-        Generator.from_run(run)
+@pytest.mark.parametrize("codebook", [0, 1])
+def test_a_first_stage_of_some_codes_is_decoded_by_them_alone_and_warned_of(tmp_path: Path, codebook: int) -> None:
+    run = write_runs(tmp_path, codebooks=[codebook], stage="stage1")
+    says = rf"first stage.*writes the sub-codes \[{codebook}\] of the 2.*set to zero.*make stage2"
+    with pytest.warns(UserWarning, match=says):
+        generator = Generator.from_run(run)
+    labels, sampler = torch.tensor([1, 2]), Sampler()
+    codes = generator.network.generate(labels, sampler, seed=2)[:, 0]
+    tokenizer = generator.tokenizer
+    quantized = torch.zeros(2, 8, 2, 2)
+    quantized[:, 4 * codebook : 4 * codebook + 4] = tokenizer.quantizer.codebooks[codebook].embed_codes(codes, (2, 2))
+    expected = (tokenizer.decode(quantized).clamp(-1, 1) + 1) * 127.5
+    assert (expected - generator.images(labels, sampler, 2).permute(0, 3, 1, 2)).abs().max() <= 0.51
+
+
+def test_sub_codes_in_another_order_are_put_in_the_tokenizers(tmp_path: Path) -> None:
+    generator = Generator.from_run(write_runs(tmp_path, codebooks=[1, 0]))
+    codes = generator.network.generate(torch.tensor([1, 2]), Sampler(), seed=2)
+    expected = (generator.tokenizer.decode_codes(codes.flip(1)).clamp(-1, 1) + 1) * 127.5
+    images = generator.images(torch.tensor([1, 2]), Sampler(), 2)
+    assert (expected - images.permute(0, 3, 1, 2)).abs().max() <= 0.51
 
 
 def test_a_first_stage_of_a_single_codebook_is_warned_of(tmp_path: Path) -> None:
