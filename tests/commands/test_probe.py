@@ -1,0 +1,109 @@
+"""Probes of a tokenizer's run: which vectors they read, what they write, and what they refuse."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from commands import probe
+from commands.preset import image_data, real_images
+from datamodules.samples import file_digest
+from lightning_modules.loading import load_tokenizer
+from metrics.probes import Labelled, accuracy, logistic_regression, nearest_class_mean, standardise
+from tests.metrics.test_probes import clouds
+from tests.support.generated import write_runs
+
+DATA = {
+    "class_path": "datamodules.ImageDataModule",
+    "init_args": {
+        "source": {"class_path": "datamodules.DigitsSource", "init_args": {"size": 16}},
+        "image_size": 16,
+        "num_workers": 0,
+    },
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    write_runs(tmp_path / "runs/digits")
+    run = tmp_path / "runs/digits/tokenizer/tiny"
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": DATA}))
+    return run
+
+
+def probed(run: Path, *more: str) -> dict:
+    probe.main(["--run", str(run), "--max-train", "200", *more])
+    return json.loads((run / "probes.json").read_text())
+
+
+def test_probes_are_those_of_the_frozen_vectors(run: Path, capsys: pytest.CaptureFixture) -> None:
+    result = probed(run)
+    rows = {(row["probe"], row["subspace"], row["vectors"]): row for row in result["probes"]}
+    assert len(rows) == 12 and rows["linear", "all", "after"]["num_features"] == 8
+
+    tokenizer, data = load_tokenizer(run), image_data(run / "config.yaml")
+
+    def vectors(split: str, at_most: int | None) -> dict[tuple[str, str], Labelled]:
+        batches = list(real_images(data, split, at_most))  # type: ignore[arg-type]
+        labels = torch.cat([labels for _, labels in batches])
+        encodings = [tokenizer.encode(images) for images, _ in batches]
+        after, before = (
+            [torch.cat([getattr(e, name)[i] for e in encodings]).mean((2, 3)) for i in range(2)]
+            for name in ("parts", "latents")
+        )
+        wanted = {("1", "after"): after[1], ("0", "before"): before[0], ("all", "after"): torch.cat(after, 1)}
+        return {key: Labelled(rows, labels) for key, rows in wanted.items()}
+
+    train, validation = vectors("train", 200), vectors("validation", None)
+    for key, given in train.items():
+        asked = validation[key]
+        scaled, features = standardise(given.features, asked.features)
+        for kind, fit in (("linear", logistic_regression), ("nearest_class_mean", nearest_class_mean)):
+            expected = accuracy(fit(Labelled(scaled, given.labels), features), asked.labels)
+            assert rows[kind, *key]["value"] == pytest.approx(expected.value, abs=0.006), (kind, key)
+    assert rows["linear", "0", "before"]["value"] != rows["linear", "0", "after"]["value"]
+
+    assert (result["n_train"], result["n_validation"], result["chance"]) == (200, 355, 0.1)
+    assert 0.09 < result["majority"] < 0.11
+    assert result["checkpoint"]["sha256"] == file_digest(run / "checkpoints/last.ckpt")
+    assert result["checkpoint"]["averaged"] is False and result["settings"]["pooling"] == "mean"
+    printed = capsys.readouterr().out
+    assert "chance 10.0%" in printed and "nearest class mean" in printed
+
+
+def test_subspace_side_and_pooling_are_arguments(run: Path) -> None:
+    result = probed(run / "checkpoints/..", "--subspaces", "1", "--vectors", "after", "--pooling", "flatten")
+    assert [(row["subspace"], row["vectors"], row["num_features"]) for row in result["probes"]] == [
+        ("1", "after", 16),
+        ("1", "after", 16),
+    ]
+
+
+def test_what_cannot_be_probed_is_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def refusal(place: Path, *more: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            probe.main(["--run", str(place), *more])
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    assert "no subspace 2" in refusal(run, "--subspaces", "2")
+    assert "not the checkpoint of a tokenizer" in refusal(run.parent.parent / "stage2/tiny")
+    assert "no checkpoint" in refusal(tmp_path / "none")
+    (run / "config.yaml").unlink()
+    assert "config.yaml, which says where the images are" in refusal(run)
+    assert not (run / "probes.json").exists()
+
+
+def test_many_features_are_fitted_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, validation = clouds(300, 0.8, 0), clouds(90, 0.8, 1)
+    scaled, asked = standardise(train.features, validation.features)
+    train, validation = Labelled(scaled, train.labels), Labelled(asked, validation.labels)
+    exact, how = probe.fit_linear(train, validation.features)
+    assert "lbfgs" in how
+    monkeypatch.setattr(probe, "MOST_ENTRIES", 800)
+    batched = probe.fit_in_batches(train, validation.features, epochs=30, batch_size=30)
+    assert (batched == exact).double().mean() > 0.95
+    assert accuracy(batched, validation.labels).value > 0.95
+    assert "AdamW" in probe.fit_linear(train, validation.features)[1]
