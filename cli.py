@@ -1,4 +1,4 @@
-"""The only program: `python cli.py {fit,validate,test,predict} --config RECIPE.yaml --config PRESET.yaml`.
+"""All that trains or predicts: `python cli.py {fit,validate,test,predict} --config RECIPE.yaml --config PRESET.yaml`.
 
 It defines no class that a YAML file names: run as a program it is the module `__main__`, and the same class imported
 from `cli` would be another one.
