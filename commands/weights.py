@@ -6,6 +6,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from metrics import inception
+from models.weights import file_sha256
+
 DIRECTORY = Path("weights")
 
 
@@ -16,7 +19,7 @@ class PublishedFile:
     Args:
         name: where it is put, below ``weights/``.
         url: where it comes from.
-        sha256_prefix: the start of its digest, checked after the download.
+        sha256_prefix: its digest, or the start of it.
     """
 
     name: str
@@ -24,17 +27,27 @@ class PublishedFile:
     sha256_prefix: str
 
 
-FILES = (PublishedFile("vgg16.pth", "https://download.pytorch.org/models/vgg16-397923af.pth", "397923af"),)
+FILES = (
+    PublishedFile("vgg16.pth", "https://download.pytorch.org/models/vgg16-397923af.pth", "397923af"),
+    PublishedFile(inception.WEIGHTS.name, inception.URL, inception.SHA256),
+)
 
 
 def fetch(file: PublishedFile, directory: Path = DIRECTORY) -> Path:
-    """Download one file unless it is there; raises RuntimeError if its digest is not the published one."""
+    """Download one file unless it is there.
+
+    Raises:
+        OSError: if its publisher does not answer.
+        RuntimeError: if the digest is not the published one, of what came or of what was there.
+    """
     from torch.hub import download_url_to_file
 
     target = directory / file.name
     if not target.exists():
         directory.mkdir(parents=True, exist_ok=True)
         download_url_to_file(file.url, str(target), hash_prefix=file.sha256_prefix)
+    elif not (found := file_sha256(target)).startswith(file.sha256_prefix):
+        raise RuntimeError(f"{target} has the SHA-256 {found}, not {file.sha256_prefix}…: delete it and fetch it again")
     return target
 
 
@@ -69,6 +82,8 @@ def main(teachers: list[str]) -> None:
             sys.exit(
                 f"error: {file.url} cannot be fetched ({error}): fetch it elsewhere and put it at weights/{file.name}"
             )
+        except RuntimeError as error:
+            sys.exit(f"error: {file.name}: {error}")
     for name in teachers:
         try:
             print(f"{name}: {fetch_teacher(name)}")

@@ -30,9 +30,9 @@ def precision_recall(
     """Improved precision and recall (arXiv 1904.06991), as ADM's evaluator computes them.
 
     An image's ball reaches to its k-th nearest neighbour in its own set, itself not counted; what lies on the surface
-    is inside. Squared distances are |a|² − 2 a·b + |b|² in ``dtype``: ADM's evaluator takes float16 where it does not
-    overflow, and torch-fidelity the roots; neither moves a share by more than a few images. Never more than block²
-    distances and two blocks of rows are held, beside the features and 4 (k + 1) bytes a row.
+    is inside. Squared distances are |a|² − 2 a·b + |b|² in ``dtype``, of features less the real mean, which cancels
+    less; ADM's evaluator computes them in float16 where that does not overflow, so its shares may differ in a few
+    images. A few blocks of block² distances and of rows are held at a time, beside the features.
 
     Args:
         real: features (N, D) of real images; ADM's are 10,000 Inception ``pooled``.
@@ -57,35 +57,35 @@ def precision_recall(
             raise ValueError(f"features of {name} images are not finite: measure them anew")
     device = device or real.device
     real_blocks, generated_blocks = real.split(block), generated.split(block)
+    centre = real.mean(0).to(device, dtype)
+
+    def squared_distances(first: Tensor, second: Tensor) -> Tensor:
+        """(n, D) and (m, D) to (n, m)."""
+        rows, columns = first.to(device, dtype) - centre, second.to(device, dtype) - centre
+        products = torch.addmm(rows.square().sum(1)[:, None], rows, columns.T, alpha=-2)
+        return products.add_(columns.square().sum(1)).clamp_min_(0)
+
+    def radii(blocks: tuple[Tensor, ...]) -> Tensor:
+        """Squared distance (N,) of each row to its k-th nearest neighbour; the nearest of all is the row itself."""
+        found = []
+        for first in blocks:
+            nearest = torch.empty(len(first), 0, device=device, dtype=dtype)
+            for second in blocks:
+                together = torch.cat((nearest, squared_distances(first, second)), 1)
+                nearest = together.topk(min(neighbours + 1, together.shape[1]), largest=False).values
+            found.append(nearest.amax(1))
+        return torch.cat(found)
+
     with full_precision(device):
-        real_radii = _radii(real_blocks, neighbours, device, dtype)
-        generated_radii = _radii(generated_blocks, neighbours, device, dtype)
+        real_radii = radii(real_blocks)
+        generated_radii = radii(generated_blocks)
         covered = torch.zeros(len(real), dtype=torch.bool, device=device)
         inside = torch.zeros(len(generated), dtype=torch.bool, device=device)
         for i, first in enumerate(real_blocks):
             rows = slice(i * block, i * block + len(first))
             for j, second in enumerate(generated_blocks):
                 columns = slice(j * block, j * block + len(second))
-                squared = _squared_distances(first, second, device, dtype)
+                squared = squared_distances(first, second)
                 covered[rows] |= (squared <= generated_radii[columns]).any(1)
                 inside[columns] |= (squared <= real_radii[rows, None]).any(0)
     return PrecisionRecall(inside.double().mean().item(), covered.double().mean().item())
-
-
-def _radii(blocks: tuple[Tensor, ...], neighbours: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Squared distance (N,) of each row to its k-th nearest neighbour; the nearest of all is the row itself."""
-    radii = []
-    for first in blocks:
-        nearest = torch.empty(len(first), 0, device=device, dtype=dtype)
-        for second in blocks:
-            together = torch.cat((nearest, _squared_distances(first, second, device, dtype)), 1)
-            nearest = together.topk(min(neighbours + 1, together.shape[1]), largest=False).values
-        radii.append(nearest.amax(1))
-    return torch.cat(radii)
-
-
-def _squared_distances(first: Tensor, second: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(N, D) and (M, D) to (N, M)."""
-    rows, columns = first.to(device, dtype), second.to(device, dtype)
-    products = torch.addmm(rows.square().sum(1)[:, None], rows, columns.T, alpha=-2)
-    return products.add_(columns.square().sum(1)).clamp_min_(0)

@@ -24,3 +24,11 @@ def test_a_wrong_digest_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="hash"):
         fetch(published(tmp_path, "00000000"), tmp_path / "weights")
     assert list((tmp_path / "weights").iterdir()) == []
+
+
+def test_another_file_of_its_name_is_not_taken_for_it(tmp_path: Path) -> None:
+    file = published(tmp_path)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/vgg16.pth").write_bytes(b"other")
+    with pytest.raises(RuntimeError, match=f"SHA-256 {hashlib.sha256(b'other').hexdigest()}, not {file.sha256_prefix}"):
+        fetch(file, tmp_path / "weights")
