@@ -66,7 +66,9 @@ def _run(tasks: list[Task], dry: bool) -> int:
         return 1 if failed else 0
     missing = {run.directory: run for task in tasks for run in task.runs if run.state() != "done"}
     for one in missing.values():
-        print(f"# {one.overrides}: {nested(one.stage.overrides)}\n{shlex.join(one.command())}")
+        print(f"# {one.overrides}: {nested(one.stage.overrides)}")
+        for command in one.commands():
+            print(shlex.join(command))
     return 0
 
 

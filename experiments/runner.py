@@ -6,11 +6,12 @@ import contextlib
 import fcntl
 import io
 import re
+import shlex
 import subprocess
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
@@ -51,43 +52,58 @@ def begun(experiment: Experiment, preset: str, root: Path = ROOT) -> int:
 
 def check(experiment: Experiment, preset: str) -> None:
     """Compose the configuration of every stage as cli.py would; raises CommandError for the first that is wrong."""
+    composed: list[Stage] = []
     for index, row in enumerate(experiment.rows):
         for number, run in enumerate(runs_of(row, preset, seed=0)):
+            if run.stage in composed:
+                continue
             try:
                 _compose(run)
             except CommandError as error:
                 place = (f"rows[{index}]", f"stages[{number}]", "overrides")
-                raise CommandError(_say(str(error), experiment, row, run.stage, place, preset)) from None
+                raise CommandError(_say(str(error), experiment, row, run, place)) from None
+            composed.append(run.stage)
 
 
 def run(tasks: list[Task]) -> int:
     """Make the missing runs and say how it goes; the number of rows that failed."""
-    todo = {run.directory for task in tasks for run in task.runs if run.state() != "done"}
-    times: list[float] = []
-    failed: set[Path] = set()
+    todo = {run.directory: run.stage.stage for task in tasks for run in task.runs if run.state() != "done"}
+    times: dict[str, list[float]] = {}  # by kind of stage: writing tokens is not training
+    failed: dict[Path, str] = {}
     failures = 0
     for index, task in enumerate(tasks, 1):
-        for stage in task.runs:
-            head = f"[{index}/{len(tasks)}] {task.row.label}, seed {task.seed}, {stage.stage.stage}"
+        for number, stage in enumerate(task.runs):
+            kind = stage.stage.stage
+            head = f"[{index}/{len(tasks)}] {task.row.label}, seed {task.seed}, {kind}"
             if stage.state() == "done":
                 print(f"{head}: done before", flush=True)
                 continue
             if stage.directory not in failed:  # else a row before has the same stage
-                estimate = f", about {_clock(len(todo) * fmean(times))}" if times else ""
-                print(f"{head}: {stage.state()}, {len(todo)} to run{estimate}", flush=True)
+                print(f"{head}: {stage.state()}, {len(todo)} to run{_estimate(list(todo.values()), times)}", flush=True)
                 start = time.monotonic()
                 code = _start(stage)
                 took = time.monotonic() - start
-                todo.discard(stage.directory)
-            if code or stage.state() != "done":
-                reason = f"exit code {code}" if code else "it ended without measuring"
+                if code or stage.state() != "done":
+                    failed[stage.directory] = f"exit code {code}" if code else "it ended without measuring"
+            if stage.directory in failed:
+                reason = failed[stage.directory]
                 print(f"{head}: FAILED ({reason}), {stage.log}\n    {last_words(stage.log)}", flush=True)
-                failed.add(stage.directory)
                 failures += 1
+                for left in task.runs[number:]:
+                    todo.pop(left.directory, None)
                 break  # what this row builds upon it cannot be run
-            times.append(took)
+            todo.pop(stage.directory, None)
+            times.setdefault(kind, []).append(took)
             print(f"{head}: done in {_clock(took)}", flush=True)
     return failures
+
+
+def _estimate(kinds: list[str], times: dict[str, list[float]]) -> str:
+    """How long the stages of these kinds will take together, by those that were run; nothing before the first."""
+    if not times:
+        return ""
+    every = [took for measured in times.values() for took in measured]
+    return f", about {_clock(sum(fmean(times.get(kind, every)) for kind in kinds))}"
 
 
 def last_words(log: Path) -> str:
@@ -99,9 +115,9 @@ def last_words(log: Path) -> str:
 
 
 def _start(run: Run) -> int:
-    """Run one command to its end; its output goes to the run's log.
+    """Run the commands of a stage to their end; their output goes to the run's log.
 
-    The log is locked as long as the command lives, even if it outlives this program: so two callers make a run once.
+    The log is locked as long as a command lives, even if it outlives this program: so two callers make a run once.
     """
     run.directory.mkdir(parents=True, exist_ok=True)
     with run.log.open("a", encoding="utf-8") as log:
@@ -113,8 +129,12 @@ def _start(run: Run) -> int:
             if run.state() == "done":
                 return 0
         run.write_overrides(run.overrides)
-        print(f"$ {' '.join(run.command())}", file=log, flush=True)
-        return subprocess.run(run.command(), stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+        for command in run.commands():
+            print(f"$ {shlex.join(command)}", file=log, flush=True)
+            code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+            if code:
+                return code
+        return 0
 
 
 def _clock(seconds: float) -> str:
@@ -135,17 +155,18 @@ def _compose(run: Run) -> dict:
     return yaml.safe_load(printed.getvalue())
 
 
-def _say(text: str, experiment: Experiment, row: Row, stage: Stage, place: tuple[str, ...], preset: str) -> str:
+def _say(text: str, experiment: Experiment, row: Row, run: Run, place: tuple[str, ...]) -> str:
     """The parser's error with the experiment's own file and line in the place of the temporary one's."""
     lines = text.split("\n")
     rest = [line for line in lines[1:] if not re.match(r"  in .*overrides\.yaml, line", line)]
+    stage = run.stage
     key = next((key for key in sorted(stage.overrides, key=len, reverse=True) if _names(lines[0], key)), None)
     if key is None or len(rest) == len(lines) - 1:  # recipe and preset do not go together, whatever the overrides
         return f"row '{row.label}': {text}\n  {where(experiment.file, place[:-1])}"
-    own = where(experiment.file, (*place, key), ("shared", key))
+    own = where(experiment.file, (*place, key), ("shared", stage.stage, key))
     if "is not an option" in lines[0] and not any("did you mean" in line for line in rest):
         plain = Stage(stage.stage, stage.recipe, stage.preset_file)
-        known = _flat(_compose(runs_of(Row("", (plain,)), preset, seed=0)[0]))
+        known = _flat(_compose(replace(run, stage=plain)))
         rest += [f"  did you mean {match}?" for match in [nearest(key, known)] if match]
     return "\n".join([f"row '{row.label}': {lines[0]}", f"  {own}", *rest])
 

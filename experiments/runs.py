@@ -6,8 +6,9 @@ import hashlib
 import json
 import sys
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from math import nan
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,9 +18,11 @@ import yaml
 from commands.runs import RunConfig
 from commands.suggestions import REPOSITORY
 from experiments.specification import Row, Stage, short
+from experiments.stages import KINDS, Kind, built_upon
 
 ROOT = Path("runs/experiments")
 PROGRAM = REPOSITORY / "cli.py"
+EVALUATION = ("-m", "commands.evaluate")  # finds the judge where `make teacher` puts it
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,12 @@ class Run:
     seed: int
     root: Path
     digest: str
+    upon: dict[str, Path] = field(default_factory=dict)  # argument: directory of the stage it is built upon
+
+    @property
+    def kind(self) -> Kind:
+        """What its stage is like."""
+        return KINDS[self.stage.stage]
 
     @property
     def name(self) -> str:
@@ -59,17 +68,25 @@ class Run:
     def arguments(self, overrides: Path) -> list[str]:
         """What cli.py is called with."""
         configs = [*map(str, self.stage.configs(self.preset)), str(overrides)]
+        given = {
+            **{argument: str(directory) for argument, directory in self.upon.items()},
+            **{argument: str(self.seed) for argument in ("seed_everything", *self.kind.seeds)},
+            **{"run.root": str(self.root), "run.preset": self.preset, "run.stage": self.name},
+            "trainer.enable_progress_bar": "false",
+        }
         return [
-            "fit",
+            self.kind.command,
             *(argument for config in configs for argument in ("--config", config)),
-            *("--seed_everything", str(self.seed), "--data.init_args.seed", str(self.seed)),
-            *("--run.root", str(self.root), "--run.preset", self.preset, "--run.stage", self.name),
-            *("--trainer.enable_progress_bar", "false"),
+            *(part for argument, value in given.items() for part in (f"--{argument}", value)),
         ]
 
-    def command(self) -> list[str]:
-        """The whole command."""
-        return [sys.executable, str(short(PROGRAM)), *self.arguments(self.overrides)]
+    def commands(self) -> list[list[str]]:
+        """The whole commands, in their order: samples are measured once they are there."""
+        commands = [[sys.executable, str(short(PROGRAM)), *self.arguments(self.overrides)]]
+        if self.kind.section == "evaluate":
+            samples = str(self.directory / "samples.npz")
+            commands.append([sys.executable, *EVALUATION, "--samples", samples, "--preset", self.preset])
+        return commands
 
     def write_overrides(self, path: Path) -> None:
         """Write the overrides as a config file."""
@@ -77,35 +94,50 @@ class Run:
         path.write_text(yaml.safe_dump(nested(self.stage.overrides), sort_keys=False), encoding="utf-8")
 
     def metrics(self) -> dict[str, float | None] | None:
-        """What the validation at the end of the fit measured; None if the run has not come so far."""
+        """What the validation at the end of a fit measured, or the evaluation of samples; None before that."""
         section = self._measured()
-        return section["metrics"] if section else None
+        if section is None:
+            return None
+        if self.kind.section == "validate":
+            return section["metrics"]
+        return {name: figure["value"] for name, figure in section["figures"]["samples"].items()}
 
     def images(self) -> int | None:
-        """How many validation images that was, if `metrics.json` says so."""
+        """How many images that was, if `metrics.json` says so."""
         section = self._measured()
-        return section.get("n") if section else None
+        if section is None:
+            return None
+        if self.kind.section == "validate":
+            return section.get("n")
+        return next(figure["n"] for figure in section["figures"]["samples"].values())
 
     def state(self) -> str:
         """Done, unfinished or missing."""
-        if self._measured():
+        measured = self.kind.section is None or self._measured() is not None
+        if measured and all((self.directory / file).exists() for file in self.kind.files):
             return "done"
-        return "unfinished" if (self.directory / "checkpoints" / "last.ckpt").exists() else "missing"
+        begun = any(True for pattern in self.kind.begun for _ in self.directory.glob(pattern))
+        return "unfinished" if begun else "missing"
 
     def _measured(self) -> dict[str, Any] | None:
         path = self.directory / "metrics.json"
-        # A fit writes its own section first: without the other one it was stopped before its last validation.
-        return json.loads(path.read_text(encoding="utf-8")).get("validate") if path.exists() else None
+        if self.kind.section is None or not path.exists():
+            return None
+        return json.loads(path.read_text(encoding="utf-8")).get(self.kind.section)
 
 
 def runs_of(row: Row, preset: str, seed: int, root: Path = ROOT) -> list[Run]:
-    """The runs of a row, one a stage; the digest of a stage covers those before it."""
+    """The runs of a row, one a stage; the digest of a stage covers the stages it is built upon, and no others."""
     runs: list[Run] = []
     for stage in row.stages:
+        places = built_upon([*(run.stage.stage for run in runs), stage.stage])
+        upon = {argument: runs[place] for argument, place in places.items() if place is not None}
         files = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in stage.configs(preset)]
-        before = runs[-1].digest if runs else None
+        before = {argument: run.digest for argument, run in upon.items()} or None
         text = json.dumps([*files, nested(stage.overrides), before], sort_keys=True, default=str)
-        runs.append(Run(stage, preset, seed, root, hashlib.sha256(text.encode()).hexdigest()[:10]))
+        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        directories = {argument: run.directory for argument, run in upon.items()}
+        runs.append(Run(stage, preset, seed, root, digest, directories))
     return runs
 
 
@@ -124,7 +156,6 @@ def nested(overrides: dict[str, Any]) -> dict[str, Any]:
 
 
 def figure(metrics: dict[str, float | None], name: str) -> float | None:
-    """A metric by name, or the mean of those that match `val/usage/*`; None if one is missing or not finite."""
+    """A metric by name, or the mean of all that match `val/usage/*`; NaN if one is not finite, None without any."""
     values = [value for key, value in metrics.items() if fnmatchcase(key, name)]
-    numbers = [value for value in values if value is not None]
-    return fmean(numbers) if numbers and len(numbers) == len(values) else None
+    return fmean(nan if value is None else value for value in values) if values else None

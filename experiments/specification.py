@@ -12,6 +12,7 @@ import yaml
 from commands.errors import CommandError
 from commands.places import broken_yaml, read_places
 from commands.suggestions import REPOSITORY, nearest, nearest_file
+from experiments.stages import KINDS, built_upon
 
 DIRECTORY = Path(__file__).resolve().parent
 CONFIGS = REPOSITORY / "configs"
@@ -48,13 +49,13 @@ class Paper:
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of `cli.py fit`.
+    """One run of `cli.py`.
 
     Args:
-        stage: What is trained: tokenizer, tokens, stage1, stage2.
-        recipe: The file `configs/<recipe>.yaml`.
-        preset_file: The file `configs/presets/<preset>/<preset_file>.yaml`.
-        overrides: What differs from both, by dotted key; those that all rows share come first.
+        stage: Its kind: tokenizer, tokens, stage1, stage2, generator, samples.
+        recipe: The file `configs/<recipe>.yaml`; a kind with only one has it by itself.
+        preset_file: The file `configs/presets/<preset>/<preset_file>.yaml`; likewise.
+        overrides: What differs from both, by dotted key; those that all stages of the kind share come first.
     """
 
     stage: str
@@ -72,7 +73,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: its stages in the order they run, each built upon those before it."""
+    """A row of the table: its stages in the order they run."""
 
     label: str
     stages: tuple[Stage, ...]
@@ -132,7 +133,7 @@ class _Reader:
 
     def experiment(self) -> Experiment:
         content = dict(self.mapping(self.content, ()))
-        shared = self.mapping(content.pop("shared", None) or {}, ("shared",))
+        shared = self.shared(content.pop("shared", None) or {})
         listed = ("metrics", "presets", "rows")
         self.known(content, ("title", "paper", *listed), (), what="a key of an experiment")
         for key in ("title", "paper", *listed):
@@ -151,6 +152,11 @@ class _Reader:
         name = f"{self.file.resolve().parent.name}/{self.file.stem}"
         return Experiment(name, self.file, content["title"], paper, metrics, tuple(content["presets"]), rows)
 
+    def shared(self, given: Any) -> dict[str, dict[str, Any]]:
+        """The overrides that all stages of a kind share, by kind."""
+        self.known(self.mapping(given, ("shared",)), list(KINDS), ("shared",), what="a kind of stage")
+        return {kind: self.overrides(kind, keys, ("shared", kind)) for kind, keys in given.items()}
+
     def metric(self, given: Any, index: int, paper: Paper) -> Metric:
         path = (f"metrics[{index}]",)
         metric = self.build(Metric, given, path)
@@ -159,7 +165,7 @@ class _Reader:
             self.one_of([metric.paper], paper.columns, (*path, "paper"), "a column of the paper")
         return metric
 
-    def row(self, given: Any, index: int, paper: Paper, shared: dict[str, Any], presets: list[str]) -> Row:
+    def row(self, given: Any, index: int, paper: Paper, shared: dict[str, dict[str, Any]], presets: list[str]) -> Row:
         path = (f"rows[{index}]",)
         row = self.build(Row, given, path)
         numbers = self.mapping(row.paper or {}, (*path, "paper"))
@@ -170,17 +176,38 @@ class _Reader:
         if not row.stages or not isinstance(row.stages, list):
             self.fail((*path, "stages"), "'stages' is no list of stages")
         stages = [self.stage(stage, (*path, f"stages[{i}]"), shared, presets) for i, stage in enumerate(row.stages)]
+        for i, stage in enumerate(stages):
+            for argument, place in built_upon([one.stage for one in stages[: i + 1]]).items():
+                if place is None:
+                    needed = " or ".join(f"'{kind}'" for kind in KINDS[stage.stage].upon[argument])
+                    self.fail(
+                        (*path, f"stages[{i}]"),
+                        f"'{stage.stage}' is built upon {needed}, and the row has none before it",
+                    )
         return Row(str(row.label), tuple(stages), dict(numbers))
 
-    def stage(self, given: Any, path: tuple[str, ...], shared: dict[str, Any], presets: list[str]) -> Stage:
-        stage = self.build(Stage, given, path)
+    def stage(self, given: Any, path: tuple[str, ...], shared: dict[str, dict[str, Any]], presets: list[str]) -> Stage:
+        keys = self.mapping(given, path)
+        name = keys.get("stage")
+        if name is not None:
+            self.one_of([name], KINDS, (*path, "stage"), "a kind of stage")
+            kind = KINDS[name]
+            keys = {"recipe": kind.recipe, "preset_file": kind.preset_file, **keys}
+        stage = self.build(Stage, keys, path)
         recipes = [file.stem for file in CONFIGS.glob("*.yaml") if file.stem != "base"]
         self.one_of([stage.recipe], recipes, (*path, "recipe"), "a recipe")
         for preset in presets:
             files = [file.stem for file in CONFIGS.glob(f"presets/{preset}/*.yaml")]
             self.one_of([stage.preset_file], files, (*path, "preset_file"), f"a file of the preset {preset}")
-        own = self.mapping(stage.overrides or {}, (*path, "overrides"))
-        return Stage(stage.stage, stage.recipe, stage.preset_file, {**shared, **own})
+        own = self.overrides(stage.stage, stage.overrides or {}, (*path, "overrides"))
+        return Stage(stage.stage, stage.recipe, stage.preset_file, {**shared.get(stage.stage, {}), **own})
+
+    def overrides(self, kind: str, given: Any, path: tuple[str, ...]) -> dict[str, Any]:
+        """Overrides of a stage of this kind, without what the stages before it decide."""
+        for key in self.mapping(given, path):
+            if key in KINDS[kind].upon:
+                self.fail((*path, key), f"{key} is not to be set: a '{kind}' gets it from the stage before it")
+        return dict(given)
 
     def build(self, kind: type[Kind], given: Any, path: tuple[str, ...]) -> Kind:
         """Make one dataclass of a mapping, after a look at its keys."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from math import isfinite
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -20,18 +21,19 @@ NOTHING = "—"
 def figures(experiment: Experiment, tasks: list[Task]) -> list[dict[str, object]]:
     """Every metric of every finished task, one record each; a metric that a run lacks has none.
 
-    `n` is the number of validation images, where the run says it. A row's metrics are those of all its stages, and
-    `run` is the stage that measured it, the last one if several did.
+    A task is finished when all its stages are. A metric is that of the last stage which has one of this name; `run` is
+    the directory of that stage, and `n` the number of images it was measured on, where the run says it.
     """
     records: list[dict[str, object]] = []
     for task in tasks:
+        if any(run.state() != "done" for run in task.runs):
+            continue  # or stage 1 would speak for stage 2
         for metric in experiment.metrics:
-            for run in reversed(task.runs):
-                value = figure(run.metrics() or {}, metric.name)
-                if value is not None:
-                    where = (experiment.name, task.row.label, task.seed, metric.name, value, run.images())
-                    records.append(dict(zip(COLUMNS, (*where, str(run.directory)), strict=True)))
-                    break
+            measured = [(run, figure(run.metrics() or {}, metric.name)) for run in task.runs]
+            run, value = next((pair for pair in reversed(measured) if pair[1] is not None), (None, None))
+            if run is not None and value is not None and isfinite(value):
+                where = (experiment.name, task.row.label, task.seed, metric.name, value, run.images())
+                records.append(dict(zip(COLUMNS, (*where, str(run.directory)), strict=True)))
     return records
 
 

@@ -3,6 +3,7 @@ import fcntl
 import shlex
 import threading
 from collections import Counter
+from math import isnan
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,8 @@ def starts() -> Counter[str]:
     return Counter(Path("starts.txt").read_text().split())
 
 
-def directories(stage: Stage, seed: int = 0, before: tuple[Stage, ...] = ()) -> Path:
-    return runs_of(Row("", (*before, stage)), "digits", seed)[-1].directory
+def directories(stage: Stage, seed: int = 0) -> Path:
+    return runs_of(Row("", (stage,)), "digits", seed)[-1].directory
 
 
 def test_the_directory_says_what_the_run_is() -> None:
@@ -41,9 +42,8 @@ def test_the_directory_says_what_the_run_is() -> None:
         directories(Stage("tokenizer", "vq", "tokenizer", {"trainer.max_steps": 2})),
         directories(Stage("tokenizer", "fq_dual", "tokenizer", stage.overrides)),
         directories(Stage("tokenizer", "vq", "judge", stage.overrides)),
-        directories(stage, before=(same,)),
     ]
-    assert len({directories(stage), *others}) == 6
+    assert len({directories(stage), *others}) == 5
 
 
 def test_the_directory_follows_what_the_files_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_a_metric_may_be_a_mean_over_codebooks() -> None:
     metrics = {"val/usage/0": 0.5, "val/usage/1": 1.0, "val/psnr": None}
     assert figure(metrics, "val/usage/*") == 0.75
     assert figure(metrics, "val/usage/1") == 1.0
-    assert figure(metrics, "val/psnr") is None and figure(metrics, "val/rfd/judge") is None
+    assert isnan(figure(metrics, "val/psnr")) and figure(metrics, "val/rfd/judge") is None
 
 
 def test_a_dry_run_prints_the_commands_and_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -39,12 +39,12 @@ def test_rows_carry_the_shared_overrides(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("recipe: vq", "recipe: fq_duel", ["row 'plain'", "'fq_duel' is not a recipe", "line 16", "fq_dual?"]),
+        ("recipe: vq", "recipe: fq_duel", ["row 'plain'", "'fq_duel' is not a recipe", "line 17", "fq_dual?"]),
         ("preset_file: tokenizer", "preset_file: tokeniser", ["not a file of the preset digits", "tokenizer?"]),
         ("direction: up", "direction: higher", ["'higher' is not a direction", "line 4", "down, up"]),
         ("label: PSNR, ", "", ["'label' is missing", "line 4"]),
         ("presets: [digits]", "presets: [digit]", ["'digit' is not a preset", "line 6", "digits?"]),
-        ("gFID: 7", "gFDI: 7", ["row 'plain'", "'gFDI' is not a column of the paper", "line 14", "gFID?"]),
+        ("gFID: 7", "gFDI: 7", ["row 'plain'", "'gFDI' is not a column of the paper", "line 15", "gFID?"]),
         ("gFID: 7", "gFID: 7 %", ["row 'plain'", "'7 %', which is no number"]),
         ("paper: rFID}", "paper: rFDI}", ["'rFDI' is not a column", "line 4"]),
         ("overrides:", "override:", ["row 'without pictures'", "'override' is not a key of a stage", "overrides?"]),
@@ -65,21 +65,21 @@ def test_a_mistake_is_named_with_its_place(
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("trainer.max_steps", "trainer.max_stepz", ["row 'plain'", "trainer.max_stepz", "line 8", "max_steps?"]),
-        ("objective.adversarial", "objective.adversary", ["row 'without pictures'", "line 24", "adversarial?"]),
-        ("perceptual: null", "perceptual: {class_path: losses.LPIP}", ["losses.LPIP", "line 23", "losses.LPIPS?"]),
+        ("trainer.max_steps", "trainer.max_stepz", ["row 'plain'", "trainer.max_stepz", "line 9", "max_steps?"]),
+        ("objective.adversarial", "objective.adversary", ["row 'without pictures'", "line 25", "adversarial?"]),
+        ("perceptual: null", "perceptual: {class_path: losses.LPIP}", ["losses.LPIP", "line 24", "losses.LPIPS?"]),
         (
             "preset_file: tokenizer",
             "preset_file: judge",
-            ["row 'plain'", "digits/judge.yaml, line", "table.yaml, line 16"],
+            ["row 'plain'", "digits/judge.yaml, line", "table.yaml, line 17"],
         ),
-        ("trainer.max_steps: 2", "trainer: {max_stepz: 2}", ["trainer.max_stepz is no", "line 8", "max_steps?"]),
+        ("trainer.max_steps: 2", "trainer: {max_stepz: 2}", ["trainer.max_stepz is no", "line 9", "max_steps?"]),
         (
             "vq, preset_file",
             "vq, overrides: {trainer.max_stepz: 1}, preset_file",
-            ["row 'plain'", "line 16", "max_steps?"],
+            ["row 'plain'", "line 17", "max_steps?"],
         ),
-        ("batch_size: 4", "batch_size: four", ["expected int, got 'four'", "line 11"]),
+        ("batch_size: 4", "batch_size: four", ["expected int, got 'four'", "line 12"]),
     ],
 )
 def test_a_wrong_override_is_named_before_anything_runs(

@@ -11,10 +11,11 @@ TEXT = dedent("""\
       - {name: val/usage/*, label: codes used, direction: up}
     presets: [digits]
     shared:
-      trainer.max_steps: 2
-      trainer.val_check_interval: 2
-      trainer.limit_val_batches: 2
-      data.init_args.batch_size: 4
+      tokenizer:
+        trainer.max_steps: 2
+        trainer.val_check_interval: 2
+        trainer.limit_val_batches: 2
+        data.init_args.batch_size: 4
     rows:
       - label: plain
         paper: {rFID: 3.5, gFID: 7}

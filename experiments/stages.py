@@ -1,0 +1,71 @@
+"""The kinds of stages that a row is made of: what each is built upon, how it is run, and what shows that it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of stage.
+
+    Args:
+        command: Of `cli.py`.
+        upon: What it is built upon: for each argument the kinds of which the latest stage before it in the row gives
+            its directory.
+        recipe: The recipe, where there is one only.
+        preset_file: The file of the preset, where there is one only.
+        seeds: Arguments that get the seed, besides `seed_everything`.
+        files: What a finished run has besides `metrics.json`.
+        section: The section of `metrics.json` that is written last; None for a stage that measures nothing.
+        begun: What an unfinished run has; one of these patterns.
+    """
+
+    command: str = "fit"
+    upon: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    recipe: str | None = None
+    preset_file: str | None = None
+    seeds: tuple[str, ...] = ("data.init_args.seed",)
+    files: tuple[str, ...] = ()
+    # A fit writes its own section first: without the other one it was stopped before its last validation.
+    section: str | None = "validate"
+    begun: tuple[str, ...] = ("checkpoints/last.ckpt",)
+
+
+STORE: dict[str, tuple[str, ...]] = {"data.init_args.store": ("tokens",)}
+
+KINDS = {
+    "tokenizer": Kind(),
+    "tokens": Kind(
+        command="predict",
+        upon={"model.init_args.tokenizer_run": ("tokenizer",)},
+        recipe="tokens",
+        preset_file="tokens",
+        files=("train/manifest.json", "validation/manifest.json"),
+        section=None,
+        begun=("*.partial", "train"),
+    ),
+    "stage1": Kind(upon=STORE, recipe="stage1", preset_file="generator"),
+    "stage2": Kind(upon={**STORE, "model.init_args.init_from": ("stage1",)}, recipe="stage2", preset_file="generator"),
+    "generator": Kind(upon=STORE, preset_file="generator"),  # from scratch
+    "samples": Kind(  # sampled, then measured
+        command="predict",
+        upon={"model.init_args.generator_run": ("stage2", "generator")},
+        recipe="sample",
+        preset_file="sample",
+        seeds=("data.init_args.seed", "model.init_args.seed"),
+        files=("samples.npz",),
+        section="evaluate",
+        begun=("parts", "samples.npz"),
+    ),
+}
+
+
+def built_upon(kinds: Sequence[str]) -> dict[str, int | None]:
+    """For each argument of the last of these stages, the place of the one it is built upon; None if that is missing."""
+    *before, last = kinds
+    return {
+        argument: max((place for place, kind in enumerate(before) if kind in fitting), default=None)
+        for argument, fitting in KINDS[last].upon.items()
+    }
