@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+import numpy as np
 from torch import Tensor
 
-from callbacks.figures import tensorboard_writers
+from callbacks.figures import new_figure, publish, render, tensorboard_writers
 from callbacks.measurement import Measurement
-from metrics.codebook import CodebookStatistics, JointCodeStatistics, RecentUsage
+from metrics.codebook import CodebookFigures, CodebookStatistics, JointCodeStatistics, RecentUsage
 from models.encoding import Encoding
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class CodebookUsage(Measurement):
@@ -18,8 +22,9 @@ class CodebookUsage(Measurement):
 
     Logs over the whole set, per sub-codebook i, ``usage/i`` (share of codes seen), ``perplexity/i`` (2^H, at most K)
     and ``dead/i`` (codes never seen). Of the tuples that several sub-codes form at a position, ``usage/joint`` is how
-    many differ, as a share of the *positions*, and ``perplexity/joint`` their 2^H. TensorBoard gets a histogram of how
-    often codes are used, 1 being uniform use. While training, ``train/usage/i`` is the share of the last steps.
+    many differ, as a share of the *positions*, and ``perplexity/joint`` their 2^H. Writes ``usage.png``: how often each
+    code is used, most used first, and TensorBoard gets the same as a histogram; 1 is uniform use. While training,
+    ``train/usage/i`` is the share of the last steps.
 
     Args:
         window: training batches, on each rank, that ``train/usage`` looks back; it is logged once so many have passed
@@ -57,7 +62,7 @@ class CodebookUsage(Measurement):
         self._statistics = CodebookStatistics(spec.codebook_sizes).to(pl_module.device) if spec else None
         joint = spec is not None and spec.num_codebooks > 1
         self._joint = JointCodeStatistics(spec.codebook_sizes, pl_module.device) if joint else None
-        self._counts: list[Tensor] = []
+        self._figures: CodebookFigures | None = None
 
     def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
         """Count the codes."""
@@ -70,8 +75,7 @@ class CodebookUsage(Measurement):
         """Figures by name and codebook."""
         if self._statistics is None:
             return {}
-        figures = self._statistics.compute()
-        self._counts = figures.counts
+        self._figures = figures = self._statistics.compute()
         named = {"usage": figures.usage, "perplexity": figures.perplexity, "dead": figures.dead}
         results = {
             f"{name}/{index}": float(value) for name, values in named.items() for index, value in enumerate(values)
@@ -81,8 +85,44 @@ class CodebookUsage(Measurement):
         return results
 
     def draw(self, trainer: pl.Trainer) -> None:
-        """Write the histograms."""
+        """Write the picture and the histograms."""
+        if self._figures is None:
+            return
+        uses = [
+            (counts.double() * len(counts) / counts.sum().clamp_min(1)).cpu().numpy() for counts in self._figures.counts
+        ]
+        figure, axes = new_figure(columns=len(uses), size=4)
+        for index, panel in enumerate(axes[0]):
+            draw_uses(panel, uses[index])
+            panel.set_title(
+                f"sub-codebook {index}: {self._figures.usage[index]:.1%} of {len(uses[index]):,} codes used\n"
+                f"perplexity {self._figures.perplexity[index]:,.1f}, {self._figures.dead[index]:,} dead",
+                fontsize=10,
+            )
+        publish(trainer, "usage", render(figure))
         for writer in tensorboard_writers(trainer):
-            for index, counts in enumerate(self._counts):
-                relative = counts.double() * len(counts) / counts.sum().clamp_min(1)
-                writer.add_histogram(f"code_use/{index}", relative.cpu(), trainer.global_step)
+            for index, relative in enumerate(uses):
+                writer.add_histogram(f"code_use/{index}", relative, trainer.global_step)
+
+
+def draw_uses(axes: Axes, uses: np.ndarray) -> None:
+    """Draw how often the codes of one codebook are used, most used first, on a logarithmic axis.
+
+    Args:
+        axes: where.
+        uses: (K,), 1 being uniform use; codes of 0 are dead, and grey.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    size = len(uses)
+    used = np.sort(uses[uses > 0])[::-1]
+    lowest, highest = min([0.1, *used[-1:] / 2]), max([10.0, *used[:1] * 2])
+    axes.stairs(used, np.arange(len(used) + 1), baseline=lowest, fill=True)
+    if len(used) < size:
+        axes.axvspan(len(used), size, color="0.85", label="dead")
+    axes.axhline(1, color="black", linewidth=1, linestyle="--", label="uniform use")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.set(xlim=(0, size), ylim=(lowest, highest), xlabel="codes, most used first", ylabel="uses / mean uses")
+    axes.legend(loc="upper right", fontsize=8)

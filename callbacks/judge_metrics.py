@@ -15,11 +15,13 @@ from models.encoding import Encoding
 
 
 class JudgeMetrics(Measurement):
-    """Compares 8-bit reconstructions with the images, in the eyes of a small classifier of the same data.
+    """Compares reconstructions with the images, in the eyes of a small classifier of the same data.
 
     Logs ``judge_accuracy`` (share of labels recognised), ``rfd/judge`` (Fréchet distance of its pooled features to
-    those of the originals) and ``ris/judge`` (inception score of its logits); accuracy and score of the originals, the
-    best to be expected, as ``…_originals``. None compares with a figure measured with Inception.
+    those of the originals) and ``ris/judge`` (inception score of its logits), all of 8-bit reconstructions; accuracy
+    and score of the originals, the best to be expected, as ``…_originals``. ``rfd_raw/judge`` and ``ris_raw/judge`` are
+    of the decoder's output as it is, neither clamped nor rounded. The originals are 8-bit images in either case, as
+    they came from their files. None compares with a figure measured with Inception.
 
     Args:
         weights: the judge's safetensors (``make teacher`` trains it).
@@ -36,21 +38,26 @@ class JudgeMetrics(Measurement):
         """Start measuring anew."""
         self._judge.to(pl_module.device)
         self._reconstructions = _Judgement(self._judge, pl_module)
+        self._raw = _Judgement(self._judge, pl_module)
         self._originals = _Judgement(self._judge, pl_module)
 
     def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
         """Judge images and reconstructions."""
-        self._reconstructions.add(reconstruction, labels)
-        self._originals.add(images, labels)
+        self._reconstructions.add(as_displayed(reconstruction), labels)
+        self._raw.add(reconstruction.float(), labels)
+        self._originals.add(as_displayed(images), labels)
 
     def results(self) -> dict[str, Tensor]:
-        """The distance, and accuracy and score of both."""
+        """The distances, and accuracy and score of reconstructions and originals."""
         reconstructions, originals = self._reconstructions, self._originals
+        reference = originals.features.compute()
         return {
             "judge_accuracy": reconstructions.accuracy.compute(),
             "judge_accuracy_originals": originals.accuracy.compute(),
-            "rfd/judge": frechet_distance(reconstructions.features.compute(), originals.features.compute()),
+            "rfd/judge": frechet_distance(reconstructions.features.compute(), reference),
+            "rfd_raw/judge": frechet_distance(self._raw.features.compute(), reference),
             "ris/judge": reconstructions.score.compute(),
+            "ris_raw/judge": self._raw.score.compute(),
             "ris/judge_originals": originals.score.compute(),
         }
 
@@ -65,7 +72,7 @@ class _Judgement:
         self.score = InceptionScore(judge.num_classes).to(pl_module.device)
 
     def add(self, images: Tensor, labels: Tensor) -> None:
-        features = self._judge.embed(as_displayed(images))
+        features = self._judge.embed(images)
         logits = self._judge.linear(features)
         self.accuracy.update((logits.argmax(1) == labels).float())
         self.features.update(features)

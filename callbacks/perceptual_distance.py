@@ -13,7 +13,10 @@ from models.encoding import Encoding
 
 
 class PerceptualDistance(Measurement):
-    """LPIPS v0.1 over VGG-16 on 8-bit images, averaged over images, as ``lpips/vgg``; lower is better.
+    """LPIPS v0.1 over VGG-16, averaged over images; lower is better.
+
+    ``lpips/vgg`` is of 8-bit images, ``lpips_raw/vgg`` of the decoder's output as it is, neither clamped nor rounded.
+    Together they cost four passes of VGG-16 an image, 160 GFLOP at 256 px, where an f16 tokenizer takes 400.
 
     A callback of its own, since a preset can append one to a recipe's list but not change one that stands there.
 
@@ -32,13 +35,17 @@ class PerceptualDistance(Measurement):
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start measuring anew."""
         self._network.to(pl_module.device)
-        self._mean = MeanMetric().to(pl_module.device)
+        self._means = {name: MeanMetric().to(pl_module.device) for name in ("lpips/vgg", "lpips_raw/vgg")}
 
     def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
         """Compare images with their reconstructions."""
-        distance = self._term.distance(self._network, as_displayed(reconstruction), as_displayed(images))
-        self._mean.update(distance, weight=len(images))
+        pairs = {
+            "lpips/vgg": (as_displayed(reconstruction), as_displayed(images)),
+            "lpips_raw/vgg": (reconstruction.float(), images.float()),
+        }
+        for name, pair in pairs.items():
+            self._means[name].update(self._term.distance(self._network, *pair), weight=len(images))
 
     def results(self) -> dict[str, Tensor]:
-        """The mean over images."""
-        return {"lpips/vgg": self._mean.compute()}
+        """The means over images."""
+        return {name: mean.compute() for name, mean in self._means.items()}

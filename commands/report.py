@@ -38,6 +38,7 @@ STAGES = (
 PICTURES = {
     "reconstructions.png": "Validation images over their reconstructions",
     "grid.png": "Samples; the class stands at the left of its row",
+    "usage.png": "How often the codes of each sub-codebook are used",
     "affinity.png": "How alike the subspaces are to one another, and to teachers",
     "subspaces.png": "Images decoded without one subspace, and from one alone",
     "code_map.png": "Codes of each subspace, coloured by class",

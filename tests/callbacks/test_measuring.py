@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from matplotlib.patches import StepPatch
 from PIL import Image
 from skimage.metrics import structural_similarity
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -22,6 +23,8 @@ from callbacks import (
     ReconstructionGrid,
     ReconstructionMetrics,
 )
+from callbacks.codebook_usage import draw_uses
+from callbacks.figures import new_figure, render
 from metrics import FeatureStatistics, InceptionScore, frechet_distance, paint_patches, psnr, to_uint8
 from models.classifier import SmallClassifier
 from tests.support.tokenizers import tiny_tokenizer
@@ -51,6 +54,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         reconstruction=reconstruction,
         codes=encoding.codes,
         judge=judge,
+        usage=callbacks[0],
     )
 
 
@@ -84,19 +88,27 @@ def test_usage_counts_the_whole_set(measured: SimpleNamespace) -> None:
 def test_judge(measured: SimpleNamespace) -> None:
     judge = measured.judge._judge
     features = {}
-    for name, images in (("", measured.reconstruction), ("_originals", measured.images)):
-        shown = to_uint8(images) / 127.5 - 1
+    for name, shown in (
+        ("ris/judge", to_uint8(measured.reconstruction) / 127.5 - 1),
+        ("ris_raw/judge", measured.reconstruction),
+        ("ris/judge_originals", to_uint8(measured.images) / 127.5 - 1),
+    ):
         logits = judge(shown)
-        expected = (logits.argmax(1) == measured.labels).float().mean()
-        assert measured.metrics[f"val/judge_accuracy{name}"] == pytest.approx(expected.item(), abs=1e-6)
+        if "raw" not in name:
+            expected = (logits.argmax(1) == measured.labels).float().mean()
+            accuracy = name.replace("ris/judge", "val/judge_accuracy")
+            assert measured.metrics[accuracy] == pytest.approx(expected.item(), abs=1e-6)
         score = InceptionScore(2)
         score.update(logits)
-        assert measured.metrics[f"val/ris/judge{name}"] == pytest.approx(score.compute().item(), rel=1e-5)
+        assert measured.metrics[f"val/{name}"] == pytest.approx(score.compute().item(), rel=1e-5)
         features[name] = FeatureStatistics(8)
         features[name].update(judge.embed(shown))
-    distance = frechet_distance(*(one.compute() for one in features.values()))
-    assert measured.metrics["val/rfd/judge"] == pytest.approx(distance.item(), rel=1e-4)
-    assert distance > 0
+    shown, raw, originals = (one.compute() for one in features.values())
+    for name, gaussian in (("rfd/judge", shown), ("rfd_raw/judge", raw)):
+        distance = frechet_distance(gaussian, originals).item()
+        assert measured.metrics[f"val/{name}"] == pytest.approx(distance, rel=1e-4)
+        assert distance > 0
+    assert measured.metrics["val/rfd_raw/judge"] != pytest.approx(measured.metrics["val/rfd/judge"], rel=1e-2)
 
 
 def test_psnr_by_class(measured: SimpleNamespace) -> None:
@@ -123,20 +135,60 @@ def test_picture_shows_originals_over_reconstructions(measured: SimpleNamespace)
 
 def test_tensorboard_gets_picture_and_histograms(measured: SimpleNamespace) -> None:
     events = EventAccumulator(str(measured.directory)).Reload().Tags()
-    assert events["images"] == ["reconstructions"]
+    assert sorted(events["images"]) == ["reconstructions", "usage"]
     assert events["histograms"] == ["code_use/0", "code_use/1"]
+
+
+def test_picture_of_code_use(measured: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Image.open(measured.directory / "usage.png") as picture:
+        assert picture.size == (800, 400)  # two panels
+        assert np.array(picture).std() > 10
+    figures = []
+    monkeypatch.setattr("callbacks.codebook_usage.publish", lambda *_: None)
+    monkeypatch.setattr("callbacks.codebook_usage.render", lambda figure: figures.append(figure))
+    usage = measured.usage
+    usage.draw(SimpleNamespace(loggers=[]))
+    counts = measured.codes[:, 1].flatten().bincount(minlength=16)
+    panel = figures[0].axes[1]
+    dead = measured.metrics["val/dead/1"]
+    assert 0 < dead < 15
+    perplexity = measured.metrics["val/perplexity/1"]
+    assert panel.get_title() == (
+        f"sub-codebook 1: {(16 - dead) / 16:.1%} of 16 codes used\nperplexity {perplexity:.1f}, {dead:.0f} dead"
+    )
+    assert panel.get_yscale() == "log" and panel.get_xlabel() and panel.get_ylabel() and panel.get_legend()
+    (bars,) = (patch for patch in panel.patches if isinstance(patch, StepPatch))
+    expected = counts[counts > 0].sort(descending=True).values * 16 / counts.sum()
+    assert bars.get_data().values == pytest.approx(expected.numpy(), rel=1e-6)
+    assert panel.get_xlim() == (0, 16) and panel.get_ylim()[0] < expected[-1] <= expected[0] < panel.get_ylim()[1]
+
+
+@pytest.mark.parametrize("uses", [[0.0] * 4, [1.0] * 4, [4.0, 0, 0, 0]])
+def test_code_use_at_its_ends(uses: list[float]) -> None:
+    """No code in use, all equally, one only."""
+    figure, axes = new_figure(1)
+    draw_uses(axes[0, 0], np.array(uses))
+    assert render(figure).std() > 10
+    assert [text.get_text() for text in axes[0, 0].get_legend().get_texts()][-1] == "uniform use"
+    assert ("dead" in [text.get_text() for text in axes[0, 0].get_legend().get_texts()]) == (0 in uses)
 
 
 def test_lpips(tmp_path: Path) -> None:
     random_vgg(tmp_path / "vgg16.pth")
     callback = PerceptualDistance(str(tmp_path / "vgg16.pth"))
     trainer, module, data = quiet_trainer(tmp_path, [callback]), module_of(tiny_tokenizer(32)), Images(5, 32)
+    with torch.no_grad():
+        module.tokenizer.decoder.conv_out.weight.mul_(4)  # some of the output lies outside of [-1, 1]
     trainer.validate(module, data, verbose=False)
     with torch.no_grad():
         reconstruction, _ = module.eval()(data.images[:5])
         one, other = (to_uint8(images) / 127.5 - 1 for images in (reconstruction, data.images[:5]))
         expected = callback._network(one, other).mean()
+        raw = callback._network(reconstruction, data.images[:5]).mean()
+    assert reconstruction.abs().max() > 1
     assert figures(trainer)["val/lpips/vgg"] == pytest.approx(expected.item(), rel=1e-4)
+    assert figures(trainer)["val/lpips_raw/vgg"] == pytest.approx(raw.item(), rel=1e-4)
+    assert raw.item() != pytest.approx(expected.item(), rel=1e-3)
 
 
 def test_missing_weights_stop_before_the_first_batch(tmp_path: Path) -> None:
