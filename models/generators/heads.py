@@ -9,8 +9,8 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from models.generators.linear import Linear
 from models.generators.linear_cross_entropy import linear_cross_entropy
 from models.generators.transformer import BlockStack, KVCache, RMSNorm, TrunkConfig, check_head_width
 
@@ -88,7 +88,7 @@ class Head(nn.Module, ABC):
 
     def _connect(self, width: int, codebook_sizes: Sequence[int]) -> None:
         self.norm = RMSNorm(width)
-        self.outputs = nn.ModuleList(nn.Linear(width, size, bias=False) for size in codebook_sizes)
+        self.outputs = nn.ModuleList(Linear(width, size) for size in codebook_sizes)
 
 
 class _IndependentHead(Head):
@@ -194,7 +194,7 @@ class AutoregressiveHead(Head):
         config = replace(trunk, dim=width, depth=self.depth, num_heads=num_heads)
         self.stack = BlockStack(config, grid, capacity=num_slots)
         self.projections = nn.ModuleList(
-            nn.Identity() if width == trunk.dim else nn.Linear(trunk.dim, width, bias=False) for _ in codebook_sizes
+            nn.Identity() if width == trunk.dim else Linear(trunk.dim, width) for _ in codebook_sizes
         )
 
     def states(self, hidden: Tensor, codes: Tensor, embeddings: nn.ModuleList) -> Sequence[Tensor]:
@@ -213,7 +213,7 @@ class AutoregressiveHead(Head):
         slot, chosen = hidden, list[Tensor]()
         for i, output in enumerate(self.outputs):
             state = self.stack.step(self.projections[i](slot).unsqueeze(1), i, cache)
-            logits = functional.linear(self.norm(state.squeeze(1)), cast(nn.Linear, output).weight)
+            logits = output(self.norm(state.squeeze(1)))
             chosen.append(choose(logits, i))
             if i + 1 < len(self.outputs):
                 slot = embeddings[i](chosen[-1].repeat(len(hidden) // len(chosen[-1])))

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from models.generators.linear import Linear
+
 ClassPosition = Literal["zero", "identity"]
 
 ROTARY_BASE = 10000.0
@@ -186,8 +188,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.wqkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.wo = nn.Linear(dim, dim, bias=False)
+        self.wqkv = Linear(dim, 3 * dim)
+        self.wo = Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -215,9 +217,9 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, multiple: int, dropout: float) -> None:
         super().__init__()
         hidden = -(-int(8 * dim / 3) // multiple) * multiple
-        self.w1 = nn.Linear(dim, hidden, bias=False)
-        self.w3 = nn.Linear(dim, hidden, bias=False)
-        self.w2 = nn.Linear(hidden, dim, bias=False)
+        self.w1 = Linear(dim, hidden)
+        self.w3 = Linear(dim, hidden)
+        self.w2 = Linear(hidden, dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
