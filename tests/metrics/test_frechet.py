@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torchmetrics.image.fid import FrechetInceptionDistance
 
-from metrics import FeatureStatistics, Gaussian, InceptionScore, frechet_distance
+from metrics import FeatureStatistics, Gaussian, frechet_distance
 
 
 def gaussian(mean: list[float], covariance: torch.Tensor) -> Gaussian:
@@ -46,6 +48,24 @@ def test_equals_scipys_root_of_the_product() -> None:
     assert frechet_distance(other, one).item() == pytest.approx(expected.item(), rel=1e-8)
 
 
+def test_equals_torch_fidelity_and_torchmetrics() -> None:
+    generator = torch.Generator().manual_seed(3)
+    mixing = torch.randn(64, 64, generator=generator) / 8
+    first = (torch.randn(300, 64, generator=generator) @ mixing).relu()
+    second = (torch.randn(250, 64, generator=generator) @ mixing + 0.2).relu()
+    one, other = statistics(first), statistics(second)
+    found = frechet_distance(one, other).item()
+    pair = [fid_features_to_statistics(features.double()) for features in (first, second)]
+    assert found == pytest.approx(fid_statistics_to_metric(*pair, False)["frechet_inception_distance"], rel=1e-9)
+    network = torch.nn.Flatten()  # features stand in for images
+    network.num_features = 64
+    theirs = FrechetInceptionDistance(network).set_dtype(torch.float64)
+    theirs.update(first.double(), real=True)
+    theirs.update(second.double(), real=False)
+    assert found == pytest.approx(theirs.compute().item(), rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:20 images for 64 features")
 def test_fewer_images_than_features() -> None:
     features = torch.randn(20, 64, generator=torch.Generator().manual_seed(2))
     assert frechet_distance(statistics(features), statistics(features)).item() == pytest.approx(0, abs=1e-8)
@@ -53,18 +73,13 @@ def test_fewer_images_than_features() -> None:
     assert shifted == pytest.approx(64 * 0.25, rel=1e-6)
 
 
-def test_inception_score() -> None:
-    certain = torch.eye(4).repeat(3, 1) * 100
-    metric = InceptionScore(4)
-    for batch in certain.split(5):
-        metric.update(batch)
-    assert metric.compute().item() == pytest.approx(4)
-    alike = InceptionScore(4)
-    alike.update(certain[:1].repeat(6, 1))
-    assert alike.compute().item() == pytest.approx(1)
-    logits = torch.randn(30, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    metric.reset()
-    metric.update(logits)
-    probability = logits.softmax(1)
-    divergence = (probability * (probability / probability.mean(0)).log()).sum(1).mean()
-    assert metric.compute().item() == pytest.approx(divergence.exp().item())
+def test_what_cannot_be_right_is_said() -> None:
+    features = torch.randn(20, 20, generator=torch.Generator().manual_seed(2))
+    with pytest.warns(UserWarning, match="20 images for 20 features: the covariance is singular"):
+        frechet_distance(statistics(features), statistics(features))
+    assert statistics(features[:, :19]).shortage is None
+    assert Gaussian(None, *statistics(features)[1:]).shortage is None
+    with pytest.raises(ValueError, match="between 3 and 4 features"):
+        frechet_distance(statistics(features[:, :3]), statistics(features[:, :4]))
+    with pytest.raises(ValueError, match="not finite"):
+        frechet_distance(statistics(features[:, :3]), statistics(features[:, :3] / 0))

@@ -14,6 +14,8 @@ from metrics import (
     SubspaceCosines,
     gather_rows,
 )
+from metrics.image_set import ImageSet
+from tests.support.extractors import MeanColours
 from tests.support.ranks import run_on_ranks
 
 CPU = torch.device("cpu")
@@ -29,6 +31,8 @@ def rows(start: int, stop: int) -> dict[str, torch.Tensor]:
         "features": torch.randn(5, 3, generator=generator)[start:stop],
         "first": torch.randn(5, 4, 2, 2, generator=generator)[start:stop],
         "second": torch.randn(5, 4, 2, 2, generator=generator)[start:stop],
+        "images": torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8, generator=generator)[start:stop],
+        "index": torch.arange(start, stop),
     }
 
 
@@ -51,6 +55,13 @@ def figures(part: dict[str, torch.Tensor]) -> dict[str, object]:
     score = InceptionScore(3)
     score.update(part["features"])
     result["score"] = [float(score.compute())]
+    image_set = ImageSet(MeanColours(), 2, keep_rows=True)
+    image_set.add(part["images"], part["index"] % 3, part["index"])
+    measured = image_set.compute()
+    assert measured.spatial is not None and measured.rows is not None
+    result["set"] = [measured.count, measured.score, measured.recognised, *measured.spatial.mean.tolist()]
+    result["set's covariance"] = measured.features.covariance.flatten().tolist()
+    result["set's rows"] = measured.rows.flatten().tolist()
     cosines = SubspaceCosines(2)
     cosines.update((part["first"], part["second"]))
     result["cosines"] = torch.stack(cosines.compute()).flatten().tolist()
