@@ -1,4 +1,4 @@
-"""A callback that ends the process as a power cut would."""
+"""Callbacks that end the process as a power cut would."""
 
 import os
 import signal
@@ -14,4 +14,16 @@ class KillAfter(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_) -> None:
         if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillInPrediction(pl.Callback):
+    """SIGKILL once a rank has predicted ``batches`` batches."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def on_predict_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_) -> None:
+        self.batches -= 1
+        if not self.batches:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -12,6 +12,7 @@ from models.generators import (
     MultiLinearHead,
     Sampler,
     SubTokenNoise,
+    autoregressive,
 )
 from tests.support.generators import GRID, TRUNK, random_codes, small_generator
 
@@ -135,6 +136,20 @@ def test_the_second_half_runs_only_where_needed(sampler: Sampler, rows: list[int
     generator.trunk.step = lambda features, *rest: seen.append(len(features)) or step(features, *rest)
     generator.generate(torch.tensor([0, 1, 2]), sampler, seed=0)
     assert seen == rows
+
+
+def test_each_sub_code_has_its_own_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
+    scales = []
+    monkeypatch.setattr(autoregressive, "guide", lambda logits, scale: scales.append(scale) or logits[:3])
+    small_generator(2).generate(torch.tensor([0, 1, 2]), Sampler(guidance=[1.5, 3.0]), seed=0)
+    assert scales == [1.5, 3.0] * 12
+
+
+def test_nothing_is_dropped_while_sampling() -> None:
+    generator, labels = small_generator(2), torch.tensor([0, 1, 2])
+    expected = generator.generate(labels, Sampler(guidance=2.0), seed=0)
+    assert torch.equal(generator.train().generate(labels, Sampler(guidance=2.0), seed=0), expected)
+    assert generator.training
 
 
 def test_dropping_the_second_half_changes_nothing() -> None:

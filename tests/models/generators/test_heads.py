@@ -71,6 +71,32 @@ def state_matrix(generator, codes, labels) -> torch.Tensor:
 
 
 @parametrize_heads
+def test_targets_are_the_codes_whatever_the_head_reads(head, num_codebooks: int) -> None:
+    generator = small_generator(num_codebooks, head())
+    codes, noisy = (random_codes(generator, 2, seed)[0] for seed in (1, 2))
+    hidden = torch.randn(2, 12, 32)
+    states = generator.head.states(hidden.flatten(0, 1), noisy.transpose(1, 2).flatten(0, 1), generator.embeddings)
+    expected = [
+        torch.nn.functional.cross_entropy(output(state), codes[:, i].flatten())
+        for i, (output, state) in enumerate(zip(generator.head.outputs, states, strict=True))
+    ]
+    loss = generator.head.loss(hidden, codes, generator.embeddings, noisy)
+    torch.testing.assert_close(loss, torch.stack(expected))
+
+
+@pytest.mark.parametrize("head", [MultiLinearHead, MultiMLPHead])
+def test_heads_without_a_stack_read_the_normed_trunk(head) -> None:
+    generator = small_generator(2, head())
+    hidden, codes = torch.randn(4, 32), torch.zeros(4, 2, dtype=torch.int64)
+    for scaled, plain in zip(
+        generator.head.states(8 * hidden, codes, generator.embeddings),
+        generator.head.states(hidden, codes, generator.embeddings),
+        strict=True,
+    ):
+        torch.testing.assert_close(scaled, plain, atol=1e-3, rtol=1e-3)
+
+
+@parametrize_heads
 def test_starts_uniform(head, num_codebooks: int) -> None:
     head = head()
     generator = small_generator(num_codebooks, head)

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.generators.transformer import KVCache, RMSNorm, RotaryTable, Trunk, TrunkConfig
+from models.generators.transformer import FeedForward, KVCache, RMSNorm, RotaryTable, Trunk, TrunkConfig
 from tests.support.generators import GRID, TRUNK
 
 
@@ -53,6 +53,16 @@ def test_norm_computes_in_float32() -> None:
     assert RMSNorm(4)(torch.zeros(1, 4)).abs().max() == 0
     tiny = torch.full((1, 4), 1e-3)
     assert torch.allclose(RMSNorm(4)(tiny), tiny / math.sqrt(1e-6 + 1e-5))
+
+
+def test_feed_forward() -> None:
+    """w2(silu(w1 x) · w3 x), Llama's names: released weights say which is which."""
+    layer = FeedForward(6, 4, 0.0)
+    features = torch.randn(3, 6)
+    gate, value = features @ layer.w1.weight.T, features @ layer.w3.weight.T
+    expected = (gate / (1 + (-gate).exp()) * value) @ layer.w2.weight.T
+    assert layer.w1.weight.shape == (16, 6)
+    torch.testing.assert_close(layer(features), expected)
 
 
 @pytest.mark.parametrize("class_position", ["zero", "identity"])
