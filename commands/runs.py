@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from commands.errors import CommandError
+from lightning.pytorch.utilities import rank_zero_warn
 
-LAST = "last"
+from callbacks.checkpoint_files import BEST, LAST, candidates, fault
+from commands.errors import CommandError
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class RunConfig:
     @property
     def last_checkpoint(self) -> Path:
         """The checkpoint from which the run goes on, whether or not it exists yet."""
-        return self.directory / "checkpoints" / "last.ckpt"
+        return self.directory / "checkpoints" / LAST
 
 
 def place_outputs(trainer: Any, directory: Path) -> None:
@@ -65,19 +66,39 @@ def place_outputs(trainer: Any, directory: Path) -> None:
 
 
 def resolve_checkpoint(ckpt_path: str | None, run: RunConfig, subcommand: str) -> str | None:
-    """Say which file `ckpt_path` means; `last` is the run's own last checkpoint, and a first fit has none.
+    """Say which file `ckpt_path` means; `last` and `best` are the run's own, and a first fit has no last one.
 
-    Raises CommandError if the file does not exist.
+    The last one gives way to the one before it, with a warning, if it is cut short or changed on the disk.
+
+    Raises CommandError if the file does not exist or cannot be read.
     """
     if ckpt_path is None:
         return None
-    if ckpt_path != LAST:
-        if not Path(ckpt_path).exists():
-            raise CommandError(f"ckpt_path is '{ckpt_path}', and there is no such checkpoint.")
-        return ckpt_path
-    last = run.last_checkpoint
-    if last.exists():
-        return str(last)
+    if ckpt_path == "last":
+        return _last_readable(run.last_checkpoint, subcommand)
+    path = run.last_checkpoint.with_name(BEST) if ckpt_path == "best" else Path(ckpt_path)
+    if not path.exists():
+        remedy = ": a run keeps its best one if callbacks.LastCheckpoint has a monitor" if ckpt_path == "best" else ""
+        raise CommandError(f"ckpt_path is '{ckpt_path}', and there is no {path}{remedy}.")
+    if (reason := fault(path)) is not None:
+        raise CommandError(f"{path} cannot be read: {reason}.")
+    return str(path)
+
+
+def _last_readable(last: Path, subcommand: str) -> str | None:
+    """The newest checkpoint that is whole; None if there is none at all and the command can do without."""
+    faults = []
+    for path in candidates(last.parent):
+        if (reason := fault(path)) is None:
+            if faults:
+                rank_zero_warn(f"{'; '.join(faults)}. {subcommand} goes on from {path} instead.")
+            return str(path)
+        faults.append(f"{path} cannot be read: {reason}")
+    if faults:
+        raise CommandError(
+            f"{'; '.join(faults)}. No checkpoint of this run is whole: put one back, "
+            f"or delete {last.parent} to start anew."
+        )
     if subcommand == "fit":
         return None
     raise CommandError(

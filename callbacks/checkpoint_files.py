@@ -1,0 +1,116 @@
+"""Checkpoints as files: written so that a crash leaves the old one or the new one, and looked over before use."""
+
+import os
+import pickle
+import shutil
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+LAST, PREVIOUS, BEST, NEXT = "last.ckpt", "previous.ckpt", "best.ckpt", "next.ckpt"
+SHARDED = "meta.pt"  # Lightning writes it last into a sharded checkpoint, which is a directory
+
+
+class SyncedCheckpointIO(TorchCheckpointIO):
+    """Writes to `<path>.part`, waits for the disk, and renames.
+
+    Lightning's own makes a copy in memory and a second one in the temporary directory, which is small on many nodes.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint; raises RuntimeError, and leaves nothing half-written, if the disk does not take it."""
+        path = Path(path)
+        unfinished = path.with_name(f"{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with unfinished.open("wb") as file:
+                torch.save(checkpoint, file)
+            sync(unfinished)
+            unfinished.replace(path)
+            sync(path.parent)
+        except OSError as error:
+            with suppress(OSError):  # there may be no such directory
+                unfinished.unlink()
+            raise RuntimeError(
+                f"the checkpoint {path} cannot be written: {error.strerror or error}. What was saved before is whole: "
+                "make room or make the directory writable, and start the run again"
+            ) from error
+
+
+def check_writable(directory: Path) -> None:
+    """Raise RuntimeError now, and not after the first thousand steps, if no checkpoint can be written here."""
+    probe = directory / f".writable.{os.getpid()}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RuntimeError(
+            f"no checkpoint can be written to {directory}: {error.strerror or error}. Make it a writable directory, "
+            "or choose another place by run.root"
+        ) from error
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has a file, or the entries of a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def move(path: Path, target: Path) -> None:
+    """Put a checkpoint in the place of another one."""
+    if target.is_dir():  # nothing can be renamed over a directory that is not empty
+        shutil.rmtree(target)
+    path.replace(target)
+
+
+def copy(path: Path, target: Path) -> None:
+    """Keep a checkpoint under a second name: a hard link where the file system has them, since none is ever changed."""
+    unfinished = target.with_name(f"{target.name}.part")
+    if unfinished.is_dir():
+        shutil.rmtree(unfinished)
+    unfinished.unlink(missing_ok=True)
+    if path.is_dir():
+        shutil.copytree(path, unfinished, copy_function=_link)
+    else:
+        _link(path, unfinished)
+    move(unfinished, target)
+
+
+def candidates(directory: Path) -> list[Path]:
+    """The checkpoints from which a run can go on, newest first."""
+    kept = sorted(directory.glob("step_*.ckpt"), key=lambda path: (len(path.name), path.name), reverse=True)
+    return [path for path in (directory / LAST, directory / PREVIOUS, *kept) if path.exists()]
+
+
+def fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None. Reads all of it: torch itself loads changed numbers without a word."""
+    if path.is_dir():
+        missing = [name for name in (SHARDED, ".metadata") if not (path / name).is_file()]
+        return f"{missing[0]} is missing in it" if missing else fault(path / SHARDED)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            return f"the checksum of its part {broken} is wrong"
+        torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except zipfile.BadZipFile:
+        return "it is cut short, or no checkpoint"
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        return str(error).splitlines()[0][:200]
+    return None
+
+
+def _link(path: str | Path, target: str | Path) -> None:
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copy2(path, target)
+        sync(Path(target))
