@@ -19,11 +19,11 @@ class Uniformity(Measurement):
     The first two compare with U(−1, 1), correct to 1/4096; the others count the L levels of each channel.
     """
 
-    def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start counting anew.
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse a tokenizer that rounds nothing, before the first step.
 
         Raises:
-            ValueError: if the tokenizer rounds nothing.
+            ValueError: if its bottleneck is no FiniteScalarQuantizer.
         """
         quantizer = getattr(pl_module.tokenizer, "quantizer", None)
         if not isinstance(quantizer, FiniteScalarQuantizer):
@@ -32,7 +32,10 @@ class Uniformity(Measurement):
                 f"{type(quantizer).__name__}: leave the callback out"
             )
         self._quantizer = quantizer
-        self._statistics = UniformityStatistics(quantizer.levels.flatten().tolist()).to(pl_module.device)
+
+    def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start counting anew."""
+        self._statistics = UniformityStatistics(self._quantizer.levels.flatten().tolist()).to(pl_module.device)
 
     def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
         """Count the latents and their levels."""

@@ -77,8 +77,8 @@ class FeatureAlignment(LossTerm):
         parts = tokenizer.part_channels
         if not 0 <= self.codebook < len(parts):
             raise ValueError(
-                f"an alignment term guides codebook {self.codebook}, but the tokenizer has {len(parts)}, counted from "
-                f"0: set codebook to 0 … {len(parts) - 1}"
+                f"the alignment to teacher {self.teacher!r} guides codebook {self.codebook}, but the tokenizer has "
+                f"{len(parts)}, counted from 0: set codebook to 0 … {len(parts) - 1}"
             )
         teacher = teachers[self.teacher]
         teacher.check()
@@ -87,10 +87,12 @@ class FeatureAlignment(LossTerm):
             self.class_predictor = ClassTokenPredictor(channels, teacher.width, tokenizer.grid, self.depth)
         if self.reads_patches:
             if teacher.grid != tokenizer.grid:
+                side = tokenizer.grid[0] * teacher.patch_size
+                remedy = "train one of that grid" if teacher.name == "stand_in" else f"set its image_size to {side}"
                 raise ValueError(
                     f"teacher {self.teacher!r} has a grid of {teacher.grid[0]} × {teacher.grid[1]} patches and the "
-                    f"tokens one of {tokenizer.grid[0]} × {tokenizer.grid[1]}: set its image_size to "
-                    f"{tokenizer.grid[0] * teacher.patch_size}, or patch_cosine and patch_mse to 0"
+                    f"tokens one of {tokenizer.grid[0]} × {tokenizer.grid[1]}: {remedy}, or set patch_cosine and "
+                    "patch_mse to 0"
                 )
             self.patch_predictor = PatchPredictor(channels, teacher.width)
 

@@ -35,7 +35,7 @@ class Disentanglement(LossTerm):
     def connect(self, tokenizer: Tokenizer, teachers: dict[str, Teacher]) -> None:
         """Refuse a tokenizer of one codebook."""
         if len(tokenizer.part_channels) < 2:
-            raise ValueError("disentanglement needs at least two codebooks: set objective.disentanglement to null")
+            raise ValueError("disentanglement needs at least two codebooks: set its weight to 0")
 
     def forward(self, step: TokenizerStep) -> Tensor:
         """Scalar in [0, 1], float32."""

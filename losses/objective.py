@@ -70,7 +70,7 @@ class TokenizerObjective(nn.Module):
             if term.codebook in guides:
                 raise ValueError(
                     f"{guides[term.codebook]} and {name} both guide codebook {term.codebook}: give one of them another "
-                    "codebook, or set it to null"
+                    "codebook, or weight 0"
                 )
             guides[term.codebook] = name
         for every in self.terms.values():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.stand_in import SmallVisionTransformer, read_architecture
-from models.weights import load_state, read_names
+from models.stand_in import REMEDY, SmallVisionTransformer, read_architecture
+from models.weights import load_state, read_shapes
 
 WEIGHTS = Path("weights")
+POSITIONS = ("pos_embed", "positional_embedding")  # timm's, open_clip's
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -229,40 +230,59 @@ class Teacher:
         return prefix, patches
 
     def check(self) -> None:
-        """Compare the names in a given weights file with the network's, so that a wrong file shows early.
+        """Compare names and shapes in its weights file with the network's, so that a wrong file shows early.
 
         Raises:
             FileNotFoundError: if a file is given and missing.
             ValueError: if it holds another architecture.
         """
-        if self.weights is None or not self.weights.endswith(".safetensors"):
+        path = self._file
+        if path is None:
             return
-        names = read_names(self.weights, self._remedy)
-        if self.name == "stand_in" or self._model.library == "open_clip":  # a stand-in's header has been read by now
-            return
-        with torch.device("meta"):
-            network = build_network(self._model, self.image_size, pretrained=False)
-        self._check_names(network, names, self.weights)
+        shapes = read_shapes(path, self._remedy)
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            if self.name == "stand_in":
+                network: nn.Module = SmallVisionTransformer(**read_architecture(path))
+            else:
+                network = build_network(self._model, self.image_size, pretrained=False)
+        self._check_shapes(network, shapes, path)
+
+    @property
+    def _file(self) -> Path | None:
+        """Where its weights are; None is the hub."""
+        if self.weights:
+            return Path(self.weights)
+        path = WEIGHTS / f"{self.name}.safetensors"
+        return path if path.exists() else None
 
     @property
     def _remedy(self) -> str:
-        return f"run `make weights TEACHERS={self.name}`"
+        return REMEDY if self.name == "stand_in" else f"run `make weights TEACHERS={self.name}`"
 
-    def _check_names(self, network: nn.Module, names: Collection[str], path: str | Path) -> None:
-        lacking = sorted(network.state_dict().keys() - set(names))
-        if lacking:
-            raise ValueError(f"{path} lacks {lacking[0]} and {len(lacking) - 1} more: it is not {self._model.model}")
+    def _check_shapes(self, network: nn.Module, shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+        what = "the network its header describes" if self.name == "stand_in" else self._model.model
+        wanted = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+        if lacking := sorted(wanted.keys() - shapes.keys()):
+            raise ValueError(f"{path} lacks {lacking[0]} and {len(lacking) - 1} more: it is not {what}; {self._remedy}")
+        # a file may hold positions of another image size, which are resampled, or flat ones
+        other = [key for key in wanted if key not in POSITIONS and shapes[key] != wanted[key]]
+        if other:
+            raise ValueError(
+                f"{path} has {other[0]} of shape {shapes[other[0]]}, not {wanted[other[0]]}: it is not {what}; "
+                f"{self._remedy}"
+            )
 
     def _load(self) -> nn.Module:
         if self.name == "stand_in":
             assert self.weights is not None
             return SmallVisionTransformer.load(self.weights).trunk
-        path = Path(self.weights) if self.weights else WEIGHTS / f"{self.name}.safetensors"
-        if self.weights is None and not path.exists():
+        path = self._file
+        if path is None:
             return self._build(pretrained=True)
         network = self._build(pretrained=False)
         state = _fit_positions(load_state(path, self._remedy)[0], network, self.grid)
-        self._check_names(network, state, path)
+        shapes = {key: tuple(tensor.shape) for key, tensor in state.items() if isinstance(tensor, Tensor)}
+        self._check_shapes(network, shapes, path)
         try:
             # a file may carry more than the trunk: the text tower, or a head that nobody asks here
             network.load_state_dict({key: state[key] for key in network.state_dict()})
@@ -287,7 +307,7 @@ def _fit_positions(state: dict[str, Tensor], network: nn.Module, grid: tuple[int
 
     state = dict(state)
     wanted = network.state_dict()
-    for name, prefix in (("pos_embed", _embedded_prefix(network)), ("positional_embedding", 1)):  # timm's, open_clip's
+    for name, prefix in zip(POSITIONS, (_embedded_prefix(network), 1), strict=True):
         if name in state and name in wanted and state[name].shape[-2] != wanted[name].shape[-2]:
             positions = state[name].reshape(1, *state[name].shape[-2:])
             resampled = resample_abs_pos_embed(positions, list(grid), num_prefix_tokens=prefix)
@@ -307,7 +327,11 @@ def build_network(model: FoundationModel, image_size: int, pretrained: bool) -> 
 
         name, tag = model.model.split("/")
         return open_clip.create_model(
-            name, pretrained=tag if pretrained else None, force_image_size=image_size, load_weights=pretrained
+            name,
+            pretrained=tag if pretrained else None,
+            force_image_size=image_size,
+            load_weights=pretrained,
+            device=torch.get_default_device(),  # it moves what it built, and could not from the meta device
         ).visual
     import timm
 

@@ -57,16 +57,21 @@ def read_metadata(path: str | Path, remedy: str) -> dict[str, Any]:
         raise ValueError(f"{path} is not a readable weights file ({str(error)[:200]}): {remedy}") from error
 
 
-def read_names(path: str | Path, remedy: str) -> list[str]:
-    """Names of the tensors of a ``.safetensors`` file, unread; raises as :func:`load_state` does."""
+def read_shapes(path: str | Path, remedy: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a file, themselves unread; raises as :func:`load_state` does."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}: {remedy}")
     try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable weights file ({str(error)[:200]}): {remedy}") from error
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+        state = torch.load(path, map_location="meta", weights_only=True)
+        entries = state.items() if isinstance(state, dict) else ()
+        return {key: tuple(tensor.shape) for key, tensor in entries if isinstance(tensor, Tensor)}
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ValueError(f"{path} is not a readable weights file ({reason}): {remedy}") from error
 
 
 def _metadata(header: dict[str, str] | None) -> dict[str, Any]:

@@ -113,14 +113,17 @@ def test_teachers_stay_out_of_the_checkpoint(teacher: Teacher) -> None:
 @pytest.mark.parametrize(
     ("terms", "message"),
     [
-        ({"alignment_high": FeatureAlignment("high", codebook=2)}, r"codebook 2.*has 2, counted from 0.*0 … 1"),
+        (
+            {"alignment_high": FeatureAlignment("high", codebook=2)},
+            r"teacher 'high' guides codebook 2.*has 2, counted from 0.*0 … 1",
+        ),
         ({"alignment_high": FeatureAlignment("clip", codebook=1)}, r"teacher 'clip'.*objective.teachers has high"),
         (
             {
                 "alignment_mid": FeatureAlignment("high", codebook=1),
                 "alignment_high": FeatureAlignment("high", codebook=1),
             },
-            "alignment_mid and alignment_high both guide codebook 1",
+            "alignment_mid and alignment_high both guide codebook 1.*another codebook, or weight 0",
         ),
     ],
 )
@@ -133,8 +136,11 @@ def test_grids_must_match_for_patches_only(tmp_path: Path) -> None:
     SmallVisionTransformer(image_size=16, patch_size=4, width=16, depth=1).save(tmp_path / "mid.safetensors")
     teachers = {"mid": Teacher("stand_in", str(tmp_path / "mid.safetensors"))}
     patches = FeatureAlignment("mid", codebook=0, patch_cosine=1.0)
-    with pytest.raises(ValueError, match="4 × 4 patches and the tokens one of 2 × 2: set its image_size to 8"):
+    with pytest.raises(ValueError, match="4 × 4 patches and the tokens one of 2 × 2: train one of that grid, or set"):
         TokenizerObjective(alignment_mid=patches, teachers=teachers).connect(tiny_tokenizer())
+    published = {"mid": Teacher("dinov2_small")}
+    with pytest.raises(ValueError, match="16 × 16 patches and the tokens one of 2 × 2: set its image_size to 28, or"):
+        TokenizerObjective(alignment_mid=patches, teachers=published).connect(tiny_tokenizer())
     TokenizerObjective(alignment_mid=FeatureAlignment("mid", codebook=0), teachers=teachers).connect(tiny_tokenizer())
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from models.classifier import SmallClassifier
@@ -142,6 +143,49 @@ def test_mistakes_name_the_remedy(tmp_path: Path) -> None:
         Teacher("stand_in", str(tmp_path / "none.safetensors")).prepare(torch.device("cpu"))
     with pytest.raises(FileNotFoundError, match="make weights TEACHERS=dinov2_small"):
         Teacher("dinov2_small", str(tmp_path / "none.safetensors")).prepare(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("change", ["width", "lack"])
+def test_a_stand_in_that_is_not_what_its_header_says(change: str, tmp_path: Path) -> None:
+    """Refused when it is connected, with the remedy for a stand-in; and so is a file that is not there."""
+    path = stand_in(tmp_path / "high.safetensors")
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    state = load_file(stand_in(tmp_path / "wide.safetensors", width=24) if change == "width" else path)
+    if change == "lack":
+        state.pop("trunk.norm.weight")
+    save_file(state, path, header)
+    message = "trunk.* of shape .*not the network" if change == "width" else "lacks trunk.norm.weight.*not the network"
+    with pytest.raises(ValueError, match=f"{message} its header describes; run `make teacher"):
+        Teacher("stand_in", str(path)).check()
+    with pytest.raises(FileNotFoundError, match="make teacher"):
+        Teacher("stand_in", str(tmp_path / "none.safetensors")).check()
+
+
+@pytest.mark.parametrize("name", ["dinov2_small", "open_clip_base_16"])
+def test_a_published_file_is_known_by_its_shapes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A larger model of the same family has the same names; positions of another image size are welcome."""
+    monkeypatch.chdir(tmp_path)
+    Path("weights").mkdir()
+    model = FOUNDATION_MODELS[name]
+    with torch.device("meta"):
+        shapes = {
+            key: tensor.shape for key, tensor in build_network(model, 4 * model.patch_size, False).state_dict().items()
+        }
+    state = {key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}  # a number each on disk
+    random_state = torch.get_rng_state()
+    torch.save(state, "right.pth")
+    Teacher(name, "right.pth").check()
+    first = next(key for key in state if key.endswith("norm1.weight") or key.endswith("ln_1.weight"))
+    state[first] = torch.zeros(1).expand(2 * model.width)
+    torch.save(state, "wrong.pth")
+    with pytest.raises(ValueError, match=rf"{first} of shape .*not \({model.width},\).*make weights TEACHERS={name}"):
+        Teacher(name, "wrong.pth").check()
+    assert torch.equal(torch.get_rng_state(), random_state)
+    save_file({"a": torch.zeros(1)}, f"weights/{name}.safetensors")
+    with pytest.raises(ValueError, match=f"weights/{name}.safetensors lacks"):  # the file it takes by itself
+        Teacher(name).check()
+    Teacher("dino_small_16").check()  # on a hub: looked at when it is loaded
 
 
 def test_a_file_of_another_architecture(tmp_path: Path) -> None:
