@@ -27,13 +27,14 @@ GENERATE = $(FIT) $(call CONFIG,$(1),generator) --run.stage $(1)/$(TOKENIZER) --
 SAMPLED := $(RUNS)/samples/$(TOKENIZER)$(if $(filter-out stage2,$(GENERATOR)),_$(GENERATOR))
 SAMPLES ?= $(SAMPLED)/samples.npz
 MEASURED := $(if $(filter samples.npz,$(notdir $(SAMPLES))),$(dir $(SAMPLES))metrics.json,$(SAMPLES:.npz=_metrics.json))
+CFG ?= 1.0 1.5 2.0 2.5 3.0
 # ARGS are for the targets that are named, not for those they need
 ARGS_OF = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 # sets the last callback of configs/analysis.yaml, which measures with the judge of an embedded preset
 JUDGED := $(if $(wildcard configs/presets/$(PRESET)/judge.yaml),--trainer.callbacks.init_args.judge $(RUNS)/teacher/judge.safetensors)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate report analysis pictures figure weights experiment test lint format benchmark tensorboard clean
+.PHONY: help setup lock demo teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate sweep report probe analysis pictures figure weights experiment test lint format benchmark tensorboard clean
 
 help: ## Explain every target
 	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=vq|fq_dual|fq_triple|fq_quad|fsq|ifsq|ae|vae]"
@@ -119,14 +120,20 @@ $(SAMPLED)/samples.npz: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json configs/s
 evaluate: $(MEASURED) ## Measure SAMPLES=any.npz beside real images and reconstructions
 
 $(MEASURED): $(SAMPLES) $(TEACHERS_HERE) | $(READY)
-	$(PYTHON) -m commands.evaluate --samples $(SAMPLES) --preset $(PRESET)
+	$(PYTHON) -m commands.evaluate --samples $(SAMPLES) --preset $(PRESET) $(call ARGS_OF,evaluate)
 	@echo "the figures are in $@; next: make report"
+
+sweep: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json $(TEACHERS_HERE) ## Measure GENERATOR at each guidance of CFG="1.0 1.5 2.0": sweep.json, sweep.png
+	$(PYTHON) -m commands.sweep --run $(RUNS)/$(GENERATOR)/$(TOKENIZER) --guidance $(CFG) --preset $(PRESET) $(ARGS)
 
 report: $(RUNS)/report.html ## Put all runs of PRESET on one page: report.html
 
 $(RUNS)/report.html: $(MEASURED) | $(READY)
 	$(PYTHON) -m commands.report --preset $(PRESET)
 	@echo "the report is $@; that is the whole curriculum"
+
+probe: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Probe the subspaces of TOKENIZER for the class: probes.json
+	$(PYTHON) -m commands.probe --run $(RUNS)/tokenizer/$(TOKENIZER) $(ARGS)
 
 analysis: tokenizer ## Draw what the subspaces of TOKENIZER have learnt: affinity, ablation, code maps
 	@touch -r $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json $(RUNS)/.trained

@@ -1,0 +1,135 @@
+"""Generated images against real ones: which figures there are, what they are called, and what each is a distance to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datamodules.samples import SamplesFile
+from metrics.extractor import Extractor
+from metrics.frechet import Gaussian, frechet_distance
+from metrics.image_set import ImageSet, Measured
+from metrics.kernel_distance import kernel_distance
+from metrics.precision_recall import precision_recall
+from metrics.reference import Reference, Use
+
+BATCH = 64
+SPLIT = 5000  # images a split of the inception score, as ADM's evaluator has them
+KID_SUBSET = 1000
+Figures = dict[str, dict[str, Any]]  # by name: value, n, extractor and, of a distance, what it is to
+
+
+@dataclass(frozen=True)
+class Target:
+    """The real images that generated ones are compared with.
+
+    Args:
+        extractor: the network that measured them.
+        features: Gaussian of its pooled features.
+        spatial: Gaussian of its maps; None leaves out sFID.
+        rows: pooled features (N, D) of images; None leaves out precision, recall and KID.
+        about: what stands beside every distance: ``reference`` in words, and what else is known.
+        notes: what is to be said of it.
+    """
+
+    extractor: str
+    features: Gaussian
+    spatial: Gaussian | None
+    rows: Tensor | None
+    about: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of_images(cls, measured: Measured, images: str) -> Target:
+        """Images that were measured here and now, named in words."""
+        about = {"reference": images, "reference_n": measured.count}
+        return cls(measured.extractor, measured.features, measured.spatial, measured.rows, about)
+
+    @classmethod
+    def of_file(
+        cls,
+        path: Path,
+        extractor: Extractor,
+        image_size: int | None,
+        use: Use = "generation",
+        forced: bool = False,
+    ) -> Target:
+        """A file of statistics: ADM's, or one of ``make reference``; its images, if it has some, are measured.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            ValueError: if it is damaged, of another network or size, or (unless forced) of a split that figures of this
+                use are no distance to.
+        """
+        reference = Reference.read(path)
+        reference.require_same(extractor, image_size)
+        note = reference.require(use, forced)
+        rows = None
+        if reference.num_images:
+            images = begin(extractor, reference.num_images, keep_rows=True)
+            for batch in SamplesFile(path).batches(BATCH):
+                images.add(torch.from_numpy(batch.copy()).permute(0, 3, 1, 2))
+            rows = images.compute().rows
+        about = {
+            "reference": str(path),
+            "reference_sha256": reference.sha256,
+            "reference_kind": reference.protocol.kind,
+            "reference_n": reference.protocol.number,
+            "forced": note is not None,
+        }
+        notes = tuple(filter(None, (note,)))
+        return cls(extractor.name, reference.features, reference.spatial, rows, about, notes)
+
+
+def begin(extractor: Extractor, count: int, keep_rows: bool) -> ImageSet:
+    """An empty set for so many images; its score has ADM's splits with Inception, and one split with others."""
+    if extractor.name != "inception":
+        return ImageSet(extractor, keep_rows=keep_rows)
+    return ImageSet(extractor, num_splits=-(-count // SPLIT), split_size=SPLIT, keep_rows=keep_rows)
+
+
+def figures_of(
+    measured: Measured, target: Target | None, letter: str = "g", device: torch.device | None = None
+) -> Figures:
+    """All figures of a set of images, by name.
+
+    Only Inception's Fréchet distance is an FID; others are ``fd``. The letter says what the images are: g generated, r
+    reconstructed, none real.
+
+    Args:
+        measured: the images.
+        target: real ones; None gives no distances.
+        letter: of the names.
+        device: where neighbours are sought; None is the CPU.
+    """
+    name = measured.extractor
+    inception = name == "inception"
+    common = {"n": measured.count, "extractor": name}
+    figures: Figures = {}
+    if not inception and measured.score is not None:  # Inception numbers its classes in another way
+        figures[f"recognised/{name}"] = {"value": measured.recognised, **common}
+    if measured.score is not None:
+        splits = f"{SPLIT} images a split" if inception else "one split"
+        figures[f"{letter}is/{name}"] = {"value": measured.score, **common, "splits": splits}
+    if target is None:
+        return figures
+    to = {**common, **target.about}
+    distance = max(0.0, float(frechet_distance(measured.features, target.features)))
+    figures[f"{letter}{'fid' if inception else 'fd'}/{name}"] = {"value": distance, **to}
+    if measured.spatial is not None and target.spatial is not None:
+        spatial = max(0.0, float(frechet_distance(measured.spatial, target.spatial)))
+        figures[f"{letter}sfid/{name}"] = {"value": spatial, **to}
+    if measured.rows is not None and target.rows is not None:
+        to |= {"reference_rows": len(target.rows)}
+        shares = precision_recall(target.rows, measured.rows, device=device)
+        figures[f"precision/{name}"] = {"value": shares.precision, **to, "neighbours": 3}
+        figures[f"recall/{name}"] = {"value": shares.recall, **to, "neighbours": 3}
+        if min(len(measured.rows), len(target.rows)) >= KID_SUBSET:
+            kid = kernel_distance(measured.rows, target.rows, subset_size=KID_SUBSET)
+            about = {"deviation": kid.deviation, "subset_size": KID_SUBSET}
+            figures[f"{letter}{'kid' if inception else 'kd'}/{name}"] = {"value": kid.mean, **to, **about}
+    return figures
