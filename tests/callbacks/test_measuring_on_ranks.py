@@ -27,7 +27,9 @@ def measured(directory: Path, judge: Path, **arguments: object) -> dict[str, flo
     module.objective.teachers = {"mid": FakeTeacher()}
     trainer = quiet_trainer(directory, callbacks, **arguments)
     trainer.validate(module, Images(23), verbose=False)  # 24 rows, one of which only pads
-    return json.loads((directory / "metrics.json").read_text())["validate"]["metrics"]
+    section = json.loads((directory / "metrics.json").read_text())["validate"]
+    assert section["n"] == 23
+    return section["metrics"]
 
 
 @pytest.mark.slow

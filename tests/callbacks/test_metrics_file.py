@@ -4,7 +4,10 @@ from types import SimpleNamespace
 
 import torch
 
+from callbacks import ReconstructionMetrics
 from callbacks.metrics_file import MetricsFile
+from tests.support.tokenizers import tiny_tokenizer
+from tests.support.validation import Images, module_of, quiet_trainer
 
 
 def trainer(directory: Path, function: str, step: int = 7, rank: int = 0, **metrics: float) -> SimpleNamespace:
@@ -31,7 +34,7 @@ def test_commands_keep_apart(tmp_path: Path) -> None:
         "validate": {"psnr": 20.0},
         "test": {"psnr": 21.0},
     }
-    assert content["fit"]["global_step"] == 9
+    assert content["fit"]["global_step"] == 9 and content["fit"]["n"] is None
     assert content["fit"]["versions"].keys() == {"python", "torch", "lightning"}
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
 
@@ -46,3 +49,10 @@ def test_a_number_that_is_not_finite_stays_json(tmp_path: Path) -> None:
     MetricsFile().on_fit_end(trainer(tmp_path, "fit", loss=float("nan")), None)
     content = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=lambda name: 1 / 0)
     assert content["fit"]["metrics"] == {"loss": None}
+
+
+def test_the_images_measured_are_counted_without_padding_and_anew(tmp_path: Path) -> None:
+    callback, module = MetricsFile(), module_of(tiny_tokenizer())
+    for images in (10, 7):
+        quiet_trainer(tmp_path, [callback, ReconstructionMetrics()]).validate(module, Images(images), verbose=False)
+        assert json.loads((tmp_path / "metrics.json").read_text())["validate"]["n"] == images

@@ -1,4 +1,4 @@
-"""An experiment of two rows on the digits, and a program that stands in for cli.py."""
+"""Experiments of a few rows on the digits, and a program that stands in for cli.py."""
 
 from pathlib import Path
 from textwrap import dedent
@@ -31,17 +31,57 @@ TEXT = dedent("""\
               model.init_args.objective.adversarial: null
     """)
 
-# Writes what a fit writes, after as many starts as TRAIN says; a row with batches of 13 fails.
+# Three rows on one tokenizer: a generator from scratch, and two second stages on one first stage.
+STAGED = dedent("""\
+    title: Three rows
+    paper: {name: P, table: "2", source: nowhere, columns: [gFID]}
+    metrics:
+      - {name: gfd/judge, label: gFD, direction: down, paper: gFID}
+      - {name: val/nll, label: NLL, direction: down}
+      - {name: val/psnr, label: PSNR, direction: up}
+    presets: [digits]
+    shared:
+      tokenizer: {trainer.max_steps: 2, model.init_args.objective.adversarial: null}
+      stage2: {trainer.max_steps: 3}
+    rows:
+      - label: from scratch
+        stages:
+          - &tokenizer {stage: tokenizer, recipe: fq_dual, preset_file: tokenizer}
+          - stage: tokens
+          - {stage: generator, recipe: far_base}
+          - stage: samples
+      - label: staged
+        paper: {gFID: 3.5}
+        stages:
+          - *tokenizer
+          - stage: tokens
+          - stage: stage1
+          - {stage: stage2, overrides: {model.init_args.noise: null}}
+          - stage: samples
+      - label: noisy
+        stages:
+          - *tokenizer
+          - stage: tokens
+          - stage: stage1
+          - {stage: stage2, overrides: {data.init_args.batch_size: 8}}
+          - stage: samples
+    """)
+
+# Writes what cli.py and the evaluation write; batches of 13 fail.
 PROGRAM = dedent("""\
     import json, os, pathlib, sys, yaml
 
+    if sys.argv[1] == "--samples":
+        figures = {"samples": {"gfd/judge": {"value": 7.5, "n": 40}}}
+        pathlib.Path(sys.argv[2]).with_name("metrics.json").write_text(json.dumps({"evaluate": {"figures": figures}}))
+        sys.exit()
     given = dict(zip(sys.argv[2::2], sys.argv[3::2]))  # the last --config counts
     overrides = yaml.safe_load(open(given["--config"]))
     run = pathlib.Path(given["--run.root"], given["--run.preset"], given["--run.stage"])
     print("started", flush=True)
     with open("starts.txt", "a") as starts:
         print(run, file=starts)
-    if overrides["data"]["init_args"]["batch_size"] == 13:
+    if overrides.get("data", {}).get("init_args", {}).get("batch_size") == 13:
         print("Traceback\\nValueError: thirteen")
         sys.exit(3)
     if os.environ.get("KILL"):
@@ -49,15 +89,24 @@ PROGRAM = dedent("""\
         (run / "checkpoints/last.ckpt").touch()
         (run / "metrics.json").write_text('{"fit": {"metrics": {}}}')
         os.kill(os.getpid(), 9)
-    psnr = 20.0 + int(given["--seed_everything"])
-    metrics = {"val/psnr": psnr, "val/usage/0": 0.5, "val/usage/1": 1.0}
-    (run / "metrics.json").write_text(json.dumps({"validate": {"metrics": metrics}}))
+    kind = given["--run.stage"].split("/")[0]
+    if kind == "tokens":
+        for split in ("train", "validation"):
+            (run / split).mkdir()
+            (run / split / "manifest.json").touch()
+    elif kind == "samples":
+        (run / "samples.npz").touch()
+    else:
+        psnr = 20.0 + int(given["--seed_everything"])
+        metrics = {"val/psnr": psnr, "val/usage/0": 0.5, "val/usage/1": 1.0} if kind == "tokenizer" else {}
+        nll = {"stage1": {"val/nll": 4.0}, "stage2": {"val/nll": 2.0}, "generator": {"val/nll": None}}.get(kind, {})
+        section = {"metrics": {**metrics, **nll}, **({"n": 30} if nll else {})}
+        (run / "metrics.json").write_text(json.dumps({"validate": section}))
     """)
 
 
-def write_experiment(directory: Path, *changes: tuple[str, str]) -> Path:
+def write_experiment(directory: Path, *changes: tuple[str, str], text: str = TEXT) -> Path:
     """The experiment, with some of its text replaced."""
-    text = TEXT
     for old, new in changes:
         assert old in text, old
         text = text.replace(old, new, 1)
