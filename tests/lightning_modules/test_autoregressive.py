@@ -335,15 +335,18 @@ def test_an_update_that_is_not_finite_is_left_out(
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(second["head.outputs.0.weight"], third["head.outputs.0.weight"])
 
-    poisoned |= {3, 4}
+    poisoned |= {3}
     borne = ["--model.init_args.max_nonfinite_steps", "1", "--trainer.max_steps", "6"]
+    fit("stage1", store, *borne, stage="stage1/borne")  # two, but not in a row
+    poisoned |= {4}
     error = refused(capsys, "fit", *tiny("stage1", store), *borne, "--run.stage", "stage1/bad")
     assert "2 in a row is more than max_nonfinite_steps=1" in error
 
 
 def test_noise_is_logged_and_off_in_validation(stage1: Path, store: Path) -> None:
     noise = ["--model.init_args.noise.init_args.probability", "0.5", "--trainer.log_every_n_steps", "1"]
-    checkpoint = stage2(store, *noise)
+    late = ["--model.init_args.noise.init_args.start_step", "1"]  # the second of two updates
+    checkpoint = stage2(store, *noise, *late)
     assert checkpoint["model_config"]["init_args"]["noise"]["init_args"]["probability"] == 0.5
     assert 0.2 < section("stage2", "fit")["train/noise_rate"] < 0.8
     figures = section("stage2")
