@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,11 @@ class Target:
         }
         notes = tuple(filter(None, (note,)))
         return cls(extractor.name, reference.features, reference.spatial, rows, about, notes)
+
+
+def kind_of(name: str) -> str:
+    """What sort of figure it is: ``gfd/judge`` and ``rfd/judge`` are both ``fd``."""
+    return re.sub(r"^[gr](?=(?:fid|fd|sfid|is|kid|kd)$)", "", name.split("/")[0])
 
 
 def begin(extractor: Extractor, count: int, keep_rows: bool) -> ImageSet:

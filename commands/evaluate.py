@@ -1,9 +1,10 @@
 """What a set of generated images is worth: `python -m commands.evaluate --samples FILE.npz --preset digits`.
 
-The judge of an embedded preset stands where published protocols have Inception. Every figure is given for the samples,
-for real validation images (the best to be expected), for as many real training images (how far two real sets lie apart;
-the judge was trained on these, so it is surer of them) and for the tokenizer's reconstructions (the best that its codes
-allow). No figure compares with a published one.
+The judge of an embedded preset stands where published protocols have Inception. Every figure is then given for the
+samples, for real validation images (the best to be expected), for as many real training images (how far two real sets
+lie apart; the judge was trained on these, so it is surer of them) and for the tokenizer's reconstructions (the best
+that its codes allow), and none compares with a published one. With `--reference FILE.npz` (ADM's, or one of
+`make reference`) anyone's samples are measured against that file alone, by Inception where the preset has no judge.
 """
 
 from __future__ import annotations
@@ -12,164 +13,104 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
-from lightning.pytorch import LightningDataModule
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
-from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 
+from callbacks.generation_figures import Target, figures_of, kind_of
 from callbacks.metrics_file import commit, write_json
 from commands.errors import CommandError
-from datamodules.dataset import ImageDataset, collate
-from datamodules.images import ImageDataModule
-from datamodules.samples import SamplesFile, file_digest
-from datamodules.sources import ImageSource
-from datamodules.sources.base import Split
-from metrics.frechet import frechet_distance
-from metrics.image_set import ImageSet, Measured
-from metrics.images import to_uint8
-from metrics.judge import Judge
-from models.classifier import SmallClassifier
+from commands.measuring import Measuring, add_arguments
+from commands.preset import BATCH, LABELLED
+from datamodules.samples import SamplesFile
+from metrics.image_set import Measured
 
-PRESETS = Path(__file__).resolve().parent.parent / "configs" / "presets"
-BATCH = 128
-PREFIX = {"samples": "g", "reconstructions": "r"}  # generated, reconstructed: gfd/judge, rfd/judge
 TITLES = {
     "samples": "samples",
     "reconstructions": "reconstructions of validation",
     "validation": "real, validation",
     "train": "real, training",
 }
-LABELLED = tuple[Tensor, "Tensor | None"]  # images (B, 3, H, W) in [-1, 1], labels (B,)
+COLUMNS = {
+    "recognised": ("recognised", "{:.1%}"),
+    "is": ("score", "{:.2f}"),
+    "fd": ("Fréchet distance", "{:.3f}"),
+    "fid": ("FID", "{:.2f}"),
+    "sfid": ("sFID", "{:.2f}"),
+    "precision": ("precision", "{:.3f}"),
+    "recall": ("recall", "{:.3f}"),
+    "kid": ("KID", "{:.5f}"),
+    "kd": ("kernel distance", "{:.5f}"),
+}
+PACKAGES = ("torch", "lightning", "torchmetrics", "torch-fidelity")
 
 
-@dataclass(frozen=True)
-class Preset:
-    """The real images of a preset and its judge.
-
-    Raises (in :meth:`load`):
-        CommandError: if there is no such preset, or it has no judge.
-    """
-
-    name: str
-    source: ImageSource
-    data: ImageDataModule
-    judge: Judge
-
-    @classmethod
-    def load(cls, name: str, runs: Path, device: torch.device) -> Preset:
-        """Read the preset's data from its tokenizer's configuration, and its judge from its run."""
-        config = PRESETS / name / "tokenizer.yaml"
-        if not config.exists():
-            known = ", ".join(sorted(path.parent.name for path in PRESETS.glob("*/tokenizer.yaml")))
-            raise CommandError(f"there is no preset {name}: known are {known}")
-        if not (PRESETS / name / "judge.yaml").exists():
-            raise CommandError(
-                f"the preset {name} has no judge, and evaluation with Inception is not built yet: samples.npz can be "
-                "given to ADM's evaluator as it is"
-            )
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_subclass_arguments(LightningDataModule, "data")
-        try:
-            section = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
-            data = parser.instantiate(parser.parse_object({"data": section})).data
-        except ArgumentError as error:
-            raise CommandError(f"{config}: {error}") from error
-        path = runs / name / "teacher" / "judge.safetensors"
-        judge = SmallClassifier.load(path).to(device)
-        return cls(name, data.source, data, Judge(judge, path))
-
-    def real(self, split: Split, at_most: int | None = None) -> Iterator[LABELLED]:
-        """Real images as they are fed to a tokenizer in validation; evenly chosen if fewer are wanted."""
-        transform = self.data.evaluation_transform
-        images: Any = ImageDataset(self.source.split(split), transform, split, 0, replace_unreadable=False)
-        if at_most is not None and at_most < len(images):
-            images = Subset(images, [row * len(images) // at_most for row in range(at_most)])
-        for batch in DataLoader(images, BATCH, collate_fn=collate):
-            yield batch["image"], batch["label"]
-
-
-def evaluate(samples: Path, preset: Preset, tokenizer_run: Path | None = None) -> dict[str, Any]:
+def evaluate(samples: Path, measuring: Measuring, tokenizer_run: Path | None = None) -> dict[str, Any]:
     """Measure a file of samples, and return what ``metrics.json`` keeps.
+
+    Args:
+        samples: the npz.
+        measuring: the network, and what the samples are compared with.
+        tokenizer_run: of the samples' tokenizer; None is where ``samples.json`` says. Only beside a judge.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if the file is damaged, or its images, labels or classes do not fit the preset's.
+        ValueError: if the file is damaged, or its images, labels or classes do not fit what they are compared with.
     """
     file = SamplesFile(samples)
     digest = file.digest()
     made = _sidecar(samples, digest)
-    _check_fits(file, preset, made.get("class_names"))
-    notes: list[str] = []
-    sets = {
-        "samples": _measure(_samples(file), preset.judge),
-        "validation": _measure(preset.real("validation"), preset.judge),
-        "train": _measure(preset.real("train", at_most=len(file)), preset.judge),
+    classes = 0 if file.labels is None else int(file.labels.max()) + 1
+    measuring.check(file.image_size, classes, made.get("class_names"), file.path)
+    extractor, notes = measuring.extractor, []
+    sets: dict[str, Measured] = {}
+    if measuring.reference is None:  # the judge's own preset
+        sets["validation"] = measuring.measure(measuring.own.real("validation"))
+        sets["train"] = measuring.measure(measuring.own.real("train", at_most=len(file)))
+        target = Target.of_images(sets["validation"], f"{measuring.own.name} validation images")
+        if (reconstructions := _reconstructions(measuring, tokenizer_run, made, notes)) is not None:
+            sets["reconstructions"] = measuring.measure(reconstructions)
+    else:
+        target = measuring.target(file.image_size)
+    sets["samples"] = measuring.measure(_samples(file), len(file), keep_rows=target.rows is not None)
+    letters = {"samples": "g" if measuring.use == "generation" else "r", "reconstructions": "r"}
+    figures = {
+        name: figures_of(found, None if name == "validation" else target, letters.get(name, ""), extractor.device)
+        for name, found in sets.items()
     }
-    reconstructions = _reconstructions(preset, tokenizer_run, made, notes)
-    if reconstructions is not None:
-        sets["reconstructions"] = _measure(reconstructions, preset.judge)
-    if len(file) <= preset.judge.num_features:
-        notes.append(
-            f"{len(file)} samples for {preset.judge.num_features} features: the covariance is singular and the "
-            "Fréchet distance much too high; sample more"
-        )
-    if file.labels is None:
+    notes += target.notes
+    if (shortage := sets["samples"].features.shortage) is not None:
+        notes.append(shortage.replace("images", "samples", 1))
+    if file.labels is None and extractor.name == "judge":
         notes.append("the samples have no labels (arr_1), so none can be recognised")
     return {
-        "figures": _figures(sets, f"{preset.name} validation images"),
-        "samples": {"path": str(samples), "sha256": digest, "settings": made.get("settings")},
-        "judge": {
-            "path": str(preset.judge.path),
-            "sha256": file_digest(preset.judge.path),
-            "resize": f"none: {file.image_size[0]} × {file.image_size[1]} px as sampled",
+        "figures": figures,
+        "samples": {
+            "path": str(samples),
+            "sha256": digest,
+            "n": len(file),
+            "use": measuring.use,
+            "settings": made.get("settings"),
+            "versions": made.get("versions"),
         },
+        "extractor": {"name": extractor.name, "sha256": extractor.sha256, "resize": extractor.resize},
+        "reference": target.about,
         "notes": notes,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "commit": commit(),
     }
 
 
-def _measure(batches: Iterable[LABELLED], judge: Judge) -> Measured:
-    images_of = ImageSet(judge)
-    for images, labels in batches:
-        images_of.add(to_uint8(images), labels)
-    return images_of.compute()
-
-
-def _figures(sets: dict[str, Measured], reference: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """Per set and name: value, number of images, reference and its number, extractor."""
-    target = sets["validation"]
-    figures: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, measured in sets.items():
-        letter = PREFIX.get(name, "")
-        common = {"n": measured.count, "extractor": "judge"}
-        own = figures[name] = {
-            "recognised/judge": {"value": measured.recognised, **common},
-            f"{letter}is/judge": {"value": measured.score, **common},
-        }
-        if measured is not target:
-            distance = max(0.0, float(frechet_distance(measured.features, target.features)))
-            own[f"{letter}fd/judge"] = {
-                "value": distance,
-                **common,
-                "reference": reference,
-                "reference_n": target.count,
-            }
-    return figures
-
-
 def _samples(file: SamplesFile) -> Iterator[LABELLED]:
     start = 0
-    for batch in file.batches(BATCH):
+    batches = track(file.batches(BATCH), "samples, batches", total=-(-len(file) // BATCH), transient=True)
+    for batch in batches:
         images = torch.from_numpy(batch.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
         labels = None if file.labels is None else torch.from_numpy(file.labels[start : start + len(batch)])
         start += len(batch)
@@ -177,7 +118,7 @@ def _samples(file: SamplesFile) -> Iterator[LABELLED]:
 
 
 def _reconstructions(
-    preset: Preset, tokenizer_run: Path | None, made: dict[str, Any], notes: list[str]
+    measuring: Measuring, tokenizer_run: Path | None, made: dict[str, Any], notes: list[str]
 ) -> Iterator[LABELLED] | None:
     """The validation images through the tokenizer; None, and a note, where it is not known or another one now."""
     from lightning_modules.loading import load_tokenizer
@@ -192,10 +133,10 @@ def _reconstructions(
     if recorded is not None and fingerprint(tokenizer) != recorded["fingerprint"]:
         notes.append(f"no reconstructions: the tokenizer in {run} is not the one that decoded the samples")
         return None
-    tokenizer.to(preset.judge.network.linear.weight.device)
+    tokenizer.to(measuring.extractor.device)
 
     def batches() -> Iterator[LABELLED]:
-        for images, labels in preset.real("validation"):
+        for images, labels in measuring.own.real("validation"):
             with torch.inference_mode():
                 yield tokenizer(images.to(tokenizer.last_layer.device))[0].float().clamp(-1, 1), labels
 
@@ -215,42 +156,24 @@ def _sidecar(samples: Path, digest: str) -> dict[str, Any]:
     return made
 
 
-def _check_fits(file: SamplesFile, preset: Preset, class_names: list[str] | None) -> None:
-    expected = (preset.data.image_size,) * 2
-    if file.image_size != expected:
-        raise ValueError(
-            f"{file.path} holds images of {file.image_size[0]} × {file.image_size[1]} px, and the images of "
-            f"{preset.name} have {expected[0]} × {expected[1]}: name the preset that they were made for"
-        )
-    classes = preset.judge.num_classes
-    if file.labels is not None and file.labels.max() >= classes:
-        raise ValueError(
-            f"{file.path} holds label {file.labels.max()}, and the judge {preset.judge.path} knows the {classes} "
-            f"classes 0 … {classes - 1}: name the preset that they were made for"
-        )
-    names = {index: name for name, index in preset.source.class_to_idx.items()}
-    for index, name in enumerate(class_names or ()):
-        if names.get(index) != name:
-            raise ValueError(f"class {index} is {name} in {file.path} and {names.get(index)} in {preset.name}")
-
-
 def show(result: dict[str, Any], console: Console) -> None:
     """Print the figures side by side."""
-    table = Table(title="in the eyes of the judge; Fréchet distances to the real validation images")
-    for column in ("images", "n", "recognised", "judge score", "Fréchet distance"):
-        table.add_column(column, justify="left" if column == "images" else "right")
-    for key, title in TITLES.items():
-        if key not in result["figures"]:
-            continue
-        own, letter = result["figures"][key], PREFIX.get(key, "")
-        share, distance = own["recognised/judge"]["value"], own.get(f"{letter}fd/judge")
-        table.add_row(
-            title,
-            str(own["recognised/judge"]["n"]),
-            "–" if share is None else f"{share:.1%}",
-            f"{own[f'{letter}is/judge']['value']:.2f}",
-            "0 (itself)" if distance is None else f"{distance['value']:.3f}",
-        )
+    reference, name = result["reference"], result["extractor"]["name"]
+    table = Table(title=f"in the eyes of {'the judge' if name == 'judge' else name}; against {reference['reference']}")
+    rows = {key: result["figures"][key] for key in TITLES if key in result["figures"]}
+    found = {kind_of(name) for figures in rows.values() for name in figures}
+    kinds = [kind for kind in COLUMNS if kind in found]
+    table.add_column("images", no_wrap=True)
+    for column in ("n", *(COLUMNS[kind][0] for kind in kinds)):
+        table.add_column(column, justify="right")
+    for key, figures in rows.items():
+        cells = {kind_of(name): figure for name, figure in figures.items()}
+        texts = [str(next(iter(cells.values()))["n"])]
+        for kind in kinds:
+            value = cells[kind]["value"] if kind in cells else None
+            itself = key == "validation" and kind in ("fd", "fid")
+            texts.append("0 (itself)" if itself else "–" if value is None else COLUMNS[kind][1].format(value))
+        table.add_row(TITLES[key], *texts)
     console.print(table)
     for note in result["notes"]:
         console.print(f"note: {note}")
@@ -258,15 +181,13 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, write `metrics.json` beside the samples, and print a table."""
-    parser = argparse.ArgumentParser(prog="python -m commands.evaluate", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m commands.evaluate", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--samples", type=Path, required=True, help="npz of arr_0 uint8 NHWC and arr_1 labels")
-    parser.add_argument("--preset", default="digits", help="whose real images and judge to measure with")
     parser.add_argument("--tokenizer", type=Path, help="run of the samples' tokenizer; by default from samples.json")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="root of all runs")
+    add_arguments(parser, with_use=True)
     options = parser.parse_args(arguments)
     try:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        result = evaluate(options.samples, Preset.load(options.preset, options.runs, device), options.tokenizer)
+        result = evaluate(options.samples, Measuring.chosen(options), options.tokenizer)
     except (CommandError, FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

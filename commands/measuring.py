@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -11,15 +12,13 @@ import torch
 
 from callbacks.generation_figures import Target, begin
 from commands.errors import CommandError
+from commands.extractors import HELP, extractor_named
 from commands.preset import LABELLED, Preset
 from datamodules.samples import file_digest
 from metrics.extractor import Extractor
 from metrics.image_set import Measured
 from metrics.images import to_uint8
-from metrics.inception import WEIGHTS, Inception
 from metrics.reference import Use
-from metrics.teacher_extractor import TeacherExtractor
-from models.teachers import Teacher
 
 
 @dataclass(frozen=True)
@@ -51,20 +50,14 @@ class Measuring:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         preset = Preset.load(given.preset)
         name = given.extractor or ("judge" if preset.has_judge else "inception")
-        use = getattr(given, "use", "generation")
-        if name == "judge":
-            return cls(preset.judge(given.runs, device), preset, given.reference, use, given.force)
-        if given.reference is None:
+        if name != "judge" and given.reference is None:
             raise CommandError(
                 f"figures by {name} are distances to a reference file, and none is named: --reference FILE.npz takes "
                 "ADM's (VIRTUAL_imagenet256_labeled.npz) or one that `make reference` writes"
             )
-        extractor: Extractor
-        if name == "inception":
-            extractor = Inception(given.weights or WEIGHTS, device)
-        else:
-            extractor = TeacherExtractor(Teacher(name, None if given.weights is None else str(given.weights)), device)
-        return cls(extractor, None, given.reference, use, given.force)
+        extractor = extractor_named(name, preset, given.runs, given.weights, device)
+        use = getattr(given, "use", "generation")
+        return cls(extractor, preset if name == "judge" else None, given.reference, use, given.force)
 
     def target(self, image_size: tuple[int, int]) -> Target:
         """The real images, for images of so many pixels.
@@ -73,27 +66,27 @@ class Measuring:
             FileNotFoundError: if the reference is missing.
             ValueError: if it does not fit.
         """
-        if self.reference is not None:
-            side = image_size[0] if image_size[0] == image_size[1] else None
-            return Target.of_file(self.reference, self.extractor, side, self.use, self.forced)
-        assert self.preset is not None  # `chosen` sees to it
-        return Target.of_images(self.measure(self.preset.real("validation")), f"{self.preset.name} validation images")
+        if self.reference is None:
+            return Target.of_images(self.measure(self.own.real("validation")), f"{self.own.name} validation images")
+        side = image_size[0] if image_size[0] == image_size[1] else None
+        return Target.of_file(self.reference, self.extractor, side, self.use, self.forced)
 
-    def measure(self, batches: Any, count: int = 1) -> Measured:
-        """Measure batches of images (B, 3, H, W) in [-1, 1] and labels; ``count`` is only asked for by Inception."""
-        images = begin(self.extractor, count, keep_rows=True)
-        batch: LABELLED
-        for batch in batches:
-            images.add(to_uint8(batch[0]), batch[1])
+    @property
+    def own(self) -> Preset:
+        """The preset that the judge belongs to."""
+        assert self.preset is not None  # `chosen` sees to it where there is no reference
+        return self.preset
+
+    def measure(self, batches: Iterable[LABELLED], count: int = 1, keep_rows: bool = True) -> Measured:
+        """Measure images (B, 3, H, W) in [-1, 1] and their labels; the score of Inception asks their ``count``."""
+        images = begin(self.extractor, count, keep_rows)
+        for batch, labels in batches:
+            images.add(to_uint8(batch), labels)
         return images.compute()
 
     def settings(self) -> dict[str, Any]:
         """What figures depend on besides the images, as plain data."""
-        if self.reference is None:
-            assert self.preset is not None
-            against = f"{self.preset.name} validation images"
-        else:
-            against = file_digest(self.reference)
+        against = f"{self.own.name} validation images" if self.reference is None else file_digest(self.reference)
         return {
             "extractor": self.extractor.name,
             "extractor_sha256": self.extractor.sha256,
@@ -114,13 +107,13 @@ class Measuring:
         expected = (data.image_size,) * 2
         if image_size != expected:
             raise ValueError(
-                f"{what} holds images of {image_size[0]} × {image_size[1]} px, and the images of {name} have "
+                f"{what} has images of {image_size[0]} × {image_size[1]} px, and the images of {name} have "
                 f"{expected[0]} × {expected[1]}: name the preset that they were made for"
             )
         known = self.extractor.num_classes
         if known is not None and num_classes > known:
             raise ValueError(
-                f"{what} holds label {num_classes - 1}, and the judge of {name} knows the {known} classes 0 … "
+                f"{what} has label {num_classes - 1}, and the judge of {name} knows the {known} classes 0 … "
                 f"{known - 1}: name the preset that they were made for"
             )
         names = {index: label for label, index in data.class_to_idx.items()}
@@ -133,10 +126,7 @@ def add_arguments(parser: argparse.ArgumentParser, with_use: bool = False) -> No
     """The options that say what to measure with and against."""
     parser.add_argument("--preset", default="digits", help="whose real images and judge to measure with")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="root of all runs")
-    parser.add_argument(
-        "--extractor",
-        help="judge, inception, or a teacher's name (dinov2_base …); by default the preset's judge, or else Inception",
-    )
+    parser.add_argument("--extractor", help=HELP)
     parser.add_argument("--weights", type=Path, help="of the extractor; by default those of `make weights`")
     parser.add_argument(
         "--reference", type=Path, help="npz of statistics to compare with: ADM's, or `make reference`'s"

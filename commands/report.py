@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from callbacks.generation_figures import kind_of
 from callbacks.metrics_file import commit
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -216,8 +217,9 @@ def _samples(directory: Path, preset: str) -> Section:
 
 def _evaluated(figures: dict[str, dict[str, Any]]) -> list[str]:
     """The number of images, then one cell a kind of figure; a prefix (g, r) says of what it is."""
-    cells = {re.sub(r"^[gr](?=fd|is)", "", name.split("/")[0]): figure for name, figure in figures.items()}
-    texts = [f"{cells['recognised']['n']:,}"]
+    cells = {kind_of(name): figure for name, figure in figures.items()}
+    cells |= {"fd": cells["fid"]} if "fid" in cells else {}
+    texts = [f"{next(iter(cells.values()))['n']:,}"]
     for kind in KINDS:
         figure = cells.get(kind)
         if figure is None or figure["value"] is None:
@@ -225,7 +227,7 @@ def _evaluated(figures: dict[str, dict[str, Any]]) -> list[str]:
         elif kind == "recognised":
             texts.append(f"{figure['value']:.1%}")
         else:
-            beside = f" (to {figure['reference_n']:,})" if "reference_n" in figure else ""
+            beside = f" (to {figure['reference_n']:,})" if figure.get("reference_n") else ""
             texts.append(f"{_number(figure['value'])}{beside}")
     return texts
 

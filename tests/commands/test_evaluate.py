@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from commands import evaluate
+from commands import evaluate, reference
 from datamodules import DigitsSource
 from datamodules.samples import file_digest
+from metrics.extractor import ImageFeatures
 from metrics.frechet import FeatureStatistics, frechet_distance
 from metrics.images import as_displayed
 from models.classifier import SmallClassifier
@@ -53,7 +54,7 @@ def test_real_validation_images_as_samples_are_as_good_as_real(
     assert samples["gfd/judge"]["n"] == samples["gfd/judge"]["reference_n"] == 355
     assert samples["gfd/judge"]["reference"] == "digits validation images"
     assert result["samples"]["sha256"] == file_digest(tmp_path / "samples.npz")
-    assert result["judge"]["sha256"] == file_digest(runs / "digits/teacher/judge.safetensors")
+    assert result["extractor"]["sha256"] == file_digest(runs / "digits/teacher/judge.safetensors")
     assert result["samples"]["settings"] is None
     assert any("no reconstructions" in note for note in result["notes"])
     assert "real, validation" in capsys.readouterr().out
@@ -76,6 +77,8 @@ def test_distance_and_share_are_those_of_the_judge(runs: Path, tmp_path: Path) -
     expected = frechet_distance(
         statistics(noisy.astype(np.uint8)).compute(), statistics(digits("validation")[0]).compute()
     )
+    assert 0 < result["samples"]["precision/judge"]["value"] < result["train"]["precision/judge"]["value"]
+    assert result["samples"]["recall/judge"]["reference_rows"] == 355
     assert result["samples"]["gfd/judge"]["value"] == pytest.approx(float(expected), rel=1e-5)
     inputs = torch.from_numpy(noisy).permute(0, 3, 1, 2).float() / 127.5 - 1
     share = (judge(inputs).argmax(1).numpy() == labels[:300]).mean()
@@ -120,12 +123,99 @@ def test_what_does_not_fit_is_refused_with_both_sides(
     np.savez(small, images[:, ::2, ::2], labels)
     assert "16 × 16 px, and the images of digits have 32 × 32" in refusal(small, runs, capsys)
     np.savez(wrong, images, labels + 3)
-    assert "holds label 12, and the judge" in refusal(wrong, runs, capsys)
+    assert "has label 12, and the judge" in refusal(wrong, runs, capsys)
     np.savez(floats, images / 255, labels)
     assert "float64" in refusal(floats, runs, capsys)
     short.write_bytes(small.read_bytes()[:-30])
     assert "not a file of samples" in refusal(short, runs, capsys)
     assert "no samples at" in refusal(tmp_path / "none.npz", runs, capsys)
     assert "no preset cats" in refusal(small, runs, capsys, "--preset", "cats")
-    assert "imagenet has no judge" in refusal(small, runs, capsys, "--preset", "imagenet")
+    assert "none is named: --reference" in refusal(small, runs, capsys, "--preset", "imagenet")
     assert "make teacher" in refusal(small, tmp_path / "empty", capsys)
+
+
+class Colours:
+    """Stands in for Inception, whose weights are not ours to ship: means and deviations of the colours."""
+
+    name, num_features, num_classes, num_spatial, resize = "inception", 6, 3, 2, "none"
+    sha256, device = "5" * 64, torch.device("cpu")
+
+    def __init__(self, weights: Path, device: torch.device) -> None:
+        pass
+
+    def __call__(self, images: torch.Tensor) -> ImageFeatures:
+        means, deviations = images.float().mean((2, 3)), images.float().std((2, 3))
+        return ImageFeatures(torch.cat((means, deviations), 1), means / 64, deviations[:, :2])
+
+
+@pytest.fixture
+def references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """Of noise in three colours, as Inception sees it."""
+    monkeypatch.setattr("commands.extractors.Inception", Colours)
+    np.savez(tmp_path / "real.npz", noise(1200, 0))
+    files = {}
+    for split in ("train", "validation"):
+        files[split] = tmp_path / f"{split}_reference.npz"
+        arguments = ("--extractor", "inception", "--npz", str(tmp_path / "real.npz"), "--split", split)
+        reference.main([*arguments, "--output", str(files[split])])
+    return files
+
+
+def noise(count: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3)).astype(np.uint8)
+
+
+def test_anyones_samples_are_measured_against_a_reference(
+    references: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """No preset, no judge and no labels are needed, whatever the file is called."""
+    np.savez(tmp_path / "theirs.npz", noise(1100, 1))
+    arguments = ["--samples", str(tmp_path / "theirs.npz"), "--preset", "imagenet"]
+    evaluate.main([*arguments, "--reference", str(references["train"])])
+    result = json.loads((tmp_path / "theirs_metrics.json").read_text())["evaluate"]
+    figures = result["figures"].pop("samples")
+    assert result["figures"] == {}  # nothing else is measured
+    assert set(figures) == {f"{name}/inception" for name in ("gis", "gfid", "gsfid", "precision", "recall", "gkid")}
+    assert figures["precision/inception"]["value"] > 0.7 and figures["gis/inception"]["splits"] == "5000 images a split"
+
+    def gaussian(images: np.ndarray, which: int) -> tuple[np.ndarray, np.ndarray]:
+        features = Colours(tmp_path, Colours.device)(torch.from_numpy(images).permute(0, 3, 1, 2))[which]
+        assert features is not None
+        rows = features.double().numpy()
+        return rows.mean(0), np.cov(rows, rowvar=False)
+
+    for name, which in (("gfid", 0), ("gsfid", 2)):
+        (first, one), (second, other) = gaussian(noise(1100, 1), which), gaussian(noise(1200, 0), which)
+        root = np.sqrt(np.linalg.eigvals(one @ other).real.clip(0)).sum()
+        expected = np.square(first - second).sum() + np.trace(one + other) - 2 * root
+        assert figures[f"{name}/inception"]["value"] == pytest.approx(expected, rel=1e-4)
+    for name in ("gfid", "precision", "gkid"):
+        assert figures[f"{name}/inception"]["reference_sha256"] == file_digest(references["train"])
+        assert figures[f"{name}/inception"]["reference_kind"] == "train"
+    assert result["extractor"] == {"name": "inception", "sha256": "5" * 64, "resize": "none"}
+    assert "torch-fidelity" in result["versions"] and result["samples"]["n"] == 1100
+    assert "FID" in capsys.readouterr().out
+
+
+def test_a_reference_of_the_wrong_split_or_size_is_refused_unless_forced(
+    references: dict[str, Path], runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    samples = tmp_path / "samples.npz"
+    np.savez(samples, noise(100, 1))
+    inception = ("--extractor", "inception", "--reference")
+    wrong = (*inception, str(references["validation"]))
+    assert "gFID is a distance to training images" in refusal(samples, runs, capsys, *wrong)
+    assert not (tmp_path / "metrics.json").exists()
+    result = run(samples, runs, *wrong, "--force")
+    assert result["reference"]["forced"] is True and result["reference"]["reference_kind"] == "validation"
+    assert any("compares with no published one" in note for note in result["notes"])
+    result = run(samples, runs, *wrong, "--use", "reconstruction")
+    assert result["reference"]["forced"] is False and "rfid/inception" in result["figures"]["samples"]
+    right = (*inception, str(references["train"]))
+    assert "validation images that were fed in" in refusal(samples, runs, capsys, *right, "--use", "reconstruction")
+    np.savez(samples, noise(10, 1)[:, :4, :4])
+    assert "images of 8 px, and these have 4" in refusal(samples, runs, capsys, *right)
+    assert "no reference at" in refusal(samples, runs, capsys, *inception, str(tmp_path / "none.npz"))
+    images, _ = digits("validation")
+    np.savez(samples, images)
+    assert "measured by inception, not by judge" in refusal(samples, runs, capsys, "--reference", right[-1])
