@@ -181,6 +181,8 @@ class Refuses(Callback):
             np.zeros(3).reshape(2)
         if self.what == "torch":
             torch.zeros(2) @ torch.zeros(3)
+        if self.what == "a library":
+            torch.optim.SGD([], 0.1)  # a statement `raise` that is not ours, maybe in a .venv below this project
         if self.what == "the system":
             Path("nowhere").read_text()
         if self.what == "a fault":
@@ -209,7 +211,13 @@ def test_what_is_refused_while_running_is_a_sentence(what: str, sentence: str, c
 
 @pytest.mark.parametrize(
     ("what", "error"),
-    [("numpy", ValueError), ("torch", RuntimeError), ("the system", FileNotFoundError), ("a fault", KeyError)],
+    [
+        ("numpy", ValueError),
+        ("torch", RuntimeError),
+        ("a library", ValueError),
+        ("the system", FileNotFoundError),
+        ("a fault", KeyError),
+    ],
 )
 def test_a_fault_while_running_keeps_its_traceback(what: str, error: type[Exception]) -> None:
     with pytest.raises(error):
