@@ -1,11 +1,16 @@
+import csv
 import json
+from math import log
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from commands import evaluate
 from experiments.__main__ import main
-from tests.support.experiments import write_experiment
+from tests.support.commands import exit_code
+from tests.support.experiments import STAGED, write_experiment
 from tests.support.recipes import write_judge
 
 
@@ -35,3 +40,41 @@ def test_two_rows_through_the_command_line(
     assert main(["show", file, "--markdown"]) == 0
     expected = f"| without pictures | {sections['validate']['metrics']['val/psnr']:.4g} | — |"
     assert expected in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_from_a_tokenizer_to_figures_of_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The stages find each other, and the table finds what they measured; in one process, which saves the imports."""
+    monkeypatch.chdir(tmp_path)
+    write_judge(tmp_path / "runs/digits/teacher/judge.safetensors")
+
+    def here(command: list[str], **_: object) -> SimpleNamespace:
+        monkeypatch.setattr("sys.argv", ["cli.py"])
+        if command[1] == "-m":
+            evaluate.main(command[3:])
+            return SimpleNamespace(returncode=0)
+        return SimpleNamespace(returncode=exit_code(*command[2:]))
+
+    monkeypatch.setattr("experiments.runner.subprocess", SimpleNamespace(run=here, STDOUT=None))
+    one = "{trainer.max_steps: 1, trainer.val_check_interval: 1}"
+    few = "{data.init_args.num_images: 20, data.init_args.batch_size: 20, data.init_args.part_size: 20}"
+    small = "tokenizer: {trainer.max_steps: 1, trainer.val_check_interval: 1, trainer.limit_val_batches: 2, "
+    changes = (
+        ("tokenizer: {trainer.max_steps: 2, ", small),
+        ("stage2: {trainer.max_steps: 3}", f"stage2: {one}\n  stage1: {one}\n  generator: {one}\n  samples: {few}"),
+    )
+    text = STAGED[: STAGED.index("  - label: noisy")]
+    file = str(write_experiment(tmp_path, *changes, text=text))
+    assert main(["run", file]) == 0, capsys.readouterr().out
+    assert main(["show", file]) == 0
+    with Path("runs/experiments/results/paper/table_digits.csv").open() as content:
+        records = {(record["row"], record["metric"]): record for record in csv.DictReader(content)}
+    assert len(records) == 6
+    for row in ("from scratch", "staged"):
+        assert records[row, "gfd/judge"]["n"] == "20" and float(records[row, "gfd/judge"]["value"]) > 0
+        assert float(records[row, "val/nll"]["value"]) == pytest.approx(log(64), abs=0.1), "hardly trained"
+        assert records[row, "val/nll"]["n"] == "355" and records[row, "val/psnr"]["n"] == "64"
+    lineage = json.loads((Path(records["staged", "val/nll"]["run"]) / "lineage.json").read_text())
+    assert "/stage1/stage1/" in lineage["init_from"]["path"]
