@@ -4,6 +4,7 @@ PRESET    ?= digits
 TOKENIZER ?= fq_dual
 GENERATOR ?= stage2
 EXPERIMENT ?= ssq/table3
+SPLIT     ?= validation
 DATA      ?=
 ARGS      ?=
 
@@ -34,7 +35,7 @@ ARGS_OF = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 JUDGED := $(if $(wildcard configs/presets/$(PRESET)/judge.yaml),--trainer.callbacks.init_args.judge $(RUNS)/teacher/judge.safetensors)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate sweep report probe analysis pictures figure weights experiment test lint format benchmark tensorboard clean
+.PHONY: help setup lock demo teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate sweep report probe analysis pictures figure weights reference experiment test lint format benchmark tensorboard clean
 
 help: ## Explain every target
 	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=vq|fq_dual|fq_triple|fq_quad|fsq|ifsq|ae|vae]"
@@ -147,8 +148,11 @@ figure: $(READY) ## Draw iFSQ Fig. 3 from its finished experiment into docs/imag
 	$(PYTHON) -m experiments show ifsq/fig3 --preset photos
 	$(PYTHON) -m experiments.ifsq_figure runs/experiments/results/ifsq/fig3_photos.csv docs/images/ifsq_fig3.png
 
-weights: $(READY) ## Fetch the published weights (VGG-16 for LPIPS, and TEACHERS="clip_large_14 …") into weights/
+weights: $(READY) ## Fetch the published weights (VGG-16 for LPIPS, Inception, and TEACHERS="clip_large_14 …") into weights/
 	$(PYTHON) -m commands.weights $(TEACHERS)
+
+reference: $(TEACHERS_HERE) | $(READY) ## Measure the real images of SPLIT=validation (for rFID) or train (for gFID)
+	$(PYTHON) -m commands.reference --preset $(PRESET) --split $(SPLIT) $(DATA:%=--data %) $(ARGS)
 
 experiment: teacher | $(READY) ## Run EXPERIMENT (ssq/table3, ifsq/fig3 …) on PRESET; ARGS='--seeds 3'
 	$(PYTHON) -m experiments run $(EXPERIMENT) --preset $(PRESET) $(ARGS)

@@ -25,8 +25,8 @@ BATCH = 128
 LABELLED = tuple[Tensor, "Tensor | None"]  # images (B, 3, H, W) in [-1, 1], labels (B,)
 
 
-def image_data(config: Path) -> ImageDataModule:
-    """The images that a configuration reads, built from its section ``data``.
+def image_data(config: Path, root: str | None = None) -> ImageDataModule:
+    """The images that a configuration reads, built from its section ``data``; in another folder if one is given.
 
     Raises:
         CommandError: if there is no such file, or its data are no images.
@@ -36,6 +36,8 @@ def image_data(config: Path) -> ImageDataModule:
     section = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("data")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(ImageDataModule, "data")
+    if root is not None:
+        section["init_args"]["source"].setdefault("init_args", {})["root"] = root
     try:
         return parser.instantiate(parser.parse_object({"data": section})).data
     except (ArgumentError, ValueError) as error:
@@ -65,13 +67,13 @@ class Preset:
     data: ImageDataModule
 
     @classmethod
-    def load(cls, name: str) -> Preset:
-        """Read the preset's data from its tokenizer's configuration."""
+    def load(cls, name: str, root: str | None = None) -> Preset:
+        """Read the preset's data from its tokenizer's configuration; its images from another folder if one is given."""
         config = PRESETS / name / "tokenizer.yaml"
         if not config.exists():
             known = ", ".join(sorted(path.parent.name for path in PRESETS.glob("*/tokenizer.yaml")))
             raise CommandError(f"there is no preset {name}: known are {known}")
-        return cls(name, image_data(config))
+        return cls(name, image_data(config, root))
 
     @property
     def has_judge(self) -> bool:

@@ -53,7 +53,10 @@ class Extractor(Protocol):
         """Where the network is; images are brought there."""
 
     def __call__(self, images: Tensor) -> ImageFeatures:
-        """Images uint8 (B, 3, H, W) to their features, in float32 whatever precision is set around the call."""
+        """Images uint8 (B, 3, H, W) to their features, in float32 whatever precision is set around the call.
+
+        The memory layout of the images does not matter; their number in a batch does, in the last bits of float32.
+        """
 
 
 def check_images(images: Tensor, least: int = 1) -> None:

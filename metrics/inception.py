@@ -64,7 +64,7 @@ class Inception:
         """Images uint8 (B, 3, H, W) of any size to pooled features, logits and maps."""
         check_images(images)
         with full_precision(self.device):
-            pooled, logits = self._network(images.to(self.device))
+            pooled, logits = self._network(images.to(self.device).contiguous())
         return ImageFeatures(pooled, logits, self._maps)
 
 

@@ -62,5 +62,5 @@ class Judge:
         """Images uint8 (B, 3, H, W) to pooled features and logits."""
         check_images(images)
         with full_precision(self.device):
-            pooled = self.network.embed(images.to(self.device).float() / 127.5 - 1)
+            pooled = self.network.embed(images.to(self.device).contiguous().float() / 127.5 - 1)
             return ImageFeatures(pooled, self.network.linear(pooled))

@@ -64,5 +64,5 @@ class TeacherExtractor:
         """Images uint8 (B, 3, H, W) to class tokens."""
         check_images(images)
         with full_precision(self.device):
-            inputs = images.to(self.device).float() / 127.5 - 1
+            inputs = images.to(self.device).contiguous().float() / 127.5 - 1
             return ImageFeatures(self.teacher.features(inputs, full_precision=True).cls)

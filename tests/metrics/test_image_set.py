@@ -86,6 +86,7 @@ def test_judge_and_teachers_serve_alike(tmp_path: Path) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             pooled, logits, spatial = extractor(images())
         assert pooled.dtype == torch.float32 and torch.equal(pooled, extractor(images()).pooled)
+        assert torch.equal(pooled, extractor(images().to(memory_format=torch.channels_last)).pooled)
         assert pooled.shape == (24, extractor.num_features) and spatial is None
         assert (None if logits is None else logits.shape[1]) == extractor.num_classes
         assert extractor.sha256 is not None and len(extractor.sha256) == 64

@@ -71,9 +71,7 @@ def test_one_where_the_other_belongs_is_refused_unless_forced(tmp_path: Path) ->
     train = Reference.read(written(tmp_path / "train.npz", replace(PROTOCOL, kind="train")))
     assert validation.require("reconstruction") is None and train.require("generation") is None
     for reference, use in ((validation, "generation"), (train, "reconstruction")):
-        with pytest.raises(
-            ValueError, match=f"{reference.protocol.kind}.npz is of {reference.protocol.kind} images"
-        ):
+        with pytest.raises(ValueError, match=f"{reference.protocol.kind}.npz is of {reference.protocol.kind} images"):
             reference.require(use)
         assert "compares with no published one" in (reference.require(use, forced=True) or "")
     np.savez(tmp_path / "fid.npz", mu=np.zeros(3), sigma=np.eye(3))
