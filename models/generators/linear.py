@@ -20,7 +20,7 @@ def linear(features: Tensor, weight: Tensor) -> Tensor:
     on_cpu = weight.device.type == "cpu" and features.dtype == torch.float32
     if rows not in FEW_ROWS or not on_cpu or torch.is_grad_enabled():
         return functional.linear(features, weight)
-    return torch.mm(weight, features.reshape(rows, -1).T).T.unflatten(0, features.shape[:-1])
+    return torch.mm(weight, features.reshape(rows, -1).T).T.contiguous().unflatten(0, features.shape[:-1])
 
 
 class Linear(nn.Linear):
