@@ -1,5 +1,6 @@
 """What data modules have in common: an order that knows the ranks, and a place in it that checkpoints carry."""
 
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.order import Draw, TrainingOrder
+
+SECONDS_AFTER_SIGTERM = 60
 
 
 class ResumableDataModule(LightningDataModule, ABC):
@@ -56,6 +59,7 @@ class ResumableDataModule(LightningDataModule, ABC):
             sampler=order,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=_leave_signals_to_the_rank,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             # a loader draws a seed for its workers, by default from the global generator that the model uses as well
@@ -141,6 +145,13 @@ class ResumableLoader(DataLoader[Any]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Do nothing: see `state_dict`."""
+
+
+def _leave_signals_to_the_rank(worker: int) -> None:
+    # SLURM signals every process: a worker that died of it would take the rank along, before it has saved. But a rank
+    # that ends may rely on SIGTERM, so that does end a worker, later.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_AFTER_SIGTERM))
 
 
 def _check_same_classes(saved: dict[str, int], current: dict[str, int]) -> None:

@@ -1,5 +1,8 @@
 """Interrupted and resumed is uninterrupted: the same images with the same pixels, batch by batch."""
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -170,3 +173,14 @@ def test_other_classes_are_refused(uninterrupted: tuple[list, Path]) -> None:
     quiet_trainer().validate(
         Diary(), datamodule=data(source=source), ckpt_path=uninterrupted[1] / "step=5.ckpt", verbose=False
     )
+
+
+def test_workers_outlive_the_signals_of_a_cluster() -> None:
+    module = data(num_workers=1)
+    loader = module._loader(range(8), range(8), batch_size=2, collate=list)
+    batches = iter(loader)
+    first = next(batches)
+    for signum in (signal.SIGUSR1, signal.SIGTERM):
+        os.kill(batches._workers[0].pid, signum)
+    time.sleep(0.2)  # a worker that dies makes the main process raise
+    assert [first, *batches] == [[0, 1], [2, 3], [4, 5], [6, 7]]
