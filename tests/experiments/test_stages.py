@@ -53,6 +53,7 @@ def test_equal_stages_are_shared_between_rows() -> None:
         ("stage: stage1\n", "{stage: stage1, overrides: {a.b: 1}}\n", {"stage1", "stage2", "samples"}),
         ("noise: null", "noise: 1", {"stage2", "samples"}),
         ("- {stage: generator", "- stage: stage1\n      - {stage: generator", set()),  # between, and not built upon
+        ("- stage: stage1", "- {stage: generator, recipe: far_large}\n      - stage: stage1", set()),  # the last counts
     ],
 )
 def test_a_digest_covers_what_a_stage_is_built_upon_and_nothing_else(old: str, new: str, changed: set[str]) -> None:
