@@ -7,17 +7,22 @@ EXPERIMENT ?= ssq/table3
 SPLIT     ?= validation
 DATA      ?=
 ARGS      ?=
+LAUNCH    ?= here
 
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 UV     := $(VENV)/bin/uv
 READY  := $(VENV)/.ready
 RUNS   := runs/$(PRESET)
-CONFIG  = --config configs/$(1).yaml --config configs/presets/$(PRESET)/$(2).yaml
+# a job on a cluster sets these: how ranks are started, and what is laid over each recipe
+LAUNCHER ?=
+CLUSTER  ?=
+CONFIG  = --config configs/$(1).yaml --config configs/presets/$(PRESET)/$(2).yaml $(CLUSTER)
 SIZES  := $(if $(filter fsq ifsq ae vae,$(TOKENIZER)),scalar,tokenizer)
 LEVELS := $(if $(filter fsq ifsq,$(TOKENIZER)),$(wildcard configs/presets/$(PRESET)/levels.yaml))
 SIZED   = $(call CONFIG,$(TOKENIZER),$(SIZES)) $(LEVELS:%=--config %)
-FIT    := $(PYTHON) cli.py fit
+CLI    := $(LAUNCHER) $(PYTHON) cli.py
+FIT    := $(CLI) fit
 ROOT   := $(if $(DATA),--data.init_args.source.init_args.root=$(DATA))
 TOKENS := $(RUNS)/tokens/$(TOKENIZER)
 CODES  := $(TOKENS)/validation/manifest.json# the store that is written last
@@ -35,12 +40,14 @@ ARGS_OF = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 JUDGED := $(if $(wildcard configs/presets/$(PRESET)/judge.yaml),--trainer.callbacks.init_args.judge $(RUNS)/teacher/judge.safetensors)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate sweep report probe analysis pictures figure weights reference experiment test lint format benchmark tensorboard clean
+.DELETE_ON_ERROR: # a run that was stopped while it measured its last weights is not finished
+.PHONY: help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate sweep report probe analysis pictures figure weights reference experiment test lint format benchmark tensorboard clean
 
 help: ## Explain every target
 	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=vq|fq_dual|fq_triple|fq_quad|fsq|ifsq|ae|vae]"
 	@echo "            [GENERATOR=stage2|llamagen|far_base|far_large] [DATA=/path] [ARGS='--key value']"
-	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@echo "            [LAUNCH=slurm NODES=2 GPUS=8 PARTITION=name TIME=24:00:00]"
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 # --- environment -----------------------------------------------------------------------------------------------------
 
@@ -57,7 +64,13 @@ lock: $(READY) ## Renew requirements.lock from pyproject.toml
 
 # --- curriculum ------------------------------------------------------------------------------------------------------
 
+ifeq ($(LAUNCH),slurm)
+include scripts/slurm.mk
+else
+
 demo: report ## Teachers, tokenizer, tokens, both stages, 500 samples, their evaluation, a report: no network, no GPU
+
+curriculum: report ## The same stages; with LAUNCH=slurm, a job each, one after the other
 
 ifeq ($(wildcard configs/presets/$(PRESET)/judge.yaml),)
 TEACHERS_HERE :=
@@ -86,7 +99,7 @@ $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json: $(TEACHERS_HERE) configs/$(TOKENIZE
 tokens: $(CODES) ## Write the codes of all images, by TOKENIZER
 
 $(CODES): $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json configs/tokens.yaml configs/presets/$(PRESET)/tokens.yaml | $(READY)
-	$(PYTHON) cli.py predict $(call CONFIG,tokens,tokens) --model.init_args.tokenizer_run $(RUNS)/tokenizer/$(TOKENIZER) --run.stage tokens/$(TOKENIZER) $(ROOT) $(call ARGS_OF,tokens)
+	$(CLI) predict $(call CONFIG,tokens,tokens) --model.init_args.tokenizer_run $(RUNS)/tokenizer/$(TOKENIZER) --run.stage tokens/$(TOKENIZER) $(ROOT) $(call ARGS_OF,tokens)
 	@echo "the codes are in $(TOKENS) (train/, validation/); next: make stage1"
 
 tokens-check: $(CODES) ## Decode a few of the stored codes beside their images, and verify all checksums
@@ -115,7 +128,7 @@ endif
 sample: $(SAMPLED)/samples.npz ## Generate images with GENERATOR: samples.npz and grid.png
 
 $(SAMPLED)/samples.npz: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json configs/sample.yaml configs/presets/$(PRESET)/sample.yaml | $(READY)
-	$(PYTHON) cli.py predict $(call CONFIG,sample,sample) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(TOKENIZER) --run.stage samples/$(notdir $(SAMPLED)) $(call ARGS_OF,sample)
+	$(CLI) predict $(call CONFIG,sample,sample) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(TOKENIZER) --run.stage samples/$(notdir $(SAMPLED)) $(call ARGS_OF,sample)
 	@echo "the samples are in $(@D) (samples.npz, grid.png); next: make evaluate"
 
 evaluate: $(MEASURED) ## Measure SAMPLES=any.npz beside real images and reconstructions
@@ -140,6 +153,8 @@ analysis: tokenizer ## Draw what the subspaces of TOKENIZER have learnt: affinit
 	@touch -r $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json $(RUNS)/.trained
 	$(PYTHON) cli.py validate $(SIZED) --config configs/analysis.yaml $(JUDGED) $(ROOT) $(ARGS)
 	@touch -r $(RUNS)/.trained $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json && rm $(RUNS)/.trained # measured again, not trained
+
+endif
 
 pictures: analysis ## Copy the pictures of the analysis into docs/images
 	for name in affinity subspaces code_map; do cp $(RUNS)/tokenizer/$(TOKENIZER)/$$name.png docs/images/$(PRESET)_$$name.png; done
