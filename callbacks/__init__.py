@@ -4,6 +4,7 @@ from callbacks.affinity_matrix import AffinityMatrix
 from callbacks.code_map import CodeMap
 from callbacks.codebook_usage import CodebookUsage
 from callbacks.ema import EMA
+from callbacks.generation_metrics import GenerationMetrics
 from callbacks.judge_metrics import JudgeMetrics
 from callbacks.perceptual_distance import PerceptualDistance
 from callbacks.psnr_by_class import PSNRByClass
@@ -19,6 +20,7 @@ __all__ = [
     "AffinityMatrix",
     "CodeMap",
     "CodebookUsage",
+    "GenerationMetrics",
     "JudgeMetrics",
     "PSNRByClass",
     "PerceptualDistance",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import platform
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from callbacks.metrics_file import commit
 from datamodules.samples import SamplesFile
 from metrics.extractor import Extractor
 from metrics.frechet import Gaussian, frechet_distance
@@ -21,6 +25,7 @@ from metrics.reference import Reference, Use
 BATCH = 64
 SPLIT = 5000  # images a split of the inception score, as ADM's evaluator has them
 KID_SUBSET = 1000
+PACKAGES = ("torch", "lightning", "torchmetrics", "torch-fidelity")
 Figures = dict[str, dict[str, Any]]  # by name: value, n, extractor and, of a distance, what it is to
 
 
@@ -70,11 +75,9 @@ class Target:
         reference.require_same(extractor, image_size)
         note = reference.require(use, forced)
         rows = None
-        if reference.num_images:
-            images = begin(extractor, reference.num_images, keep_rows=True)
-            for batch in SamplesFile(path).batches(BATCH):
-                images.add(torch.from_numpy(batch.copy()).permute(0, 3, 1, 2))
-            rows = images.compute().rows
+        if reference.num_images:  # every rank measures all of them: no ImageSet, which adds up the ranks
+            batches = SamplesFile(path).batches(BATCH)
+            rows = torch.cat([extractor(torch.from_numpy(b.copy()).permute(0, 3, 1, 2)).pooled.cpu() for b in batches])
         about = {
             "reference": str(path),
             "reference_sha256": reference.sha256,
@@ -139,3 +142,26 @@ def figures_of(
             about = {"deviation": kid.deviation, "subset_size": KID_SUBSET}
             figures[f"{letter}{'kid' if inception else 'kd'}/{name}"] = {"value": kid.mean, **to, **about}
     return figures
+
+
+def record_of(
+    figures: dict[str, Figures], samples: dict[str, Any], extractor: Extractor, target: Target, notes: Sequence[str]
+) -> dict[str, Any]:
+    """The section ``evaluate`` of ``metrics.json``: figures, and all that they depend on.
+
+    Args:
+        figures: by set: ``samples``, and what stands beside them.
+        samples: what they are and how they were made.
+        extractor: the network.
+        target: what the samples were compared with.
+        notes: what a reader should know, in sentences.
+    """
+    return {
+        "figures": figures,
+        "samples": samples,
+        "extractor": {"name": extractor.name, "sha256": extractor.sha256, "resize": extractor.resize},
+        "reference": target.about,
+        "notes": list(notes),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "commit": commit(),
+    }

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from callbacks.generation_figures import Target, figures_of, kind_of
-from callbacks.metrics_file import commit, write_json
+from callbacks.generation_figures import Target, figures_of, kind_of, record_of
+from callbacks.metrics_file import write_json
 from commands.errors import CommandError
 from commands.measuring import Measuring, add_arguments
 from commands.preset import BATCH, LABELLED
@@ -48,7 +46,6 @@ COLUMNS = {
     "kid": ("KID", "{:.5f}"),
     "kd": ("kernel distance", "{:.5f}"),
 }
-PACKAGES = ("torch", "lightning", "torchmetrics", "torch-fidelity")
 
 
 def evaluate(samples: Path, measuring: Measuring, tokenizer_run: Path | None = None) -> dict[str, Any]:
@@ -89,22 +86,15 @@ def evaluate(samples: Path, measuring: Measuring, tokenizer_run: Path | None = N
         notes.append(shortage.replace("images", "samples", 1))
     if file.labels is None and extractor.name == "judge":
         notes.append("the samples have no labels (arr_1), so none can be recognised")
-    return {
-        "figures": figures,
-        "samples": {
-            "path": str(samples),
-            "sha256": digest,
-            "n": len(file),
-            "use": measuring.use,
-            "settings": made.get("settings"),
-            "versions": made.get("versions"),
-        },
-        "extractor": {"name": extractor.name, "sha256": extractor.sha256, "resize": extractor.resize},
-        "reference": target.about,
-        "notes": notes,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "commit": commit(),
+    about = {
+        "path": str(samples),
+        "sha256": digest,
+        "n": len(file),
+        "use": measuring.use,
+        "settings": made.get("settings"),
+        "versions": made.get("versions"),
     }
+    return record_of(figures, about, extractor, target, notes)
 
 
 def _samples(file: SamplesFile) -> Iterator[LABELLED]:

@@ -95,6 +95,10 @@ class LabelDataModule(LightningDataModule):
                 batches.append({"label": labels[index], "index": index})
         return Batches(batches)
 
+    def test_dataloader(self) -> "Batches":
+        """Return the same batches: a test generates what prediction would write."""
+        return self.predict_dataloader()
+
 
 class Batches:
     """Batches that are there already: no DataLoader, whose sampler Lightning would replace, and no list of loaders."""

@@ -76,7 +76,12 @@ class Generator(nn.Module):
                 "the generator anew on this one's codes"
             )
         origin = {
-            "generator": {"run": str(run), "sha256": file_digest(path), "step": checkpoint["global_step"]},
+            "generator": {
+                "run": str(run),
+                "sha256": file_digest(path),
+                "step": checkpoint["global_step"],
+                "averaged": bool(checkpoint.get("callbacks", {}).get("EMA", {}).get("average")),
+            },
             "tokenizer": {"run": str(place), "fingerprint": found},
         }
         return cls(load_generator(path), tokenizer, codebooks, dict(record["class_to_idx"]), origin)

@@ -1,4 +1,4 @@
-"""Sampling from a trained generator by `cli.py predict`, on any number of devices."""
+"""Sampling from a trained generator by `cli.py predict`, and its measurement by `test`, on any number of devices."""
 
 from __future__ import annotations
 
@@ -54,3 +54,7 @@ class SamplingModule(pl.LightningModule):
     def predict_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """Images uint8 (B, H, W, 3) of ``label`` (B,), whose ``index`` (B,) are consecutive."""
         return self.generator.images(batch["label"], self.sampler, self.seed, int(batch["index"][0]))
+
+    def test_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+        """The same images, for ``callbacks.GenerationMetrics`` to measure."""
+        return self.predict_step(batch, batch_index)
