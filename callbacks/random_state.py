@@ -19,6 +19,9 @@ class RandomState(Callback):
     process or, through the checkpoint, in a later one. So neither a resume nor anything between two batches
     (validation, a new epoch's workers, drawing samples) changes what training draws.
 
+    `seed_everything` gives all ranks one seed, so that they build equal weights. From the first step on each draws
+    numbers of its own: with those of another, ranks would drop and disturb the same places of different images.
+
     Data are loaded ahead of the step, hence not covered: they must be a function of (seed, epoch, index).
     """
 
@@ -26,8 +29,10 @@ class RandomState(Callback):
         self._states: dict[str, Any] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the first states, unless the checkpoint has brought some."""
+        """Take the first states, unless the checkpoint has brought some; rank 0 goes on with those it has."""
         if self._states is None:
+            if trainer.global_rank > 0:
+                _seed_for(trainer.global_rank)
             self._states = take_states(pl_module.device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -62,6 +67,13 @@ class RandomState(Callback):
             )
             return
         self._states = states[trainer.global_rank]
+
+
+def _seed_for(rank: int) -> None:
+    seed = int(np.random.SeedSequence((torch.initial_seed(), rank)).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)  # CUDA as well
 
 
 def take_states(device: torch.device) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import seed_everything
 
 from callbacks import random_state
 from callbacks.random_state import KEY, RandomState
@@ -80,6 +81,23 @@ def test_each_rank_gets_its_own_state(monkeypatch: pytest.MonkeyPatch) -> None:
     assert step(again) == expected
     again.on_load_checkpoint(SimpleNamespace(world_size=2, global_rank=0), MODULE, checkpoint)
     assert step(again) != expected
+
+
+def test_ranks_of_one_seed_draw_numbers_of_their_own() -> None:
+    """Or eight ranks would drop the same labels, and put the same noise into the same places."""
+
+    def first_step(rank: int, seed: int) -> list[float]:
+        seed_everything(seed, verbose=False)
+        callback = RandomState()
+        callback.on_fit_start(SimpleNamespace(world_size=3, global_rank=rank), MODULE)
+        return step(callback)
+
+    drawn = [first_step(rank, seed) for rank, seed in ((0, 5), (1, 5), (2, 5), (1, 6))]
+    for numbers in zip(*drawn, strict=True):  # of each generator
+        assert len(set(numbers)) == 4
+    assert first_step(1, 5) == drawn[1]
+    seed_everything(5, verbose=False)
+    assert draws() == drawn[0], "one rank is as a run without ranks"
 
 
 def test_another_number_of_ranks_is_told() -> None:
