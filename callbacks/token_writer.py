@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datamodules.images import ImageDataModule
 from datamodules.sources.base import SPLITS, Split
-from datamodules.token_store import StorePlan
+from datamodules.token_store import StorePlan, check_codes
 from datamodules.token_store_writer import TokenStoreWriter
 
 
@@ -27,7 +27,8 @@ class TokenWriter(BasePredictionWriter):
     Args:
         output: Root of the stores; None takes the run's directory.
         images_per_shard: Images in a shard, all views of each; a multiple of the batch size. A kill loses as many on
-            each rank, and a rank holds their codes in memory: 84 MB for 8,192 images × 10 views × 256 × 2.
+            each rank, and a rank holds their codes in memory: 84 MB for 8,192 images × 10 views × 256 × 2, and three
+            times as much while it writes them.
     """
 
     def __init__(self, output: str | None = None, images_per_shard: int = 8192) -> None:
@@ -101,7 +102,9 @@ class TokenWriter(BasePredictionWriter):
         if batch_idx == 0:  # another split: what limit_predict_batches left of the one before is no whole shard
             self._rows, self._images_seen = [], 0
         assert batch_indices is not None  # the draws, among them those of images that could not be read
-        self._rows.append({name: values.cpu().numpy() for name, values in prediction.items()})
+        rows = {name: values.cpu().numpy() for name, values in prediction.items()}
+        check_codes(rows["codes"], writer.plan.spec, f"a batch for {writer.path}")  # before a narrow type wraps them
+        self._rows.append({**rows, "codes": rows["codes"].astype(writer.plan.dtype)})
         self._images_seen += len(batch_indices)
         _, last = batch_indices[-1]
         shard = last // self.images_per_shard

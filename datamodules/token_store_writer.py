@@ -98,7 +98,7 @@ class TokenStoreWriter:
             raise TokenStoreError(f"shard {shard} of {self.path} is for images {images.start} to {images.stop - 1}")
         check_codes(codes, spec, f"shard {shard} of {self.path}")
         order = np.argsort(indices)
-        flat = np.ascontiguousarray(codes[order].astype(self.plan.dtype)).reshape(-1)
+        flat = np.ascontiguousarray(codes[order].astype(self.plan.dtype, copy=False)).reshape(-1)
         table = pyarrow.table(
             {
                 "index": pyarrow.array(indices[order].astype(np.int64)),

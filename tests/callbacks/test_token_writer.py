@@ -1,15 +1,18 @@
 """Prediction writes a store that neither a kill nor the number of ranks changes."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from callbacks import TokenWriter
 from datamodules import ImageDataModule, Views
-from datamodules.token_store import TokenStore
+from datamodules.token_store import TokenStore, TokenStoreError
+from datamodules.token_store_writer import TokenStoreWriter
 from models.encoding import TokenSpec
 from tests.datamodules.memory import MemorySource, quiet_trainer
 
@@ -127,6 +130,29 @@ def test_two_ranks_write_what_one_writes(whole: Path, tmp_path: Path) -> None:
     """Nine shards on two ranks, and then none that a second attempt would have to write."""
     predict(tmp_path, devices=2, strategy="ddp_spawn")
     assert content(tmp_path) == content(whole)
+
+
+def test_codes_wait_for_their_shard_in_the_type_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard of ImageNet's ten crops is 84 MB of uint16, and four times as much of int64."""
+    write, held = TokenStoreWriter.write, []
+
+    def watched(self: TokenStoreWriter, shard: int, indices: Any, labels: Any, codes: np.ndarray) -> None:
+        held.append(codes.dtype)
+        write(self, shard, indices, labels, codes)
+
+    monkeypatch.setattr(TokenStoreWriter, "write", watched)
+    predict(tmp_path)
+    assert len(held) == 8 and set(held) == {np.dtype(np.uint16)}
+
+
+def test_codes_that_would_fit_only_once_wrapped_are_refused(tmp_path: Path) -> None:
+    class Far(Grey):
+        def predict_step(self, *arguments: Any, **named: Any) -> dict[str, Tensor]:
+            prediction = super().predict_step(*arguments, **named)
+            return {**prediction, "codes": prediction["codes"] + 65536}
+
+    with pytest.raises(TokenStoreError, match=r"train: code 65\d+ in codebook 0, which has codes 0 to 255"):
+        predict(tmp_path, Far())
 
 
 def test_part_of_the_batches_leaves_the_store_unfinished(tmp_path: Path) -> None:
