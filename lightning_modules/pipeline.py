@@ -99,7 +99,7 @@ class Generator(nn.Module):
 
     @torch.inference_mode()
     def images(self, labels: Tensor, sampler: Sampler, seed: int = 0, first_index: int = 0) -> Tensor:
-        """Draw uint8 images (B, H, W, 3) of classes (B,).
+        """Draw uint8 images (B, H, W, 3) of classes (B,); codes are decoded in float32, whatever wrote them.
 
         Row i depends on its class, the sampler, the seed and first_index + i; not on the other rows.
 
@@ -107,7 +107,8 @@ class Generator(nn.Module):
             ValueError: if a class is none of the generator's.
         """
         codes = self.network.generate(labels, sampler, seed=seed, first_index=first_index)
-        return to_uint8(self._decode(codes)).permute(0, 2, 3, 1).contiguous()
+        with torch.autocast(codes.device.type, enabled=False):  # bfloat16 has steps of half a grey level and more
+            return to_uint8(self._decode(codes)).permute(0, 2, 3, 1).contiguous()
 
     def sample(
         self,
@@ -152,8 +153,8 @@ class Generator(nn.Module):
         return self.tokenizer.decode(torch.cat(kept, dim=1))
 
     def _index(self, name: int | str) -> int:
-        if isinstance(name, int):
-            return name
+        if not isinstance(name, str):
+            return int(name)  # numpy's and torch's integers as well
         if name not in self.class_to_idx:
             shown = ", ".join(list(self.class_to_idx)[:10])
             raise ValueError(

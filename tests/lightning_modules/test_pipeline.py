@@ -53,6 +53,21 @@ def test_images_are_those_of_the_generated_codes(generator: Generator) -> None:
     assert ((decoded.clamp(-1, 1) + 1) * 127.5 - images.permute(0, 3, 1, 2)).abs().max() <= 0.51
 
 
+def test_codes_are_decoded_in_float32(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = torch.tensor([1, 2, 3])
+    codes = generator.network.generate(labels, Sampler(), seed=2)
+    expected = generator.images(labels, Sampler(), 2)
+    monkeypatch.setattr(generator.network, "generate", lambda *_, **__: codes)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(generator.images(labels, Sampler(), 2), expected)
+
+
+def test_classes_may_be_any_integers(generator: Generator) -> None:
+    expected = pixels(generator.sample([3, 1]))
+    assert (pixels(generator.sample(np.array([3, 1]))) == expected).all()
+    assert (pixels(generator.sample(torch.tensor([3, 1]))) == expected).all()
+
+
 def test_it_says_where_it_comes_from(generator: Generator, run: Path) -> None:
     assert generator.origin["generator"]["step"] == 7 and len(generator.origin["generator"]["sha256"]) == 64
     assert generator.origin["tokenizer"]["run"].endswith("tokenizer/tiny")
