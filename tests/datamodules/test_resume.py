@@ -184,3 +184,12 @@ def test_workers_outlive_the_signals_of_a_cluster() -> None:
         os.kill(batches._workers[0].pid, signum)
     time.sleep(0.2)  # a worker that dies makes the main process raise
     assert [first, *batches] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_a_killed_worker_is_named() -> None:
+    batches = iter(data(num_workers=1)._loader(range(100), range(100), batch_size=2, collate=list))
+    next(batches)
+    worker = batches._workers[0].pid
+    with pytest.raises(RuntimeError, match=rf"DataLoader worker \(pid\(?s?\)? ?{worker}\)"):
+        os.kill(worker, signal.SIGKILL)
+        list(batches)
