@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -69,6 +70,9 @@ class CommandLine(LightningCLI):
         if config["ckpt_path"]:
             check_drift(Path(config["ckpt_path"]), model, self.subcommand)
         self.record = RunRecord(run.directory, self.subcommand, bool(config["ckpt_path"]), text, model)
+        if torch.cuda.is_available():
+            # TF32 where float32 is trained with; codes and figures ask for float32 itself (models.precision)
+            torch.set_float32_matmul_precision("high" if self.subcommand in ("fit", "validate") else "highest")
 
     def instantiate_classes(self) -> None:
         """Build everything; what a constructor refuses is said in its own words."""

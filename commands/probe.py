@@ -31,7 +31,6 @@ from datamodules.samples import file_digest
 from datamodules.sources.base import Split
 from lightning_modules.linear_probe import LinearProbe
 from lightning_modules.loading import load_tokenizer, read_checkpoint
-from metrics.extractor import full_precision
 from metrics.probes import (
     Accuracy,
     Labelled,
@@ -43,6 +42,7 @@ from metrics.probes import (
     pool,
     standardise,
 )
+from models.precision import full_precision
 from models.tokenizers import Tokenizer
 
 Vectors = Literal["before", "after"]

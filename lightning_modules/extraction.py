@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import lightning.pytorch as pl
-import torch
 from torch import Tensor
 
 from lightning_modules.guards import check_has_codes
 from lightning_modules.loading import load_tokenizer
 from models.encoding import TokenSpec
 from models.fingerprint import fingerprint
+from models.precision import full_precision
 
 
 class ExtractionModule(pl.LightningModule):
@@ -51,8 +51,7 @@ class ExtractionModule(pl.LightningModule):
         """Images (B, V, 3, H, W) to ``codes`` (B, V, k, N) with their ``label`` and ``index``."""
         images = batch["image"]
         views = images.shape[1]
-        # cuDNN's convolutions would otherwise use TF32, with 10 bits of mantissa
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with full_precision(images.device):
             codes = self.tokenizer.encode(images.flatten(0, 1)).codes
         assert codes is not None
         return {"codes": codes.unflatten(0, (-1, views)), "label": batch["label"], "index": batch["index"]}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from losses.base import TokenizerStep
+from models.ranks import mean_over_ranks
 
 Form = Literal["hinge", "vanilla", "non_saturating"]
 
@@ -18,7 +19,8 @@ class Adversarial(nn.Module):
     """Generator and discriminator losses of one discriminator.
 
     ``weight`` multiplies both losses, as in LlamaGen. Before ``start_step`` neither network sees the other: the
-    discriminator is not run at all; released code runs it with weight 0, which moves no weight.
+    discriminator is not run at all; released code runs it with weight 0, which moves no weight. Batch norm in the
+    discriminator looks at each rank's own batch, unless the trainer's ``sync_batchnorm`` is on (GPUs only).
 
     Args:
         discriminator: images to logits.
@@ -26,7 +28,8 @@ class Adversarial(nn.Module):
             non_saturating (cross-entropy for both).
         start_step: updates before which the block is off.
         weight: factor of both losses.
-        adaptive: scale the generator's part by ‖∇ reconstruction‖ / ‖∇ adversarial‖ at the decoder's last layer.
+        adaptive: scale the generator's part by ‖∇ reconstruction‖ / ‖∇ adversarial‖ at the decoder's last layer, both
+            gradients being those of all ranks together.
     """
 
     def __init__(
@@ -81,8 +84,14 @@ def discriminator_loss(real: Tensor, fake: Tensor, form: Form) -> Tensor:
 
 
 def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: nn.Parameter) -> Tensor:
-    """λ = ‖∇ L_rec‖ / (‖∇ L_adv‖ + 1e-4) at the last layer, at most 1e4, no gradient (VQGAN eq. 7)."""
-    reconstruction_gradient = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)[0].float()
-    adversarial_gradient = torch.autograd.grad(adversarial_loss, last_layer, retain_graph=True)[0].float()
+    """λ = ‖∇ L_rec‖ / (‖∇ L_adv‖ + 1e-4) at the last layer, at most 1e4, no gradient (VQGAN eq. 7).
+
+    The gradients are averaged over ranks, as those are that DDP applies: norms of each rank's own would be larger.
+    """
+    gradients = [
+        torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float()
+        for loss in (reconstruction_loss, adversarial_loss)
+    ]
+    reconstruction_gradient, adversarial_gradient = mean_over_ranks(torch.stack(gradients))
     ratio = reconstruction_gradient.norm() / (adversarial_gradient.norm() + 1e-4)
     return ratio.clamp(0.0, 1e4).detach()

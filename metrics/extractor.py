@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import torch
@@ -76,15 +74,3 @@ def check_images(images: Tensor, least: int = 1) -> None:
         raise ValueError(f"images have the shape {tuple(images.shape)}, and metrics want (B, 3, H, W)")
     if min(images.shape[2:]) < least:
         raise ValueError(f"images of {images.shape[2]} × {images.shape[3]} px: the network needs {least} px a side")
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Float32 as it is: no autocast, and no TF32, whose 10 bits of mantissa cuDNN takes by default."""
-    matmul = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-from metrics.extractor import ImageFeatures, check_images, full_precision
+from metrics.extractor import ImageFeatures, check_images
+from models.precision import full_precision
 from models.weights import file_sha256, load_state
 
 URL = URL_INCEPTION_V3

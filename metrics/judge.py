@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from metrics.extractor import ImageFeatures, check_images, full_precision
+from metrics.extractor import ImageFeatures, check_images
 from models.classifier import SmallClassifier
+from models.precision import full_precision
 from models.weights import file_sha256
 
 

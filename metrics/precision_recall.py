@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metrics.extractor import full_precision
+from models.precision import full_precision
 
 
 class PrecisionRecall(NamedTuple):

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from metrics.extractor import ImageFeatures, check_images, full_precision
+from metrics.extractor import ImageFeatures, check_images
+from models.precision import full_precision
 from models.teachers import WEIGHTS, Teacher
 from models.weights import file_sha256
 

@@ -32,6 +32,7 @@ class FactorizedQuantizer(Quantizer):
         entropy_weight: weight of each codebook's entropy term.
         entropy_temperature: its τ.
         max_matrix_elements: the most entries of a codebook's (positions × K) matrix ever held at once.
+        entropy_gather: take the entropy term's mean use of codes over all ranks, not over each one's own batch.
 
     Losses of the k codebooks are summed, not averaged, as released.
     """
@@ -51,6 +52,7 @@ class FactorizedQuantizer(Quantizer):
         entropy_temperature: float = 0.01,
         max_matrix_elements: int = 2**24,
         codebook_weight: float = 1.0,
+        entropy_gather: bool = False,
     ) -> None:
         if num_codebooks < 1:
             raise ValueError(f"num_codebooks must be at least 1, got {num_codebooks}")
@@ -74,6 +76,7 @@ class FactorizedQuantizer(Quantizer):
                 entropy_temperature,
                 max_matrix_elements=max_matrix_elements,
                 codebook_weight=codebook_weight,
+                entropy_gather=entropy_gather,
             )
             for _ in range(num_codebooks)
         )

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from models.precision import full_precision
+from models.ranks import mean_over_ranks
+
 
 class VectorQuantization(NamedTuple):
     """Result of one codebook over a map of h·w positions."""
@@ -29,8 +32,8 @@ class VectorQuantizer(nn.Module):
     """Nearest code of one codebook, in float32 whatever the trainer's precision.
 
     Losses are means over all B·h·w·d entries, as released: codebook ‖z_q − sg z‖², commitment β‖sg z_q − z‖², and
-    entropy λ(E[H(p)] − H(E[p])) of p = softmax(−distance / τ), over the local batch only (each rank its own). One of
-    weight 0 is not computed.
+    entropy λ(E[H(p)] − H(E[p])) of p = softmax(−distance / τ). One of weight 0 is not computed. H(E[p]) looks at the
+    whole batch: as released at that of its own rank, with ``entropy_gather`` at those of all ranks together.
 
     Args:
         codebook_size: K.
@@ -41,6 +44,7 @@ class VectorQuantizer(nn.Module):
         entropy_temperature: τ.
         normalize: compare on the unit sphere, and return unit codes.
         max_matrix_elements: the most entries of the (positions × K) matrix ever held at once.
+        entropy_gather: take E[p] over all ranks, whose batches must be equally large; two ranks are then one batch.
     """
 
     def __init__(
@@ -53,8 +57,10 @@ class VectorQuantizer(nn.Module):
         normalize: bool = True,
         max_matrix_elements: int = 2**24,
         codebook_weight: float = 1.0,
+        entropy_gather: bool = False,
     ) -> None:
         super().__init__()
+        self.entropy_gather = entropy_gather
         self.codebook_weight = codebook_weight
         self.codebook_size = codebook_size
         self.commitment_weight = commitment_weight
@@ -77,7 +83,7 @@ class VectorQuantizer(nn.Module):
     def forward(self, latents: Tensor) -> VectorQuantization:
         """Latents (B, d, h, w) to their codes, quantized vectors and losses."""
         grid = latents.shape[2:]
-        with torch.autocast(latents.device.type, enabled=False):
+        with full_precision(latents.device):
             flat = latents.float().permute(0, 2, 3, 1).flatten(0, 2)
             if self.normalize:
                 flat = functional.normalize(flat, dim=-1)
@@ -105,7 +111,9 @@ class VectorQuantizer(nn.Module):
         if self.commitment_weight > 0:
             losses["commitment"] = self.commitment_weight * functional.mse_loss(flat, vectors.detach())
         if self.entropy_weight > 0:
-            entropy = entropy_gap(flat, codebook, self.entropy_temperature, self.max_matrix_elements)
+            entropy = entropy_gap(
+                flat, codebook, self.entropy_temperature, self.max_matrix_elements, self.entropy_gather
+            )
             losses["entropy"] = self.entropy_weight * entropy
         return losses
 
@@ -121,8 +129,12 @@ def nearest_codes(rows: Tensor, codebook: Tensor, max_matrix_elements: int) -> T
     return torch.cat([torch.addmm(half_norms, chunk, codebook.T, beta=-1).argmax(-1) for chunk in chunks])
 
 
-def entropy_gap(rows: Tensor, codebook: Tensor, temperature: float, max_matrix_elements: int) -> Tensor:
+def entropy_gap(
+    rows: Tensor, codebook: Tensor, temperature: float, max_matrix_elements: int, gather: bool = False
+) -> Tensor:
     """E[H(p)] − H(E[p]) of p = softmax(−‖z − e‖² / τ): low when each row is sure and all codes are used.
+
+    With ``gather``, E[p] is that of all ranks' rows; averaged over ranks, value and gradients are those of one batch.
 
     Chunks are computed again in backward, so the (n × K) probabilities are never held whole. Logarithms of the mean
     carry the released 1e-5. Source: entropy term of MAGVIT-v2 (arXiv 2310.05737) as in LlamaGen's quantizer.
@@ -136,6 +148,8 @@ def entropy_gap(rows: Tensor, codebook: Tensor, temperature: float, max_matrix_e
         entropy_sum = entropy_sum + chunk_entropy
         probability_sum = probability_sum + chunk_probability
     mean_probability = probability_sum / rows.shape[0]
+    if gather:  # all ranks' value, and this one's gradient: DDP takes the mean of those
+        mean_probability = mean_probability + (mean_over_ranks(mean_probability) - mean_probability.detach())
     return entropy_sum / rows.shape[0] + (mean_probability * (mean_probability + 1e-5).log()).sum()
 
 
