@@ -41,7 +41,7 @@ JUDGED := $(if $(wildcard configs/presets/$(PRESET)/judge.yaml),--trainer.callba
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR: # a run that was stopped while it measured its last weights is not finished
-.PHONY: help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate sweep report probe analysis pictures figure weights reference experiment test lint format benchmark tensorboard clean
+.PHONY: help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate sweep report probe analysis pictures figure weights reference experiment consolidate test lint format benchmark tensorboard clean
 
 help: ## Explain every target
 	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=vq|fq_dual|fq_triple|fq_quad|fsq|ifsq|ae|vae]"
@@ -168,6 +168,9 @@ weights: $(READY) ## Fetch the published weights (VGG-16 for LPIPS, Inception, a
 
 reference: $(TEACHERS_HERE) | $(READY) ## Measure the real images of SPLIT=validation (for rFID) or train (for gFID)
 	$(PYTHON) -m commands.reference --preset $(PRESET) --split $(SPLIT) $(DATA:%=--data %) $(ARGS)
+
+consolidate: | $(READY) ## Make one file (whole.ckpt) of the sharded checkpoint of RUN=runs/…, by default GENERATOR's
+	$(PYTHON) -m commands.consolidate $(or $(RUN),$(RUNS)/$(GENERATOR)/$(TOKENIZER))
 
 experiment: teacher | $(READY) ## Run EXPERIMENT (ssq/table3, ifsq/fig3 …) on PRESET; ARGS='--seeds 3'
 	$(PYTHON) -m experiments run $(EXPERIMENT) --preset $(PRESET) $(ARGS)

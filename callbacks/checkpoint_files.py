@@ -68,6 +68,8 @@ def move(path: Path, target: Path) -> None:
     """Put a checkpoint in the place of another one."""
     if target.is_dir():  # nothing can be renamed over a directory that is not empty
         shutil.rmtree(target)
+    elif path.is_dir():  # nor a directory over a file
+        target.unlink(missing_ok=True)
     path.replace(target)
 
 

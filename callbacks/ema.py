@@ -10,12 +10,15 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from models.sharding import placed_like, whole
+
 
 class EMA(pl.Callback):
     """Keeps a float32 average of the parameters of some sub-modules; buffers are copied, not averaged.
 
     Validation, test and prediction run with the average. The decay warms up as (1 + n) / (10 + n) over its n updates.
-    Averages are in the callback's own checkpoint state; the module's state dict keeps the raw weights.
+    Averages are in the callback's own checkpoint state; the module's state dict keeps the raw weights. Those of sharded
+    weights are in pieces like them, and whole in a checkpoint.
 
     Args:
         modules: dotted names below the LightningModule, e.g. ``tokenizer``.
@@ -33,8 +36,9 @@ class EMA(pl.Callback):
         self._raw: dict[str, Tensor] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Averages and their count."""
-        return {"updates": self.updates, "average": self._average}
+        """Averages and their count; every rank must call it for weights that are in pieces."""
+        average = {name: whole(tensor).cpu() for name, tensor in self._average.items()}
+        return {"updates": self.updates, "average": average}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore averages and their count; they move to their device at the next use."""
@@ -43,16 +47,17 @@ class EMA(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin from the current weights, unless a checkpoint brought averages."""
-        tensors = self._tensors(pl_module)
         if not self._average:
+            tensors = self._tensors(pl_module)
             self._average = {name: _as_float32(tensor).clone() for name, tensor in tensors.items()}
-        if missing := tensors.keys() ^ self._average.keys():
-            raise RuntimeError(f"EMA in the checkpoint covers other weights than {self.modules}: {sorted(missing)[:3]}")
-        self._average = {name: self._average[name].to(tensor.device) for name, tensor in tensors.items()}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the step a resumed run starts from; Lightning restores it only after on_fit_start."""
+        """Note the step a resumed run starts from; Lightning restores it, and sharded runs' averages, only now."""
         self._last_step = trainer.global_step
+        tensors = self._tensors(pl_module)
+        if missing := tensors.keys() ^ self._average.keys():
+            raise RuntimeError(f"EMA in the checkpoint covers other weights than {self.modules}: {sorted(missing)[:3]}")
+        self._average = {name: placed_like(self._average[name], tensor) for name, tensor in tensors.items()}
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
@@ -103,7 +108,7 @@ class EMA(pl.Callback):
         tensors = self._tensors(pl_module)
         self._raw = {name: tensor.clone() for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
-            tensor.copy_(self._average[name])
+            tensor.copy_(placed_like(self._average[name], tensor))
 
     @torch.no_grad()
     def _swap_out(self, pl_module: pl.LightningModule) -> None:

@@ -9,16 +9,19 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
-from lightning_modules.guards import NonFiniteGuard, check_precision
+from lightning_modules.guards import NonFiniteGuard, check_generator_strategy, check_precision
 from lightning_modules.lineage import KEY, TokensRead, begin_from, check_same_codes, record_in, write_lineage
+from lightning_modules.loading import read_metadata
 from lightning_modules.optimization import OptimizerConfig, gradient_norm
 from models.encoding import TokenSpec
 from models.generators.autoregressive import AutoregressiveGenerator
 from models.generators.heads import Head
 from models.generators.noise import SubTokenNoise
 from models.generators.transformer import TrunkConfig
+from models.sharding import shard
 
 
 class AutoregressiveModule(pl.LightningModule):
@@ -71,14 +74,15 @@ class AutoregressiveModule(pl.LightningModule):
         self._losses: dict[str, Tensor] = {}
 
     def configure_model(self) -> None:
-        """Build the generator for the codes of the store.
+        """Build the generator for the codes of the store; under ModelParallelStrategy (FSDP2), in pieces.
 
         Raises:
-            ValueError: if the data are no token store, or the precision is fp16.
+            ValueError: if the data are no token store, the precision is fp16, or the strategy cannot train it.
         """
         if self.generator is not None:
             return
         check_precision(self.trainer)
+        check_generator_strategy(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         if not hasattr(data, "tokenizer_fingerprint"):
             raise ValueError(
@@ -93,6 +97,20 @@ class AutoregressiveModule(pl.LightningModule):
             "class_to_idx": dict(data.class_to_idx),
             "lineage": None,
         }
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            self._begin_in_pieces()
+
+    def _begin_in_pieces(self) -> None:
+        """Do what needs whole weights, and cut them up; their checkpoint is read only when the optimizer is there."""
+        assert self.generator is not None
+        path = self.trainer.ckpt_path
+        if path is not None:
+            self._record = record_in(read_metadata(Path(path)), Path(path))
+        elif self.trainer.state.fn == "fit":
+            self._record["lineage"] = begin_from(self.init_from, self.generator, self._tokens)
+        compute = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+        assert self.device_mesh is not None
+        shard(self.generator, self.device_mesh["data_parallel"], compute)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the lineage of the run.
@@ -181,9 +199,10 @@ class AutoregressiveModule(pl.LightningModule):
         sums = self.trainer.strategy.reduce(self._nats.float().to(self.device), reduce_op="sum")
         per_code = sums[:-1] / sums[-1]
         for index, value in enumerate(per_code):
-            self.log(f"{stage}/nll/{index}", value)
-        self.log(f"{stage}/nll", per_code.mean(), prog_bar=True)
-        self.log(f"{stage}/bits_per_image", per_code.sum() * self.spec.num_positions / math.log(2))
+            self.log(f"{stage}/nll/{index}", value, sync_dist=True)  # equal on all ranks; Lightning would warn
+        self.log(f"{stage}/nll", per_code.mean(), prog_bar=True, sync_dist=True)
+        bits = per_code.sum() * self.spec.num_positions / math.log(2)
+        self.log(f"{stage}/bits_per_image", bits, sync_dist=True)
 
     test_step = validation_step
     on_test_epoch_start = on_validation_epoch_start

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 from models.tokenizers import Tokenizer
@@ -65,7 +66,7 @@ def check_manual_trainer(trainer: pl.Trainer) -> None:
     """Refuse trainer settings that manual optimization cannot honour, naming what stands in for them.
 
     Raises:
-        ValueError: on accumulate_grad_batches, gradient_clip_val, fp16, bf16-true, or FSDP version 1.
+        ValueError: on accumulate_grad_batches, gradient_clip_val, fp16, bf16-true, or FSDP of either version.
     """
     for flag, value, neutral, ours in (
         ("accumulate_grad_batches", trainer.accumulate_grad_batches, 1, "accumulate_steps"),
@@ -84,7 +85,52 @@ def check_manual_trainer(trainer: pl.Trainer) -> None:
     if isinstance(trainer.strategy, FSDPStrategy):
         raise ValueError(
             "trainer.strategy is FSDP version 1, which cannot step two optimizers by hand: "
-            "use ddp_find_unused_parameters_true"
+            "use ddp_find_unused_parameters_true (configs/cluster/ddp.yaml)"
+        )
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        raise ValueError(
+            "trainer.strategy is ModelParallelStrategy (FSDP version 2), which is for generators: a tokenizer is not "
+            "sharded, use ddp_find_unused_parameters_true (configs/cluster/ddp.yaml)"
+        )
+
+
+def check_takes_turns(trainer: pl.Trainer) -> None:
+    """Refuse to fit networks that take turns under a DDP that waits for the gradients of all of them.
+
+    Raises:
+        ValueError: if DDP does not look for unused parameters; it would fail in the second step.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters"):
+        raise ValueError(
+            "trainer.strategy is ddp, which waits for gradients of all weights, and autoencoder and discriminator take "
+            "turns: use ddp_find_unused_parameters_true (configs/cluster/ddp.yaml)"
+        )
+
+
+def check_generator_strategy(trainer: pl.Trainer) -> None:
+    """Refuse what would train a generator wrongly.
+
+    Raises:
+        ValueError: on FSDP version 1, tensor parallelism, and a sharded run that would go on from an unsharded one.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy, FSDPStrategy):
+        raise ValueError(
+            "trainer.strategy is FSDP version 1, which cannot clip the norm of gradients and adds them up in bfloat16: "
+            "use ModelParallelStrategy (configs/cluster/fsdp.yaml) or ddp"
+        )
+    if not isinstance(strategy, ModelParallelStrategy):
+        return
+    if strategy.device_mesh["tensor_parallel"].size() != 1:
+        raise ValueError(
+            "trainer.strategy has a tensor_parallel_size above 1, and a generator is sharded over data alone: set "
+            "tensor_parallel_size to 1 and data_parallel_size to devices times nodes"
+        )
+    if trainer.state.fn == "fit" and trainer.ckpt_path is not None and not Path(trainer.ckpt_path).is_dir():
+        raise ValueError(
+            f"{trainer.ckpt_path} is of a run that was not sharded, and Lightning would hand its optimizer's moments "
+            "to other weights: go on with the strategy it began with, or begin another run with its weights (init_from)"
         )
 
 

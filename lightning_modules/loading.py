@@ -16,6 +16,8 @@ from models.tokenizers import Tokenizer
 if TYPE_CHECKING:
     from models.generators.autoregressive import AutoregressiveGenerator
 
+WHOLE = "whole.ckpt"  # what commands.consolidate makes of a sharded checkpoint
+SHARDED = "meta.pt"  # Lightning writes it into a sharded checkpoint, which is a directory
 MODEL_CONFIG = "model_config"  # the key under which callbacks.run_record keeps the model section
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -71,22 +73,38 @@ def load_generator(run: str | Path) -> AutoregressiveGenerator:
 def read_checkpoint(run: str | Path) -> tuple[dict[str, Any], Path]:
     """The last checkpoint of a run (or the one named), its tensors memory-mapped, and its path.
 
+    Of a sharded one it is the file that ``make consolidate`` has made of it.
+
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is sharded or unreadable.
+        ValueError: if it is sharded and no such file is there, or unreadable.
     """
     path = Path(run)
-    if path.is_dir() and not (path / "meta.pt").exists():
+    if path.is_dir() and not (path / SHARDED).exists():
         path = path / "checkpoints" / "last.ckpt"
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint {path}: train this run first, or name the run that you mean")
-    if path.is_dir():
+    if not path.is_dir():
+        return read_metadata(path), path
+    file = path.with_name(WHOLE)
+    checkpoint = read_metadata(file) if file.exists() else {}
+    if checkpoint.get("global_step") != read_metadata(path)["global_step"]:
         raise ValueError(
-            f"{path} is a sharded checkpoint: make one file of it by "
-            f"`python -m lightning.pytorch.utilities.consolidate_checkpoint {path}`, and name that file"
+            f"{path} is a sharded checkpoint, and {file} is {'of another step' if checkpoint else 'not there'}: make "
+            f"one file of it by `python -m commands.consolidate {path}` (make consolidate RUN={path.parent.parent})"
         )
+    return checkpoint, file
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What a checkpoint file holds, tensors memory-mapped; of a sharded one all but weights and optimizers.
+
+    Raises:
+        ValueError: if it is unreadable.
+    """
     try:
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=True), path
+        file = path / SHARDED if path.is_dir() else path
+        return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0][:200]})") from error
 

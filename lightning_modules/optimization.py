@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from models.sharding import whole
+
 
 @dataclass
 class OptimizerConfig:
@@ -76,6 +78,6 @@ class OptimizerConfig:
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """ℓ2 norm of all gradients together, float32 scalar."""
+    """ℓ2 norm of all gradients together, float32 scalar; every rank must call it for weights that are in pieces."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
+    return whole(torch.nn.utils.get_total_norm(gradients))

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.guards import NonFiniteGuard, check_has_codes, check_manual_trainer
+from lightning_modules.guards import NonFiniteGuard, check_has_codes, check_manual_trainer, check_takes_turns
 from lightning_modules.optimization import OptimizerConfig, gradient_norm
 from losses import TokenizerObjective, TokenizerStep
 from models.encoding import Encoding
@@ -58,6 +58,8 @@ class TokenizerModule(pl.LightningModule):
     def configure_callbacks(self) -> list[pl.Callback]:
         """Refuse a trainer this module cannot obey; Lightning's own refusal, later, names no remedy."""
         check_manual_trainer(self.trainer)
+        if self.trainer.state.fn == "fit":
+            check_takes_turns(self.trainer)
         return []
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:

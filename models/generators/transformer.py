@@ -232,15 +232,29 @@ class Block(nn.Module):
 
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
+        self.checkpointing = config.checkpointing
         self.attention_norm = RMSNorm(config.dim)
         self.attention = Attention(config.dim, config.num_heads, config.resid_dropout)
         self.ffn_norm = RMSNorm(config.dim)
         self.feed_forward = FeedForward(config.dim, config.ffn_multiple, config.ffn_dropout)
 
-    def forward(
+    def forward(self, features: Tensor, rotary: RotaryTable) -> Tensor:
+        """A whole sequence (B, n, dim) to the same shape."""
+        if self.checkpointing and torch.is_grad_enabled():
+            # inside of what is compiled and sharded, so that backward computes again what both have made of it
+            return cast(Tensor, checkpoint(self._compute, features, rotary, use_reentrant=False))
+        return self._compute(features, rotary)
+
+    def step(self, features: Tensor, rotary: RotaryTable, start: int, cache: KVCache, block: int) -> Tensor:
+        """(B, n, dim) from position ``start`` to the same shape; as block number ``block`` of a cache.
+
+        Never compiled: that would be done again for every length.
+        """
+        return self._compute(features, rotary, start, cache, block)
+
+    def _compute(
         self, features: Tensor, rotary: RotaryTable, start: int = 0, cache: KVCache | None = None, block: int = 0
     ) -> Tensor:
-        """(B, n, dim) to the same shape."""
         features = features + self.attention(self.attention_norm(features), rotary, start, cache, block)
         return features + self.feed_forward(self.ffn_norm(features))
 
@@ -267,18 +281,14 @@ class BlockStack(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, n ≤ capacity, dim) to the same shape; position t sees positions up to t."""
         for block in self.blocks:
-            if self.config.checkpointing and torch.is_grad_enabled():
-                features = cast(Tensor, checkpoint(block, features, self.rotary, use_reentrant=False))
-            else:
-                features = block(features, self.rotary)
+            features = block(features, self.rotary)
         return features
 
     @torch.no_grad()
     def step(self, features: Tensor, position: int, cache: KVCache) -> Tensor:
         """(B, n, dim) at ``position`` and after, the cache holding what came before; same shape, no gradients."""
         for index, block in enumerate(self.blocks):
-            # past __call__: a compiled block would be compiled again for every length
-            features = cast(Block, block).forward(features, self.rotary, position, cache, index)
+            features = cast(Block, block).step(features, self.rotary, position, cache, index)
         return features
 
     def new_cache(self, batch: int) -> KVCache:
