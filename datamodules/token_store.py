@@ -186,13 +186,20 @@ class TokenStore:
 
     def _map(self) -> None:
         from datasets import Dataset
+        from pyarrow import ArrowInvalid
 
         shape = (-1, self.num_views, self.spec.num_codebooks, self.spec.num_positions)
         self._chunks: list[np.ndarray] = []
         labels: list[np.ndarray] = []
         indices: list[np.ndarray] = []
         for shard in self.shards:
-            table = Dataset.from_file(str(self.path / shard.file), in_memory=False).data
+            try:
+                table = Dataset.from_file(str(self.path / shard.file), in_memory=False).data
+            except ArrowInvalid as error:
+                raise TokenStoreError(
+                    f"{self.path / shard.file} is damaged, though of the size that {MANIFEST} says ({error}): write "
+                    "the store again"
+                ) from error
             for chunk in table.column("codes").chunks:
                 self._chunks.append(chunk.flatten().to_numpy(zero_copy_only=True).reshape(shape))
             labels.append(table.column("label").to_numpy())

@@ -205,6 +205,10 @@ def test_damage_is_named(tmp_path: Path) -> None:
     TokenStore.open(path)  # cheap: sizes only
     with pytest.raises(TokenStoreError, match="shard_00001.arrow has the SHA-256 .*, and manifest.json says .*again"):
         TokenStore.open(path, verify=True)
+    shard.write_bytes(whole[:-1] + b"\1")  # the mark at the end
+    with pytest.raises(TokenStoreError, match="shard_00001.arrow is damaged, though of the size that manifest.json"):
+        TokenStore.open(path)
+    assert not TokenStoreWriter(path, plan_of("train")).whole(), "it is written anew"
     shard.write_bytes(whole[:-8])
     with pytest.raises(TokenStoreError, match=f"has {len(whole) - 8} bytes, and manifest.json says {len(whole)}"):
         TokenStore.open(path)
