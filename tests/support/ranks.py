@@ -1,5 +1,7 @@
 """Several ranks on one machine, over gloo."""
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,15 +10,25 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+SECONDS = 240  # ranks that wait for one another for good fail the test
+
 
 def run_on_ranks(function: Callable[[int], Any], directory: Path, world_size: int = 2) -> list[Any]:
-    """What ``function(rank)`` returns on each rank; it must be importable, as every rank is a new process."""
+    """What ``function(rank)`` returns on each rank; it must be importable, as every rank is a new process.
+
+    The working directory is ``directory``, and a Trainer finds the ranks as torchrun would have started them.
+    """
     mp.spawn(_rank, args=(function, directory, world_size), nprocs=world_size)
     return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 
 def _rank(rank: int, function: Callable[[int], Any], directory: Path, world_size: int) -> None:
+    signal.alarm(SECONDS)
+    os.chdir(directory)
     torch.set_num_threads(1)
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    os.environ.update(TORCHELASTIC_RUN_ID="test", GROUP_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     dist.init_process_group("gloo", init_method=f"file://{directory / 'meeting'}", rank=rank, world_size=world_size)
     torch.save(function(rank), directory / f"{rank}.pt")
     dist.destroy_process_group()
