@@ -20,10 +20,12 @@ TINY = (
 )
 
 
-def write_digit_codes(root: Path, spec: TokenSpec = SPEC, num_classes: int = 10, **changes: Any) -> Path:
+def write_digit_codes(
+    root: Path, spec: TokenSpec = SPEC, num_classes: int = 10, validation: int = 10, **changes: Any
+) -> Path:
     """Train and validation stores of 22 and 10 images, each code its class or the number after it."""
     classes = {str(index): index for index in range(num_classes)}
-    for split, count in (("train", 22), ("validation", 10)):
+    for split, count in (("train", 22), ("validation", validation)):
         plan = plan_of(split, count, spec=spec, class_to_idx=classes, **changes)
         writer = TokenStoreWriter(root / split, plan)
         writer.begin()

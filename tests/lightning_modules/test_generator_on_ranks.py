@@ -1,0 +1,215 @@
+"""Two ranks with batches of b train a generator as one rank with batches of 2b does, each with all of it or a half."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from torch.distributed.device_mesh import init_device_mesh
+
+import cli
+from callbacks.checkpoint_files import copy
+from commands.consolidate import consolidate, main
+from lightning_modules.guards import check_generator_strategy
+from lightning_modules.loading import load_generator, read_checkpoint
+from lightning_modules.optimization import gradient_norm
+from models.generators.sampling import Sampler
+from models.sharding import placed_like, shard, whole
+from tests.support.commands import exit_code
+from tests.support.conditioned import conditioned
+from tests.support.generator_recipes import tiny, write_digit_codes
+from tests.support.generators import TRUNK, random_codes, small_generator
+from tests.support.ranks import run_on_ranks
+from tests.support.recipes import CONFIGS
+
+STEPS = ("2", "3")  # each run is stopped after the second step, and goes on
+EQUAL = (
+    *(part for name in ("resid", "ffn", "token", "class") for part in (f"--model.init_args.trunk.{name}_dropout", "0")),
+    *("--model.init_args.noise.init_args.probability", "0", "--trainer.val_check_interval", "1"),
+    *("--model.init_args.optimizer.learning_rate", "0.3", "--model.init_args.optimizer.schedule", "constant"),
+    *("--model.init_args.carried_learning_rate", "0.1", "--trainer.accelerator", "cpu"),
+)
+SHARDED = ("--trainer.strategy.init_args.data_parallel_size", "2", "--model.init_args.trunk.compile", "false")
+
+
+def fit(stage: str, steps: str, *arguments: str) -> None:
+    sys.argv = ["cli.py"]
+    with conditioned():
+        recipe = tiny("stage2", Path("codes"))
+        cli.main(["fit", *recipe, *EQUAL, *arguments, "--run.stage", stage, "--trainer.max_steps", steps])
+
+
+def begin(stage1: str = "runs/digits/stage1/fq_dual") -> tuple[str, str]:
+    return "--model.init_args.init_from", stage1
+
+
+def two_ranks(rank: int) -> None:
+    for stage, options in (("ddp", ()), ("fsdp", SHARDED)):
+        overlay = ("--config", str(CONFIGS / f"cluster/{stage}.yaml"), "--trainer.devices", "2", *options)
+        for steps in STEPS:
+            fit(stage, steps, *begin(), *overlay)
+
+
+def checkpoint_of(stage: str) -> dict:
+    return read_checkpoint(f"runs/digits/{stage}")[0]
+
+
+def assert_alike(found: dict, expected: dict) -> None:
+    """Weights, averages and moments."""
+    average = [state["callbacks"]["EMA"]["average"] for state in (found, expected)]
+    for one, other in ((found["state_dict"], expected["state_dict"]), average):
+        assert one.keys() == other.keys()
+        for name, value in other.items():
+            torch.testing.assert_close(one[name], value, rtol=1e-4, atol=1e-6, msg=name)
+    (mine,), (theirs,) = found["optimizer_states"], expected["optimizer_states"]
+    assert [group["params"] for group in mine["param_groups"]] == [group["params"] for group in theirs["param_groups"]]
+    assert [group["lr"] for group in mine["param_groups"]] == [group["lr"] for group in theirs["param_groups"]]
+    for number, state in theirs["state"].items():
+        for name, value in state.items():
+            torch.testing.assert_close(mine["state"][number][name], value, rtol=1e-3, atol=1e-7, msg=f"{number} {name}")
+
+
+@pytest.mark.slow
+def test_two_ranks_are_one_of_twice_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Also stopped and gone on with; the sharded one becomes one file, and goes on on one device."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["cli.py"])
+    write_digit_codes(tmp_path / "codes", validation=11)
+    one_code = ("--data.init_args.codebooks", "[1]")
+    assert exit_code("fit", *tiny("stage1", Path("codes")), *one_code, "--trainer.max_steps", "1") == 0
+    fit("alone", "3", *begin(), "--data.init_args.batch_size", "16")
+    run_on_ranks(two_ranks, tmp_path)
+    expected = checkpoint_of("alone")
+    carried = expected["generator"]["lineage"]["init_from"]["carried"]
+    assert_alike(checkpoint_of("ddp"), expected)
+
+    sharded = Path("runs/digits/fsdp/checkpoints/last.ckpt")
+    with pytest.raises(ValueError, match="is a sharded checkpoint, and .*whole.ckpt is not there.*make consolidate"):
+        load_generator("runs/digits/fsdp")
+    assert main(["runs/digits/fsdp"]) == 0
+    assert "as one file is runs/digits/fsdp/checkpoints/whole.ckpt" in capsys.readouterr().out
+    found = checkpoint_of("fsdp")
+    assert_alike(found, expected)
+    assert found["generator"] == expected["generator"] and len(carried) > 5
+    assert json.loads(Path("runs/digits/fsdp/lineage.json").read_text()) == expected["generator"]["lineage"]
+    assert not list(sharded.parent.glob("*.tensors"))
+    codes, labels = torch.randint(8, (3, 2, 6)), torch.tensor([0, 5, 9])
+    hidden = [load_generator(f"runs/digits/{stage}").hidden(codes, labels) for stage in ("fsdp", "alone")]
+    torch.testing.assert_close(*hidden, rtol=1e-4, atol=1e-5)
+    for stage in ("ddp", "fsdp"):  # 11 images on two ranks: none twice, none missing
+        figures = [
+            json.loads(Path(f"runs/digits/{run}/metrics.json").read_text())["validate"] for run in (stage, "alone")
+        ]
+        assert figures[0]["n"] == figures[1]["n"] == 11
+        assert figures[0]["metrics"]["val/nll"] == pytest.approx(figures[1]["metrics"]["val/nll"], rel=1e-5)
+
+    fit("alone", "4", *begin(), "--data.init_args.batch_size", "16")
+    whole_file = ("--ckpt_path", str(consolidate(sharded)), "--model.init_args.trunk.checkpointing", "true")
+    fit("fsdp", "4", *begin(), "--data.init_args.batch_size", "16", *whole_file)
+    assert_alike(checkpoint_of("fsdp"), checkpoint_of("alone"))
+    assert sharded.is_file() and sharded.with_name("previous.ckpt").is_dir()
+
+
+def test_what_is_not_sharded_or_not_whole_is_not_consolidated(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main([str(tmp_path)]) == 2
+    last = tmp_path / "checkpoints/last.ckpt"
+    assert f"there is no checkpoint {last}" in capsys.readouterr().err
+    last.parent.mkdir()
+    last.touch()
+    assert main([str(tmp_path)]) == 2
+    assert "is one file already" in capsys.readouterr().err
+    last.unlink()
+    last.mkdir()
+    torch.save({"global_step": 3}, last / "meta.pt")
+    assert main([str(tmp_path)]) == 2
+    assert "cannot be read: .metadata is missing in it" in capsys.readouterr().err
+    torch.save({"global_step": 2}, last.with_name("whole.ckpt"))
+    with pytest.raises(ValueError, match="whole.ckpt is of another step"):
+        read_checkpoint(tmp_path)
+    shutil.rmtree(last)
+    with pytest.raises(FileNotFoundError):
+        read_checkpoint(tmp_path)
+
+
+def test_a_sharded_checkpoint_takes_the_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "next.ckpt").mkdir()
+    (tmp_path / "next.ckpt/meta.pt").touch()
+    (tmp_path / "previous.ckpt").touch()
+    copy(tmp_path / "next.ckpt", tmp_path / "previous.ckpt")
+    assert (tmp_path / "previous.ckpt/meta.pt").exists()
+
+
+SAMPLER = Sampler(guidance=2.0)
+LABELS = torch.tensor([0, 3, 1])
+
+
+def in_pieces(rank: int) -> dict[str, object]:
+    """What a generator gives that is sharded over two ranks, both reading the same codes."""
+    mesh = init_device_mesh("cpu", (2,))
+    generator = small_generator(trunk=TRUNK.__class__(**(vars(TRUNK) | {"checkpointing": True})))
+    names = list(generator.state_dict())
+    shard(generator, mesh)
+    codes, labels = random_codes(generator, 4)
+    loss = generator.loss(codes, labels)
+    loss.total.backward()
+    weight = generator.trunk.blocks[0].attention.wqkv.weight
+    result: dict[str, object] = {"loss": loss.per_code.detach(), "norm": gradient_norm(generator.parameters())}
+    result["gradients"] = {name: whole(value.grad) for name, value in generator.named_parameters()}
+    result["half"] = list(weight.to_local().shape)
+    result["generated"] = generator.generate(LABELS, SAMPLER, seed=3)
+    with torch.no_grad():
+        weight.copy_(placed_like(torch.zeros(weight.shape), weight))
+        result["zero"] = float(whole(weight).abs().sum())
+        generator.loss(codes, labels)
+    result["names"] = list(generator.state_dict()) == names
+    result["always in pieces"] = all(hasattr(value, "to_local") for value in generator.parameters())
+    rounded = small_generator()
+    shard(rounded, mesh, torch.bfloat16)
+    total = rounded.loss(codes, labels).total
+    total.backward()
+    result["bfloat16"] = {"total": total.detach(), "type": str(rounded.class_embedding.weight.grad.dtype)}
+    return result
+
+
+@pytest.mark.slow
+def test_a_generator_in_pieces_is_the_whole_one(tmp_path: Path) -> None:
+    generator = small_generator()
+    codes, labels = random_codes(generator, 4)
+    loss = generator.loss(codes, labels)
+    loss.total.backward()
+    for found in run_on_ranks(in_pieces, tmp_path):
+        torch.testing.assert_close(found["loss"], loss.per_code.detach())
+        torch.testing.assert_close(found["norm"], gradient_norm(generator.parameters()))
+        for name, parameter in generator.named_parameters():
+            torch.testing.assert_close(found["gradients"][name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+        assert torch.equal(found["generated"], generator.generate(LABELS, SAMPLER, seed=3))
+        assert found["half"] == [48, 32] and found["zero"] == 0 and found["names"] and found["always in pieces"]
+        assert found["bfloat16"]["type"] == "torch.float32", "summed in float32"
+        assert float(found["bfloat16"]["total"]) == pytest.approx(float(loss.total), rel=2e-2)
+        assert float(found["bfloat16"]["total"]) != float(loss.total)
+
+
+def test_strategies_that_would_train_a_generator_wrongly_are_refused(tmp_path: Path) -> None:
+    def strategy(tensor_parallel_size: int) -> ModelParallelStrategy:
+        result = ModelParallelStrategy()
+        result._device_mesh = {"tensor_parallel": SimpleNamespace(size=lambda: tensor_parallel_size)}
+        return result
+
+    def check(strategy: object, path: Path | None = None) -> None:
+        check_generator_strategy(SimpleNamespace(strategy=strategy, ckpt_path=path, state=SimpleNamespace(fn="fit")))
+
+    with pytest.raises(ValueError, match="FSDP version 1.*use ModelParallelStrategy"):
+        check(FSDPStrategy())
+    with pytest.raises(ValueError, match="set tensor_parallel_size to 1"):
+        check(strategy(2))
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(ValueError, match="of a run that was not sharded"):
+        check(strategy(1), tmp_path / "last.ckpt")
+    check(strategy(1), tmp_path)
+    check(strategy(1))
