@@ -167,8 +167,8 @@ def in_pieces(rank: int) -> dict[str, object]:
         weight.copy_(placed_like(torch.zeros(weight.shape), weight))
         result["zero"] = float(whole(weight).abs().sum())
         generator.loss(codes, labels)
-    result["names"] = list(generator.state_dict()) == names
     result["always in pieces"] = all(hasattr(value, "to_local") for value in generator.parameters())
+    result["names"] = list(generator.state_dict()) == names  # which would put all in pieces
     rounded = small_generator()
     shard(rounded, mesh, torch.bfloat16)
     total = rounded.loss(codes, labels).total
