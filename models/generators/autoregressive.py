@@ -82,7 +82,7 @@ class AutoregressiveGenerator(nn.Module):
         head.connect(trunk, spec.codebook_sizes, spec.scales[0])
         self.head = head
         self.apply(_initialise)
-        head.zero_outputs()
+        head.initialise()
 
     @property
     def norm(self) -> RMSNorm:

@@ -81,8 +81,8 @@ class Head(nn.Module, ABC):
             ]
         )
 
-    def zero_outputs(self) -> None:
-        """Start from uniform predictions."""
+    def initialise(self) -> None:
+        """Start from uniform predictions; called when all weights have the generator's initialisation."""
         for output in self.outputs:
             nn.init.zeros_(cast(nn.Linear, output).weight)
 
@@ -154,6 +154,13 @@ class MultiMLPHead(_IndependentHead):
             )
             for _ in codebook_sizes
         )
+
+    def initialise(self) -> None:
+        """See :meth:`Head.initialise`; hidden layers keep the variance, for no skip leads around them."""
+        super().initialise()
+        for layer in self.perceptrons.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def states(self, hidden: Tensor, codes: Tensor, embeddings: nn.ModuleList) -> Sequence[Tensor]:
         """See :meth:`Head.states`; they depend on no code."""
