@@ -156,8 +156,10 @@ analysis: tokenizer ## Draw what the subspaces of TOKENIZER have learnt: affinit
 
 endif
 
-pictures: analysis ## Copy the pictures of the analysis into docs/images
-	for name in affinity subspaces code_map; do cp $(RUNS)/tokenizer/$(TOKENIZER)/$$name.png docs/images/$(PRESET)_$$name.png; done
+pictures: analysis sample ## Copy the pictures of the runs and of the analysis into docs/images
+	for name in affinity subspaces code_map usage; do cp $(RUNS)/tokenizer/$(TOKENIZER)/$$name.png docs/images/$(PRESET)_$$name.png; done
+	cp $(RUNS)/tokenizer/$(TOKENIZER)/reconstructions.png docs/images/$(PRESET).png
+	cp $(SAMPLED)/grid.png docs/images/$(PRESET)_samples.png
 
 figure: $(READY) ## Draw iFSQ Fig. 3 from its finished experiment into docs/images
 	$(PYTHON) -m experiments show ifsq/fig3 --preset photos
