@@ -182,10 +182,11 @@ class AutoregressiveModule(pl.LightningModule):
         assert self.generator is not None
         real = batch["index"] >= 0
         images = int(real.sum())
-        if images:
-            per_code = self.generator.loss(batch["codes"][real], batch["label"][real]).per_code
-            self._nats[:-1] += per_code.double().cpu() * images
-            self._nats[-1] += images
+        # A rank with nothing but padding computes too: where weights are in pieces, the others wait for its own.
+        rows = real if images else ~real
+        per_code = self.generator.loss(batch["codes"][rows], batch["label"][rows]).per_code
+        self._nats[:-1] += per_code.double().cpu() * images
+        self._nats[-1] += images
 
     def on_validation_epoch_end(self) -> None:
         """Log nats a position and sub-code, and the bits that an image's codes take."""

@@ -23,6 +23,7 @@ from models.generators import LinearHead, TrunkConfig
 from tests.end_to_end.test_cli import assert_equal
 from tests.support.commands import exit_code
 from tests.support.generator_recipes import tiny, write_digit_codes
+from tests.support.generators import TRUNK, random_codes, small_generator
 
 FINGERPRINT = "0123456789abcdef" * 4
 WEIGHT = "trunk.blocks.0.attention.wqkv.weight"
@@ -373,3 +374,19 @@ def test_images_are_not_codes(store: Path, capsys: pytest.CaptureFixture) -> Non
     keep = arguments[: arguments.index("--data.init_args.store")]
     error = refused(capsys, "fit", *keep, "--config", str(overlay))
     assert "reads codes from a token store, and data is ImageDataModule" in error
+
+
+def test_a_batch_of_padding_is_computed_and_not_counted() -> None:
+    """Ranks whose weights are in pieces wait for each other in every forward."""
+    module = AutoregressiveModule(TRUNK, LinearHead())
+    module.generator = small_generator(1, LinearHead())
+    module._record = {"spec": module.generator.spec.to_json()}
+    forwards: list[int] = []
+    module.generator.trunk.register_forward_hook(lambda *_: forwards.append(1))
+    codes, labels = random_codes(module.generator, 3)
+    module.on_validation_epoch_start()
+    module.validation_step({"codes": codes, "label": labels, "index": torch.tensor([-1, -1, -1])}, 0)
+    assert forwards == [1] and module._nats.tolist() == [0, 0]
+    module.validation_step({"codes": codes, "label": labels, "index": torch.tensor([4, 5, -1])}, 1)
+    expected = float(module.generator.loss(codes[:2], labels[:2]).total.detach())
+    assert module._nats.tolist() == pytest.approx([2 * expected, 2])
