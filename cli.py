@@ -91,6 +91,8 @@ class CommandLine(LightningCLI):
         """Refuse what would be refused later, in words that do not help, or not at all."""
         check_manual_optimization(self.model, self.trainer)
         check_prediction(self.model, self.subcommand)
+        if self.subcommand == "fit":
+            self.model.goes_on_from = self.config[self.subcommand]["ckpt_path"]
 
     def after_fit(self) -> None:
         """Measure the weights the run ended with: its last validation may lie some steps before them."""

@@ -69,20 +69,26 @@ class AutoregressiveModule(pl.LightningModule):
         self.init_from = init_from
         self.carried_learning_rate = carried_learning_rate
         self.freeze_carried_steps = freeze_carried_steps
+        # The command line says it, as Lightning does only once the weights may be in pieces.
+        self.goes_on_from: str | None = None
         self._record: dict[str, Any] = {}
         self._guard = NonFiniteGuard(max_nonfinite_steps)
         self._losses: dict[str, Tensor] = {}
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Refuse a strategy that would train the generator wrongly, before it starts anything."""
+        check_generator_strategy(self.trainer, self.goes_on_from)
+        return []
 
     def configure_model(self) -> None:
         """Build the generator for the codes of the store; under ModelParallelStrategy (FSDP2), in pieces.
 
         Raises:
-            ValueError: if the data are no token store, the precision is fp16, or the strategy cannot train it.
+            ValueError: if the data are no token store, or the precision is fp16.
         """
         if self.generator is not None:
             return
         check_precision(self.trainer)
-        check_generator_strategy(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         if not hasattr(data, "tokenizer_fingerprint"):
             raise ValueError(
@@ -103,9 +109,9 @@ class AutoregressiveModule(pl.LightningModule):
     def _begin_in_pieces(self) -> None:
         """Do what needs whole weights, and cut them up; their checkpoint is read only when the optimizer is there."""
         assert self.generator is not None
-        path = self.trainer.ckpt_path
-        if path is not None:
-            self._record = record_in(read_metadata(Path(path)), Path(path))
+        if self.goes_on_from is not None:
+            path = Path(self.goes_on_from)
+            self._record = record_in(read_metadata(path), path)
         elif self.trainer.state.fn == "fit":
             self._record["lineage"] = begin_from(self.init_from, self.generator, self._tokens)
         compute = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
@@ -118,6 +124,7 @@ class AutoregressiveModule(pl.LightningModule):
         Raises:
             ValueError: if the store holds other codes than the checkpoint writes.
         """
+        check_generator_strategy(self.trainer, self.trainer.ckpt_path)
         path = Path(self.trainer.ckpt_path or "the checkpoint")
         self._record = record_in(checkpoint, path)
         check_same_codes(self._record, self._tokens, path, self.init_from)
@@ -136,10 +143,18 @@ class AutoregressiveModule(pl.LightningModule):
 
         A run that begins takes over weights here: only now is it known that no checkpoint brings any, and averages of
         the weights (callbacks.EMA) begin right after.
+
+        Raises:
+            ValueError: if all weights are carried and would be frozen.
         """
         assert self.generator is not None
         if self._record["lineage"] is None:
             self._record["lineage"] = begin_from(self.init_from, self.generator, self._tokens)
+        if self.freeze_carried_steps and len([*self._carried_parameters()]) == len([*self.generator.parameters()]):
+            raise ValueError(
+                f"freeze_carried_steps is {self.freeze_carried_steps}, and all weights are carried over from "
+                f"{self.init_from}: nothing would be left to train, so set freeze_carried_steps to 0"
+            )
         rate = self.carried_learning_rate
         if rate is None:
             return self.optimizer_config.build(self.parameters())

@@ -108,11 +108,16 @@ def check_takes_turns(trainer: pl.Trainer) -> None:
         )
 
 
-def check_generator_strategy(trainer: pl.Trainer) -> None:
+def check_generator_strategy(trainer: pl.Trainer, goes_on_from: str | Path | None) -> None:
     """Refuse what would train a generator wrongly.
 
+    Args:
+        trainer: before or after it has set anything up.
+        goes_on_from: the checkpoint that a fit resumes from.
+
     Raises:
-        ValueError: on FSDP version 1, tensor parallelism, and a sharded run that would go on from an unsharded one.
+        ValueError: on FSDP version 1, sizes other than data-parallel on all ranks, and a sharded run that would go on
+            from an unsharded one.
     """
     strategy = trainer.strategy
     if isinstance(strategy, FSDPStrategy):
@@ -122,14 +127,17 @@ def check_generator_strategy(trainer: pl.Trainer) -> None:
         )
     if not isinstance(strategy, ModelParallelStrategy):
         return
-    if strategy.device_mesh["tensor_parallel"].size() != 1:
+    ranks = trainer.num_devices * trainer.num_nodes
+    sizes = strategy._data_parallel_size, strategy._tensor_parallel_size
+    if sizes != (ranks, 1):
         raise ValueError(
-            "trainer.strategy has a tensor_parallel_size above 1, and a generator is sharded over data alone: set "
-            "tensor_parallel_size to 1 and data_parallel_size to devices times nodes"
+            f"trainer.strategy has data_parallel_size {sizes[0]} and tensor_parallel_size {sizes[1]}, and a generator "
+            f"is sharded over data alone, here on {ranks} devices: set trainer.strategy.init_args.data_parallel_size "
+            f"to {ranks} and tensor_parallel_size to 1"
         )
-    if trainer.state.fn == "fit" and trainer.ckpt_path is not None and not Path(trainer.ckpt_path).is_dir():
+    if trainer.state.fn == "fit" and goes_on_from is not None and not Path(goes_on_from).is_dir():
         raise ValueError(
-            f"{trainer.ckpt_path} is of a run that was not sharded, and Lightning would hand its optimizer's moments "
+            f"{goes_on_from} is of a run that was not sharded, and Lightning would hand its optimizer's moments "
             "to other weights: go on with the strategy it began with, or begin another run with its weights (init_from)"
         )
 
