@@ -13,18 +13,25 @@ from commands.errors import CommandError
 
 SHOWN = 5
 
+# What trades memory for time and changes no number but by rounding: a run that ran out of memory goes on with another.
+NO_NUMBER_CHANGES = (
+    ".trunk.checkpointing",  # activations kept, or computed again
+    ".trunk.compile",  # kernels
+    ".quantizer.init_args.max_matrix_elements",  # size of the chunks that a look-up works in
+)
+
 
 def check_drift(checkpoint: Path, model: dict[str, Any], subcommand: str) -> None:
     """Compare the model section of a checkpoint with the one of this command.
 
-    Raises CommandError before fit if they differ; the other commands go on with a warning, for they may sample or
-    measure in another way. A checkpoint without a record is only warned of.
+    Raises CommandError before fit if they differ in more than NO_NUMBER_CHANGES; the other commands go on with a
+    warning, for they may sample or measure in another way. A checkpoint without a record is only warned of.
     """
     recorded = recorded_model(checkpoint)
     if recorded is None:
         rank_zero_warn(f"{checkpoint} does not say which model section it was trained with: nothing is compared.")
         return
-    changed = differences(recorded, model)
+    changed = [change for change in differences(recorded, model) if not change[0].endswith(NO_NUMBER_CHANGES)]
     if not changed:
         return
     lines = [f"  {key}: {_short(old)} -> {_short(new)}" for key, old, new in changed[:SHOWN]]

@@ -1,0 +1,31 @@
+"""A run goes on with the model it began with; only what costs memory and time may change."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from callbacks.run_record import KEY
+from commands.checks import check_drift
+from commands.errors import CommandError
+
+
+def model(**trunk: object) -> dict:
+    quantizer = {"class_path": "models.VQ", "init_args": {"codebook_size": 8, "max_matrix_elements": 64}}
+    tokenizer = {"class_path": "models.Tokenizer", "init_args": {"quantizer": quantizer}}
+    return {"class_path": "models.Module", "init_args": {"trunk": {"dim": 8, **trunk}, "tokenizer": tokenizer}}
+
+
+def test_what_changes_no_number_may_change(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    file = tmp_path / "last.ckpt"
+    torch.save({KEY: model(checkpointing=False, compile=False)}, file)
+    now = model(checkpointing=True, compile=True)
+    now["init_args"]["tokenizer"]["init_args"]["quantizer"]["init_args"]["max_matrix_elements"] = 32
+    for subcommand in ("fit", "validate"):
+        check_drift(file, now, subcommand)
+    check_drift(file, model(), "fit")  # as written before there were such keys
+    assert not recwarn.list
+    now["init_args"]["trunk"]["dim"] = 16
+    with pytest.raises(CommandError, match=r"model.init_args.trunk.dim: 8 -> 16\nRestore") as refusal:
+        check_drift(file, now, "fit")
+    assert "checkpointing" not in str(refusal.value)
