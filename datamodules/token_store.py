@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,10 @@ import numpy as np
 
 from models.encoding import TokenSpec
 
+log = logging.getLogger(__name__)
+
 MANIFEST = "manifest.json"
+VERIFIED = "verified.json"
 FORMAT = 1
 
 
@@ -127,6 +132,29 @@ class TokenStore:
             _check_shard(path, shard, verify)
         return cls(path, plan, shards)
 
+    def verify(self) -> None:
+        """Compare the shards with their SHA-256, unless this was done and none has changed since.
+
+        A code that flipped within its codebook shows nowhere else. What was verified is noted beside the manifest.
+
+        Raises:
+            TokenStoreError: A shard is not what was written.
+        """
+        # The time of change, unlike that of modification, cannot be carried along when a file is copied.
+        state = {shard.file: [shard.sha256, (self.path / shard.file).stat().st_ctime_ns] for shard in self.shards}
+        note = self.path / VERIFIED
+        with suppress(FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+            if json.loads(note.read_text(encoding="utf-8")) == state:
+                return
+        gigabytes = sum(shard.bytes for shard in self.shards) / 1e9
+        log.info("reading all %.1f GB of %s once, to compare them with their SHA-256", gigabytes, self.path)
+        for shard in self.shards:
+            _check_shard(self.path, shard, verify=True)
+        with suppress(OSError):  # a store that cannot be written to is read again by the next run
+            unfinished = note.with_name(f"{note.name}.part")
+            unfinished.write_text(json.dumps(state, indent=1), encoding="utf-8")
+            unfinished.replace(note)
+
     @property
     def spec(self) -> TokenSpec:
         """Shape of the codes of one view."""
@@ -238,7 +266,8 @@ def _check_shard(path: Path, shard: Shard, verify: bool) -> None:
         )
     if verify and (found := sha256(file)) != shard.sha256:
         raise TokenStoreError(
-            f"{file} has the SHA-256 {found[:12]}…, and {MANIFEST} says {shard.sha256[:12]}…: write the store again"
+            f"{file} has the SHA-256 {found[:12]}…, and {MANIFEST} says {shard.sha256[:12]}…: it was damaged since it "
+            f"was written; delete {path} and write the store again (make tokens)"
         )
 
 

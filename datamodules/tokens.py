@@ -55,7 +55,8 @@ class TokenDataModule(ResumableDataModule):
 
     Codes stay on disk and are read through a memory map. Order and views are functions of `seed` and of the number of
     batches before, as in `ImageDataModule`; validation reads view 0 of the validation split, in order. On several
-    devices, rows with a negative `index` pad the last batch of validation: drop them.
+    devices, rows with a negative `index` pad the last batch of validation: drop them. Before the first fit, one process
+    compares the whole store with its checksums.
 
     Args:
         store: Directory with the stores `train` and `validation`, e.g. `runs/digits/tokens/fq_dual`.
@@ -79,6 +80,7 @@ class TokenDataModule(ResumableDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
+        self.prepare_data_per_node = False  # all nodes read one store
         self.store = store
         train, validation = (TokenStore.open(Path(store) / split) for split in ("train", "validation"))
         validation.check_tokenizer(train.tokenizer_fingerprint, f"that of {train.path}")
@@ -124,6 +126,12 @@ class TokenDataModule(ResumableDataModule):
     def tokenizer_fingerprint(self) -> str:
         """Of that tokenizer, when it wrote the store."""
         return self._stores["train"].tokenizer_fingerprint
+
+    def prepare_data(self) -> None:
+        """Verify the store before a fit, the first time; the other ranks wait."""
+        if self.trainer and self.trainer.state.fn == TrainerFn.FITTING:
+            for store in self._stores.values():
+                store.verify()
 
     def train_dataloader(self) -> "DataLoader[TokenRow]":
         """Return this rank's training batches, from where the run stands."""

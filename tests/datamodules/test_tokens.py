@@ -1,5 +1,6 @@
 """Codes as batches: views by epoch, exact resuming, selection of codebooks, and stores that do not fit."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,30 @@ def test_a_run_does_not_go_on_with_codes_of_another_tokenizer(tmp_path: Path, un
     other = TokenDataModule(str(write_stores(tmp_path, tokenizer_fingerprint="f" * 64)), batch_size=4, seed=3)
     with pytest.raises(TokenStoreError, match=r"\(ffffffffffff…\), and the one whose codes this run was trained on"):
         fit(other, uninterrupted[1] / "step=3.ckpt")
+
+
+def test_a_flipped_code_is_found_before_the_first_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within its codebook, in a file of the old size and time; and what is whole is read but once."""
+    write_stores(tmp_path)
+    data = TokenDataModule(str(tmp_path), batch_size=4, num_workers=0)
+    fit(data, max_steps=1)
+    with monkeypatch.context() as again:
+        again.setattr("datamodules.token_store.sha256", lambda _: pytest.fail("read again"))
+        fit(data, max_steps=1)
+
+    shard = tmp_path / "train/shard_00001.arrow"
+    before, content = shard.stat(), bytearray(shard.read_bytes())
+    codes = TokenDataModule(str(tmp_path)).dataset("train").store.codes(9, 2)
+    content[content.index(codes.tobytes())] ^= 1
+    with shard.open("r+b") as file:
+        file.write(content)
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+    damaged = TokenDataModule(str(tmp_path), batch_size=4, num_workers=0)
+    said = r"train/shard_00001.arrow has the SHA-256 \w{12}…, and manifest.json says \w{12}…: .*delete .*make tokens"
+    for _ in range(2):
+        with pytest.raises(TokenStoreError, match=said):
+            fit(damaged, max_steps=1)
+    quiet_trainer().validate(Diary(), datamodule=damaged, verbose=False)
 
 
 def test_codes_beyond_their_codebook_are_named(tmp_path: Path) -> None:
