@@ -8,6 +8,7 @@ from callbacks.generation_metrics import GenerationMetrics
 from callbacks.judge_metrics import JudgeMetrics
 from callbacks.perceptual_distance import PerceptualDistance
 from callbacks.psnr_by_class import PSNRByClass
+from callbacks.reconstruction_distance import ReconstructionDistance
 from callbacks.reconstruction_grid import ReconstructionGrid
 from callbacks.reconstruction_metrics import ReconstructionMetrics
 from callbacks.sample_writer import SampleWriter
@@ -24,6 +25,7 @@ __all__ = [
     "JudgeMetrics",
     "PSNRByClass",
     "PerceptualDistance",
+    "ReconstructionDistance",
     "ReconstructionGrid",
     "ReconstructionMetrics",
     "SampleWriter",

@@ -122,8 +122,7 @@ def figures_of(
     if not inception and measured.score is not None:  # Inception numbers its classes in another way
         figures[f"recognised/{name}"] = {"value": measured.recognised, **common}
     if measured.score is not None:
-        splits = f"{SPLIT} images a split" if inception else "one split"
-        figures[f"{letter}is/{name}"] = {"value": measured.score, **common, "splits": splits}
+        figures[f"{letter}is/{name}"] = {"value": measured.score, **common, "splits": measured.splits}
     if target is None:
         return figures
     to = {**common, **target.about}

@@ -8,9 +8,7 @@ import torch
 
 from commands.preset import Preset
 from metrics.extractor import Extractor
-from metrics.inception import WEIGHTS, Inception
-from metrics.teacher_extractor import TeacherExtractor
-from models.teachers import Teacher
+from metrics.extractors import load_extractor
 
 HELP = "judge, inception, or a teacher (dinov2_base …); by default the preset's judge, or else inception"
 
@@ -24,7 +22,7 @@ def extractor_named(
         name: ``judge``, ``inception`` or a teacher's; None is the preset's judge, or Inception where it has none.
         preset: whose judge; None has none.
         runs: root of all runs, where the judge is.
-        weights: file of the weights; None takes those of ``make weights``. The judge's are always its preset's.
+        weights: file of the weights; None takes those of ``make weights``. A preset's judge has its own.
         device: where it runs.
 
     Raises:
@@ -36,6 +34,4 @@ def extractor_named(
         name = "judge" if preset is not None and preset.has_judge else "inception"
     if name == "judge" and preset is not None:
         return preset.judge(runs, device)
-    if name == "inception":
-        return Inception(weights or WEIGHTS, device)
-    return TeacherExtractor(Teacher(name, None if weights is None else str(weights)), device)
+    return load_extractor(name, weights, device)

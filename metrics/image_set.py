@@ -28,6 +28,8 @@ class Measured:
     """Mean and covariance of the maps: sFID; None if the network gives none."""
     score: float | None
     """Mean of the splits' inception scores; None if the network knows no classes."""
+    splits: str
+    """Of the score, in words."""
     recognised: float | None
     """Share of the labelled images that the network gives their label, 0 … 1; None if none has a label."""
     rows: Tensor | None
@@ -50,6 +52,8 @@ class ImageSet:
         device = extractor.device
         self._extractor = extractor
         self._keep_rows = keep_rows
+        dealt = "one split" if num_splits == 1 else f"{num_splits} splits, images dealt out in turn"
+        self._splits = dealt if split_size is None else f"{split_size} images a split"
         self._features = FeatureStatistics(extractor.num_features).to(device)
         self._spatial = None if extractor.num_spatial is None else FeatureStatistics(extractor.num_spatial).to(device)
         self._score = (
@@ -114,6 +118,7 @@ class ImageSet:
             features=self._features.compute().to(torch.device("cpu")),
             spatial=None if self._spatial is None else self._spatial.compute().to(torch.device("cpu")),
             score=None if self._score is None else float(self._score.compute()),
+            splits=self._splits,
             recognised=recognised / labelled if labelled else None,
             rows=self._gathered() if self._keep_rows else None,
         )

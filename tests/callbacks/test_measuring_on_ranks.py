@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from callbacks import AffinityMatrix, CodebookUsage, CodeMap, JudgeMetrics, ReconstructionMetrics, SubspaceAblation
+from callbacks import (
+    AffinityMatrix,
+    CodebookUsage,
+    CodeMap,
+    JudgeMetrics,
+    ReconstructionDistance,
+    ReconstructionMetrics,
+    SubspaceAblation,
+)
 from callbacks.metrics_file import MetricsFile
 from tests.callbacks.test_affinity_matrix import FakeTeacher
 from tests.support.recipes import write_judge
@@ -18,6 +26,7 @@ def measured(directory: Path, judge: Path, **arguments: object) -> dict[str, flo
         CodebookUsage(),
         ReconstructionMetrics(),
         JudgeMetrics(str(judge)),
+        ReconstructionDistance("stand_in", str(judge.with_name("mid.safetensors"))),
         AffinityMatrix(k=3),
         SubspaceAblation(max_images=1),
         CodeMap(classes=2),

@@ -151,7 +151,7 @@ class Colours:
 @pytest.fixture
 def references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """Of noise in three colours, as Inception sees it."""
-    monkeypatch.setattr("commands.extractors.Inception", Colours)
+    monkeypatch.setattr("metrics.extractors.Inception", Colours)
     np.savez(tmp_path / "real.npz", noise(1200, 0))
     files = {}
     for split in ("train", "validation"):

@@ -63,7 +63,7 @@ def test_of_anyones_npz_by_inception(runs: Path, tmp_path: Path, monkeypatch: py
     """The judge stands in for Inception, whose weights are not here."""
     path = runs / "digits/teacher/judge.safetensors"
     monkeypatch.setattr(
-        "commands.extractors.Inception", lambda weights, device: Judge(SmallClassifier.load(path), path, "inception")
+        "metrics.extractors.Inception", lambda weights, device: Judge(SmallClassifier.load(path), path, "inception")
     )
     images = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)  # more than one batch
     np.savez(tmp_path / "val.npz", images)

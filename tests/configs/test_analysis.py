@@ -1,16 +1,17 @@
-"""configs/analysis.yaml, laid over a run as `make analysis` does."""
+"""configs/analysis.yaml and reconstruction.yaml, laid over a run."""
 
 import json
 from pathlib import Path
 
 import pytest
 
+from models.weights import file_sha256
 from tests.support.commands import REPOSITORY, exit_code
 from tests.support.recipes import CONFIGS, digits, write_judge
 
 
 @pytest.mark.slow
-def test_analysis_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_analysis_and_reconstructions_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["cli.py"])
     judge = write_judge(tmp_path / "runs/digits/teacher/judge.safetensors")
@@ -25,6 +26,16 @@ def test_analysis_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     metrics = json.loads((run / "metrics.json").read_text())["validate"]["metrics"]
     names = ("cosine/0_1", "silhouette/image/1", "ablation/psnr_only_0", "ablation/rfd/judge_without_1", "rfd/judge")
     assert all(isinstance(metrics[f"val/{name}"], float) for name in names)
+    callback, teacher = "--trainer.callbacks.init_args.", str(judge.with_name("mid.safetensors"))
+    by_teacher = [f"{callback}extractor", "stand_in", f"{callback}weights", teacher]
+    assert exit_code("validate", *arguments, "--config", str(CONFIGS / "reconstruction.yaml"), *by_teacher) == 0
+    sections = json.loads((run / "metrics.json").read_text())
+    record = sections["reconstruction"]["stand_in"]
+    figure = record["figures"]["reconstructions"]["rfd/stand_in"]
+    assert figure["value"] == pytest.approx(sections["validate"]["metrics"]["val/rfd/stand_in"], rel=1e-5)
+    assert figure["n"] == sections["validate"]["n"] == 32
+    settings = record["samples"]["settings"]
+    assert settings["checkpoint_sha256"] == file_sha256(run / "checkpoints/last.ckpt") and settings["averaged"]
 
 
 def test_the_judge_reaches_the_ablation_alone() -> None:

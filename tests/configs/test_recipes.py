@@ -17,7 +17,17 @@ from tests.support.recipes import CONFIGS, digits, preset_files, write_judge
 
 TOKENIZERS = ["ae", "fq_dual", "fq_quad", "fq_triple", "fsq", "ifsq", "vae", "vq"]
 GENERATORS = ["far_base", "far_large", "llamagen", "stage1", "stage2"]  # tests/configs/test_generator_recipes.py
-OTHERS = ["analysis", "base", "generation", "judge", "sample", "teacher_high", "teacher_mid", "tokens"]
+OTHERS = [
+    "analysis",
+    "base",
+    "generation",
+    "judge",
+    "reconstruction",
+    "sample",
+    "teacher_high",
+    "teacher_mid",
+    "tokens",
+]
 PRESETS = sorted(path.parent.name for path in CONFIGS.glob("presets/*/tokenizer.yaml"))
 
 
