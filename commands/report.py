@@ -43,6 +43,7 @@ PICTURES = {
     "affinity.png": "How alike the subspaces are to one another, and to teachers",
     "subspaces.png": "Images decoded without one subspace, and from one alone",
     "code_map.png": "Codes of each subspace, coloured by class",
+    "sweep.png": "Distance and score over the guidance",
 }
 SETS = {
     "samples": "samples",
@@ -77,6 +78,7 @@ class Run:
         curves: one a group of logged values.
         pictures: drawn by its callbacks.
         metrics: by name.
+        tables: measured after it, by a sweep or by probes.
     """
 
     name: str
@@ -85,14 +87,16 @@ class Run:
     curves: list[Picture] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     metrics: dict[str, float | None] = field(default_factory=dict)
+    tables: list[Table] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a head; the first column names the row."""
+    """Rows of text under a head; the first column names the row, the caption the table."""
 
     head: list[str]
     rows: list[list[str]]
+    caption: str = ""
 
 
 @dataclass
@@ -164,7 +168,37 @@ def _run(path: Path) -> Run:
     run.facts += [("begun with the weights of", source)] if source else []
     run.curves = list(_curves(path))
     run.pictures = list(_pictures(path))
+    run.tables = [*_sweep(_json(path / "sweep.json")), *_probes(_json(path / "probes.json"))]
     return run
+
+
+def _sweep(sweep: dict[str, Any]) -> Iterator[Table]:
+    """A row a guidance scale, of the settings that were measured last."""
+    if entries := sweep.get("scales"):
+        settings = entries[-1]["settings"]
+        entries = [entry for entry in entries if entry["settings"] == settings]
+        names = list(entries[0]["figures"])
+        rows = [
+            [f"{entry['guidance']:g}", *(_number(entry["figures"][name]["value"]) for name in names)]
+            for entry in sorted(entries, key=lambda entry: entry["guidance"])
+        ]
+        yield Table(["guidance", *names], rows, f"Guidance: {settings['num_images']:,} samples a scale")
+
+
+def _probes(found: dict[str, Any]) -> Iterator[Table]:
+    """A row a subspace and side of the quantization, a column a probe."""
+    if probes := found.get("probes"):
+        kinds = list(dict.fromkeys(probe["probe"] for probe in probes))
+        rows: dict[tuple[str, str], dict[str, str]] = {}
+        for probe in probes:
+            text = f"{probe['value']:.1%} ± {probe['standard_error']:.1%}"
+            rows.setdefault((probe["subspace"], probe["vectors"]), {})[probe["probe"]] = text
+        caption = (
+            f"Probes: {found['n_validation']:,} validation images given their class; chance {found['chance']:.1%}; "
+            "± is one standard error"
+        )
+        body = [[*key, *(texts.get(kind, "–") for kind in kinds)] for key, texts in rows.items()]
+        yield Table(["subspace", "quantization", *(kind.replace("_", " ") for kind in kinds)], body, caption)
 
 
 def _configured(config: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -150,3 +150,29 @@ def test_baselines_have_a_section_of_their_own(runs: Path) -> None:
     (runs / "digits/moved").rename(runs / "digits/llamagen/vq")
     text = page(runs).text
     assert "Runs in llamagen" in text and "24.78" in text and "Runs in tokens" not in text
+
+
+def test_sweep_and_probes_stand_in_their_runs(runs: Path) -> None:
+    assert "Probes:" not in page(runs).text and "Guidance:" not in page(runs).text
+    probes = [
+        {"probe": kind, "subspace": "all", "vectors": "after", "value": value, "standard_error": 0.0123}
+        for kind, value in (("linear", 0.876), ("nearest_class_mean", 0.543))
+    ]
+    tokenizer = runs / "digits/tokenizer/fq_dual"
+    found = {"probes": probes, "n_validation": 355, "chance": 0.1}
+    (tokenizer / "probes.json").write_text(json.dumps(found))
+    generator = runs / "digits/stage2/fq_dual"
+    generator.mkdir(parents=True)
+    (generator / "config.yaml").write_text("seed_everything: 7\n")
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(generator / "sweep.png")
+    scales = [
+        {"guidance": scale, "figures": {"gfd/judge": {"value": value}}, "settings": {"num_images": images}}
+        for scale, value, images in ((1.0, 0.999, 40), (2.5, 0.321, 500), (1.5, 0.456, 500))
+    ]
+    (generator / "sweep.json").write_text(json.dumps({"scales": scales}))
+    html = page(runs)
+    for expected in ("87.6% ± 1.2%", "54.3% ± 1.2%", "355 validation images", "chance 10.0%", "500 samples a scale"):
+        assert expected in html.text, expected
+    assert "0.999" not in html.text  # of earlier settings
+    assert html.text.index("0.456") < html.text.index("0.321")  # by scale
+    assert len(html.all("img")) == 5 and len(html.all("caption")) == 2
