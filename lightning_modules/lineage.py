@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -125,8 +125,10 @@ def begin_from(init_from: str | None, generator: AutoregressiveGenerator, tokens
     return lineage
 
 
-def slot_of(source: dict[str, Any], tokens: TokensRead, path: Path) -> int | None:
-    """Which of a run's sub-codes the one of an earlier stage is; None if it wrote several, or another tokenizer's.
+def slot_of(source: dict[str, Any], tokens: TokensRead, path: Path) -> int | Literal["all"] | None:
+    """Which of a run's sub-codes the one of an earlier stage is; ``all`` if it wrote the very same ones.
+
+    None if it wrote another tokenizer's, or several that are not the same.
 
     Raises:
         ValueError: if both read the same run's tokenizer, but it is no longer the same tokenizer.
@@ -140,6 +142,8 @@ def slot_of(source: dict[str, Any], tokens: TokensRead, path: Path) -> int | Non
             )
         return None
     codes, here = sub_codes(source), sub_codes(tokens.to_json())
+    if codes == here:
+        return "all"
     return here.index(codes[0]) if len(codes) == 1 and codes[0] in here else None
 
 

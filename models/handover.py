@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,18 +33,22 @@ class Handover:
 
 
 @torch.no_grad()
-def carry_over(source: Mapping[str, Tensor], target: AutoregressiveGenerator, slot: int | None = None) -> Handover:
+def carry_over(
+    source: Mapping[str, Tensor], target: AutoregressiveGenerator, slot: int | Literal["all"] | None = None
+) -> Handover:
     """Put the weights of an earlier stage into a generator, and say which.
 
     The trunk, the class embedding and the final norm carry over by name. With a slot, so does what belongs to that
     sub-code: its embedding table, and its output layer where the head has one of that shape. The other sub-codes then
     start without influence on the trunk's input (their block of the aggregation is zero; when embeddings are summed,
-    their tables are), so that the trunk's hidden states are the source's until training moves them.
+    their tables are), so that the trunk's hidden states are the source's until training moves them. With all slots,
+    every tensor carries over whose name and shape are the same.
 
     Args:
         source: state dict of an :class:`AutoregressiveGenerator`.
         target: the generator of the next stage, changed in place.
-        slot: the sub-code of the same tokenizer that the source was trained on; None if its codes were others.
+        slot: the sub-code of the same tokenizer that the source was trained on; ``all`` if it was trained on the very
+            sub-codes that the target writes, in their order; None if its codes were others.
 
     Raises:
         ValueError: if the trunks differ, naming the first tensor that does, or the slot does not fit.
@@ -52,7 +57,9 @@ def carry_over(source: Mapping[str, Tensor], target: AutoregressiveGenerator, sl
     _check_trunk(source, state)
     pairs = {name: name for name in state if name.startswith("trunk.")}
     pairs |= {name: name for name in ("class_embedding.weight", "head.norm.weight") if _fits(source, name, state, name)}
-    if slot is not None:
+    if slot == "all":
+        pairs = {name: name for name in state if _fits(source, name, state, name)}
+    elif isinstance(slot, int):
         _check_slot(source, target, state, slot)
         pairs[f"embeddings.{slot}.weight"] = "embeddings.0.weight"
         if _fits(source, "head.outputs.0.weight", state, f"head.outputs.{slot}.weight"):

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback
 import cli
 from lightning_modules import AutoregressiveModule
 from lightning_modules.guards import check_precision
+from lightning_modules.lineage import TokensRead, slot_of
 from lightning_modules.loading import load_generator
 from models.encoding import TokenSpec
 from models.generators import LinearHead, TrunkConfig
@@ -207,6 +208,19 @@ def test_weights_of_another_tokenizer_carry_over_without_its_codes(store: Path, 
     assert source["slot"] is None and source["tokenizer_fingerprint"] == "b" * 64
     assert WEIGHT in source["carried"]
     assert not any("embeddings." in name for name in source["carried"])
+
+
+def test_which_sub_codes_an_earlier_run_wrote() -> None:
+    spec = TokenSpec((8, 8, 8), ((2, 3),)).to_json()
+    slots = {((1,), None): 1, ((1,), (1,)): "all", ((2,), (0, 1)): None, ((0, 1), (0, 1)): "all"}
+    slots |= {((0, 1), (1, 0)): None, ((0, 1), None): None, (None, None): "all", (None, (0, 1, 2)): "all"}
+    for (before, now), slot in slots.items():
+        source, here = (
+            TokensRead("store", spec, spec, codes and list(codes), "tokenizer", "a" * 64) for codes in (before, now)
+        )
+        assert slot_of(source.to_json(), here, Path("last.ckpt")) == slot, (before, now)
+    other = {**source.to_json(), "tokenizer_run": "other", "tokenizer_fingerprint": "b" * 64}
+    assert slot_of(other, here, Path("last.ckpt")) is None
 
 
 def test_a_tokenizer_trained_on_between_the_stages_is_refused(

@@ -55,6 +55,22 @@ def test_silenced_sub_codes_learn(stage_one, aggregation: str) -> None:
     assert silenced.abs().max() > 0
 
 
+@pytest.mark.parametrize("aggregation", ["concatenation", "sum"])
+def test_the_same_codes_carry_over_whatever_fits(aggregation: str) -> None:
+    source = small_generator(2, aggregation=aggregation)
+    target = AutoregressiveGenerator(source.spec, NUM_CLASSES, TRUNK, AutoregressiveHead(2), aggregation).eval()
+    handover = carry_over(source.state_dict(), target, "all")
+    assert handover.fresh == handover.left_behind == ()
+    codes, labels = random_codes(source, 3)
+    assert torch.equal(target.loss(codes, labels).per_code, source.loss(codes, labels).per_code)
+
+    target = AutoregressiveGenerator(source.spec, NUM_CLASSES, TRUNK, MultiLinearHead(), aggregation).eval()
+    handover = carry_over(source.state_dict(), target, "all")
+    assert handover.fresh == () and "head.outputs.1.weight" in handover.carried
+    assert handover.left_behind and all(name.startswith("head.") for name in handover.left_behind)
+    assert torch.equal(target.hidden(codes, labels), source.hidden(codes, labels))
+
+
 def test_the_three_lists_are_complete(stage_one) -> None:
     source, target = stage_one.state_dict(), stage_two()
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
