@@ -78,6 +78,11 @@ class OptimizerConfig:
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """ℓ2 norm of all gradients together, float32 scalar; every rank must call it for weights that are in pieces."""
+    """ℓ2 norm of all gradients together, float32 scalar where the parameters are; 0 if there is no gradient.
+
+    Every rank must call it for weights that are in pieces.
+    """
+    parameters = list(parameters)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return whole(torch.nn.utils.get_total_norm(gradients))
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
+    return norm.to(parameters[0].device)  # that of no gradients is torch's own, on the CPU

@@ -19,6 +19,7 @@ from lightning_modules import AutoregressiveModule
 from lightning_modules.guards import check_precision
 from lightning_modules.lineage import TokensRead, slot_of
 from lightning_modules.loading import load_generator
+from lightning_modules.optimization import gradient_norm
 from models.encoding import TokenSpec
 from models.generators import LinearHead, TrunkConfig
 from tests.end_to_end.test_cli import assert_equal
@@ -262,6 +263,20 @@ def test_frozen_weights_rest_for_as_long_as_is_said(stage1: Path, store: Path, w
     moved = [name for name in carried if not torch.equal(start[name], free[name])]
     assert WEIGHT in moved
     assert not torch.equal(start["embeddings.0.weight"], frozen["embeddings.0.weight"])
+
+
+def test_freezing_all_weights_is_refused(stage1: Path, store: Path, capsys: pytest.CaptureFixture) -> None:
+    begin = ("--model.init_args.init_from", str(stage1), "--data.init_args.codebooks", "[1]", "--run.stage", "again")
+    error = refused(capsys, "fit", *tiny("stage1", store), *begin, "--model.init_args.freeze_carried_steps", "2")
+    assert "all weights are carried over from" in error and "set freeze_carried_steps to 0" in error
+
+
+def test_the_norm_of_no_gradients_is_where_the_weights_are() -> None:
+    """Or the guard could not look at it together with losses on a GPU."""
+    weight = torch.nn.Parameter(torch.ones(2, device="meta"))
+    assert gradient_norm(iter([weight])).device == weight.device
+    weight = torch.nn.Parameter(torch.ones(2))
+    assert gradient_norm([weight]) == 0
 
 
 def test_carried_weights_have_a_rate_of_their_own(stage1: Path, store: Path, watch: Watch) -> None:
