@@ -9,9 +9,9 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
-from callbacks.generation_figures import Target, begin, figures_of, record_of
-from callbacks.metrics_file import write_json
+from callbacks.metrics_file import record_of, write_json
 from metrics.extractor import Extractor
+from metrics.generation import Target, begin, figures_of
 from metrics.image_set import ImageSet
 from metrics.inception import WEIGHTS, Inception
 from metrics.judge import Judge

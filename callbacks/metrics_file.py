@@ -4,12 +4,19 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from metrics.extractor import Extractor
+from metrics.generation import Figures, Target
+
+PACKAGES = ("torch", "lightning", "torchmetrics", "torch-fidelity")  # whose versions figures depend on
 
 
 class MetricsFile(Callback):
@@ -88,6 +95,29 @@ class MetricsFile(Callback):
 def _number(value: torch.Tensor) -> float | None:
     """A float; JSON knows no NaN and no infinity, so these are null."""
     return float(value) if torch.isfinite(value) else None
+
+
+def record_of(
+    figures: dict[str, Figures], samples: dict[str, Any], extractor: Extractor, target: Target, notes: Sequence[str]
+) -> dict[str, Any]:
+    """A section of ``metrics.json`` on sets of images: figures, and all that they depend on.
+
+    Args:
+        figures: by set: ``samples``, and what stands beside them.
+        samples: what they are and how they were made.
+        extractor: the network.
+        target: what the samples were compared with.
+        notes: what a reader should know, in sentences.
+    """
+    return {
+        "figures": figures,
+        "samples": samples,
+        "extractor": {"name": extractor.name, "sha256": extractor.sha256, "resize": extractor.resize},
+        "reference": target.about,
+        "notes": list(notes),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "commit": commit(),
+    }
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

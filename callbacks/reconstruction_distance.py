@@ -9,10 +9,10 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from callbacks.ema import EMA
-from callbacks.generation_figures import Figures, Target, figures_of, record_of
 from callbacks.measurement import Measurement
-from callbacks.metrics_file import write_json
+from callbacks.metrics_file import record_of, write_json
 from metrics.extractors import load_extractor
+from metrics.generation import Figures, Target, figures_of
 from metrics.image_set import ImageSet
 from metrics.images import to_uint8
 from models.encoding import Encoding

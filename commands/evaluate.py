@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from callbacks.generation_figures import Target, figures_of, kind_of, record_of
-from callbacks.metrics_file import write_json
+from callbacks.metrics_file import record_of, write_json
 from commands.errors import CommandError
 from commands.measuring import Measuring, add_arguments
 from commands.preset import BATCH, LABELLED
 from datamodules.samples import SamplesFile
+from metrics.generation import Target, figures_of, kind_of
 from metrics.image_set import Measured
 
 TITLES = {

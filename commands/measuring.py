@@ -10,12 +10,12 @@ from typing import Any, get_args
 
 import torch
 
-from callbacks.generation_figures import Target, begin
 from commands.errors import CommandError
 from commands.extractors import HELP, extractor_named
 from commands.preset import LABELLED, Preset
 from datamodules.samples import file_digest
 from metrics.extractor import Extractor
+from metrics.generation import Target, begin
 from metrics.image_set import Measured
 from metrics.images import to_uint8
 from metrics.reference import Use

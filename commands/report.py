@@ -22,8 +22,8 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from callbacks.generation_figures import kind_of
 from callbacks.metrics_file import commit
+from metrics.generation import kind_of
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 MOST_POINTS = 400

@@ -23,12 +23,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from callbacks.figures import new_figure, render
-from callbacks.generation_figures import begin, figures_of
 from callbacks.metrics_file import commit, write_json
 from commands.errors import CommandError
 from commands.measuring import Measuring, add_arguments
 from datamodules.labels import LabelDataModule
 from lightning_modules.pipeline import Generator
+from metrics.generation import begin, figures_of
 from models.generators.sampling import Sampler
 
 Entry = dict[str, Any]  # guidance, figures, settings and where all of it comes from

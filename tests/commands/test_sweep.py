@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from callbacks.generation_figures import Target, begin, figures_of
 from commands import sweep
 from commands.preset import Preset
 from lightning_modules.pipeline import Generator
+from metrics.generation import Target, begin, figures_of
 from metrics.images import to_uint8
 from models.generators import Sampler
 from tests.support.generated import write_runs

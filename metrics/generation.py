@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from callbacks.metrics_file import commit
 from datamodules.samples import SamplesFile
 from metrics.extractor import Extractor
 from metrics.frechet import Gaussian, frechet_distance
@@ -25,7 +21,6 @@ from metrics.reference import Reference, Use
 BATCH = 64
 SPLIT = 5000  # images a split of the inception score, as ADM's evaluator has them
 KID_SUBSET = 1000
-PACKAGES = ("torch", "lightning", "torchmetrics", "torch-fidelity")
 Figures = dict[str, dict[str, Any]]  # by name: value, n, extractor and, of a distance, what it is to
 
 
@@ -141,26 +136,3 @@ def figures_of(
             about = {"deviation": kid.deviation, "subset_size": KID_SUBSET}
             figures[f"{letter}{'kid' if inception else 'kd'}/{name}"] = {"value": kid.mean, **to, **about}
     return figures
-
-
-def record_of(
-    figures: dict[str, Figures], samples: dict[str, Any], extractor: Extractor, target: Target, notes: Sequence[str]
-) -> dict[str, Any]:
-    """The section ``evaluate`` of ``metrics.json``: figures, and all that they depend on.
-
-    Args:
-        figures: by set: ``samples``, and what stands beside them.
-        samples: what they are and how they were made.
-        extractor: the network.
-        target: what the samples were compared with.
-        notes: what a reader should know, in sentences.
-    """
-    return {
-        "figures": figures,
-        "samples": samples,
-        "extractor": {"name": extractor.name, "sha256": extractor.sha256, "resize": extractor.resize},
-        "reference": target.about,
-        "notes": list(notes),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "commit": commit(),
-    }
