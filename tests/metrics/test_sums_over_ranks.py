@@ -8,13 +8,18 @@ import torch
 from metrics import (
     CodebookStatistics,
     FeatureStatistics,
+    Gaussian,
     InceptionScore,
     JointCodeStatistics,
     RecentUsage,
     SubspaceCosines,
+    frechet_distance,
     gather_rows,
 )
 from metrics.image_set import ImageSet
+from metrics.images import to_uint8
+from metrics.kernel_distance import kernel_distance
+from metrics.precision_recall import precision_recall
 from tests.support.extractors import MeanColours
 from tests.support.ranks import run_on_ranks
 
@@ -31,8 +36,8 @@ def rows(start: int, stop: int) -> dict[str, torch.Tensor]:
         "features": torch.randn(5, 3, generator=generator)[start:stop],
         "first": torch.randn(5, 4, 2, 2, generator=generator)[start:stop],
         "second": torch.randn(5, 4, 2, 2, generator=generator)[start:stop],
-        "images": torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8, generator=generator)[start:stop],
-        "index": torch.arange(start, stop),
+        "images": to_uint8(torch.randn(40, 3, 4, 4, generator=generator) / 2)[8 * start : 8 * stop],
+        "index": torch.arange(8 * start, 8 * stop),
     }
 
 
@@ -62,6 +67,14 @@ def figures(part: dict[str, torch.Tensor]) -> dict[str, object]:
     result["set"] = [measured.count, measured.score, measured.recognised, *measured.spatial.mean.tolist()]
     result["set's covariance"] = measured.features.covariance.flatten().tolist()
     result["set's rows"] = measured.rows.flatten().tolist()
+    real = MeanColours()(to_uint8(torch.randn(30, 3, 4, 4, generator=torch.Generator().manual_seed(1)) / 2 + 0.1))
+    assert real.spatial is not None
+    result["set's distances"] = [
+        float(frechet_distance(measured.features, gaussian(real.pooled))),
+        float(frechet_distance(measured.spatial, gaussian(real.spatial))),
+        *precision_recall(real.pooled, measured.rows),
+        *kernel_distance(real.pooled, measured.rows, num_subsets=5, subset_size=20),
+    ]
     cosines = SubspaceCosines(2)
     cosines.update((part["first"], part["second"]))
     result["cosines"] = torch.stack(cosines.compute()).flatten().tolist()
@@ -70,6 +83,10 @@ def figures(part: dict[str, torch.Tensor]) -> dict[str, object]:
         [part["codes"][:1]] if len(part["features"]) == 3 else [], CPU
     ).tolist()
     return result
+
+
+def gaussian(rows: torch.Tensor) -> Gaussian:
+    return Gaussian(len(rows), rows.double().mean(0), rows.double().T.cov())
 
 
 def of_rank(rank: int) -> dict[str, object]:
@@ -84,3 +101,7 @@ def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
         assert found.keys() == expected.keys()
         for name, values in expected.items():
             torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(values), msg=name)
+        for name in ("set", "set's distances"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-6), name
+    shares = expected["set's distances"][2:4]
+    assert all(0 < share < 1 for share in shares)  # neither is a share of nothing or all
