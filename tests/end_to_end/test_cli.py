@@ -56,8 +56,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
     killed = program("fit", "--config", TOY, cwd=tmp_path, TOY_KILL_AT_STEP="3")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert state()["global_step"] == 3
-    resumed = program("fit", "--config", TOY, cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
+    assert exit_code("fit", "--config", TOY) == 0
     assert_equal(state(), expected)
 
     assert sorted(path.name for path in RUN.glob("*.yaml") if "config" in path.name) == [

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.end_to_end.test_cli import assert_equal
-from tests.support.commands import program
+from tests.support.commands import exit_code, program
 from tests.support.recipes import digits, write_judge
 
 OVERLAY = """
@@ -28,23 +28,23 @@ model: {{init_args: {{objective: {{adversarial: {{start_step: 5}}}}, accumulate_
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "accumulate"), [(0, 1), (2, 2)])
-def test_killed_after_step_7(tmp_path: Path, workers: int, accumulate: int) -> None:
+def test_killed_after_step_7(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, accumulate: int) -> None:
     judge = write_judge(tmp_path / "judge.safetensors")
 
-    def fit(root: str, kill_after: int) -> int:
+    def arguments(root: str, kill_after: int) -> list[str]:
         overlay = tmp_path / "overlay.yaml"
         overlay.write_text(OVERLAY.format(kill_after=kill_after, workers=workers, accumulate=accumulate))
-        arguments = ["fit", *digits("fq_dual", judge), "--config", str(overlay), "--run.root", root]
-        return program(*arguments, cwd=tmp_path).returncode
+        return ["fit", *digits("fq_dual", judge), "--config", str(overlay), "--run.root", root]
 
     def state(root: str) -> dict:
         path = tmp_path / root / "digits/tokenizer/fq_dual/checkpoints/last.ckpt"
         return torch.load(path, weights_only=True)
 
-    assert fit("whole", kill_after=-1) == 0
-    assert fit("killed", kill_after=7) == -signal.SIGKILL
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(*arguments("whole", kill_after=-1)) == 0  # in this process, which saves the imports
+    assert program(*arguments("killed", kill_after=7), cwd=tmp_path).returncode == -signal.SIGKILL
     assert state("killed")["global_step"] == 6
-    assert fit("killed", kill_after=-1) == 0
+    assert program(*arguments("killed", kill_after=-1), cwd=tmp_path).returncode == 0
 
     whole, resumed = state("whole"), state("killed")
     assert whole["global_step"] == 12

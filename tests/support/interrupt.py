@@ -26,3 +26,15 @@ class KillAfter(pl.Callback):
     def _signal(self, trainer: pl.Trainer) -> None:
         if trainer.global_step == self.step and trainer.global_rank == self.rank:
             os.kill(os.getpid(), signal.Signals[self.name])
+
+
+class KillInPrediction(pl.Callback):
+    """SIGKILL once a rank has predicted ``batches`` batches."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def on_predict_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_) -> None:
+        self.batches -= 1
+        if not self.batches:
+            os.kill(os.getpid(), signal.SIGKILL)
