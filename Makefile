@@ -179,8 +179,8 @@ experiment: teacher | $(READY) ## Run EXPERIMENT (ssq/table3, ifsq/fig3 …) on 
 
 # --- development -----------------------------------------------------------------------------------------------------
 
-test: $(READY) ## Run all tests
-	$(PYTHON) -m pytest $(ARGS)
+test: $(READY) ## Run all tests, two at a time with a thread each
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 lint: $(READY) ## Check style and types
 	$(VENV)/bin/ruff check
