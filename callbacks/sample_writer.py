@@ -19,7 +19,8 @@ from torch import Tensor
 from callbacks.figures import image_table
 from callbacks.metrics_file import commit, write_json
 from callbacks.run_record import differences
-from datamodules.samples import SamplesFile, file_digest, write_samples
+from datamodules.samples import SamplesFile, write_samples
+from models.weights import file_sha256
 
 NETWORKS = ("settings.generator.", "settings.tokenizer.")
 
@@ -119,7 +120,7 @@ class SampleWriter(pl.Callback):
             self._record,
             {
                 "settings": self._settings,
-                "sha256": file_digest(self._npz),
+                "sha256": file_sha256(self._npz),
                 "class_names": self._class_names,
                 "versions": {"torch": torch.__version__, "lightning": lightning.__version__},
                 "commit": commit(),

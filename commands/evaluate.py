@@ -31,20 +31,20 @@ from metrics.image_set import Measured
 
 TITLES = {
     "samples": "samples",
-    "reconstructions": "reconstructions of validation",
+    "reconstructions": "reconstructions",
     "validation": "real, validation",
     "train": "real, training",
 }
 COLUMNS = {
-    "recognised": ("recognised", "{:.1%}"),
+    "recognised": ("recog-\nnised", "{:.1%}"),
     "is": ("score", "{:.2f}"),
-    "fd": ("Fréchet distance", "{:.3f}"),
+    "fd": ("Fréchet\ndistance", "{:.3f}"),
     "fid": ("FID", "{:.2f}"),
     "sfid": ("sFID", "{:.2f}"),
-    "precision": ("precision", "{:.3f}"),
+    "precision": ("preci-\nsion", "{:.3f}"),
     "recall": ("recall", "{:.3f}"),
     "kid": ("KID", "{:.5f}"),
-    "kd": ("kernel distance", "{:.5f}"),
+    "kd": ("kernel\ndistance", "{:.5f}"),
 }
 
 
@@ -162,7 +162,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         for kind in kinds:
             value = cells[kind]["value"] if kind in cells else None
             itself = key == "validation" and kind in ("fd", "fid")
-            texts.append("0 (itself)" if itself else "–" if value is None else COLUMNS[kind][1].format(value))
+            texts.append("itself" if itself else "–" if value is None else COLUMNS[kind][1].format(value))
         table.add_row(TITLES[key], *texts)
     console.print(table)
     for note in result["notes"]:

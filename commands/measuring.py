@@ -13,12 +13,12 @@ import torch
 from commands.errors import CommandError
 from commands.extractors import HELP, extractor_named
 from commands.preset import LABELLED, Preset
-from datamodules.samples import file_digest
 from metrics.extractor import Extractor
 from metrics.generation import Target, begin
 from metrics.image_set import Measured
 from metrics.images import to_uint8
 from metrics.reference import Use
+from models.weights import file_sha256
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Measuring:
 
     def settings(self) -> dict[str, Any]:
         """What figures depend on besides the images, as plain data."""
-        against = f"{self.own.name} validation images" if self.reference is None else file_digest(self.reference)
+        against = f"{self.own.name} validation images" if self.reference is None else file_sha256(self.reference)
         return {
             "extractor": self.extractor.name,
             "extractor_sha256": self.extractor.sha256,

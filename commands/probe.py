@@ -27,7 +27,6 @@ from callbacks.metrics_file import commit, write_json
 from commands.errors import CommandError
 from commands.preset import BATCH, image_data, real_images
 from datamodules.images import ImageDataModule
-from datamodules.samples import file_digest
 from datamodules.sources.base import Split
 from lightning_modules.linear_probe import LinearProbe
 from lightning_modules.loading import load_tokenizer, read_checkpoint
@@ -44,6 +43,7 @@ from metrics.probes import (
 )
 from models.precision import full_precision
 from models.tokenizers import Tokenizer
+from models.weights import file_sha256
 
 Vectors = Literal["before", "after"]
 ALL = "all"
@@ -128,7 +128,7 @@ def probe(
         "settings": {"pooling": pooling, "precision": "float32", "standardised": "by training mean and deviation"},
         "checkpoint": {
             "path": str(path),
-            "sha256": file_digest(path),
+            "sha256": file_sha256(path),
             "step": checkpoint["global_step"],
             "averaged": bool(checkpoint.get("callbacks", {}).get("EMA", {}).get("average")),
         },

@@ -4,7 +4,6 @@ An npz with `arr_0` uint8 (n, H, W, 3) and, if the labels are known, `arr_1` int
 9.8 GB, so both directions stream; nothing in a file is ever unpickled.
 """
 
-import hashlib
 import os
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+
+from models.weights import file_sha256
 
 IMAGES, LABELS = "arr_0.npy", "arr_1.npy"
 CHUNK = 1 << 24
@@ -81,7 +82,7 @@ class SamplesFile:
 
     def digest(self) -> str:
         """Return the SHA-256 of the file, in hex."""
-        return file_digest(self.path)
+        return file_sha256(self.path)
 
     def _read_labels(self, archive: zipfile.ZipFile) -> np.ndarray:
         with archive.open(LABELS) as member:
@@ -121,12 +122,6 @@ def write_samples(path: Path, pieces: Iterable[np.ndarray], labels: np.ndarray, 
         with archive.open(LABELS, "w") as member:
             np.lib.format.write_array(member, labels.astype(np.int64), allow_pickle=False)
     os.replace(unfinished, path)
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _image_header(member: IO[bytes]) -> tuple[int, ...]:

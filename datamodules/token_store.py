@@ -1,6 +1,5 @@
 """Codes of a whole split on disk, as memory-mapped Arrow shards with a manifest that says what they are."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from models.encoding import TokenSpec
+from models.weights import file_sha256
 
 log = logging.getLogger(__name__)
 
@@ -250,12 +250,6 @@ def check_codes(codes: np.ndarray, spec: TokenSpec, where: str) -> None:
             raise TokenStoreError(f"{where}: code {code} in codebook {codebook}, which has codes 0 to {size - 1}")
 
 
-def sha256(path: Path) -> str:
-    """Digest of a file in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _check_shard(path: Path, shard: Shard, verify: bool) -> None:
     file = path / shard.file
     if not file.is_file():
@@ -264,7 +258,7 @@ def _check_shard(path: Path, shard: Shard, verify: bool) -> None:
         raise TokenStoreError(
             f"{file} has {file.stat().st_size} bytes, and {MANIFEST} says {shard.bytes}: write the store again"
         )
-    if verify and (found := sha256(file)) != shard.sha256:
+    if verify and (found := file_sha256(file)) != shard.sha256:
         raise TokenStoreError(
             f"{file} has the SHA-256 {found[:12]}…, and {MANIFEST} says {shard.sha256[:12]}…: it was damaged since it "
             f"was written; delete {path} and write the store again (make tokens)"

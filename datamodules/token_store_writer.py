@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.token_store import MANIFEST, Shard, StorePlan, TokenStore, TokenStoreError, check_codes, sha256
+from datamodules.token_store import MANIFEST, Shard, StorePlan, TokenStore, TokenStoreError, check_codes
+from models.weights import file_sha256
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class TokenStoreWriter:
             writer.finalize()
         _sync(unfinished)
         unfinished.replace(file)
-        note = Shard(file.name, len(indices), file.stat().st_size, sha256(file))
+        note = Shard(file.name, len(indices), file.stat().st_size, file_sha256(file))
         _write_json(file.with_suffix(".json"), asdict(note))
 
     def finish(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from lightning_modules.loading import load_generator, read_checkpoint
 from models.encoding import TokenSpec
 from models.generators.autoregressive import AutoregressiveGenerator
 from models.handover import carry_over
+from models.weights import file_sha256
 
 if TYPE_CHECKING:
     from datamodules.tokens import TokenDataModule
@@ -84,7 +84,7 @@ def check_same_codes(record: dict[str, Any], tokens: TokensRead, checkpoint: Pat
     source = record["lineage"]["init_from"]
     if init_from is not None and source is not None:
         file = checkpoint_file(init_from)
-        if file.is_file() and sha256(file) != source["sha256"]:
+        if file.is_file() and file_sha256(file) != source["sha256"]:
             rank_zero_warn(
                 f"{file} has changed since this run began with it; the run goes on with its own weights. "
                 "To begin with the new ones, delete the run's directory or set run.stage to a new name."
@@ -113,7 +113,7 @@ def begin_from(init_from: str | None, generator: AutoregressiveGenerator, tokens
     rank_zero_info(f"weights of {path}\n{handover}")
     lineage["init_from"] = {
         "path": str(path),
-        "sha256": sha256(path),
+        "sha256": file_sha256(path),
         "step": checkpoint["global_step"],
         "tokenizer_fingerprint": source["tokenizer_fingerprint"],
         "codebooks": source["codebooks"],
@@ -150,12 +150,6 @@ def slot_of(source: dict[str, Any], tokens: TokensRead, path: Path) -> int | Lit
 def checkpoint_file(run: str | Path) -> Path:
     """The last checkpoint of a run's directory, or the file itself."""
     return Path(run) / "checkpoints" / "last.ckpt" if Path(run).is_dir() else Path(run)
-
-
-def sha256(file: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def sub_codes(record: dict[str, Any]) -> list[int]:

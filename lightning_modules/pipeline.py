@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from datamodules.samples import file_digest
 from lightning_modules.lineage import sub_codes
 from lightning_modules.loading import load_generator, load_tokenizer, read_checkpoint
 from metrics.images import to_uint8
@@ -20,6 +19,7 @@ from models.fingerprint import fingerprint
 from models.generators.autoregressive import AutoregressiveGenerator
 from models.generators.sampling import Sampler
 from models.tokenizers import Tokenizer
+from models.weights import file_sha256
 
 
 class Generator(nn.Module):
@@ -78,7 +78,7 @@ class Generator(nn.Module):
         origin = {
             "generator": {
                 "run": str(run),
-                "sha256": file_digest(path),
+                "sha256": file_sha256(path),
                 "step": checkpoint["global_step"],
                 "averaged": bool(checkpoint.get("callbacks", {}).get("EMA", {}).get("average")),
             },

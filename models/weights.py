@@ -25,9 +25,7 @@ def load_state(path: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict[s
         FileNotFoundError: if it is missing, naming the remedy.
         ValueError: if it is cut short, corrupt, or a pickle that would run code.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}: {remedy}")
+    path = _existing(path, remedy)
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -47,9 +45,7 @@ def file_sha256(path: str | Path) -> str:
 
 def read_metadata(path: str | Path, remedy: str) -> dict[str, Any]:
     """Metadata of a ``.safetensors`` file, its tensors unread; raises as :func:`load_state` does."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}: {remedy}")
+    path = _existing(path, remedy)
     try:
         with safe_open(path, framework="pt") as file:
             return _metadata(file.metadata())
@@ -59,9 +55,7 @@ def read_metadata(path: str | Path, remedy: str) -> dict[str, Any]:
 
 def read_shapes(path: str | Path, remedy: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors of a file, themselves unread; raises as :func:`load_state` does."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}: {remedy}")
+    path = _existing(path, remedy)
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -93,3 +87,10 @@ def save_state(path: str | Path, module: nn.Module, metadata: dict[str, Any]) ->
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     save_file(state, temporary, {key: json.dumps(value) for key, value in metadata.items()})
     temporary.replace(path)
+
+
+def _existing(path: str | Path, remedy: str) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}: {remedy}")
+    return path

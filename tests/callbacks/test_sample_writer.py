@@ -12,9 +12,10 @@ from torch import Tensor
 
 from callbacks.sample_writer import SampleWriter
 from datamodules.labels import LabelDataModule
-from datamodules.samples import SamplesFile, file_digest
+from datamodules.samples import SamplesFile
 from lightning_modules.sampling import SamplingModule
 from models.generators import Sampler
+from models.weights import file_sha256
 from tests.support.generated import write_runs
 from tests.support.validation import quiet_trainer
 
@@ -70,11 +71,11 @@ def test_npz_picture_and_record_are_written(directory: Path, run: Path) -> None:
         assert archive["arr_0"].shape == (23, 16, 16, 3) and archive["arr_0"].dtype == np.uint8
         assert archive["arr_1"].tolist() == [index % 10 for index in range(23)]
     record = json.loads((directory / "samples.json").read_text())
-    assert record["sha256"] == file_digest(directory / "samples.npz")
+    assert record["sha256"] == file_sha256(directory / "samples.npz")
     assert record["class_names"] == [str(digit) for digit in range(10)]
     settings = record["settings"]
     assert settings["sampler"]["guidance"] == 2.0 and settings["seed"] == 3 and settings["num_images"] == 23
-    assert settings["generator"]["sha256"] == file_digest(run / "checkpoints/last.ckpt")
+    assert settings["generator"]["sha256"] == file_sha256(run / "checkpoints/last.ckpt")
     picture = np.asarray(Image.open(directory / "grid.png"))
     assert picture.shape[0] >= 10 * 64 and picture.shape[1] >= 3 * 64
 
@@ -87,10 +88,10 @@ def test_image_i_is_the_generators_image_i(directory: Path, run: Path) -> None:
 
 
 def test_a_finished_file_is_not_sampled_again(directory: Path, run: Path) -> None:
-    before = file_digest(directory / "samples.npz")
+    before = file_sha256(directory / "samples.npz")
     assert predict(directory, run).sampled == []
     assert predict(directory, run, batch_size=3).sampled == []  # a matter of memory only
-    assert file_digest(directory / "samples.npz") == before
+    assert file_sha256(directory / "samples.npz") == before
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from torch.utils.data import DataLoader
 
 from commands import evaluate, reference
 from datamodules import DigitsSource
-from datamodules.samples import file_digest
 from metrics.extractor import ImageFeatures
 from metrics.frechet import FeatureStatistics, frechet_distance
 from metrics.images import as_displayed
 from models.classifier import SmallClassifier
+from models.weights import file_sha256
 from tests.support.recipes import write_judge
 
 
@@ -53,8 +53,8 @@ def test_real_validation_images_as_samples_are_as_good_as_real(
     assert samples["gis/judge"]["value"] == pytest.approx(real["is/judge"]["value"])
     assert samples["gfd/judge"]["n"] == samples["gfd/judge"]["reference_n"] == 355
     assert samples["gfd/judge"]["reference"] == "digits validation images"
-    assert result["samples"]["sha256"] == file_digest(tmp_path / "samples.npz")
-    assert result["extractor"]["sha256"] == file_digest(runs / "digits/teacher/judge.safetensors")
+    assert result["samples"]["sha256"] == file_sha256(tmp_path / "samples.npz")
+    assert result["extractor"]["sha256"] == file_sha256(runs / "digits/teacher/judge.safetensors")
     assert result["samples"]["settings"] is None
     assert any("no reconstructions" in note for note in result["notes"])
     assert "real, validation" in capsys.readouterr().out
@@ -94,7 +94,7 @@ def test_settings_come_from_the_file_beside_the_samples(
     np.savez(tmp_path / "samples.npz", images[:40], labels[:40])
     made = {
         "settings": {"sampler": {"guidance": 2.0}, "tokenizer": {"run": "gone", "fingerprint": "0"}},
-        "sha256": file_digest(tmp_path / "samples.npz"),
+        "sha256": file_sha256(tmp_path / "samples.npz"),
         "class_names": [str(digit) for digit in range(10)],
     }
     (tmp_path / "samples.json").write_text(json.dumps(made))
@@ -190,7 +190,7 @@ def test_anyones_samples_are_measured_against_a_reference(
         expected = np.square(first - second).sum() + np.trace(one + other) - 2 * root
         assert figures[f"{name}/inception"]["value"] == pytest.approx(expected, rel=1e-4)
     for name in ("gfid", "precision", "gkid"):
-        assert figures[f"{name}/inception"]["reference_sha256"] == file_digest(references["train"])
+        assert figures[f"{name}/inception"]["reference_sha256"] == file_sha256(references["train"])
         assert figures[f"{name}/inception"]["reference_kind"] == "train"
     assert result["extractor"] == {"name": "inception", "sha256": "5" * 64, "resize": "none"}
     assert "torch-fidelity" in result["versions"] and result["samples"]["n"] == 1100

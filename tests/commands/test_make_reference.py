@@ -9,11 +9,12 @@ from PIL import Image
 
 from commands import reference
 from datamodules import DigitsSource
-from datamodules.samples import SamplesFile, file_digest
+from datamodules.samples import SamplesFile
 from metrics.image_set import ImageSet
 from metrics.judge import Judge
 from metrics.reference import Reference
 from models.classifier import SmallClassifier
+from models.weights import file_sha256
 from tests.support.recipes import write_judge
 
 
@@ -52,7 +53,7 @@ def test_of_a_presets_split(runs: Path, capsys: pytest.CaptureFixture) -> None:
         "none",
     )
     assert own.source == "validation images of digits, centre-cropped"
-    assert own.extractor_sha256 == file_digest(runs / "digits/teacher/judge.safetensors")
+    assert own.extractor_sha256 == file_sha256(runs / "digits/teacher/judge.safetensors")
     torch.testing.assert_close(found.features.mean, judged(images, runs), rtol=1e-9, atol=0)
     rows = [row * len(images) // 50 for row in range(50)]
     np.testing.assert_array_equal(next(SamplesFile(path).batches(50)), images[rows])
@@ -71,7 +72,7 @@ def test_of_anyones_npz_by_inception(runs: Path, tmp_path: Path, monkeypatch: py
     reference.main([str(option) for option in options])
     found = Reference.read(runs / "any/reference/val_inception.npz")
     assert (found.protocol.kind, found.protocol.number, found.protocol.image_size) == ("train", 300, 8)
-    assert found.protocol.source == f"val.npz, SHA-256 {file_digest(tmp_path / 'val.npz')}"
+    assert found.protocol.source == f"val.npz, SHA-256 {file_sha256(tmp_path / 'val.npz')}"
     torch.testing.assert_close(found.features.mean, judged(images, runs), rtol=1e-9, atol=0)
     rows = [row * 300 // 7 for row in range(7)]
     np.testing.assert_array_equal(next(SamplesFile(found.path).batches(7)), images[rows])

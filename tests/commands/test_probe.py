@@ -9,9 +9,9 @@ import yaml
 
 from commands import probe
 from commands.preset import image_data, real_images
-from datamodules.samples import file_digest
 from lightning_modules.loading import load_tokenizer
 from metrics.probes import Labelled, accuracy, logistic_regression, nearest_class_mean, standardise
+from models.weights import file_sha256
 from tests.metrics.test_probes import clouds
 from tests.support.generated import write_runs
 
@@ -67,7 +67,7 @@ def test_probes_are_those_of_the_frozen_vectors(run: Path, capsys: pytest.Captur
 
     assert (result["n_train"], result["n_validation"], result["chance"]) == (200, 355, 0.1)
     assert 0.09 < result["majority"] < 0.11
-    assert result["checkpoint"]["sha256"] == file_digest(run / "checkpoints/last.ckpt")
+    assert result["checkpoint"]["sha256"] == file_sha256(run / "checkpoints/last.ckpt")
     assert result["checkpoint"]["averaged"] is False and result["settings"]["pooling"] == "mean"
     printed = capsys.readouterr().out
     assert "chance 10.0%" in printed and "nearest class mean" in printed

@@ -129,7 +129,7 @@ def test_a_flipped_code_is_found_before_the_first_fit(tmp_path: Path, monkeypatc
     data = TokenDataModule(str(tmp_path), batch_size=4, num_workers=0)
     fit(data, max_steps=1)
     with monkeypatch.context() as again:
-        again.setattr("datamodules.token_store.sha256", lambda _: pytest.fail("read again"))
+        again.setattr("datamodules.token_store.file_sha256", lambda _: pytest.fail("read again"))
         fit(data, max_steps=1)
 
     shard = tmp_path / "train/shard_00001.arrow"
