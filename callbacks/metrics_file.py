@@ -24,7 +24,7 @@ class MetricsFile(Callback):
 
     The file has one section a command, so that none erases another's: the metrics, the step they belong to, the number
     ``n`` of images of all ranks that they were measured on (null if batches do not number their images), the versions,
-    and the commit of the code if it is in a git repository.
+    the machine, and the commit of the code if it is in a git repository.
 
     Args:
         path: The file; by default `metrics.json` in the trainer's root directory.
@@ -87,6 +87,7 @@ class MetricsFile(Callback):
                 "torch": torch.__version__,
                 "lightning": lightning.__version__,
             },
+            "machine": machine(),
             "commit": commit(),
         }
         write_json(path, sections)
@@ -116,6 +117,7 @@ def record_of(
         "reference": target.about,
         "notes": list(notes),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "machine": machine(),
         "commit": commit(),
     }
 
@@ -126,6 +128,14 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     unfinished.replace(path)
+
+
+def machine() -> str:
+    """What this process runs on, in words: the system, its cores, and its GPUs."""
+    words = [f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} cores"]
+    if torch.cuda.is_available():
+        words.append(f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}")
+    return ", ".join(words)
 
 
 def commit() -> str | None:

@@ -21,7 +21,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     helps = {
         "run": "run what is missing, one run after another; a second call goes on",
-        "show": "print the table, and write its figures as CSV",
+        "show": "print the table and the direction of each comparison, and write every figure as CSV and JSON",
         "status": "list what is done and what is missing",
     }
     for name, text in helps.items():
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         tasks = plan(experiment, preset, given.seeds or begun(experiment, preset, given.root), given.root)
         if given.command == "run":
             check(experiment, preset)
-            return _run(tasks, given.dry_run)
+            return _run(experiment, preset, tasks, given)
         if given.command == "show":
             _show(experiment, preset, tasks, given)
         else:
@@ -58,9 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _run(tasks: list[Task], dry: bool) -> int:
-    if not dry:
+def _run(experiment: Experiment, preset: str, tasks: list[Task], given: argparse.Namespace) -> int:
+    if not given.dry_run:
         failed = run(tasks)
+        every = plan(experiment, preset, begun(experiment, preset, given.root), given.root)
+        table.write(_results(experiment, preset, given), experiment, preset, every)  # for the report
         if failed:
             print(f"{failed} of {len(tasks)} rows failed; the same command tries them again", file=sys.stderr)
         return 1 if failed else 0
@@ -73,19 +75,22 @@ def _run(tasks: list[Task], dry: bool) -> int:
 
 
 def _show(experiment: Experiment, preset: str, tasks: list[Task], given: argparse.Namespace) -> None:
-    records = table.figures(experiment, tasks)
-    file = given.root / "results" / f"{experiment.name}_{preset}.csv"
-    table.write_csv(file, records)
-    head, rows = table.cells(experiment, records)
+    file = _results(experiment, preset, given)
+    content = table.write(file, experiment, preset, tasks)
     if given.markdown:
-        print(table.markdown(head, rows))
+        print(table.markdown(content["tables"]))
         return
+    found = {figure["metric"] for figure in content["figures"]}
     for metric in experiment.metrics:
         measured = {name for task in tasks for run in task.runs for name in run.metrics() or {}}
-        if measured and not any(record["metric"] == metric.name for record in records):
+        if measured and metric.name not in found:
             print(f"no run has measured '{metric.name}'; nearest is {nearest(metric.name, measured)}", file=sys.stderr)
-    table.rich(f"{experiment.title}\n{preset}; paper: {experiment.paper.source}", head, rows)
-    print(f"every figure: {file}")
+    table.rich(f"{experiment.title} ({preset})", content["tables"])
+    print(f"every figure: {file}, and .json")
+
+
+def _results(experiment: Experiment, preset: str, given: argparse.Namespace) -> Path:
+    return given.root / "results" / f"{experiment.name}_{preset}.csv"
 
 
 def _status(tasks: list[Task]) -> None:

@@ -102,14 +102,16 @@ class Run:
             return section["metrics"]
         return {name: figure["value"] for name, figure in section["figures"]["samples"].items()}
 
-    def images(self) -> int | None:
-        """How many images that was, if `metrics.json` says so."""
-        section = self._measured()
-        if section is None:
-            return None
-        if self.kind.section == "validate":
-            return section.get("n")
-        return next(figure["n"] for figure in section["figures"]["samples"].values())
+    def origin(self) -> dict[str, Any]:
+        """What stands beside its figures: n, protocol, commit and machine; None is what `metrics.json` does not say."""
+        section = self._measured() or {}
+        if self.kind.section == "evaluate":
+            n = next((figure["n"] for figure in section.get("figures", {}).get("samples", {}).values()), None)
+            protocol = _compared(section)
+        else:
+            n = section.get("n")
+            protocol = f"validation at step {section['global_step']}" if "global_step" in section else None
+        return {"n": n, "protocol": protocol, "commit": section.get("commit"), "machine": section.get("machine")}
 
     def state(self) -> str:
         """Done, unfinished or missing."""
@@ -139,6 +141,16 @@ def runs_of(row: Row, preset: str, seed: int, root: Path = ROOT) -> list[Run]:
         directories = {argument: run.directory for argument, run in upon.items()}
         runs.append(Run(stage, preset, seed, root, digest, directories))
     return runs
+
+
+def _compared(evaluated: dict[str, Any]) -> str | None:
+    """How samples were drawn, by which network they were measured and with what they were compared, in words."""
+    network, real = evaluated.get("extractor") or {}, evaluated.get("reference") or {}
+    settings = (evaluated.get("samples") or {}).get("settings") or {}
+    words = [f"{name} {value}" for name, value in settings.get("sampler", {}).items() if value is not None]
+    words += [f"by {network['name']} {network['sha256'][:8]}"] if network.get("sha256") else []
+    words += [f"to {real['reference_n']} {real['reference']}"] if real.get("reference_n") else []
+    return ", ".join(words) or None
 
 
 def nested(overrides: dict[str, Any]) -> dict[str, Any]:

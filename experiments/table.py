@@ -1,52 +1,53 @@
-"""What an experiment came to: a table beside the paper's numbers, and a tidy file of every figure."""
+"""What an experiment came to: tables beside the paper's numbers, for a terminal, for docs and for the report."""
 
 from __future__ import annotations
 
-import csv
-from math import isfinite
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as Grid
 
+from experiments import directions, results
+from experiments.results import Record
 from experiments.runner import Task
-from experiments.runs import figure
 from experiments.specification import DIRECTIONS, Experiment, Row
 
-COLUMNS = ("experiment", "row", "seed", "metric", "value", "n", "run")
 NOTHING = "—"
+Table = dict[str, Any]  # caption, head and rows, all text
 
 
-def figures(experiment: Experiment, tasks: list[Task]) -> list[dict[str, object]]:
-    """Every metric of every finished task, one record each; a metric that a run lacks has none.
+def write(file: Path, experiment: Experiment, preset: str, tasks: list[Task]) -> dict[str, Any]:
+    """Write every figure as CSV, and as JSON with the tables made of them; return the latter.
 
-    A task is finished when all its stages are. A metric is that of the last stage which has one of this name; `run` is
-    the directory of that stage, and `n` the number of images it was measured on, where the run says it.
+    Args:
+        file: the CSV; the JSON, which the report reads, stands beside it.
+        experiment: whose rows.
+        preset: whose runs.
+        tasks: the runs.
     """
-    records: list[dict[str, object]] = []
-    for task in tasks:
-        if any(run.state() != "done" for run in task.runs):
-            continue  # or stage 1 would speak for stage 2
-        for metric in experiment.metrics:
-            measured = [(run, figure(run.metrics() or {}, metric.name)) for run in task.runs]
-            run, value = next((pair for pair in reversed(measured) if pair[1] is not None), (None, None))
-            if run is not None and value is not None and isfinite(value):
-                where = (experiment.name, task.row.label, task.seed, metric.name, value, run.images())
-                records.append(dict(zip(COLUMNS, (*where, str(run.directory)), strict=True)))
-    return records
+    records = results.figures(experiment, tasks)
+    comparisons = directions.compare(experiment, records)
+    done = len({(record["row"], record["seed"]) for record in records})
+    state = f"{done} of {len(tasks)} runs of a row are done; paper: {experiment.paper.source}"
+    tables = [_table(state, *cells(experiment, records))]
+    tables += [_table(directions.CAPTION, *directions.cells(comparisons))] if comparisons else []
+    content = {
+        "experiment": experiment.name,
+        "title": experiment.title,
+        "preset": preset,
+        "tables": tables,
+        "comparisons": [asdict(comparison) for comparison in comparisons],
+        "figures": records,
+    }
+    results.write_csv(file, records)
+    results.write_json(file.with_suffix(".json"), content)
+    return content
 
 
-def write_csv(path: Path, records: list[dict[str, object]]) -> None:
-    """Write the records as a tidy table."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(records)
-
-
-def cells(experiment: Experiment, records: list[dict[str, object]]) -> tuple[list[str], list[list[str]]]:
+def cells(experiment: Experiment, records: list[Record]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the table; the paper's columns stand beside ours, and after them those without one of ours."""
     beside = [metric.paper for metric in experiment.metrics if metric.paper]
     rest = [column for column in experiment.paper.columns if column not in beside]
@@ -66,20 +67,30 @@ def cells(experiment: Experiment, records: list[dict[str, object]]) -> tuple[lis
     return head, rows
 
 
-def rich(title: str, head: list[str], rows: list[list[str]]) -> None:
+def rich(title: str, tables: list[Table]) -> None:
     """Print for a terminal."""
-    table = Table(title=title)
-    for index, name in enumerate(head):
-        table.add_column(name, justify="right" if index else "left", no_wrap=index == 0)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    print(title)
+    for table in tables:
+        grid = Grid(title=table["caption"], title_justify="left")
+        for index, name in enumerate(table["head"]):
+            grid.add_column(name, justify="right" if index else "left", no_wrap=index == 0)
+        for row in table["rows"]:
+            grid.add_row(*row)
+        Console().print(grid)
 
 
-def markdown(head: list[str], rows: list[list[str]]) -> str:
+def markdown(tables: list[Table]) -> str:
     """The same for docs."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    parts = []
+    for number, table in enumerate(tables):
+        parts += [table["caption"]] if number else []
+        lines = [table["head"], ["---", *["---:"] * (len(table["head"]) - 1)], *table["rows"]]
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(parts)
+
+
+def _table(caption: str, head: list[str], rows: list[list[str]]) -> Table:
+    return {"caption": caption, "head": head, "rows": rows}
 
 
 def _mean(values: list) -> str:

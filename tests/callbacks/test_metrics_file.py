@@ -1,4 +1,6 @@
 import json
+import os
+import platform
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,6 +38,7 @@ def test_commands_keep_apart(tmp_path: Path) -> None:
     }
     assert content["fit"]["global_step"] == 9 and content["fit"]["n"] is None
     assert content["fit"]["versions"].keys() == {"python", "torch", "lightning"}
+    assert content["fit"]["machine"].startswith(f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores")
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
 
 

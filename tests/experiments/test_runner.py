@@ -1,5 +1,6 @@
 import csv
 import fcntl
+import json
 import shlex
 import threading
 from collections import Counter
@@ -170,10 +171,28 @@ def test_the_table_stands_beside_the_paper(tmp_path: Path, capsys: pytest.Captur
     with Path("runs/experiments/results/paper/table_digits.csv").open() as content:
         records = list(csv.DictReader(content))
     assert len(records) == 10
-    assert list(records[0]) == ["experiment", "row", "seed", "metric", "value", "n", "run"]
+    columns = ["experiment", "row", "seed", "metric", "value", "n", "protocol", "run", "commit", "machine"]
+    assert list(records[0]) == columns
     (record,) = [r for r in records if (r["row"], r["seed"], r["metric"]) == ("plain", "1", "val/psnr")]
     assert record["value"] == "21.0" and record["experiment"] == "paper/table"
     assert (Path(record["run"]) / "metrics.json").exists()
+    assert (record["protocol"], record["commit"], record["machine"]) == ("validation at step 600", "abc", "a PC")
+
+    content = json.loads(Path("runs/experiments/results/paper/table_digits.json").read_text())
+    assert [
+        {key: str(value if value is not None else "") for key, value in r.items()} for r in content["figures"]
+    ] == records
+    assert content["tables"][0]["rows"][0] == ["plain", "21 ± 1", "3.5", "0.75 ± 0", "7", "3"]
+    assert "5 of 6 runs of a row are done" in content["tables"][0]["caption"]
+
+
+def test_running_leaves_the_results_of_all_seeds(tmp_path: Path) -> None:
+    file = write_experiment(tmp_path)
+    assert main(["run", str(file), "--seeds", "2"]) == 0
+    assert main(["run", str(file), "--seeds", "1"]) == 0
+    content = json.loads(Path("runs/experiments/results/paper/table_digits.json").read_text())
+    assert content["experiment"] == "paper/table" and content["preset"] == "digits"
+    assert {figure["seed"] for figure in content["figures"]} == {0, 1}
 
 
 def test_a_misspelt_metric_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

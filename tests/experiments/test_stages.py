@@ -112,6 +112,8 @@ def test_rows_run_to_their_samples_and_a_failure_is_its_own(capsys: pytest.Captu
         records = {(record["row"], record["metric"]): record for record in csv.DictReader(content)}
     assert records["staged", "gfd/judge"]["n"] == "40" and records["staged", "val/nll"]["n"] == "30"
     assert records["staged", "val/psnr"]["n"] == ""
+    expected = "guidance 2.0, by judge 01234567, to 30 validation images"
+    assert records["staged", "gfd/judge"]["protocol"] == expected
     assert [records["staged", name]["run"].split("/")[3] for name in ("gfd/judge", "val/nll", "val/psnr")] == [
         "samples",
         "stage2",

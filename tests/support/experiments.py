@@ -73,7 +73,13 @@ PROGRAM = dedent("""\
 
     if sys.argv[1] == "--samples":
         figures = {"samples": {"gfd/judge": {"value": 7.5, "n": 40}}}
-        pathlib.Path(sys.argv[2]).with_name("metrics.json").write_text(json.dumps({"evaluate": {"figures": figures}}))
+        about = {
+            "samples": {"settings": {"sampler": {"guidance": 2.0, "top_k": None}}},
+            "extractor": {"name": "judge", "sha256": "0123456789"},
+            "reference": {"reference": "validation images", "reference_n": 30},
+        }
+        record = {"evaluate": {"figures": figures, **about}}
+        pathlib.Path(sys.argv[2]).with_name("metrics.json").write_text(json.dumps(record))
         sys.exit()
     given = dict(zip(sys.argv[2::2], sys.argv[3::2]))  # the last --config counts
     overrides = yaml.safe_load(open(given["--config"]))
@@ -101,6 +107,7 @@ PROGRAM = dedent("""\
         metrics = {"val/psnr": psnr, "val/usage/0": 0.5, "val/usage/1": 1.0} if kind == "tokenizer" else {}
         nll = {"stage1": {"val/nll": 4.0}, "stage2": {"val/nll": 2.0}, "generator": {"val/nll": None}}.get(kind, {})
         section = {"metrics": {**metrics, **nll}, **({"n": 30} if nll else {})}
+        section |= {"global_step": 600, "commit": "abc", "machine": "a PC"}
         (run / "metrics.json").write_text(json.dumps({"validate": section}))
     """)
 

@@ -1,0 +1,95 @@
+"""The direction of each comparison with the paper: paired over seeds, and silent where the paper is."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import directions
+from experiments.__main__ import main
+from experiments.runner import plan
+from experiments.specification import Experiment, load
+from tests.support.experiments import TEXT, write_experiment
+
+STAGE = {"stage": "tokenizer", "recipe": "vq", "preset_file": "tokenizer"}
+PAPERS = (3.0, None, 2.0, 2.5)  # of rows a, b, c, d
+
+
+def experiment(tmp_path: Path, papers: tuple[float | None, ...] = PAPERS) -> Experiment:
+    rows = [
+        {"label": label, "stages": [{**STAGE, "overrides": {"data.init_args.batch_size": number}}]}
+        | ({} if paper is None else {"paper": {"rFID": paper}})
+        for number, (label, paper) in enumerate(zip("abcd", papers, strict=False))
+    ]
+    return load(str(write_experiment(tmp_path, text=TEXT.split("rows:")[0] + f"rows: {json.dumps(rows)}\n")))
+
+
+def records(**values: list[float]) -> list[dict]:
+    return [
+        {"row": row, "seed": seed, "metric": "val/psnr", "value": value}
+        for row, column in values.items()
+        for seed, value in enumerate(column)
+    ]
+
+
+def test_a_row_is_held_against_the_nearest_above_that_the_paper_has(tmp_path: Path) -> None:
+    made = directions.compare(experiment(tmp_path), records(a=[5.0], b=[9.0], c=[4.0], d=[6.0]))
+    assert [(one.row, one.against, one.difference, one.paper) for one in made] == [
+        ("c", "a", -1.0, -1.0),
+        ("d", "c", 2.0, 0.5),
+    ]
+    assert all(one.metric == "val/psnr" and one.verdict == "one seed" and one.margin is None for one in made)
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"),
+    [
+        ([4.0, 4.1, 3.9], "holds"),
+        ([6.0, 6.1, 5.9], "fails"),
+        ([4.0, 6.2, 4.9], "within noise"),
+        ([5.0, 5.0, 5.0], "within noise"),
+        ([4.0, 4.0, 4.0], "holds"),
+        ([4.0, 3.0], "within noise"),  # two seeds of one sign say little
+    ],
+)
+def test_the_verdict_is_that_of_the_interval(tmp_path: Path, ours: list[float], verdict: str) -> None:
+    (made,) = directions.compare(experiment(tmp_path, (3.0, 2.0)), records(a=[5.0, 5.0, 5.0], b=ours))
+    assert made.verdict == verdict and made.seeds == len(ours)
+
+
+def test_seeds_are_paired_and_the_interval_is_students(tmp_path: Path) -> None:
+    """Seeds that differ by far more than the rows do: only their differences count, of seeds that both have."""
+    far = {"a": [10.0, 20.0, 30.0, 40.0], "b": [9.0, 18.8, 28.8]}
+    (made,) = directions.compare(experiment(tmp_path, (3.0, 2.0)), records(**far))
+    assert made.difference == pytest.approx(-3.4 / 3) and made.verdict == "holds"
+    assert made.margin == pytest.approx(4.302653 * 0.11547005 / 3**0.5, rel=1e-6)  # t of two degrees, 97.5 %
+    _, (row,) = directions.cells([made])
+    assert row == ["b", "a", "PSNR", "-1.13 ± 0.29", "-1", "holds"]
+
+
+def test_nothing_is_said_where_the_paper_or_a_run_says_nothing(tmp_path: Path) -> None:
+    assert directions.compare(experiment(tmp_path, (3.0, 3.0)), records(a=[5.0], b=[4.0])) == []
+    assert directions.compare(experiment(tmp_path, (3.0, None)), records(a=[5.0], b=[4.0])) == []
+    apart = [record | {"seed": record["row"]} for record in records(a=[5.0], b=[4.0])]
+    assert directions.compare(experiment(tmp_path, (3.0, 2.0)), apart) == []
+
+
+def test_directions_stand_below_the_table_and_in_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = experiment(tmp_path, (3.0, 2.0))
+    for task in plan(made, "digits", 3):
+        (run,) = task.runs
+        run.directory.mkdir(parents=True)
+        value = 5.0 + task.seed + (task.row.label == "b")
+        (run.directory / "metrics.json").write_text(json.dumps({"validate": {"metrics": {"val/psnr": value}}}))
+    assert main(["show", str(made.file), "--markdown"]) == 0
+    table, caption, compared = capsys.readouterr().out.strip().split("\n\n")
+    assert "| b | 7 ± 1 | 2 |" in table and caption == directions.CAPTION
+    assert compared.splitlines()[2:] == ["| b | a | PSNR | +1 ± 0 | -1 | fails |"]
+    content = json.loads(Path("runs/experiments/results/paper/table_digits.json").read_text())
+    assert [one["verdict"] for one in content["comparisons"]] == ["fails"]
+    assert content["tables"][1]["rows"] == [["b", "a", "PSNR", "+1 ± 0", "-1", "fails"]]
+    assert main(["show", str(made.file)]) == 0
+    assert "fails" in capsys.readouterr().out
