@@ -156,7 +156,7 @@ def entropy_gap(
 def _chunk_entropy(rows: Tensor, codebook: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     logits = (2 * rows @ codebook.T - codebook.square().sum(-1)) / temperature  # ‖z‖² is one constant a row
     log_probability = logits.log_softmax(-1)
-    probability = logits.softmax(-1)  # of the logarithms, exp takes up to nine times as long on CPUs: it lingers at denormals
+    probability = logits.softmax(-1)  # exp of the logarithms is up to nine times slower on CPUs: it yields denormals
     return -(probability * log_probability).sum(), probability.sum(0)
 
 
