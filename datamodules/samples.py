@@ -64,8 +64,12 @@ class SamplesFile:
         return self._shape[1], self._shape[2]
 
     def batches(self, size: int) -> Iterator[np.ndarray]:
-        """Yield uint8 (≤ size, H, W, 3), in order; raises ValueError if the file turns out to be damaged."""
-        row = int(np.prod(self._shape[1:]))
+        """Yield uint8 (≤ size, H, W, 3), in order.
+
+        Raises:
+            ValueError: The file turns out to be damaged, or no value of it is above 1.
+        """
+        row, brightest = int(np.prod(self._shape[1:])), 0
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(IMAGES) as member:
                 _image_header(member)
@@ -74,11 +78,18 @@ class SamplesFile:
                     data = member.read(count * row)
                     if len(data) < count * row:
                         raise ValueError(f"it ends within image {start + len(data) // row} of {len(self)}")
-                    yield np.frombuffer(data, np.uint8).reshape(count, *self._shape[1:])
+                    images = np.frombuffer(data, np.uint8).reshape(count, *self._shape[1:])
+                    brightest = max(brightest, int(images.max()))
+                    yield images
                 if member.read(1):
                     raise ValueError(f"it holds more than the {len(self)} images its header promises")
         except BROKEN as error:
             raise ValueError(f"{self.path} is damaged: {_sentence(error)}. Write it anew.") from error
+        if brightest <= 1:
+            raise ValueError(
+                f"{self.path} holds only black images, no value being above 1 of 255: images in [0, 1] must be "
+                "multiplied by 255 before they become uint8."
+            )
 
     def digest(self) -> str:
         """Return the SHA-256 of the file, in hex."""

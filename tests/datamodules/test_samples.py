@@ -79,6 +79,17 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
             SamplesFile(path)
 
 
+def test_images_in_0_1_that_were_cast_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "dark.npz"
+    np.savez(path, IMAGES // 255)
+    with pytest.raises(ValueError, match="dark.npz holds only black images"):
+        list(SamplesFile(path).batches(3))
+    one = np.zeros_like(IMAGES)
+    one[0, 0, 0, 0] = 2
+    np.savez(path, one)
+    assert len(list(SamplesFile(path).batches(3))) == 3
+
+
 def test_a_damaged_byte_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "damaged.npz"
     np.savez(path, IMAGES)
