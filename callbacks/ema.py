@@ -35,6 +35,11 @@ class EMA(pl.Callback):
         self._last_step = -1
         self._raw: dict[str, Tensor] | None = None
 
+    @property
+    def has_average(self) -> bool:
+        """Whether there is an average to judge the model by: a checkpoint may have brought none."""
+        return bool(self._average)
+
     def state_dict(self) -> dict[str, Any]:
         """Averages and their count; every rank must call it for weights that are in pieces."""
         average = {name: whole(tensor).cpu() for name, tensor in self._average.items()}

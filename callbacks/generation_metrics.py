@@ -11,34 +11,32 @@ from torch import Tensor
 
 from callbacks.metrics_file import record_of, write_json
 from metrics.extractor import Extractor
+from metrics.extractors import load_extractor
 from metrics.generation import Target, begin, figures_of
 from metrics.image_set import ImageSet
-from metrics.inception import WEIGHTS, Inception
-from metrics.judge import Judge
 from metrics.reference import Reference
-from models.classifier import SmallClassifier
 
 
 class GenerationMetrics(pl.Callback):
     """Measures what a SamplingModule generates, over all ranks, and keeps no image.
 
     Logs ``test/gfid/inception``, ``test/gsfid/inception``, ``test/gis/inception``, and of a reference that holds images
-    ``test/precision/inception`` and ``test/recall/inception``; a judge's figures are called after it. The section
-    ``evaluate`` of the run's ``metrics.json`` says besides what they depend on, as ``make evaluate`` does.
+    ``test/precision/inception`` and ``test/recall/inception``; another network's figures are called after it. The
+    section ``evaluate`` of the run's ``metrics.json`` says besides what they depend on, as ``make evaluate`` does.
 
     Args:
-        reference: statistics of training images: ADM's npz, or one of ``make reference``.
-        judge: safetensors of an embedded preset's judge; None measures with Inception.
-        inception: torch-fidelity's file of weights.
+        reference: statistics of training images by the same network: ADM's npz, or one of ``make reference``.
+        extractor: ``inception``, ``judge``, or a teacher: ``dinov2_base`` …
+        weights: its file; None takes that of ``make weights``. A judge's must be named.
         forced: take a reference of other images than training images; the figures will say so.
     """
 
     def __init__(
-        self, reference: str, judge: str | None = None, inception: str = str(WEIGHTS), forced: bool = False
+        self, reference: str, extractor: str = "inception", weights: str | None = None, forced: bool = False
     ) -> None:
         self.reference = reference
-        self.judge = judge
-        self.inception = inception
+        self.extractor = extractor
+        self.weights = weights
         self.forced = forced
         self._extractor: Extractor | None = None
 
@@ -59,11 +57,8 @@ class GenerationMetrics(pl.Callback):
                 f"{trainer.world_size} devices for {self._data.num_parts} parts of {self._data.part_size} images: "
                 "lower data.part_size, or take fewer devices"
             )
-        device = trainer.strategy.root_device
-        if self.judge is None:
-            self._extractor = Inception(self.inception, device)
-        else:
-            self._extractor = Judge(SmallClassifier.load(self.judge).to(device), Path(self.judge))
+        weights = None if self.weights is None else Path(self.weights)
+        self._extractor = load_extractor(self.extractor, weights, trainer.strategy.root_device)
         reference = Reference.read(self.reference)
         reference.require_same(self._extractor)
         reference.require("generation", self.forced)
@@ -78,9 +73,8 @@ class GenerationMetrics(pl.Callback):
         """Add images uint8 (B, H, W, 3)."""
         assert self._extractor is not None  # since `setup`
         if self._images is None:  # before the first image nobody knows the size
-            height, width = outputs.shape[1:3]
-            side = height if height == width else None
-            self._target = Target.of_file(Path(self.reference), self._extractor, side, forced=self.forced)
+            size = (outputs.shape[1], outputs.shape[2])
+            self._target = Target.of_file(Path(self.reference), self._extractor, size, forced=self.forced)
             self._images = begin(self._extractor, self._data.num_images, self._target.rows is not None)
         self._images.add(outputs.permute(0, 3, 1, 2), batch["label"], batch["index"])
 

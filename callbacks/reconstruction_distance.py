@@ -12,13 +12,10 @@ from callbacks.ema import EMA
 from callbacks.measurement import Measurement
 from callbacks.metrics_file import record_of, write_json
 from metrics.extractors import load_extractor
-from metrics.generation import Figures, Target, figures_of
-from metrics.image_set import ImageSet
+from metrics.generation import Figures, Target, begin, figures_of
 from metrics.images import to_uint8
 from models.encoding import Encoding
 from models.weights import file_sha256
-
-SPLITS = 10  # of Inception's score: with 50,000 images, the 5,000 a split of published scores
 
 
 class ReconstructionDistance(Measurement):
@@ -44,9 +41,9 @@ class ReconstructionDistance(Measurement):
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start measuring anew."""
-        # a validation set is sorted by class: its images are dealt out to the splits
-        splits = SPLITS if self._network.name == "inception" else 1
-        self._reconstructions, self._originals = (ImageSet(self._network, splits) for _ in range(2))
+        self._reconstructions, self._originals = (
+            begin(self._network, 0, keep_rows=False, use="reconstruction") for _ in range(2)
+        )
 
     def rows(self, index: Tensor) -> Tensor:
         """All but rows that only pad; the splits of the score go by their positions."""
@@ -55,7 +52,13 @@ class ReconstructionDistance(Measurement):
         return kept
 
     def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
-        """Add images and reconstructions, both as a PNG would hold them."""
+        """Add images and reconstructions, both as a PNG would hold them.
+
+        Raises:
+            ValueError: if a reconstruction is not finite.
+        """
+        if not bool(reconstruction.isfinite().all()):  # in 8 bits it would pass for a black one
+            raise ValueError("a reconstruction is not finite: these weights are broken, name an earlier checkpoint")
         self._reconstructions.add(to_uint8(reconstruction), labels, self._positions)
         self._originals.add(to_uint8(images), labels, self._positions)
 
@@ -81,7 +84,10 @@ class ReconstructionDistance(Measurement):
         settings = {
             "checkpoint": checkpoint,
             "checkpoint_sha256": file_sha256(checkpoint) if checkpoint and Path(checkpoint).is_file() else None,
-            "averaged": any(isinstance(callback, EMA) for callback in trainer.callbacks),  # type: ignore[attr-defined]
+            "averaged": any(
+                isinstance(callback, EMA) and callback.has_average
+                for callback in trainer.callbacks  # type: ignore[attr-defined]
+            ),
             "precision": str(trainer.precision),
         }
         about = {"path": None, "n": count, "use": "reconstruction", "settings": settings}

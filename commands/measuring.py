@@ -68,8 +68,7 @@ class Measuring:
         """
         if self.reference is None:
             return Target.of_images(self.measure(self.own.real("validation")), f"{self.own.name} validation images")
-        side = image_size[0] if image_size[0] == image_size[1] else None
-        return Target.of_file(self.reference, self.extractor, side, self.use, self.forced)
+        return Target.of_file(self.reference, self.extractor, image_size, self.use, self.forced)
 
     @property
     def own(self) -> Preset:
@@ -78,9 +77,15 @@ class Measuring:
         return self.preset
 
     def measure(self, batches: Iterable[LABELLED], count: int = 1, keep_rows: bool = True) -> Measured:
-        """Measure images (B, 3, H, W) in [-1, 1] and their labels; the score of Inception asks their ``count``."""
-        images = begin(self.extractor, count, keep_rows)
+        """Measure images (B, 3, H, W) in [-1, 1] and their labels; the score of Inception asks their ``count``.
+
+        Raises:
+            ValueError: if an image or its features are not finite.
+        """
+        images = begin(self.extractor, count, keep_rows, self.use)
         for batch, labels in batches:
+            if not bool(batch.isfinite().all()):  # in 8 bits they would pass for black ones
+                raise ValueError("images are not finite: the network that made them is broken, train it anew")
             images.add(to_uint8(batch), labels)
         return images.compute()
 

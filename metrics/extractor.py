@@ -57,12 +57,11 @@ class Extractor(Protocol):
         """
 
 
-def check_images(images: Tensor, least: int = 1) -> None:
+def check_images(images: Tensor) -> None:
     """Refuse what is no batch of 8-bit colour images.
 
     Args:
         images: should be uint8 (B, 3, H, W).
-        least: fewest pixels a side that the network can work with.
 
     Raises:
         TypeError: if they are no uint8, e.g. floats in [-1, 1].
@@ -72,5 +71,3 @@ def check_images(images: Tensor, least: int = 1) -> None:
         raise TypeError(f"images are {images.dtype}, and metrics want uint8 from 0 to 255: metrics.to_uint8 makes it")
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images have the shape {tuple(images.shape)}, and metrics want (B, 3, H, W)")
-    if min(images.shape[2:]) < least:
-        raise ValueError(f"images of {images.shape[2]} × {images.shape[3]} px: the network needs {least} px a side")

@@ -16,10 +16,11 @@ from metrics.frechet import Gaussian, frechet_distance
 from metrics.image_set import ImageSet, Measured
 from metrics.kernel_distance import kernel_distance
 from metrics.precision_recall import precision_recall
-from metrics.reference import Reference, Use
+from metrics.reference import Kind, Reference, Use
 
 BATCH = 64
 SPLIT = 5000  # images a split of the inception score, as ADM's evaluator has them
+DEALT = 10  # splits of reconstructions: with 50,000 images, as many images a split
 KID_SUBSET = 1000
 Figures = dict[str, dict[str, Any]]  # by name: value, n, extractor and, of a distance, what it is to
 
@@ -45,9 +46,9 @@ class Target:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of_images(cls, measured: Measured, images: str) -> Target:
-        """Images that were measured here and now, named in words."""
-        about = {"reference": images, "reference_n": measured.count}
+    def of_images(cls, measured: Measured, images: str, kind: Kind = "validation") -> Target:
+        """Images of a split that were measured here and now, named in words."""
+        about = {"reference": images, "reference_kind": kind, "reference_n": measured.count}
         return cls(measured.extractor, measured.features, measured.spatial, measured.rows, about)
 
     @classmethod
@@ -55,7 +56,7 @@ class Target:
         cls,
         path: Path,
         extractor: Extractor,
-        image_size: int | None,
+        image_size: tuple[int, int],
         use: Use = "generation",
         forced: bool = False,
     ) -> Target:
@@ -80,7 +81,8 @@ class Target:
             "reference_n": reference.protocol.number,
             "forced": note is not None,
         }
-        notes = tuple(filter(None, (note,)))
+        few = reference.features.shortage
+        notes = tuple(filter(None, (note, few and f"of the reference: {few}")))
         return cls(extractor.name, reference.features, reference.spatial, rows, about, notes)
 
 
@@ -89,10 +91,16 @@ def kind_of(name: str) -> str:
     return re.sub(r"^[gr](?=(?:fid|fd|sfid|is|kid|kd)$)", "", name.split("/")[0])
 
 
-def begin(extractor: Extractor, count: int, keep_rows: bool) -> ImageSet:
-    """An empty set for so many images; its score has ADM's splits with Inception, and one split with others."""
+def begin(extractor: Extractor, count: int, keep_rows: bool, use: Use = "generation") -> ImageSet:
+    """An empty set for so many images; its score has ADM's splits with Inception, and one split with others.
+
+    Reconstructions are dealt out to ten splits: a validation set is sorted by class, and 5,000 of its images in a row
+    show a tenth of the classes.
+    """
     if extractor.name != "inception":
         return ImageSet(extractor, keep_rows=keep_rows)
+    if use == "reconstruction":
+        return ImageSet(extractor, num_splits=DEALT, keep_rows=keep_rows)
     return ImageSet(extractor, num_splits=-(-count // SPLIT), split_size=SPLIT, keep_rows=keep_rows)
 
 
@@ -121,11 +129,10 @@ def figures_of(
     if target is None:
         return figures
     to = {**common, **target.about}
-    distance = max(0.0, float(frechet_distance(measured.features, target.features)))
+    distance = _distance(measured.features, target.features)
     figures[f"{letter}{'fid' if inception else 'fd'}/{name}"] = {"value": distance, **to}
     if measured.spatial is not None and target.spatial is not None:
-        spatial = max(0.0, float(frechet_distance(measured.spatial, target.spatial)))
-        figures[f"{letter}sfid/{name}"] = {"value": spatial, **to}
+        figures[f"{letter}sfid/{name}"] = {"value": _distance(measured.spatial, target.spatial), **to}
     if measured.rows is not None and target.rows is not None:
         to |= {"reference_rows": len(target.rows)}
         shares = precision_recall(target.rows, measured.rows, device=device)
@@ -136,3 +143,8 @@ def figures_of(
             about = {"deviation": kid.deviation, "subset_size": KID_SUBSET}
             figures[f"{letter}{'kid' if inception else 'kd'}/{name}"] = {"value": kid.mean, **to, **about}
     return figures
+
+
+def _distance(first: Gaussian, second: Gaussian) -> float:
+    """Of sets that are alike, the Fréchet distance rounds to a little below 0; what is not a number stays so."""
+    return frechet_distance(first, second).clamp_min(0).item()

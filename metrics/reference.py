@@ -124,8 +124,8 @@ class Reference:
             raise ValueError(f"{sentence}: name the other file, or force it")
         return f"{sentence}: the figure compares with no published one"
 
-    def require_same(self, extractor: Extractor, image_size: int | None = None) -> None:
-        """Refuse a file that was measured by another network, or of images of another size.
+    def require_same(self, extractor: Extractor, image_size: tuple[int, int] | None = None) -> None:
+        """Refuse a file that was measured by another network, or of images of another size (height, width).
 
         Raises:
             ValueError: naming both sides.
@@ -147,10 +147,16 @@ class Reference:
                 f"{self.path} holds {len(self.features.mean)} features, and {extractor.name} has "
                 f"{extractor.num_features}: {_REMEASURE}"
             )
-        if image_size is not None and own.image_size is not None and own.image_size != image_size:
+        if self.spatial is not None and extractor.num_spatial not in (None, len(self.spatial.mean)):
             raise ValueError(
-                f"{self.path} is of images of {own.image_size} px, and these have {image_size}: name the reference "
-                "of that size"
+                f"{self.path} holds {len(self.spatial.mean)} spatial features, and {extractor.name} has "
+                f"{extractor.num_spatial}: {_REMEASURE}"
+            )
+        if image_size is not None and own.image_size is not None and image_size != (own.image_size,) * 2:
+            height, width = image_size
+            raise ValueError(
+                f"{self.path} is of images of {own.image_size} px, and these have {height} × {width}: name the "
+                "reference of that size"
             )
 
 

@@ -35,7 +35,8 @@ def test_a_generator_is_measured_as_its_samples_are(run: Path, monkeypatch: pyte
         *("--model.init_args.generator_run", str(run), "--trainer.enable_progress_bar", "false"),
         *("--data.init_args.num_images", "50", "--data.init_args.batch_size", "20"),
         *(f"{callback}reference", "runs/digits/reference/train_judge.npz"),
-        *(f"{callback}judge", "runs/digits/teacher/judge.safetensors", "--trainer.accelerator", "cpu"),
+        *(f"{callback}extractor", "judge", f"{callback}weights", "runs/digits/teacher/judge.safetensors"),
+        *("--trainer.accelerator", "cpu"),
     ]
     assert exit_code("test", *arguments) == 0
     sections = json.loads(Path("runs/digits/generation/fq_dual/metrics.json").read_text())
@@ -58,18 +59,19 @@ def test_a_generator_is_measured_as_its_samples_are(run: Path, monkeypatch: pyte
 
 
 def test_what_cannot_be_measured_stops_before_sampling(run: Path, tmp_path: Path) -> None:
-    judge = "runs/digits/teacher/judge.safetensors"
+    judge = ("judge", "runs/digits/teacher/judge.safetensors")
 
     def refused(error: type[Exception], says: str, callback: GenerationMetrics) -> None:
         trainer = quiet_trainer(tmp_path, [callback])
         with pytest.raises(error, match=says):
             trainer.test(SamplingModule(str(run)), LabelDataModule(20, part_size=256), verbose=False)
 
-    refused(FileNotFoundError, "no reference at", GenerationMetrics("none.npz", judge))
+    refused(FileNotFoundError, "no reference at", GenerationMetrics("none.npz", *judge))
     validation = "runs/digits/reference/validation_judge.npz"
-    refused(ValueError, "gFID is a distance to training images", GenerationMetrics(validation, judge))
+    refused(ValueError, "gFID is a distance to training images", GenerationMetrics(validation, *judge))
     refused(FileNotFoundError, "make weights", GenerationMetrics(validation))
-    trainer = quiet_trainer(tmp_path, [GenerationMetrics(validation, judge)])
+    refused(ValueError, "no teacher is called 'dinov9'", GenerationMetrics(validation, "dinov9"))
+    trainer = quiet_trainer(tmp_path, [GenerationMetrics(validation, *judge)])
     with pytest.raises(ValueError, match="leave it out"):
         trainer.predict(SamplingModule(str(run)), LabelDataModule(20))
     assert not (tmp_path / "metrics.json").exists()
@@ -78,7 +80,8 @@ def test_what_cannot_be_measured_stops_before_sampling(run: Path, tmp_path: Path
 @pytest.mark.slow
 def test_two_ranks_say_what_one_says(run: Path, tmp_path: Path) -> None:
     def tested(**arguments: object) -> dict[str, float]:
-        callback = GenerationMetrics("runs/digits/reference/train_judge.npz", "runs/digits/teacher/judge.safetensors")
+        judge = ("judge", "runs/digits/teacher/judge.safetensors")
+        callback = GenerationMetrics("runs/digits/reference/train_judge.npz", *judge)
         trainer = quiet_trainer(tmp_path, [callback], **arguments)
         data = LabelDataModule(50, batch_size=10, part_size=20)  # parts of 20, 20, 10: the ranks have 30 and 20
         trainer.test(SamplingModule(str(run), Sampler(guidance=2.0)), data, verbose=False)

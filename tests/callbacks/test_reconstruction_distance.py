@@ -9,7 +9,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from callbacks import JudgeMetrics, ReconstructionDistance
+from callbacks import EMA, JudgeMetrics, ReconstructionDistance
 from callbacks.metrics_file import MetricsFile
 from metrics.images import to_uint8
 from models.classifier import SmallClassifier
@@ -80,6 +80,27 @@ def test_a_judge_finds_what_its_own_callback_finds(tmp_path: Path) -> None:
     sections = json.loads((tmp_path / "metrics.json").read_text())
     assert sections.keys() == {"test", "reconstruction"}
     assert sections["reconstruction"]["judge"]["extractor"]["sha256"] == file_sha256(path)
+
+
+def test_averages_are_recorded_where_there_are_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A callback that was laid over a recipe brings none to the checkpoint."""
+    monkeypatch.setattr("metrics.extractors.Inception", lambda weights, device: Colours())
+    module, average = module_of(tiny_tokenizer()), EMA()
+    for expected in (False, True):
+        quiet_trainer(tmp_path, [average, ReconstructionDistance()]).validate(module, Images(25), verbose=False)
+        record = json.loads((tmp_path / "metrics.json").read_text())["reconstruction"]["inception"]
+        assert record["samples"]["settings"]["averaged"] is expected
+        assert record["reference"]["reference_kind"] == "validation"
+        average.on_fit_start(None, module)  # type: ignore[arg-type]
+
+
+def test_a_reconstruction_that_is_not_finite_is_no_black_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metrics.extractors.Inception", lambda weights, device: Colours())
+    module = module_of(tiny_tokenizer())
+    with torch.no_grad():
+        module.tokenizer.last_layer.fill_(torch.nan)
+    with pytest.raises(ValueError, match="a reconstruction is not finite"):
+        quiet_trainer(tmp_path, [ReconstructionDistance()]).validate(module, Images(25), verbose=False)
 
 
 def test_what_is_missing_stops_before_the_first_batch(tmp_path: Path) -> None:

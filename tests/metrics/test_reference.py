@@ -83,9 +83,10 @@ def test_one_where_the_other_belongs_is_refused_unless_forced(tmp_path: Path) ->
 def test_another_network_or_size_is_refused(tmp_path: Path) -> None:
     extractor = MeanColours()
     reference = Reference.read(written(tmp_path / "reference.npz"))
-    reference.require_same(extractor, 8)
-    with pytest.raises(ValueError, match="images of 8 px, and these have 16"):
-        reference.require_same(extractor, 16)
+    reference.require_same(extractor, (8, 8))
+    for size in ((16, 16), (8, 16), (16, 8)):
+        with pytest.raises(ValueError, match=f"images of 8 px, and these have {size[0]} × {size[1]}"):
+            reference.require_same(extractor, size)
     for change, message in (
         ({"extractor": "inception"}, "measured by inception, not by mean_colours"),
         ({"extractor_sha256": "1" * 64}, f"SHA-256 {'1' * 64}, and this one has {'0' * 64}"),
@@ -96,6 +97,9 @@ def test_another_network_or_size_is_refused(tmp_path: Path) -> None:
             other.require_same(extractor)
     wide = replace(reference, features=gaussian(5))
     with pytest.raises(ValueError, match="holds 5 features, and mean_colours has 3"):
+        wide.require_same(extractor)
+    wide = replace(reference, spatial=gaussian(5))
+    with pytest.raises(ValueError, match="holds 5 spatial features, and mean_colours has 4"):
         wide.require_same(extractor)
 
 
