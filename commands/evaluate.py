@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -26,8 +26,11 @@ from commands.errors import CommandError
 from commands.measuring import Measuring, add_arguments
 from commands.preset import BATCH, LABELLED
 from datamodules.samples import SamplesFile
-from metrics.generation import Target, figures_of, kind_of
+from metrics.generation import SPLIT, Target, figures_of, kind_of
 from metrics.image_set import Measured
+
+if TYPE_CHECKING:
+    from models.tokenizers import Tokenizer
 
 TITLES = {
     "samples": "samples",
@@ -67,12 +70,14 @@ def evaluate(samples: Path, measuring: Measuring, tokenizer_run: Path | None = N
     measuring.check(file.image_size, classes, made.get("class_names"), file.path)
     extractor, notes = measuring.extractor, []
     sets: dict[str, Measured] = {}
+    tokenizer = None
     if measuring.reference is None:  # the judge's own preset
         sets["validation"] = measuring.measure(measuring.own.real("validation"))
         sets["train"] = measuring.measure(measuring.own.real("train", at_most=len(file)))
         target = Target.of_images(sets["validation"], f"{measuring.own.name} validation images")
-        if (reconstructions := _reconstructions(measuring, tokenizer_run, made, notes)) is not None:
-            sets["reconstructions"] = measuring.measure(reconstructions)
+        tokenizer = _tokenizer(tokenizer_run, made, notes)
+        if tokenizer is not None:
+            sets["reconstructions"] = measuring.measure(_reconstructions(measuring, tokenizer.network))
     else:
         target = measuring.target(file.image_size)
     sets["samples"] = measuring.measure(_samples(file), len(file), keep_rows=target.rows is not None)
@@ -84,8 +89,7 @@ def evaluate(samples: Path, measuring: Measuring, tokenizer_run: Path | None = N
     notes += target.notes
     if (shortage := sets["samples"].features.shortage) is not None:
         notes.append(shortage.replace("images", "samples", 1))
-    if file.labels is None and extractor.name == "judge":
-        notes.append("the samples have no labels (arr_1), so none can be recognised")
+    notes += _doubts(file, measuring, target)
     about = {
         "path": str(samples),
         "sha256": digest,
@@ -93,8 +97,28 @@ def evaluate(samples: Path, measuring: Measuring, tokenizer_run: Path | None = N
         "use": measuring.use,
         "settings": made.get("settings"),
         "versions": made.get("versions"),
+        "reconstructed_by": None if tokenizer is None else tokenizer.origin,
     }
     return record_of(figures, about, extractor, target, notes)
+
+
+def _doubts(file: SamplesFile, measuring: Measuring, target: Target) -> Iterator[str]:
+    """What makes figures of this file differ from others that are called the same."""
+    name, labels = measuring.extractor.name, file.labels
+    if labels is None and name == "judge":
+        yield "the samples have no labels (arr_1), so none can be recognised"
+    sorted_by_class = labels is not None and len(labels) > SPLIT and bool((labels[1:] >= labels[:-1]).all())
+    if name == "inception" and measuring.use == "generation" and sorted_by_class:
+        yield (
+            f"the samples are sorted by class, and {SPLIT} in a row show few classes: their inception score is lower "
+            "than in random order"
+        )
+    number = target.about["reference_n"]
+    if measuring.use == "reconstruction" and number not in (None, len(file)):
+        yield (
+            f"rFID is a distance to the very images that were fed in, and the reference is of {number} images where "
+            f"these are {len(file)}"
+        )
 
 
 def _samples(file: SamplesFile) -> Iterator[LABELLED]:
@@ -107,10 +131,15 @@ def _samples(file: SamplesFile) -> Iterator[LABELLED]:
         yield images, labels
 
 
-def _reconstructions(
-    measuring: Measuring, tokenizer_run: Path | None, made: dict[str, Any], notes: list[str]
-) -> Iterator[LABELLED] | None:
-    """The validation images through the tokenizer; None, and a note, where it is not known or another one now."""
+class _Known(NamedTuple):
+    """The samples' tokenizer."""
+
+    network: Tokenizer
+    origin: dict[str, str]
+
+
+def _tokenizer(tokenizer_run: Path | None, made: dict[str, Any], notes: list[str]) -> _Known | None:
+    """The tokenizer of the samples; None, and a note, where it is not known or another one now."""
     from lightning_modules.loading import load_tokenizer
     from models.fingerprint import fingerprint
 
@@ -120,17 +149,19 @@ def _reconstructions(
         return None
     run = tokenizer_run or Path(recorded["run"])
     tokenizer = load_tokenizer(run)
-    if recorded is not None and fingerprint(tokenizer) != recorded["fingerprint"]:
+    found = fingerprint(tokenizer)
+    if recorded is not None and found != recorded["fingerprint"]:
         notes.append(f"no reconstructions: the tokenizer in {run} is not the one that decoded the samples")
         return None
+    return _Known(tokenizer, {"run": str(run), "fingerprint": found})
+
+
+def _reconstructions(measuring: Measuring, tokenizer: Tokenizer) -> Iterator[LABELLED]:
+    """The validation images through the tokenizer."""
     tokenizer.to(measuring.extractor.device)
-
-    def batches() -> Iterator[LABELLED]:
-        for images, labels in measuring.own.real("validation"):
-            with torch.inference_mode():
-                yield tokenizer(images.to(tokenizer.last_layer.device))[0].float().clamp(-1, 1), labels
-
-    return batches()
+    for images, labels in measuring.own.real("validation"):
+        with torch.inference_mode():
+            yield tokenizer(images.to(tokenizer.last_layer.device))[0].float().clamp(-1, 1), labels
 
 
 def _sidecar(samples: Path, digest: str) -> dict[str, Any]:
@@ -138,8 +169,11 @@ def _sidecar(samples: Path, digest: str) -> dict[str, Any]:
     path = samples.with_suffix(".json")
     if not path.exists():
         return {}
-    made = json.loads(path.read_text(encoding="utf-8"))
-    if "sha256" not in made:
+    try:
+        made = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON, and should say how {samples} was made: delete it") from error
+    if not isinstance(made, dict) or "sha256" not in made:
         return {}  # not the sample writer's
     if made["sha256"] != digest:
         raise ValueError(f"{path} describes a file of another digest than {samples}: delete it, or sample anew")

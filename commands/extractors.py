@@ -22,7 +22,7 @@ def extractor_named(
         name: ``judge``, ``inception`` or a teacher's; None is the preset's judge, or Inception where it has none.
         preset: whose judge; None has none.
         runs: root of all runs, where the judge is.
-        weights: file of the weights; None takes those of ``make weights``. A preset's judge has its own.
+        weights: file of the weights; None takes those of ``make weights``, and of a judge those of the preset's run.
         device: where it runs.
 
     Raises:
@@ -32,6 +32,6 @@ def extractor_named(
     """
     if name is None:
         name = "judge" if preset is not None and preset.has_judge else "inception"
-    if name == "judge" and preset is not None:
+    if name == "judge" and preset is not None and weights is None:
         return preset.judge(runs, device)
     return load_extractor(name, weights, device)

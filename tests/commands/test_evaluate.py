@@ -9,12 +9,18 @@ import torch
 from torch.utils.data import DataLoader
 
 from commands import evaluate, reference
+from commands.measuring import Measuring
+from commands.preset import Preset
 from datamodules import DigitsSource
+from lightning_modules.loading import load_tokenizer
 from metrics.extractor import ImageFeatures
 from metrics.frechet import FeatureStatistics, frechet_distance
 from metrics.images import as_displayed
+from metrics.judge import Judge
 from models.classifier import SmallClassifier
+from models.fingerprint import fingerprint
 from models.weights import file_sha256
+from tests.support.generated import write_runs
 from tests.support.recipes import write_judge
 
 
@@ -53,6 +59,7 @@ def test_real_validation_images_as_samples_are_as_good_as_real(
     assert samples["gis/judge"]["value"] == pytest.approx(real["is/judge"]["value"])
     assert samples["gfd/judge"]["n"] == samples["gfd/judge"]["reference_n"] == 355
     assert samples["gfd/judge"]["reference"] == "digits validation images"
+    assert result["reference"]["reference_kind"] == "validation" and result["samples"]["reconstructed_by"] is None
     assert result["samples"]["sha256"] == file_sha256(tmp_path / "samples.npz")
     assert result["extractor"]["sha256"] == file_sha256(runs / "digits/teacher/judge.safetensors")
     assert result["samples"]["settings"] is None
@@ -105,6 +112,35 @@ def test_settings_come_from_the_file_beside_the_samples(
     assert "class 0 is zero in" in refusal(tmp_path / "samples.npz", runs, capsys)
     (tmp_path / "samples.json").write_text(json.dumps({**made, "sha256": "0"}))
     assert "another digest" in refusal(tmp_path / "samples.npz", runs, capsys)
+    (tmp_path / "samples.json").write_text("")
+    assert "samples.json is no JSON" in refusal(tmp_path / "samples.npz", runs, capsys)
+    (tmp_path / "samples.json").write_text("[1]")
+    assert run(tmp_path / "samples.npz", runs)["samples"]["settings"] is None
+
+
+def test_the_judge_that_is_named_measures(runs: Path, tmp_path: Path) -> None:
+    SmallClassifier(10, (8, 8)).save(tmp_path / "other.safetensors", accuracy=0.5)
+    np.savez(tmp_path / "samples.npz", *(part[:20] for part in digits("validation")))
+    result = run(tmp_path / "samples.npz", runs, "--weights", str(tmp_path / "other.safetensors"))
+    assert result["extractor"]["sha256"] == file_sha256(tmp_path / "other.safetensors")
+
+
+def test_the_tokenizer_of_the_reconstructions_is_recorded(runs: Path, tmp_path: Path) -> None:
+    tokenizer = write_runs(tmp_path / "runs/digits", image_size=32).parent.parent / "tokenizer/tiny"
+    np.savez(tmp_path / "samples.npz", *(part[:40] for part in digits("validation")))
+    result = run(tmp_path / "samples.npz", runs, "--tokenizer", str(tokenizer))
+    known = {"run": str(tokenizer), "fingerprint": fingerprint(load_tokenizer(tokenizer))}
+    assert result["samples"]["reconstructed_by"] == known
+    assert result["figures"]["reconstructions"]["rfd/judge"]["value"] > 0
+
+
+def test_images_that_are_not_finite_are_no_black_ones(runs: Path) -> None:
+    path = runs / "digits/teacher/judge.safetensors"
+    measuring = Measuring(Judge(SmallClassifier.load(path), path), Preset.load("digits"))
+    images = torch.zeros(4, 3, 32, 32)
+    images[3, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="images are not finite"):
+        measuring.measure([(images, None)])
 
 
 def test_few_samples_and_unknown_labels_are_said(runs: Path, tmp_path: Path) -> None:
@@ -211,11 +247,28 @@ def test_a_reference_of_the_wrong_split_or_size_is_refused_unless_forced(
     assert any("compares with no published one" in note for note in result["notes"])
     result = run(samples, runs, *wrong, "--use", "reconstruction")
     assert result["reference"]["forced"] is False and "rfid/inception" in result["figures"]["samples"]
+    assert result["figures"]["samples"]["ris/inception"]["splits"] == "10 splits, images dealt out in turn"
+    assert any("the reference is of 1200 images where these are 100" in note for note in result["notes"])
+    np.savez(samples, noise(1200, 0))
+    assert run(samples, runs, *wrong, "--use", "reconstruction")["notes"] == []
     right = (*inception, str(references["train"]))
     assert "validation images that were fed in" in refusal(samples, runs, capsys, *right, "--use", "reconstruction")
     np.savez(samples, noise(10, 1)[:, :4, :4])
-    assert "images of 8 px, and these have 4" in refusal(samples, runs, capsys, *right)
+    assert "images of 8 px, and these have 4 × 4" in refusal(samples, runs, capsys, *right)
+    np.savez(samples, noise(10, 1)[:, :4])
+    assert "images of 8 px, and these have 4 × 8" in refusal(samples, runs, capsys, *right)
     assert "no reference at" in refusal(samples, runs, capsys, *inception, str(tmp_path / "none.npz"))
     images, _ = digits("validation")
     np.savez(samples, images)
     assert "measured by inception, not by judge" in refusal(samples, runs, capsys, "--reference", right[-1])
+
+
+def test_samples_in_the_order_of_their_classes_are_said_to_be(
+    references: dict[str, Path], runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commands.evaluate.SPLIT", 50)
+    arguments = ("--extractor", "inception", "--reference", str(references["train"]))
+    for labels, expected in ((np.arange(100) // 10, True), (np.arange(100) % 10, False)):
+        np.savez(tmp_path / "samples.npz", noise(100, 1), labels)
+        notes = run(tmp_path / "samples.npz", runs, *arguments)["notes"]
+        assert any("sorted by class" in note for note in notes) == expected
