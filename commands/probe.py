@@ -97,10 +97,12 @@ def probe(
 
     Raises:
         FileNotFoundError: if the run has no checkpoint.
-        CommandError: if the run's configuration reads no images, or it has no such subspace.
+        CommandError: if the run's configuration reads no images, it has no such subspace, or max_train is too few.
         ValueError: if it is no tokenizer's, or its features are not finite.
     """
     tokenizer = load_tokenizer(run).to(device or torch.device("cpu"))
+    if max_train is not None and max_train < 2:
+        raise CommandError(f"--max-train is {max_train}: a probe is fitted to 2 images at least")
     count = len(tokenizer.part_channels)
     names = list(subspaces) or [*map(str, range(count)), *([ALL] if count > 1 else [])]
     if wrong := [name for name in names if name != ALL and name not in map(str, range(count))]:

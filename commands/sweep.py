@@ -13,6 +13,7 @@ import platform
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from callbacks.figures import new_figure, render
-from callbacks.metrics_file import commit, write_json
+from callbacks.metrics_file import PACKAGES, commit, write_json
 from commands.errors import CommandError
 from commands.measuring import Measuring, add_arguments
 from datamodules.labels import LabelDataModule
@@ -95,7 +96,7 @@ def sweep(
                     "notes": [*target.notes, *filter(None, (found.features.shortage,))],
                     "settings": settings,
                     "origin": generator.origin,
-                    "versions": {"python": platform.python_version(), "torch": torch.__version__},
+                    "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
                     "commit": commit(),
                 }
             )

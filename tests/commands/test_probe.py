@@ -89,6 +89,7 @@ def test_what_cannot_be_probed_is_said(run: Path, tmp_path: Path, capsys: pytest
         return capsys.readouterr().err
 
     assert "no subspace 2" in refusal(run, "--subspaces", "2")
+    assert "--max-train is 0" in refusal(run, "--max-train", "0")
     assert "not the checkpoint of a tokenizer" in refusal(run.parent.parent / "stage2/tiny")
     assert "no checkpoint" in refusal(tmp_path / "none")
     (run / "config.yaml").unlink()

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +75,11 @@ def test_a_baseline_has_its_own_places() -> None:
     assert (
         "--samples there/any.npz" in make("-n", "-B", "-o", "there/any.npz", "evaluate", "SAMPLES=there/any.npz").stdout
     )
+
+
+def test_samples_are_measured_again_by_other_arguments(tmp_path: Path) -> None:
+    for name in ("any.npz", "any_metrics.json"):
+        (tmp_path / name).touch()
+    given = ("-n", "-o", ".venv/.ready", "evaluate", "PRESET=imagenet", f"SAMPLES={tmp_path / 'any.npz'}")
+    assert "commands.evaluate" not in make(*given).stdout
+    assert "--reference other.npz" in make(*given, "ARGS=--reference other.npz").stdout
