@@ -1,7 +1,8 @@
-"""The report: sound HTML, nothing from elsewhere, and a word on what is missing."""
+"""The report: sound HTML, nothing from elsewhere, a word on what is missing, and the same as Markdown."""
 
 import base64
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -9,9 +10,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
-from commands import report
+from commands.report.__main__ import main
+from commands.report.drawing import spread
+from tests.support.reports import ROWS, write_results, write_runs
 
 VOID = {"meta", "img", "link", "br", "hr", "input"}
 
@@ -45,48 +47,11 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """A tokenizer's run with curves and a picture, and evaluated samples."""
-    run = tmp_path / "runs/digits/tokenizer/fq_dual"
-    writer = SummaryWriter(str(run))
-    for step in range(0, 1000, 10):
-        writer.add_scalar("train/loss", 1 / (step + 1), step)
-        for codebook in range(2):
-            writer.add_scalar(f"val/usage/{codebook}", step / 1000, step)
-    writer.close()
-    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(run / "reconstructions.png")
-    (run / "config.yaml").write_text(
-        "seed_everything: 7\ntrainer: {max_steps: 1000}\nmodel: {class_path: a.B}\n# <b>\n"
-    )
-    measured = {"val/psnr": 24.7812, "val/ssim": None}
-    versions = {"torch": "2.15"}
-    section = {"global_step": 1000, "metrics": measured, "versions": versions, "commit": "abc"}
-    (run / "metrics.json").write_text(json.dumps({"validate": section}))
-
-    samples = tmp_path / "runs/digits/samples/fq_dual"
-    samples.mkdir(parents=True)
-    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(samples / "grid.png")
-    settings = {
-        "num_images": 500,
-        "classes": "balanced",
-        "seed": 0,
-        "sampler": {"guidance": 2.0},
-        "generator": {"run": "runs/digits/stage2/fq_dual", "step": 2000},
-    }
-    (samples / "samples.json").write_text(json.dumps({"settings": settings}))
-    figures = {
-        "samples": {
-            "recognised/judge": {"value": 0.934, "n": 500},
-            "gis/judge": {"value": 8.5, "n": 500},
-            "gfd/judge": {"value": 0.1234, "n": 500, "reference_n": 355},
-        },
-        "validation": {"recognised/judge": {"value": 0.98, "n": 355}, "is/judge": {"value": 9.0, "n": 355}},
-    }
-    (samples / "metrics.json").write_text(json.dumps({"evaluate": {"figures": figures, "notes": ["a <note>"]}}))
-    return tmp_path / "runs"
+    return write_runs(tmp_path)
 
 
 def page(runs: Path) -> Page:
-    report.main(["--runs", str(runs)])
+    main(["--runs", str(runs)])
     return Page((runs / "digits/report.html").read_text(encoding="utf-8"))
 
 
@@ -96,7 +61,13 @@ def test_page_is_sound_and_needs_nothing_else(runs: Path) -> None:
     sources = [attributes["src"] or "" for attributes in html.all("img")]
     assert len(sources) == 4 and all(source.startswith("data:image/") for source in sources)
     anchors = {attributes["href"] for attributes in html.all("a")}
-    assert anchors == {f"#{attributes['id']}" for attributes in html.all("section")}
+    assert anchors == {f"#{attributes['id']}" for attributes in html.all("section")} | {"#main"}
+    assert [attributes["id"] for attributes in html.all("main")] == ["main"]
+    assert html.all("a")[0]["href"] == "#main"  # the first that the keyboard comes to
+    identifiers = [attributes["id"] for _, attributes in html.tags if "id" in attributes]
+    assert len(set(identifiers)) == len(identifiers)
+    named = {attributes["aria-labelledby"] for attributes in html.all("section")}
+    assert named <= set(identifiers)
     styles = (runs / "digits/report.html").read_text().split("<style>")[1].split("</style>")[0]
     assert "url(" not in styles and "@import" not in styles
     for name, attributes in html.tags:
@@ -121,17 +92,28 @@ def test_pictures_and_curves_are_whole(runs: Path) -> None:
 
 def test_it_tells_what_was_run_and_measured(runs: Path) -> None:
     html = page(runs)
-    for expected in ("24.78", "93.4%", "0.1234 (to 355)", "98.0%", "1,000", "abc", "guidance 2.0", "# <b>", "a <note>"):
+    for expected in (
+        "24.78",
+        "93.4%",
+        "0.1234 (to 355)",
+        "digits images",
+        "98.0%",
+        "1,000",
+        "abc",
+        "guidance 2.0",
+        "# <b>",
+        "a <note>",
+    ):
         assert expected in html.text, expected
     headings = [tag for tag, _ in html.tags if tag in ("h1", "h2", "h3")]
-    assert headings.count("h1") == 1 and headings.count("h2") == 5 and headings.count("h3") == 2
+    assert headings.count("h1") == 1 and headings.count("h2") == 7 and headings.count("h3") == 2
     assert all(attributes.get("class") == "scroll" for attributes in html.all("div") if "tabindex" in attributes)
 
 
 def test_missing_parts_name_the_target_that_makes_them(runs: Path) -> None:
     text = page(runs).text
     for target in ("teacher", "stage1", "stage2"):
-        assert f"make {target} PRESET=digits makes it" in text
+        assert f"make {target} PRESET=digits\n" in text
     assert "make tokenizer" not in text
     (runs / "digits/samples/fq_dual/metrics.json").unlink()
     assert "not done yet: make evaluate PRESET=digits" in page(runs).text
@@ -139,9 +121,9 @@ def test_missing_parts_name_the_target_that_makes_them(runs: Path) -> None:
 
 def test_an_empty_preset_has_a_page_and_a_missing_one_has_none(tmp_path: Path) -> None:
     (tmp_path / "runs/digits").mkdir(parents=True)
-    assert "make sample PRESET=digits makes it" in page(tmp_path / "runs").text
+    assert "make sample PRESET=digits\n" in page(tmp_path / "runs").text
     with pytest.raises(SystemExit, match="there are no runs in .*photos: make demo PRESET=photos"):
-        report.main(["--runs", str(tmp_path / "runs"), "--preset", "photos"])
+        main(["--runs", str(tmp_path / "runs"), "--preset", "photos"])
 
 
 def test_baselines_have_a_section_of_their_own(runs: Path) -> None:
@@ -175,4 +157,71 @@ def test_sweep_and_probes_stand_in_their_runs(runs: Path) -> None:
         assert expected in html.text, expected
     assert "0.999" not in html.text  # of earlier settings
     assert html.text.index("0.456") < html.text.index("0.321")  # by scale
-    assert len(html.all("img")) == 5 and len(html.all("caption")) == 2
+    captions = [attributes for attributes in html.all("p") if attributes.get("class") == "caption"]
+    assert len(html.all("img")) == 5 and len(captions) == 2
+
+
+def test_experiments_stand_beside_the_paper_and_say_what_is_not_run(runs: Path) -> None:
+    text = page(runs).text
+    assert "make experiment EXPERIMENT=ssq/table3 PRESET=digits" in text and "ifsq/fig3" not in text
+    write_results(runs)
+    write_results(runs, "ssq/table3", title="of another preset", preset="photos")
+    html = page(runs)
+    for expected in (
+        "SSQ Table 5: stages | noise",
+        "6 of 6 runs",
+        "paper: gFID",
+        "0.37 ± 0.01",
+        "a cluster",
+        "as told",
+    ):
+        assert expected in html.text, expected
+    assert "EXPERIMENT=ssq/table5" not in html.text and "EXPERIMENT=ssq/table3" in html.text
+    assert "of another preset" not in html.text
+
+
+def test_an_experiment_without_a_finished_row_is_one_to_run(runs: Path) -> None:
+    write_results(runs, figures=[], title="An empty table")
+    text = page(runs).text
+    assert "An empty table" not in text and text.count("make experiment EXPERIMENT=ssq/table5 PRESET=digits") == 2
+
+
+def test_reconstruction_is_drawn_against_generation(runs: Path) -> None:
+    assert "No experiment here has measured both" in page(runs).text
+    write_results(runs)
+    html = page(runs)
+    (picture,) = [attributes for attributes in html.all("img") if "gFD over rFD" in str(attributes["alt"])]
+    drawn = base64.b64decode(str(picture["src"]).split(",")[1]).decode()
+    assert all(f"<!-- {label} -->" in drawn for label in ROWS)
+    for expected in ("0.059", "0.47", "0.411"):  # means over the seeds, and their difference
+        assert expected in html.text, expected
+    assert "No experiment here has measured both" not in html.text
+
+
+def test_labels_keep_apart_and_within_the_picture() -> None:
+    assert spread([0.1, 0.5, 0.9], 0.1) == pytest.approx([0.1, 0.5, 0.9])
+    assert spread([0.5, 0.5, 0.52], 0.1) == pytest.approx([0.5, 0.6, 0.7])
+    assert spread([0.9, 0.98, 0.99], 0.1) == pytest.approx([0.8, 0.9, 1.0])
+
+
+def test_markdown_says_the_same_and_links_pictures_that_are_there(runs: Path, tmp_path: Path) -> None:
+    write_results(runs)
+    elsewhere = tmp_path / "docs/a_report.html"
+    for output, stem in ((runs / "digits/report.html", "report"), (elsewhere, "a_report")):
+        main(["--runs", str(runs), "--output", str(output)])
+        file = output.with_suffix(".md")
+        text = file.read_text(encoding="utf-8")
+        headings = re.findall(r"^##* (.*)$", text, re.MULTILINE)
+        assert headings[1] == "Judge and teachers" and "SSQ Table 5: stages \\| noise" in headings
+        for expected in ("| val/psnr | 24.78 |", "a &lt;note>", "- machine: a PC", "`make stage1 PRESET=digits`"):
+            assert expected in text, expected
+        pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
+        assert len(pictures) == 5
+        assert all((file.parent / picture).stat().st_size for picture in pictures)
+        drawn = {path.name for path in (file.parent / f"{stem}_pictures").iterdir()}
+        assert drawn == {Path(picture).name for picture in pictures if picture.endswith(".svg")} and len(drawn) == 3
+        (link,) = re.findall(r"\[config.yaml\]\(([^)]+)\)", text)
+        assert (file.parent / link).read_text().startswith("seed_everything")
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert line.endswith("|")

@@ -1,0 +1,1 @@
+"""One page on all runs of a preset: what was run and where, curves, pictures, figures, and the papers' tables."""
