@@ -75,7 +75,9 @@ def test_the_job_makes_its_stage_with_srun() -> None:
     arguments = ("tokenizer", "STRATEGY=ddp", "-n", "-B", "-o", ".venv/.ready")
     plan = run("bash", "scripts/train.sbatch", *arguments, "ARGS=--trainer.max_steps 5", **job)
     (line,) = (line for line in plan.splitlines() if "configs/fq_dual.yaml" in line)
-    assert line.startswith("srun --kill-on-bad-exit=1 .venv/bin/python cli.py fit --config configs/fq_dual.yaml")
+    launcher, command = line.split(" rank ")
+    assert launcher == """srun --kill-on-bad-exit=1 sh -c 'trap "" USR1; exec "$@"'"""
+    assert command.startswith(".venv/bin/python cli.py fit --config configs/fq_dual.yaml")
     assert "digits/tokenizer.yaml --config configs/cluster/ddp.yaml --config configs/cluster/slurm.yaml" in line
     assert "--trainer.num_nodes 2 --trainer.devices 8" in line and line.endswith("--trainer.max_steps 5")
     (after,) = (line for line in plan.splitlines() if "commands.summary" in line)
@@ -83,6 +85,26 @@ def test_the_job_makes_its_stage_with_srun() -> None:
     text = (REPOSITORY / "scripts/train.sbatch").read_text()
     for option in ("--requeue", "--open-mode=append", "--signal=USR1@300"):
         assert f"\n#SBATCH {option}\n" in text
+
+
+def test_the_job_does_not_submit_itself_again() -> None:
+    """SLURM hands it the environment of the make that has submitted it, with the variables of that one's command."""
+    handed = {"MAKEFLAGS": " -- LAUNCH=slurm ARGS=x", "MAKELEVEL": "1", "LAUNCH": "slurm", "ARGS": "x"}
+    job = {"SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_ID": "7"}
+    plan = run("bash", "scripts/train.sbatch", "stage1", "-n", "-B", "-o", ".venv/.ready", **handed, **job)
+    assert "srun" in plan and "sbatch" not in plan and not any(line.endswith(" x") for line in plan.splitlines())
+
+
+def test_the_job_says_when_it_ends(slurm: FakeSlurm, tmp_path: Path) -> None:
+    (tmp_path / "Makefile").write_text("said:\n\t@echo end $$SLURM_JOB_END_TIME\n")
+    job = {"SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_ID": "9", "TZ": "UTC"}
+    arguments = ("bash", "scripts/train.sbatch", "-f", str(tmp_path / "Makefile"), "said")
+    assert run(*arguments, **job) == "end\n", "no SLURM answers"
+    for prints, expected in (("2026-11-22T21:27:04", "end 1795382824\n"), ("NONE", "end\n"), ("", "end\n")):
+        slurm.program("squeue", prints=prints)
+        assert run(*arguments, **job) == expected
+    run(*arguments, **job, SLURM_ARRAY_JOB_ID="8", SLURM_ARRAY_TASK_ID="1")
+    assert [call.split()[3] for call in slurm.calls()] == ["9", "9", "9", "8_1"], "8 alone may stand for all tasks"
 
 
 def test_the_files_of_a_cluster_lie_over_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
