@@ -1,5 +1,6 @@
 """Checkpoints as files: written so that a crash leaves the old one or the new one, and looked over before use."""
 
+import io
 import os
 import pickle
 import shutil
@@ -10,9 +11,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+
+from models.weights import why_unreadable
 
 LAST, PREVIOUS, BEST, NEXT = "last.ckpt", "previous.ckpt", "best.ckpt", "next.ckpt"
 SHARDED = "meta.pt"  # Lightning writes it last into a sharded checkpoint, which is a directory
+INDEX = ".metadata"  # torch's list of what a sharded checkpoint holds, and where
 
 
 class SyncedCheckpointIO(TorchCheckpointIO):
@@ -93,10 +98,13 @@ def candidates(directory: Path) -> list[Path]:
 
 
 def fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None. Reads all of it: torch itself loads changed numbers without a word."""
+    """What is wrong with a checkpoint, or None. Reads all of it: torch itself loads changed numbers without a word.
+
+    Of a sharded one it reads what torch would unpickle: weights are tensors, which are not.
+    """
     if path.is_dir():
-        missing = [name for name in (SHARDED, ".metadata") if not (path / name).is_file()]
-        return f"{missing[0]} is missing in it" if missing else fault(path / SHARDED)
+        missing = [name for name in (SHARDED, INDEX) if not (path / name).is_file()]
+        return f"{missing[0]} is missing in it" if missing else fault(path / SHARDED) or _fault_of_index(path)
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
@@ -106,7 +114,45 @@ def fault(path: Path) -> str | None:
     except zipfile.BadZipFile:
         return "it is cut short, or no checkpoint"
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        return str(error).splitlines()[0][:200]
+        return why_unreadable(error)
+    return None
+
+
+RECORDS = "torch.distributed.checkpoint.metadata"
+NAMES = {
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.serialization", "_get_layout"),
+    ("torch", "Size"),
+    ("pathlib", "PosixPath"),
+}
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    """Knows the plain records of an index, and nothing that could be called for its effect."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in NAMES:
+            return super().find_class(module, name)
+        if module in ("torch", RECORDS) and "." not in name:
+            value = super().find_class(module, name)
+            if isinstance(value, torch.dtype) or (isinstance(value, type) and value.__module__ == RECORDS):
+                return value
+        raise pickle.UnpicklingError(f"GLOBAL {module}.{name} in {INDEX}")
+
+
+def _fault_of_index(path: Path) -> str | None:
+    """What is wrong with what torch unpickles of a sharded checkpoint: its index, and values that are no tensors."""
+    try:
+        index = _IndexUnpickler(io.BytesIO((path / INDEX).read_bytes())).load()
+        for key, place in index.storage_data.items():
+            if isinstance(index.state_dict_metadata[key.fqn], BytesStorageMetadata):
+                with (path / place.relative_path).open("rb") as file:
+                    file.seek(place.offset)
+                    torch.load(io.BytesIO(file.read(place.length)), weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        return why_unreadable(error)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return f"its {INDEX} is damaged ({error!r})"
     return None
 
 

@@ -113,7 +113,7 @@ class SampleWriter(pl.Callback):
         trainer.strategy.barrier("samples joined")
 
     def _join(self) -> None:
-        shape = np.load(self._part(0), mmap_mode="r").shape[1:]
+        shape = self._read(0).shape[1:]
         write_samples(self._npz, self._pieces(), self._labels, shape)
         Image.fromarray(self._grid()).save(self._directory / "grid.png")
         write_json(
@@ -131,7 +131,7 @@ class SampleWriter(pl.Callback):
 
     def _pieces(self) -> Iterator[np.ndarray]:
         for part in range(self._data.num_parts):
-            images = np.load(self._part(part), allow_pickle=False)
+            images = self._read(part)
             if len(images) != len(self._data.part(part)):
                 raise ValueError(f"{self._part(part)} holds {len(images)} images: delete it, and start predict again")
             yield images
@@ -148,8 +148,14 @@ class SampleWriter(pl.Callback):
 
     def _image(self, index: int) -> Tensor:
         part, position = divmod(index, self._data.part_size)
-        image = np.load(self._part(part), mmap_mode="r")[position]
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return torch.from_numpy(np.array(self._read(part)[position])).permute(2, 0, 1)
+
+    def _read(self, part: int) -> np.ndarray:
+        path = self._part(part)
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise ValueError(f"{path} cannot be read as an array: delete it, and start predict again") from error
 
     def _outdated(self) -> bool:
         """Whether what is there was made by earlier weights of the same runs; raises if it has other settings."""

@@ -182,8 +182,11 @@ def refused_by_constructor(error: BaseException) -> CommandError:
 
     Anything but a refused value is a fault of the code and is raised as it is, with its traceback.
     """
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    # a sentence of ours may say of what it was made: a file that torch cannot read, say
+    error = next((one for one in chain if _refused_here(one)), chain[-1])
     if not isinstance(error, ValueError | OSError | MisconfigurationException):
         raise error from None
     frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -200,11 +203,17 @@ def refused_at_run_time(error: Exception) -> CommandError | None:
         return error
     if isinstance(error, FileNotFoundError) and error.errno is None:
         return CommandError(str(error))  # a sentence, Lightning's too; the system's own have a number
+    if not _refused_here(error):
+        return None
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return CommandError(f"{error}\n  raised in {frame.filename}, line {frame.lineno}")
+
+
+def _refused_here(error: BaseException) -> bool:
+    """Whether a statement ``raise`` of this project refuses a value with this."""
+    if not isinstance(error, ValueError | OSError | RuntimeError) or error.__traceback__ is None:
+        return False
     frame = traceback.extract_tb(error.__traceback__)[-1]
     file = Path(frame.filename)
     ours = file.is_relative_to(HOUSE) and "site-packages" not in file.parts
-    if not ours or not (frame.line or "").startswith("raise "):
-        return None
-    if not isinstance(error, ValueError | OSError | RuntimeError):
-        return None
-    return CommandError(f"{error}\n  raised in {frame.filename}, line {frame.lineno}")
+    return ours and (frame.line or "").startswith("raise ")

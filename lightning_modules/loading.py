@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.encoding import TokenSpec
 from models.tokenizers import Tokenizer
+from models.weights import why_unreadable
 
 if TYPE_CHECKING:
     from models.generators.autoregressive import AutoregressiveGenerator
@@ -106,7 +107,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         file = path / SHARDED if path.is_dir() else path
         return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0][:200]})") from error
+        raise ValueError(f"{path} is not a readable checkpoint ({why_unreadable(error)})") from error
 
 
 def _init_args(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,7 @@ def load_state(path: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict[s
                 return {key: file.get_tensor(key) for key in file.keys()}, metadata
         return torch.load(path, map_location="cpu", weights_only=True), {}
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise ValueError(f"{path} is not a readable weights file ({reason}): {remedy}") from error
+        raise ValueError(f"{path} is not a readable weights file ({why_unreadable(error)}): {remedy}") from error
 
 
 def file_sha256(path: str | Path) -> str:
@@ -50,7 +50,7 @@ def read_metadata(path: str | Path, remedy: str) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             return _metadata(file.metadata())
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable weights file ({str(error)[:200]}): {remedy}") from error
+        raise ValueError(f"{path} is not a readable weights file ({why_unreadable(error)}): {remedy}") from error
 
 
 def read_shapes(path: str | Path, remedy: str) -> dict[str, tuple[int, ...]]:
@@ -64,8 +64,17 @@ def read_shapes(path: str | Path, remedy: str) -> dict[str, tuple[int, ...]]:
         entries = state.items() if isinstance(state, dict) else ()
         return {key: tuple(tensor.shape) for key, tensor in entries if isinstance(tensor, Tensor)}
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise ValueError(f"{path} is not a readable weights file ({reason}): {remedy}") from error
+        raise ValueError(f"{path} is not a readable weights file ({why_unreadable(error)}): {remedy}") from error
+
+
+def why_unreadable(error: Exception) -> str:
+    """Why a file was not read, in a few words; torch's own advise to read it with ``weights_only=False``."""
+    text = str(error)
+    if not isinstance(error, pickle.UnpicklingError):
+        return (text.splitlines() or [type(error).__name__])[0][:200]
+    called = re.search(r"GLOBAL (\S+)|global '(\S+)'", text)
+    what = f": it names {called[1] or called[2]}, and" if called else ":"
+    return f"it holds more than tensors and plain data{what} to read it could run code"
 
 
 def _metadata(header: dict[str, str] | None) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 import errno
 import os
+import pickle
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as sharded
 
 from callbacks import checkpoint_files
 from callbacks.checkpoint_files import SyncedCheckpointIO, candidates, check_writable, copy, fault, move
@@ -17,9 +20,12 @@ def write(path: Path, **changes) -> Path:
 
 
 def write_sharded(path: Path, text: str = "shard") -> Path:
-    path.mkdir()
-    (path / "__0_0.distcp").write_text(text)
-    (path / ".metadata").write_text("plan")
+    optimizer = {"state": {"weight": {"step": torch.tensor(3.0)}}, "betas": (0.9, 0.95), "name": "all", "lr": 1e-3}
+    weights = {"weight": STATE["weight"].bfloat16(), "bias": torch.zeros(2, 3)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there are no ranks
+        sharded.save({"state_dict": weights, "optimizer_0": optimizer}, checkpoint_id=path, no_dist=True)
+    (path / "name").write_text(text)
     torch.save(STATE, path / "meta.pt")
     return path
 
@@ -87,7 +93,7 @@ def test_sharded_checkpoints_change_places_too(tmp_path: Path) -> None:
     for text in ("new", "newer"):
         copy(last, previous)
         move(write_sharded(tmp_path / "next.ckpt", text), last)
-    assert [(path / "__0_0.distcp").read_text() for path in (last, previous)] == ["newer", "new"]
+    assert [(path / "name").read_text() for path in (last, previous)] == ["newer", "new"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
     assert fault(last) is None
     (last / ".metadata").unlink()
@@ -117,7 +123,26 @@ class RunsCode:
 
 def test_a_checkpoint_that_runs_code_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": RunsCode(tmp_path / "ran")}, tmp_path / "last.ckpt")
-    assert "Weights only load failed" in (fault(tmp_path / "last.ckpt") or "")
+    assert "it names posix.mkdir, and to read it could run code" in (fault(tmp_path / "last.ckpt") or "")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_index_of_shards_that_runs_code_is_refused(tmp_path: Path) -> None:
+    """torch itself unpickles the index, and every value that is no tensor."""
+    last = write_sharded(tmp_path / "last.ckpt")
+    index = (last / ".metadata").read_bytes()
+    (last / ".metadata").write_bytes(pickle.dumps(RunsCode(tmp_path / "ran")))
+    assert "it names posix.mkdir" in (fault(last) or "")
+    (last / ".metadata").write_bytes(b"ctorch.distributed.checkpoint.filesystem\nos.mkdir\n(V" + b"ran\ntR.")
+    assert "filesystem.os.mkdir" in (fault(last) or "")
+    (last / ".metadata").write_bytes(pickle.dumps({"a": 1}))
+    assert "its .metadata is damaged" in (fault(last) or "")
+    (last / ".metadata").write_bytes(index)
+    assert fault(last) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sharded.save({"lr": RunsCode(tmp_path / "ran")}, checkpoint_id=last, no_dist=True)
+    assert "it names posix.mkdir" in (fault(last) or "")
     assert not (tmp_path / "ran").exists()
 
 
