@@ -1,6 +1,7 @@
 """Files of samples: numpy reads what we write, and we read what others write, or say why not."""
 
 import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,19 @@ def test_a_damaged_byte_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ValueError, match="damaged"):
         list(SamplesFile(path).batches(7))
+
+
+def test_more_or_fewer_images_than_the_header_promises_are_noticed(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    np.save(content, IMAGES)
+    for changed, says in (
+        (content.getvalue() + b"0", "holds more than the 7"),
+        (content.getvalue()[:-1], "image 6 of 7"),
+    ):
+        with zipfile.ZipFile(tmp_path / "other.npz", "w") as archive:
+            archive.writestr("arr_0.npy", changed)
+        with pytest.raises(ValueError, match=f"is damaged: .*{says}"):
+            list(SamplesFile(tmp_path / "other.npz").batches(3))
 
 
 def test_nothing_is_written_when_pieces_and_labels_disagree(tmp_path: Path) -> None:

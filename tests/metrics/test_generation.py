@@ -52,6 +52,8 @@ def test_what_is_no_number_is_no_perfect_distance() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("metrics.generation.frechet_distance", lambda first, second: torch.tensor(torch.nan))
         assert np.isnan(figures_of(measured, target)["gfid/inception"]["value"])
+        patch.setattr("metrics.generation.frechet_distance", lambda first, second: torch.tensor(-1e-12))
+        assert figures_of(measured, target)["gfid/inception"]["value"] == 0  # rounded
 
 
 def test_a_distance_says_of_which_split_it_is_and_of_how_many_images(tmp_path: Path) -> None:
@@ -62,8 +64,10 @@ def test_a_distance_says_of_which_split_it_is_and_of_how_many_images(tmp_path: P
     assert figure["reference_kind"] == "validation" and figure["reference_n"] == 40
     few = {"kind": "train", "source": "two", "number": 3, "image_size": 8, "extractor": "inception"}
     protocol = json.dumps({**few, "extractor_sha256": None, "resize": None})
-    np.savez(tmp_path / "few.npz", mu=np.zeros(3), sigma=np.eye(3), protocol=np.array(protocol))
+    pictures = images(5).permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "few.npz", mu=np.zeros(3), sigma=np.eye(3), protocol=np.array(protocol), arr_0=pictures)
     target = Target.of_file(tmp_path / "few.npz", Colours(), (8, 8))
     assert target.notes[0].startswith("of the reference: 3 images for 3 features")
+    assert target.rows is not None and torch.equal(target.rows, Colours()(images(5)).pooled)
     with pytest.raises(ValueError, match="images of 8 px, and these have 8 × 4"):
         Target.of_file(tmp_path / "few.npz", Colours(), (8, 4))

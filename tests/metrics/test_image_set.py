@@ -45,6 +45,16 @@ def test_one_pass_measures_all() -> None:
     assert measured.score == pytest.approx(float((score(probabilities[::2]) + score(probabilities[1::2])) / 2))
 
 
+def test_only_images_with_a_label_can_be_recognised() -> None:
+    whole, extractor = ImageSet(MeanColours()), MeanColours()
+    logits = extractor(images()).logits
+    assert logits is not None
+    whole.add(images(), logits.argmax(1))
+    whole.add(images())
+    measured = whole.compute()
+    assert (measured.count, measured.recognised) == (48, 1.0)
+
+
 def test_order_and_padding_do_not_matter() -> None:
     whole = images()
     expected, found = (ImageSet(MeanColours(), 3, keep_rows=True) for _ in range(2))

@@ -36,6 +36,7 @@ def test_equals_torch_fidelity() -> None:
     assert found.deviation == pytest.approx(theirs["kernel_inception_distance_std"], rel=0.3)
     assert abs(found.mean - theirs["kernel_inception_distance_mean"]) < 4 * found.deviation / 10
     assert found == kernel_distance(first, second, num_subsets=100, subset_size=30)
+    assert kernel_distance(first, second, num_subsets=1, subset_size=30).deviation == 0  # of the subsets that there are
 
 
 def test_sets_alike_are_at_distance_zero_on_average() -> None:

@@ -9,6 +9,8 @@ from metrics import GroupedMean, paint_patches, psnr, psnr_unclamped, to_uint8
 def test_to_uint8_rounds_and_clamps() -> None:
     values = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(values.float() / 127.5 - 1), values)
+    for off in (-0.4, 0.4):  # rounded to the nearest level, not cut off
+        assert torch.equal(to_uint8((values.float() + off) / 127.5 - 1), values)
     assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
 
 

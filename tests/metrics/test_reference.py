@@ -1,6 +1,8 @@
 """References are files that come from elsewhere: what they say, what is refused, and that ADM's format is kept."""
 
+import io
 import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +39,12 @@ def adm(path: Path, **arrays: np.ndarray) -> Path:
     own = {"mu": np.zeros(3, np.float32), "sigma": np.eye(3), "mu_s": np.zeros(4), "sigma_s": np.eye(4)}
     np.savez(path, **{**own, "arr_0": pictures(), **arrays})
     return path
+
+
+def npy(array: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    np.save(content, array)
+    return content.getvalue()
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -132,6 +140,10 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Reference.read(adm(path, **arrays))
+    with zipfile.ZipFile(adm(path), "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("arr_0.npy", npy(pictures())[:-1])  # a reader finds the last of that name
+    with pytest.raises(ValueError, match="does not hold the 5 images that its header promises"):
+        Reference.read(path)
     np.savez(path, pictures())
     with pytest.raises(ValueError, match="holds images and no statistics"):
         Reference.read(path)
