@@ -41,7 +41,7 @@ JUDGED := $(if $(wildcard configs/presets/$(PRESET)/judge.yaml),--trainer.callba
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR: # a run that was stopped while it measured its last weights is not finished
-.PHONY: measure-again help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate sweep report probe analysis pictures figure weights reference experiment consolidate test lint format benchmark tensorboard clean
+.PHONY: measure-again help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate sweep report probe analysis pictures figure weights reference experiment consolidate test test-cluster drill lint format benchmark tensorboard clean
 
 help: ## Explain every target
 	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=vq|fq_dual|fq_triple|fq_quad|fsq|ifsq|ae|vae]"
@@ -182,6 +182,12 @@ experiment: teacher | $(READY) ## Run EXPERIMENT (ssq/table3, ifsq/fig3 …) on 
 
 test: $(READY) ## Run all tests, two at a time with a thread each
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses 2 --dist worksteal $(ARGS)
+
+test-cluster: $(READY) ## Run recipes on two processes, and jobs of a real SLURM (as root; else skipped with the reason)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m cluster --numprocesses 2 --dist loadfile -rs tests/cluster $(ARGS)
+
+drill: $(READY) ## Kill a curriculum on digits 20 times at random: it ends as one left in peace; ARGS='--kills 5 --seed 1'
+	$(PYTHON) -m tests.drill $(ARGS)
 
 lint: $(READY) ## Check style and types
 	$(VENV)/bin/ruff check

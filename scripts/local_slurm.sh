@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A real SLURM of one node on this machine, on loopback only, for tests and for trying scripts out: no systemd, no cgroups,
-# no accounting. Configuration, key, sockets, state and logs are in one directory. It needs root, since slurmd starts jobs.
+# A real SLURM of one node on this machine, on loopback, for tests and for trying scripts out: no systemd, cgroups or
+# accounting. Configuration, key, sockets, state and logs are in one directory. It needs root, since slurmd starts jobs.
 #   scripts/local_slurm.sh install              Debian's and Ubuntu's packages
 #   scripts/local_slurm.sh start [DIRECTORY]    prints the line `export SLURM_CONF=…`: eval it, then sbatch as usual;
 #                                               exit code 3 where there is no root, or no SLURM
@@ -8,9 +8,7 @@
 #   scripts/local_slurm.sh stop [DIRECTORY]     kills all jobs and ends the daemons
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
-
 PACKAGES=(slurmctld slurmd slurm-client munge)
-COMMAND=${1:-}
 HERE=$(realpath -m "${2:-${TMPDIR:-/tmp}/local_slurm}")
 export SLURM_CONF=$HERE/slurm.conf
 
@@ -25,10 +23,7 @@ running() { # whether the process of $1.pid is what still runs under that number
 }
 
 await() { # up to 30 s
-    for _ in {1..150}; do
-        "$@" && return
-        sleep 0.2
-    done
+    for _ in {1..150}; do "$@" && return || sleep 0.2; done
     return 1
 }
 
@@ -73,17 +68,17 @@ configure() {
 }
 
 start() {
+    ((${#HERE} < 90)) || fail "$HERE is too long a path for a socket: name a shorter directory"
     local program fd code=3 # it cannot be had here, which is no failure
     [[ $EUID == 0 ]] || fail "only root can start SLURM: slurmd starts jobs in the name of those who submit them"
     for program in munged slurmctld slurmd sbatch; do
-        command -v $program >/dev/null || fail "$program is not installed: scripts/local_slurm.sh install (Debian, Ubuntu)"
+        command -v $program >/dev/null || fail "$program is not installed: sudo scripts/local_slurm.sh install"
     done
-    ((${#HERE} < 90)) || fail "$HERE is too long a path for a socket: name a shorter directory"
     code=1
     mkdir -p "$HERE/state" "$HERE/spool"
     [[ -s $SLURM_CONF ]] || configure
     [[ -s $HERE/munge.key ]] || (umask 077 && head -c 1024 /dev/urandom >"$HERE/munge.key")
-    for fd in /proc/$BASHPID/fd/*; do # daemons would keep what is open here, a lock of the caller's for one; 255 is this script
+    for fd in /proc/$BASHPID/fd/*; do # daemons would keep what is open, a lock of the caller's say; 255 is this file
         ((${fd##*/} <= 2 || ${fd##*/} == 255)) || eval "exec ${fd##*/}>&-"
     done
     running munged || munged --force --num-threads=2 --key-file="$HERE/munge.key" --socket="$HERE/munge.socket" \
@@ -110,13 +105,16 @@ stop() {
     done
 }
 
-case $COMMAND in
-install) [[ $EUID == 0 ]] || fail "only root can install ${PACKAGES[*]}"
+case ${1:-} in
+install)
+    [[ $EUID == 0 ]] || fail "only root can install ${PACKAGES[*]}"
     command -v apt-get >/dev/null || fail "there is no apt-get: install SLURM and munge as your system does"
-    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${PACKAGES[@]}" ;;
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${PACKAGES[@]}" ;;
 start) start ;;
 stop) stop ;;
-status) running slurmctld || fail "no SLURM runs in $HERE"
+status)
+    running slurmctld || fail "no SLURM runs in $HERE"
     sinfo && squeue ;;
 *) fail "say install, start, status or stop, and a directory if it is not $HERE" ;;
 esac

@@ -2,8 +2,12 @@
 
 import os
 import signal
+import time
+from pathlib import Path
 
 import lightning.pytorch as pl
+
+from callbacks.requeue import Requeue
 
 
 class KillAfter(pl.Callback):
@@ -26,6 +30,31 @@ class KillAfter(pl.Callback):
     def _signal(self, trainer: pl.Trainer) -> None:
         if trainer.global_step == self.step and trainer.global_rank == self.rank:
             os.kill(os.getpid(), signal.Signals[self.name])
+
+
+class PauseAfter(pl.Callback):
+    """Stands still after ``step`` updates of some ``stages``, once a run, until a signal has arrived.
+
+    The file ``paused`` in the run's directory says so to those who send the signal.
+    """
+
+    SECONDS = 600
+
+    def __init__(self, step: int, stages: list[str]) -> None:
+        self.step = step
+        self.stages = stages
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_) -> None:
+        said = Path(trainer.default_root_dir) / "paused"
+        here = trainer.is_global_zero and trainer.default_root_dir.endswith(tuple(self.stages))
+        if not here or trainer.global_step != self.step or said.exists():
+            return
+        said.touch()
+        (requeue,) = (callback for callback in trainer.callbacks if isinstance(callback, Requeue))
+        end = time.monotonic() + self.SECONDS
+        while requeue._received is None:
+            assert time.monotonic() < end, f"no signal came within {self.SECONDS} s"
+            time.sleep(0.2)
 
 
 class KillInPrediction(pl.Callback):

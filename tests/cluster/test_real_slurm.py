@@ -1,0 +1,210 @@
+"""Stages as jobs of a real SLURM: submitted, chained, requeued, cancelled; they make what is made without it."""
+
+import contextlib
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+from tests.end_to_end.test_cli import assert_equal
+from tests.support.commands import REPOSITORY, exit_code
+from tests.support.generator_recipes import write_digit_codes
+from tests.support.local_slurm import SCRIPT, LocalSlurm, working_copy
+
+pytestmark = pytest.mark.cluster
+
+STAGES = ("teacher", "tokenizer", "tokens", "stage1", "stage2", "sample", "evaluate", "report")
+RUNS = Path("runs/digits")
+ONE_CORE = ("LAUNCH=slurm", "GPUS=0", "CPUS=1", "TIME=60")
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[LocalSlurm]:
+    with tempfile.TemporaryDirectory(prefix="slurm") as directory:  # a short path, as it has sockets
+        slurm = LocalSlurm(Path(directory))
+        slurm.start()
+        yield slurm
+        slurm.stop()
+
+
+def make(slurm: LocalSlurm, here: Path, *arguments: str) -> list[str]:
+    """Submit, and return the numbers of the jobs, which end what is said of each."""
+    said = slurm.run("make", "--no-print-directory", *arguments, *ONE_CORE, cwd=here)
+    return [line.split()[-1] for line in said.splitlines() if "job " in line]
+
+
+def make_here(here: Path, *arguments: str) -> None:
+    """What make would run without SLURM, in this process, which saves the imports of each."""
+    plan = subprocess.run(["make", "-n", *arguments], cwd=here, check=True, capture_output=True, text=True).stdout
+    commands = [shlex.split(line) for line in plan.splitlines() if " cli.py " in line]
+    assert commands, plan
+    with contextlib.chdir(here), mock.patch.object(sys, "argv", ["cli.py"]):
+        for command in commands:
+            assert exit_code(*command[command.index("cli.py") + 1 :]) == 0, command
+
+
+def state(run: Path) -> dict:
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+
+
+def with_codes(directory: Path, pause: list[str]) -> Path:
+    """A working copy that has the codes of a tokenizer, so that a generator can be trained at once."""
+    here = working_copy(directory, pause)
+    (here / RUNS / "tokenizer/fq_dual").mkdir(parents=True)
+    (here / RUNS / "tokenizer/fq_dual/metrics.json").touch()
+    write_digit_codes(here / RUNS / "tokens/fq_dual")
+    return here
+
+
+def test_it_runs_a_job(slurm: LocalSlurm, tmp_path: Path) -> None:
+    slurm.start()  # which starts nothing twice
+    assert slurm.run(str(SCRIPT), "status", str(slurm.directory)).startswith("PARTITION")
+    job = slurm.run("sbatch", "--parsable", f"--output={tmp_path}/log", "--wrap", "srun hostname").strip()
+    slurm.operate([job], {})
+    assert slurm.about(job)["JobState"] == "COMPLETED"
+    assert (tmp_path / "log").read_text() == slurm.run("hostname")
+
+
+def test_when_a_stage_fails_those_after_it_leave_the_queue(slurm: LocalSlurm, tmp_path: Path) -> None:
+    jobs = make(slurm, working_copy(tmp_path / "here"), "curriculum", "PRESET=nowhere")
+    slurm.operate(jobs, {})
+    about = [slurm.about(job) for job in jobs]
+    assert [job["JobState"] for job in about] == ["FAILED"] + ["CANCELLED"] * 6
+    assert about[-1]["Reason"] == "DependencyNeverSatisfied"
+    log = tmp_path / f"here/runs/nowhere/slurm/nowhere-tokenizer-{jobs[0]}.log"
+    assert "No rule to make target" in log.read_text()
+
+
+def test_a_stage(slurm: LocalSlurm, tmp_path: Path) -> None:
+    """One that there is nothing to do for ends at once, and submits nothing."""
+    here = working_copy(tmp_path / "here")
+    (job,) = make(slurm, here, "teacher")
+    slurm.operate([job], {})
+    assert slurm.about(job)["JobState"] == "COMPLETED"
+    log = here / RUNS / f"slurm/digits-teacher-{job}.log"
+    assert log.read_text() == "make: Nothing to be done for 'teacher'.\n"
+    assert int(slurm.run("sbatch", "--parsable", "--wrap", "true")) == int(job) + 1
+
+
+def test_a_signal_before_anybody_listens(slurm: LocalSlurm, tmp_path: Path) -> None:
+    """It comes while a rank imports, or 300 s before the end of a job that has four minutes."""
+    (tmp_path / "Makefile").write_text(
+        "said:\n\t$(LAUNCHER) python3 -c 'import os, signal; os.kill(os.getpid(), signal.SIGUSR1); "
+        """print("alive until", os.environ["SLURM_JOB_END_TIME"])'\n"""
+    )
+    script = str(REPOSITORY / "scripts/train.sbatch")
+    options = (f"--output={tmp_path}/log", "--time=60")
+    job = slurm.run("sbatch", "--parsable", *options, script, "said", cwd=tmp_path).strip()
+    slurm.operate([job], {})
+    said = (tmp_path / "log").read_text()
+    assert slurm.about(job)["JobState"] == "COMPLETED", said
+    alive, end = said.splitlines()[-1].rsplit(" ", 1)
+    assert alive == "alive until" and abs(int(end) - time.time() - 3600) < 300
+
+
+@pytest.fixture(scope="module")
+def chain(slurm: LocalSlurm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, dict[str, str]]]:
+    """A curriculum by jobs, two of them interrupted, one without SLURM, and what SLURM knows of the jobs."""
+    root = tmp_path_factory.mktemp("chain")
+    here = working_copy(root / "jobs", pause=["tokenizer/fq_dual", "stage1/fq_dual"])
+    jobs = dict(zip(STAGES, make(slurm, here, "curriculum"), strict=True))
+    alone = working_copy(root / "alone")
+    make_here(alone, "sample")  # while the first jobs run
+    paused = {stage: here / RUNS / stage / "fq_dual/paused" for stage in ("tokenizer", "stage1")}
+    slurm.operate(
+        [*jobs.values()],
+        {
+            paused["tokenizer"]: lambda: slurm.run("scontrol", "requeue", jobs["tokenizer"]),
+            paused["stage1"]: lambda: slurm.run("scancel", "--signal=USR1", jobs["stage1"]),
+        },
+    )
+    return here, alone, {stage: slurm.about(job) for stage, job in jobs.items()}
+
+
+def test_a_chain_goes_on_after_requeueing(chain: tuple[Path, Path, dict[str, dict[str, str]]]) -> None:
+    here, _, jobs = chain
+    assert {stage: about["JobState"] for stage, about in jobs.items()} == dict.fromkeys(STAGES, "COMPLETED")
+    interrupted = ("tokenizer", "stage1")
+    assert {stage: about["Restarts"] for stage, about in jobs.items()} == {
+        stage: "1" if stage in interrupted else "0" for stage in STAGES
+    }
+    for before, after in zip(STAGES, STAGES[1:], strict=False):
+        assert jobs[before]["EndTime"] <= jobs[after]["StartTime"], f"{after} ran before {before} had ended"
+    logs = {stage: (here / RUNS / f"slurm/digits-{stage}-{jobs[stage]['JobId']}.log").read_text() for stage in STAGES}
+    requeued = {stage: f"job {jobs[stage]['JobId']}" for stage in interrupted}
+    assert f"holds step 3; SLURM ends {requeued['tokenizer']} (COMPLETING), so it is not" in logs["tokenizer"]
+    assert f"holds step 3; {requeued['stage1']} is requeued (exit code 75)" in logs["stage1"]
+    assert (here / RUNS / "report.html").stat().st_size > 1000
+
+
+def test_a_chain_makes_what_is_made_without_it(chain: tuple[Path, Path, dict[str, dict[str, str]]]) -> None:
+    here, alone, _ = chain
+    for stage in ("tokenizer", "stage1", "stage2"):
+        run = RUNS / stage / "fq_dual"
+        found, expected = state(here / run), state(alone / run)
+        assert expected["global_step"] == 5
+        assert_equal(found, expected)
+        assert (here / run / "config_resume_1.yaml").exists() == (stage != "stage2"), "it went on, and at step 3"
+    samples = RUNS / "samples/fq_dual/samples.npz"
+    with np.load(here / samples, allow_pickle=False) as found, np.load(alone / samples, allow_pickle=False) as expected:
+        assert np.array_equal(found["arr_0"], expected["arr_0"]) and found["arr_0"].shape == (60, 32, 32, 3)
+
+
+def test_an_array(slurm: LocalSlurm, tmp_path: Path) -> None:
+    """One task is left alone, one is asked to stop and comes back, one is cancelled and does not."""
+    here = with_codes(tmp_path / "jobs", pause=["seeds/1", "seeds/2"])
+    asked = "ARGS=--seed_everything {0} --run.stage seeds/{0}"
+    log = f"--output={here}/%a.log"
+    size = ("--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=1", "--time=60")
+    job = slurm.run(
+        *("sbatch", "--parsable", "--array=0-2", log, *size, "scripts/train.sbatch", "stage1"),
+        asked.format("$$SLURM_ARRAY_TASK_ID"),
+        cwd=here,
+    ).strip()
+    tasks = [f"{job}_{task}" for task in range(3)]
+    alone = with_codes(tmp_path / "alone", pause=[])
+    for seed in (0, 1):
+        make_here(alone, "stage1", asked.format(seed))
+    runs = [RUNS / f"seeds/{task}" for task in range(3)]
+    slurm.operate(
+        tasks,
+        {
+            here / runs[1] / "paused": lambda: slurm.run("scancel", "--signal=USR1", tasks[1]),
+            here / runs[2] / "paused": lambda: slurm.run("scancel", tasks[2]),
+        },
+    )
+    about = [slurm.about(task) for task in tasks]
+    assert [task["JobState"] for task in about] == ["COMPLETED", "COMPLETED", "CANCELLED"]
+    assert [task["Restarts"] for task in about] == ["0", "1", "0"]
+    said = [(here / f"{task}.log").read_text() for task in range(3)]
+    assert "exit code 75" not in said[0]
+    assert f"holds step 3; job {tasks[1]} is requeued (exit code 75)" in said[1]
+    assert f"SLURM ends job {tasks[2]} (C" in said[2] and "so it is not requeued from here" in said[2]
+    for run in runs[:2]:
+        assert_equal(state(here / run), state(alone / run))
+    weights = [state(here / run)["state_dict"]["generator.class_embedding.weight"] for run in runs[:2]]
+    assert not torch.equal(*weights), "of two seeds"
+    assert state(here / runs[2])["global_step"] == 3
+
+
+def test_two_ranks(slurm: LocalSlurm, tmp_path: Path) -> None:
+    """srun starts them, and the signal goes to both."""
+    here = with_codes(tmp_path / "jobs", pause=["interrupted"])
+    two = ("stage1", "STRATEGY=ddp", "SBATCH_ARGS=--ntasks-per-node=2")
+    jobs = [make(slurm, here, *two, f"ARGS=--run.stage {stage}")[0] for stage in ("whole", "interrupted")]
+    stop = {here / RUNS / "interrupted/paused": lambda: slurm.run("scancel", "--signal=USR1", jobs[1])}
+    slurm.operate(jobs, stop)
+    about = [slurm.about(job) for job in jobs]
+    assert [job["JobState"] for job in about] == ["COMPLETED"] * 2 and [job["Restarts"] for job in about] == ["0", "1"]
+    whole, resumed = (state(here / RUNS / stage) for stage in ("whole", "interrupted"))
+    assert whole["global_step"] == resumed["global_step"] == 5 and len(whole["random_state"]) == 2
+    for name, value in whole["state_dict"].items():
+        torch.testing.assert_close(resumed["state_dict"][name], value, rtol=1e-6, atol=1e-7, msg=name)

@@ -1,0 +1,111 @@
+"""A real SLURM of one node on this machine, and working copies of this repository whose recipes take seconds."""
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.commands import REPOSITORY
+from tests.support.recipes import write_judge
+
+SCRIPT = REPOSITORY / "scripts/local_slurm.sh"
+CANNOT_BE_HAD = 3  # the script's exit code where there is no root, or no SLURM
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+SECONDS = 840  # all jobs together, on a machine that has other things to do
+
+_CPU: dict[str, Any] = {"accelerator": "cpu", "limit_val_batches": 1}
+_TOKENIZER: dict[str, Any] = {
+    "data": {"init_args": {"batch_size": 4}},
+    "model": {"init_args": {"objective": {"adversarial": {"start_step": 2}}}},
+    "trainer": {**_CPU, "max_steps": 5, "val_check_interval": 5},
+}
+_GENERATOR: dict[str, Any] = {
+    "data": {"init_args": {"batch_size": 8}},
+    "model": {"init_args": {"trunk": {"dim": 16, "depth": 2, "num_heads": 2, "ffn_multiple": 16}}},
+    "trainer": {**_CPU, "max_steps": 5, "val_check_interval": 5},
+}
+_SAMPLE: dict[str, Any] = {"data": {"init_args": {"num_images": 60, "batch_size": 30, "part_size": 30}}}
+TINY = {"tokenizer": _TOKENIZER, "generator": _GENERATOR, "sample": _SAMPLE}
+
+
+def working_copy(directory: Path, pause: list[str] | None = None) -> Path:
+    """A directory to run make in: links to the code, tiny presets of the digits, a judge and teachers, no runs.
+
+    The runs of the stages ``pause`` stand still after three steps until they are sent a signal.
+    """
+    directory.mkdir()
+    for path in REPOSITORY.iterdir():
+        if path.name not in ("configs", "runs", ".git"):
+            (directory / path.name).symlink_to(path)
+    shutil.copytree(REPOSITORY / "configs", directory / "configs")
+    for name, changes in TINY.items():
+        path = directory / f"configs/presets/digits/{name}.yaml"
+        preset = yaml.safe_load(path.read_text())
+        _lay_over(preset, changes)
+        if pause and name != "sample":
+            callback = {"class_path": "tests.support.interrupt.PauseAfter", "init_args": {"step": 3, "stages": pause}}
+            preset["trainer"]["callbacks+"].append(callback)
+        path.write_text(yaml.safe_dump(preset))
+    write_judge(directory / "runs/digits/teacher/judge.safetensors")  # older than what is made of it, as make goes
+    return directory
+
+
+class LocalSlurm:
+    """SLURM's own programs, on a cluster that `scripts/local_slurm.sh` starts."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(self) -> None:
+        """Start it, or skip the test with the script's own reason."""
+        done = subprocess.run([SCRIPT, "start", self.directory], capture_output=True, text=True, timeout=300)
+        if done.returncode == CANNOT_BE_HAD:
+            pytest.skip(done.stderr.strip())
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == f"export SLURM_CONF={self.directory}/slurm.conf\n"
+        self._environment["SLURM_CONF"] = f"{self.directory}/slurm.conf"
+
+    def stop(self) -> None:
+        subprocess.run([SCRIPT, "stop", self.directory], check=True, timeout=300)
+
+    def run(self, *command: str, cwd: Path | None = None) -> str:
+        """What a command prints: sbatch, scontrol, `make … LAUNCH=slurm`."""
+        done = subprocess.run(command, cwd=cwd, env=self._environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def about(self, job: str) -> dict[str, str]:
+        """What SLURM knows of a job: JobState, Restarts, StartTime …"""
+        return dict(re.findall(r"(\w+)=(\S*)", self.run("scontrol", "--oneliner", "show", "job", job)))
+
+    def operate(self, jobs: list[str], when: dict[Path, Callable[[], Any]]) -> None:
+        """Wait until all jobs have ended; once one of some files is there, do what belongs to it."""
+        end, waiting = time.monotonic() + SECONDS, dict(when)
+        while True:
+            for path in [path for path in waiting if path.exists()]:
+                waiting.pop(path)()
+            running = {job: about for job in jobs if (about := self.about(job))["JobState"] not in ENDED}
+            if not running:
+                assert not waiting, f"never came to {list(waiting)}"
+                return
+            assert time.monotonic() < end, f"still there after {SECONDS} s: {running}"
+            for job, about in running.items():
+                if about["Reason"] == "BeginTime":  # SLURM lets a requeued job wait for two minutes
+                    self.run("scontrol", "update", f"jobid={job}", "starttime=now")
+            time.sleep(2)
+
+
+def _lay_over(config: dict[str, Any], changes: dict[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(config.get(key), dict):
+            _lay_over(config[key], value)
+        else:
+            config[key] = value
