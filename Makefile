@@ -141,9 +141,9 @@ $(MEASURED): $(SAMPLES) $(TEACHERS_HERE) $(if $(call ARGS_OF,evaluate),measure-a
 sweep: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json $(TEACHERS_HERE) ## Measure GENERATOR at each guidance of CFG="1.0 1.5 2.0": sweep.json, sweep.png
 	$(PYTHON) -m commands.sweep --run $(RUNS)/$(GENERATOR)/$(TOKENIZER) --guidance $(CFG) --preset $(PRESET) $(ARGS)
 
-report: $(RUNS)/report.html ## Put all runs of PRESET on one page: report.html
+report: $(RUNS)/report.html ## Put all runs and tables of PRESET on one page: report.html, and report.md
 
-$(RUNS)/report.html: $(MEASURED) | $(READY)
+$(RUNS)/report.html: $(MEASURED) $(wildcard runs/experiments/results/*/*_$(PRESET).json) | $(READY)
 	$(PYTHON) -m commands.report --preset $(PRESET)
 	@echo "the report is $@; that is the whole curriculum"
 
@@ -202,7 +202,7 @@ benchmark: $(READY) ## Measure the f16 dual tokenizer, and generators in trainin
 	$(PYTHON) -m benchmarks.tokenizer
 	$(PYTHON) -m benchmarks.generator
 
-tensorboard: $(READY) ## Watch all runs in TensorBoard
+tensorboard: $(READY) ## Watch all runs: Custom Scalars groups reconstruct, codes, generate; HParams lists settings
 	$(VENV)/bin/tensorboard --logdir runs
 
 clean: ## Delete the runs of PRESET
