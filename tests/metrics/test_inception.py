@@ -5,8 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from metrics.generation import Target, figures_of
+from metrics.image_set import ImageSet
 from metrics.inception import Inception
 from models.weights import file_sha256
 
@@ -50,6 +54,57 @@ def test_features_are_torch_fidelitys(inception: Inception, weights: Path, image
     assert found.logits is not None and found.logits.shape == (2, 1008)
     assert torch.equal(found.logits, logits)
     assert not torch.equal(logits, FeatureExtractorInceptionV3("own", ["logits"], str(weights))(images)[0])  # its bias
+
+
+class Pictures(Dataset[Tensor]):
+    """Noise uint8 (3, 24, 24), brighter or darker."""
+
+    def __init__(self, seed: int, brightest: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.images = torch.randint(0, brightest, (12, 3, 24, 24), dtype=torch.uint8, generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> Tensor:
+        return self.images[row]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:12 images for 2048 features")
+def test_figures_are_torch_fidelitys_from_the_images_on(
+    inception: Inception, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both read the same file of weights; KID's one subset is the whole set, so that all of them are alike."""
+    monkeypatch.setattr("metrics.generation.KID_SUBSET", 12)
+    generated, real = Pictures(0, 240), Pictures(1, 256)
+    theirs = calculate_metrics(
+        input1=generated,
+        input2=real,
+        **dict.fromkeys(("isc", "fid", "kid", "prc"), True),
+        **dict.fromkeys(("cuda", "cache", "verbose", "samples_shuffle"), False),
+        feature_extractor="inception-v3-compat",
+        feature_extractor_weights_path=str(weights),
+        isc_splits=3,
+        kid_subsets=2,
+        kid_subset_size=12,
+        batch_size=6,
+    )
+    measured = []
+    for pictures in (generated, real):
+        whole = ImageSet(inception, num_splits=3, split_size=4, keep_rows=True)
+        for batch in pictures.images.split(6):
+            whole.add(batch)
+        measured.append(whole.compute())
+    ours = figures_of(measured[0], Target.of_images(measured[1], "real ones"))
+    for own, other in (
+        ("gfid", "frechet_inception_distance"),
+        ("gis", "inception_score_mean"),
+        ("gkid", "kernel_inception_distance_mean"),
+        ("precision", "precision"),
+        ("recall", "recall"),
+    ):
+        assert ours[f"{own}/inception"]["value"] == pytest.approx(theirs[other], rel=1e-4), own
 
 
 def test_the_spatial_features_are_seven_maps_of_mixed_6_channel_last(inception: Inception, images: Tensor) -> None:
