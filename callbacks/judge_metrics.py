@@ -12,6 +12,7 @@ from metrics.images import as_displayed
 from metrics.inception_score import InceptionScore
 from models.classifier import SmallClassifier
 from models.encoding import Encoding
+from models.precision import full_precision
 
 
 class JudgeMetrics(Measurement):
@@ -72,8 +73,9 @@ class _Judgement:
         self.score = InceptionScore(judge.num_classes).to(pl_module.device)
 
     def add(self, images: Tensor, labels: Tensor) -> None:
-        features = self._judge.embed(images)
-        logits = self._judge.linear(features)
+        with full_precision(images.device):
+            features = self._judge.embed(images)
+            logits = self._judge.linear(features)
         self.accuracy.update((logits.argmax(1) == labels).float())
         self.features.update(features)
         self.score.update(logits)
