@@ -10,7 +10,7 @@ from pathlib import Path
 from commands.errors import CommandError
 from commands.suggestions import nearest
 from experiments import table
-from experiments.runner import Task, begun, check, plan, run
+from experiments.runner import Task, begun, check, check_reference, plan, run
 from experiments.runs import ROOT, nested
 from experiments.specification import Experiment, load, names
 
@@ -41,9 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         experiment = load(given.experiment)
         preset = given.preset or experiment.presets[0]
+        experiment = experiment.at(preset)
         tasks = plan(experiment, preset, given.seeds or begun(experiment, preset, given.root), given.root)
         if given.command == "run":
             check(experiment, preset)
+            if not given.dry_run:
+                check_reference(tasks)
             return _run(experiment, preset, tasks, given)
         if given.command == "show":
             _show(experiment, preset, tasks, given)

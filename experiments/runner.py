@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -15,12 +16,13 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import yaml
 
 from commands.errors import CommandError
 from commands.suggestions import nearest
-from experiments.runs import ROOT, Run, runs_of
+from experiments.runs import REFERENCE, ROOT, Run, runs_of
 from experiments.specification import Experiment, Row, Stage, where
 
 
@@ -35,11 +37,6 @@ class Task:
 
 def plan(experiment: Experiment, preset: str, seeds: int, root: Path = ROOT) -> list[Task]:
     """All rows with the first seed, then all with the next: so a table is complete as early as can be."""
-    if preset not in experiment.presets:
-        raise CommandError(
-            f"{experiment.name} is not made for the preset '{preset}', only for {', '.join(experiment.presets)}\n"
-            f"  {where(experiment.file, ('presets',))}"
-        )
     return [Task(row, seed, runs_of(row, preset, seed, root)) for seed in range(seeds) for row in experiment.rows]
 
 
@@ -50,19 +47,46 @@ def begun(experiment: Experiment, preset: str, root: Path = ROOT) -> int:
     return 1 + max((int(path.name.removeprefix("seed_")) for path in found), default=0)
 
 
-def check(experiment: Experiment, preset: str) -> None:
-    """Compose the configuration of every stage as cli.py would; raises CommandError for the first that is wrong."""
-    composed: list[Stage] = []
+def check(experiment: Experiment, preset: str, composed: set[str] | None = None) -> None:
+    """Compose the configuration of every stage as cli.py would; raises CommandError for the first that is wrong.
+
+    Args:
+        experiment: At the preset.
+        preset: Its name.
+        composed: What was composed before and need not be again; the others join it.
+    """
+    composed = set() if composed is None else composed
     for index, row in enumerate(experiment.rows):
         for number, run in enumerate(runs_of(row, preset, seed=0)):
-            if run.stage in composed:
+            stage = run.stage
+            # the parser tells numbers of one type apart by nothing: one of them stands for all
+            shape = json.dumps([preset, stage.stage, stage.recipe, stage.preset_file, _shape(stage.overrides)])
+            if shape in composed or run.kind.options is not None:
                 continue
             try:
                 _compose(run)
             except CommandError as error:
                 place = (f"rows[{index}]", f"stages[{number}]", "overrides")
                 raise CommandError(_say(str(error), experiment, row, run, place)) from None
-            composed.append(run.stage)
+            composed.add(shape)
+
+
+def _shape(value: Any) -> Any:
+    """Overrides with the names of their types in the place of numbers."""
+    if isinstance(value, dict):
+        return {key: _shape(inner) for key, inner in sorted(value.items())}
+    if isinstance(value, list):
+        return sorted({json.dumps(_shape(inner)) for inner in value})
+    return type(value).__name__ if isinstance(value, int | float) else value
+
+
+def check_reference(tasks: list[Task]) -> None:
+    """Raise CommandError if samples are to be compared with a file that is not there: sampling them takes days."""
+    if any(run.needs_reference for task in tasks for run in task.runs) and not REFERENCE.exists():
+        raise CommandError(
+            f"{REFERENCE} is missing, which gFID is a distance to: put ADM's there "
+            "(openai/guided-diffusion, evaluations, ImageNet 256 × 256)"
+        )
 
 
 def run(tasks: list[Task]) -> int:
@@ -163,7 +187,9 @@ def _say(text: str, experiment: Experiment, row: Row, run: Run, place: tuple[str
     key = next((key for key in sorted(stage.overrides, key=len, reverse=True) if _names(lines[0], key)), None)
     if key is None or len(rest) == len(lines) - 1:  # recipe and preset do not go together, whatever the overrides
         return f"row '{row.label}': {text}\n  {where(experiment.file, place[:-1])}"
-    own = where(experiment.file, (*place, key), ("shared", stage.stage, key))
+    # those that count more come first
+    sizes = ((*place[:-1], "sizes", run.preset, key), ("sizes", run.preset, stage.stage, key))
+    own = where(experiment.file, sizes[0], (*place, key), sizes[1], ("shared", stage.stage, key))
     if "is not an option" in lines[0] and not any("did you mean" in line for line in rest):
         plain = Stage(stage.stage, stage.recipe, stage.preset_file)
         known = _flat(_compose(replace(run, stage=plain)))

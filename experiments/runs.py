@@ -17,12 +17,14 @@ import yaml
 
 from commands.runs import RunConfig
 from commands.suggestions import REPOSITORY
-from experiments.specification import Row, Stage, short
+from experiments.specification import CONFIGS, Row, Stage, short
 from experiments.stages import KINDS, Kind, built_upon
 
 ROOT = Path("runs/experiments")
 PROGRAM = REPOSITORY / "cli.py"
 EVALUATION = ("-m", "commands.evaluate")  # finds the judge where `make teacher` puts it
+MEASURE = ("-m", "experiments.measure")
+REFERENCE = Path("weights/VIRTUAL_imagenet256_labeled.npz")  # ADM's, for presets without a judge
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,22 @@ class Run:
 
     def commands(self) -> list[list[str]]:
         """The whole commands, in their order: samples are measured once they are there."""
+        if self.kind.options is not None:
+            given = {**self.upon, **self.stage.overrides, "output": self.directory}
+            options = (part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value)))
+            return [[sys.executable, *MEASURE, self.kind.command, *options]]
         commands = [[sys.executable, str(short(PROGRAM)), *self.arguments(self.overrides)]]
         if self.kind.section == "evaluate":
             samples = str(self.directory / "samples.npz")
             commands.append([sys.executable, *EVALUATION, "--samples", samples, "--preset", self.preset])
+            commands[-1] += ["--reference", str(REFERENCE)] if self.needs_reference else []
         return commands
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it measures samples by Inception, for want of a judge."""
+        judge = CONFIGS / "presets" / self.preset / "judge.yaml"
+        return self.kind.section == "evaluate" and not judge.exists()
 
     def write_overrides(self, path: Path) -> None:
         """Write the overrides as a config file."""

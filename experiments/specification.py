@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -29,12 +29,14 @@ class Metric:
         label: The column's head.
         direction: What is better, `up` or `down`.
         paper: The paper's column this one stands for, if it has one.
+        presets: Those that measure it; none named is all.
     """
 
     name: str
     label: str
     direction: str
     paper: str | None = None
+    presets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -49,22 +51,30 @@ class Paper:
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of `cli.py`.
+    """One run of `cli.py`, or of a program that trains nothing.
 
     Args:
-        stage: Its kind: tokenizer, tokens, stage1, stage2, generator, samples.
-        recipe: The file `configs/<recipe>.yaml`; a kind with only one has it by itself.
+        stage: Its kind, a key of `KINDS`.
+        recipe: The file `configs/<recipe>.yaml`; a kind with only one has it by itself, a program has none.
         preset_file: The file `configs/presets/<preset>/<preset_file>.yaml`; likewise.
         overrides: What differs from both, by dotted key; those that all stages of the kind share come first.
+        sizes: Overrides of one preset alone, by its name; they count more.
     """
 
     stage: str
     recipe: str
     preset_file: str
     overrides: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def at(self, preset: str) -> Stage:
+        """It with the overrides of one preset."""
+        return replace(self, overrides=merged(self.overrides, self.sizes.get(preset, {})), sizes={})
 
     def configs(self, preset: str) -> list[Path]:
-        """The recipe and the preset, in the order in which they are laid over each other."""
+        """The recipe and the preset, in the order in which they are laid over each other; none of a program."""
+        if KINDS[self.stage].options is not None:
+            return []
         return [
             short(CONFIGS / f"{self.recipe}.yaml"),
             short(CONFIGS / "presets" / preset / f"{self.preset_file}.yaml"),
@@ -90,7 +100,7 @@ class Experiment:
         title: One line.
         paper: What it is compared with.
         metrics: The columns.
-        presets: The presets that its overrides are made for.
+        presets: The presets that it is made for.
         rows: The rows.
     """
 
@@ -101,6 +111,17 @@ class Experiment:
     metrics: tuple[Metric, ...]
     presets: tuple[str, ...]
     rows: tuple[Row, ...]
+
+    def at(self, preset: str) -> Experiment:
+        """It with the columns and the overrides of one preset; raises CommandError if it is not made for that one."""
+        if preset not in self.presets:
+            raise CommandError(
+                f"{self.name} is not made for the preset '{preset}', only for {', '.join(self.presets)}\n"
+                f"  {where(self.file, ('presets',))}"
+            )
+        metrics = tuple(metric for metric in self.metrics if not metric.presets or preset in metric.presets)
+        rows = tuple(replace(row, stages=tuple(stage.at(preset) for stage in row.stages)) for row in self.rows)
+        return replace(self, metrics=metrics, rows=rows)
 
 
 def short(path: Path) -> Path:
@@ -124,6 +145,24 @@ def load(name: str) -> Experiment:
     return _Reader(file).experiment()
 
 
+@dataclass(frozen=True)
+class Overrides:
+    """What the stages of an experiment share: by kind, and by preset and kind."""
+
+    shared: dict[str, dict[str, Any]]
+    sizes: dict[str, dict[str, dict[str, Any]]]
+
+
+def merged(*overrides: dict[str, Any]) -> dict[str, Any]:
+    """All in one. A key that is given again moves to its later place: of two that contradict, the later counts."""
+    together: dict[str, Any] = {}
+    for given in overrides:
+        for key, value in given.items():
+            together.pop(key, None)
+            together[key] = value
+    return together
+
+
 class _Reader:
     """Turns the content of one file into an Experiment."""
 
@@ -133,7 +172,8 @@ class _Reader:
 
     def experiment(self) -> Experiment:
         content = dict(self.mapping(self.content, ()))
-        shared = self.shared(content.pop("shared", None) or {})
+        shared = self.by_kind(content.pop("shared", None) or {}, ("shared",))
+        sizes = content.pop("sizes", None) or {}
         listed = ("metrics", "presets", "rows")
         self.known(content, ("title", "paper", *listed), (), what="a key of an experiment")
         for key in ("title", "paper", *listed):
@@ -141,31 +181,39 @@ class _Reader:
                 self.fail((), f"'{key}' is missing")
             if key in listed and not isinstance(content[key], list):
                 self.fail((key,), f"'{key}' is no list")
-        self.one_of(content["presets"], [path.name for path in CONFIGS.glob("presets/*")], ("presets",), "a preset")
+        presets = content["presets"]
+        self.one_of(presets, [path.name for path in CONFIGS.glob("presets/*")], ("presets",), "a preset")
+        self.of_presets(sizes, presets, ("sizes",))
+        common = Overrides(shared, {name: self.by_kind(given, ("sizes", name)) for name, given in sizes.items()})
         paper = self.build(Paper, content["paper"], ("paper",))
-        metrics = tuple(self.metric(given, index, paper) for index, given in enumerate(content["metrics"]))
-        rows = tuple(
-            self.row(given, index, paper, shared, content["presets"]) for index, given in enumerate(content["rows"])
-        )
+        metrics = tuple(self.metric(given, index, paper, presets) for index, given in enumerate(content["metrics"]))
+        rows = tuple(self.row(given, index, paper, common, presets) for index, given in enumerate(content["rows"]))
         if len({row.label for row in rows}) < len(rows):
             self.fail(("rows",), "two rows have the same label")
         name = f"{self.file.resolve().parent.name}/{self.file.stem}"
-        return Experiment(name, self.file, content["title"], paper, metrics, tuple(content["presets"]), rows)
+        return Experiment(name, self.file, content["title"], paper, metrics, tuple(presets), rows)
 
-    def shared(self, given: Any) -> dict[str, dict[str, Any]]:
+    def by_kind(self, given: Any, path: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         """The overrides that all stages of a kind share, by kind."""
-        self.known(self.mapping(given, ("shared",)), list(KINDS), ("shared",), what="a kind of stage")
-        return {kind: self.overrides(kind, keys, ("shared", kind)) for kind, keys in given.items()}
+        self.known(self.mapping(given, path), list(KINDS), path, what="a kind of stage")
+        return {kind: self.overrides(kind, keys, (*path, kind)) for kind, keys in given.items()}
 
-    def metric(self, given: Any, index: int, paper: Paper) -> Metric:
+    def of_presets(self, given: Any, presets: list[str], path: tuple[str, ...]) -> None:
+        """Refuse sizes of a preset that the experiment is not made for."""
+        self.known(self.mapping(given, path), presets, path, what="a preset of this experiment")
+
+    def metric(self, given: Any, index: int, paper: Paper, presets: list[str]) -> Metric:
         path = (f"metrics[{index}]",)
         metric = self.build(Metric, given, path)
         self.one_of([metric.direction], DIRECTIONS, (*path, "direction"), "a direction")
         if metric.paper is not None:
             self.one_of([metric.paper], paper.columns, (*path, "paper"), "a column of the paper")
-        return metric
+        if not isinstance(metric.presets, list | tuple):
+            self.fail((*path, "presets"), "'presets' is no list")
+        self.one_of([*metric.presets], presets, (*path, "presets"), "a preset of this experiment")
+        return replace(metric, presets=tuple(metric.presets))
 
-    def row(self, given: Any, index: int, paper: Paper, shared: dict[str, dict[str, Any]], presets: list[str]) -> Row:
+    def row(self, given: Any, index: int, paper: Paper, common: Overrides, presets: list[str]) -> Row:
         path = (f"rows[{index}]",)
         row = self.build(Row, given, path)
         numbers = self.mapping(row.paper or {}, (*path, "paper"))
@@ -175,7 +223,7 @@ class _Reader:
                 self.fail((*path, "paper", column), f"{column} is '{number}', which is no number: leave it out")
         if not row.stages or not isinstance(row.stages, list):
             self.fail((*path, "stages"), "'stages' is no list of stages")
-        stages = [self.stage(stage, (*path, f"stages[{i}]"), shared, presets) for i, stage in enumerate(row.stages)]
+        stages = [self.stage(stage, (*path, f"stages[{i}]"), common, presets) for i, stage in enumerate(row.stages)]
         for i, stage in enumerate(stages):
             for argument, place in built_upon([one.stage for one in stages[: i + 1]]).items():
                 if place is None:
@@ -186,27 +234,46 @@ class _Reader:
                     )
         return Row(str(row.label), tuple(stages), dict(numbers))
 
-    def stage(self, given: Any, path: tuple[str, ...], shared: dict[str, dict[str, Any]], presets: list[str]) -> Stage:
+    def stage(self, given: Any, path: tuple[str, ...], common: Overrides, presets: list[str]) -> Stage:
         keys = self.mapping(given, path)
         name = keys.get("stage")
+        program = False
         if name is not None:
             self.one_of([name], KINDS, (*path, "stage"), "a kind of stage")
             kind = KINDS[name]
-            keys = {"recipe": kind.recipe, "preset_file": kind.preset_file, **keys}
+            program = kind.options is not None
+            for key in ("recipe", "preset_file"):
+                if program and key in keys:
+                    self.fail((*path, key), f"'{name}' trains nothing and has no {key}: leave it out")
+            only = {"recipe": name, "preset_file": name} if program else vars(kind)
+            keys = {"recipe": only["recipe"], "preset_file": only["preset_file"], **keys}
         stage = self.build(Stage, keys, path)
-        recipes = [file.stem for file in CONFIGS.glob("*.yaml") if file.stem != "base"]
-        self.one_of([stage.recipe], recipes, (*path, "recipe"), "a recipe")
-        for preset in presets:
-            files = [file.stem for file in CONFIGS.glob(f"presets/{preset}/*.yaml")]
-            self.one_of([stage.preset_file], files, (*path, "preset_file"), f"a file of the preset {preset}")
+        if not program:
+            recipes = [file.stem for file in CONFIGS.glob("*.yaml") if file.stem != "base"]
+            self.one_of([stage.recipe], recipes, (*path, "recipe"), "a recipe")
+            for preset in presets:
+                files = [file.stem for file in CONFIGS.glob(f"presets/{preset}/*.yaml")]
+                self.one_of([stage.preset_file], files, (*path, "preset_file"), f"a file of the preset {preset}")
         own = self.overrides(stage.stage, stage.overrides or {}, (*path, "overrides"))
-        return Stage(stage.stage, stage.recipe, stage.preset_file, {**shared.get(stage.stage, {}), **own})
+        self.of_presets(stage.sizes or {}, presets, (*path, "sizes"))
+        sizes = {}
+        for preset in presets:
+            place = (*path, "sizes", preset)
+            given_here = self.overrides(stage.stage, (stage.sizes or {}).get(preset) or {}, place)
+            # the stage's own count more than those of all stages of the preset
+            sizes[preset] = merged(common.sizes.get(preset, {}).get(stage.stage, {}), own, given_here)
+        return replace(stage, overrides=merged(common.shared.get(stage.stage, {}), own), sizes=sizes)
 
     def overrides(self, kind: str, given: Any, path: tuple[str, ...]) -> dict[str, Any]:
         """Overrides of a stage of this kind, without what the stages before it decide."""
-        for key in self.mapping(given, path):
+        options = KINDS[kind].options
+        for key, value in self.mapping(given, path).items():
             if key in KINDS[kind].upon:
                 self.fail((*path, key), f"{key} is not to be set: a '{kind}' gets it from the stage before it")
+            if options is not None:  # else cli.py's parser has a say
+                self.one_of([key], options, (*path, key), f"an option of '{kind}'")
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    self.fail((*path, key), f"{key} is '{value}', which is no number")
         return dict(given)
 
     def build(self, kind: type[Kind], given: Any, path: tuple[str, ...]) -> Kind:

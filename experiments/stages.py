@@ -20,6 +20,8 @@ class Kind:
         files: What a finished run has besides `metrics.json`.
         section: The section of `metrics.json` that is written last; None for a stage that measures nothing.
         begun: What an unfinished run has; one of these patterns.
+        options: None for a run of `cli.py`. Otherwise the stage trains nothing: it is the command of
+            `experiments.measure`, has neither recipe nor preset, and overrides are these options, all numbers.
     """
 
     command: str = "fit"
@@ -31,6 +33,7 @@ class Kind:
     # A fit writes its own section first: without the other one it was stopped before its last validation.
     section: str | None = "validate"
     begun: tuple[str, ...] = ("checkpoints/last.ckpt",)
+    options: tuple[str, ...] | None = None
 
 
 STORE: dict[str, tuple[str, ...]] = {"data.init_args.store": ("tokens",)}
@@ -59,6 +62,8 @@ KINDS = {
         section="evaluate",
         begun=("parts", "samples.npz"),
     ),
+    "probe": Kind(command="probe", upon={"run": ("tokenizer",)}, seeds=(), begun=(), options=("max_train",)),
+    "normal": Kind(command="normal", seeds=(), begun=(), options=("alpha",)),
 }
 
 

@@ -5,7 +5,8 @@ import pytest
 from commands.errors import CommandError
 from experiments.__main__ import main
 from experiments.runner import check
-from experiments.specification import load, names
+from experiments.runs import nested
+from experiments.specification import load, merged, names
 from tests.support.experiments import write_experiment
 
 
@@ -19,12 +20,16 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+COMPOSED: set[str] = set()  # many tables share stages
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names())
 def test_shipped_experiment_can_be_composed(name: str) -> None:
     experiment = load(name)
     assert experiment.name == name
     for preset in experiment.presets:
-        check(experiment, preset)
+        check(experiment.at(preset), preset, COMPOSED)
 
 
 def test_rows_carry_the_shared_overrides(tmp_path: Path) -> None:
@@ -34,6 +39,38 @@ def test_rows_carry_the_shared_overrides(tmp_path: Path) -> None:
     assert plain.paper == {"rFID": 3.5, "gFID": 7} and other.paper == {}
     assert plain.stages[0].overrides["trainer.max_steps"] == 2
     assert other.stages[0].overrides["model.init_args.objective.perceptual"] is None
+
+
+PRESETS = (
+    ("presets: [digits]", "presets: [digits, photos]"),
+    ("rows:", "sizes:\n  digits: {tokenizer: {trainer.max_steps: 3, trainer.val_check_interval: 3}}\nrows:"),
+    (
+        "vq, preset_file: tokenizer}",
+        "vq, preset_file: tokenizer, overrides: {trainer.val_check_interval: 4, data.init_args.batch_size: 5}, "
+        "sizes: {digits: {data.init_args.batch_size: 6}, photos: {trainer.max_steps: 7}}}",
+    ),
+    ("direction: up}\npresets", "direction: up, presets: [photos]}\npresets"),
+)
+
+
+def test_a_preset_has_sizes_and_columns_of_its_own(tmp_path: Path) -> None:
+    experiment = load(str(write_experiment(tmp_path, *PRESETS)))
+    sizes = ("trainer.max_steps", "trainer.val_check_interval", "data.init_args.batch_size")
+
+    def given(preset: str) -> list[list[int]]:
+        rows = experiment.at(preset).rows
+        return [[row.stages[0].overrides[key] for key in sizes] for row in rows]
+
+    # what all share, then what the preset shares, then the stage's own, then its own of the preset
+    assert given("digits") == [[3, 4, 6], [3, 3, 4]]
+    assert given("photos") == [[7, 4, 5], [2, 2, 4]]
+    assert [metric.label for metric in experiment.at("digits").metrics] == ["PSNR"]
+    assert [metric.label for metric in experiment.at("photos").metrics] == ["PSNR", "codes used"]
+
+
+def test_of_overrides_that_contradict_the_later_counts() -> None:
+    assert nested(merged({"a": None, "a.b": 1}, {"a": None})) == {"a": None}
+    assert nested(merged({"a.b": 1, "a": None}, {"a.b": 2})) == {"a": {"b": 2}}
 
 
 @pytest.mark.parametrize(
@@ -52,6 +89,22 @@ def test_rows_carry_the_shared_overrides(tmp_path: Path) -> None:
         ("label: without pictures", "label: plain", ["two rows have the same label"]),
         ("presets: [digits]", "presets: digits", ["'presets' is no list", "line 6"]),
         ("shared:", "shared: [", ["this is not YAML", "paper/table.yaml, line"]),
+        ("rows:", "sizes: {photos: {}}\nrows:", ["'photos' is not a preset of this experiment", "line 13", "digits"]),
+        ("rows:", "sizes: {digits: {tokeniser: {}}}\nrows:", ["not a kind of stage", "line 13", "tokenizer?"]),
+        ("tokenizer}\n", "tokenizer, sizes: {photos: {}}}\n", ["row 'plain'", "'photos' is not a preset", "line 17"]),
+        ("label: PSNR", "presets: [photos], label: PSNR", ["'photos' is not a preset of this experiment", "line 4"]),
+        ("label: PSNR", "presets: digits, label: PSNR", ["'presets' is no list", "line 4"]),
+        ("{stage: tokenizer,", "{stage: normal,", ["'normal' trains nothing and has no recipe", "line 17"]),
+        (
+            "tokenizer}\n",
+            "tokenizer}\n      - {stage: probe, overrides: {pool: 1}}\n",
+            ["not an option of 'probe'", "line 18"],
+        ),
+        (
+            "tokenizer}\n",
+            "tokenizer}\n      - {stage: probe, overrides: {max_train: all}}\n",
+            ["max_train is 'all', which is no number", "line 18"],
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_place(
@@ -80,6 +133,12 @@ def test_a_mistake_is_named_with_its_place(
             ["row 'plain'", "line 17", "max_steps?"],
         ),
         ("batch_size: 4", "batch_size: four", ["expected int, got 'four'", "line 12"]),
+        ("rows:", "sizes: {digits: {tokenizer: {trainer.max_stepz: 1}}}\nrows:", ["line 13", "max_steps?"]),
+        (
+            "tokenizer}\n",
+            "tokenizer, sizes: {digits: {trainer.max_stepz: 1}}}\n",
+            ["row 'plain'", "trainer.max_stepz", "line 17", "max_steps?"],
+        ),
     ],
 )
 def test_a_wrong_override_is_named_before_anything_runs(

@@ -1,0 +1,107 @@
+"""Stages that train nothing: probes of a tokenizer, and how uniform a bounded normal variable is."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from experiments import measure
+from experiments.__main__ import main
+from experiments.runs import runs_of
+from experiments.specification import load
+from tests.support.experiments import STAGED, write_experiment
+
+PROBED = """
+  - label: probed
+    stages:
+      - *tokenizer
+      - {stage: probe, overrides: {max_train: 9}}
+  - label: normal
+    stages:
+      - {stage: normal, overrides: {alpha: 1.6}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("experiments.__main__.check", lambda *_: None)
+
+
+def test_a_normal_latent_has_the_figures_that_the_documents_give() -> None:
+    """KS and RMSE are those of docs/finite_scalar.md; the entropy was summed from the error function."""
+    for alpha, ks, rmse, entropy in ((1.6, 0.0173, 0.0172, 0.98280), (2.0, 0.0442, 0.0626, 0.99247)):
+        figures, count = measure.normal(alpha)
+        assert count == 500_000
+        assert figures["ks"] == pytest.approx(ks, abs=5e-5)
+        assert figures["rmse_uniform"] == pytest.approx(rmse, abs=5e-5)
+        assert figures["entropy_ratio"] == pytest.approx(entropy, abs=1e-5)
+
+
+def test_such_stages_are_programs_of_their_own(capsys: pytest.CaptureFixture) -> None:
+    file = str(write_experiment(Path(), text=STAGED + PROBED.removeprefix("\n")))
+    assert main(["run", file, "--dry-run"]) == 0
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if "experiments.measure" in line]
+    rows = {row.label: runs_of(row, "digits", 0) for row in load(file).at("digits").rows}
+    tokenizer, probe = rows["probed"]
+    (normal,) = rows["normal"]
+    assert [line[1:] for line in lines] == [
+        ["-m", "experiments.measure", "probe", "--run", str(tokenizer.directory), "--max-train", "9"]
+        + ["--output", str(probe.directory)],
+        ["-m", "experiments.measure", "normal", "--alpha", "1.6", "--output", str(normal.directory)],
+    ]
+    assert probe.directory.parts[3:5] == ("probe", "probe") and probe.state() == normal.state() == "missing"
+
+    measure.main(lines[1][3:])
+    assert normal.state() == "done" and probe.state() == "missing"
+    assert (normal.metrics() or {})["ks"] == pytest.approx(0.0173, abs=6e-5)
+    assert normal.origin()["n"] == 500_000
+
+
+def test_a_probe_of_another_tokenizer_is_another_run() -> None:
+    def digest(*changes: tuple[str, str]) -> str:
+        file = str(write_experiment(Path(), *changes, text=STAGED + PROBED.removeprefix("\n")))
+        (row,) = (row for row in load(file).rows if row.label == "probed")
+        return runs_of(row, "digits", 0)[1].digest
+
+    others = (("recipe: fq_dual", "recipe: fq_triple"), ("max_train: 9", "max_train: 8"))
+    assert len({digest(), *map(digest, others)}) == 3
+
+
+def test_probes_are_named_and_kept_beside_the_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    asked: dict[str, object] = {}
+
+    def probe(run: Path, **given: object) -> dict[str, object]:
+        asked.update(run=run, **given)
+        found = {"probe": "linear", "subspace": "all", "vectors": "after", "value": 0.75}
+        return {"probes": [found], "n_validation": 355}
+
+    monkeypatch.setattr("commands.probe.probe", probe)
+    measure.main(["probe", "--run", "tokenizer", "--max-train", "9", "--output", "there"])
+    assert asked["run"] == Path("tokenizer") and asked["max_train"] == 9
+    section = json.loads(Path("there/metrics.json").read_text())["validate"]
+    assert section["metrics"] == {"probe/linear/after/all": 0.75} and section["n"] == 355
+    assert json.loads(Path("tokenizer/probes.json").read_text())["probes"][0]["value"] == 0.75
+
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        measure.main(["probe", "--run", "nowhere", "--output", "there"])
+    assert "error: " in capsys.readouterr().err
+
+
+def test_samples_without_a_judge_need_a_reference_before_anything_runs(capsys: pytest.CaptureFixture) -> None:
+    text = STAGED.replace("[digits]", "[imagenet]")
+    file = str(write_experiment(Path(), text=text))
+    assert main(["run", file]) == 2
+    assert "weights/VIRTUAL_imagenet256_labeled.npz is missing" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+    assert main(["run", file, "--dry-run"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "commands.evaluate" in line]
+    assert len(lines) == 3 and all("--reference weights/VIRTUAL_imagenet256_labeled.npz" in line for line in lines)
+    assert main(["run", str(write_experiment(Path(), text=STAGED)), "--dry-run"]) == 0
+    assert "--reference" not in capsys.readouterr().out
