@@ -18,10 +18,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from callbacks.rank_watch import RankWatch
 from callbacks.run_record import RunRecord
 from commands.checks import check_drift, check_manual_optimization, check_prediction
 from commands.errors import CommandError, ParseError, Parser, explain, refused_at_run_time, refused_by_constructor
-from commands.runs import RunConfig, place_outputs, resolve_checkpoint
+from commands.runs import RunConfig, check_directory, place_outputs, resolve_checkpoint
 
 BASE_CONFIG = Path(__file__).resolve().parent / "configs" / "base.yaml"
 
@@ -63,6 +64,8 @@ class CommandLine(LightningCLI):
         """Give the run its directory, find the checkpoint it goes on from, and compare the two."""
         config = self.config[self.subcommand]
         run = RunConfig(**config["run"].as_dict())
+        if not config["trainer"].get("fast_dev_run"):
+            check_directory(run.directory)
         place_outputs(config["trainer"], run.directory)
         config["ckpt_path"] = resolve_checkpoint(config["ckpt_path"], run, self.subcommand)
         text = self._parser(self.subcommand).dump(config, skip_unset=False, skip_link_targets=False)
@@ -82,9 +85,9 @@ class CommandLine(LightningCLI):
             raise refused_by_constructor(error) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add the record of the run to the trainer's callbacks."""
+        """Add the record of the run, and what watches the other ranks, to the trainer's callbacks."""
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.insert(0, self.record)
+        trainer.callbacks = [self.record, *trainer.callbacks, RankWatch()]
         return trainer
 
     def after_instantiate_classes(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -44,6 +45,18 @@ class RunConfig:
     def last_checkpoint(self) -> Path:
         """The checkpoint from which the run goes on, whether or not it exists yet."""
         return self.directory / "checkpoints" / LAST
+
+
+def check_directory(directory: Path) -> None:
+    """Raise CommandError if a run's directory cannot be written or made; nothing is made yet."""
+    place = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    own = os.access in os.supports_effective_ids
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK, effective_ids=own):
+        reason = "may not be written by this user" if place.is_dir() else "is a file"
+        raise CommandError(
+            f"the run's directory {directory} cannot be written: {place} {reason}. Make it a writable directory, or "
+            "choose another place by run.root"
+        )
 
 
 def place_outputs(trainer: Any, directory: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
@@ -36,20 +37,22 @@ class NonFiniteGuard:
         self.in_a_row = 0
 
     def accept(self, values: Mapping[str, Tensor], step: int) -> bool:
-        """Whether all values are finite; if not, name the step and the terms, and give up after too many in a row.
+        """Whether all values are finite; if not, name step, terms and ranks, and give up after too many in a row.
 
         Under several ranks, every rank must call it, and one rank's failure rejects the step on all.
         """
         finite = torch.stack([torch.isfinite(value.detach()).all() for value in values.values()])
         bad_ranks = (~finite.all()).float()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(bad_ranks)
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if several:
+            dist.all_reduce(bad_ranks)
         if bad_ranks.item() == 0:
             return True
         self.in_a_row += 1
-        names = [name for name, is_finite in zip(values, finite.tolist(), strict=True) if not is_finite]
-        message = f"step {step}: {', '.join(names) or 'another rank'} not finite, so this step was left out"
-        logger.warning("%s (%d in a row, %d allowed)", message, self.in_a_row, self.max_in_a_row)
+        names = ", ".join(name for name, is_finite in zip(values, finite.tolist(), strict=True) if not is_finite)
+        message = f"step {step}: {_of_ranks(names) if several else names} not finite, so this step was left out"
+        if not several or dist.get_rank() == 0:
+            logger.warning("%s (%d in a row, %d allowed)", message, self.in_a_row, self.max_in_a_row)
         if self.in_a_row > self.max_in_a_row:
             raise NonFiniteError(
                 f"{message}; {self.in_a_row} in a row is more than max_nonfinite_steps={self.max_in_a_row}. "
@@ -60,6 +63,13 @@ class NonFiniteGuard:
     def reset(self) -> None:
         """An update was applied: the row of failures, if there was one, is over."""
         self.in_a_row = 0
+
+
+def _of_ranks(names: str) -> str:
+    """What is not finite on each rank; every rank must call it."""
+    gathered: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(gathered, names)
+    return "; ".join(f"{names} on rank {rank}" for rank, names in enumerate(gathered) if names)
 
 
 def check_manual_trainer(trainer: pl.Trainer) -> None:
