@@ -74,10 +74,10 @@ def prepare(directory: Path) -> None:
             {"class_path": "callbacks.metrics_file.MetricsFile"},
             {"class_path": "callbacks.EMA", "init_args": {"modules": [module]}},
         ]
-        content = {
-            "trainer": {"callbacks": callbacks, "limit_val_batches": 2},
-            "data": {"init_args": {"batch_size": 4}},
-        }
+        if module == "tokenizer":  # a generator measures itself
+            callbacks.append({"class_path": "callbacks.ReconstructionMetrics"})
+        content = {"trainer": {"callbacks": callbacks, "limit_val_batches": 2}}
+        content["data"] = {"init_args": {"batch_size": 4}}
         (directory / f"{module}.yaml").write_text(yaml.safe_dump(content))
 
 
