@@ -1,0 +1,94 @@
+"""Every family of recipes on two ranks, by the command line and the files of configs/cluster, for two steps."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import cli
+from commands.consolidate import consolidate
+from lightning_modules.loading import read_checkpoint
+from tests.support.conditioned import conditioned
+from tests.support.generator_recipes import tiny, write_digit_codes
+from tests.support.ranks import run_on_ranks
+from tests.support.recipes import CONFIGS, digits, write_judge
+
+pytestmark = pytest.mark.cluster
+
+JUDGE = Path("runs/digits/teacher/judge.safetensors")
+TOKENIZERS = ("vq", "fq_triple", "fsq", "ae", "vae")
+GENERATORS = ("llamagen", "stage1", "far_base")  # stage2: tests/lightning_modules/test_generator_on_ranks.py
+QUICK = (
+    *("--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.limit_val_batches", "1"),
+    *("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"),
+)
+# no random numbers of a rank's own, and steps in proportion to the gradients
+EQUAL = (
+    *(part for name in ("resid", "ffn", "token", "class") for part in (f"--model.init_args.trunk.{name}_dropout", "0")),
+    *("--model.init_args.optimizer.learning_rate", "0.3", "--model.init_args.optimizer.schedule", "constant"),
+)
+OVERLAYS = {
+    "ddp": (),
+    "fsdp": ("--trainer.strategy.init_args.data_parallel_size", "2", "--model.init_args.trunk.compile", "false"),
+}
+
+
+def fit(*arguments: str) -> torch.nn.Module:
+    sys.argv = ["cli.py"]
+    with conditioned():
+        return cli.CommandLine(["fit", *arguments]).model
+
+
+def over_two(name: str) -> tuple[str, ...]:
+    return ("--config", str(CONFIGS / f"cluster/{name}.yaml"), "--trainer.devices", "2", *OVERLAYS[name])
+
+
+def generator(recipe: str, batch_size: int, stage: str) -> list[str]:
+    one_code = ["--data.init_args.codebooks", "[0]"] if recipe == "llamagen" else []
+    size = ["--data.init_args.batch_size", str(batch_size), "--run.stage", stage]
+    return [*tiny(recipe, Path("codes")), *one_code, *QUICK, *EQUAL, *size]
+
+
+def tokenizers(rank: int) -> dict[str, float]:
+    sums = {}
+    for recipe in TOKENIZERS:
+        late = ("--data.init_args.batch_size", "4", "--model.init_args.objective.adversarial.start_step", "1")
+        model = fit(*digits(recipe, JUDGE), *QUICK, *late, *over_two("ddp"))
+        for name, value in model.state_dict().items():
+            if "running_" not in name:  # batch norm's, of each rank's own batch
+                sums[f"{recipe} {name}"] = float(value.double().abs().sum())
+    return sums
+
+
+def generators(rank: int) -> None:
+    for recipe in GENERATORS:
+        for name in OVERLAYS:
+            fit(*generator(recipe, 8, f"{name}/{recipe}"), *over_two(name))
+
+
+def test_tokenizers(tmp_path: Path) -> None:
+    write_judge(tmp_path / JUDGE)
+    first, second = run_on_ranks(tokenizers, tmp_path)
+    assert first == second, "ranks stay together"
+    for recipe in TOKENIZERS:
+        state = torch.load(tmp_path / f"runs/digits/tokenizer/{recipe}/checkpoints/last.ckpt", weights_only=True)
+        assert state["global_step"] == 2 and len(state["random_state"]) == 2
+        assert len(state["optimizer_states"]) == 2, "of both networks"
+
+
+def test_generators_are_those_of_one_rank_with_twice_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["cli.py"])
+    write_digit_codes(tmp_path / "codes")
+    run_on_ranks(generators, tmp_path)
+    for recipe in GENERATORS:
+        fit(*generator(recipe, 16, f"alone/{recipe}"))
+        consolidate(Path(f"runs/digits/fsdp/{recipe}/checkpoints/last.ckpt"))
+        expected = read_checkpoint(f"runs/digits/alone/{recipe}")[0]
+        for name in OVERLAYS:
+            found = read_checkpoint(f"runs/digits/{name}/{recipe}")[0]
+            assert found["global_step"] == 2 and len(found["random_state"]) == 2
+            for key, value in expected["state_dict"].items():
+                where = f"{name} {recipe} {key}"
+                torch.testing.assert_close(found["state_dict"][key], value, rtol=1e-4, atol=1e-6, msg=where)
