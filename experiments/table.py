@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as Grid
 
@@ -71,9 +72,9 @@ def rich(title: str, tables: list[Table]) -> None:
     """Print for a terminal."""
     print(title)
     for table in tables:
-        grid = Grid(title=table["caption"], title_justify="left")
-        for index, name in enumerate(table["head"]):
-            grid.add_column(name, justify="right" if index else "left", no_wrap=index == 0)
+        grid = Grid(title=table["caption"], title_justify="left", box=SIMPLE_HEAD)
+        for index, name in enumerate(table["head"]):  # in a narrow terminal, labels wrap first; no digit is cut off
+            grid.add_column(name, justify="right" if index else "left", min_width=0 if index else 16, overflow="fold")
         for row in table["rows"]:
             grid.add_row(*row)
         Console().print(grid)

@@ -58,9 +58,12 @@ def discrepancy(points: list[Point]) -> bytes:
     places = [(fmean(point.reconstructed), fmean(point.generated)) for point in points]
     colours = {x: f"C{index}" for index, x in enumerate(dict.fromkeys(x for x, _ in places))}
     for point, (x, y) in zip(points, places, strict=True):
-        bars = [stdev(column) if len(column) > 1 else 0.0 for column in (point.reconstructed, point.generated)]
-        style = {"marker": "o", "markersize": 5, "elinewidth": 0.8, "capsize": 2, "color": colours[x]}
-        axes.errorbar(x, y, xerr=bars[0] or None, yerr=bars[1] or None, **style)
+        across, along = (
+            stdev(column) if len(column) > 1 else None for column in (point.reconstructed, point.generated)
+        )
+        axes.errorbar(
+            x, y, xerr=across, yerr=along, marker="o", markersize=5, elinewidth=0.8, capsize=2, color=colours[x]
+        )
     axes.margins(0.12)
     axes.set_xlabel("rFD: of reconstructions", fontsize=9)
     axes.set_ylabel("gFD: of samples", fontsize=9)
