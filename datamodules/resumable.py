@@ -1,9 +1,12 @@
 """What data modules have in common: an order that knows the ranks, and a place in it that checkpoints carry."""
 
+import logging
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -12,7 +15,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.order import Draw, TrainingOrder
 
+log = logging.getLogger(__name__)
+
 SECONDS_AFTER_SIGTERM = 60
+KILLED = (signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV)
 
 
 class ResumableDataModule(LightningDataModule, ABC):
@@ -33,6 +39,7 @@ class ResumableDataModule(LightningDataModule, ABC):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self._loaders: WeakSet[ResumableLoader] = WeakSet()  # their workers end with them
         # The stream stands at the Trainer's count of batches plus this offset; see `load_state_dict`.
         self._offset = 0
         self._restored_batches = 0
@@ -53,7 +60,7 @@ class ResumableDataModule(LightningDataModule, ABC):
         batch_size: int,
         collate: Callable[[list[Any]], dict[str, Any]],
     ) -> "DataLoader[Any]":
-        return ResumableLoader(
+        loader = ResumableLoader(
             dataset,
             batch_size=batch_size,
             sampler=order,
@@ -65,6 +72,8 @@ class ResumableDataModule(LightningDataModule, ABC):
             # a loader draws a seed for its workers, by default from the global generator that the model uses as well
             generator=torch.Generator().manual_seed(self.seed),
         )
+        self._loaders.add(loader)
+        return loader
 
     def _training_order(self) -> TrainingOrder:
         return TrainingOrder(self._training_length(), self.batch_size, *self._ranks(), self.seed, self._position)
@@ -79,6 +88,19 @@ class ResumableDataModule(LightningDataModule, ABC):
                 "trainer.use_distributed_sampler=false."
             )
         return ranks["rank"], ranks["num_replicas"]
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Say which worker was killed: the exception may be no more than a connection that was reset."""
+        workers = [worker for loader in self._loaders for worker in loader.workers]
+        if workers:  # its connections break a moment before it has ended
+            wait([worker.sentinel for worker in workers], timeout=1)
+        for worker in workers:
+            if worker.exitcode is not None and -worker.exitcode in KILLED:
+                log.error(
+                    "the data worker with process id %d was ended by %s, as happens when memory runs out: with fewer "
+                    "data.num_workers or a smaller batch, start the run again; the last checkpoint is whole",
+                    *(worker.pid, signal.Signals(-worker.exitcode).name),
+                )
 
     # -- where the run stands ------------------------------------------------------------------------------------------
 
@@ -138,6 +160,13 @@ class ResumableDataModule(LightningDataModule, ABC):
 
 class ResumableLoader(DataLoader[Any]):
     """A DataLoader that tells Lightning it resumes mid-epoch: its order asks the data module where the run stands."""
+
+    workers: Sequence[Any] = ()  # the processes that read
+
+    def __iter__(self) -> Any:
+        iterator = super().__iter__()
+        self.workers = getattr(iterator, "_workers", ())
+        return iterator
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the data module's state says it all, and Lightning sometimes drops a loader's state."""
