@@ -1,0 +1,124 @@
+"""What a run says, and what it leaves on the disk, when the disk, its directory or its data workers fail."""
+
+import ctypes
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from callbacks.checkpoint_files import fault
+from tests.end_to_end.test_cli import assert_equal
+from tests.support.commands import TOY, exit_code
+from tests.support.generator_recipes import tiny, write_digit_codes
+
+CHECKPOINTS = Path("runs/default/toy/checkpoints")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["cli.py"])
+
+
+def state(path: Path = CHECKPOINTS / "last.ckpt") -> dict:
+    assert fault(path) is None
+    return torch.load(path, weights_only=True)
+
+
+def expected() -> dict:
+    assert exit_code("fit", "--config", TOY, "--run.root", "whole") == 0
+    return state("whole" / CHECKPOINTS.relative_to("runs") / "last.ckpt")
+
+
+def names() -> list[str]:
+    return sorted(path.name for path in CHECKPOINTS.iterdir())
+
+
+def test_a_full_disk(capsys: pytest.CaptureFixture) -> None:
+    assert exit_code("fit", "--config", TOY, "--trainer.max_steps", "2") == 0
+    (CHECKPOINTS / "next.ckpt.part").symlink_to("/dev/full")  # every write to it fails as a full disk does
+    assert exit_code("fit", "--config", TOY) == 2
+    error = capsys.readouterr().err
+    assert "next.ckpt cannot be written: No space left on device. What was saved before is whole: make room" in error
+    assert "Traceback" not in error
+    assert names() == ["last.ckpt"] and state()["global_step"] == 2
+    assert exit_code("fit", "--config", TOY) == 0
+    assert_equal(state(), expected())
+
+
+@contextmanager
+def read_only(directory: Path) -> Iterator[None]:
+    """For this process, even if it is root's, which may else write anywhere."""
+    directory.mkdir(parents=True, exist_ok=True)
+    directory.chmod(0o555)
+    libc, header = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0)
+    before, without = (ctypes.c_uint32 * 6)(), (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice
+    for capabilities in (before, without):
+        assert libc.capget(header, capabilities) == 0
+    without[0] &= ~(1 << 1)  # CAP_DAC_OVERRIDE
+    assert libc.capset(header, without) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, before) == 0
+        directory.chmod(0o755)
+
+
+def test_a_directory_that_is_read_only_from_the_start(capsys: pytest.CaptureFixture) -> None:
+    with read_only(CHECKPOINTS):
+        assert exit_code("fit", "--config", TOY) == 2
+    error = capsys.readouterr().err
+    assert f"no checkpoint can be written to {CHECKPOINTS}: Permission denied. Make it a writable directory" in error
+    assert names() == []
+
+
+def test_a_run_whose_directory_cannot_be_made(capsys: pytest.CaptureFixture) -> None:
+    with read_only(Path("runs")):
+        assert exit_code("fit", "--config", TOY) == 2
+    error = capsys.readouterr().err
+    assert "the run's directory runs/default/toy cannot be written: " in error
+    assert "runs may not be written by this user. Make it a writable directory, or choose another place" in error
+    assert [*Path("runs").iterdir()] == []
+    Path("file").touch()
+    assert exit_code("fit", "--config", TOY, "--run.root", "file") == 2
+    assert "file is a file" in capsys.readouterr().err
+
+
+def test_a_directory_that_becomes_read_only(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert exit_code("fit", "--config", TOY, "--trainer.max_steps", "2") == 0
+    monkeypatch.setattr("callbacks.last_checkpoint.check_writable", lambda directory: None)  # it still was
+    with read_only(CHECKPOINTS):
+        assert exit_code("fit", "--config", TOY) == 2
+    assert "next.ckpt cannot be written: Permission denied" in capsys.readouterr().err
+    assert names() == ["last.ckpt"] and state()["global_step"] == 2
+    assert exit_code("fit", "--config", TOY) == 0
+    assert_equal(state(), expected())
+
+
+def test_a_data_worker_that_is_killed(caplog: pytest.LogCaptureFixture) -> None:
+    """Out of memory, usually. What is raised is torch's, or a broken connection, and has a traceback."""
+    store = write_digit_codes(Path("store"))
+    small = ["--trainer.max_steps", "6", "--trainer.accelerator", "cpu", "--trainer.limit_val_batches", "0"]
+    last = {"class_path": "callbacks.last_checkpoint.LastCheckpoint", "init_args": {"every_n_train_steps": 2}}
+    random = {"class_path": "callbacks.random_state.RandomState"}
+    killer = {"class_path": "tests.support.faults.KillWorker", "init_args": {"step": 3}}
+
+    def arguments(root: str, *callbacks: dict, workers: int = 1) -> list[str]:
+        overlay = Path("overlay.yaml")
+        overlay.write_text(json.dumps({"trainer": {"callbacks": [last, random, *callbacks]}}))
+        data = ["--data.init_args.num_workers", str(workers), "--data.init_args.batch_size", "4"]
+        return ["fit", *tiny("stage1", store), *small, *data, "--config", str(overlay), "--run.root", root]
+
+    with pytest.raises((RuntimeError, OSError)):
+        exit_code(*arguments("killed", killer))
+    assert re.search(r"the data worker with process id \d+ was ended by SIGKILL, as happens when memory", caplog.text)
+    checkpoints = Path("killed/digits/stage1/fq_dual/checkpoints")
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["last.ckpt"]
+    assert state(checkpoints / "last.ckpt")["global_step"] == 2
+    assert exit_code(*arguments("killed")) == 0
+    assert exit_code(*arguments("whole", workers=0)) == 0
+    assert_equal(state(checkpoints / "last.ckpt"), state("whole" / checkpoints.relative_to("killed") / "last.ckpt"))
