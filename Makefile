@@ -41,7 +41,7 @@ JUDGED := $(if $(wildcard configs/presets/$(PRESET)/judge.yaml),--trainer.callba
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR: # a run that was stopped while it measured its last weights is not finished
-.PHONY: measure-again help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate sweep report probe analysis pictures figure weights reference experiment consolidate test test-cluster drill lint format benchmark tensorboard clean
+.PHONY: help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate sweep report probe analysis pictures figure weights reference experiment consolidate test test-cluster drill lint format benchmark tensorboard clean
 
 help: ## Explain every target
 	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=vq|fq_dual|fq_triple|fq_quad|fsq|ifsq|ae|vae]"
@@ -134,6 +134,7 @@ $(SAMPLED)/samples.npz: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json configs/s
 evaluate: $(MEASURED) ## Measure SAMPLES=any.npz beside real images and reconstructions
 
 # with ARGS, another reference or network may be meant than that of the figures which are there
+.PHONY: measure-again
 $(MEASURED): $(SAMPLES) $(TEACHERS_HERE) $(if $(call ARGS_OF,evaluate),measure-again) | $(READY)
 	$(PYTHON) -m commands.evaluate --samples $(SAMPLES) --preset $(PRESET) $(call ARGS_OF,evaluate)
 	@echo "the figures are in $@; next: make report"

@@ -102,6 +102,14 @@ class ResumableDataModule(LightningDataModule, ABC):
                     *(worker.pid, signal.Signals(-worker.exitcode).name),
                 )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the loaders: a process that is spawned makes its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_loaders"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin without loaders."""
+        self.__dict__.update(state, _loaders=WeakSet())
+
     # -- where the run stands ------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:

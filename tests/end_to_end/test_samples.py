@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from commands import evaluate, report
+from commands import evaluate
+from commands.report.__main__ import main as write_report
 from tests.support.commands import exit_code
 from tests.support.generated import write_runs
 from tests.support.recipes import CONFIGS, write_judge
@@ -43,7 +44,7 @@ def test_samples_are_written_measured_and_reported(capsys: pytest.CaptureFixture
     assert result["samples"]["settings"] == settings
     assert set(result["figures"]) == {"samples", "validation", "train", "reconstructions"}
     assert result["figures"]["reconstructions"]["rfd/judge"]["value"] > 0
-    report.main([])
+    write_report([])
     assert "reconstructions of the validation images" in Path("runs/digits/report.html").read_text()
 
 
