@@ -124,6 +124,7 @@ NAMES = {
     ("torch.serialization", "_get_layout"),
     ("torch", "Size"),
     ("pathlib", "PosixPath"),
+    ("pathlib._local", "PosixPath"),  # Python 3.13
 }
 
 
