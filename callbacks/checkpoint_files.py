@@ -146,8 +146,13 @@ def _fault_of_index(path: Path) -> str | None:
     try:
         index = _IndexUnpickler(io.BytesIO((path / INDEX).read_bytes())).load()
         for key, place in index.storage_data.items():
+            part = path / place.relative_path
+            if not part.is_file():
+                return f"{part.name} is missing in it"
+            if part.stat().st_size < place.offset + place.length:
+                return f"{part.name} is cut short in it"
             if isinstance(index.state_dict_metadata[key.fqn], BytesStorageMetadata):
-                with (path / place.relative_path).open("rb") as file:
+                with part.open("rb") as file:
                     file.seek(place.offset)
                     torch.load(io.BytesIO(file.read(place.length)), weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:

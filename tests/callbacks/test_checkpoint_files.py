@@ -113,6 +113,17 @@ def test_what_is_wrong_with_a_checkpoint_is_said(tmp_path: Path) -> None:
     assert "the checksum of its part" in (fault(path) or "")
 
 
+def test_a_sharded_checkpoint_without_one_of_its_parts_is_not_whole(tmp_path: Path) -> None:
+    last = write_sharded(tmp_path / "last.ckpt")
+    assert fault(last) is None
+    part = next(last.glob("*.distcp"))
+    with part.open("r+b") as file:
+        file.truncate(part.stat().st_size // 2)
+    assert fault(last) == f"{part.name} is cut short in it"
+    part.unlink()
+    assert fault(last) == f"{part.name} is missing in it"
+
+
 class RunsCode:
     def __init__(self, marker: Path) -> None:
         self.marker = marker
