@@ -1,10 +1,13 @@
 """Checkpoints as files: written so that a crash leaves the old one or the new one, and looked over before use."""
 
 import io
+import lzma
 import os
 import pickle
 import shutil
+import struct
 import zipfile
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,17 @@ from models.weights import why_unreadable
 
 LAST, PREVIOUS, BEST, NEXT = "last.ckpt", "previous.ckpt", "best.ckpt", "next.ckpt"
 SHARDED = "meta.pt"  # Lightning writes it last into a sharded checkpoint, which is a directory
+# what zipfile and torch raise at bytes that have changed
+DAMAGED = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+)
 INDEX = ".metadata"  # torch's list of what a sharded checkpoint holds, and where
 
 
@@ -70,12 +84,17 @@ def sync(path: Path) -> None:
 
 
 def move(path: Path, target: Path) -> None:
-    """Put a checkpoint in the place of another one."""
+    """Put a checkpoint in the place of another one; neither is ever there in part."""
+    aside = target.with_name(f"{target.name}.old")
+    if aside.exists():  # a kill left it
+        shutil.rmtree(aside)
     if target.is_dir():  # nothing can be renamed over a directory that is not empty
-        shutil.rmtree(target)
+        target.rename(aside)
     elif path.is_dir():  # nor a directory over a file
         target.unlink(missing_ok=True)
     path.replace(target)
+    if aside.exists():
+        shutil.rmtree(aside)
 
 
 def copy(path: Path, target: Path) -> None:
@@ -113,7 +132,7 @@ def fault(path: Path) -> str | None:
         torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except zipfile.BadZipFile:
         return "it is cut short, or no checkpoint"
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except DAMAGED as error:
         return why_unreadable(error)
     return None
 
@@ -155,9 +174,9 @@ def _fault_of_index(path: Path) -> str | None:
                 with part.open("rb") as file:
                     file.seek(place.offset)
                     torch.load(io.BytesIO(file.read(place.length)), weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except DAMAGED as error:
         return why_unreadable(error)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError) as error:
         return f"its {INDEX} is damaged ({error!r})"
     return None
 

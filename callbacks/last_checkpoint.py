@@ -1,5 +1,6 @@
 """The checkpoints of a run."""
 
+import shutil
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
@@ -7,8 +8,20 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch.distributed.checkpoint.api import CheckpointException
 
-from callbacks.checkpoint_files import BEST, LAST, NEXT, PREVIOUS, SyncedCheckpointIO, check_writable, copy, move, sync
+from callbacks.checkpoint_files import (
+    BEST,
+    LAST,
+    NEXT,
+    PREVIOUS,
+    SyncedCheckpointIO,
+    check_writable,
+    copy,
+    fault,
+    move,
+    sync,
+)
 
 
 class LastCheckpoint(Checkpoint):
@@ -48,6 +61,7 @@ class LastCheckpoint(Checkpoint):
         self.monitor = monitor
         self.mode = mode
         self._best: float | None = None
+        self._saved = False  # by this process
         self._step = self._step_in_file = 0  # no step is taken yet, so there is nothing to save
 
     @property
@@ -121,7 +135,16 @@ class LastCheckpoint(Checkpoint):
         if trainer.fast_dev_run or self.holds(trainer.global_step):
             return
         # weights_only said outright, or Lightning remarks on it: here it means leaving the optimizers out
-        trainer.save_checkpoint(self._directory / NEXT, weights_only=False)
+        try:
+            trainer.save_checkpoint(self._directory / NEXT, weights_only=False)
+        except CheckpointException as error:  # of a sharded one; it is no Exception
+            reasons = "; ".join(f"rank {rank}: {failure[0]}" for rank, failure in error.failures.items())
+            if trainer.is_global_zero:
+                shutil.rmtree(self._directory / NEXT, ignore_errors=True)
+            raise RuntimeError(
+                f"the checkpoint {self._directory / NEXT} cannot be written: {reasons}. What was saved before is whole: "
+                "make room or make the directory writable, and start the run again"
+            ) from error
         if trainer.is_global_zero:
             self._put_in_place()
         self._step_in_file = trainer.global_step
@@ -131,8 +154,9 @@ class LastCheckpoint(Checkpoint):
         following, last = self._directory / NEXT, self._directory / LAST
         for part in following.glob("*"):  # of a sharded one; a file is on the disk when it has its name
             sync(part)
-        if last.exists():
+        if last.exists() and (self._saved or fault(last) is None):  # else the run goes on from the previous one
             copy(last, self._directory / PREVIOUS)
+        self._saved = True
         move(following, last)
         sync(self._directory)
 

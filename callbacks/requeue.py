@@ -59,11 +59,11 @@ class Requeue(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take note of the step that a resumed run starts from, and listen."""
         self._step = trainer.global_step
-        self._listen()
+        self._listen(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen."""
-        self._listen()
+        self._listen(trainer)
 
     on_test_start = on_predict_start = on_validation_start
 
@@ -97,11 +97,14 @@ class Requeue(Checkpoint):
         if self._reason() is not None:
             self._leave(trainer, "predict goes on with what is missing", together=False)
 
-    def _listen(self) -> None:
+    def _listen(self, trainer: Trainer) -> None:
         # in the place of Lightning's handlers, which are up by now; it puts back what was before when a command ends
         if threading.current_thread() is threading.main_thread():
             for signum in SIGNALS:
                 signal.signal(signum, self._receive)
+        if trainer.received_sigterm:  # by Lightning's handler, a moment ago: it would end the run with code 0
+            self._received = signal.SIGTERM
+            trainer._signal_connector.received_sigterm = False
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         # nothing more: it may run between any two lines of the step, inside of a collective even
@@ -131,8 +134,8 @@ class Requeue(Checkpoint):
         job = job_id()
         if job is None:
             return "the same command again goes on"
-        # SIGTERM comes before a preemption, but after scancel, too
-        if self._received == signal.SIGTERM and (state := job_state(job)) in ENDED_BY_SLURM:
+        # SIGTERM comes before a preemption, but after scancel, too, and perhaps to another rank first
+        if (state := job_state(job)) in ENDED_BY_SLURM:
             return f"SLURM ends job {job} ({state}), so it is not requeued from here"
         failure = scontrol("requeue", job)[1]
         return (

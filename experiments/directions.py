@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import sqrt
 from statistics import fmean, stdev
 
@@ -54,7 +55,7 @@ def compare(experiment: Experiment, records: list[Record]) -> list[Comparison]:
             continue
         values = {(r["row"], r["seed"]): r["value"] for r in records if r["metric"] == metric.name}
         told = [row for row in experiment.rows if metric.paper in row.paper]
-        for against, row in zip(told, told[1:], strict=False):
+        for against, row in pairwise(told):
             paper = row.paper[metric.paper] - against.paper[metric.paper]
             differences = _paired(values, row, against)
             if paper and differences:

@@ -1,6 +1,8 @@
 import errno
 import os
 import pickle
+import random
+import shutil
 import warnings
 from pathlib import Path
 
@@ -98,6 +100,30 @@ def test_sharded_checkpoints_change_places_too(tmp_path: Path) -> None:
     assert fault(last) is None
     (last / ".metadata").unlink()
     assert fault(last) == ".metadata is missing in it"
+
+
+def test_a_kill_among_sharded_checkpoints_leaves_no_part_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = write_sharded(tmp_path / "last.ckpt", "old")
+    following = write_sharded(tmp_path / "next.ckpt", "new")
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            move(following, last)
+    assert fault(last) is None and (last / "name").read_text() == "new"
+    move(write_sharded(tmp_path / "next.ckpt", "newer"), last)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_byte_is_damaged_it_is_said_and_not_raised(seed: int, tmp_path: Path) -> None:
+    path = write(tmp_path / "last.ckpt")
+    damaged, chance = bytearray(path.read_bytes()), random.Random(seed)
+    tail = len(damaged) - chance.randrange(1, 600)  # the directory of the archive
+    damaged[tail] ^= 1 << chance.randrange(8)
+    path.write_bytes(damaged)
+    assert fault(path) is None or isinstance(fault(path), str)
 
 
 def test_what_is_wrong_with_a_checkpoint_is_said(tmp_path: Path) -> None:

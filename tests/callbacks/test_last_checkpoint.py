@@ -1,9 +1,11 @@
 import math
 from pathlib import Path
+from traceback import StackSummary
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from callbacks.last_checkpoint import LastCheckpoint
 
@@ -21,7 +23,7 @@ class FakeTrainer(SimpleNamespace):
 
     def save_checkpoint(self, path: Path, weights_only: bool) -> None:
         assert not weights_only, "a checkpoint to go on from has the optimizers in it"
-        path.write_text(str(self.global_step))
+        torch.save(self.global_step, path)
         self.saved.append(self.global_step)
         if self.breaks:
             raise OSError("disk full")
@@ -59,7 +61,7 @@ def train(
 
 
 def contents(place: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in place.iterdir()}
+    return {path.name: str(torch.load(path, weights_only=True)) for path in place.iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,25 @@ def test_a_write_that_fails_leaves_the_last_checkpoint_whole(tmp_path: Path) -> 
     train(tmp_path, every=2, steps=[2])
     with pytest.raises(OSError, match="disk full"):
         train(tmp_path, every=2, steps=[4], breaks=True)
-    assert (tmp_path / "last.ckpt").read_text() == "2"
+    assert contents(tmp_path)["last.ckpt"] == "2"
+
+
+def test_a_broken_checkpoint_does_not_take_the_place_of_the_one_before(tmp_path: Path) -> None:
+    train(tmp_path, every=2, steps=[2, 4])
+    (tmp_path / "last.ckpt").write_bytes(b"broken")  # so the command line goes on from previous.ckpt
+    train(tmp_path, every=2, steps=[4], start=2)
+    assert contents(tmp_path) == {"last.ckpt": "4", "previous.ckpt": "2"}
+
+
+def test_a_sharded_checkpoint_that_cannot_be_written_is_said_in_a_sentence(tmp_path: Path) -> None:
+    def refuse(path: Path, weights_only: bool) -> None:
+        path.mkdir()
+        raise CheckpointException("write", {1: (OSError(28, "No space left on device"), StackSummary())})
+
+    trainer = FakeTrainer(global_step=1, fast_dev_run=0, save_checkpoint=refuse)
+    with pytest.raises(RuntimeError, match=r"next.ckpt cannot be written: rank 1: .*No space left.*make room"):
+        LastCheckpoint(dirpath=str(tmp_path)).save(trainer)
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("option", ["every_n_train_steps", "keep_every_n_train_steps"])

@@ -56,7 +56,7 @@ def test_a_signal(
     step = 2 if in_validation else 1  # neither is a multiple of every_n_train_steps=3
     assert fit(step=step, name=name, in_validation=in_validation) == EXIT_CODE == 75
     assert state()["global_step"] == step
-    assert slurm.calls() == (["scontrol show job 7"] if name == "SIGTERM" else []) + ["scontrol requeue 7"]
+    assert slurm.calls() == ["scontrol show job 7", "scontrol requeue 7"]
     assert f"{name}: " in caplog.text and "job 7 is requeued (exit code 75)" in caplog.text
     assert [signal.getsignal(signum) for signum in requeue.SIGNALS] == handlers
 
@@ -67,17 +67,30 @@ def test_a_signal(
     assert_equal(state(), state("whole" / LAST.relative_to("runs")))
 
 
+def test_sigterm_before_it_listens(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    listen = Requeue.on_train_start
+
+    def late(self: Requeue, *arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)  # Lightning's handler takes it
+        listen(self, *arguments)
+
+    monkeypatch.setattr(Requeue, "on_train_start", late)
+    assert fit() == EXIT_CODE
+    assert state()["global_step"] == 1
+
+
 def test_without_slurm(slurm: FakeSlurm, caplog: pytest.LogCaptureFixture) -> None:
     assert fit(step=1, name="SIGTERM") == EXIT_CODE
     assert slurm.calls() == [] and "the same command again goes on" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])  # the latter may have reached another rank
 def test_a_cancelled_job_stays_away(
-    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    name: str, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     slurm.program("scontrol", prints="JobId=7 JobState=CANCELLED Reason=None")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert fit(step=1, name="SIGTERM") == EXIT_CODE
+    assert fit(step=1, name=name) == EXIT_CODE
     assert slurm.calls() == ["scontrol show job 7"] and state()["global_step"] == 1
     assert "SLURM ends job 7 (CANCELLED), so it is not requeued from here" in caplog.text
 
@@ -121,7 +134,7 @@ def test_it_leaves_before_the_allocation_ends(
 
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(start + now[0])))  # already over
     assert fit() == EXIT_CODE
-    assert state()["global_step"] == 1 and slurm.calls() == ["scontrol requeue 7"]
+    assert state()["global_step"] == 1 and slurm.calls() == ["scontrol show job 7", "scontrol requeue 7"]
     assert "the allocation ends" in caplog.text
 
 

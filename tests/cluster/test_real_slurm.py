@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
@@ -136,7 +137,7 @@ def test_a_chain_goes_on_after_requeueing(chain: tuple[Path, Path, dict[str, dic
     assert {stage: about["Restarts"] for stage, about in jobs.items()} == {
         stage: "1" if stage in interrupted else "0" for stage in STAGES
     }
-    for before, after in zip(STAGES, STAGES[1:], strict=False):
+    for before, after in pairwise(STAGES):
         assert jobs[before]["EndTime"] <= jobs[after]["StartTime"], f"{after} ran before {before} had ended"
     logs = {stage: (here / RUNS / f"slurm/digits-{stage}-{jobs[stage]['JobId']}.log").read_text() for stage in STAGES}
     requeued = {stage: f"job {jobs[stage]['JobId']}" for stage in interrupted}

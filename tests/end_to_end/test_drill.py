@@ -1,6 +1,7 @@
 """The drill itself: it kills as often as it is told, and says what is different. `make drill` runs it in earnest."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -53,5 +54,5 @@ def test_its_commands_are_those_of_the_recipes() -> None:
     stages = drill.commands(steps=10, samples=20)
     assert [*stages] == [*drill.STAGES]
     for arguments in stages.values():
-        files = [Path(file) for option, file in zip(arguments, arguments[1:], strict=False) if option == "--config"]
+        files = [Path(file) for option, file in pairwise(arguments) if option == "--config"]
         assert all(file.exists() for file in files if file.is_absolute())
