@@ -4,6 +4,7 @@ import logging
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import Any
 from weakref import WeakSet
@@ -91,10 +92,14 @@ class ResumableDataModule(LightningDataModule, ABC):
 
     def on_exception(self, exception: BaseException) -> None:
         """Say which worker was killed: the exception may be no more than a connection that was reset."""
-        workers = [worker for loader in self._loaders for worker in loader.workers]
-        if workers:  # its connections break a moment before it has ended
-            wait([worker.sentinel for worker in workers], timeout=1)
-        for worker in workers:
+        workers = {worker.sentinel: worker for loader in self._loaders for worker in loader.workers}
+        if workers:
+            # its connections break a moment before it has ended; torch may raise its own error at that moment, from a
+            # signal handler, so wherever this process is
+            with suppress(RuntimeError):
+                for sentinel in wait([*workers], timeout=1):
+                    workers[sentinel].join()
+        for worker in workers.values():
             if worker.exitcode is not None and -worker.exitcode in KILLED:
                 log.error(
                     "the data worker with process id %d was ended by %s, as happens when memory runs out: with fewer "

@@ -193,3 +193,24 @@ def test_a_killed_worker_is_named() -> None:
     with pytest.raises(RuntimeError, match=rf"DataLoader worker \(pid\(?s?\)? ?{worker}\)"):
         os.kill(worker, signal.SIGKILL)
         list(batches)
+
+
+def test_a_killed_worker_is_named_in_spite_of_torchs_own_error(caplog: pytest.LogCaptureFixture) -> None:
+    """Torch's handler of SIGCHLD raises while the worker is waited for, whose end comes after its connections'."""
+
+    class Worker:
+        pid, exitcode = 7, None
+
+        def __init__(self) -> None:
+            self.sentinel, end = os.pipe()
+            os.close(end)
+
+        def join(self) -> None:
+            self.exitcode = -signal.SIGKILL
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    module = data(num_workers=1)
+    loader = module._loader(range(8), range(8), batch_size=2, collate=list)
+    loader.workers = [Worker()]
+    module.on_exception(ConnectionResetError())
+    assert "the data worker with process id 7 was ended by SIGKILL" in caplog.text
