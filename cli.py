@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from callbacks.rank_watch import RankWatch
 from callbacks.run_record import RunRecord
-from commands.checks import check_drift, check_manual_optimization, check_prediction
+from commands.checks import check_drift, check_manual_optimization, check_prediction, check_shards
 from commands.errors import CommandError, ParseError, Parser, explain, refused_at_run_time, refused_by_constructor
 from commands.runs import RunConfig, check_directory, place_outputs, resolve_checkpoint
 
@@ -94,6 +94,7 @@ class CommandLine(LightningCLI):
         """Refuse what would be refused later, in words that do not help, or not at all."""
         check_manual_optimization(self.model, self.trainer)
         check_prediction(self.model, self.subcommand)
+        check_shards(self.config[self.subcommand]["ckpt_path"], self.trainer)
         if self.subcommand == "fit":
             self.model.goes_on_from = self.config[self.subcommand]["ckpt_path"]
 

@@ -142,8 +142,8 @@ class LastCheckpoint(Checkpoint):
             if trainer.is_global_zero:
                 shutil.rmtree(self._directory / NEXT, ignore_errors=True)
             raise RuntimeError(
-                f"the checkpoint {self._directory / NEXT} cannot be written: {reasons}. What was saved before is whole: "
-                "make room or make the directory writable, and start the run again"
+                f"the checkpoint {self._directory / NEXT} cannot be written: {reasons}. What was saved before is "
+                "whole: make room or make the directory writable, and start the run again"
             ) from error
         if trainer.is_global_zero:
             self._put_in_place()

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from contextlib import suppress
+from datetime import timedelta
 
 import lightning.pytorch as pl
 import torch.distributed as dist
@@ -40,8 +41,17 @@ class RankWatch(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begin, if there is more than one rank."""
-        if self._threads or not dist.is_initialized() or dist.get_world_size() == 1:
+        if self._threads or not self._meet():
             return
+        targets = (self._beat, self._watch)
+        self._threads = [threading.Thread(target=target, args=(self._stop,), daemon=True) for target in targets]
+        for thread in self._threads:
+            thread.start()
+
+    def _meet(self) -> bool:
+        """Whether there is more than one rank; then this one can tell the others something."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return False
         self._rank = dist.get_rank()
         self._others = [rank for rank in range(dist.get_world_size()) if rank != self._rank]
         self._rounds += 1
@@ -51,18 +61,16 @@ class RankWatch(pl.Callback):
         self._left: dict[int, str] = {}  # why a rank has ended; empty if that was in order
         self._patience = self.beats
         self._breaks_off, self._stop, self._found = False, threading.Event(), threading.Event()
-        targets = (self._beat, self._watch)
-        self._threads = [threading.Thread(target=target, args=(self._stop,), daemon=True) for target in targets]
-        for thread in self._threads:
-            thread.start()
+        return True
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """End in order."""
-        self._leave("")
+        if self._threads:
+            self._leave("")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Tell the others why this rank ends; if it ends because of another one, find out which."""
-        if not self._threads:
+        if not self._threads and (_broke_off(exception) or not self._meet()):  # a failure before it began
             return
         if not isinstance(exception, Exception):  # asked to stop (callbacks.Requeue)
             self._leave("")
@@ -74,14 +82,15 @@ class RankWatch(pl.Callback):
             self._leave("")
 
     def _leave(self, why: str) -> None:
-        if not self._threads:
-            return
         self._stop.set()
         for thread in self._threads:
             thread.join(timeout=self.seconds)  # it may wait for a store that is gone
         self._threads = []
         with suppress(RuntimeError):  # the store may be gone with the rank that keeps it
             self._store.set(f"left {self._rank}", why)
+            self._store.set(f"read {self._rank}", "")
+            if self._rank == 0:  # the store goes with it, so not before the others know why
+                self._store.wait([f"read {rank}" for rank in self._others], timedelta(seconds=2 * self.seconds))
 
     def _beat(self, stop: threading.Event) -> None:
         """Count up, and look at the others; where that is impossible, their counts stand still."""
@@ -92,6 +101,8 @@ class RankWatch(pl.Callback):
                 for rank in self._others:
                     if rank not in self._left and self._store.check([f"left {rank}"]):
                         self._left[rank] = self._store.get(f"left {rank}").decode()
+                        if rank == 0:
+                            self._store.set(f"read {self._rank}", "")
                     counts[rank] = self._store.add(f"beat {rank}", 0)
                 self._counts = counts
                 stop.wait(self.seconds)
@@ -130,7 +141,7 @@ class RankWatch(pl.Callback):
             os._exit(EXIT_CODE)  # the main thread may wait within a library, where no exception reaches it
 
 
-def _broke_off(error: Exception) -> bool:
+def _broke_off(error: BaseException) -> bool:
     """Whether the connection to another rank broke; gloo's errors have no class of their own."""
     text = str(error)
     return isinstance(error, dist.DistError) or (

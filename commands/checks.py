@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.run_record import differences, recorded_model
@@ -55,6 +56,18 @@ def check_manual_optimization(model: LightningModule, trainer: Trainer) -> None:
         check_manual_trainer(trainer)
     except ValueError as error:
         raise CommandError(str(error)) from error
+
+
+def check_shards(checkpoint: str | None, trainer: Trainer) -> None:
+    """Raise CommandError if a strategy that reads one file is given a sharded checkpoint."""
+    path = Path(checkpoint or "")
+    if checkpoint and path.is_dir() and not isinstance(trainer.strategy, ModelParallelStrategy):
+        run = path.parent.parent
+        raise CommandError(
+            f"{path} is a sharded checkpoint, which only ModelParallelStrategy reads (configs/cluster/fsdp.yaml): "
+            f"go on with that, or make one file of it (make consolidate RUN={run}) and pass --ckpt_path "
+            f"{path.with_name('whole.ckpt')}"
+        )
 
 
 def check_prediction(model: LightningModule, subcommand: str) -> None:

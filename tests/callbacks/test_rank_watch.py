@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,13 @@ class Store(dict):
     def set(self, key: str, value: str) -> None:
         self[key] = Value(value)
 
+    def wait(self, keys: list[str], timeout: timedelta) -> None:
+        end = time.monotonic() + timeout.total_seconds()
+        while not all(key in self for key in keys):
+            if time.monotonic() > end:
+                raise RuntimeError("timed out")
+            time.sleep(0.001)
+
 
 class Value(str):
     def decode(self) -> str:
@@ -95,13 +103,26 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> list[RankWatch]:
 
 
 def test_nobody_is_missed_who_ends_in_order(ranks: list[RankWatch]) -> None:
-    ranks[0].teardown(None, None, "fit")
     ranks[1].on_exception(None, None, SystemExit(75))
     time.sleep(0.5)
     assert not ranks[2]._found.is_set()
-    ranks[2]._store.broken = True  # as the process of rank 0 ends
+    ranks[0].teardown(None, None, "fit")
+    ranks[2]._store.broken = True  # as the process of rank 0 ends, at once
     time.sleep(0.5)
     assert not ranks[2]._found.is_set()
+
+
+def test_a_failure_before_the_watch_begins_is_told_the_others(
+    ranks: list[RankWatch], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks[1]._leave("")
+    ranks[1]._threads, store = [], ranks[1]._store
+    del store["left 1"], store["beat 1"]  # as if nobody had called its setup
+    monkeypatch.setattr(rank_watch.dist, "get_rank", lambda: 1)
+    ranks[1].on_exception(None, None, FileNotFoundError("no such folder: data"))
+    time.sleep(0.4)
+    assert "rank 1 failed (FileNotFoundError: no such folder: data)" in caplog.text
+    assert ranks[0]._found.is_set() and ranks[2]._found.is_set()
 
 
 def test_those_that_fail_alike_speak_for_themselves(ranks: list[RankWatch], caplog: pytest.LogCaptureFixture) -> None:
@@ -114,14 +135,14 @@ def test_those_that_fail_alike_speak_for_themselves(ranks: list[RankWatch], capl
 def test_the_one_that_is_lost_is_found_by_the_one_whose_connection_broke(
     ranks: list[RankWatch], caplog: pytest.LogCaptureFixture
 ) -> None:
-    ranks[1]._stop.set()  # no beats any more, and not a word
+    ranks[2]._stop.set()  # no beats any more, and not a word
     start = time.monotonic()
-    ranks[0].on_exception(None, None, RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer"))
+    ranks[1].on_exception(None, None, RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer"))
     assert time.monotonic() - start < 0.19, "before all of its patience was at an end"
-    assert ranks[0]._found.is_set()
+    assert ranks[1]._found.is_set()
     time.sleep(0.4)
-    assert ranks[2]._found.is_set()
-    assert caplog.text.count("rank 1 was lost") == 2 and "rank 0 was lost" not in caplog.text
+    assert ranks[0]._found.is_set()
+    assert caplog.text.count("rank 2 was lost") == 2 and "rank 0 was lost" not in caplog.text
 
 
 def test_one_rank_alone_is_not_watched() -> None:

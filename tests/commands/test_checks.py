@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from callbacks.run_record import KEY
-from commands.checks import check_drift
+from commands.checks import check_drift, check_shards
 from commands.errors import CommandError
 
 
@@ -29,3 +31,15 @@ def test_what_changes_no_number_may_change(tmp_path: Path, recwarn: pytest.Warni
     with pytest.raises(CommandError, match=r"model.init_args.trunk.dim: 8 -> 16\nRestore") as refusal:
         check_drift(file, now, "fit")
     assert "checkpointing" not in str(refusal.value)
+
+
+def test_a_sharded_checkpoint_is_refused_by_a_strategy_that_reads_one_file(tmp_path: Path) -> None:
+    sharded, file = tmp_path / "far/fq_dual/checkpoints/last.ckpt", tmp_path / "whole.ckpt"
+    sharded.mkdir(parents=True)
+    file.touch()
+    alone = Trainer(accelerator="cpu", logger=False, devices=1)
+    with pytest.raises(CommandError, match=r"only ModelParallelStrategy .*fsdp.*make consolidate RUN=.*/far/fq_dual\)"):
+        check_shards(str(sharded), alone)
+    check_shards(str(file), alone)
+    check_shards(None, alone)
+    check_shards(str(sharded), Trainer(accelerator="cpu", logger=False, strategy=ModelParallelStrategy(), devices=2))
