@@ -179,6 +179,11 @@ consolidate: | $(READY) ## Make one file (whole.ckpt) of the sharded checkpoint 
 experiment: teacher | $(READY) ## Run EXPERIMENT (ssq/table3, ifsq/fig3 …) on PRESET; ARGS='--seeds 3'
 	$(PYTHON) -m experiments run $(EXPERIMENT) --preset $(PRESET) $(ARGS)
 
+# one stage as a job: experiments --sbatch submits it (LAUNCHER and CLUSTER reach it as variables of the environment)
+.PHONY: experiment-stage
+experiment-stage: | $(READY)
+	$(PYTHON) -m experiments.start $(RUN)
+
 # --- development -----------------------------------------------------------------------------------------------------
 
 test: $(READY) ## Run all tests, two at a time with a thread each

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from commands.errors import CommandError
 from commands.suggestions import nearest
-from experiments import table
-from experiments.runner import Task, begun, check, check_reference, plan, run
-from experiments.runs import ROOT, nested
+from experiments import schedule, start, table
+from experiments.adopt import adopt
+from experiments.runner import Task, begun, check, check_reference, plan
+from experiments.runs import ROOT, Run, nested
 from experiments.specification import Experiment, load, names
 
 
@@ -20,7 +21,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m experiments", description="The papers' tables.")
     commands = parser.add_subparsers(dest="command", required=True)
     helps = {
-        "run": "run what is missing, one run after another; a second call goes on",
+        "run": "run what is missing, --jobs at once; a second call goes on",
         "show": "print the table and the direction of each comparison, and write every figure as CSV and JSON",
         "status": "list what is done and what is missing",
     }
@@ -30,7 +31,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         command.add_argument("--preset", help="data and sizes; by default the first that the experiment names")
         command.add_argument("--seeds", type=_positive, help="how many: 0, 1, ...; by default those begun, or one")
         command.add_argument("--root", type=Path, default=ROOT, help="directory of all runs (default: %(default)s)")
-    commands.choices["run"].add_argument("--dry-run", action="store_true", help="print the commands")
+    run = commands.choices["run"]
+    run.add_argument("--dry-run", action="store_true", help="print the commands")
+    run.add_argument("--jobs", type=_positive, default=1, help="stages at once; they share the processors (1)")
+    run.add_argument("--sbatch", metavar="OPTIONS", help="make each stage a SLURM job, with these options of sbatch")
     commands.choices["show"].add_argument("--markdown", action="store_true", help="print Markdown, for docs")
     return parser.parse_args(arguments)
 
@@ -63,18 +67,33 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(experiment: Experiment, preset: str, tasks: list[Task], given: argparse.Namespace) -> int:
     if not given.dry_run:
-        failed = run(tasks)
-        every = plan(experiment, preset, begun(experiment, preset, given.root), given.root)
-        table.write(_results(experiment, preset, given), experiment, preset, every)  # for the report
-        if failed:
-            print(f"{failed} of {len(tasks)} rows failed; the same command tries them again", file=sys.stderr)
-        return 1 if failed else 0
-    missing = {run.directory: run for task in tasks for run in task.runs if run.state() != "done"}
-    for one in missing.values():
-        print(f"# {one.overrides}: {nested(one.stage.overrides)}")
-        for command in one.commands():
-            print(shlex.join(command))
-    return 0
+        for directory, hand in adopt(tasks).items():
+            print(f"{hand} was made by hand and is what {directory} is to be")
+    todo = schedule.missing(tasks)
+    runs = [run for run, _ in todo.values()]
+    print(f"{'# ' * given.dry_run}{len(runs)} stages to run{_estimate(runs, given.jobs)}", flush=True)
+    if given.dry_run:
+        for run in runs:
+            print(f"# {run.overrides}: {nested(run.stage.overrides)}")
+            for command in run.commands():
+                print(shlex.join(command))
+        return 0
+    for run, label in todo.values():
+        start.write(run, label)
+    schedule.make(runs, given.jobs, given.sbatch)
+    every = plan(experiment, preset, begun(experiment, preset, given.root), given.root)
+    table.write(_results(experiment, preset, given), experiment, preset, every)  # for the report
+    stopped = [(task, next((run for run in task.runs if run.state() != "done"), None)) for task in tasks]
+    failed = [f"  {task.row.label}, seed {task.seed}: {run.stage.stage}, {run.log}" for task, run in stopped if run]
+    if failed:
+        text = f"{len(failed)} of {len(tasks)} rows failed; the same command tries them again"
+        print("\n".join([text, *failed]), file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _estimate(runs: list[Run], jobs: int) -> str:
+    seconds = schedule.estimate(runs)
+    return "" if seconds is None else f", about {start.clock(seconds / min(jobs, len(runs)))}"
 
 
 def _show(experiment: Experiment, preset: str, tasks: list[Task], given: argparse.Namespace) -> None:
@@ -101,7 +120,9 @@ def _status(tasks: list[Task]) -> None:
     for task, found in states:
         stages = ", ".join(f"{run.stage.stage} {state}" for run, state in zip(task.runs, found, strict=True))
         print(f"{task.row.label}, seed {task.seed}: {stages}  {task.runs[-1].directory}")
-    print(f"{sum(set(found) == {'done'} for _, found in states)} of {len(tasks)} rows done")
+    runs = [run for run, _ in schedule.missing(tasks).values()]
+    left = f"; {len(runs)} stages to run{_estimate(runs, 1)}" if runs else ""
+    print(f"{sum(set(found) == {'done'} for _, found in states)} of {len(tasks)} rows done{left}")
 
 
 def _positive(text: str) -> int:

@@ -1,21 +1,15 @@
-"""Runs what an experiment lacks, one run after another."""
+"""What runs an experiment is made of, and whether cli.py would take all of them."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import json
 import re
-import shlex
-import subprocess
 import tempfile
-import time
 import warnings
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import yaml
@@ -64,7 +58,7 @@ def check(experiment: Experiment, preset: str, composed: set[str] | None = None)
             if shape in composed or run.kind.options is not None:
                 continue
             try:
-                _compose(run)
+                compose(run)
             except CommandError as error:
                 place = (f"rows[{index}]", f"stages[{number}]", "overrides")
                 raise CommandError(_say(str(error), experiment, row, run, place)) from None
@@ -89,83 +83,7 @@ def check_reference(tasks: list[Task]) -> None:
         )
 
 
-def run(tasks: list[Task]) -> int:
-    """Make the missing runs and say how it goes; the number of rows that failed."""
-    todo = {run.directory: run.stage.stage for task in tasks for run in task.runs if run.state() != "done"}
-    times: dict[str, list[float]] = {}  # by kind of stage: writing tokens is not training
-    failed: dict[Path, str] = {}
-    failures = 0
-    for index, task in enumerate(tasks, 1):
-        for number, stage in enumerate(task.runs):
-            kind = stage.stage.stage
-            head = f"[{index}/{len(tasks)}] {task.row.label}, seed {task.seed}, {kind}"
-            if stage.state() == "done":
-                print(f"{head}: done before", flush=True)
-                continue
-            if stage.directory not in failed:  # else a row before has the same stage
-                print(f"{head}: {stage.state()}, {len(todo)} to run{_estimate(list(todo.values()), times)}", flush=True)
-                start = time.monotonic()
-                code = _start(stage)
-                took = time.monotonic() - start
-                if code or stage.state() != "done":
-                    failed[stage.directory] = f"exit code {code}" if code else "it ended without measuring"
-            if stage.directory in failed:
-                reason = failed[stage.directory]
-                print(f"{head}: FAILED ({reason}), {stage.log}\n    {last_words(stage.log)}", flush=True)
-                failures += 1
-                for left in task.runs[number:]:
-                    todo.pop(left.directory, None)
-                break  # what this row builds upon it cannot be run
-            todo.pop(stage.directory, None)
-            times.setdefault(kind, []).append(took)
-            print(f"{head}: done in {_clock(took)}", flush=True)
-    return failures
-
-
-def _estimate(kinds: list[str], times: dict[str, list[float]]) -> str:
-    """How long the stages of these kinds will take together, by those that were run; nothing before the first."""
-    if not times:
-        return ""
-    every = [took for measured in times.values() for took in measured]
-    return f", about {_clock(sum(fmean(times.get(kind, every)) for kind in kinds))}"
-
-
-def last_words(log: Path) -> str:
-    """The line that says why: our own error if there is one, else the last of a traceback."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    start = max((number for number, line in enumerate(lines) if line.startswith("$ ")), default=-1)
-    lines = lines[start + 1 :] or ["it printed nothing"]
-    return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
-
-
-def _start(run: Run) -> int:
-    """Run the commands of a stage to their end; their output goes to the run's log.
-
-    The log is locked as long as a command lives, even if it outlives this program: so two callers make a run once.
-    """
-    run.directory.mkdir(parents=True, exist_ok=True)
-    with run.log.open("a", encoding="utf-8") as log:
-        try:
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("    somebody else runs it: waiting", flush=True)
-            fcntl.flock(log, fcntl.LOCK_EX)
-            if run.state() == "done":
-                return 0
-        run.write_overrides(run.overrides)
-        for command in run.commands():
-            print(f"$ {shlex.join(command)}", file=log, flush=True)
-            code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-            if code:
-                return code
-        return 0
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
-
-
-def _compose(run: Run) -> dict:
+def compose(run: Run) -> dict:
     """The configuration of a run, by the parser of cli.py; nothing is built."""
     import cli  # ten seconds that `show` can do without
 
@@ -192,7 +110,7 @@ def _say(text: str, experiment: Experiment, row: Row, run: Run, place: tuple[str
     own = where(experiment.file, sizes[0], (*place, key), sizes[1], ("shared", stage.stage, key))
     if "is not an option" in lines[0] and not any("did you mean" in line for line in rest):
         plain = Stage(stage.stage, stage.recipe, stage.preset_file)
-        known = _flat(_compose(replace(run, stage=plain)))
+        known = _flat(compose(replace(run, stage=plain)))
         rest += [f"  did you mean {match}?" for match in [nearest(key, known)] if match]
     return "\n".join([f"row '{row.label}': {lines[0]}", f"  {own}", *rest])
 

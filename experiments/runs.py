@@ -128,17 +128,26 @@ class Run:
 
     def state(self) -> str:
         """Done, unfinished or missing."""
-        measured = self.kind.section is None or self._measured() is not None
-        if measured and all((self.directory / file).exists() for file in self.kind.files):
-            return "done"
-        begun = any(True for pattern in self.kind.begun for _ in self.directory.glob(pattern))
-        return "unfinished" if begun else "missing"
+        return progress(self.kind, self.directory)
 
     def _measured(self) -> dict[str, Any] | None:
-        path = self.directory / "metrics.json"
-        if self.kind.section is None or not path.exists():
-            return None
-        return json.loads(path.read_text(encoding="utf-8")).get(self.kind.section)
+        return _section(self.kind, self.directory)
+
+
+def progress(kind: Kind, directory: Path) -> str:
+    """Whether a stage is done, unfinished or missing."""
+    measured = kind.section is None or _section(kind, directory) is not None
+    if measured and all((directory / file).exists() for file in kind.files):
+        return "done"
+    begun = any(True for pattern in kind.begun for _ in directory.glob(pattern))
+    return "unfinished" if begun else "missing"
+
+
+def _section(kind: Kind, directory: Path) -> dict[str, Any] | None:
+    path = directory / "metrics.json"
+    if kind.section is None or not path.exists():
+        return None
+    return json.loads(path.read_text(encoding="utf-8")).get(kind.section)
 
 
 def runs_of(row: Row, preset: str, seed: int, root: Path = ROOT) -> list[Run]:

@@ -9,6 +9,7 @@ import yaml
 
 from commands import evaluate
 from experiments.__main__ import main
+from experiments.start import start
 from tests.support.commands import exit_code
 from tests.support.experiments import STAGED, write_experiment
 from tests.support.recipes import write_judge
@@ -16,7 +17,7 @@ from tests.support.recipes import write_judge
 
 @pytest.mark.slow
 def test_two_rows_through_the_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     """One row trains two steps with a term set to null, the other cannot: its judge is missing."""
     monkeypatch.chdir(tmp_path)
@@ -26,7 +27,7 @@ def test_two_rows_through_the_command_line(
     file = str(write_experiment(tmp_path, (plain, f"{plain}, overrides: {{{missing}}}")))
 
     assert main(["run", file]) == 1
-    printed = capsys.readouterr().out
+    printed = capfd.readouterr().out
     assert "plain, seed 0, tokenizer: FAILED" in printed and "missing.safetensors" in printed
     assert "without pictures, seed 0, tokenizer: done in" in printed
 
@@ -39,7 +40,7 @@ def test_two_rows_through_the_command_line(
 
     assert main(["show", file, "--markdown"]) == 0
     expected = f"| without pictures | {sections['validate']['metrics']['val/psnr']:.4g} | — |"
-    assert expected in capsys.readouterr().out
+    assert expected in capfd.readouterr().out
 
 
 @pytest.mark.slow
@@ -57,7 +58,8 @@ def test_from_a_tokenizer_to_figures_of_samples(
             return SimpleNamespace(returncode=0)
         return SimpleNamespace(returncode=exit_code(*command[2:]))
 
-    monkeypatch.setattr("experiments.runner.subprocess", SimpleNamespace(run=here, STDOUT=None))
+    monkeypatch.setattr("experiments.start.subprocess", SimpleNamespace(run=here, STDOUT=None))
+    monkeypatch.setattr("experiments.schedule.make", lambda runs, *_: [start(run.directory) for run in runs])
     one = "{trainer.max_steps: 1, trainer.val_check_interval: 1}"
     few = "{data.init_args.num_images: 20, data.init_args.batch_size: 20, data.init_args.part_size: 20}"
     small = "tokenizer: {trainer.max_steps: 1, trainer.val_check_interval: 1, trainer.limit_val_batches: 2, "

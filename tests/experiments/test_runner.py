@@ -1,7 +1,9 @@
 import csv
 import fcntl
 import json
+import os
 import shlex
+import sys
 import threading
 from collections import Counter
 from math import isnan
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import runner, runs
+from experiments import runs, start
 from experiments.__main__ import main
 from experiments.runs import figure, nested, runs_of
 from experiments.specification import Row, Stage, load
@@ -77,14 +79,12 @@ def test_a_dry_run_prints_the_commands_and_does_nothing(tmp_path: Path, capsys: 
     assert main(["run", str(write_experiment(tmp_path)), "--seeds", "2", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     commands = [shlex.split(line) for line in lines if not line.startswith("#")]
-    assert len(commands) == 4 and "'perceptual': None" in lines[2]
+    assert len(commands) == 4 and "'perceptual': None" in lines[3]
     assert commands[3][commands[3].index("--seed_everything") + 1] == "1"
     assert not Path("runs").exists()
 
 
-def test_what_is_done_is_not_done_again_and_failures_are_survived(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_what_is_done_is_not_done_again_and_failures_are_survived(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     rows = "  - {label: LABEL, stages: [{stage: tokenizer, recipe: vq, preset_file: tokenizer, overrides: {VALUES}}]}\n"
     fails = rows.replace("LABEL", "fails").replace("VALUES", "data.init_args.batch_size: 13")
     again = rows.replace("LABEL", "like the first").replace("VALUES", "trainer.max_steps: 2")
@@ -92,37 +92,76 @@ def test_what_is_done_is_not_done_again_and_failures_are_survived(
     file.write_text(file.read_text() + again)
 
     assert main(["run", str(file), "--seeds", "2"]) == 1
-    printed = capsys.readouterr()
-    assert printed.out.count("FAILED (exit code 3)") == 4
+    printed = capfd.readouterr()
+    assert printed.out.startswith("6 stages to run\n")
+    assert printed.out.count("FAILED (exit code 3)") == 2
+    assert "[1/10] fails, seed 0, tokenizer: FAILED" in printed.out
     assert "log.txt\n    ValueError: thirteen" in printed.out
-    assert "[3/10] plain, seed 0, tokenizer: missing, 5 to run\n" in printed.out
-    assert "[4/10] without pictures, seed 0, tokenizer: missing, 4 to run, about 0:00:0" in printed.out
-    assert "[5/10] like the first, seed 0, tokenizer: done before" in printed.out
-    assert "4 of 10 rows failed" in printed.err
+    assert "[3/10] plain, seed 0, tokenizer: done in 0:00:0" in printed.out
+    assert "[5/10]" not in printed.out, "a stage of two rows is one stage"
+    assert "4 of 10 rows failed" in printed.err and "  fails as well, seed 1: tokenizer, runs/" in printed.err
+    assert "make:" not in printed.err
     assert len(starts()) == 6 and set(starts().values()) == {1}
 
     assert main(["run", str(file), "--seeds", "2"]) == 1
     assert sum(starts().values()) == 8  # the failed run, once a seed
-    capsys.readouterr()
+    assert capfd.readouterr().out.startswith("2 stages to run, about 0:00:0")
     assert main(["status", str(file)]) == 0
-    assert "6 of 10 rows done" in capsys.readouterr().out
+    assert "6 of 10 rows done; 2 stages to run, about 0:00:0" in capfd.readouterr().out
 
 
-def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_several_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_experiment(tmp_path)
+    monkeypatch.setenv("MEET", "4")  # the program waits until as many have started
+    assert main(["run", str(file), "--seeds", "2", "--jobs", "4"]) == 0
+    assert len(starts()) == 4
+
+
+def test_two_callers_make_each_stage_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = str(write_experiment(tmp_path))
+    monkeypatch.setenv("PAUSE", "1")
+    other = threading.Thread(target=main, args=(["run", file],))
+    other.start()
+    assert main(["run", file]) == 0
+    other.join()
+    assert len(starts()) == 2 and set(starts().values()) == {1}
+
+
+def test_a_slurm_job_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sbatch = tmp_path / "bin/sbatch"
+    sbatch.parent.mkdir()
+    job = f'exec {sys.executable} -m experiments.start "${{run#RUN=}}"'
+    set_by_the_job = 'export LAUNCHER="env MEET=1" CLUSTER="--some here"'
+    sbatch.write_text(f'#!/bin/sh\necho "$@" >>sbatch.txt\nfor run; do :; done\n{set_by_the_job}\n{job}\n')
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(runs, "PROGRAM", tmp_path / "cli.py")
+    (tmp_path / "program.py").rename(tmp_path / "cli.py")
+    file = write_experiment(tmp_path)
+    assert main(["run", str(file), "--jobs", "9", "--sbatch", "--partition=gpu --gpus-per-node=8"]) == 0
+    submitted = Path("sbatch.txt").read_text().splitlines()
+    assert len(submitted) == 2
+    assert all("--wait" in line and "--partition=gpu --gpus-per-node=8" in line for line in submitted)
+    assert all("scripts/train.sbatch experiment-stage RUN=runs/experiments/digits" in line for line in submitted)
+    (log,) = {run.log for run in runs_of(load(str(file)).rows[0], "digits", 0)}
+    assert log.read_text().startswith("$ env MEET=1 ") and "--some here" in log.read_text()
+
+
+def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
     file = write_experiment(tmp_path)
     monkeypatch.setenv("KILL", "1")
     assert main(["run", str(file)]) == 1
-    assert "FAILED (exit code -9)" in capsys.readouterr().out
+    assert "FAILED (exit code -9)" in capfd.readouterr().out
     monkeypatch.delenv("KILL")
     assert main(["status", str(file)]) == 0
-    assert "plain, seed 0: tokenizer unfinished" in capsys.readouterr().out
+    assert "plain, seed 0: tokenizer unfinished" in capfd.readouterr().out
     assert main(["run", str(file)]) == 0
     assert set(starts().values()) == {2}
     (log,) = {run.log for run in runs_of(load(str(file)).rows[0], "digits", 0)}
     assert log.read_text().count("started") == 2
 
 
-def test_a_run_that_somebody_else_makes_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_run_that_somebody_else_makes_is_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     file = write_experiment(tmp_path)
     (run,) = runs_of(load(str(file)).rows[0], "digits", 0)
     run.directory.mkdir(parents=True)
@@ -133,20 +172,20 @@ def test_a_run_that_somebody_else_makes_is_waited_for(tmp_path: Path, capsys: py
         (run.directory / "metrics.json").write_text('{"validate": {"metrics": {"val/psnr": 1.0}}}')
         somebody.close()
 
-    timer = threading.Timer(0.5, finish)
+    timer = threading.Timer(2.5, finish)
     timer.start()
     assert main(["run", str(file)]) == 0
     timer.join()
-    assert "somebody else runs it: waiting" in capsys.readouterr().out
+    assert "somebody else runs it, waiting" in capfd.readouterr().out
     assert str(run.directory) not in starts() and len(starts()) == 1
 
 
 def test_the_last_words_are_those_of_the_last_start(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     log.write_text("$ one\nerror: old\n$ two\nerror: no such key\n  in a.yaml, line 3\n  did you mean b?\n")
-    assert runner.last_words(log) == "error: no such key"
+    assert start.last_words(log) == "error: no such key"
     log.write_text("$ one\nerror: old\n$ two\nwarning\nKilled\n\n")
-    assert runner.last_words(log) == "Killed"
+    assert start.last_words(log) == "Killed"
 
 
 def test_the_table_stands_beside_the_paper(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -91,19 +91,19 @@ def test_a_stage_is_wired_to_those_before_it(capsys: pytest.CaptureFixture) -> N
         assert ["--samples", f"{made['samples'].directory}/samples.npz", "--preset", "digits"] in evaluations
 
 
-def test_rows_run_to_their_samples_and_a_failure_is_its_own(capsys: pytest.CaptureFixture) -> None:
+def test_rows_run_to_their_samples_and_a_failure_is_its_own(capfd: pytest.CaptureFixture) -> None:
     file = write_experiment(Path(), ("batch_size: 8", "batch_size: 13"), text=STAGED)
     assert main(["run", str(file)]) == 1
-    printed = capsys.readouterr().out
+    printed = capfd.readouterr().out
     assert "[2/3] staged, seed 0, tokens: done before" in printed
     assert "[2/3] staged, seed 0, samples: done in" in printed
     assert "[3/3] noisy, seed 0, stage2: FAILED (exit code 3)" in printed and "noisy, seed 0, samples" not in printed
     assert set(Counter(Path("starts.txt").read_text().split()).values()) == {1}
 
     assert main(["status", str(file)]) == 0
-    assert "stage1 done, stage2 missing, samples missing" in capsys.readouterr().out
+    assert "stage1 done, stage2 missing, samples missing" in capfd.readouterr().out
     assert main(["show", str(file), "--markdown"]) == 0
-    assert capsys.readouterr().out.splitlines()[2:] == [
+    assert capfd.readouterr().out.splitlines()[2:] == [
         "| from scratch | 7.5 | — | — | 20 | 1 |",  # its NLL is not finite
         "| staged | 7.5 | 3.5 | 2 | 20 | 1 |",
         "| noisy | — | — | — | — | 0 |",  # its stage 1 says nothing of it

@@ -69,7 +69,7 @@ STAGED = dedent("""\
 
 # Writes what cli.py and the evaluation write; batches of 13 fail.
 PROGRAM = dedent("""\
-    import json, os, pathlib, sys, yaml
+    import json, os, pathlib, sys, time, yaml
 
     if sys.argv[1] == "--samples":
         figures = {"samples": {"gfd/judge": {"value": 7.5, "n": 40}}}
@@ -90,6 +90,9 @@ PROGRAM = dedent("""\
     if overrides.get("data", {}).get("init_args", {}).get("batch_size") == 13:
         print("Traceback\\nValueError: thirteen")
         sys.exit(3)
+    while len(open("starts.txt").readlines()) < int(os.environ.get("MEET", 0)):
+        time.sleep(0.01)
+    time.sleep(float(os.environ.get("PAUSE", 0)))
     if os.environ.get("KILL"):
         (run / "checkpoints").mkdir()
         (run / "checkpoints/last.ckpt").touch()

@@ -1,0 +1,78 @@
+"""What an experiment lacks, made by make, which knows what needs what, runs several at once, survives failures."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from experiments import start
+from experiments.runner import Task
+from experiments.runs import Run
+from experiments.specification import REPOSITORY
+
+JOB = REPOSITORY / "scripts" / "train.sbatch"
+
+
+def missing(tasks: list[Task]) -> dict[Path, tuple[Run, str]]:
+    """The runs that are not done, each once, with what each is called: its first row's label, seed and kind."""
+    found: dict[Path, tuple[Run, str]] = {}
+    for number, task in enumerate(tasks, 1):
+        for run in task.runs:
+            if run.state() != "done":
+                label = f"[{number}/{len(tasks)}] {task.row.label}, seed {task.seed}, {run.stage.stage}"
+                found.setdefault(run.directory, (run, label))
+    return found
+
+
+def estimate(runs: list[Run]) -> float | None:
+    """Seconds that these take one after another, by finished ones of the same kind; None before there are any."""
+    measured = [start.seconds_of(run.directory, {"kind": run.stage.stage, "recipe": run.stage.recipe}) for run in runs]
+    known = [seconds for seconds in measured if seconds is not None]
+    return sum(known) / len(known) * len(runs) if known else None
+
+
+def makefile(runs: list[Run], sbatch: str | None = None) -> str:
+    """The graph of these runs. make decides by the graph alone which to run: a target is a name, and no file.
+
+    Args:
+        runs: Those that are missing, in the order in which they had better be run.
+        sbatch: Options of sbatch, if each is to be a SLURM job.
+    """
+    names = {run.directory: f"run{number}" for number, run in enumerate(runs, 1)}
+    lines = [f"all: {' '.join(names.values())}", f".PHONY: all {' '.join(names.values())}"]
+    for run in runs:
+        before = [names[directory] for directory in run.upon.values() if directory in names]
+        command = shlex.join([sys.executable, "-m", "experiments.start", str(run.directory)])
+        if sbatch is not None:
+            command = " ".join(
+                [
+                    *("sbatch --wait --parsable", shlex.quote(f"--job-name={run.stage.stage}-{run.digest}")),
+                    *(shlex.quote(f"--output={run.directory}/slurm-%j.log"), sbatch, shlex.quote(str(JOB))),
+                    shlex.join(["experiment-stage", f"RUN={run.directory}"]),
+                ]
+            )
+        lines += [f"{names[run.directory]}: {' '.join(before)}", "\t@" + command.replace("$", "$$")]
+    return "\n".join(lines) + "\n"
+
+
+def make(runs: list[Run], jobs: int, sbatch: str | None = None) -> None:
+    """Have them made, ``jobs`` at once; whether each is done is seen by its state afterwards."""
+    if not runs:
+        return
+    # this program may have been started by make: that one's options are not meant for these
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
+    }
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    if jobs > 1 and sbatch is None:  # they share the processors
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
+    command = ["make", "--silent", "--keep-going", f"--jobs={jobs}", "--file=-"]
+    done = subprocess.run(
+        command, input=makefile(runs, sbatch), env=environment, text=True, stderr=subprocess.PIPE, check=False
+    )
+    others = [line for line in done.stderr.splitlines() if not line.startswith("make: ")]  # who failed says so itself
+    if others:
+        print("\n".join(others), file=sys.stderr)
