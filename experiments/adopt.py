@@ -9,7 +9,8 @@ import yaml
 
 from commands.runs import place_outputs
 from experiments.runner import Task, compose
-from experiments.runs import Run, nested, progress
+from experiments.runs import Run, nested
+from experiments.stages import progress
 
 
 def adopt(tasks: list[Task]) -> dict[Path, Path]:

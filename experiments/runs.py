@@ -18,7 +18,7 @@ import yaml
 from commands.runs import RunConfig
 from commands.suggestions import REPOSITORY
 from experiments.specification import CONFIGS, Row, Stage, short
-from experiments.stages import KINDS, Kind, built_upon
+from experiments.stages import KINDS, Kind, built_upon, measured, progress
 
 ROOT = Path("runs/experiments")
 PROGRAM = REPOSITORY / "cli.py"
@@ -131,23 +131,7 @@ class Run:
         return progress(self.kind, self.directory)
 
     def _measured(self) -> dict[str, Any] | None:
-        return _section(self.kind, self.directory)
-
-
-def progress(kind: Kind, directory: Path) -> str:
-    """Whether a stage is done, unfinished or missing."""
-    measured = kind.section is None or _section(kind, directory) is not None
-    if measured and all((directory / file).exists() for file in kind.files):
-        return "done"
-    begun = any(True for pattern in kind.begun for _ in directory.glob(pattern))
-    return "unfinished" if begun else "missing"
-
-
-def _section(kind: Kind, directory: Path) -> dict[str, Any] | None:
-    path = directory / "metrics.json"
-    if kind.section is None or not path.exists():
-        return None
-    return json.loads(path.read_text(encoding="utf-8")).get(kind.section)
+        return measured(self.kind, self.directory)
 
 
 def runs_of(row: Row, preset: str, seed: int, root: Path = ROOT) -> list[Run]:

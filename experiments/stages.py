@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -74,3 +77,20 @@ def built_upon(kinds: Sequence[str]) -> dict[str, int | None]:
         argument: max((place for place, kind in enumerate(before) if kind in fitting), default=None)
         for argument, fitting in KINDS[last].upon.items()
     }
+
+
+def progress(kind: Kind, directory: Path) -> str:
+    """Whether a stage is done, unfinished or missing."""
+    figures = kind.section is None or measured(kind, directory) is not None
+    if figures and all((directory / file).exists() for file in kind.files):
+        return "done"
+    begun = any(True for pattern in kind.begun for _ in directory.glob(pattern))
+    return "unfinished" if begun else "missing"
+
+
+def measured(kind: Kind, directory: Path) -> dict[str, Any] | None:
+    """What a stage has measured: the section of `metrics.json` that it writes last, or None."""
+    path = directory / "metrics.json"
+    if kind.section is None or not path.exists():
+        return None
+    return json.loads(path.read_text(encoding="utf-8")).get(kind.section)
