@@ -1,0 +1,94 @@
+"""A stage that was made by hand and is what a row asks for is found; one that differs is not."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from commands.runs import place_outputs
+from experiments import runs
+from experiments.__main__ import main
+from experiments.adopt import adopt
+from experiments.runner import compose, plan
+from experiments.runs import Run, runs_of
+from experiments.specification import load
+from tests.support.experiments import PROGRAM, STAGED, write_experiment
+
+CHANGES = (("{stage: stage2, overrides: {model.init_args.noise: null}}", "stage: stage2"),)
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def record(run: Run, hand: Path, change: Callable[[dict], None] = lambda config: None) -> None:
+    """As `cli.py` records a run by hand: a whole configuration, with places of its own."""
+    config = compose(run)
+    config["run"] = {"root": "runs", "preset": run.preset, "stage": hand.name}
+    config["trainer"]["enable_progress_bar"] = True
+    place_outputs(config["trainer"], hand)
+    change(config)
+    hand.mkdir(parents=True)
+    (hand / "config.yaml").write_text(yaml.safe_dump(config))
+    (hand / "metrics.json").write_text(json.dumps({"validate": {"metrics": {"val/psnr": 30.0}}}))
+
+
+def rows() -> list[Run]:
+    return runs_of(load(str(write_experiment(Path(), *CHANGES, text=STAGED))).rows[1], "digits", 0)
+
+
+def adopted() -> dict[Path, Path]:
+    return adopt(plan(load("paper/table.yaml"), "digits", 1))
+
+
+@pytest.mark.slow
+def test_a_run_by_hand_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, _, _, _, _ = rows()
+    hand = Path("runs/digits/tokenizer/fq_dual")
+    record(tokenizer, hand)
+    assert adopted() == {tokenizer.directory: hand}
+    assert tokenizer.state() == "done" and tokenizer.directory.resolve() == hand.resolve()
+    assert adopted() == {}
+
+    program = Path("program.py").absolute()
+    program.write_text(PROGRAM)
+    monkeypatch.setattr(runs, "PROGRAM", program)
+    monkeypatch.setattr(runs, "EVALUATION", (str(program),))
+    monkeypatch.setattr("experiments.__main__.check", lambda *_: None)
+    assert main(["run", "paper/table.yaml"]) == 0
+    assert str(tokenizer.directory) not in Path("starts.txt").read_text()
+    assert json.loads((hand / "metrics.json").read_text())["validate"]["metrics"] == {"val/psnr": 30.0}
+    assert "30" in Path("runs/experiments/results/paper/table_digits.csv").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config.update(seed_everything=1),
+        lambda config: config["data"]["init_args"].update(seed=1),
+        lambda config: config["trainer"].update(max_steps=3),
+        lambda config: config["trainer"]["callbacks"].pop(),
+        lambda config: config["model"]["init_args"]["optimizer"].update(learning_rate=0.5),
+    ],
+)
+def test_a_run_of_another_configuration_is_not(change: Callable[[dict], None]) -> None:
+    tokenizer, *_ = rows()
+    record(tokenizer, Path("runs/digits/tokenizer/fq_dual"), change)
+    assert adopted() == {} and tokenizer.state() == "missing"
+
+
+@pytest.mark.slow
+def test_nor_is_one_upon_other_codes() -> None:
+    *_, generator, _ = runs_of(load(str(write_experiment(Path(), *CHANGES, text=STAGED))).rows[0], "digits", 0)
+    hand = Path("runs/digits/far_base/fq_dual")
+    record(generator, hand, lambda config: config["data"]["init_args"].update(store="runs/digits/tokens/vq"))
+    assert adopted() == {}
+    for file in (hand / "config.yaml", hand / "metrics.json"):
+        file.unlink()
+    hand.rmdir()
+    record(generator, hand)  # the very store that the row's own tokens are to be
+    assert adopted() == {generator.directory: hand}
