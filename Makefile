@@ -182,7 +182,7 @@ experiment: teacher | $(READY) ## Run EXPERIMENT (ssq/table3, ifsq/fig3 …) on 
 # one stage as a job: experiments --sbatch submits it (LAUNCHER and CLUSTER reach it as variables of the environment)
 .PHONY: experiment-stage
 experiment-stage: | $(READY)
-	$(PYTHON) -m experiments.start $(RUN)
+	$(PYTHON) -m experiments.start '$(RUN)'
 
 # --- development -----------------------------------------------------------------------------------------------------
 

@@ -30,6 +30,8 @@ DAMAGED = (
     zlib.error,
     lzma.LZMAError,
     struct.error,
+    MemoryError,  # a length that has changed
+    OverflowError,
 )
 INDEX = ".metadata"  # torch's list of what a sharded checkpoint holds, and where
 
@@ -86,7 +88,9 @@ def sync(path: Path) -> None:
 def move(path: Path, target: Path) -> None:
     """Put a checkpoint in the place of another one; neither is ever there in part."""
     aside = target.with_name(f"{target.name}.old")
-    if aside.exists():  # a kill left it
+    if aside.exists() and not target.exists():  # a kill came between
+        aside.rename(target)
+    if aside.exists():
         shutil.rmtree(aside)
     if target.is_dir():  # nothing can be renamed over a directory that is not empty
         target.rename(aside)

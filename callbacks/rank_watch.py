@@ -41,22 +41,23 @@ class RankWatch(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begin, if there is more than one rank."""
-        if self._threads or not self._meet():
+        if self._threads or not self._meet(clone=True):
             return
         targets = (self._beat, self._watch)
         self._threads = [threading.Thread(target=target, args=(self._stop,), daemon=True) for target in targets]
         for thread in self._threads:
             thread.start()
 
-    def _meet(self) -> bool:
-        """Whether there is more than one rank; then this one can tell the others something."""
+    def _meet(self, clone: bool) -> bool:
+        """Whether there is more than one rank; then this one can tell the others something, by a connection it has."""
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return False
         self._rank = dist.get_rank()
         self._others = [rank for rank in range(dist.get_world_size()) if rank != self._rank]
         self._rounds += 1
         # a connection of its own: the other may be held for as long as a rank waits for another one
-        self._store = dist.PrefixStore(f"watch {self._rounds}", _get_default_store().clone())
+        store = _get_default_store()
+        self._store = dist.PrefixStore(f"watch {self._rounds}", store.clone() if clone else store)
         self._counts: dict[int, int] = {}
         self._left: dict[int, str] = {}  # why a rank has ended; empty if that was in order
         self._patience = self.beats
@@ -70,7 +71,7 @@ class RankWatch(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Tell the others why this rank ends; if it ends because of another one, find out which."""
-        if not self._threads and (_broke_off(exception) or not self._meet()):  # a failure before it began
+        if not self._threads and (_broke_off(exception) or not self._meet(clone=False)):  # a failure before it began
             return
         if not isinstance(exception, Exception):  # asked to stop (callbacks.Requeue)
             self._leave("")

@@ -71,7 +71,10 @@ def _run(experiment: Experiment, preset: str, tasks: list[Task], given: argparse
             print(f"{hand} was made by hand and is what {directory} is to be")
     todo = schedule.missing(tasks)
     runs = [run for run, _ in todo.values()]
-    print(f"{'# ' * given.dry_run}{len(runs)} stages to run{_estimate(runs, given.jobs)}", flush=True)
+    print(
+        f"{'# ' * given.dry_run}{len(runs)} stages to run{_estimate(runs, given.jobs if given.sbatch else 1)}",
+        flush=True,
+    )
     if given.dry_run:
         for run in runs:
             print(f"# {run.overrides}: {nested(run.stage.overrides)}")
@@ -84,7 +87,11 @@ def _run(experiment: Experiment, preset: str, tasks: list[Task], given: argparse
     every = plan(experiment, preset, begun(experiment, preset, given.root), given.root)
     table.write(_results(experiment, preset, given), experiment, preset, every)  # for the report
     stopped = [(task, next((run for run in task.runs if run.state() != "done"), None)) for task in tasks]
-    failed = [f"  {task.row.label}, seed {task.seed}: {run.stage.stage}, {run.log}" for task, run in stopped if run]
+    failed = [
+        f"  {task.row.label}, seed {task.seed}: {run.stage.stage}, {run.log}\n    {start.last_words(run.log)}"
+        for task, run in stopped
+        if run
+    ]
     if failed:
         text = f"{len(failed)} of {len(tasks)} rows failed; the same command tries them again"
         print("\n".join([text, *failed]), file=sys.stderr)

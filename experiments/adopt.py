@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,55 +13,68 @@ import yaml
 from commands.runs import place_outputs
 from experiments.runner import Task, compose
 from experiments.runs import Run, nested
-from experiments.stages import progress
+from experiments.stages import measured, progress
+
+PARTS = ("seed_everything", "model", "data", "trainer")
 
 
 def adopt(tasks: list[Task]) -> dict[Path, Path]:
-    """Put a link to each finished run of the same configuration in the place of a missing one; they are returned.
+    """Put a link to a finished run of the same configuration in the place of each missing one; they are returned.
 
-    Runs by hand lie beside the experiments' own root, in `runs/<preset>/<stage>/<name>`, with the configuration that
-    they were started with. All of it but the place must be equal, the stages that it is built upon included.
+    Runs by hand lie beside the experiments' own root, in `runs/<preset>/<stage>/<name>`, with the configuration of each
+    of their starts. All of these but the place must be what is asked for, the stages that it is built upon included.
+    Samples are not adopted, for what they were compared with is no part of a configuration. A link whose run has been
+    trained further, trained anew or deleted since is taken away.
     """
     found: dict[Path, Path] = {}
     for run in (run for task in tasks for run in task.runs):
-        if run.kind.options is None and run.state() == "missing" and not run.directory.is_symlink():
-            hand = next((place for place in _finished(run) if _same(run, place)), None)
-            if hand is not None:
-                _link(run.directory, hand)
+        if run.kind.options is not None or run.kind.section == "evaluate":
+            continue
+        if run.directory.is_symlink():
+            if run.state() == "done" and _same(run, run.directory.resolve()):
+                continue
+            run.directory.unlink()
+        if run.state() == "missing":
+            places = (run.root.parent / run.preset).glob("*/*")
+            hand = next((place for place in places if progress(run.kind, place) == "done" and _same(run, place)), None)
+            if hand is not None and _link(run, hand):
                 found[run.directory] = hand
     return found
 
 
-def _finished(run: Run) -> list[Path]:
-    """The finished runs by hand, the newest first."""
-    places = (run.root.parent / run.preset).glob(f"*/*/{_record(run)}")
-    return sorted(
-        (p.parent for p in places if progress(run.kind, p.parent) == "done"), key=lambda p: -p.stat().st_mtime
-    )
-
-
 def _same(run: Run, place: Path) -> bool:
-    recorded = yaml.safe_load((place / _record(run)).read_text(encoding="utf-8"))
+    predicts = run.kind.command == "predict"
+    files = (
+        [place / "config_predict.yaml"] if predicts else [place / "config.yaml", *place.glob("config_resume_*.yaml")]
+    )
+    if not all(file.exists() for file in files):
+        return False
+    section, steps = measured(run.kind, place), set()
+    for file in files:
+        recorded = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if not _as_asked(run, place, recorded):
+            return False
+        steps.add(recorded["trainer"].get("max_steps"))
+    if section is None:  # a store of codes: its manifests are written last
+        return True
+    written = (place / "metrics.json").stat().st_mtime
+    return {section.get("global_step")} == steps and all(file.stat().st_mtime <= written for file in files)
+
+
+def _as_asked(run: Run, place: Path, recorded: dict[str, Any]) -> bool:
     recipe = yaml.safe_load(run.stage.configs(run.preset)[0].read_text(encoding="utf-8"))
     said = {key: value for key, value in run.stage.overrides.items() if not key.endswith("+")}  # added to a list
     said |= {"seed_everything": run.seed, "model.class_path": recipe["model"]["class_path"]}
     if not _contains(recorded, nested(said)):
         return False  # cheap to tell
     asked = compose(run)
-    trainer = recorded.get("trainer") or {}
-    asked["trainer"]["enable_progress_bar"] = trainer.get("enable_progress_bar")
+    asked["trainer"]["enable_progress_bar"] = recorded["trainer"].get("enable_progress_bar")
     place_outputs(asked["trainer"], place)
     for argument, upon in run.upon.items():
         here, there = _take(asked, argument), _take(recorded, argument)
         if here is None or there is None or Path(there).resolve() != upon.resolve():
             return False
-    return all(
-        _contains(recorded.get(part), asked.get(part)) for part in ("seed_everything", "model", "data", "trainer")
-    )
-
-
-def _record(run: Run) -> str:
-    return "config_predict.yaml" if run.kind.command == "predict" else "config.yaml"
+    return all(_contains(recorded.get(part), asked.get(part)) for part in PARTS)
 
 
 def _take(config: dict[str, Any], key: str) -> Any:
@@ -78,8 +94,16 @@ def _contains(recorded: Any, asked: Any) -> bool:
     return bool(recorded == asked)
 
 
-def _link(directory: Path, hand: Path) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    if directory.exists():  # logs of a start that did not get far
-        directory.rename(directory.with_name(f"{directory.name}.before"))
-    directory.symlink_to(hand.resolve(), target_is_directory=True)
+def _link(run: Run, hand: Path) -> bool:
+    """Whether the place was free: not if somebody has just begun to make the stage there."""
+    run.directory.mkdir(parents=True, exist_ok=True)
+    with run.log.open("a") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        if run.state() != "missing":
+            return False
+        shutil.rmtree(run.directory)  # a log at most, of a start that did not get far
+        run.directory.symlink_to(os.path.relpath(hand, run.directory.parent), target_is_directory=True)
+    return True

@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from experiments import files
 from experiments.runner import Task
 from experiments.runs import figure
 from experiments.specification import Experiment
@@ -46,17 +46,9 @@ def write_csv(path: Path, records: list[Record]) -> None:
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
-    _write(path, text.getvalue())
+    files.write(path, text.getvalue())
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write the records, and what is made of them, as JSON."""
-    _write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """A reader sees the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    files.write(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

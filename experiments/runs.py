@@ -17,6 +17,7 @@ import yaml
 
 from commands.runs import RunConfig
 from commands.suggestions import REPOSITORY
+from experiments import files
 from experiments.specification import CONFIGS, Row, Stage, short
 from experiments.stages import KINDS, Kind, built_upon, measured, progress
 
@@ -103,8 +104,7 @@ class Run:
 
     def write_overrides(self, path: Path) -> None:
         """Write the overrides as a config file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(nested(self.stage.overrides), sort_keys=False), encoding="utf-8")
+        files.write(path, yaml.safe_dump(nested(self.stage.overrides), sort_keys=False))
 
     def metrics(self) -> dict[str, float | None] | None:
         """What the validation at the end of a fit measured, or the evaluation of samples; None before that."""
@@ -140,9 +140,9 @@ def runs_of(row: Row, preset: str, seed: int, root: Path = ROOT) -> list[Run]:
     for stage in row.stages:
         places = built_upon([*(run.stage.stage for run in runs), stage.stage])
         upon = {argument: runs[place] for argument, place in places.items() if place is not None}
-        files = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in stage.configs(preset)]
+        said = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in stage.configs(preset)]
         before = {argument: run.digest for argument, run in upon.items()} or None
-        text = json.dumps([*files, nested(stage.overrides), before], sort_keys=True, default=str)
+        text = json.dumps([*said, nested(stage.overrides), before], sort_keys=True, default=str)
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
         directories = {argument: run.directory for argument, run in upon.items()}
         runs.append(Run(stage, preset, seed, root, digest, directories))

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from experiments import start
@@ -13,6 +18,7 @@ from experiments.runner import Task
 from experiments.runs import Run
 from experiments.specification import REPOSITORY
 
+FAILED = re.compile(r"make: (\*\*\* \[|Target .* not remade)")
 JOB = REPOSITORY / "scripts" / "train.sbatch"
 
 
@@ -47,9 +53,11 @@ def makefile(runs: list[Run], sbatch: str | None = None) -> str:
         before = [names[directory] for directory in run.upon.values() if directory in names]
         command = shlex.join([sys.executable, "-m", "experiments.start", str(run.directory)])
         if sbatch is not None:
+            job = f"{run.stage.stage}-{run.digest}-{run.seed}"
             command = " ".join(
                 [
-                    *("sbatch --wait --parsable", shlex.quote(f"--job-name={run.stage.stage}-{run.digest}")),
+                    # one job at a time of a name: a second caller's waits without an allocation
+                    *("sbatch --wait --parsable --dependency=singleton", shlex.quote(f"--job-name={job}")),
                     *(shlex.quote(f"--output={run.directory}/slurm-%j.log"), sbatch, shlex.quote(str(JOB))),
                     shlex.join(["experiment-stage", f"RUN={run.directory}"]),
                 ]
@@ -70,9 +78,31 @@ def make(runs: list[Run], jobs: int, sbatch: str | None = None) -> None:
     if jobs > 1 and sbatch is None:  # they share the processors
         environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
     command = ["make", "--silent", "--keep-going", f"--jobs={jobs}", "--file=-"]
-    done = subprocess.run(
-        command, input=makefile(runs, sbatch), env=environment, text=True, stderr=subprocess.PIPE, check=False
-    )
-    others = [line for line in done.stderr.splitlines() if not line.startswith("make: ")]  # who failed says so itself
-    if others:
-        print("\n".join(others), file=sys.stderr)
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # a group of its own, which is stopped as a whole, and gently: training saves at SIGTERM (callbacks.Requeue)
+    with (
+        _stopped_by_sigterm(),
+        subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes) as process,
+    ):
+        try:
+            process.stdin.write(makefile(runs, sbatch))
+            process.stdin.close()
+            for line in process.stderr:
+                if not FAILED.match(line):  # a stage that failed says so itself
+                    print(line, end="", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGTERM)
+            raise
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM counts as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

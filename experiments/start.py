@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from experiments import files
 from experiments.stages import KINDS, progress
 
 if TYPE_CHECKING:  # what it imports would cost each stage ten seconds
@@ -26,9 +27,7 @@ def write(run: Run, label: str) -> None:
     """Leave in its directory what a start needs to know: the commands, the kind of stage, how it is called."""
     run.write_overrides(run.overrides)
     about = {"label": label, "kind": run.stage.stage, "recipe": run.stage.recipe, "commands": run.commands()}
-    unfinished = run.directory / f"{STAGE}.{os.getpid()}.part"
-    unfinished.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(run.directory / STAGE)
+    files.write(run.directory / STAGE, json.dumps(about, indent=1) + "\n")
 
 
 def start(directory: Path) -> int:
@@ -89,12 +88,14 @@ def last_words(log: Path) -> str:
 
 
 def seconds_of(directory: Path, about: dict[str, Any]) -> float | None:
-    """How long finished stages of this kind and recipe took beside this one, on the mean; of the kind, if none has."""
+    """How long finished ones took on the mean: this stage with other seeds, else those of its recipe, else its kind."""
     places = directory.parents[3].glob(f"{about['kind']}/*/*/seed_*")  # <kind>/<recipe>/<digest>/seed_<seed>
     kind = KINDS[about["kind"]]
     took = {place: _seconds(place) for place in places if progress(kind, place) == "done"}
-    alike = [value for place, value in took.items() if place.parents[1].name == about["recipe"] and value]
-    every = alike or [value for value in took.values() if value]
+    took = {place: seconds for place, seconds in took.items() if seconds}
+    same = [seconds for place, seconds in took.items() if place.parent == directory.parent]
+    alike = [seconds for place, seconds in took.items() if place.parents[1].name == about["recipe"]]
+    every = same or alike or [*took.values()]
     return fmean(every) if every else None
 
 

@@ -112,6 +112,15 @@ def test_a_kill_among_sharded_checkpoints_leaves_no_part_of_one(
         with pytest.raises(KeyboardInterrupt):
             move(following, last)
     assert fault(last) is None and (last / "name").read_text() == "new"
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):  # the one moment at which neither has the name
+            move(write_sharded(tmp_path / "next.ckpt", "newest"), last)
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            move(tmp_path / "next.ckpt", last)
+    assert fault(last) is None, "the old one was deleted before the new one had its name"
     move(write_sharded(tmp_path / "next.ckpt", "newer"), last)
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 

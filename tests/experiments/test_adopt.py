@@ -1,5 +1,6 @@
 """A stage that was made by hand and is what a row asks for is found; one that differs is not."""
 
+import fcntl
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ from experiments.adopt import adopt
 from experiments.runner import compose, plan
 from experiments.runs import Run, runs_of
 from experiments.specification import load
+from tests.support.commands import exit_code
 from tests.support.experiments import PROGRAM, STAGED, write_experiment
+from tests.support.recipes import write_judge
 
 CHANGES = (("{stage: stage2, overrides: {model.init_args.noise: null}}", "stage: stage2"),)
 
@@ -33,7 +36,8 @@ def record(run: Run, hand: Path, change: Callable[[dict], None] = lambda config:
     change(config)
     hand.mkdir(parents=True)
     (hand / "config.yaml").write_text(yaml.safe_dump(config))
-    (hand / "metrics.json").write_text(json.dumps({"validate": {"metrics": {"val/psnr": 30.0}}}))
+    section = {"metrics": {"val/psnr": 30.0}, "global_step": config["trainer"]["max_steps"]}
+    (hand / "metrics.json").write_text(json.dumps({"validate": section}))
 
 
 def rows() -> list[Run]:
@@ -62,6 +66,33 @@ def test_a_run_by_hand_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(tokenizer.directory) not in Path("starts.txt").read_text()
     assert json.loads((hand / "metrics.json").read_text())["validate"]["metrics"] == {"val/psnr": 30.0}
     assert "30" in Path("runs/experiments/results/paper/table_digits.csv").read_text()
+
+
+@pytest.mark.slow
+def test_a_real_run_by_hand_is_found_until_it_is_trained_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_judge(Path("runs/digits/teacher/judge.safetensors"))
+    (run,) = runs_of(load(str(write_experiment(Path()))).rows[1], "digits", 0)
+    run.write_overrides(Path("overrides.yaml"))
+    monkeypatch.setattr("sys.argv", ["cli.py"])
+    arguments = run.arguments(Path("overrides.yaml"))
+    for option, value in (("--run.root", "runs"), ("--run.stage", "tokenizer/vq")):
+        arguments[arguments.index(option) + 1] = value
+    assert exit_code(*arguments) == 0
+    assert adopted() == {run.directory: Path("runs/digits/tokenizer/vq")}
+    assert run.state() == "done" and not run.directory.readlink().is_absolute()
+    assert exit_code(*arguments, "--trainer.max_steps", "3") == 0
+    assert adopted() == {} and not run.directory.exists()
+
+
+@pytest.mark.slow
+def test_what_somebody_is_at_is_left_to_them() -> None:
+    tokenizer, *_ = rows()
+    record(tokenizer, Path("runs/digits/tokenizer/fq_dual"))
+    tokenizer.directory.mkdir(parents=True)
+    with tokenizer.log.open("a") as somebody:
+        fcntl.flock(somebody, fcntl.LOCK_EX)
+        assert adopted() == {}
+    assert [*adopted()] == [tokenizer.directory]
 
 
 @pytest.mark.slow

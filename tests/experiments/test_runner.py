@@ -2,9 +2,13 @@ import csv
 import fcntl
 import json
 import os
+import re
 import shlex
+import signal
+import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from math import isnan
 from pathlib import Path
@@ -15,6 +19,7 @@ from experiments import runs, start
 from experiments.__main__ import main
 from experiments.runs import figure, nested, runs_of
 from experiments.specification import Row, Stage, load
+from tests.support.commands import REPOSITORY
 from tests.support.experiments import PROGRAM, write_experiment
 
 
@@ -120,11 +125,37 @@ def test_several_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_two_callers_make_each_stage_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = str(write_experiment(tmp_path))
     monkeypatch.setenv("PAUSE", "1")
-    other = threading.Thread(target=main, args=(["run", file],))
+    codes: list[int] = []
+    other = threading.Thread(target=lambda: codes.append(main(["run", file])))
     other.start()
-    assert main(["run", file]) == 0
+    codes.append(main(["run", file]))
     other.join()
+    assert codes == [0, 0]
     assert len(starts()) == 2 and set(starts().values()) == {1}
+
+
+def test_a_runner_that_is_stopped_stops_what_it_started(tmp_path: Path) -> None:
+    file = write_experiment(tmp_path)
+    program = f"from experiments import runs, __main__ as m; runs.PROGRAM = m.Path({str(runs.PROGRAM)!r}); "
+    program += f"m.check = lambda *_: None; raise SystemExit(m.main(['run', {str(file)!r}]))"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PAUSE": "60"}
+    runner = subprocess.Popen([sys.executable, "-c", program], env=environment)
+    while not Path("starts.txt").exists():
+        time.sleep(0.01)
+        assert runner.poll() is None
+    runner.send_signal(signal.SIGTERM)
+    assert runner.wait(20) == 130
+    (run,) = runs_of(load(str(file)).rows[0], "digits", 0)
+    with run.log.open("a") as log:  # nobody is at it any more
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_what_sbatch_says_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition: gpuu' >&2\nexit 1\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    assert main(["run", str(write_experiment(tmp_path)), "--sbatch", "--partition=gpuu"]) == 1
+    assert "invalid partition: gpuu" in capfd.readouterr().err
 
 
 def test_a_slurm_job_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +172,10 @@ def test_a_slurm_job_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert main(["run", str(file), "--jobs", "9", "--sbatch", "--partition=gpu --gpus-per-node=8"]) == 0
     submitted = Path("sbatch.txt").read_text().splitlines()
     assert len(submitted) == 2
-    assert all("--wait" in line and "--partition=gpu --gpus-per-node=8" in line for line in submitted)
+    assert all(
+        "--wait --parsable --dependency=singleton" in line and "--partition=gpu --gpus-per-node=8" in line
+        for line in submitted
+    )
     assert all("scripts/train.sbatch experiment-stage RUN=runs/experiments/digits" in line for line in submitted)
     (log,) = {run.log for run in runs_of(load(str(file)).rows[0], "digits", 0)}
     assert log.read_text().startswith("$ env MEET=1 ") and "--some here" in log.read_text()
@@ -169,13 +203,16 @@ def test_a_run_that_somebody_else_makes_is_waited_for(tmp_path: Path, capfd: pyt
     fcntl.flock(somebody, fcntl.LOCK_EX)
 
     def finish() -> None:
+        waits = re.compile(rf"-> FLOCK .*:{run.log.stat().st_ino} ")
+        while not waits.search(Path("/proc/locks").read_text()):
+            time.sleep(0.01)
         (run.directory / "metrics.json").write_text('{"validate": {"metrics": {"val/psnr": 1.0}}}')
         somebody.close()
 
-    timer = threading.Timer(2.5, finish)
-    timer.start()
+    finisher = threading.Thread(target=finish)
+    finisher.start()
     assert main(["run", str(file)]) == 0
-    timer.join()
+    finisher.join()
     assert "somebody else runs it, waiting" in capfd.readouterr().out
     assert str(run.directory) not in starts() and len(starts()) == 1
 
