@@ -172,10 +172,8 @@ def test_a_slurm_job_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert main(["run", str(file), "--jobs", "9", "--sbatch", "--partition=gpu --gpus-per-node=8"]) == 0
     submitted = Path("sbatch.txt").read_text().splitlines()
     assert len(submitted) == 2
-    assert all(
-        "--wait --parsable --dependency=singleton" in line and "--partition=gpu --gpus-per-node=8" in line
-        for line in submitted
-    )
+    options = ("--wait --parsable --dependency=singleton", "--partition=gpu --gpus-per-node=8")
+    assert all(option in line for line in submitted for option in options)
     assert all("scripts/train.sbatch experiment-stage RUN=runs/experiments/digits" in line for line in submitted)
     (log,) = {run.log for run in runs_of(load(str(file)).rows[0], "digits", 0)}
     assert log.read_text().startswith("$ env MEET=1 ") and "--some here" in log.read_text()
