@@ -186,11 +186,11 @@ experiment-stage: | $(READY)
 
 # --- development -----------------------------------------------------------------------------------------------------
 
-test: $(READY) ## Run all tests, two at a time with a thread each
+test: $(READY) ## Run all tests of a single process, two at a time with a thread each
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
-test-cluster: $(READY) ## Run recipes on two processes, and jobs of a real SLURM (as root; else skipped with the reason)
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m cluster --numprocesses 2 --dist loadfile -rs tests/cluster $(ARGS)
+test-cluster: $(READY) ## Run what needs several processes, and jobs of a real SLURM (as root; else skipped with the reason)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m cluster --numprocesses 2 --dist loadfile -rs $(ARGS)
 
 drill: $(READY) ## Kill a curriculum on digits 20 times at random: it ends as one left in peace; ARGS='--kills 5 --seed 1'
 	$(PYTHON) -m tests.drill $(ARGS)

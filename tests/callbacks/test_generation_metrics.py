@@ -77,7 +77,7 @@ def test_what_cannot_be_measured_stops_before_sampling(run: Path, tmp_path: Path
     assert not (tmp_path / "metrics.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_two_ranks_say_what_one_says(run: Path, tmp_path: Path) -> None:
     def tested(**arguments: object) -> dict[str, float]:
         judge = ("judge", "runs/digits/teacher/judge.safetensors")

@@ -41,7 +41,7 @@ def measured(directory: Path, judge: Path, **arguments: object) -> dict[str, flo
     return section["metrics"]
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_two_ranks_log_what_one_logs(tmp_path: Path) -> None:
     judge = write_judge(tmp_path / "judge.safetensors", 2)
     alone = measured(tmp_path / "alone", judge)

@@ -20,7 +20,7 @@ from tests.support.commands import REPOSITORY
 LOST = "was lost: no sign of life"
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_lost_rank_is_named(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.lost_rank"],

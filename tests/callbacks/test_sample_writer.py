@@ -149,7 +149,7 @@ def test_a_class_that_is_not_there_names_both(run: Path, tmp_path: Path) -> None
         predict(tmp_path, run, classes=[3, 10])
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_two_ranks_write_what_one_writes(run: Path, directory: Path, tmp_path: Path) -> None:
     predict(tmp_path, run, devices=2, strategy="ddp_spawn")
     assert (images(tmp_path) == images(directory)).all()

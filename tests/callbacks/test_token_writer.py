@@ -125,7 +125,7 @@ def test_views_of_workers_are_the_same(whole: Path, tmp_path: Path) -> None:
     assert content(tmp_path) == content(whole)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_two_ranks_write_what_one_writes(whole: Path, tmp_path: Path) -> None:
     """Nine shards on two ranks, and then none that a second attempt would have to write."""
     predict(tmp_path, devices=2, strategy="ddp_spawn")

@@ -49,7 +49,7 @@ def validated(directory: Path, **arguments: object) -> dict[str, float]:
     return json.loads((directory / "metrics.json").read_text())["validate"]["metrics"]
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_two_ranks_log_what_one_logs(tmp_path: Path) -> None:
     alone = validated(tmp_path / "alone")
     assert validated(tmp_path / "together", devices=2, strategy="ddp_spawn") == pytest.approx(alone, abs=1e-6)

@@ -14,7 +14,7 @@ from tests.support.commands import REPOSITORY
 CHECKPOINTS = Path("digits/stage2/fq_dual/checkpoints")
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.two_ranks"],

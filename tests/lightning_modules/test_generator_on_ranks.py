@@ -77,7 +77,7 @@ def assert_alike(found: dict, expected: dict) -> None:
             torch.testing.assert_close(mine["state"][number][name], value, rtol=1e-3, atol=1e-7, msg=f"{number} {name}")
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_two_ranks_are_one_of_twice_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -181,7 +181,7 @@ def in_pieces(rank: int) -> dict[str, object]:
     return result
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_generator_in_pieces_is_the_whole_one(tmp_path: Path) -> None:
     generator = small_generator()
     codes, labels = random_codes(generator, 4)

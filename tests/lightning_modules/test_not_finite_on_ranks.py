@@ -103,7 +103,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_not_finite_on_one_rank(tmp_path: Path) -> None:
     write_digit_codes(tmp_path / "codes")
     first, second = run_on_ranks(two_ranks, tmp_path)

@@ -88,7 +88,7 @@ def entropy_of(rows: torch.Tensor, gather: bool) -> dict[str, torch.Tensor]:
     return {"value": value.detach(), "gradient": codebook.grad}
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_two_ranks_are_one_of_twice_the_batch(tmp_path: Path) -> None:
     SmallVisionTransformer(16, 4, width=16, depth=1, num_heads=2).save(tmp_path / "high.safetensors")
     alone = trained(0, 1, True, str(tmp_path / "high.safetensors"))

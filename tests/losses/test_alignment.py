@@ -183,7 +183,7 @@ def aligned_on_rank(rank: int) -> dict[str, object]:
     return result
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_gathered_negatives_make_two_ranks_one_batch(tmp_path: Path) -> None:
     """Averaged over ranks, as DDP does, loss and gradients of 3 + 3 images are those of 6 on one rank."""
     together, ranks = aligned(slice(0, 6)), run_on_ranks(aligned_on_rank, tmp_path)

@@ -93,7 +93,7 @@ def of_rank(rank: int) -> dict[str, object]:
     return figures(rows(0, 2) if rank == 0 else rows(2, 5))
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
     expected = figures(rows(0, 5))
     expected["gathered of one rank"] = rows(2, 3)["codes"].tolist()
