@@ -34,7 +34,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     run = commands.choices["run"]
     run.add_argument("--dry-run", action="store_true", help="print the commands")
     run.add_argument("--jobs", type=_positive, default=1, help="stages at once; they share the processors (1)")
-    run.add_argument("--sbatch", metavar="OPTIONS", help="make each stage a SLURM job, with these options of sbatch")
+    run.add_argument("--sbatch", metavar="OPTIONS", help="each stage a SLURM job: --sbatch='options of sbatch'")
     commands.choices["show"].add_argument("--markdown", action="store_true", help="print Markdown, for docs")
     return parser.parse_args(arguments)
 

@@ -16,6 +16,7 @@ from experiments.runs import Run, nested
 from experiments.stages import measured, progress
 
 PARTS = ("seed_everything", "model", "data", "trainer")
+PLACES = ("default_root_dir", "save_dir", "dirpath")  # where a run is says nothing of what it is
 
 
 def adopt(tasks: list[Task]) -> dict[Path, Path]:
@@ -88,7 +89,7 @@ def _take(config: dict[str, Any], key: str) -> Any:
 def _contains(recorded: Any, asked: Any) -> bool:
     """Whether all that is asked for is as recorded; the record may say more: what one setting makes of another."""
     if isinstance(asked, dict) and isinstance(recorded, dict):
-        return all(_contains(recorded.get(key), value) for key, value in asked.items())
+        return all(_contains(recorded.get(key), value) for key, value in asked.items() if key not in PLACES)
     if isinstance(asked, list) and isinstance(recorded, list):
         return len(asked) == len(recorded) and all(map(_contains, recorded, asked))
     return bool(recorded == asked)

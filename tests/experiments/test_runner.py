@@ -154,7 +154,7 @@ def test_what_sbatch_says_is_passed_on(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     (tmp_path / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition: gpuu' >&2\nexit 1\n")
     (tmp_path / "sbatch").chmod(0o755)
-    assert main(["run", str(write_experiment(tmp_path)), "--sbatch", "--partition=gpuu"]) == 1
+    assert main(["run", str(write_experiment(tmp_path)), "--sbatch=--partition=gpuu"]) == 1
     assert "invalid partition: gpuu" in capfd.readouterr().err
 
 
@@ -169,7 +169,7 @@ def test_a_slurm_job_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(runs, "PROGRAM", tmp_path / "cli.py")
     (tmp_path / "program.py").rename(tmp_path / "cli.py")
     file = write_experiment(tmp_path)
-    assert main(["run", str(file), "--jobs", "9", "--sbatch", "--partition=gpu --gpus-per-node=8"]) == 0
+    assert main(["run", str(file), "--jobs", "9", "--sbatch=--partition=gpu --gpus-per-node=8"]) == 0
     submitted = Path("sbatch.txt").read_text().splitlines()
     assert len(submitted) == 2
     options = ("--wait --parsable --dependency=singleton", "--partition=gpu --gpus-per-node=8")
