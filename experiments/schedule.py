@@ -78,12 +78,19 @@ def make(runs: list[Run], jobs: int, sbatch: str | None = None) -> None:
     if jobs > 1 and sbatch is None:  # they share the processors
         environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
     command = ["make", "--silent", "--keep-going", f"--jobs={jobs}", "--file=-"]
-    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
     # a group of its own, which is stopped as a whole, and gently: training saves at SIGTERM (callbacks.Requeue)
     with (
         _stopped_by_sigterm(),
-        subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes) as process,
+        subprocess.Popen(
+            command,
+            env=environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        ) as process,
     ):
+        assert process.stdin and process.stderr
         try:
             process.stdin.write(makefile(runs, sbatch))
             process.stdin.close()
