@@ -1,6 +1,6 @@
 """Generators at 16 × 16 positions: training rate and memory (LlamaGen-B), sampling rate (FAR-Base, guidance 2).
 
-    python -m benchmarks.generator [--repeats 5] [--positions 48]
+    python -m benchmarks.generator [--repeats 5] [--positions 48] [--device cuda]
 
 Training is held against the machine's own product of two 2,048² matrices, sampling against one read of all weights
 that a position needs at the machine's own reading rate, or its arithmetic at the product's rate where that is slower;
@@ -14,18 +14,24 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from benchmarks.machine import (
+    PRODUCT_SIZE,
     Result,
+    add_device_argument,
+    device_in_use,
     matrix_product_rate,
     peak_bytes,
     read_rate,
     resident_bytes,
     seconds,
     time_against_rate,
+    use,
+    wait,
     write_results,
 )
 from benchmarks.tokenizer import count_flops
@@ -38,13 +44,15 @@ NUM_CLASSES = 1000
 CODEBOOK_SIZE = 16384
 GIGABYTE = 1e9
 GUIDANCE = 2.0
-TRAINING_BATCH = 2
+TRAINING_BATCH = {"cpu": 2, "cuda": 64}
+SAMPLING_BATCHES = {"cpu": (1, 8), "cuda": (1, 64)}
 
 
-def llamagen_base() -> AutoregressiveGenerator:
+def llamagen_base(compiled: bool = False) -> AutoregressiveGenerator:
     """LlamaGen-B, 111 M parameters, random weights, training mode."""
     torch.manual_seed(0)
-    return AutoregressiveGenerator(TokenSpec((CODEBOOK_SIZE,), (GRID,)), NUM_CLASSES, SIZES["B"], LinearHead())
+    trunk = replace(SIZES["B"], compile=compiled)
+    return AutoregressiveGenerator(TokenSpec((CODEBOOK_SIZE,), (GRID,)), NUM_CLASSES, trunk, LinearHead())
 
 
 def far_base() -> AutoregressiveGenerator:
@@ -68,14 +76,20 @@ def train_step(generator: AutoregressiveGenerator, codes: Tensor, labels: Tensor
 
 def training(repeats: int) -> list[Result]:
     """Training steps of LlamaGen-B, without the optimizer."""
+    device = device_in_use()
+    batch = TRAINING_BATCH[device]
     generator = llamagen_base()
-    codes, labels = random_batch(generator, TRAINING_BATCH)
+    codes, labels = random_batch(generator, batch)
     flops = count_flops(lambda: train_step(generator, codes, labels))
-    name = f"generator/llamagen_b/train_step/batch{TRAINING_BATCH}"
+    name = f"generator/llamagen_b/train_step/batch{batch}"
     results = [Result(f"{name}/flop", flops / 1e9, "GFLOP")]
-    for type_name, dtype in DTYPES.items():
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            elapsed, rate = time_against_rate(lambda: train_step(generator, codes, labels), dtype, repeats)
+    variants = list(DTYPES.items())
+    if device == "cuda":
+        variants.append(("bf16_compiled", torch.bfloat16))
+    for type_name, dtype in variants:
+        generator = llamagen_base(compiled=type_name.endswith("compiled"))
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            elapsed, rate = time_against_rate(lambda g=generator: train_step(g, codes, labels), dtype, repeats)
         achieved = flops / elapsed
         results.append(Result(f"{name}/{type_name}", codes.numel() / elapsed, "tokens/s"))
         results.append(Result(f"{name}/{type_name}/rate", achieved / 1e9, "GFLOP/s", rate / 1e9, achieved / rate))
@@ -85,10 +99,11 @@ def training(repeats: int) -> list[Result]:
 def training_memory() -> list[Result]:
     """Memory that a training step (gradients included, no optimizer) adds; run in a process of its own."""
     generator = llamagen_base()
-    codes, labels = random_batch(generator, TRAINING_BATCH)
+    batch = TRAINING_BATCH[device_in_use()]
+    codes, labels = random_batch(generator, batch)
     held = resident_bytes()
     added = (peak_bytes(lambda: train_step(generator, codes, labels)) - held) / GIGABYTE
-    return [Result(f"generator/llamagen_b/train_step/batch{TRAINING_BATCH}/float32/memory", added, "GB")]
+    return [Result(f"generator/llamagen_b/train_step/batch{batch}/float32/memory", added, "GB")]
 
 
 def sampling_memory(positions: int) -> list[Result]:
@@ -117,6 +132,7 @@ def position_seconds(
 
     def timed_step(features: Tensor, position: int, cache: object) -> Tensor:
         nonlocal started
+        wait()
         if position > 0:
             times.append(time.perf_counter() - started)
         if position == positions:
@@ -137,7 +153,7 @@ def position_seconds(
 
 
 def sampling(positions: int) -> list[Result]:
-    """Positions/s of an image at batch 1 and 8, and without a cache."""
+    """Positions/s of one image and of some, and without a cache."""
     generator = far_base()
     results = []
     for type_name, dtype in DTYPES.items():
@@ -147,13 +163,13 @@ def sampling(positions: int) -> list[Result]:
             for name, parameter in generator.named_parameters()
             if not name.startswith(("embeddings", "class_embedding"))  # a row of these is nothing
         ]
-        for batch in (1, 8):
+        for batch in SAMPLING_BATCHES[device_in_use()]:
             reads: list[float] = []
             products: list[float] = []
 
             def measure(reads: list = reads, products: list = products, dtype: torch.dtype = dtype) -> None:
                 reads.append(read_rate())
-                products.append(matrix_product_rate(dtype, size=1024, repeats=3))
+                products.append(matrix_product_rate(dtype, PRODUCT_SIZE[device_in_use()] // 2, repeats=3))
 
             elapsed = position_seconds(generator, batch, positions, measure)
             reading = sum(parameter.nbytes for parameter in needed) / statistics.median(reads)
@@ -190,8 +206,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="timed training steps of each kind")
     parser.add_argument("--positions", type=int, default=48, help="timed positions of each kind of sampling, of 256")
+    add_device_argument(parser)
     arguments = parser.parse_args()
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+    use(arguments.device)
+    with multiprocessing.get_context("spawn").Pool(1, use, (arguments.device,), maxtasksperchild=1) as pool:
         results = [*pool.apply(training_memory), *pool.apply(sampling_memory, (arguments.positions,))]
     results += training(arguments.repeats)
     results += sampling(arguments.positions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
@@ -15,6 +16,8 @@ from pathlib import Path
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192}
+READ_MEGABYTES = {"cpu": 256, "cuda": 4096}
 
 
 @dataclass
@@ -36,23 +39,50 @@ class Result:
     of_bound: float | None = None
 
 
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """Say where to measure: the GPU, if there is one."""
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=default, help="default here: %(default)s")
+
+
+def use(device: str) -> None:
+    """Build everything on this device, and multiply float32 there as ``cli.py fit`` does (TF32 on a GPU)."""
+    torch.set_default_device(device)
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+
+def device_in_use() -> str:
+    """What :func:`use` was told."""
+    return torch.get_default_device().type
+
+
+def wait() -> None:
+    """Until a GPU has done what it was given."""
+    if device_in_use() == "cuda":
+        torch.cuda.synchronize()
+
+
 def seconds(function: Callable[[], object]) -> float:
-    """Wall-clock seconds of one call."""
+    """Wall-clock seconds of one call, until its work is done."""
+    wait()
     start = time.perf_counter()
     function()
+    wait()
     return time.perf_counter() - start
 
 
-def matrix_product_rate(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float:
+def matrix_product_rate(dtype: torch.dtype, size: int | None = None, repeats: int = 5) -> float:
     """FLOP/s of a size³ matrix product: the median of some calls."""
+    size = size or PRODUCT_SIZE[device_in_use()]
     first, second = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     first @ second
     return 2 * size**3 / statistics.median(seconds(lambda: first @ second) for _ in range(repeats))
 
 
-def read_rate(megabytes: int = 256, repeats: int = 3) -> float:
+def read_rate(repeats: int = 3) -> float:
     """Bytes/s at which all threads together read memory that no cache holds: the median of some sums."""
-    memory = torch.ones(megabytes * 2**18)
+    memory = torch.ones(READ_MEGABYTES[device_in_use()] * 2**18)
     memory.sum()
     return memory.nbytes / statistics.median(seconds(memory.sum) for _ in range(repeats))
 
@@ -71,12 +101,16 @@ def time_against_rate(function: Callable[[], object], dtype: torch.dtype, repeat
 
 
 def resident_bytes() -> int:
-    """Memory this process holds now."""
-    return _status_bytes("VmRSS")
+    """Memory this process holds now; on a GPU, what its tensors take."""
+    return torch.cuda.memory_allocated() if device_in_use() == "cuda" else _status_bytes("VmRSS")
 
 
 def peak_bytes(function: Callable[[], object]) -> int:
-    """The most memory this process held during one call, read after resetting the kernel's high-water mark."""
+    """The most memory this process held during one call, read after resetting the high-water mark."""
+    if device_in_use() == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        return torch.cuda.max_memory_allocated()
     Path("/proc/self/clear_refs").write_text("5")
     function()
     return _status_bytes("VmHWM")
@@ -90,18 +124,22 @@ def _status_bytes(field: str) -> int:
 
 
 def write_results(what: str, results: list[Result]) -> Path:
-    """Print the results and write them to ``benchmarks/results/<date>-<what>.json``."""
+    """Print the results and write them to ``benchmarks/results/<date>-<what>[-gpu].json``."""
     for result in results:
         share = "" if result.of_bound is None else f"{result.of_bound:8.1%} of {result.bound:.4g}"
         print(f"{result.name:<58}{result.value:>12.4g} {result.unit:<10}{share}")
+    machine = {"processor": _processor(), "cores": torch.get_num_threads(), "system": platform.platform()}
+    on_gpu = device_in_use() == "cuda"
+    if on_gpu:
+        machine["gpu"] = torch.cuda.get_device_name()
     record = {
-        "machine": {"processor": _processor(), "cores": torch.get_num_threads(), "system": platform.platform()},
+        "machine": machine,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "commit": _git("rev-parse", "HEAD") + ("-dirty" if _git("status", "--porcelain") else ""),
         "results": [asdict(result) for result in results],
     }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{date.today().isoformat()}-{what}.json"
+    path = RESULTS / f"{date.today().isoformat()}-{what}{'-gpu' if on_gpu else ''}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
 

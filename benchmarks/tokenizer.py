@@ -1,9 +1,9 @@
 """The f16 dual tokenizer at 256 px: throughput, share of the machine's matrix-product rate, memory.
 
-    python -m benchmarks.tokenizer [--repeats 5]
+    python -m benchmarks.tokenizer [--repeats 5] [--device cuda]
 
-Every time is a median; the bound of a rate is the machine's own product of two 2,048² matrices of the same type,
-measured between the timed calls.
+Every time is a median; the bound of a rate is the machine's own product of two matrices of the same type (2,048², on
+a GPU 8,192² and TF32 for float32), measured between the timed calls.
 """
 
 from __future__ import annotations
@@ -16,13 +16,24 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import Result, peak_bytes, resident_bytes, seconds, time_against_rate, write_results
+from benchmarks.machine import (
+    Result,
+    add_device_argument,
+    device_in_use,
+    peak_bytes,
+    resident_bytes,
+    seconds,
+    time_against_rate,
+    use,
+    write_results,
+)
 from models.quantizers import FactorizedQuantizer
 from models.quantizers.vector import VectorQuantizer
 from models.tokenizers import ConvolutionalTokenizer
 
 NAME = "tokenizer/fq_dual_f16"
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+BATCHES = {"cpu": (1, 4), "cuda": (1, 32)}
 GIGABYTE = 1e9
 FORWARD_MEMORY_LIMIT = 0.7
 TRAINING_MEMORY_LIMIT = 4.5
@@ -55,14 +66,14 @@ def train_step(tokenizer: ConvolutionalTokenizer, images: Tensor) -> None:
 
 
 def inference(repeats: int) -> list[Result]:
-    """Encode, decode and forward at batch 1 and 4, and the share of forward that is look-up."""
+    """Encode, decode and forward of one and of some images, and the share of forward that is look-up."""
     tokenizer = build().eval()
     flops = count_flops(lambda: tokenizer(random_images(1)))
     results = [Result(f"{NAME}/forward/flop", flops / 1e9, "GFLOP/image")]
     for name, dtype in DTYPES.items():
-        for batch in (1, 4):
+        for batch in BATCHES[device_in_use()]:
             images = random_images(batch)
-            with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            with torch.inference_mode(), torch.autocast(device_in_use(), dtype, enabled=dtype != torch.float32):
                 quantized = tokenizer.encode(images).quantized
                 calls: dict[str, Callable[[], object]] = {
                     "encode": lambda images=images: tokenizer.encode(images),
@@ -100,14 +111,17 @@ def look_up_seconds(tokenizer: ConvolutionalTokenizer, images: Tensor) -> float:
 
 
 def training(repeats: int) -> list[Result]:
-    """One training step at batch 1 and 4, without perceptual and adversarial terms."""
+    """One training step of one and of some images, without perceptual and adversarial terms."""
     results = []
+    flops = count_flops(lambda: train_step(build(), random_images(1)))
     for name, dtype in DTYPES.items():
-        for batch in (1, 4):
+        for batch in BATCHES[device_in_use()]:
             tokenizer, images = build(), random_images(batch)
-            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                elapsed, _ = time_against_rate(lambda t=tokenizer, i=images: train_step(t, i), dtype, repeats)
-            results.append(Result(f"{NAME}/train_step/batch{batch}/{name}", batch / elapsed, "images/s"))
+            with torch.autocast(device_in_use(), dtype, enabled=dtype != torch.float32):
+                elapsed, rate = time_against_rate(lambda t=tokenizer, i=images: train_step(t, i), dtype, repeats)
+            key, achieved = f"{NAME}/train_step/batch{batch}/{name}", flops * batch / elapsed
+            results.append(Result(key, batch / elapsed, "images/s"))
+            results.append(Result(f"{key}/rate", achieved / 1e9, "GFLOP/s", rate / 1e9, achieved / rate))
     return results
 
 
@@ -136,8 +150,10 @@ def main() -> None:
     """Measure all; each memory figure in a fresh process, so that no earlier call has warmed the allocator."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each kind")
+    add_device_argument(parser)
     arguments = parser.parse_args()
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+    use(arguments.device)
+    with multiprocessing.get_context("spawn").Pool(1, use, (arguments.device,), maxtasksperchild=1) as pool:
         results = [
             *pool.apply(forward_memory, (1,)),
             *pool.apply(forward_memory, (4,)),
