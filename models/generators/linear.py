@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-FEW_ROWS = range(2, 8)
+MIN_ROWS, MAX_ROWS = 2, 7
 """Where the turned product is the faster one, by measurement; a single row is torch's own special case."""
 
 
@@ -17,8 +17,8 @@ def linear(features: Tensor, weight: Tensor) -> Tensor:
     product turned around, W xᵀ, takes little longer than that (``benchmarks/generator.py``).
     """
     rows = features.numel() // features.shape[-1]
-    on_cpu = weight.device.type == "cpu" and features.dtype == torch.float32
-    if rows not in FEW_ROWS or not on_cpu or torch.is_grad_enabled():
+    sampling_on_cpu = weight.device.type == "cpu" and features.dtype == torch.float32 and not torch.is_grad_enabled()
+    if not sampling_on_cpu or not MIN_ROWS <= rows <= MAX_ROWS:
         return functional.linear(features, weight)
     return torch.mm(weight, features.reshape(rows, -1).T).T.contiguous().unflatten(0, features.shape[:-1])
 

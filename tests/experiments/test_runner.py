@@ -138,7 +138,8 @@ def test_a_runner_that_is_stopped_stops_what_it_started(tmp_path: Path) -> None:
     file = write_experiment(tmp_path)
     program = f"from experiments import runs, __main__ as m; runs.PROGRAM = m.Path({str(runs.PROGRAM)!r}); "
     program += f"m.check = lambda *_: None; raise SystemExit(m.main(['run', {str(file)!r}]))"
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PAUSE": "60"}
+    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "PAUSE": "60"}
     runner = subprocess.Popen([sys.executable, "-c", program], env=environment)
     while not Path("starts.txt").exists():
         time.sleep(0.01)

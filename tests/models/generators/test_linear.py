@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from models.generators.linear import FEW_ROWS, Linear
+from models.generators.linear import MAX_ROWS, MIN_ROWS, Linear
 
 
-@pytest.mark.parametrize("rows", [1, *FEW_ROWS, 9])
+@pytest.mark.parametrize("rows", [1, *range(MIN_ROWS, MAX_ROWS + 1), 9])
 def test_any_number_of_rows_gives_the_product(rows):
     torch.manual_seed(0)
     layer, features = Linear(5, 3), torch.randn(rows, 1, 5)
@@ -22,3 +22,9 @@ def test_gradients_are_a_linear_layers():
 def test_bfloat16_stays_bfloat16():
     with torch.no_grad():
         assert Linear(5, 3).bfloat16()(torch.randn(4, 5).bfloat16()).dtype == torch.bfloat16
+
+
+def test_it_compiles_for_any_number_of_rows():
+    layer = torch.compile(Linear(5, 3), backend="eager", dynamic=True, fullgraph=True)
+    for rows in (3, 4, 12):
+        assert layer(torch.randn(rows, 5)).shape == (rows, 3)
