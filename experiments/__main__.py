@@ -83,7 +83,7 @@ def _run(experiment: Experiment, preset: str, tasks: list[Task], given: argparse
         return 0
     for run, label in todo.values():
         start.write(run, label)
-    schedule.make(runs, given.jobs, given.sbatch)
+    schedule.make(todo, given.jobs, given.sbatch)
     every = plan(experiment, preset, begun(experiment, preset, given.root), given.root)
     table.write(_results(experiment, preset, given), experiment, preset, every)  # for the report
     stopped = [(task, next((run for run in task.runs if run.state() != "done"), None)) for task in tasks]
@@ -95,6 +95,8 @@ def _run(experiment: Experiment, preset: str, tasks: list[Task], given: argparse
     if failed:
         text = f"{len(failed)} of {len(tasks)} rows failed; the same command tries them again"
         print("\n".join([text, *failed]), file=sys.stderr)
+    else:
+        print(f"all {len(tasks)} rows are done; python -m experiments show {given.experiment} --preset {preset}")
     return 1 if failed else 0
 
 

@@ -40,16 +40,17 @@ def estimate(runs: list[Run]) -> float | None:
     return sum(known) / len(known) * len(runs) if known else None
 
 
-def makefile(runs: list[Run], sbatch: str | None = None) -> str:
+def makefile(todo: dict[Path, tuple[Run, str]], sbatch: str | None = None) -> str:
     """The graph of these runs. make decides by the graph alone which to run: a target is a name, and no file.
 
     Args:
-        runs: Those that are missing, in the order in which they had better be run.
+        todo: Those that are :func:`missing`, in the order in which they had better be run.
         sbatch: Options of sbatch, if each is to be a SLURM job.
     """
-    names = {run.directory: f"run{number}" for number, run in enumerate(runs, 1)}
-    lines = [f"all: {' '.join(names.values())}", f".PHONY: all {' '.join(names.values())}"]
-    for run in runs:
+    names = {directory: f"run{number}" for number, directory in enumerate(todo, 1)}
+    lines = ["SHELL := bash", ".SHELLFLAGS := -o pipefail -c"]
+    lines += [f"all: {' '.join(names.values())}", f".PHONY: all {' '.join(names.values())}"]
+    for run, label in todo.values():
         before = [names[directory] for directory in run.upon.values() if directory in names]
         command = shlex.join([sys.executable, "-m", "experiments.start", str(run.directory)])
         if sbatch is not None:
@@ -60,15 +61,16 @@ def makefile(runs: list[Run], sbatch: str | None = None) -> str:
                     *("sbatch --wait --parsable --dependency=singleton", shlex.quote(f"--job-name={job}")),
                     *(shlex.quote(f"--output={run.directory}/slurm-%j.log"), sbatch, shlex.quote(str(JOB))),
                     shlex.join(["experiment-stage", f"RUN={run.directory}"]),
+                    f"| while read -r job; do echo {shlex.quote(label)}: job $job; done",
                 ]
             )
         lines += [f"{names[run.directory]}: {' '.join(before)}", "\t@" + command.replace("$", "$$")]
     return "\n".join(lines) + "\n"
 
 
-def make(runs: list[Run], jobs: int, sbatch: str | None = None) -> None:
+def make(todo: dict[Path, tuple[Run, str]], jobs: int, sbatch: str | None = None) -> None:
     """Have them made, ``jobs`` at once; whether each is done is seen by its state afterwards."""
-    if not runs:
+    if not todo:
         return
     # this program may have been started by make: that one's options are not meant for these
     environment = {
@@ -92,7 +94,7 @@ def make(runs: list[Run], jobs: int, sbatch: str | None = None) -> None:
     ):
         assert process.stdin and process.stderr
         try:
-            process.stdin.write(makefile(runs, sbatch))
+            process.stdin.write(makefile(todo, sbatch))
             process.stdin.close()
             for line in process.stderr:
                 if not FAILED.match(line):  # a stage that failed says so itself

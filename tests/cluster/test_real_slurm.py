@@ -1,6 +1,7 @@
 """Stages as jobs of a real SLURM: submitted, chained, requeued, cancelled; they make what is made without it."""
 
 import contextlib
+import re
 import shlex
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import torch
 
 from tests.end_to_end.test_cli import assert_equal
 from tests.support.commands import REPOSITORY, exit_code
+from tests.support.experiments import write_experiment
 from tests.support.generator_recipes import write_digit_codes
 from tests.support.local_slurm import SCRIPT, LocalSlurm, working_copy
 
@@ -194,6 +196,26 @@ def test_an_array(slurm: LocalSlurm, tmp_path: Path) -> None:
     weights = [state(here / run)["state_dict"]["generator.class_embedding.weight"] for run in runs[:2]]
     assert not torch.equal(*weights), "of two seeds"
     assert state(here / runs[2])["global_step"] == 3
+
+
+def test_an_experiment(slurm: LocalSlurm, tmp_path: Path) -> None:
+    """Each stage is a job, two of them at once; the runner waits for them, and has nothing to do afterwards."""
+    here = working_copy(tmp_path / "jobs")
+    size = "--sbatch=--nodes=1 --ntasks-per-node=1 --cpus-per-task=1 --time=60"
+    file = write_experiment(here, ("data.init_args.batch_size: 4", "trainer.accelerator: cpu"))
+    command = (sys.executable, "-m", "experiments", "run", str(file), "--jobs", "2", size)
+    said = slurm.run(*command, cwd=here)
+    assert re.search(r"plain, seed 0, tokenizer: job \d+\n", said) and "all 2 rows are done" in said, said
+    runs = [*(here / "runs/experiments/digits/tokenizer/vq").glob("*/seed_0")]
+    assert len(runs) == 2
+    for run in runs:
+        (log,) = run.glob("slurm-*.log")
+        assert "tokenizer: done in" in log.read_text() and "$ srun " in (run / "log.txt").read_text()
+        assert state(run)["global_step"] == 2
+        assert "SLURMEnvironment" in (run / "config.yaml").read_text()
+    started = slurm.run("sbatch", "--parsable", "--wrap", "true")
+    assert slurm.run(*command, cwd=here).startswith("0 stages to run\n")
+    assert int(slurm.run("sbatch", "--parsable", "--wrap", "true")) == int(started) + 1, "it submitted something"
 
 
 def test_two_ranks(slurm: LocalSlurm, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_from_a_tokenizer_to_figures_of_samples(
         return SimpleNamespace(returncode=exit_code(*command[2:]))
 
     monkeypatch.setattr("experiments.start.subprocess", SimpleNamespace(run=here, STDOUT=None))
-    monkeypatch.setattr("experiments.schedule.make", lambda runs, *_: [start(run.directory) for run in runs])
+    monkeypatch.setattr("experiments.schedule.make", lambda todo, *_: [start(run) for run in todo])
     one = "{trainer.max_steps: 1, trainer.val_check_interval: 1}"
     few = "{data.init_args.num_images: 20, data.init_args.batch_size: 20, data.init_args.part_size: 20}"
     small = "tokenizer: {trainer.max_steps: 1, trainer.val_check_interval: 1, trainer.limit_val_batches: 2, "
