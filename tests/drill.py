@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ def drill(directory: Path, kills: int, seed: int, steps: int, samples: int) -> d
         written = (path.stat().st_mtime - start for path in (peace / PLACES[stage]).rglob("*") if path.is_file())
         begins[stage] = min([moment for moment in written if moment > 0] + [seconds[stage]])
         say(stage, "undisturbed", after=seconds[stage], begins=begins[stage])
-    planned, left = draw.choices([*stages], k=kills), 0
+    planned, left = [*islice(cycle(stages), kills)], 0  # each stage has its share
     for stage, command in stages.items():
         left += planned.count(stage)  # and those before which an earlier stage had ended
         killed = True
@@ -183,8 +184,8 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; 0 if all is equal."""
     parser = argparse.ArgumentParser(prog="python -m tests.drill", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=20, help="SIGKILLs (20)")
-    parser.add_argument("--seed", type=int, default=0, help="of the stages and moments (0)")
-    parser.add_argument("--steps", type=int, default=60, help="updates of each training (60)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
+    parser.add_argument("--steps", type=int, default=120, help="updates of each training (120)")
     parser.add_argument("--samples", type=int, default=50, help="images to sample (50)")
     parser.add_argument("--directory", type=Path, default=Path("runs/drill"), help="emptied first (runs/drill)")
     options = parser.parse_args(arguments)
