@@ -186,11 +186,14 @@ experiment-stage: | $(READY)
 
 # --- development -----------------------------------------------------------------------------------------------------
 
+# tests that run make do not get what this one was given
+PYTEST := OMP_NUM_THREADS=1 env -u ARGS -u MAKEFLAGS -u MAKELEVEL $(PYTHON) -m pytest
+
 test: $(READY) ## Run all tests of a single process, two at a time with a thread each
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses 2 --dist worksteal $(ARGS)
+	$(PYTEST) --numprocesses 2 --dist worksteal $(ARGS)
 
 test-cluster: $(READY) ## Run what needs several processes, and jobs of a real SLURM (as root; else skipped with the reason)
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m cluster --numprocesses 2 --dist loadfile -rs $(ARGS)
+	$(PYTEST) -m cluster --numprocesses 2 --dist loadfile -rs $(ARGS)
 
 drill: $(READY) ## Kill a curriculum on digits 20 times at random: it ends as one left in peace; ARGS='--kills 5 --seed 1'
 	$(PYTHON) -m tests.drill $(ARGS)
