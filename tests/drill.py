@@ -18,6 +18,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ WRITES = {"evaluate": "samples"}  # the others have directories of their own nam
 STAGES = ("tokenizer", "tokens", "stage1", "stage2", "samples", "evaluate")
 PLACES = {stage: RUNS / WRITES.get(stage, stage) / "fq_dual" for stage in STAGES}
 TRAINED = ("tokenizer", "stage1", "stage2")
+PART = 10  # samples in a file, until all are in one
 
 
 def commands(steps: int, samples: int) -> dict[str, list[str]]:
@@ -42,7 +45,7 @@ def commands(steps: int, samples: int) -> dict[str, list[str]]:
     fit = [*quiet, "--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(steps // 2)]
     adversarial = ["--model.init_args.objective.adversarial.start_step", str(steps // 2)]
     store, stage1 = PLACES["tokens"], str(PLACES["stage1"])
-    parts = ["--data.init_args.num_images", str(samples), "--data.init_args.part_size", "10"]
+    parts = ["--data.init_args.num_images", str(samples), "--data.init_args.part_size", str(PART)]
     parts += ["--data.init_args.batch_size", "5", "--model.init_args.generator_run", str(PLACES["stage2"])]
     shards = ["--trainer.callbacks.init_args.images_per_shard", "128"]
     tokenizer = [*digits("fq_dual", RUNS / "teacher/judge.safetensors"), "--config", "tokenizer.yaml", *fit]
@@ -82,34 +85,48 @@ def prepare(directory: Path) -> None:
         (directory / f"{module}.yaml").write_text(yaml.safe_dump(content))
 
 
-def run(command: list[str], directory: Path, kill_after: float | None = None) -> tuple[bool, float]:
+def run(command: list[str], directory: Path, kill_when: Callable[[], bool] | None = None) -> tuple[bool, float]:
     """Whether a program was killed, and for how long it ran; one that fails ends the drill."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     start = time.monotonic()
     with (directory / "output.txt").open("a") as said:
         program, streams = [sys.executable, *command], {"stdout": said, "stderr": said}
         process = subprocess.Popen(program, cwd=directory, env=environment, start_new_session=True, **streams)
-        try:
-            code = process.wait(kill_after)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            return True, time.monotonic() - start
+        while (code := process.poll()) is None:
+            if kill_when and kill_when():
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                return True, time.monotonic() - start
+            time.sleep(0.02)
     if code != 0:
         sys.exit(f"drill: {' '.join(command[:2])} ended with {code}, see {directory / 'output.txt'}")
     return False, time.monotonic() - start
 
 
-def how_far(stage: str, directory: Path) -> str:
-    """What a stage has left on the disk."""
+def moment(stage: str, directory: Path, units: int, delay: float) -> Callable[[], bool]:
+    """True from ``delay`` seconds on after the program, begun now, has put so many units more on the disk."""
+    before, since = reached(stage, directory), time.monotonic()
+
+    def come() -> bool:
+        nonlocal since, units
+        if units and reached(stage, directory) >= before + units:
+            since, units = time.monotonic(), 0
+        return not units and time.monotonic() >= since + delay
+
+    return come
+
+
+def reached(stage: str, directory: Path) -> int:
+    """How many steps, shards or parts a stage has left on the disk; evaluation leaves nothing but its end."""
     place = directory / PLACES[stage]
     if stage in TRAINED:
-        last = place / "checkpoints/last.ckpt"
-        state = torch.load(last, mmap=True, weights_only=True) if last.exists() else {"global_step": 0}
-        return f"step {state['global_step']}"
+        for name in ("last.ckpt", "previous.ckpt"):  # a checkpoint is put in place in two steps
+            with suppress(FileNotFoundError):
+                return int(torch.load(place / "checkpoints" / name, mmap=True, weights_only=True)["global_step"])
+        return 0
     if stage == "tokens":
-        return f"{len([*place.rglob('*.arrow')])} shards"
-    return "samples.npz" if (place / "samples.npz").exists() else f"{len([*place.glob('parts/*.npy')])} parts"
+        return len([*place.rglob("*.arrow")])
+    return len([*place.glob("parts/*.npy")]) if stage == "samples" else 0
 
 
 def result(directory: Path) -> dict[str, Any]:
@@ -161,18 +178,20 @@ def drill(directory: Path, kills: int, seed: int, steps: int, samples: int) -> d
         _, seconds[stage] = run(command, peace)
         written = (path.stat().st_mtime - start for path in (peace / PLACES[stage]).rglob("*") if path.is_file())
         begins[stage] = min([moment for moment in written if moment > 0] + [seconds[stage]])
-        say(stage, "undisturbed", after=seconds[stage], begins=begins[stage])
+        say(stage, "undisturbed", after=seconds[stage])
+    totals = {"tokens": reached("tokens", peace), "samples": samples // PART, "evaluate": 0}
     planned, left = [*islice(cycle(stages), kills)], 0  # each stage has its share
     for stage, command in stages.items():
         left += planned.count(stage)  # and those before which an earlier stage had ended
-        killed = True
+        killed, total = True, totals.get(stage, steps)
         while killed or (left and stage == "evaluate"):  # which can be started again and again
-            # mostly while it works, and each start has its share of the work: what is done is not done again
-            work = 2 * (seconds[stage] - begins[stage]) / (left + 1)
-            moment = draw.uniform(0.7 * begins[stage], begins[stage] + work) if left else None
-            killed, after = run(command, fire, moment)
+            # each start has its share of what is left to do, and dies before it begins or between two writes
+            units = draw.randint(0, 2 * (total - reached(stage, fire)) // (left + 1)) if left else 0
+            unit = (seconds[stage] - begins[stage]) / max(1, total)
+            delay = draw.uniform(0, 5 * unit) if units else draw.uniform(0.5, 1) * begins[stage]
+            killed, after = run(command, fire, moment(stage, fire, units, delay) if left else None)
             left -= killed
-            say(stage, "killed" if killed else "ended", after=after, left=how_far(stage, fire))
+            say(stage, "killed" if killed else "ended", after=after, left=f"{reached(stage, fire)} of {total}")
     expected, found = result(peace), result(fire)
     alike = {name: equal(found[name], expected[name]) for name in expected}
     report = {"seed": seed, "kills": kills, "steps": steps, "samples": samples, "equal": alike, "log": log}

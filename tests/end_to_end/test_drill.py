@@ -1,6 +1,8 @@
 """The drill itself: it kills as often as it is told, and says what is different. `make drill` runs it in earnest."""
 
 import json
+import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,12 +16,25 @@ def test_a_program_is_killed_with_what_it_started(tmp_path: Path) -> None:
     marker = tmp_path / "child_lived"
     child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(marker)!r}).touch()"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    killed, after = drill.run(["-c", parent], tmp_path, kill_after=1.0)
+    killed, after = drill.run(["-c", parent], tmp_path, drill.moment("evaluate", tmp_path, 0, 1.0))
     assert killed and 1 <= after < 3
-    assert drill.run(["-c", "import time; time.sleep(3)"], tmp_path, kill_after=60)[0] is False
+    assert drill.run(["-c", "import time; time.sleep(3)"], tmp_path, lambda: False)[0] is False
     assert not marker.exists()
     with pytest.raises(SystemExit, match="ended with 3, see .*output.txt"):
         drill.run(["-c", "import sys; sys.exit(3)"], tmp_path)
+
+
+def test_a_moment_is_between_two_writes(tmp_path: Path) -> None:
+    parts = tmp_path / drill.PLACES["samples"] / "parts"
+    parts.mkdir(parents=True)
+    (parts / "0.npy").touch()
+    come = drill.moment("samples", tmp_path, units=2, delay=0.05)
+    for name in ("1.npy", "2.npy"):
+        assert not come()
+        (parts / name).touch()
+    assert not come(), "not at once"
+    time.sleep(0.06)
+    assert come()
 
 
 @pytest.mark.parametrize("different", [False, True])
@@ -28,9 +43,9 @@ def test_all_kills_come_and_what_differs_is_said(
 ) -> None:
     starts: list[tuple[str, bool]] = []
 
-    def run(command: list[str], directory: Path, kill_after: float | None = None) -> tuple[bool, float]:
-        starts.append((directory.name, kill_after is not None))
-        return kill_after is not None and len(starts) % 5 != 0, 10.0  # every fifth ends before it would be killed
+    def run(command: list[str], directory: Path, kill_when: Callable | None = None) -> tuple[bool, float]:
+        starts.append((directory.name, kill_when is not None))
+        return kill_when is not None and len(starts) % 5 != 0, 10.0  # every fifth ends before it would be killed
 
     def result(directory: Path) -> dict:
         return {"weights": {"a": torch.full((2,), float(different and directory.name == "killed"))}, "codes": ["x"]}
