@@ -96,7 +96,8 @@ def _run(experiment: Experiment, preset: str, tasks: list[Task], given: argparse
         text = f"{len(failed)} of {len(tasks)} rows failed; the same command tries them again"
         print("\n".join([text, *failed]), file=sys.stderr)
     else:
-        print(f"all {len(tasks)} rows are done; python -m experiments show {given.experiment} --preset {preset}")
+        root = "" if given.root == ROOT else f" --root {given.root}"
+        print(f"all {len(tasks)} rows are done; python -m experiments show {given.experiment} --preset {preset}{root}")
     return 1 if failed else 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -12,7 +13,7 @@ import yaml
 from commands.errors import CommandError
 from commands.places import broken_yaml, read_places
 from commands.suggestions import REPOSITORY, nearest, nearest_file
-from experiments.stages import KINDS, built_upon
+from experiments.stages import KINDS, METRICS, built_upon
 
 DIRECTORY = Path(__file__).resolve().parent
 CONFIGS = REPOSITORY / "configs"
@@ -205,6 +206,8 @@ class _Reader:
     def metric(self, given: Any, index: int, paper: Paper, presets: list[str]) -> Metric:
         path = (f"metrics[{index}]",)
         metric = self.build(Metric, given, path)
+        if not any(fnmatch(metric.name, known) or fnmatch(known, metric.name) for known in METRICS):
+            self.one_of([metric.name], METRICS, (*path, "name"), "a metric")
         self.one_of([metric.direction], DIRECTIONS, (*path, "direction"), "a direction")
         if metric.paper is not None:
             self.one_of([metric.paper], paper.columns, (*path, "paper"), "a column of the paper")

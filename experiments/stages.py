@@ -39,6 +39,19 @@ class Kind:
     options: tuple[str, ...] | None = None
 
 
+# All that a stage can measure, by the names of `metrics.json`; `_raw` is of weights that are not averaged.
+METRICS = (
+    *(f"val/{name}{raw}" for name in ("psnr", "ssim") for raw in ("", "_raw")),
+    *(f"val/{name}{raw}/*" for name in ("rfd", "rfid", "rsfid", "ris", "lpips") for raw in ("", "_raw")),
+    *("val/psnr_painted", "val/judge_accuracy", "val/judge_accuracy_originals"),
+    *("val/usage/*", "val/perplexity/*", "val/dead/*"),
+    *("val/ks", "val/rmse_uniform", "val/entropy_ratio", "val/bins_hit"),
+    *("val/cosine/*", "val/squared_cosine/*", "val/cknna/*", "val/cka/*", "val/silhouette/*", "val/ablation/*"),
+    *("val/nll", "val/nll/*", "val/bits_per_image"),  # of a generator
+    *("gfd/*", "gfid/*", "gsfid/*", "gis/*", "gkid/*", "gkd/*", "recognised/*", "precision/*", "recall/*"),  # samples
+    *("probe/*", "ks", "rmse_uniform", "entropy_ratio"),  # of experiments.measure
+)
+
 STORE: dict[str, tuple[str, ...]] = {"data.init_args.store": ("tokens",)}
 
 KINDS = {

@@ -24,6 +24,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -36,6 +37,7 @@ WRITES = {"evaluate": "samples"}  # the others have directories of their own nam
 STAGES = ("tokenizer", "tokens", "stage1", "stage2", "samples", "evaluate")
 PLACES = {stage: RUNS / WRITES.get(stage, stage) / "fq_dual" for stage in STAGES}
 TRAINED = ("tokenizer", "stage1", "stage2")
+CHECKPOINT = 5  # steps from one to the next
 PART = 10  # samples in a file, until all are in one
 
 
@@ -72,7 +74,10 @@ def prepare(directory: Path) -> None:
     write_judge(directory / RUNS / "teacher/judge.safetensors")
     for module in ("tokenizer", "generator"):
         callbacks: list[dict[str, Any]] = [
-            {"class_path": "callbacks.last_checkpoint.LastCheckpoint", "init_args": {"every_n_train_steps": 5}},
+            {
+                "class_path": "callbacks.last_checkpoint.LastCheckpoint",
+                "init_args": {"every_n_train_steps": CHECKPOINT},
+            },
             {"class_path": "callbacks.requeue.Requeue"},
             {"class_path": "callbacks.random_state.RandomState"},
             {"class_path": "callbacks.metrics_file.MetricsFile"},
@@ -126,7 +131,11 @@ def reached(stage: str, directory: Path) -> int:
         return 0
     if stage == "tokens":
         return len([*place.rglob("*.arrow")])
-    return len([*place.glob("parts/*.npy")]) if stage == "samples" else 0
+    if stage == "samples":
+        with suppress(FileNotFoundError):  # to join the parts counts as one more
+            return -(-len(np.load(place / "samples.npz", allow_pickle=False)["arr_1"]) // PART) + 1
+        return len([*place.glob("parts/*.npy")])
+    return 0
 
 
 def result(directory: Path) -> dict[str, Any]:
@@ -179,16 +188,15 @@ def drill(directory: Path, kills: int, seed: int, steps: int, samples: int) -> d
         written = (path.stat().st_mtime - start for path in (peace / PLACES[stage]).rglob("*") if path.is_file())
         begins[stage] = min([moment for moment in written if moment > 0] + [seconds[stage]])
         say(stage, "undisturbed", after=seconds[stage])
-    totals = {"tokens": reached("tokens", peace), "samples": samples // PART, "evaluate": 0}
     planned, left = [*islice(cycle(stages), kills)], 0  # each stage has its share
     for stage, command in stages.items():
         left += planned.count(stage)  # and those before which an earlier stage had ended
-        killed, total = True, totals.get(stage, steps)
+        killed, total = True, reached(stage, peace)
         while killed or (left and stage == "evaluate"):  # which can be started again and again
             # each start has its share of what is left to do, and dies before it begins or between two writes
             units = draw.randint(0, 2 * (total - reached(stage, fire)) // (left + 1)) if left else 0
-            unit = (seconds[stage] - begins[stage]) / max(1, total)
-            delay = draw.uniform(0, 5 * unit) if units else draw.uniform(0.5, 1) * begins[stage]
+            write = (seconds[stage] - begins[stage]) / max(1, total) * (CHECKPOINT if stage in TRAINED else 1)
+            delay = draw.uniform(0, write) if units else draw.uniform(0.5, 1) * begins[stage]
             killed, after = run(command, fire, moment(stage, fire, units, delay) if left else None)
             left -= killed
             say(stage, "killed" if killed else "ended", after=after, left=f"{reached(stage, fire)} of {total}")
@@ -205,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=20, help="SIGKILLs (20)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
     parser.add_argument("--steps", type=int, default=120, help="updates of each training (120)")
-    parser.add_argument("--samples", type=int, default=50, help="images to sample (50)")
+    parser.add_argument("--samples", type=int, default=100, help="images to sample (100)")
     parser.add_argument("--directory", type=Path, default=Path("runs/drill"), help="emptied first (runs/drill)")
     options = parser.parse_args(arguments)
     report = drill(options.directory, options.kills, options.seed, options.steps, options.samples)

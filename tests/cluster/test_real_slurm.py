@@ -44,6 +44,11 @@ def make(slurm: LocalSlurm, here: Path, *arguments: str) -> list[str]:
     return [line.split()[-1] for line in said.splitlines() if "job " in line]
 
 
+def nothing(slurm: LocalSlurm) -> int:
+    """The number of a job that does nothing: one more than that of the job before it."""
+    return int(slurm.run("sbatch", "--parsable", "--output=/dev/null", "--wrap", "true"))
+
+
 def make_here(here: Path, *arguments: str) -> None:
     """What make would run without SLURM, in this process, which saves the imports of each."""
     plan = subprocess.run(["make", "-n", *arguments], cwd=here, check=True, capture_output=True, text=True).stdout
@@ -94,7 +99,7 @@ def test_a_stage(slurm: LocalSlurm, tmp_path: Path) -> None:
     assert slurm.about(job)["JobState"] == "COMPLETED"
     log = here / RUNS / f"slurm/digits-teacher-{job}.log"
     assert log.read_text() == "make: Nothing to be done for 'teacher'.\n"
-    assert int(slurm.run("sbatch", "--parsable", "--wrap", "true")) == int(job) + 1
+    assert nothing(slurm) == int(job) + 1
 
 
 def test_a_signal_before_anybody_listens(slurm: LocalSlurm, tmp_path: Path) -> None:
@@ -213,9 +218,9 @@ def test_an_experiment(slurm: LocalSlurm, tmp_path: Path) -> None:
         assert "tokenizer: done in" in log.read_text() and "$ srun " in (run / "log.txt").read_text()
         assert state(run)["global_step"] == 2
         assert "SLURMEnvironment" in (run / "config.yaml").read_text()
-    started = slurm.run("sbatch", "--parsable", "--wrap", "true")
+    before = nothing(slurm)
     assert slurm.run(*command, cwd=here).startswith("0 stages to run\n")
-    assert int(slurm.run("sbatch", "--parsable", "--wrap", "true")) == int(started) + 1, "it submitted something"
+    assert int(nothing(slurm)) == int(started) + 1, "it submitted something"
 
 
 def test_two_ranks(slurm: LocalSlurm, tmp_path: Path) -> None:

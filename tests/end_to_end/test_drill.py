@@ -59,6 +59,8 @@ def test_all_kills_come_and_what_differs_is_said(
     assert report["equal"] == {"weights": not different, "codes": True}
     entries = [entry["what"] for entry in report["log"]]
     assert entries.count("killed") == 7 and entries.count("undisturbed") == 6
+    killed = {entry["stage"] for entry in report["log"] if entry["what"] == "killed"}
+    assert len(killed) > 3, "they are dealt over the stages"
     last = {entry["stage"]: entry["what"] for entry in report["log"]}
     assert set(last.values()) == {"ended"} and len(last) == 6, "each stage is brought to its end"
     said = capsys.readouterr().out

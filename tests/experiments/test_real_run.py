@@ -1,5 +1,6 @@
 import csv
 import json
+from fnmatch import fnmatch
 from math import log
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import yaml
 
 from commands import evaluate
 from experiments.__main__ import main
+from experiments.stages import METRICS
 from experiments.start import start
 from tests.support.commands import exit_code
 from tests.support.experiments import STAGED, write_experiment
@@ -78,5 +80,12 @@ def test_from_a_tokenizer_to_figures_of_samples(
         assert records[row, "gfd/judge"]["n"] == "20" and float(records[row, "gfd/judge"]["value"]) > 0
         assert float(records[row, "val/nll"]["value"]) == pytest.approx(log(64), abs=0.1), "hardly trained"
         assert records[row, "val/nll"]["n"] == "355" and records[row, "val/psnr"]["n"] == "64"
+    measured = [json.loads(path.read_text()) for path in Path("runs/experiments").rglob("metrics.json")]
+    names = {name for sections in measured for name in sections.get("validate", {}).get("metrics", {})}
+    names |= {
+        name for sections in measured for name in sections.get("evaluate", {}).get("figures", {}).get("samples", {})
+    }
+    unknown = {name for name in names if not any(fnmatch(name, known) for known in METRICS)}
+    assert len(names) > 20 and not unknown, "an experiment could not ask for these"
     lineage = json.loads((Path(records["staged", "val/nll"]["run"]) / "lineage.json").read_text())
     assert "/stage1/stage1/" in lineage["init_from"]["path"]

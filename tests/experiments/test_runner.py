@@ -270,11 +270,11 @@ def test_running_leaves_the_results_of_all_seeds(tmp_path: Path) -> None:
     assert {figure["seed"] for figure in content["figures"]} == {0, 1}
 
 
-def test_a_misspelt_metric_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    file = write_experiment(tmp_path, ("val/psnr", "val/pnsr"))
+def test_a_metric_that_no_run_has_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = write_experiment(tmp_path, ("val/psnr", "val/ssim"))
     assert main(["run", str(file)]) == 0
     assert main(["show", str(file)]) == 0
-    assert "no run has measured 'val/pnsr'; nearest is val/psnr" in capsys.readouterr().err
+    assert "no run has measured 'val/ssim'; nearest is val/psnr" in capsys.readouterr().err
 
 
 def test_a_table_without_runs_is_empty_and_not_wrong(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

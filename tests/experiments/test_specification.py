@@ -80,6 +80,8 @@ def test_of_overrides_that_contradict_the_later_counts() -> None:
         ("preset_file: tokenizer", "preset_file: tokeniser", ["not a file of the preset digits", "tokenizer?"]),
         ("direction: up", "direction: higher", ["'higher' is not a direction", "line 4", "down, up"]),
         ("label: PSNR, ", "", ["'label' is missing", "line 4"]),
+        ("val/psnr", "val/pnsr", ["'val/pnsr' is not a metric", "line 4", "val/psnr?"]),
+        ("val/usage/*", "val/use/*", ["'val/use/*' is not a metric", "line 5", "val/usage/*?"]),
         ("presets: [digits]", "presets: [digit]", ["'digit' is not a preset", "line 6", "digits?"]),
         ("gFID: 7", "gFDI: 7", ["row 'plain'", "'gFDI' is not a column of the paper", "line 15", "gFID?"]),
         ("gFID: 7", "gFID: 7 %", ["row 'plain'", "'7 %', which is no number"]),

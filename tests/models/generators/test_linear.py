@@ -24,7 +24,10 @@ def test_bfloat16_stays_bfloat16():
         assert Linear(5, 3).bfloat16()(torch.randn(4, 5).bfloat16()).dtype == torch.bfloat16
 
 
-def test_it_compiles_for_any_number_of_rows():
+@pytest.mark.parametrize("gradients", [True, False])
+def test_it_compiles_for_any_number_of_rows(gradients):
+    torch.compiler.reset()
     layer = torch.compile(Linear(5, 3), backend="eager", dynamic=True, fullgraph=True)
-    for rows in (3, 4, 12):
-        assert layer(torch.randn(rows, 5)).shape == (rows, 3)
+    with torch.set_grad_enabled(gradients):
+        for rows in (3, 4, 12):
+            assert layer(torch.randn(rows, 5)).shape == (rows, 3)

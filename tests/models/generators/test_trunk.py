@@ -145,6 +145,19 @@ def test_blocks_are_compiled_where_asked(monkeypatch: pytest.MonkeyPatch) -> Non
     assert compiled == ["Block", "Block"]
 
 
+def test_compiled_blocks_take_batches_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    in_earnest = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: in_earnest(self, backend="eager", dynamic=True))
+    plain, compiled = build().eval(), build(compile=True, checkpointing=True).eval()
+    compiled.load_state_dict(plain.state_dict())
+    for gradients in (True, False):
+        for batch in (2, 3, 5):
+            features = torch.randn(batch, 12, 32)
+            with torch.set_grad_enabled(gradients):
+                torch.testing.assert_close(compiled(features), plain(features))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
