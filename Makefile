@@ -82,11 +82,11 @@ teacher: $(TEACHERS_HERE) ## Train the judge and the stand-ins for CLIP and DINO
 
 $(RUNS)/teacher/judge.safetensors: configs/judge.yaml configs/presets/$(PRESET)/judge.yaml | $(READY)
 	$(FIT) $(call CONFIG,judge,judge)
-	@echo "the judge is $@; next: make tokenizer"
+	@echo "the judge is $@"
 
 $(RUNS)/teacher/%.safetensors: configs/teacher_%.yaml configs/presets/$(PRESET)/teacher_%.yaml | $(READY)
 	$(FIT) $(call CONFIG,teacher_$*,teacher_$*)
-	@echo "the teacher is $@; next: make tokenizer"
+	@echo "the teacher is $@"
 endif
 
 tokenizer: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Train TOKENIZER on PRESET, or go on with it
