@@ -186,7 +186,7 @@ experiment-stage: | $(READY)
 
 # --- development -----------------------------------------------------------------------------------------------------
 
-# tests that run make do not get what this one was given
+# the ARGS are pytest's, and not those of a make that a test runs
 PYTEST := OMP_NUM_THREADS=1 env -u ARGS -u MAKEFLAGS -u MAKELEVEL $(PYTHON) -m pytest
 
 test: $(READY) ## Run all tests of a single process, two at a time with a thread each

@@ -52,7 +52,7 @@ def figure(results: Path) -> Figure:
     curves = read(results)
     picture = Figure(figsize=(12, 6.5), layout="constrained")
     panels = picture.subplots(2, 3)
-    for axes, (metric, title, unit) in zip(panels.flat, PANELS, strict=False):
+    for axes, (metric, title, unit) in zip(panels.flat[: len(PANELS)], PANELS, strict=True):
         _draw(axes, curves.get(metric, {}))
         if metric in IDEAL and metric in curves:
             _draw_ideal(axes, min(curves[metric]), max(curves[metric]), IDEAL[metric])

@@ -186,7 +186,7 @@ def drill(directory: Path, kills: int, seed: int, steps: int, samples: int) -> d
         start = time.time()
         _, seconds[stage] = run(command, peace)
         written = (path.stat().st_mtime - start for path in (peace / PLACES[stage]).rglob("*") if path.is_file())
-        begins[stage] = min([moment for moment in written if moment > 0] + [seconds[stage]])
+        begins[stage] = min([after for after in written if after > 0] + [seconds[stage]])
         say(stage, "undisturbed", after=seconds[stage])
     planned, left = [*islice(cycle(stages), kills)], 0  # each stage has its share
     for stage, command in stages.items():

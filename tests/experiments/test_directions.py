@@ -19,7 +19,7 @@ def experiment(tmp_path: Path, papers: tuple[float | None, ...] = PAPERS) -> Exp
     rows = [
         {"label": label, "stages": [{**STAGE, "overrides": {"data.init_args.batch_size": number}}]}
         | ({} if paper is None else {"paper": {"rFID": paper}})
-        for number, (label, paper) in enumerate(zip("abcd", papers, strict=False))
+        for number, (label, paper) in enumerate(zip("abcd"[: len(papers)], papers, strict=True))
     ]
     return load(str(write_experiment(tmp_path, text=TEXT.split("rows:")[0] + f"rows: {json.dumps(rows)}\n")))
 

@@ -25,7 +25,7 @@ def test_every_seed_is_a_point_and_means_are_a_line(tmp_path: Path) -> None:
         for place, (metric, _, _) in enumerate(PANELS)
     ]
     picture = figure(write(tmp_path / "fig3.csv", rows))
-    for place, (axes, (_, title, _)) in enumerate(zip(picture.axes, PANELS, strict=False)):
+    for place, (axes, (_, title, _)) in enumerate(zip(picture.axes[: len(PANELS)], PANELS, strict=True)):
         lines = {line.get_label(): line for line in axes.get_lines()}
         assert axes.get_title() == title and axes.get_xlabel() and axes.get_ylabel()
         assert tuple(lines["mean of the seeds"].get_xdata()) == ALPHAS
