@@ -18,11 +18,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from callbacks.rank_watch import RankWatch
-from callbacks.run_record import RunRecord
-from commands.checks import check_drift, check_manual_optimization, check_prediction, check_shards
-from commands.errors import CommandError, ParseError, Parser, explain, refused_at_run_time, refused_by_constructor
-from commands.runs import RunConfig, check_directory, place_outputs, resolve_checkpoint
+from callbacks.checkpoint.run_record import RunRecord
+from callbacks.steer.rank_watch import RankWatch
+from commands.cli.checks import check_drift, check_manual_optimization, check_prediction, check_shards
+from commands.cli.errors import ParseError, Parser, explain, refused_at_run_time, refused_by_constructor
+from commands.cli.runs import RunConfig, check_directory, place_outputs, resolve_checkpoint
+from polytoken.errors import UserError
 
 BASE_CONFIG = Path(__file__).resolve().parent / "configs" / "base.yaml"
 
@@ -55,7 +56,7 @@ class CommandLine(LightningCLI):
             arguments = sys.argv[1:] if args is None else args
             command = next((argument for argument in arguments if argument in self._subcommand_parsers), None)
             keys = [action.dest for action in self._parser(command)._actions]
-            raise CommandError(explain(str(error), arguments, keys)) from None
+            raise UserError(explain(str(error), arguments, keys)) from None
 
     def _parse_ckpt_path(self) -> None:
         """Do not let a checkpoint's hyperparameters override the configuration, as LightningCLI would."""
@@ -74,7 +75,7 @@ class CommandLine(LightningCLI):
             check_drift(Path(config["ckpt_path"]), model, self.subcommand)
         self.record = RunRecord(run.directory, self.subcommand, bool(config["ckpt_path"]), text, model)
         if torch.cuda.is_available():
-            # TF32 where float32 is trained with; codes and figures ask for float32 itself (models.precision)
+            # TF32 where float32 is trained with; codes and figures ask for float32 itself (polytoken.precision)
             torch.set_float32_matmul_precision("high" if self.subcommand in ("fit", "validate") else "highest")
 
     def instantiate_classes(self) -> None:

@@ -36,8 +36,8 @@ from benchmarks.machine import (
     write_results,
 )
 from benchmarks.tokenizer import count_flops
-from models.encoding import TokenSpec
-from models.generators import SIZES, AutoregressiveGenerator, AutoregressiveHead, LinearHead, Sampler
+from polytoken.generators import SIZES, AutoregressiveGenerator, AutoregressiveHead, LinearHead, Sampler
+from polytoken.specs import TokenSpec
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 GRID = (16, 16)

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import Result, peak_bytes, resident_bytes, seconds, write_results
-from metrics.frechet import FeatureStatistics, Gaussian, frechet_distance
-from metrics.kernel_distance import kernel_distance
-from metrics.precision_recall import precision_recall
+from polytoken.metrics.frechet import FeatureStatistics, Gaussian, frechet_distance
+from polytoken.metrics.kernel_distance import kernel_distance
+from polytoken.metrics.precision_recall import precision_recall
 
 FEATURES = 2048
 BATCH = 64
@@ -57,14 +57,14 @@ def against_product(name: str, function: Callable[[], object], first: Tensor, se
 def distance_time(repeats: int) -> Result:
     """The distance against one product of two float64 covariances."""
     first, second = gaussian(0), gaussian(1)
-    name = f"metrics/frechet_distance/{FEATURES}"
+    name = f"polytoken/metrics/frechet_distance/{FEATURES}"
     return against_product(name, lambda: frechet_distance(first, second), first.covariance, second.covariance, repeats)
 
 
 def neighbours_time(images: int, repeats: int) -> Result:
     """Precision and recall of two sets against one product of all their features; three are the least."""
     real, generated = features(images), features(images, 1)
-    name = f"metrics/precision_recall/{images}x{images}"
+    name = f"polytoken/metrics/precision_recall/{images}x{images}"
     return against_product(name, lambda: precision_recall(real, generated), real, generated.T, repeats)
 
 
@@ -72,7 +72,7 @@ def kernel_time(repeats: int) -> Result:
     """Ten subsets of 1,000 against one product of two subsets in float64."""
     real, generated = features(2000), features(2000, 1)
     first, second = real[:1000].double(), generated[:1000].double().T
-    name = "metrics/kernel_distance/10_subsets"
+    name = "polytoken/metrics/kernel_distance/10_subsets"
     return against_product(name, lambda: kernel_distance(real, generated, 10), first, second, repeats)
 
 
@@ -87,7 +87,7 @@ def measure_statistics(images: int) -> Gaussian:
 def statistics_time(images: int, repeats: int) -> Result:
     """Mean and covariance, and drawing the features, against one float64 product of all of them."""
     rows = features(images).double()
-    name = f"metrics/statistics/{images}x{FEATURES}"
+    name = f"polytoken/metrics/statistics/{images}x{FEATURES}"
     return against_product(name, lambda: measure_statistics(images), rows.T, rows, repeats)
 
 
@@ -95,7 +95,7 @@ def statistics_memory(images: int) -> list[Result]:
     """What mean and covariance of the images add."""
     before = resident_bytes()
     added = (peak_bytes(lambda: measure_statistics(images)) - before) / GIGABYTE
-    name = f"metrics/statistics/{images}x{FEATURES}/memory_added"
+    name = f"polytoken/metrics/statistics/{images}x{FEATURES}/memory_added"
     return [Result(name, added, "GB", STATISTICS_ALLOWED, added / STATISTICS_ALLOWED)]
 
 
@@ -104,7 +104,7 @@ def neighbours_memory(real: int, generated: int, width: int) -> list[Result]:
     first, second = features(real, width=width), features(generated, 1, width)
     before = resident_bytes()
     peak = peak_bytes(lambda: precision_recall(first, second))
-    name = f"metrics/precision_recall/{generated}x{real}x{width}/memory"
+    name = f"polytoken/metrics/precision_recall/{generated}x{real}x{width}/memory"
     held = peak / GIGABYTE
     return [
         Result(f"{name}_added", (peak - before) / GIGABYTE, "GB"),

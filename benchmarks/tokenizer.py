@@ -27,9 +27,9 @@ from benchmarks.machine import (
     use,
     write_results,
 )
-from models.quantizers import FactorizedQuantizer
-from models.quantizers.vector import VectorQuantizer
-from models.tokenizers import ConvolutionalTokenizer
+from polytoken.quantizers import FactorizedQuantizer
+from polytoken.quantizers.vector import VectorQuantizer
+from polytoken.tokenizers import ConvolutionalTokenizer
 
 NAME = "tokenizer/fq_dual_f16"
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}

@@ -1,20 +1,29 @@
-"""What watches or steers a run, each usable alone from YAML."""
+"""Callbacks that measure, keep, steer or write; each is usable alone from YAML under its flat name."""
 
-from callbacks.affinity_matrix import AffinityMatrix
-from callbacks.code_map import CodeMap
-from callbacks.codebook_usage import CodebookUsage
-from callbacks.ema import EMA
-from callbacks.generation_metrics import GenerationMetrics
-from callbacks.judge_metrics import JudgeMetrics
-from callbacks.perceptual_distance import PerceptualDistance
-from callbacks.psnr_by_class import PSNRByClass
-from callbacks.reconstruction_distance import ReconstructionDistance
-from callbacks.reconstruction_grid import ReconstructionGrid
-from callbacks.reconstruction_metrics import ReconstructionMetrics
-from callbacks.sample_writer import SampleWriter
-from callbacks.subspace_ablation import SubspaceAblation
-from callbacks.token_writer import TokenWriter
-from callbacks.uniformity import Uniformity
+from callbacks.checkpoint.ema import EMA
+from callbacks.checkpoint.last_checkpoint import LastCheckpoint
+from callbacks.checkpoint.random_state import RandomState
+from callbacks.checkpoint.run_record import RunRecord
+from callbacks.measure.affinity_matrix import AffinityMatrix
+from callbacks.measure.code_map import CodeMap
+from callbacks.measure.codebook_usage import CodebookUsage
+from callbacks.measure.generation_metrics import GenerationMetrics
+from callbacks.measure.judge_metrics import JudgeMetrics
+from callbacks.measure.metrics_file import MetricsFile
+from callbacks.measure.perceptual_distance import PerceptualDistance
+from callbacks.measure.psnr_by_class import PSNRByClass
+from callbacks.measure.reconstruction_distance import ReconstructionDistance
+from callbacks.measure.reconstruction_grid import ReconstructionGrid
+from callbacks.measure.reconstruction_metrics import ReconstructionMetrics
+from callbacks.measure.subspace_ablation import SubspaceAblation
+from callbacks.measure.tensorboard_overview import TensorBoardOverview
+from callbacks.measure.uniformity import Uniformity
+from callbacks.predict.sample_writer import SampleWriter
+from callbacks.predict.token_writer import TokenWriter
+from callbacks.steer.loss_spike import LossSpike
+from callbacks.steer.progress import StepProgressBar
+from callbacks.steer.rank_watch import RankWatch
+from callbacks.steer.requeue import Requeue
 
 __all__ = [
     "EMA",
@@ -23,13 +32,22 @@ __all__ = [
     "CodebookUsage",
     "GenerationMetrics",
     "JudgeMetrics",
+    "LastCheckpoint",
+    "LossSpike",
+    "MetricsFile",
     "PSNRByClass",
     "PerceptualDistance",
+    "RandomState",
+    "RankWatch",
     "ReconstructionDistance",
     "ReconstructionGrid",
     "ReconstructionMetrics",
+    "Requeue",
+    "RunRecord",
     "SampleWriter",
+    "StepProgressBar",
     "SubspaceAblation",
+    "TensorBoardOverview",
     "TokenWriter",
     "Uniformity",
 ]

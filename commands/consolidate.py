@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from callbacks.checkpoint_files import LAST, SHARDED, SyncedCheckpointIO, fault
-from lightning_modules.loading import WHOLE, read_metadata
+from artifacts.checkpoint_files import LAST, SHARDED, SyncedCheckpointIO, fault
+from polytoken.errors import MissingFileError, UserError
+from polytoken.loading import WHOLE, read_metadata
 
 
 def consolidate(run: Path) -> Path:
@@ -29,11 +30,11 @@ def consolidate(run: Path) -> Path:
     """
     path = run if (run / SHARDED).exists() else run / "checkpoints" / LAST
     if not path.exists():
-        raise FileNotFoundError(f"there is no checkpoint {path}: name a run that was trained with cluster/fsdp.yaml")
+        raise MissingFileError(f"there is no checkpoint {path}: name a run that was trained with cluster/fsdp.yaml")
     if not path.is_dir():
-        raise ValueError(f"{path} is one file already: everything reads it as it is")
+        raise UserError(f"{path} is one file already: everything reads it as it is")
     if (reason := fault(path)) is not None:
-        raise ValueError(f"{path} cannot be read: {reason}")
+        raise UserError(f"{path} cannot be read: {reason}")
     target = path.with_name(WHOLE)
     tensors = target.with_name(f"{WHOLE}.tensors")
     try:

@@ -21,16 +21,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from callbacks.metrics_file import record_of, write_json
-from commands.errors import CommandError
+from artifacts.samples import SamplesFile
+from callbacks.measure.metrics_file import record_of, write_json
 from commands.measuring import Measuring, add_arguments
 from commands.preset import BATCH, LABELLED
-from datamodules.samples import SamplesFile
-from metrics.generation import SPLIT, Target, figures_of, kind_of
-from metrics.image_set import Measured
+from polytoken.errors import UserError
+from polytoken.metrics.generation import SPLIT, Target, figures_of, kind_of
+from polytoken.metrics.image_set import Measured
 
 if TYPE_CHECKING:
-    from models.tokenizers import Tokenizer
+    from polytoken.tokenizers import Tokenizer
 
 TITLES = {
     "samples": "samples",
@@ -140,8 +140,8 @@ class _Known(NamedTuple):
 
 def _tokenizer(tokenizer_run: Path | None, made: dict[str, Any], notes: list[str]) -> _Known | None:
     """The tokenizer of the samples; None, and a note, where it is not known or another one now."""
-    from lightning_modules.loading import load_tokenizer
-    from models.fingerprint import fingerprint
+    from polytoken.fingerprint import fingerprint
+    from polytoken.loading import load_tokenizer
 
     recorded = (made.get("settings") or {}).get("tokenizer")
     if tokenizer_run is None and (recorded is None or not Path(recorded["run"]).exists()):
@@ -172,11 +172,11 @@ def _sidecar(samples: Path, digest: str) -> dict[str, Any]:
     try:
         made = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON, and should say how {samples} was made: delete it") from error
+        raise UserError(f"{path} is no JSON, and should say how {samples} was made: delete it") from error
     if not isinstance(made, dict) or "sha256" not in made:
         return {}  # not the sample writer's
     if made["sha256"] != digest:
-        raise ValueError(f"{path} describes a file of another digest than {samples}: delete it, or sample anew")
+        raise UserError(f"{path} describes a file of another digest than {samples}: delete it, or sample anew")
     return made
 
 
@@ -212,7 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         result = evaluate(options.samples, Measuring.chosen(options), options.tokenizer)
-    except (CommandError, FileNotFoundError, ValueError) as error:
+    except (UserError, FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     name = "metrics.json" if options.samples.name == "samples.npz" else f"{options.samples.stem}_metrics.json"

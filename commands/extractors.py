@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from commands.preset import Preset
-from metrics.extractor import Extractor
-from metrics.extractors import load_extractor
+from polytoken.metrics.extractor import Extractor
+from polytoken.metrics.extractors import load_extractor
 
 HELP = "judge, inception, or a teacher (dinov2_base …); by default the preset's judge, or else inception"
 
@@ -26,7 +26,7 @@ def extractor_named(
         device: where it runs.
 
     Raises:
-        CommandError: if the judge is asked of a preset that has none.
+        UserError: if the judge is asked of a preset that has none.
         FileNotFoundError: if weights are missing.
         ValueError: if the name is unknown, or the file holds something else.
     """

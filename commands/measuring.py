@@ -10,15 +10,15 @@ from typing import Any, get_args
 
 import torch
 
-from commands.errors import CommandError
+from artifacts.reference import target_of_file
 from commands.extractors import HELP, extractor_named
 from commands.preset import LABELLED, Preset
-from metrics.extractor import Extractor
-from metrics.generation import Target, begin
-from metrics.image_set import Measured
-from metrics.images import to_uint8
-from metrics.reference import Use
-from models.weights import file_sha256
+from polytoken.errors import UserError
+from polytoken.metrics.extractor import Extractor
+from polytoken.metrics.generation import Target, Use, begin
+from polytoken.metrics.image_set import Measured
+from polytoken.metrics.images import to_uint8
+from polytoken.weights import file_sha256
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Measuring:
         """As the options of :func:`add_arguments` say.
 
         Raises:
-            CommandError: if the preset is unknown, or a network needs a reference and none is named.
+            UserError: if the preset is unknown, or a network needs a reference and none is named.
             FileNotFoundError: if weights are missing.
         """
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         preset = Preset.load(given.preset)
         name = given.extractor or ("judge" if preset.has_judge else "inception")
         if name != "judge" and given.reference is None:
-            raise CommandError(
+            raise UserError(
                 f"figures by {name} are distances to a reference file, and none is named: --reference FILE.npz takes "
                 "ADM's (VIRTUAL_imagenet256_labeled.npz) or one that `make reference` writes"
             )
@@ -68,7 +68,7 @@ class Measuring:
         """
         if self.reference is None:
             return Target.of_images(self.measure(self.own.real("validation")), f"{self.own.name} validation images")
-        return Target.of_file(self.reference, self.extractor, image_size, self.use, self.forced)
+        return target_of_file(self.reference, self.extractor, image_size, self.use, self.forced)
 
     @property
     def own(self) -> Preset:
@@ -85,7 +85,7 @@ class Measuring:
         images = begin(self.extractor, count, keep_rows, self.use)
         for batch, labels in batches:
             if not bool(batch.isfinite().all()):  # in 8 bits they would pass for black ones
-                raise ValueError("images are not finite: the network that made them is broken, train it anew")
+                raise UserError("images are not finite: the network that made them is broken, train it anew")
             images.add(to_uint8(batch), labels)
         return images.compute()
 
@@ -111,20 +111,20 @@ class Measuring:
         name, data = self.preset.name, self.preset.data
         expected = (data.image_size,) * 2
         if image_size != expected:
-            raise ValueError(
+            raise UserError(
                 f"{what} has images of {image_size[0]} × {image_size[1]} px, and the images of {name} have "
                 f"{expected[0]} × {expected[1]}: name the preset that they were made for"
             )
         known = self.extractor.num_classes
         if known is not None and num_classes > known:
-            raise ValueError(
+            raise UserError(
                 f"{what} has label {num_classes - 1}, and the judge of {name} knows the {known} classes 0 … "
                 f"{known - 1}: name the preset that they were made for"
             )
         names = {index: label for label, index in data.class_to_idx.items()}
         for index, label in enumerate(class_names or ()):
             if names.get(index) != label:
-                raise ValueError(f"class {index} is {label} in {what} and {names.get(index)} in {name}")
+                raise UserError(f"class {index} is {label} in {what} and {names.get(index)} in {name}")
 
 
 def add_arguments(parser: argparse.ArgumentParser, with_use: bool = False) -> None:

@@ -13,12 +13,12 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from commands.errors import CommandError
 from datamodules.dataset import ImageDataset, collate
 from datamodules.images import ImageDataModule
 from datamodules.sources.base import Split
-from metrics.judge import Judge
-from models.classifier import SmallClassifier
+from polytoken.classifier import SmallClassifier
+from polytoken.errors import UserError
+from polytoken.metrics.judge import Judge
 
 PRESETS = Path(__file__).resolve().parent.parent / "configs" / "presets"
 BATCH = 128
@@ -29,10 +29,10 @@ def image_data(config: Path, root: str | None = None) -> ImageDataModule:
     """The images that a configuration reads, built from its section ``data``; in another folder if one is given.
 
     Raises:
-        CommandError: if there is no such file, or its data are no images.
+        UserError: if there is no such file, or its data are no images.
     """
     if not config.is_file():
-        raise CommandError(f"there is no {config}, which says where the images are")
+        raise UserError(f"there is no {config}, which says where the images are")
     section = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("data")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(ImageDataModule, "data")
@@ -41,7 +41,7 @@ def image_data(config: Path, root: str | None = None) -> ImageDataModule:
     try:
         return parser.instantiate(parser.parse_object({"data": section})).data
     except (ArgumentError, ValueError) as error:
-        raise CommandError(f"{config}: {error}") from error
+        raise UserError(f"{config}: {error}") from error
 
 
 def real_images(
@@ -60,7 +60,7 @@ class Preset:
     """The real images of a preset.
 
     Raises (in :meth:`load`):
-        CommandError: if there is no such preset.
+        UserError: if there is no such preset.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Preset:
         config = PRESETS / name / "tokenizer.yaml"
         if not config.exists():
             known = ", ".join(sorted(path.parent.name for path in PRESETS.glob("*/tokenizer.yaml")))
-            raise CommandError(f"there is no preset {name}: known are {known}")
+            raise UserError(f"there is no preset {name}: known are {known}")
         return cls(name, image_data(config, root))
 
     @property
@@ -85,10 +85,10 @@ class Preset:
 
         Raises:
             FileNotFoundError: if it was not trained yet.
-            CommandError: if the preset has none.
+            UserError: if the preset has none.
         """
         if not self.has_judge:
-            raise CommandError(f"the preset {self.name} has no judge: its figures lean on Inception")
+            raise UserError(f"the preset {self.name} has no judge: its figures lean on Inception")
         path = runs / self.name / "teacher" / "judge.safetensors"
         return Judge(SmallClassifier.load(path).to(device), path)
 

@@ -23,14 +23,14 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from callbacks.metrics_file import commit, write_json
-from commands.errors import CommandError
+from callbacks.measure.metrics_file import commit, write_json
 from commands.preset import BATCH, image_data, real_images
 from datamodules.images import ImageDataModule
 from datamodules.sources.base import Split
 from lightning_modules.linear_probe import LinearProbe
-from lightning_modules.loading import load_tokenizer, read_checkpoint
-from metrics.probes import (
+from polytoken.errors import UserError
+from polytoken.loading import load_tokenizer, read_checkpoint
+from polytoken.metrics.probes import (
     Accuracy,
     Labelled,
     Pooling,
@@ -41,9 +41,9 @@ from metrics.probes import (
     pool,
     standardise,
 )
-from models.precision import full_precision
-from models.tokenizers import Tokenizer
-from models.weights import file_sha256
+from polytoken.precision import full_precision
+from polytoken.tokenizers import Tokenizer
+from polytoken.weights import file_sha256
 
 Vectors = Literal["before", "after"]
 ALL = "all"
@@ -97,16 +97,16 @@ def probe(
 
     Raises:
         FileNotFoundError: if the run has no checkpoint.
-        CommandError: if the run's configuration reads no images, it has no such subspace, or max_train is too few.
+        UserError: if the run's configuration reads no images, it has no such subspace, or max_train is too few.
         ValueError: if it is no tokenizer's, or its features are not finite.
     """
     tokenizer = load_tokenizer(run).to(device or torch.device("cpu"))
     if max_train is not None and max_train < 2:
-        raise CommandError(f"--max-train is {max_train}: a probe is fitted to 2 images at least")
+        raise UserError(f"--max-train is {max_train}: a probe is fitted to 2 images at least")
     count = len(tokenizer.part_channels)
     names = list(subspaces) or [*map(str, range(count)), *([ALL] if count > 1 else [])]
     if wrong := [name for name in names if name != ALL and name not in map(str, range(count))]:
-        raise CommandError(f"there is no subspace {wrong[0]} in {run}: it has 0 … {count - 1}, and {ALL}")
+        raise UserError(f"there is no subspace {wrong[0]} in {run}: it has 0 … {count - 1}, and {ALL}")
     data = image_data(_directory(run) / "config.yaml")
     train = _encode(tokenizer, data, "train", vectors, pooling, max_train)
     validation = _encode(tokenizer, data, "validation", vectors, pooling)
@@ -116,7 +116,7 @@ def probe(
             subspace = None if name == ALL else int(name)
             given, asked = train.of(side, subspace), validation.of(side, subspace)
             if not bool(given.features.isfinite().all() and asked.features.isfinite().all()):
-                raise ValueError(f"vectors of subspace {name} in {run} are not finite: train it anew")
+                raise UserError(f"vectors of subspace {name} in {run} are not finite: train it anew")
             probes += _probes(given, asked, {"subspace": name, "vectors": side})
     checkpoint, path = read_checkpoint(run)
     classes = given.labels.unique()
@@ -244,7 +244,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         result = probe(given.run, given.subspaces, given.vectors, given.pooling, given.max_train, device)
-    except (CommandError, FileNotFoundError, ValueError) as error:
+    except (UserError, FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     path = _directory(given.run) / "probes.json"

@@ -19,17 +19,17 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from commands.errors import CommandError
+from artifacts.reference import Protocol as Measurement
+from artifacts.reference import Reference, write_reference
+from artifacts.samples import SamplesFile
 from commands.extractors import HELP, extractor_named
 from commands.preset import BATCH, Preset
 from datamodules.dataset import ImageDataset, collate
-from datamodules.samples import SamplesFile
 from datamodules.sources.base import Split
-from metrics.extractor import Extractor
-from metrics.image_set import ImageSet
-from metrics.images import to_uint8
-from metrics.reference import Protocol as Measurement
-from metrics.reference import Reference, write_reference
+from polytoken.errors import UserError
+from polytoken.metrics.extractor import Extractor
+from polytoken.metrics.image_set import ImageSet
+from polytoken.metrics.images import to_uint8
 
 
 class Images(Protocol):
@@ -72,7 +72,7 @@ class NpzImages:
         self._file = SamplesFile(path)
         height, width = self._file.image_size
         if height != width:
-            raise ValueError(f"{path} holds images of {height} × {width} px: a reference is of square ones")
+            raise UserError(f"{path} holds images of {height} × {width} px: a reference is of square ones")
         self.name, self.image_size = f"{path.name}, SHA-256 {self._file.digest()}", height
 
     def __len__(self) -> int:
@@ -144,7 +144,7 @@ def plan_of(given: argparse.Namespace) -> Plan:
     """What the options ask for.
 
     Raises:
-        CommandError: if the preset is unknown.
+        UserError: if the preset is unknown.
         FileNotFoundError: if weights or images are missing.
         ValueError: if the network is unknown, or a file is not what it should be.
     """
@@ -179,7 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         plan = plan_of(parser.parse_args(arguments))
         reference = measure(plan)
-    except (CommandError, OSError, RuntimeError, ValueError) as error:
+    except (UserError, OSError, RuntimeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     own = reference.protocol

@@ -23,14 +23,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from callbacks.figures import new_figure, render
-from callbacks.metrics_file import PACKAGES, commit, write_json
-from commands.errors import CommandError
+from callbacks.measure.metrics_file import PACKAGES, commit, write_json
+from callbacks.measure.plots import new_figure, render
 from commands.measuring import Measuring, add_arguments
 from datamodules.labels import LabelDataModule
-from lightning_modules.pipeline import Generator
-from metrics.generation import begin, figures_of
-from models.generators.sampling import Sampler
+from polytoken.errors import UserError
+from polytoken.metrics.generation import begin, figures_of
+from polytoken.pipeline import Generator
+from polytoken.sampling.categorical import Sampler
 
 Entry = dict[str, Any]  # guidance, figures, settings and where all of it comes from
 
@@ -124,7 +124,7 @@ def _read(path: Path) -> list[Entry]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))["scales"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a sweep's: delete it, and its scales are sampled anew") from error
+        raise UserError(f"{path} is not a sweep's: delete it, and its scales are sampled anew") from error
 
 
 def figure_of(entry: Entry, *kinds: str) -> tuple[str, float] | None:
@@ -212,7 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
         directory = given.run if given.run.is_dir() else given.run.parent.parent
         path = directory / "sweep.json"
         entries = sweep(generator, given.guidance, Plan(labels, sampler, given.seed), measuring, path, console)
-    except (CommandError, FileNotFoundError, ValueError) as error:
+    except (UserError, FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     draw(entries, path.with_suffix(".png"))

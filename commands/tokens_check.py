@@ -18,13 +18,14 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 from torch import Tensor
 
-from callbacks.figures import image_table
+from artifacts.token_store import TokenStore, TokenStoreError, stores
+from callbacks.measure.plots import image_table
 from datamodules.images import ImageDataModule
-from datamodules.token_store import TokenStore, TokenStoreError, stores
-from lightning_modules.loading import load_tokenizer
-from metrics.images import psnr, to_uint8
-from models.fingerprint import fingerprint
-from models.tokenizers import Tokenizer
+from polytoken.errors import MissingFileError
+from polytoken.fingerprint import fingerprint
+from polytoken.loading import load_tokenizer
+from polytoken.metrics.images import psnr, to_uint8
+from polytoken.tokenizers import Tokenizer
 
 CONFIG = "config_predict.yaml"
 LEAST_EQUAL = 0.95  # another device may round a few codes otherwise; other images agree in far fewer
@@ -70,7 +71,7 @@ def data_module(run: Path) -> ImageDataModule:
         ValueError: it read no images.
     """
     if not (run / CONFIG).is_file():
-        raise FileNotFoundError(f"there is no {run / CONFIG}, which says where the images are: run `make tokens`")
+        raise MissingFileError(f"there is no {run / CONFIG}, which says where the images are: run `make tokens`")
     section = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))["data"]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(ImageDataModule, "data")

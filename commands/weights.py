@@ -6,8 +6,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from metrics import inception
-from models.weights import file_sha256
+from polytoken.errors import RunError
+from polytoken.metrics import inception
+from polytoken.weights import file_sha256
 
 DIRECTORY = Path("weights")
 
@@ -47,7 +48,7 @@ def fetch(file: PublishedFile, directory: Path = DIRECTORY) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         download_url_to_file(file.url, str(target), hash_prefix=file.sha256_prefix)
     elif not (found := file_sha256(target)).startswith(file.sha256_prefix):
-        raise RuntimeError(f"{target} has the SHA-256 {found}, not {file.sha256_prefix}…: delete it and fetch it again")
+        raise RunError(f"{target} has the SHA-256 {found}, not {file.sha256_prefix}…: delete it and fetch it again")
     return target
 
 
@@ -58,8 +59,8 @@ def fetch_teacher(name: str, directory: Path = DIRECTORY) -> Path:
         KeyError: if no teacher has this name.
         OSError: if its hub does not answer.
     """
-    from models.teachers import FOUNDATION_MODELS, build_network
-    from models.weights import save_state
+    from polytoken.teachers.teacher import FOUNDATION_MODELS, build_network
+    from polytoken.weights import save_state
 
     model = FOUNDATION_MODELS[name]
     target = directory / f"{name}.safetensors"
@@ -70,7 +71,7 @@ def fetch_teacher(name: str, directory: Path = DIRECTORY) -> Path:
 
 def main(teachers: list[str]) -> None:
     """Fetch all files and the named teachers, and say where they are."""
-    from models.teachers import FOUNDATION_MODELS
+    from polytoken.teachers.teacher import FOUNDATION_MODELS
 
     unknown = [name for name in teachers if name not in FOUNDATION_MODELS]
     if unknown:

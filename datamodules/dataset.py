@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from datamodules.order import PADDING, Draw, seeded_generator
 from datamodules.sources.base import UNREADABLE, ImageRecords, Split
+from polytoken.errors import RunError
 
 REPLACEMENTS = 16
 
@@ -86,7 +87,7 @@ def collate(examples: Sequence[Example]) -> dict[str, Any]:
     readable = [example for example in examples if example.image is not None]
     skipped = [bad for example in examples for bad in example.skipped]
     if not readable:
-        raise RuntimeError(
+        raise RunError(
             f"None of the {len(examples)} images of a batch could be read, the first being {skipped[0].place} "
             f"({skipped[0].reason}): repair or remove these files."
         )

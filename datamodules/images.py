@@ -12,6 +12,7 @@ from datamodules.resumable import ResumableDataModule
 from datamodules.sources.base import SPLITS, ImageSource, Split
 from datamodules.transforms import EvaluationTransform, TrainingTransform
 from datamodules.views import Views, ViewsTransform
+from polytoken.errors import RunError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class ImageDataModule(ResumableDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
         if not 0 <= max_bad_fraction <= 1:
-            raise ValueError(f"data.max_bad_fraction={max_bad_fraction}: expected a fraction between 0 and 1.")
+            raise UserError(f"data.max_bad_fraction={max_bad_fraction}: expected a fraction between 0 and 1.")
         self.source = source
         self.image_size = image_size
         self.validation_batch_size = validation_batch_size or batch_size
@@ -131,7 +132,7 @@ class ImageDataModule(ResumableDataModule):
             ValueError: This data module was given no views.
         """
         if self.views is None:
-            raise ValueError("data.init_args.views is not set: say which crops of an image to read (crops, flip).")
+            raise UserError("data.init_args.views is not set: say which crops of an image to read (crops, flip).")
         return self.views if split == "train" else Views()
 
     def views_dataset(self, split: Split) -> ImageDataset:
@@ -161,7 +162,7 @@ class ImageDataModule(ResumableDataModule):
         log.warning("rank %d skips an unreadable %s image: %s (%s)", rank, bad.split, bad.place, bad.reason)
         length = len(self.dataset(bad.split))
         if len(known) > self.max_bad_fraction * length:
-            raise RuntimeError(
+            raise RunError(
                 f"{len(known)} of the {length} {bad.split} images cannot be read, more than "
                 f"data.max_bad_fraction={self.max_bad_fraction} allows, the last being {bad.place} ({bad.reason}): "
                 "repair the data set or raise the limit."

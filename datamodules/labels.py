@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
+from polytoken.errors import UserError
+
 Batch = dict[str, torch.Tensor]
 
 
@@ -39,16 +41,16 @@ class LabelDataModule(LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True
         for name, value in (("num_images", num_images), ("batch_size", batch_size), ("part_size", part_size)):
             if value < 1:
-                raise ValueError(f"data.{name}={value}: expected at least 1.")
+                raise UserError(f"data.{name}={value}: expected at least 1.")
         if batch_size > part_size:
-            raise ValueError(
+            raise UserError(
                 f"data.batch_size={batch_size} is more than data.part_size={part_size}, and a batch never leaves its "
                 "part: lower the one or raise the other."
             )
         if seed < 0:
-            raise ValueError(f"data.seed={seed}: expected a number that is not negative.")
+            raise UserError(f"data.seed={seed}: expected a number that is not negative.")
         if not isinstance(classes, str) and not classes:
-            raise ValueError("data.classes is an empty list: name at least one class.")
+            raise UserError("data.classes is an empty list: name at least one class.")
         self.num_images, self.classes = num_images, classes
         self.batch_size, self.part_size, self.seed = batch_size, part_size, seed
         self._finished: frozenset[int] = frozenset()
@@ -115,7 +117,7 @@ class Batches:
 
 def _checked(classes: Sequence[int], num_classes: int) -> np.ndarray:
     if wrong := [label for label in classes if not 0 <= label < num_classes]:
-        raise ValueError(
+        raise UserError(
             f"data.classes names class {wrong[0]}, and the generator knows the {num_classes} classes 0 … "
             f"{num_classes - 1}: name classes among them."
         )

@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 from torch.utils.data import Sampler
 
+from polytoken.errors import UserError
+
 Draw = tuple[int, int]  # (epoch, index of the image in its split)
 
 PADDING = -1  # the index of a row that only fills up the last batch of a rank
@@ -45,7 +47,7 @@ class TrainingOrder(Sampler[Draw]):
         self.global_batch_size = batch_size * world_size
         self.batches_per_epoch = length // self.global_batch_size
         if self.batches_per_epoch == 0:
-            raise ValueError(
+            raise UserError(
                 f"The training split holds {length} images, fewer than one global batch of {self.global_batch_size} "
                 f"({batch_size} images on each of {world_size} ranks): lower data.batch_size or use fewer devices."
             )
@@ -75,7 +77,7 @@ class EvaluationOrder(Sampler[Draw]):
 
     def __init__(self, length: int, rank: int, world_size: int) -> None:
         if length == 0:
-            raise ValueError("The evaluation split is empty: expected at least one image.")
+            raise UserError("The evaluation split is empty: expected at least one image.")
         self.length, self.rank, self.world_size = length, rank, world_size
 
     def __len__(self) -> int:

@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.order import Draw, TrainingOrder
+from polytoken.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class ResumableDataModule(LightningDataModule, ABC):
     def __init__(self, batch_size: int, num_workers: int, seed: int) -> None:
         super().__init__()
         if seed < 0:
-            raise ValueError(f"data.seed={seed}: expected a number that is not negative.")
+            raise UserError(f"data.seed={seed}: expected a number that is not negative.")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
@@ -84,7 +85,7 @@ class ResumableDataModule(LightningDataModule, ABC):
         if not ranks or ranks["num_replicas"] == 1:
             return 0, 1
         if self.trainer._accelerator_connector.use_distributed_sampler:
-            raise ValueError(
+            raise UserError(
                 "The Trainer would divide the images among the ranks a second time: set "
                 "trainer.use_distributed_sampler=false."
             )
@@ -164,7 +165,7 @@ class ResumableDataModule(LightningDataModule, ABC):
             epoch, batch = divmod(self._restored_batches + self._offset, per_epoch)
             if batch:
                 differences = ", ".join(f"{name} was {state_dict[name]} and is {now[name]}" for name in changed)
-                raise ValueError(
+                raise UserError(
                     f"The checkpoint was taken after batch {batch} of {per_epoch} of epoch {epoch}, but {differences}: "
                     "resume with the values of the checkpoint, or from one taken at the end of an epoch."
                 )
@@ -199,7 +200,7 @@ def _leave_signals_to_the_rank(worker: int) -> None:
 def _check_same_classes(saved: dict[str, int], current: dict[str, int]) -> None:
     for name in sorted(saved.keys() | current.keys()):
         if saved.get(name) != current.get(name):
-            raise ValueError(
+            raise UserError(
                 f"The checkpoint numbers {len(saved)} classes and the data set {len(current)}, and they differ at "
                 f"{name!r}: class {saved.get(name)} in the checkpoint, {current.get(name)} in the data. "
                 "Resume with the data set that the run began with."

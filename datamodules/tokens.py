@@ -8,10 +8,11 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
+from artifacts.token_store import TokenStore, TokenStoreError
 from datamodules.order import PADDING, Draw, EvaluationOrder, seeded_generator
 from datamodules.resumable import ResumableDataModule
-from datamodules.token_store import TokenStore, TokenStoreError
-from models.encoding import TokenSpec
+from polytoken.errors import UserError
+from polytoken.specs import TokenSpec
 
 
 class TokenRow(NamedTuple):
@@ -91,9 +92,9 @@ class TokenDataModule(ResumableDataModule):
         known = train.spec.num_codebooks
         self.codebooks = list(range(known)) if codebooks is None else codebooks
         if not self.codebooks or len(set(self.codebooks)) < len(self.codebooks):
-            raise ValueError(f"data.codebooks={codebooks}: name each sub-code once, or null for all")
+            raise UserError(f"data.codebooks={codebooks}: name each sub-code once, or null for all")
         if wrong := [codebook for codebook in self.codebooks if not 0 <= codebook < known]:
-            raise ValueError(f"data.codebooks={codebooks}: {store} has codebooks 0 to {known - 1}, and no {wrong[0]}")
+            raise UserError(f"data.codebooks={codebooks}: {store} has codebooks 0 to {known - 1}, and no {wrong[0]}")
         self._stores = {"train": train, "validation": validation}
 
     @property

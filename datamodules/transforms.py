@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from polytoken.errors import UserError
+
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Turn any stored mode into 8-bit RGB.
@@ -36,7 +38,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _from_range(image: Image.Image, white: int) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
     if not (values.min() >= 0 and values.max() <= white):  # also false for NaN
-        raise ValueError(
+        raise UserError(
             f"image mode {image.mode} with values {values.min():g} .. {values.max():g}: expected 0 .. {white}"
         )
     return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8)).convert("RGB")
@@ -71,7 +73,7 @@ class TrainingTransform:
     def __post_init__(self) -> None:
         low, high = self.crop_fraction
         if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_fraction=({low}, {high}): expected 0 < low <= high <= 1.")
+            raise UserError(f"crop_fraction=({low}, {high}): expected 0 < low <= high <= 1.")
 
     def __call__(self, image: Image.Image, generator: np.random.Generator) -> torch.Tensor:
         """Return float32 (3, size, size) in [-1, 1]."""

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from datamodules.transforms import resize_short_side, to_rgb, to_tensor
+from polytoken.errors import UserError
 
 PLACES = ("centre", "top left", "top right", "bottom left", "bottom right")
 
@@ -49,7 +50,7 @@ class Views:
 
     def __post_init__(self) -> None:
         if not self.enlargements or min(self.enlargements) < 1:
-            raise ValueError(f"views.enlargements={list(self.enlargements)}: expected numbers of at least 1.")
+            raise UserError(f"views.enlargements={list(self.enlargements)}: expected numbers of at least 1.")
 
     def __iter__(self) -> Iterator[View]:
         ten = self.crops == "ten_crop"

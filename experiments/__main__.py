@@ -7,13 +7,13 @@ import shlex
 import sys
 from pathlib import Path
 
-from commands.errors import CommandError
-from commands.suggestions import nearest
+from commands.cli.suggestions import nearest
 from experiments import schedule, start, table
 from experiments.adopt import adopt
 from experiments.runner import Task, begun, check, check_reference, plan
 from experiments.runs import ROOT, Run, nested
 from experiments.specification import Experiment, load, names
+from polytoken.errors import UserError
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
             _show(experiment, preset, tasks, given)
         else:
             _status(tasks)
-    except CommandError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

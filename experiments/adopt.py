@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from commands.runs import place_outputs
+from commands.cli.runs import place_outputs
 from experiments.runner import Task, compose
 from experiments.runs import Run, nested
 from experiments.stages import measured, progress

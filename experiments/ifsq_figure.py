@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from metrics.uniformity import ks_to_uniform, rmse_to_uniform
-from models.quantizers.finite_scalar import bound
+from polytoken.errors import UserError
+from polytoken.metrics.uniformity import ks_to_uniform, rmse_to_uniform
+from polytoken.quantizers.finite_scalar import bound
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +74,7 @@ def read(results: Path) -> Curves:
             if alpha := ALPHA.search(record["row"]):
                 curves[record["metric"]][float(alpha[1])].append(float(record["value"]))
     if not curves:
-        raise ValueError(f"{results} has no row labelled 'α = …': is it the table of ifsq/fig3?")
+        raise UserError(f"{results} has no row labelled 'α = …': is it the table of ifsq/fig3?")
     return {metric: dict(sorted(values.items())) for metric, values in curves.items()}
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from callbacks.metrics_file import commit, machine, write_json
-from commands.errors import CommandError
+from callbacks.measure.metrics_file import commit, machine, write_json
+from polytoken.errors import UserError
 
 POINTS = 500_000  # as many as iFSQ draws
 LEVELS = 17  # the paper's 4 bits
@@ -49,8 +49,8 @@ def normal(alpha: float, points: int = POINTS) -> tuple[dict[str, float], int]:
     Returns:
         `ks`, `rmse_uniform`, and `entropy_ratio` of 17 levels by the published rounding; and the number of points.
     """
-    from metrics.uniformity import entropy_ratio, ks_to_uniform, rmse_to_uniform
-    from models.quantizers.finite_scalar import bound, vectors_to_digits
+    from polytoken.metrics.uniformity import entropy_ratio, ks_to_uniform, rmse_to_uniform
+    from polytoken.quantizers.finite_scalar import bound, vectors_to_digits
 
     quantiles = (torch.arange(points, dtype=torch.float64) + 0.5) / points
     values = bound(torch.special.ndtri(quantiles), alpha)
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         figures, count = probes(given.run, given.max_train) if given.command == "probe" else normal(given.alpha)
-    except (CommandError, FileNotFoundError, ValueError) as error:
+    except (UserError, FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     section = {"metrics": figures, "n": count, "machine": machine(), "commit": commit()}

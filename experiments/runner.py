@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from commands.errors import CommandError
-from commands.suggestions import nearest
+from commands.cli.suggestions import nearest
 from experiments.runs import REFERENCE, ROOT, Run, runs_of
 from experiments.specification import Experiment, Row, Stage, where
+from polytoken.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def begun(experiment: Experiment, preset: str, root: Path = ROOT) -> int:
 
 
 def check(experiment: Experiment, preset: str, composed: set[str] | None = None) -> None:
-    """Compose the configuration of every stage as cli.py would; raises CommandError for the first that is wrong.
+    """Compose the configuration of every stage as cli.py would; raises UserError for the first that is wrong.
 
     Args:
         experiment: At the preset.
@@ -59,9 +59,9 @@ def check(experiment: Experiment, preset: str, composed: set[str] | None = None)
                 continue
             try:
                 compose(run)
-            except CommandError as error:
+            except UserError as error:
                 place = (f"rows[{index}]", f"stages[{number}]", "overrides")
-                raise CommandError(_say(str(error), experiment, row, run, place)) from None
+                raise UserError(_say(str(error), experiment, row, run, place)) from None
             composed.add(shape)
 
 
@@ -75,9 +75,9 @@ def _shape(value: Any) -> Any:
 
 
 def check_reference(tasks: list[Task]) -> None:
-    """Raise CommandError if samples are to be compared with a file that is not there: sampling them takes days."""
+    """Raise UserError if samples are to be compared with a file that is not there: sampling them takes days."""
     if any(run.needs_reference for task in tasks for run in task.runs) and not REFERENCE.exists():
-        raise CommandError(
+        raise UserError(
             f"{REFERENCE} is missing, which gFID is a distance to: put ADM's there "
             "(openai/guided-diffusion, evaluations, ImageNet 256 × 256)"
         )

@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from commands.runs import RunConfig
-from commands.suggestions import REPOSITORY
+from commands.cli.runs import RunConfig
+from commands.cli.suggestions import REPOSITORY
 from experiments import files
 from experiments.specification import CONFIGS, Row, Stage, short
 from experiments.stages import KINDS, Kind, built_upon, measured, progress

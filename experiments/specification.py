@@ -10,10 +10,10 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 
-from commands.errors import CommandError
-from commands.places import broken_yaml, read_places
-from commands.suggestions import REPOSITORY, nearest, nearest_file
+from commands.cli.places import broken_yaml, read_places
+from commands.cli.suggestions import REPOSITORY, nearest, nearest_file
 from experiments.stages import KINDS, METRICS, built_upon
+from polytoken.errors import UserError
 
 DIRECTORY = Path(__file__).resolve().parent
 CONFIGS = REPOSITORY / "configs"
@@ -114,9 +114,9 @@ class Experiment:
     rows: tuple[Row, ...]
 
     def at(self, preset: str) -> Experiment:
-        """It with the columns and the overrides of one preset; raises CommandError if it is not made for that one."""
+        """It with the columns and the overrides of one preset; raises UserError if it is not made for that one."""
         if preset not in self.presets:
-            raise CommandError(
+            raise UserError(
                 f"{self.name} is not made for the preset '{preset}', only for {', '.join(self.presets)}\n"
                 f"  {where(self.file, ('presets',))}"
             )
@@ -136,13 +136,13 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Experiment:
-    """Read an experiment by its name, or by the path of a YAML file; raises CommandError if anything in it is wrong."""
+    """Read an experiment by its name, or by the path of a YAML file; raises UserError if anything in it is wrong."""
     file = Path(name) if name.endswith(".yaml") else short(DIRECTORY / f"{name}.yaml")
     if not file.is_file():
         match = nearest_file(name) if name.endswith(".yaml") else nearest(name, names())
-        raise CommandError(f"there is no experiment '{name}'" + (f"\n  did you mean {match}?" if match else ""))
+        raise UserError(f"there is no experiment '{name}'" + (f"\n  did you mean {match}?" if match else ""))
     if (broken := broken_yaml(["--config", str(file)])) is not None:
-        raise CommandError(broken)
+        raise UserError(broken)
     return _Reader(file).experiment()
 
 
@@ -310,7 +310,7 @@ class _Reader:
             row = self.content["rows"][int(path[0][5:-1])]
             label = row.get("label") if isinstance(row, dict) else None
             message = f"row '{label or path[0]}': {message}"
-        raise CommandError("\n  ".join(filter(None, [message, where(self.file, path), remedy])))
+        raise UserError("\n  ".join(filter(None, [message, where(self.file, path), remedy])))
 
 
 def where(file: Path, *paths: tuple[str, ...]) -> str:

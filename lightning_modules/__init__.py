@@ -1,13 +1,13 @@
 """LightningModules: wiring of model, losses, optimizers and logging."""
 
-from lightning_modules.autoregressive import AutoregressiveModule
 from lightning_modules.classifier import ClassifierModule
 from lightning_modules.extraction import ExtractionModule
+from lightning_modules.generator import AutoregressiveModule
 from lightning_modules.masked_patches import MaskedPatchModule
-from lightning_modules.optimization import OptimizerConfig
-from lightning_modules.pipeline import Generator
 from lightning_modules.sampling import SamplingModule
 from lightning_modules.tokenizer import TokenizerModule
+from polytoken.optimization import OptimizerConfig
+from polytoken.pipeline import Generator
 
 __all__ = [
     "AutoregressiveModule",

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 from torchmetrics import MeanMetric
 
-from lightning_modules.optimization import OptimizerConfig
-from models.classifier import SmallClassifier
-from models.stand_in import SmallVisionTransformer
+from polytoken.classifier import SmallClassifier
+from polytoken.optimization import OptimizerConfig
+from polytoken.teachers.stand_in import SmallVisionTransformer
 
 
 class ClassifierModule(pl.LightningModule):

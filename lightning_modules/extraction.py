@@ -6,10 +6,11 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from lightning_modules.guards import check_has_codes
-from lightning_modules.loading import load_tokenizer
-from models.encoding import TokenSpec
-from models.fingerprint import fingerprint
-from models.precision import full_precision
+from polytoken.errors import UserError
+from polytoken.fingerprint import fingerprint
+from polytoken.loading import load_tokenizer
+from polytoken.precision import full_precision
+from polytoken.specs import TokenSpec
 
 
 class ExtractionModule(pl.LightningModule):
@@ -42,7 +43,7 @@ class ExtractionModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse a precision that would round the latents before they are compared with the codes."""
         if str(self.trainer.precision) != "32-true":
-            raise ValueError(
+            raise UserError(
                 f"trainer.precision={self.trainer.precision}, and codes are computed in float32: "
                 "set trainer.precision=32-true"
             )

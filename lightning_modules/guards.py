@@ -12,14 +12,15 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
-from models.tokenizers import Tokenizer
+from polytoken.errors import RunError, UserError
+from polytoken.tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 PRECISIONS = ("32-true", "bf16-mixed")  # fp16 needs a gradient scaler, which two optimizers cannot share
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(RunError):
     """Too many steps in a row had a loss or gradient that is not finite."""
 
 
@@ -83,22 +84,22 @@ def check_manual_trainer(trainer: pl.Trainer) -> None:
         ("gradient_clip_val", trainer.gradient_clip_val, None, "gradient_clip"),
     ):
         if value != neutral:
-            raise ValueError(
+            raise UserError(
                 f"trainer.{flag} is set, but this model steps its optimizers itself: "
                 f"set model.init_args.{ours}={value} instead"
             )
     if str(trainer.precision) not in PRECISIONS:
-        raise ValueError(
+        raise UserError(
             f"trainer.precision={trainer.precision} does not suit a model that steps two optimizers itself and "
             f"quantizes in float32: use {' or '.join(PRECISIONS)}"
         )
     if isinstance(trainer.strategy, FSDPStrategy):
-        raise ValueError(
+        raise UserError(
             "trainer.strategy is FSDP version 1, which cannot step two optimizers by hand: "
             "use ddp_find_unused_parameters_true (configs/cluster/ddp.yaml)"
         )
     if isinstance(trainer.strategy, ModelParallelStrategy):
-        raise ValueError(
+        raise UserError(
             "trainer.strategy is ModelParallelStrategy (FSDP version 2), which is for generators: a tokenizer is not "
             "sharded, use ddp_find_unused_parameters_true (configs/cluster/ddp.yaml)"
         )
@@ -112,7 +113,7 @@ def check_takes_turns(trainer: pl.Trainer) -> None:
     """
     strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters"):
-        raise ValueError(
+        raise UserError(
             "trainer.strategy is ddp, which waits for gradients of all weights, and autoencoder and discriminator take "
             "turns: use ddp_find_unused_parameters_true (configs/cluster/ddp.yaml)"
         )
@@ -131,7 +132,7 @@ def check_generator_strategy(trainer: pl.Trainer, goes_on_from: str | Path | Non
     """
     strategy = trainer.strategy
     if isinstance(strategy, FSDPStrategy):
-        raise ValueError(
+        raise UserError(
             "trainer.strategy is FSDP version 1, which cannot clip the norm of gradients and adds them up in bfloat16: "
             "use ModelParallelStrategy (configs/cluster/fsdp.yaml) or ddp"
         )
@@ -140,13 +141,13 @@ def check_generator_strategy(trainer: pl.Trainer, goes_on_from: str | Path | Non
     ranks = trainer.num_devices * trainer.num_nodes
     sizes = strategy._data_parallel_size, strategy._tensor_parallel_size
     if sizes != (ranks, 1):
-        raise ValueError(
+        raise UserError(
             f"trainer.strategy has data_parallel_size {sizes[0]} and tensor_parallel_size {sizes[1]}, and a generator "
             f"is sharded over data alone, here on {ranks} devices: set trainer.strategy.init_args.data_parallel_size "
             f"to {ranks} and tensor_parallel_size to 1"
         )
     if trainer.state.fn == "fit" and goes_on_from is not None and not Path(goes_on_from).is_dir():
-        raise ValueError(
+        raise UserError(
             f"{goes_on_from} is of a run that was not sharded, and Lightning would hand its optimizer's moments "
             "to other weights: go on with the strategy it began with, or begin another run with its weights (init_from)"
         )
@@ -159,7 +160,7 @@ def check_precision(trainer: pl.Trainer) -> None:
         ValueError: on 16-mixed and 16-true.
     """
     if str(trainer.precision) in ("16-mixed", "16-true"):
-        raise ValueError(f"trainer.precision={trainer.precision} is fp16, which is not supported: use bf16-mixed")
+        raise UserError(f"trainer.precision={trainer.precision} is fp16, which is not supported: use bf16-mixed")
 
 
 def check_has_codes(tokenizer: Tokenizer) -> None:
@@ -169,7 +170,7 @@ def check_has_codes(tokenizer: Tokenizer) -> None:
         ValueError: if its bottleneck is continuous.
     """
     if tokenizer.spec is None:
-        raise ValueError(
+        raise UserError(
             "predict writes the codes of images, and this tokenizer has no codes: its bottleneck is continuous. "
             "Train one with a quantizer (fq_dual, vq, fsq, …), or read latents with tokenizer.encode(images).quantized"
         )

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lightning_modules.optimization import OptimizerConfig
-from models.stand_in import SmallVisionTransformer
+from polytoken.errors import UserError
+from polytoken.optimization import OptimizerConfig
+from polytoken.teachers.stand_in import SmallVisionTransformer
 
 
 class MaskedPatchModule(pl.LightningModule):
@@ -32,7 +33,7 @@ class MaskedPatchModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         if not 0 < mask_ratio < 1:
-            raise ValueError(f"mask_ratio must lie between 0 and 1, got {mask_ratio}")
+            raise UserError(f"mask_ratio must lie between 0 and 1, got {mask_ratio}")
         self.network = network
         self.output = output
         self.optimizer_config = optimizer or OptimizerConfig()

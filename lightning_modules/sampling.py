@@ -8,8 +8,8 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
-from lightning_modules.pipeline import Generator
-from models.generators.sampling import Sampler
+from polytoken.pipeline import Generator
+from polytoken.sampling.categorical import Sampler
 
 
 class SamplingModule(pl.LightningModule):

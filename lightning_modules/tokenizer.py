@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.guards import NonFiniteGuard, check_has_codes, check_manual_trainer, check_takes_turns
-from lightning_modules.optimization import OptimizerConfig, gradient_norm
-from losses import TokenizerObjective, TokenizerStep
-from models.encoding import Encoding
-from models.tokenizers import Tokenizer
+from polytoken.losses import TokenizerObjective, TokenizerStep
+from polytoken.optimization import OptimizerConfig, gradient_norm
+from polytoken.specs import Encoding
+from polytoken.tokenizers import Tokenizer
 
 
 class TokenizerModule(pl.LightningModule):

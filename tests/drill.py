@@ -75,12 +75,12 @@ def prepare(directory: Path) -> None:
     for module in ("tokenizer", "generator"):
         callbacks: list[dict[str, Any]] = [
             {
-                "class_path": "callbacks.last_checkpoint.LastCheckpoint",
+                "class_path": "callbacks.LastCheckpoint",
                 "init_args": {"every_n_train_steps": CHECKPOINT},
             },
-            {"class_path": "callbacks.requeue.Requeue"},
-            {"class_path": "callbacks.random_state.RandomState"},
-            {"class_path": "callbacks.metrics_file.MetricsFile"},
+            {"class_path": "callbacks.Requeue"},
+            {"class_path": "callbacks.RandomState"},
+            {"class_path": "callbacks.MetricsFile"},
             {"class_path": "callbacks.EMA", "init_args": {"modules": [module]}},
         ]
         if module == "tokenizer":  # a generator measures itself
@@ -140,8 +140,8 @@ def reached(stage: str, directory: Path) -> int:
 
 def result(directory: Path) -> dict[str, Any]:
     """What two curricula must have alike."""
-    from datamodules.samples import SamplesFile
-    from datamodules.token_store import stores
+    from artifacts.samples import SamplesFile
+    from artifacts.token_store import stores
 
     found: dict[str, Any] = {}
     for stage in TRAINED:

@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
+from commands.cli.suggestions import REPOSITORY
 from commands.report.content import Entry, Picture, Section, Table, number
 from commands.report.drawing import Point
 from commands.report.drawing import discrepancy as draw
-from commands.suggestions import REPOSITORY
 
 DISTANCES = {"judge": ("val/rfd/judge", "gfd/judge"), "Inception": ("val/rfid/inception", "gfid/inception")}
 Results = dict[str, Any]  # of one experiment: title, tables, comparisons, figures

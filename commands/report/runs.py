@@ -11,7 +11,7 @@ import yaml
 
 from commands.report.content import Entry, Picture, Section, Table, number
 from commands.report.drawing import curves
-from metrics.generation import kind_of
+from polytoken.metrics.generation import kind_of
 
 # directory below runs/<preset>, heading, make target, what is to be seen there
 STAGES = (

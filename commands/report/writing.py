@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from callbacks.metrics_file import commit, machine
+from callbacks.measure.metrics_file import commit, machine
 from commands.report.content import Entry, Picture, Section, Table
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")

@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from datamodules.sources.base import ImageRecords, ImageSource, Split
+from polytoken.errors import UserError
 
 VALIDATION_EVERY = 5
 
@@ -19,7 +20,7 @@ class DigitsSource(ImageSource):
 
     def __init__(self, size: int = 32) -> None:
         if size < 8:
-            raise ValueError(f"DigitsSource(size={size}): the digits are stored at 8 px, so size must be at least 8.")
+            raise UserError(f"DigitsSource(size={size}): the digits are stored at 8 px, so size must be at least 8.")
         self.size = size
 
     @property

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from datamodules.sources.base import ImageRecords, ImageSource, Split
+from polytoken.errors import MissingFileError, UserError
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")  # in whatever case
 
@@ -46,7 +47,7 @@ class FolderSource(ImageSource):
         folder = self._split_folder(name)
         classes = _class_folders(folder)
         if unknown := [wnid for wnid in classes if wnid not in self.class_to_idx]:
-            raise ValueError(
+            raise UserError(
                 f"{folder / unknown[0]} is a class that {self._split_folder('train')} lacks ({len(unknown)} such "
                 "classes): both splits must name their class folders alike."
             )
@@ -61,12 +62,12 @@ class FolderSource(ImageSource):
 
     def _split_folder(self, name: Split) -> Path:
         if not self.root.is_dir():
-            raise FileNotFoundError(f"{self.root} is not a folder: set data.source.root to the one that holds train/.")
+            raise MissingFileError(f"{self.root} is not a folder: set data.source.root to the one that holds train/.")
         for candidate in SPLIT_FOLDERS[name]:
             if (self.root / candidate).is_dir():
                 return self.root / candidate
         wanted = " or ".join(f"{candidate}/" for candidate in SPLIT_FOLDERS[name])
-        raise FileNotFoundError(f"{self.root} has no {wanted}: put the {name} images there, one folder a class.")
+        raise MissingFileError(f"{self.root} has no {wanted}: put the {name} images there, one folder a class.")
 
 
 class FolderRecords(ImageRecords):
@@ -109,7 +110,7 @@ def _class_folders(split_folder: Path) -> list[str]:
     with os.scandir(split_folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     if not names:
-        raise FileNotFoundError(f"{split_folder} has no class folders: expected {split_folder}/<class>/<image>.")
+        raise MissingFileError(f"{split_folder} has no class folders: expected {split_folder}/<class>/<image>.")
     return names
 
 
@@ -121,7 +122,7 @@ def _image_names(folder: Path) -> list[str]:
             if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith(".") and entry.is_file()
         )
     if not names:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"The class folder {folder} holds no images ({', '.join(EXTENSIONS)}): fill it, or remove it."
         )
     return names

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from datamodules.sources.base import ImageRecords, ImageSource, Split
+from polytoken.errors import MissingFileError, UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -75,14 +76,14 @@ class HubSource(ImageSource):
             self._splits = self._open()
         split = self.split_names[name]
         if split not in self._splits:
-            raise ValueError(
+            raise UserError(
                 f"{self.path} has no split {split!r}, only {', '.join(self._splits)}: "
                 f"set data.source.{name}_split to one of these."
             )
         table = self._splits[split]
         for argument, column in (("image_column", self.image_column), ("label_column", self.label_column)):
             if column not in table.column_names:
-                raise ValueError(
+                raise UserError(
                     f"{self.path}[{split}] has no column {column!r}, only {', '.join(table.column_names)}: "
                     f"set data.source.{argument} to one of these."
                 )
@@ -95,14 +96,14 @@ class HubSource(ImageSource):
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             splits = load_from_disk(self.path)
             if not isinstance(splits, DatasetDict):
-                raise ValueError(
+                raise UserError(
                     f"{self.path} holds a single split: save a DatasetDict with {self.split_names['train']!r} and "
                     f"{self.split_names['validation']!r} by save_to_disk."
                 )
             return splits
         # without this check a mistyped path would be looked up on the hub
         if not folder.exists() and (folder.is_absolute() or self.path.startswith(".") or self.path.count("/") > 1):
-            raise FileNotFoundError(f"{self.path} does not exist: set data.source.path to a folder or a hub name.")
+            raise MissingFileError(f"{self.path} does not exist: set data.source.path to a folder or a hub name.")
         return load_dataset(self.path, self.name, revision=self.revision)
 
     def _class_names(self, table: "Dataset") -> list[str]:
@@ -119,7 +120,7 @@ class HubSource(ImageSource):
     def _column(self, table: "Dataset") -> np.ndarray:
         values = np.asarray(table.select_columns([self.label_column]).with_format("numpy")[:][self.label_column])
         if not (np.issubdtype(values.dtype, np.integer) or values.dtype.kind in "OUT"):
-            raise ValueError(
+            raise UserError(
                 f"Column {self.label_column!r} of {self.path} holds {values.dtype}: expected integers or strings, none "
                 "of them missing; set data.source.label_column to the column of the classes."
             )
@@ -135,7 +136,7 @@ class HubSource(ImageSource):
         else:
             known = [str(value) for value in np.unique(values)]
         if unknown := [value for value in known if value not in self.class_to_idx]:
-            raise ValueError(
+            raise UserError(
                 f"{self.path}[{self.split_names[name]}] has the label {unknown[0]!r}, which the classes of "
                 f"{self.split_names['train']!r} lack: choose a labelled split of the same data set."
             )
@@ -156,7 +157,7 @@ class HubRecords(ImageRecords):
         """Decode the image of row `index`."""
         row = self.images[index][self.column]
         if row is None:
-            raise ValueError("the row has no image")
+            raise UserError("the row has no image")
         with Image.open(io.BytesIO(row["bytes"]) if row["bytes"] is not None else row["path"]) as image:
             image.load()
         return image

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from datamodules.sources.base import ImageRecords, ImageSource, Split
+from polytoken.errors import MissingFileError, UserError
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Photograph:
         folders = spec.submodule_search_locations if spec else None
         path = Path(folders[0], self.file) if folders else Path(self.package, self.file)
         if not path.is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{path} is missing: install the scikit-image and scikit-learn that pyproject.toml asks for."
             )
         with Image.open(path) as image:
@@ -83,7 +84,7 @@ class PhotosSource(ImageSource):
         seed: int = 0,
     ) -> None:
         if min(window, train_crops_per_photo, validation_crops_per_photo) < 1 or seed < 0:
-            raise ValueError("PhotosSource: window and crops per photo must be positive, and seed not negative.")
+            raise UserError("PhotosSource: window and crops per photo must be positive, and seed not negative.")
         self.window, self.seed = window, seed
         self.crops_per_photo: dict[Split, int] = {
             "train": train_crops_per_photo,
@@ -118,7 +119,7 @@ class PhotosSource(ImageSource):
         along = 1 if size[1] >= size[0] else 0  # the axis of the cut
         band = max(self.window, round(size[along] / 4))
         if size[along] - band < self.window or min(size) < self.window:
-            raise ValueError(
+            raise UserError(
                 f"{photo.file} has {size[0]} x {size[1]} pixels, too few for a training and a validation window of "
                 f"{self.window}: set data.source.window to {min(*size, max(size) // 2)} or less."
             )

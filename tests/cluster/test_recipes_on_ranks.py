@@ -8,7 +8,7 @@ import torch
 
 import cli
 from commands.consolidate import consolidate
-from lightning_modules.loading import read_checkpoint
+from polytoken.loading import read_checkpoint
 from tests.support.conditioned import conditioned
 from tests.support.generator_recipes import tiny, write_digit_codes
 from tests.support.ranks import run_on_ranks

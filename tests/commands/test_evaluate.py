@@ -12,14 +12,14 @@ from commands import evaluate, reference
 from commands.measuring import Measuring
 from commands.preset import Preset
 from datamodules import DigitsSource
-from lightning_modules.loading import load_tokenizer
-from metrics.extractor import ImageFeatures
-from metrics.frechet import FeatureStatistics, frechet_distance
-from metrics.images import as_displayed
-from metrics.judge import Judge
-from models.classifier import SmallClassifier
-from models.fingerprint import fingerprint
-from models.weights import file_sha256
+from polytoken.classifier import SmallClassifier
+from polytoken.fingerprint import fingerprint
+from polytoken.loading import load_tokenizer
+from polytoken.metrics.extractor import ImageFeatures
+from polytoken.metrics.frechet import FeatureStatistics, frechet_distance
+from polytoken.metrics.images import as_displayed
+from polytoken.metrics.judge import Judge
+from polytoken.weights import file_sha256
 from tests.support.generated import write_runs
 from tests.support.recipes import write_judge
 
@@ -187,7 +187,7 @@ class Colours:
 @pytest.fixture
 def references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """Of noise in three colours, as Inception sees it."""
-    monkeypatch.setattr("metrics.extractors.Inception", Colours)
+    monkeypatch.setattr("polytoken.metrics.extractors.Inception", Colours)
     np.savez(tmp_path / "real.npz", noise(1200, 0))
     files = {}
     for split in ("train", "validation"):

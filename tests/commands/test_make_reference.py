@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
+from artifacts.reference import Reference
+from artifacts.samples import SamplesFile
 from commands import reference
 from datamodules import DigitsSource
-from datamodules.samples import SamplesFile
-from metrics.image_set import ImageSet
-from metrics.judge import Judge
-from metrics.reference import Reference
-from models.classifier import SmallClassifier
-from models.weights import file_sha256
+from polytoken.classifier import SmallClassifier
+from polytoken.metrics.image_set import ImageSet
+from polytoken.metrics.judge import Judge
+from polytoken.weights import file_sha256
 from tests.support.recipes import write_judge
 
 
@@ -64,7 +64,8 @@ def test_of_anyones_npz_by_inception(runs: Path, tmp_path: Path, monkeypatch: py
     """The judge stands in for Inception, whose weights are not here."""
     path = runs / "digits/teacher/judge.safetensors"
     monkeypatch.setattr(
-        "metrics.extractors.Inception", lambda weights, device: Judge(SmallClassifier.load(path), path, "inception")
+        "polytoken.metrics.extractors.Inception",
+        lambda weights, device: Judge(SmallClassifier.load(path), path, "inception"),
     )
     images = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)  # more than one batch
     np.savez(tmp_path / "val.npz", images)

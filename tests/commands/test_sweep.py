@@ -9,10 +9,10 @@ import torch
 
 from commands import sweep
 from commands.preset import Preset
-from lightning_modules.pipeline import Generator
-from metrics.generation import Target, begin, figures_of
-from metrics.images import to_uint8
-from models.generators import Sampler
+from polytoken.generators import Sampler
+from polytoken.metrics.generation import Target, begin, figures_of
+from polytoken.metrics.images import to_uint8
+from polytoken.pipeline import Generator
 from tests.support.generated import write_runs
 from tests.support.recipes import write_judge
 

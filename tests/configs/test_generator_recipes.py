@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import cli
-from models.encoding import TokenSpec
-from models.generators import AutoregressiveGenerator
+from polytoken.generators import AutoregressiveGenerator
+from polytoken.specs import TokenSpec
 from tests.support.commands import exit_code
 from tests.support.generator_recipes import tiny, write_digit_codes
 from tests.support.recipes import CONFIGS

@@ -8,10 +8,10 @@ import torch
 import yaml
 
 import cli
-from models.blocks import SpatialAttention
-from models.encoding import TokenSpec
-from models.teachers import Teacher
-from models.weights import load_state
+from polytoken.blocks import SpatialAttention
+from polytoken.specs import TokenSpec
+from polytoken.teachers.teacher import Teacher
+from polytoken.weights import load_state
 from tests.support.commands import exit_code
 from tests.support.recipes import CONFIGS, digits, preset_files, write_judge
 

@@ -7,7 +7,7 @@ import torch
 
 import cli
 from lightning_modules import TokenizerModule
-from losses import TokenizerStep
+from polytoken.losses import TokenizerStep
 from tests.support.commands import exit_code
 from tests.support.recipes import digits, write_judge
 

@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from artifacts.token_store import TokenStoreError
 from datamodules import TokenDataModule
-from datamodules.token_store import TokenStoreError
-from models.encoding import TokenSpec
+from polytoken.specs import TokenSpec
 from tests.datamodules.memory import quiet_trainer
 from tests.support.token_store import plan_of, random_codes, write_store, write_stores
 
@@ -129,7 +129,7 @@ def test_a_flipped_code_is_found_before_the_first_fit(tmp_path: Path, monkeypatc
     data = TokenDataModule(str(tmp_path), batch_size=4, num_workers=0)
     fit(data, max_steps=1)
     with monkeypatch.context() as again:
-        again.setattr("datamodules.token_store.file_sha256", lambda _: pytest.fail("read again"))
+        again.setattr("artifacts.token_store.file_sha256", lambda _: pytest.fail("read again"))
         fit(data, max_steps=1)
 
     shard = tmp_path / "train/shard_00001.arrow"

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.token_store import TokenStore
-from lightning_modules.loading import load_generator, load_tokenizer
-from models.fingerprint import fingerprint
+from artifacts.token_store import TokenStore
+from polytoken.fingerprint import fingerprint
+from polytoken.loading import load_generator, load_tokenizer
 from tests.support.commands import exit_code
 from tests.support.generator_recipes import tiny
 from tests.support.recipes import CONFIGS

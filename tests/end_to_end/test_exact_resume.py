@@ -17,8 +17,8 @@ trainer:
   limit_val_batches: 1
   enable_progress_bar: false
   callbacks:
-    - {{class_path: callbacks.last_checkpoint.LastCheckpoint, init_args: {{every_n_train_steps: 3}}}}
-    - {{class_path: callbacks.random_state.RandomState}}
+    - {{class_path: callbacks.LastCheckpoint, init_args: {{every_n_train_steps: 3}}}}
+    - {{class_path: callbacks.RandomState}}
     - {{class_path: callbacks.EMA, init_args: {{modules: [tokenizer]}}}}
     - {{class_path: tests.support.interrupt.KillAfter, init_args: {{step: {kill_after}}}}}
 data: {{init_args: {{num_workers: {workers}, batch_size: 4}}}}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from callbacks.checkpoint_files import fault
+from artifacts.checkpoint_files import fault
 from tests.end_to_end.test_cli import assert_equal
 from tests.support.commands import TOY, exit_code
 from tests.support.generator_recipes import tiny, write_digit_codes
@@ -90,7 +90,7 @@ def test_a_run_whose_directory_cannot_be_made(capsys: pytest.CaptureFixture) -> 
 
 def test_a_directory_that_becomes_read_only(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     assert exit_code("fit", "--config", TOY, "--trainer.max_steps", "2") == 0
-    monkeypatch.setattr("callbacks.last_checkpoint.check_writable", lambda directory: None)  # it still was
+    monkeypatch.setattr("callbacks.checkpoint.last_checkpoint.check_writable", lambda directory: None)  # it still was
     with read_only(CHECKPOINTS):
         assert exit_code("fit", "--config", TOY) == 2
     assert "next.ckpt cannot be written: Permission denied" in capsys.readouterr().err
@@ -103,8 +103,8 @@ def test_a_data_worker_that_is_killed(caplog: pytest.LogCaptureFixture) -> None:
     """Out of memory, usually. What is raised is torch's, or a broken connection, and has a traceback."""
     store = write_digit_codes(Path("store"))
     small = ["--trainer.max_steps", "6", "--trainer.accelerator", "cpu", "--trainer.limit_val_batches", "0"]
-    last = {"class_path": "callbacks.last_checkpoint.LastCheckpoint", "init_args": {"every_n_train_steps": 2}}
-    random = {"class_path": "callbacks.random_state.RandomState"}
+    last = {"class_path": "callbacks.LastCheckpoint", "init_args": {"every_n_train_steps": 2}}
+    random = {"class_path": "callbacks.RandomState"}
     killer = {"class_path": "tests.support.faults.KillWorker", "init_args": {"step": 3}}
 
     def arguments(root: str, *callbacks: dict, workers: int = 1) -> list[str]:

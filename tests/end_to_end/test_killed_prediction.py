@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from lightning.pytorch import LightningModule
 
-from datamodules.samples import SamplesFile
-from datamodules.token_store import TokenStore
+from artifacts.samples import SamplesFile
+from artifacts.token_store import TokenStore
 from lightning_modules import ExtractionModule, SamplingModule
 from tests.support.commands import exit_code, program
 from tests.support.generated import write_runs

@@ -12,9 +12,9 @@ import pytest
 import torch
 import torch.distributed.checkpoint as sharded
 
-from callbacks.sample_writer import SampleWriter
+from callbacks.predict.sample_writer import SampleWriter
 from commands import consolidate, evaluate
-from lightning_modules.pipeline import Generator
+from polytoken.pipeline import Generator
 from tests.support.commands import REPOSITORY, TOY, exit_code
 from tests.support.generated import write_runs
 from tests.support.generator_recipes import tiny, write_digit_codes

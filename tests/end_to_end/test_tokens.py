@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from artifacts.token_store import TokenStore
 from commands import tokens_check
 from datamodules import TokenDataModule
-from datamodules.token_store import TokenStore
 from lightning_modules import ExtractionModule
-from lightning_modules.loading import load_tokenizer
-from models.fingerprint import fingerprint
+from polytoken.fingerprint import fingerprint
+from polytoken.loading import load_tokenizer
 from tests.support.commands import REPOSITORY, exit_code
 from tests.support.runs import trained_tokenizer
 

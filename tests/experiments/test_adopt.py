@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from commands.runs import place_outputs
+from commands.cli.runs import place_outputs
 from experiments import runs
 from experiments.__main__ import main
 from experiments.adopt import adopt

@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from commands.errors import CommandError
 from experiments.__main__ import main
 from experiments.runner import check
 from experiments.runs import nested
 from experiments.specification import load, merged, names
+from polytoken.errors import UserError
 from tests.support.experiments import write_experiment
 
 
@@ -122,7 +122,11 @@ def test_a_mistake_is_named_with_its_place(
     [
         ("trainer.max_steps", "trainer.max_stepz", ["row 'plain'", "trainer.max_stepz", "line 9", "max_steps?"]),
         ("objective.adversarial", "objective.adversary", ["row 'without pictures'", "line 25", "adversarial?"]),
-        ("perceptual: null", "perceptual: {class_path: losses.LPIP}", ["losses.LPIP", "line 24", "losses.LPIPS?"]),
+        (
+            "perceptual: null",
+            "perceptual: {class_path: polytoken.losses.LPIP}",
+            ["polytoken.losses.LPIP", "line 24", "polytoken.losses.LPIPS?"],
+        ),
         (
             "preset_file: tokenizer",
             "preset_file: judge",
@@ -154,7 +158,7 @@ def test_a_wrong_override_is_named_before_anything_runs(
 
 
 def test_unknown_names_are_answered_with_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(CommandError, match="did you mean ssq/table3"):
+    with pytest.raises(UserError, match="did you mean ssq/table3"):
         load("ssq/tabel3")
     assert main(["run", str(write_experiment(tmp_path)), "--preset", "photos"]) == 2
     assert "only for digits" in capsys.readouterr().err

@@ -13,13 +13,13 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch.distributed.device_mesh import init_device_mesh
 
 import cli
-from callbacks.checkpoint_files import copy
+from artifacts.checkpoint_files import copy
 from commands.consolidate import consolidate, main
 from lightning_modules.guards import check_generator_strategy
-from lightning_modules.loading import load_generator, read_checkpoint
-from lightning_modules.optimization import gradient_norm
-from models.generators.sampling import Sampler
-from models.sharding import placed_like, shard, whole
+from polytoken.loading import load_generator, read_checkpoint
+from polytoken.optimization import gradient_norm
+from polytoken.parallelize import placed_like, shard, whole
+from polytoken.sampling.categorical import Sampler
 from tests.support.commands import exit_code
 from tests.support.conditioned import conditioned
 from tests.support.generator_recipes import tiny, write_digit_codes

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lightning_modules import MaskedPatchModule
-from models.stand_in import SmallVisionTransformer
+from polytoken.teachers.stand_in import SmallVisionTransformer
 
 
 def build() -> MaskedPatchModule:

@@ -11,7 +11,7 @@ import torch
 
 import cli
 from lightning_modules.guards import NonFiniteError
-from models.generators.autoregressive import AutoregressiveGenerator
+from polytoken.generators.autoregressive import AutoregressiveGenerator
 from tests.lightning_modules.test_tokenizer import batches, build
 from tests.support.generator_recipes import tiny, write_digit_codes
 from tests.support.ranks import run_on_ranks

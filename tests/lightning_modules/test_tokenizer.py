@@ -9,10 +9,10 @@ from torch.utils.data import DataLoader
 
 from lightning_modules import OptimizerConfig, TokenizerModule
 from lightning_modules.guards import NonFiniteError
-from losses import Adversarial, Disentanglement, LossTerm, Reconstruction, TokenizerObjective, TokenizerStep
-from models.discriminators import PatchDiscriminator
-from models.quantizers import ContinuousBottleneck
-from models.tokenizers import ConvolutionalTokenizer
+from polytoken.discriminators import PatchDiscriminator
+from polytoken.losses import Adversarial, Disentanglement, LossTerm, Reconstruction, TokenizerObjective, TokenizerStep
+from polytoken.quantizers import ContinuousBottleneck
+from polytoken.tokenizers import ConvolutionalTokenizer
 from tests.support.tokenizers import tiny_tokenizer
 
 

@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader
 
 from lightning_modules import OptimizerConfig, TokenizerModule
 from lightning_modules.guards import check_manual_trainer, check_takes_turns
-from losses import Adversarial, Disentanglement, FeatureAlignment, Reconstruction, TokenizerObjective
-from losses.adversarial import adaptive_weight
-from models.discriminators import PatchDiscriminator
-from models.quantizers.vector import entropy_gap
-from models.stand_in import SmallVisionTransformer
-from models.teachers import Teacher
+from polytoken.discriminators import PatchDiscriminator
+from polytoken.losses import Adversarial, Disentanglement, FeatureAlignment, Reconstruction, TokenizerObjective
+from polytoken.losses.adversarial import adaptive_weight
+from polytoken.quantizers.vector import entropy_gap
+from polytoken.teachers.stand_in import SmallVisionTransformer
+from polytoken.teachers.teacher import Teacher
 from tests.support.conditioned import conditioned
 from tests.support.ranks import run_on_ranks
 from tests.support.tokenizers import tiny_tokenizer
@@ -142,5 +142,5 @@ def test_the_adaptive_weight_is_of_all_ranks_together(monkeypatch: pytest.Monkey
     expected = adaptive_weight(*losses, last)
     assert expected == pytest.approx(20**0.5 / (18**0.5 + 1e-4))
     other = torch.tensor([[-2.0, -4.0], [3.0, 3.0]])  # the gradients of another rank, opposite in the first
-    monkeypatch.setattr("losses.adversarial.mean_over_ranks", lambda own: (own + other) / 2)
+    monkeypatch.setattr("polytoken.losses.adversarial.mean_over_ranks", lambda own: (own + other) / 2)
     assert adaptive_weight(*losses, last) == 0

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from metrics.extractor import ImageFeatures, check_images
+from polytoken.metrics.extractor import ImageFeatures, check_images
 
 
 class MeanColours:

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.encoding import TokenSpec
-from models.fingerprint import fingerprint
-from models.generators import AutoregressiveGenerator, LinearHead, MultiLinearHead, TrunkConfig
+from polytoken.fingerprint import fingerprint
+from polytoken.generators import AutoregressiveGenerator, LinearHead, MultiLinearHead, TrunkConfig
+from polytoken.specs import TokenSpec
 from tests.support.tokenizers import tiny_tokenizer
 
 TRUNK = {"dim": 16, "depth": 1, "num_heads": 2, "ffn_multiple": 16}
@@ -34,11 +34,11 @@ def write_runs(
     """
     tokenizer = tiny_tokenizer(image_size, num_codebooks, 16)
     quantizer = {
-        "class_path": "models.quantizers.FactorizedQuantizer",
+        "class_path": "polytoken.quantizers.FactorizedQuantizer",
         "init_args": {**QUANTIZER, "num_codebooks": num_codebooks, "latent_channels": 32},
     }
     section = {
-        "class_path": "models.tokenizers.ConvolutionalTokenizer",
+        "class_path": "polytoken.tokenizers.ConvolutionalTokenizer",
         "init_args": {**TOKENIZER, "image_size": image_size, "quantizer": quantizer},
     }
     tokenizer_run = _write(root / "tokenizer/tiny", "tokenizer", tokenizer, {"tokenizer": section})
@@ -53,7 +53,7 @@ def write_runs(
         nn.init.normal_(parameter, std=0.5)
     model = {
         "trunk": TRUNK,
-        "head": {"class_path": f"models.generators.{type(head).__name__}"},
+        "head": {"class_path": f"polytoken.generators.{type(head).__name__}"},
         "aggregation": "concatenation",
         "noise": None,
     }

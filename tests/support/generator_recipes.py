@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.token_store import StorePlan
-from datamodules.token_store_writer import TokenStoreWriter
-from models.encoding import TokenSpec
+from artifacts.token_store import StorePlan
+from artifacts.token_store_writer import TokenStoreWriter
+from polytoken.specs import TokenSpec
 from tests.support.recipes import CONFIGS
 from tests.support.token_store import plan_of
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from models.encoding import TokenSpec
-from models.generators import AutoregressiveGenerator, AutoregressiveHead, Head, TrunkConfig
+from polytoken.generators import AutoregressiveGenerator, AutoregressiveHead, Head, TrunkConfig
+from polytoken.specs import TokenSpec
 
 TRUNK = TrunkConfig(dim=32, depth=2, num_heads=2, ffn_multiple=32)
 GRID = (3, 4)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 
-from callbacks.requeue import Requeue
+from callbacks.steer.requeue import Requeue
 
 
 class KillAfter(pl.Callback):

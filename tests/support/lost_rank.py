@@ -13,7 +13,7 @@ import torch
 import yaml
 
 import cli
-from callbacks.rank_watch import RankWatch
+from callbacks.steer.rank_watch import RankWatch
 from tests.support.generator_recipes import tiny, write_digit_codes
 
 SECONDS, BEATS = 0.5, 6
@@ -38,7 +38,7 @@ def start(rank: int, port: int, how: str) -> int:
     os.environ.update(TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     code = 1
     try:
-        last = {"class_path": "callbacks.last_checkpoint.LastCheckpoint", "init_args": {"every_n_train_steps": 2}}
+        last = {"class_path": "callbacks.LastCheckpoint", "init_args": {"every_n_train_steps": 2}}
         trainer = {"max_steps": 9, "limit_val_batches": 0, "callbacks": [last, HOW[how]]}
         Path(f"{how} {rank}.yaml").write_text(yaml.safe_dump({"trainer": trainer}))
         ranks = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from models.classifier import SmallClassifier
-from models.stand_in import SmallVisionTransformer
+from polytoken.classifier import SmallClassifier
+from polytoken.teachers.stand_in import SmallVisionTransformer
 from tests.support.commands import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"

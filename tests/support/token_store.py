@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.token_store import StorePlan, TokenStore
-from datamodules.token_store_writer import TokenStoreWriter
-from models.encoding import TokenSpec
+from artifacts.token_store import StorePlan, TokenStore
+from artifacts.token_store_writer import TokenStoreWriter
+from polytoken.specs import TokenSpec
 
 SPEC = TokenSpec((16, 12), ((2, 3),))
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from models.quantizers import FactorizedQuantizer
-from models.tokenizers import ConvolutionalTokenizer
+from polytoken.quantizers import FactorizedQuantizer
+from polytoken.tokenizers import ConvolutionalTokenizer
 
 
 def tiny_tokenizer(image_size: int = 16, num_codebooks: int = 2, codebook_size: int = 16) -> ConvolutionalTokenizer:

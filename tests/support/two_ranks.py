@@ -10,9 +10,9 @@ import cli
 from tests.support.generator_recipes import tiny, write_digit_codes
 
 CALLBACKS = [
-    {"class_path": "callbacks.last_checkpoint.LastCheckpoint", "init_args": {"every_n_train_steps": 100}},
-    {"class_path": "callbacks.requeue.Requeue"},
-    {"class_path": "callbacks.random_state.RandomState"},
+    {"class_path": "callbacks.LastCheckpoint", "init_args": {"every_n_train_steps": 100}},
+    {"class_path": "callbacks.Requeue"},
+    {"class_path": "callbacks.RandomState"},
     {"class_path": "callbacks.EMA", "init_args": {"modules": ["generator"]}},
 ]
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_modules import TokenizerModule
-from losses import Reconstruction, TokenizerObjective
+from polytoken.losses import Reconstruction, TokenizerObjective
 
 
 class Images(pl.LightningDataModule):

@@ -1,0 +1,194 @@
+"""Checkpoints as files: written so that a crash leaves the old one or the new one, and looked over before use."""
+
+import io
+import lzma
+import os
+import pickle
+import shutil
+import struct
+import zipfile
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+
+from polytoken.errors import RunError
+from polytoken.weights import why_unreadable
+
+LAST, PREVIOUS, BEST, NEXT = "last.ckpt", "previous.ckpt", "best.ckpt", "next.ckpt"
+SHARDED = "meta.pt"  # Lightning writes it last into a sharded checkpoint, which is a directory
+# what zipfile and torch raise at bytes that have changed
+DAMAGED = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    MemoryError,  # a length that has changed
+    OverflowError,
+)
+INDEX = ".metadata"  # torch's list of what a sharded checkpoint holds, and where
+
+
+class SyncedCheckpointIO(TorchCheckpointIO):
+    """Writes to `<path>.part`, waits for the disk, and renames.
+
+    Lightning's own makes a copy in memory and a second one in the temporary directory, which is small on many nodes.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint; raises RuntimeError, and leaves nothing half-written, if the disk does not take it."""
+        path = Path(path)
+        unfinished = path.with_name(f"{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with unfinished.open("wb") as file:
+                torch.save(checkpoint, file)
+            sync(unfinished)
+            unfinished.replace(path)
+            sync(path.parent)
+        except OSError as error:
+            with suppress(OSError):  # there may be no such directory
+                unfinished.unlink()
+            raise RunError(
+                f"the checkpoint {path} cannot be written: {error.strerror or error}. What was saved before is whole: "
+                "make room or make the directory writable, and start the run again"
+            ) from error
+
+
+def check_writable(directory: Path) -> None:
+    """Raise RuntimeError now, and not after the first thousand steps, if no checkpoint can be written here."""
+    probe = directory / f".writable.{os.getpid()}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunError(
+            f"no checkpoint can be written to {directory}: {error.strerror or error}. Make it a writable directory, "
+            "or choose another place by run.root"
+        ) from error
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has a file, or the entries of a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def move(path: Path, target: Path) -> None:
+    """Put a checkpoint in the place of another one; neither is ever there in part."""
+    aside = target.with_name(f"{target.name}.old")
+    if aside.exists() and not target.exists():  # a kill came between
+        aside.rename(target)
+    if aside.exists():
+        shutil.rmtree(aside)
+    if target.is_dir():  # nothing can be renamed over a directory that is not empty
+        target.rename(aside)
+    elif path.is_dir():  # nor a directory over a file
+        target.unlink(missing_ok=True)
+    path.replace(target)
+    if aside.exists():
+        shutil.rmtree(aside)
+
+
+def copy(path: Path, target: Path) -> None:
+    """Keep a checkpoint under a second name: a hard link where the file system has them, since none is ever changed."""
+    unfinished = target.with_name(f"{target.name}.part")
+    if unfinished.is_dir():
+        shutil.rmtree(unfinished)
+    unfinished.unlink(missing_ok=True)
+    if path.is_dir():
+        shutil.copytree(path, unfinished, copy_function=_link)
+    else:
+        _link(path, unfinished)
+    move(unfinished, target)
+
+
+def candidates(directory: Path) -> list[Path]:
+    """The checkpoints from which a run can go on, newest first."""
+    kept = sorted(directory.glob("step_*.ckpt"), key=lambda path: (len(path.name), path.name), reverse=True)
+    return [path for path in (directory / LAST, directory / PREVIOUS, *kept) if path.exists()]
+
+
+def fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None. Reads all of it: torch itself loads changed numbers without a word.
+
+    Of a sharded one it reads what torch would unpickle: weights are tensors, which are not.
+    """
+    if path.is_dir():
+        missing = [name for name in (SHARDED, INDEX) if not (path / name).is_file()]
+        return f"{missing[0]} is missing in it" if missing else fault(path / SHARDED) or _fault_of_index(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            return f"the checksum of its part {broken} is wrong"
+        torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except zipfile.BadZipFile:
+        return "it is cut short, or no checkpoint"
+    except DAMAGED as error:
+        return why_unreadable(error)
+    return None
+
+
+RECORDS = "torch.distributed.checkpoint.metadata"
+NAMES = {
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.serialization", "_get_layout"),
+    ("torch", "Size"),
+    ("pathlib", "PosixPath"),
+    ("pathlib._local", "PosixPath"),  # Python 3.13
+}
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    """Knows the plain records of an index, and nothing that could be called for its effect."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in NAMES:
+            return super().find_class(module, name)
+        if module in ("torch", RECORDS) and "." not in name:
+            value = super().find_class(module, name)
+            if isinstance(value, torch.dtype) or (isinstance(value, type) and value.__module__ == RECORDS):
+                return value
+        raise pickle.UnpicklingError(f"GLOBAL {module}.{name} in {INDEX}")
+
+
+def _fault_of_index(path: Path) -> str | None:
+    """What is wrong with what torch unpickles of a sharded checkpoint: its index, and values that are no tensors."""
+    try:
+        index = _IndexUnpickler(io.BytesIO((path / INDEX).read_bytes())).load()
+        for key, place in index.storage_data.items():
+            part = path / place.relative_path
+            if not part.is_file():
+                return f"{part.name} is missing in it"
+            if part.stat().st_size < place.offset + place.length:
+                return f"{part.name} is cut short in it"
+            if isinstance(index.state_dict_metadata[key.fqn], BytesStorageMetadata):
+                with part.open("rb") as file:
+                    file.seek(place.offset)
+                    torch.load(io.BytesIO(file.read(place.length)), weights_only=True)
+    except DAMAGED as error:
+        return why_unreadable(error)
+    except (AttributeError, LookupError, TypeError) as error:
+        return f"its {INDEX} is damaged ({error!r})"
+    return None
+
+
+def _link(path: str | Path, target: str | Path) -> None:
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copy2(path, target)
+        sync(Path(target))

@@ -1,0 +1,197 @@
+"""Writing a token store so that a kill loses a shard at most, and a full disk nothing that was there before."""
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from artifacts.token_store import MANIFEST, Shard, StorePlan, TokenStore, TokenStoreError, check_codes
+from polytoken.weights import file_sha256
+
+log = logging.getLogger(__name__)
+
+PLAN = "plan.json"
+
+
+class TokenStoreWriter:
+    """Writes the shards of a plan into `<path>.partial`, and puts them in the place of `path` when all are there.
+
+    A shard is a file of a fixed range of images, and counts as written once its digest stands beside it; so shards may
+    be written in any order, by several processes, and in several attempts. One process calls `begin` before and
+    `finish` after all others write.
+
+    Args:
+        path: The store's directory, `train` or `validation` below a root.
+        plan: What it is to hold.
+    """
+
+    def __init__(self, path: str | Path, plan: StorePlan) -> None:
+        self.path = Path(path)
+        self.plan = plan
+        self.partial = self.path.with_name(f"{self.path.name}.partial")
+        self.replaced = self.path.with_name(f"{self.path.name}.replaced")
+
+    def begin(self) -> None:
+        """Take up what an interrupted attempt left, or clear it away if it was of another plan.
+
+        Raises:
+            TokenStoreError: `path` is there and no token store.
+        """
+        if self.path.exists() and not (self.path / MANIFEST).is_file() and any(self.path.iterdir()):
+            raise TokenStoreError(f"{self.path} is there and is no token store: move it, or name another output")
+        if _plan(self.partial / MANIFEST) == self.plan:
+            self._swap()
+        elif self.replaced.is_dir() and not self.path.exists():
+            self.replaced.replace(self.path)  # the exchange was cut short, and another plan has come since
+        if self.whole():
+            return
+        if self.partial.is_dir() and (begun := _plan(self.partial / PLAN)) != self.plan:
+            log.warning("%s was begun %s: it is written anew", self.partial, _difference(begun, self.plan))
+            shutil.rmtree(self.partial)
+        self.partial.mkdir(parents=True, exist_ok=True)
+        _write_json(self.partial / PLAN, self.plan.to_json())
+
+    def whole(self) -> bool:
+        """Whether the store is there, of this plan and with all its shards."""
+        if _plan(self.path / MANIFEST) != self.plan:
+            return False
+        try:
+            TokenStore.open(self.path)
+        except (FileNotFoundError, TokenStoreError) as error:
+            log.warning("%s: it is written anew", error)
+            return False
+        return True
+
+    def missing(self) -> list[int]:
+        """List the shards that are still to be written."""
+        return [] if self.whole() else [shard for shard in range(self.plan.num_shards) if self._note(shard) is None]
+
+    def write(self, shard: int, indices: np.ndarray, labels: np.ndarray, codes: np.ndarray) -> None:
+        """Write a shard whole or not at all.
+
+        Args:
+            shard: Its number.
+            indices: (n,), places in the split of the images that could be read.
+            labels: (n,), their classes.
+            codes: (n, V, k, N), the codes of their views.
+
+        Raises:
+            TokenStoreError: The shapes are not the plan's, or a code lies outside of its codebook.
+            OSError: The disk is full, say.
+        """
+        import pyarrow
+        from datasets import Features
+        from datasets.arrow_writer import ArrowWriter
+
+        spec, images = self.plan.spec, self.plan.shard_images(shard)
+        expected = (len(self.plan.views), spec.num_codebooks, spec.num_positions)
+        if codes.shape[1:] != expected:
+            raise TokenStoreError(
+                f"an image has codes of shape {codes.shape[1:]} (views, codebooks, positions) and the plan of "
+                f"{self.path} says {expected}: is data.image_size ({self.plan.image_size}) the tokenizer's?"
+            )
+        if len(indices) == 0 or indices.min() < images.start or indices.max() >= images.stop:
+            raise TokenStoreError(f"shard {shard} of {self.path} is for images {images.start} to {images.stop - 1}")
+        check_codes(codes, spec, f"shard {shard} of {self.path}")
+        order = np.argsort(indices)
+        flat = np.ascontiguousarray(codes[order].astype(self.plan.dtype, copy=False)).reshape(-1)
+        table = pyarrow.table(
+            {
+                "index": pyarrow.array(indices[order].astype(np.int64)),
+                "label": pyarrow.array(labels[order].astype(np.int64)),
+                "codes": pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat), int(np.prod(expected))),
+            }
+        )
+        file = self._file(shard)
+        unfinished = file.with_suffix(".unfinished")
+        with ArrowWriter(path=str(unfinished), features=Features.from_arrow_schema(table.schema)) as writer:
+            writer.write_table(table)
+            writer.finalize()
+        _sync(unfinished)
+        unfinished.replace(file)
+        note = Shard(file.name, len(indices), file.stat().st_size, file_sha256(file))
+        _write_json(file.with_suffix(".json"), asdict(note))
+
+    def finish(self) -> None:
+        """Write the manifest and put the new store in the place of the old one.
+
+        Raises:
+            TokenStoreError: Shards are missing.
+        """
+        if self.whole():
+            (self.path / MANIFEST).touch()  # make compares times
+            return
+        notes = [self._note(shard) for shard in range(self.plan.num_shards)]
+        missing = [shard for shard, note in enumerate(notes) if note is None]
+        if missing:
+            raise TokenStoreError(
+                f"{self.partial} lacks {len(missing)} of {len(notes)} shards, the first being {missing[0]}: "
+                "run the same predict command again, without trainer.limit_predict_batches"
+            )
+        shards = [asdict(note) for note in notes if note is not None]
+        images = sum(shard["rows"] for shard in shards)
+        _write_json(self.partial / MANIFEST, {**self.plan.to_json(), "images": images, "shards": shards})
+        self._swap()
+
+    def _swap(self) -> None:
+        """Exchange the directories; the old store is there until the new one stands in its place."""
+        if self.path.exists():
+            shutil.rmtree(self.replaced, ignore_errors=True)
+            self.path.replace(self.replaced)
+        self.partial.replace(self.path)
+        shutil.rmtree(self.replaced, ignore_errors=True)
+        for note in (PLAN, *(self._file(shard).with_suffix(".json").name for shard in range(self.plan.num_shards))):
+            (self.path / note).unlink(missing_ok=True)
+
+    def _file(self, shard: int) -> Path:
+        return self.partial / f"shard_{shard:05d}.arrow"
+
+    def _note(self, shard: int) -> Shard | None:
+        """What stands beside a shard; None unless it was written whole."""
+        file = self._file(shard)
+        note = _read_json(file.with_suffix(".json"))
+        if note is None or not file.is_file() or file.stat().st_size != note["bytes"]:
+            return None
+        return Shard(**note)
+
+
+def _plan(file: Path) -> StorePlan | None:
+    content = _read_json(file)
+    try:
+        return None if content is None else StorePlan.from_json(content)
+    except (TokenStoreError, KeyError, TypeError):
+        return None
+
+
+def _difference(begun: StorePlan | None, now: StorePlan) -> str:
+    """Say in a few words what another plan has otherwise."""
+    if begun is None:
+        return "by another program"
+    compared = [field.name for field in fields(StorePlan) if field.compare]
+    names = [name for name in compared if getattr(begun, name) != getattr(now, name)]
+    return f"with another {names[0]}, {str(getattr(begun, names[0]))[:60]}, now {str(getattr(now, names[0]))[:60]}"
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    unfinished = file.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    _sync(unfinished)
+    unfinished.replace(file)
+
+
+def _sync(file: Path) -> None:
+    """Wait until the disk has the file, so that a power cut cannot leave a name without its content."""
+    with file.open("rb") as written:
+        os.fsync(written.fileno())

@@ -1,0 +1,148 @@
+"""Exponential moving average of named sub-modules, used wherever the model is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from polytoken.errors import RunError, UserError
+from polytoken.parallelize import placed_like, whole
+
+
+class EMA(pl.Callback):
+    """Keeps a float32 average of the parameters of some sub-modules; buffers are copied, not averaged.
+
+    Validation, test and prediction run with the average. The decay warms up as (1 + n) / (10 + n) over its n updates.
+    Averages are in the callback's own checkpoint state; the module's state dict keeps the raw weights. Those of sharded
+    weights are in pieces like them, and whole in a checkpoint.
+
+    Args:
+        modules: dotted names below the LightningModule, e.g. ``tokenizer``.
+        decay: of the running average, once warm.
+        warmup: whether the decay warms up.
+    """
+
+    def __init__(self, modules: Sequence[str] = ("tokenizer",), decay: float = 0.9999, warmup: bool = True) -> None:
+        self.modules = tuple(modules)
+        self.decay = decay
+        self.warmup = warmup
+        self.updates = 0
+        self._average: dict[str, Tensor] = {}
+        self._last_step = -1
+        self._raw: dict[str, Tensor] | None = None
+
+    @property
+    def has_average(self) -> bool:
+        """Whether there is an average to judge the model by: a checkpoint may have brought none."""
+        return bool(self._average)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Averages and their count; every rank must call it for weights that are in pieces."""
+        average = {name: whole(tensor).cpu() for name, tensor in self._average.items()}
+        return {"updates": self.updates, "average": average}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore averages and their count; they move to their device at the next use."""
+        self.updates = state_dict["updates"]
+        self._average = state_dict["average"]
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin from the current weights, unless a checkpoint brought averages."""
+        if not self._average:
+            tensors = self._tensors(pl_module)
+            self._average = {name: _as_float32(tensor).clone() for name, tensor in tensors.items()}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the step a resumed run starts from; Lightning restores it, and sharded runs' averages, only now."""
+        self._last_step = trainer.global_step
+        tensors = self._tensors(pl_module)
+        if missing := tensors.keys() ^ self._average.keys():
+            raise RunError(f"EMA in the checkpoint covers other weights than {self.modules}: {sorted(missing)[:3]}")
+        self._average = {name: placed_like(self._average[name], tensor) for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Average once an optimizer update, however many batches it gathered."""
+        if trainer.global_step == self._last_step:
+            return
+        self._last_step = trainer.global_step
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
+        parameters = set(self._parameter_names(pl_module))
+        averaged, live = [], []
+        for name, tensor in self._tensors(pl_module).items():
+            if name in parameters:
+                averaged.append(self._average[name])
+                live.append(_as_float32(tensor))
+            else:
+                self._average[name].copy_(tensor)
+        torch._foreach_lerp_(averaged, live, 1 - decay)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Swap the average in."""
+        self._swap_in(pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Swap the raw weights back."""
+        self._swap_out(pl_module)
+
+    on_test_start = on_predict_start = on_validation_start
+    on_test_end = on_predict_end = on_validation_end
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave no average behind in the model when validation breaks off."""
+        self._swap_out(pl_module)
+
+    @contextmanager
+    def applied(self, pl_module: pl.LightningModule) -> Iterator[None]:
+        """The averaged weights in the model, for the length of a ``with`` block."""
+        self._swap_in(pl_module)
+        try:
+            yield
+        finally:
+            self._swap_out(pl_module)
+
+    @torch.no_grad()
+    def _swap_in(self, pl_module: pl.LightningModule) -> None:
+        if not self._average or self._raw is not None:
+            return
+        tensors = self._tensors(pl_module)
+        self._raw = {name: tensor.clone() for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            tensor.copy_(placed_like(self._average[name], tensor))
+
+    @torch.no_grad()
+    def _swap_out(self, pl_module: pl.LightningModule) -> None:
+        if self._raw is None:
+            return
+        for name, tensor in self._tensors(pl_module).items():
+            tensor.copy_(self._raw[name])
+        self._raw = None
+
+    def _submodules(self, pl_module: pl.LightningModule) -> Iterator[tuple[str, nn.Module]]:
+        for name in self.modules:
+            try:
+                yield name, pl_module.get_submodule(name)
+            except AttributeError as error:
+                raise UserError(f"EMA: {type(pl_module).__name__} has no sub-module {name!r}") from error
+
+    def _parameter_names(self, pl_module: pl.LightningModule) -> Iterator[str]:
+        for prefix, module in self._submodules(pl_module):
+            yield from (f"{prefix}.{name}" for name, _ in module.named_parameters())
+
+    def _tensors(self, pl_module: pl.LightningModule) -> dict[str, Tensor]:
+        return {
+            f"{prefix}.{name}": tensor.detach()
+            for prefix, module in self._submodules(pl_module)
+            for name, tensor in (*module.named_parameters(), *module.named_buffers())
+        }
+
+
+def _as_float32(tensor: Tensor) -> Tensor:
+    """Floating tensors in float32; integer buffers as they are."""
+    return tensor.float() if tensor.is_floating_point() else tensor

@@ -1,0 +1,1 @@
+"""Measurements of validation images, figures and pictures."""

@@ -1,0 +1,62 @@
+"""PSNR of each class beside the PSNR of painting every patch in its mean colour."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from callbacks.measure.measurement import Measurement
+from polytoken.metrics.grouped import GroupedMean
+from polytoken.metrics.images import paint_patches, psnr, to_uint8
+from polytoken.specs import Encoding
+
+
+class PSNRByClass(Measurement):
+    """Compares a tokenizer, class by class, with painting each f × f patch in its mean colour.
+
+    Logs ``psnr_painted`` over all images, and writes ``psnr_by_class.json`` into the run's directory: for each class
+    both figures in dB. A table is printed whenever validation is the command, as it is at the end of every fit.
+    """
+
+    def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start measuring anew."""
+        self._classes: dict[str, int] = trainer.datamodule.class_to_idx  # type: ignore[attr-defined]
+        self._patch_size = pl_module.tokenizer.downsampling
+        self._tokenizer = GroupedMean(len(self._classes)).to(pl_module.device)
+        self._painted = GroupedMean(len(self._classes)).to(pl_module.device)
+
+    def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
+        """Compare images with their reconstructions, and with themselves painted."""
+        originals = to_uint8(images)
+        self._tokenizer.update(psnr(to_uint8(reconstruction), originals), labels)
+        self._painted.update(psnr(to_uint8(paint_patches(images, self._patch_size)), originals), labels)
+
+    def results(self) -> dict[str, Tensor]:
+        """The baseline over all images; the rest goes to the file."""
+        (tokenizer, tokenizer_overall), (painted, painted_overall) = self._tokenizer.compute(), self._painted.compute()
+        pairs = {name: (tokenizer[index], painted[index]) for name, index in self._classes.items()}
+        pairs["all images"] = (tokenizer_overall, painted_overall)
+        self._rows = {name: (float(one), float(other)) for name, (one, other) in pairs.items() if not one.isnan()}
+        return {"psnr_painted": painted_overall}
+
+    def draw(self, trainer: pl.Trainer) -> None:
+        """Write the file, and print the table if validation is the command."""
+        path = Path(trainer.default_root_dir) / "psnr_by_class.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = {name: {"tokenizer": one, "painted": other} for name, (one, other) in self._rows.items()}
+        path.write_text(json.dumps(rows, indent=2) + "\n")
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._print()
+
+    def _print(self) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("class", "tokenizer", "painted", "difference", title="PSNR in dB on validation images")
+        for name, (tokenizer, painted) in self._rows.items():
+            table.add_row(name, f"{tokenizer:.2f}", f"{painted:.2f}", f"{tokenizer - painted:+.2f}")
+        Console().print(table)

@@ -1,0 +1,88 @@
+"""What TensorBoard shows of a run beside its curves: the curves that belong together, and its hyper-parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from callbacks.measure.plots import tensorboard_writers
+
+# Group, chart, and what the names of its curves begin with (regular expressions).
+LAYOUT = {
+    "reconstruct": {
+        "PSNR, dB": [r"val/psnr(_raw|_painted)?$"],
+        "SSIM": [r"val/ssim(_raw)?$"],
+        "distances to the originals": [r"val/(rfd|rfid|rsfid|lpips)(_raw)?/"],
+        "terms on images and features": [
+            r"train/(reconstruction|perceptual|adversarial|discriminator|disentanglement|alignment_\w+)$"
+        ],
+    },
+    "codes": {
+        "share of the codes in use": [r"(train|val)/usage/"],
+        "perplexity": [r"val/perplexity/"],
+        "terms on codes": [r"train/(codebook|commitment|entropy)$"],
+        "latents of scalar quantization": [r"val/(ks|rmse_uniform|entropy_ratio|bins_hit)$"],
+    },
+    "generate": {
+        "nats a sub-code": [r"(train|val)/nll(/\d+)?$"],
+        "bits an image": [r"val/bits_per_image$"],
+        "share of noisy sub-tokens": [r"train/noise_rate$"],
+    },
+}
+SETTINGS = ("max_steps", "precision")  # of the trainer
+
+
+class TensorBoardOverview(Callback):
+    """Writes into the events of a fit the layout of the tab Custom Scalars, and the settings for the tab HParams.
+
+    HParams takes the last value of each curve for its figure, and the validation that ends a fit logs the last ones.
+    The settings are those of `config.yaml` in the run's directory; without that file there are none.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write both, at the beginning: so they are there while the run goes on."""
+        if not trainer.is_global_zero:
+            return
+        from torch.utils.tensorboard.summary import hparams
+
+        file = Path(trainer.default_root_dir) / "config.yaml"
+        config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
+        _, start, _ = hparams(settings(config), {})
+        for writer in tensorboard_writers(trainer):
+            writer.add_custom_scalars(
+                {
+                    group: {chart: ["Multiline", names] for chart, names in charts.items()}
+                    for group, charts in LAYOUT.items()
+                }
+            )
+            writer.file_writer.add_summary(start)
+            writer.flush()
+
+
+def settings(config: dict[str, Any]) -> dict[str, bool | float | str]:
+    """Seed, steps, and all of model and data but what is null, by name: `model.tokenizer.quantizer.codebook_size`."""
+    trainer = config.get("trainer") or {}
+    chosen = {
+        "seed": config.get("seed_everything"),
+        "trainer": {name: trainer.get(name) for name in SETTINGS},
+        "model": config.get("model"),
+        "data": config.get("data"),
+    }
+    return dict(_flat(chosen))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | float | str]]:
+    for key, value in tree.items():
+        name = prefix if key in ("class_path", "init_args") else f"{prefix}.{key}".lstrip(".")
+        if key == "class_path":
+            yield name, str(value).rpartition(".")[2]
+        elif isinstance(value, dict):
+            yield from _flat(value, name)
+        elif isinstance(value, bool | int | float | str):
+            yield name, value
+        elif value is not None:
+            yield name, str(value)

@@ -1,0 +1,201 @@
+"""Generated images as files: parts while they are sampled, one npz and a picture when all are there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
+from torch import Tensor
+
+from artifacts.samples import SamplesFile, write_samples
+from callbacks.checkpoint.run_record import differences
+from callbacks.measure.metrics_file import commit, write_json
+from callbacks.measure.plots import image_table
+from polytoken.errors import ExistingFileError, UserError
+from polytoken.weights import file_sha256
+
+NETWORKS = ("settings.generator.", "settings.tokenizer.")
+
+
+class SampleWriter(pl.Callback):
+    """Writes what a SamplingModule generates: ``samples.npz``, ``samples.json`` and ``grid.png``.
+
+    Each rank saves whole parts of the images under ``parts/``, and rank zero joins them when all are there.
+    When predict is started again with the same settings, only missing parts are sampled, and nothing if the npz is
+    there; everything if the run was trained on since. ``samples.npz`` holds ``arr_0`` uint8 (n, H, W, 3) and ``arr_1``
+    int64 (n,), as ADM's evaluator reads them; ``samples.json`` says how they were made; ``grid.png`` shows some of each
+    class, its name beside the row.
+
+    Args:
+        output: the directory; None is the run's own.
+        grid_rows: classes in the picture, evenly chosen.
+        grid_columns: images of each.
+    """
+
+    def __init__(self, output: str | None = None, grid_rows: int = 10, grid_columns: int = 10) -> None:
+        self.output = output
+        self.grid_rows = grid_rows
+        self.grid_columns = grid_columns
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Find out what is there already, and have only the rest sampled.
+
+        Raises:
+            FileExistsError: if the directory holds samples of other settings.
+        """
+        if stage != "predict":
+            raise UserError(
+                f"SampleWriter writes what predict generates; it has nothing to do in {stage}: leave it out"
+            )
+        trainer.predict_loop.return_predictions = False  # Lightning would keep all images in memory
+        self._data = trainer.datamodule  # type: ignore[attr-defined]
+        self._directory = Path(self.output or trainer.default_root_dir)
+        settings = {**pl_module.settings(), **self._data.settings(), "precision": str(trainer.precision)}
+        self._settings = json.loads(json.dumps(settings))  # as they come back from the file
+        self._class_names = pl_module.class_names
+        self._labels = self._data.labels(pl_module.num_classes)
+        self._rows: list[Tensor] = []
+        outdated = self._outdated()
+        self._finished = not outdated and self._npz.exists() and self._record.exists()
+        done = [part for part in range(self._data.num_parts) if self._part(part).exists() and not outdated]
+        trainer.strategy.barrier("samples found")  # before rank zero changes anything
+        if self._finished:
+            SamplesFile(self._npz)
+            rank_zero_info(f"{self._npz} is there, made with these settings: nothing to do. Delete it to sample anew.")
+        elif outdated:
+            rank_zero_info(f"{self._directory} holds samples of earlier weights of the same run: sampling anew.")
+        elif done:
+            rank_zero_info(f"{self._parts} holds {len(done)} of {self._data.num_parts} parts: sampling the others.")
+        self._data.leave_out(range(self._data.num_parts) if self._finished else done)
+        if trainer.is_global_zero:
+            if self._finished:
+                self._npz.touch()  # for make, which asks whether it is older than the generator
+            if self._finished or outdated:  # parts are left where a kill came while they were cleared away
+                shutil.rmtree(self._parts, ignore_errors=True)
+            if not self._finished:
+                write_json(self._parts / "settings.json", {"settings": self._settings})
+                for old in (self._npz, self._record) if outdated else (self._record,):
+                    old.unlink(missing_ok=True)
+
+    def on_predict_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Tensor, batch: dict[str, Tensor], *_: Any
+    ) -> None:
+        """Keep images uint8 (B, H, W, 3); save the part when its last one is there."""
+        self._rows.append(outputs.cpu())
+        part, position = divmod(int(batch["index"][-1]), self._data.part_size)
+        images = self._data.part(part)
+        if position == len(images) - 1:
+            path = self._part(part)
+            unfinished = path.with_name(f"{path.name}.part")
+            with unfinished.open("wb") as file:
+                np.save(file, torch.cat(self._rows).numpy())
+            unfinished.replace(path)
+            self._rows = []
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Join the parts of all ranks; a rank that had nothing to sample passes here too, but by no other hook."""
+        if self._finished:
+            return
+        trainer.strategy.barrier("samples")
+        missing = [part for part in range(self._data.num_parts) if not self._part(part).exists()]
+        if missing:  # trainer.limit_predict_batches
+            rank_zero_info(f"{len(missing)} of {self._data.num_parts} parts are missing: start again to sample them.")
+        elif trainer.is_global_zero:
+            self._join()
+        trainer.strategy.barrier("samples joined")
+
+    def _join(self) -> None:
+        shape = self._read(0).shape[1:]
+        write_samples(self._npz, self._pieces(), self._labels, shape)
+        Image.fromarray(self._grid()).save(self._directory / "grid.png")
+        write_json(
+            self._record,
+            {
+                "settings": self._settings,
+                "sha256": file_sha256(self._npz),
+                "class_names": self._class_names,
+                "versions": {"torch": torch.__version__, "lightning": lightning.__version__},
+                "commit": commit(),
+            },
+        )
+        shutil.rmtree(self._parts)
+        rank_zero_info(f"{len(self._labels)} samples: {self._npz}, shown in {self._directory / 'grid.png'}")
+
+    def _pieces(self) -> Iterator[np.ndarray]:
+        for part in range(self._data.num_parts):
+            images = self._read(part)
+            if len(images) != len(self._data.part(part)):
+                raise UserError(f"{self._part(part)} holds {len(images)} images: delete it, and start predict again")
+            yield images
+
+    def _grid(self) -> np.ndarray:
+        """Some classes in rows, the first images of each."""
+        classes = np.unique(self._labels)
+        chosen = classes[np.unique(np.linspace(0, len(classes) - 1, self.grid_rows).round().astype(int))]
+        rows = []
+        for label in chosen:
+            indices = np.flatnonzero(self._labels == label)[: self.grid_columns]
+            rows.append([self._image(int(index)) for index in indices])
+        return image_table(rows, row_labels=[self._class_names[int(label)] for label in chosen])
+
+    def _image(self, index: int) -> Tensor:
+        part, position = divmod(index, self._data.part_size)
+        return torch.from_numpy(np.array(self._read(part)[position])).permute(2, 0, 1)
+
+    def _read(self, part: int) -> np.ndarray:
+        path = self._part(part)
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise UserError(f"{path} cannot be read as an array: delete it, and start predict again") from error
+
+    def _outdated(self) -> bool:
+        """Whether what is there was made by earlier weights of the same runs; raises if it has other settings."""
+        record = next((path for path in (self._record, self._parts / "settings.json") if path.exists()), None)
+        remedy = "Delete the directory, or sample into another one by --run.stage samples/NEW_NAME."
+        if record is None:
+            if self._npz.exists():
+                raise ExistingFileError(f"{self._npz} is there, and no samples.json says how it was made. {remedy}")
+            return False
+        written = json.loads(record.read_text(encoding="utf-8"))["settings"]
+        changed = differences(written, self._settings, "settings")
+        # a run may be spelt in several ways: what counts is what lies there
+        other = [change for change in changed if not change[0].startswith(NETWORKS)]
+        if not other and not any(key.endswith((".sha256", ".fingerprint")) for key, _, _ in changed):
+            return False
+        moved = [change for change in changed if change[0].endswith(".run") and not _same_place(*change[1:])]
+        if other or moved:
+            key, old, new = (other or moved)[0]
+            raise ExistingFileError(
+                f"{self._directory} holds samples of other settings: {key.removeprefix('settings.')} was {old} and is "
+                f"{new}. {remedy}"
+            )
+        return True
+
+    @property
+    def _npz(self) -> Path:
+        return self._directory / "samples.npz"
+
+    @property
+    def _record(self) -> Path:
+        return self._directory / "samples.json"
+
+    @property
+    def _parts(self) -> Path:
+        return self._directory / "parts"
+
+    def _part(self, part: int) -> Path:
+        return self._parts / f"{part:05d}.npy"
+
+
+def _same_place(one: str, other: str) -> bool:
+    return Path(one).resolve() == Path(other).resolve()

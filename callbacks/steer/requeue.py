@@ -1,0 +1,168 @@
+"""Leaving in time: asked by a signal, or before its allocation ends, a run saves, has itself requeued, and ends."""
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from types import FrameType
+from typing import Any, NoReturn
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.environments import LightningEnvironment
+
+from callbacks.checkpoint.last_checkpoint import LastCheckpoint
+from polytoken.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command again goes on
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+ENDED_BY_SLURM = ("CANCELLED", "COMPLETING")  # a cancelled job must not come back, and a preempted one does by itself
+
+
+class Requeue(Checkpoint):
+    """Ends a run with exit code 75 at the end of the batch in which SIGUSR1 or SIGTERM arrived, or time runs short.
+
+    All ranks agree first, as signals reach them in different batches, or only one of them. Then `last.ckpt` is written,
+    rank 0 calls `scontrol requeue` if this is a SLURM job, and all leave. A validation is left as well: `last.ckpt` was
+    written before it. Predictions are left where they stand: their writers go on with what is missing.
+
+    It stands in for Lightning's own requeueing, which saves inside of the signal's handler, between any two lines, and
+    goes on training. Lightning calls it after all callbacks but checkpoints, so that what is saved is complete.
+
+    Args:
+        seconds_before_end: How long before the end of the allocation (SLURM_JOB_END_TIME) to leave; at most half of
+            what is left of it at the start, or a short job would be requeued after each step.
+    """
+
+    def __init__(self, seconds_before_end: int = 180) -> None:
+        if seconds_before_end < 0:
+            raise UserError(f"seconds_before_end is {seconds_before_end}; it must not be negative.")
+        self.seconds_before_end = seconds_before_end
+        self._received: signal.Signals | None = None
+        self._leave_at: float | None = None
+        self._step = 0
+        self._last: LastCheckpoint | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the callback that saves, and the end of the allocation."""
+        self._last = next((callback for callback in trainer.callbacks if isinstance(callback, LastCheckpoint)), None)
+        if stage == "fit" and self._last is None:
+            raise UserError("Requeue saves by LastCheckpoint: add callbacks.LastCheckpoint before it")
+        if self._leave_at is None and (end := os.environ.get("SLURM_JOB_END_TIME", "")).isdigit():
+            left = int(end) - time.time()
+            self._leave_at = int(end) - min(self.seconds_before_end, left / 2)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take note of the step that a resumed run starts from, and listen."""
+        self._step = trainer.global_step
+        self._listen(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen."""
+        self._listen(trainer)
+
+    on_test_start = on_predict_start = on_validation_start
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save and leave, if any rank was asked to; between two updates there is nothing that could be saved."""
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        if self._all_agree(trainer):
+            assert self._last is not None
+            self._last.save(trainer)
+            self._leave(trainer, f"{self._last.last_model_path} holds step {trainer.global_step}")
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Leave a validation; it starts anew. One that falls between two updates is brought to its end."""
+        in_fit = trainer.state.fn == "fit"
+        if in_fit and (trainer.sanity_checking or self._last is None or not self._last.holds(trainer.global_step)):
+            return
+        if self._all_agree(trainer):
+            self._leave(trainer, f"this was a validation after step {trainer.global_step}")
+
+    def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Leave a test; it starts anew."""
+        if self._all_agree(trainer):
+            self._leave(trainer, "test starts anew")
+
+    def on_predict_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Leave a prediction; ranks have different numbers of batches, so each leaves by itself."""
+        if self._reason() is not None:
+            self._leave(trainer, "predict goes on with what is missing", together=False)
+
+    def _listen(self, trainer: Trainer) -> None:
+        # in the place of Lightning's handlers, which are up by now; it puts back what was before when a command ends
+        if threading.current_thread() is threading.main_thread():
+            for signum in SIGNALS:
+                signal.signal(signum, self._receive)
+        if trainer.received_sigterm:  # by Lightning's handler, a moment ago: it would end the run with code 0
+            self._received = signal.SIGTERM
+            trainer._signal_connector.received_sigterm = False
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        # nothing more: it may run between any two lines of the step, inside of a collective even
+        self._received = signal.Signals(signum)
+
+    def _reason(self) -> str | None:
+        """Why this rank wants to leave, or None."""
+        if self._received is not None:
+            return self._received.name
+        return "the allocation ends" if self._leave_at is not None and time.time() >= self._leave_at else None
+
+    def _all_agree(self, trainer: Trainer) -> bool:
+        return trainer.strategy.reduce_boolean_decision(self._reason() is not None, all=False)
+
+    def _leave(self, trainer: Trainer, state: str, together: bool = True) -> NoReturn:
+        if trainer.is_global_zero:
+            reason = self._reason() or "another rank was asked to stop"
+            logger.warning("%s: %s; %s (exit code %d)", reason, state, self._requeue(), EXIT_CODE)
+        if together:
+            trainer.strategy.barrier("requeued")
+        # Lightning kills the main process at once if a rank that it started itself ends with another code than 0
+        started_by_lightning = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
+        raise SystemExit(0 if started_by_lightning and not trainer.is_global_zero else EXIT_CODE)
+
+    def _requeue(self) -> str:
+        """Have this job started again, and say what came of it."""
+        job = job_id()
+        if job is None:
+            return "the same command again goes on"
+        # SIGTERM comes before a preemption, but after scancel, too, and perhaps to another rank first
+        if (state := job_state(job)) in ENDED_BY_SLURM:
+            return f"SLURM ends job {job} ({state}), so it is not requeued from here"
+        failure = scontrol("requeue", job)[1]
+        return (
+            f"job {job} is requeued" if failure is None else f"job {job} is not requeued ({failure}): submit it again"
+        )
+
+
+def job_id() -> str | None:
+    """This SLURM job; of an array, this task, since the number of the first task stands for the whole array."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ and "SLURM_ARRAY_TASK_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def job_state(job: str) -> str | None:
+    """What SLURM says of a job (RUNNING, CANCELLED …), if it says anything."""
+    found = re.search(r"JobState=(\w+)", scontrol("show", "job", job)[0])
+    return found[1] if found else None
+
+
+def scontrol(*arguments: str) -> tuple[str, str | None]:
+    """What scontrol prints, and why it failed, if it did."""
+    try:
+        done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return "", str(error)
+    if done.returncode == 0:
+        return done.stdout, None
+    return done.stdout, done.stderr.strip() or f"scontrol ended with {done.returncode}"

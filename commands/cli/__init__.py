@@ -1,0 +1,1 @@
+"""Plumbing of cli.py: run directories, resuming, messages."""

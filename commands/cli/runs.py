@@ -1,0 +1,128 @@
+"""Where a run lives, and where it is taken up again."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from artifacts.checkpoint_files import BEST, LAST, candidates, fault
+from polytoken.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The place of a run: `<root>/<preset>/<stage>`.
+
+    Args:
+        root: Directory of all runs.
+        preset: Name of the data and the sizes: digits, photos, imagenet.
+        stage: What is trained, usually `<stage>/<recipe>`: tokenizer/fq_dual.
+    """
+
+    root: str = "runs"
+    preset: str = "default"
+    stage: str | None = None
+
+    @property
+    def directory(self) -> Path:
+        """The run's directory; raises UserError if the stage is not set or leads out of the root."""
+        if not self.stage:
+            raise UserError(
+                "run.stage is not set, so this run has no directory: give the recipe a section "
+                "`run: {stage: tokenizer/my_recipe}`, or add --run.stage tokenizer/my_recipe."
+            )
+        for name, value in (("run.preset", self.preset), ("run.stage", self.stage)):
+            place = PurePosixPath(value)
+            if place.is_absolute() or ".." in place.parts or not place.parts:
+                raise UserError(f"{name} is '{value}', which leads out of run.root: use a plain relative name.")
+        return Path(self.root) / self.preset / self.stage
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The checkpoint from which the run goes on, whether or not it exists yet."""
+        return self.directory / "checkpoints" / LAST
+
+
+def check_directory(directory: Path) -> None:
+    """Raise UserError if a run's directory cannot be written or made; nothing is made yet."""
+    place = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    own = os.access in os.supports_effective_ids
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK, effective_ids=own):
+        reason = "may not be written by this user" if place.is_dir() else "is a file"
+        raise UserError(
+            f"the run's directory {directory} cannot be written: {place} {reason}. Make it a writable directory, or "
+            "choose another place by run.root"
+        )
+
+
+def place_outputs(trainer: Any, directory: Path) -> None:
+    """Fill what the recipe left open in the trainer's section: root directory, loggers and checkpoints."""
+    trainer["default_root_dir"] = trainer.get("default_root_dir") or str(directory)
+    loggers = trainer.get("logger")
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        if _has_open(logger, "save_dir"):
+            logger["init_args"]["save_dir"] = str(directory)
+    callbacks = trainer.get("callbacks") or []
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+    for callback in callbacks:
+        if _has_open(callback, "dirpath"):
+            callback["init_args"]["dirpath"] = str(directory / "checkpoints")
+    # Two callbacks of base.yaml refuse to work where what they serve is off.
+    unwanted = ("LearningRateMonitor",) if loggers is False else ()
+    unwanted += ("StepProgressBar",) if trainer.get("enable_progress_bar") is False else ()
+    if unwanted:
+        trainer["callbacks"] = [c for c in callbacks if not str(c.get("class_path")).endswith(unwanted)]
+
+
+def resolve_checkpoint(ckpt_path: str | None, run: RunConfig, subcommand: str) -> str | None:
+    """Say which file `ckpt_path` means; `last` and `best` are the run's own, and a first fit has no last one.
+
+    The last one gives way to the one before it, with a warning, if it is cut short or changed on the disk.
+
+    Raises UserError if the file does not exist or cannot be read.
+    """
+    if ckpt_path is None:
+        return None
+    if ckpt_path == "last":
+        return _last_readable(run.last_checkpoint, subcommand)
+    path = run.last_checkpoint.with_name(BEST) if ckpt_path == "best" else Path(ckpt_path)
+    if not path.exists():
+        remedy = ": a run keeps its best one if callbacks.LastCheckpoint has a monitor" if ckpt_path == "best" else ""
+        raise UserError(f"ckpt_path is '{ckpt_path}', and there is no {path}{remedy}.")
+    if (reason := fault(path)) is not None:
+        raise UserError(f"{path} cannot be read: {reason}.")
+    return str(path)
+
+
+def _last_readable(last: Path, subcommand: str) -> str | None:
+    """The newest checkpoint that is whole; None if there is none at all and the command can do without."""
+    faults = []
+    for path in candidates(last.parent):
+        if (reason := fault(path)) is None:
+            if faults:
+                rank_zero_warn(f"{'; '.join(faults)}. {subcommand} goes on from {path} instead.")
+            return str(path)
+        faults.append(f"{path} cannot be read: {reason}")
+    if faults:
+        raise UserError(
+            f"{'; '.join(faults)}. No checkpoint of this run is whole: put one back, "
+            f"or delete {last.parent} to start anew."
+        )
+    if subcommand == "fit":
+        return None
+    raise UserError(
+        f"{subcommand} needs a trained model, and there is no {last}: run fit with the same configs first, "
+        "name a file by --ckpt_path, or ask for untrained weights by --ckpt_path null."
+    )
+
+
+def _has_open(component: Any, argument: str) -> bool:
+    """Whether a `class_path` entry has this argument, and nothing in it."""
+    if not hasattr(component, "get") or not component.get("init_args"):
+        return False
+    arguments = component["init_args"]
+    return argument in arguments and arguments[argument] in (None, "")

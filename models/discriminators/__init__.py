@@ -1,5 +1,0 @@
-"""Discriminators of the adversarial term."""
-
-from models.discriminators.patch import PatchDiscriminator
-
-__all__ = ["PatchDiscriminator"]

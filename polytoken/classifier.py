@@ -1,0 +1,71 @@
+"""A small classifier of the embedded data: the judge that metrics and perceptual distances lean on offline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from polytoken.blocks import NormSwish
+from polytoken.errors import UserError
+from polytoken.weights import load_state, save_state
+
+
+class SmallClassifier(nn.Module):
+    """Strided convolution stages, average pooling, one linear layer.
+
+    Args:
+        num_classes: logits.
+        widths: channels of each stage, multiples of 4; every stage halves the map.
+    """
+
+    def __init__(self, num_classes: int = 10, widths: Sequence[int] = (32, 64, 128)) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.widths = tuple(widths)
+        channels = [3, *self.widths]
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(channels[i], channels[i + 1], 3, stride=2, padding=1),
+                NormSwish(channels[i + 1]),
+                nn.Conv2d(channels[i + 1], channels[i + 1], 3, padding=1),
+                NormSwish(channels[i + 1]),
+            )
+            for i in range(len(self.widths))
+        )
+        self.linear = nn.Linear(channels[-1], num_classes)
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) in [-1, 1] to each stage's map (B, widths[i], H / 2^(i+1), W / 2^(i+1))."""
+        maps = []
+        features = images
+        for stage in self.stages:
+            features = stage(features)
+            maps.append(features)
+        return maps
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to pooled features (B, widths[-1])."""
+        return self.feature_maps(images)[-1].mean((2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] to logits (B, num_classes)."""
+        return self.linear(self.embed(images))
+
+    def save(self, path: str | Path, accuracy: float) -> None:
+        """Write safetensors that :meth:`load` can rebuild, with the validation accuracy in its metadata."""
+        metadata = {"num_classes": self.num_classes, "widths": list(self.widths), "accuracy": accuracy}
+        save_state(path, self, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SmallClassifier:
+        """The frozen classifier in a file of :meth:`save`: eval mode, no gradients."""
+        state, metadata = load_state(path, "run `make teacher PRESET=…`, which trains it")
+        if "widths" not in metadata:
+            raise UserError(f"{path} was not written by SmallClassifier.save: run `make teacher PRESET=…`")
+        with torch.random.fork_rng(devices=[]):  # its discarded initial weights must not shift the caller's stream
+            classifier = cls(metadata["num_classes"], metadata["widths"])
+        classifier.load_state_dict(state)
+        return classifier.eval().requires_grad_(False)

@@ -1,0 +1,5 @@
+"""Discriminators of the adversarial term."""
+
+from polytoken.discriminators.patch import PatchDiscriminator
+
+__all__ = ["PatchDiscriminator"]

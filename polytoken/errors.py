@@ -1,0 +1,23 @@
+"""Exception classes for mistakes that the user can mend.
+
+`cli.py` and the programs print one of these as a sentence and exit with code 2. Every other exception is a fault of the
+code and keeps its traceback. Each class also derives from the built-in exception that a caller would expect.
+"""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A wrong value, file or setting; the message names the thing, the place and the remedy."""
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or directory that does not exist."""
+
+
+class ExistingFileError(UserError, FileExistsError):
+    """A file or directory that exists and would be overwritten."""
+
+
+class RunError(UserError, RuntimeError):
+    """A condition found during a run that makes its continuation pointless."""

@@ -1,0 +1,53 @@
+"""Disentanglement between subspaces (FQGAN eq. 7, SSQ eq. 8)."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from polytoken.errors import UserError
+from polytoken.losses.base import LossTerm, TokenizerStep
+from polytoken.teachers.teacher import Teacher
+from polytoken.tokenizers import Tokenizer
+
+
+class Disentanglement(LossTerm):
+    """Squared cosine of two sub-codes at the same position, averaged over positions and unordered pairs.
+
+    Independent codes of d dimensions score 1/d. By default the gradient reaches the encoder alone, through the
+    straight-through outputs, as in the released FQGAN.
+
+    Args:
+        weight: factor in the total; λ_1 = 0.1 in both papers.
+        start_step: updates before which the term is left out.
+        through_codebooks: let the gradient reach the code vectors as well.
+
+    Raises:
+        ValueError: if there are fewer than two sub-codes.
+    """
+
+    def __init__(self, weight: float = 0.1, start_step: int = 0, through_codebooks: bool = False) -> None:
+        super().__init__(weight, start_step)
+        self.through_codebooks = through_codebooks
+
+    def connect(self, tokenizer: Tokenizer, teachers: dict[str, Teacher]) -> None:
+        """Refuse a tokenizer of one codebook."""
+        if len(tokenizer.part_channels) < 2:
+            raise UserError("disentanglement needs at least two codebooks: set its weight to 0")
+
+    def forward(self, step: TokenizerStep) -> Tensor:
+        """Scalar in [0, 1], float32."""
+        parts = step.encoding.parts
+        if self.through_codebooks:
+            vectors = step.encoding.code_vectors
+            if not vectors:
+                raise UserError(
+                    "this quantizer has no code vectors to train: set disentanglement's through_codebooks to false"
+                )
+            parts = tuple(part + code - code.detach() for part, code in zip(parts, vectors, strict=True))
+        units = [functional.normalize(part.float(), dim=1) for part in parts]
+        cosines = [(first * second).sum(1) for first, second in combinations(units, 2)]
+        return torch.stack([cosine.square().mean() for cosine in cosines]).mean()

@@ -1,0 +1,36 @@
+"""Extractors by their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from polytoken.classifier import SmallClassifier
+from polytoken.errors import UserError
+from polytoken.metrics.extractor import Extractor
+from polytoken.metrics.inception import WEIGHTS, Inception
+from polytoken.metrics.judge import Judge
+from polytoken.metrics.teacher_extractor import TeacherExtractor
+from polytoken.teachers.teacher import Teacher
+
+
+def load_extractor(name: str, weights: Path | None, device: torch.device) -> Extractor:
+    """The network of a name, on its device.
+
+    Args:
+        name: ``judge``, ``inception``, or a teacher's: ``dinov2_base`` …
+        weights: its file; None takes that of ``make weights``. A judge has none there.
+        device: where it runs.
+
+    Raises:
+        FileNotFoundError: if weights are missing.
+        ValueError: if the name is unknown, a judge's file is not named, or the file holds something else.
+    """
+    if name == "judge":
+        if weights is None:
+            raise UserError("each preset has a judge of its own: name its file, runs/digits/teacher/judge.safetensors")
+        return Judge(SmallClassifier.load(weights).to(device), weights)
+    if name == "inception":
+        return Inception(weights or WEIGHTS, device)
+    return TeacherExtractor(Teacher(name, None if weights is None else str(weights)), device)

@@ -1,0 +1,180 @@
+"""A trained generator with its tokenizer: classes in, images out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from polytoken.errors import UserError
+from polytoken.fingerprint import fingerprint
+from polytoken.generators.autoregressive import AutoregressiveGenerator
+from polytoken.loading import load_generator, load_tokenizer, read_checkpoint, sub_codes
+from polytoken.metrics.images import to_uint8
+from polytoken.sampling.categorical import Sampler
+from polytoken.specs import TokenSpec
+from polytoken.tokenizers import Tokenizer
+from polytoken.weights import file_sha256
+
+
+class Generator(nn.Module):
+    """Draws images of given classes; usually built by :meth:`from_run`, moved with ``.to("cuda")``.
+
+    Args:
+        network: writes codes.
+        tokenizer: decodes them.
+        codebooks: which of the tokenizer's sub-codes the network writes, in its order.
+        class_to_idx: the numbering of the classes by name.
+        origin: where both come from, as plain data.
+    """
+
+    def __init__(
+        self,
+        network: AutoregressiveGenerator,
+        tokenizer: Tokenizer,
+        codebooks: Sequence[int],
+        class_to_idx: dict[str, int],
+        origin: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.tokenizer = tokenizer
+        self.codebooks = list(codebooks)
+        self.class_to_idx = class_to_idx
+        self.origin = origin
+
+    @classmethod
+    def from_run(cls, run: str | Path, tokenizer_run: str | Path | None = None) -> Generator:
+        """The generator of a run, frozen, on the CPU; warns of a first stage that passes for a finished model.
+
+        Args:
+            run: the run's directory, e.g. ``runs/digits/stage2/fq_dual``, or a checkpoint file.
+            tokenizer_run: where its tokenizer is now; None is where it was in training.
+
+        Raises:
+            FileNotFoundError: if one of the two is not there.
+            ValueError: if the run is no generator's, or was trained on the codes of another tokenizer.
+        """
+        checkpoint, path = read_checkpoint(run)
+        record = checkpoint.get("generator")
+        if record is None:
+            raise UserError(f"{path} is not the checkpoint of a generator: name a run of stage 2 or of a baseline")
+        codebooks = sub_codes(record)
+        _warn_of_first_stage(record, codebooks, path)
+        place = Path(tokenizer_run or record["tokenizer_run"])
+        tokenizer = load_tokenizer(place)
+        found = fingerprint(tokenizer)
+        if found != record["tokenizer_fingerprint"]:
+            raise UserError(
+                f"{path} writes codes of a tokenizer with the fingerprint {record['tokenizer_fingerprint'][:12]}, and "
+                f"the one in {place} has {found[:12]}: name the run of its own tokenizer as tokenizer_run, or train "
+                "the generator anew on this one's codes"
+            )
+        origin = {
+            "generator": {
+                "run": str(run),
+                "sha256": file_sha256(path),
+                "step": checkpoint["global_step"],
+                "averaged": bool(checkpoint.get("callbacks", {}).get("EMA", {}).get("average")),
+            },
+            "tokenizer": {"run": str(place), "fingerprint": found},
+        }
+        return cls(load_generator(path), tokenizer, codebooks, dict(record["class_to_idx"]), origin)
+
+    @property
+    def num_classes(self) -> int:
+        """The classes it was trained on."""
+        return self.network.num_classes
+
+    @property
+    def class_names(self) -> list[str]:
+        """The name of each class."""
+        names = {index: name for name, index in self.class_to_idx.items()}
+        return [names.get(index, str(index)) for index in range(self.num_classes)]
+
+    @torch.inference_mode()
+    def images(self, labels: Tensor, sampler: Sampler, seed: int = 0, first_index: int = 0) -> Tensor:
+        """Draw uint8 images (B, H, W, 3) of classes (B,); codes are decoded in float32, whatever wrote them.
+
+        Row i depends on its class, the sampler, the seed and first_index + i; not on the other rows.
+
+        Raises:
+            ValueError: if a class is none of the generator's.
+        """
+        codes = self.network.generate(labels, sampler, seed=seed, first_index=first_index)
+        with torch.autocast(codes.device.type, enabled=False):  # bfloat16 has steps of half a grey level and more
+            return to_uint8(self._decode(codes)).permute(0, 2, 3, 1).contiguous()
+
+    def sample(
+        self,
+        classes: Sequence[int | str],
+        guidance: float = 1.0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 32,
+    ) -> list[Image.Image]:
+        """Draw one image of each class.
+
+        Args:
+            classes: numbers or names, one an image.
+            guidance: classifier-free guidance; 1 is none.
+            temperature: divides the logits.
+            top_k: most likely codes that are drawn from; None is all.
+            top_p: share of the probability that is drawn from.
+            seed: of image i together with i, so a longer list begins with the same images.
+            batch_size: images at a time, a matter of memory only.
+
+        Raises:
+            ValueError: if there is no such class, or a setting is out of its range.
+        """
+        sampler = Sampler(guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
+        device = next(self.network.parameters()).device
+        labels = torch.tensor([self._index(name) for name in classes], dtype=torch.int64, device=device)
+        images = []
+        for start in range(0, len(labels), batch_size):
+            batch = self.images(labels[start : start + batch_size], sampler, seed, start).cpu()
+            images += [Image.fromarray(image.numpy()) for image in batch]
+        return images
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        """Codes (B, k', N) to images (B, 3, H, W); channels of subspaces that are not written are zero."""
+        widths = self.tokenizer.part_channels
+        full = codes.new_zeros(len(codes), len(widths), codes.shape[2])
+        full[:, self.codebooks] = codes
+        parts = self.tokenizer.embed_codes(full).split(widths, dim=1)
+        kept = [part if i in self.codebooks else torch.zeros_like(part) for i, part in enumerate(parts)]
+        return self.tokenizer.decode(torch.cat(kept, dim=1))
+
+    def _index(self, name: int | str) -> int:
+        if not isinstance(name, str):
+            return int(name)  # numpy's and torch's integers as well
+        if name not in self.class_to_idx:
+            shown = ", ".join(list(self.class_to_idx)[:10])
+            raise UserError(f"there is no class {name!r}: the generator knows {shown}{', …' * (self.num_classes > 10)}")
+        return self.class_to_idx[name]
+
+
+def _warn_of_first_stage(record: dict[str, Any], codebooks: list[int], path: Path) -> None:
+    """Say that samples of a first stage are not those of the finished model."""
+    decoded = TokenSpec.from_json(record["full_spec"]).num_codebooks
+    if len(codebooks) < decoded:
+        reason = (
+            f"It writes the sub-codes {codebooks} of the {decoded} that its tokenizer decodes; the other subspaces are "
+            "set to zero"
+        )
+    elif "stage1" in path.resolve().parts:
+        reason = "Its tokenizer has one codebook, so that its samples can be decoded"
+    else:
+        return
+    warnings.warn(
+        f"{path} is the first stage of a curriculum. {reason}. These are not the samples of the finished model: train "
+        "stage 2 from it (make stage2), and sample from that",
+        stacklevel=3,
+    )

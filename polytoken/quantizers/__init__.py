@@ -1,0 +1,9 @@
+"""Bottlenecks between an encoder's features and a decoder: one file a quantizer."""
+
+from polytoken.quantizers.base import Quantizer
+from polytoken.quantizers.continuous import ContinuousBottleneck
+from polytoken.quantizers.factorized import FactorizedQuantizer
+from polytoken.quantizers.finite_scalar import FiniteScalarQuantizer
+from polytoken.quantizers.vector import VectorQuantizer
+
+__all__ = ["ContinuousBottleneck", "FactorizedQuantizer", "FiniteScalarQuantizer", "Quantizer", "VectorQuantizer"]

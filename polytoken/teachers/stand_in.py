@@ -1,0 +1,103 @@
+"""A small vision transformer that stands in for CLIP and DINOv2 on the embedded data (`make teacher` trains it)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polytoken.errors import UserError
+from polytoken.weights import load_state, read_metadata, save_state
+
+REMEDY = "run `make teacher PRESET=…`, which trains it"
+
+
+class SmallVisionTransformer(nn.Module):
+    """timm's vision transformer at a few hundred thousand parameters, so that all teachers share one code path.
+
+    Args:
+        image_size: pixels a side.
+        patch_size: pixels a side of a patch.
+        width: D.
+        depth: blocks.
+        num_heads: attention heads.
+        class_token: whether a class token leads the patches.
+        num_classes: logits of a linear head on the pooled features; 0 is no head.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 32,
+        patch_size: int = 8,
+        width: int = 96,
+        depth: int = 4,
+        num_heads: int = 4,
+        class_token: bool = True,
+        num_classes: int = 0,
+    ) -> None:
+        super().__init__()
+        from timm.models import VisionTransformer
+
+        self.architecture = {
+            "image_size": image_size,
+            "patch_size": patch_size,
+            "width": width,
+            "depth": depth,
+            "num_heads": num_heads,
+            "class_token": class_token,
+            "num_classes": num_classes,
+        }
+        self.width = width
+        self.patch_size = patch_size
+        self.trunk = VisionTransformer(
+            img_size=image_size,
+            patch_size=patch_size,
+            embed_dim=width,
+            depth=depth,
+            num_heads=num_heads,
+            class_token=class_token,
+            global_pool="token" if class_token else "avg",
+            fc_norm=False,  # or averaging would move the last norm behind the pooling, away from the patches
+            num_classes=num_classes,
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] to logits; without a head to pooled features (B, D)."""
+        return self.trunk(images)
+
+    def patches(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] to the features (B, h·w, D) of their patches, behind the last norm."""
+        return self.trunk.forward_features(images)[:, self.trunk.num_prefix_tokens :]
+
+    def save(self, path: str | Path, accuracy: float | None = None) -> None:
+        """Write safetensors that :meth:`load` can rebuild, with the validation accuracy of a classifier."""
+        measured = {} if accuracy is None else {"accuracy": accuracy}
+        save_state(path, self, {"architecture": self.architecture, **measured})
+
+    @classmethod
+    def load(cls, path: str | Path) -> SmallVisionTransformer:
+        """The frozen network in a file of :meth:`save`: eval mode, no gradients.
+
+        Raises:
+            FileNotFoundError: if it is missing.
+            ValueError: if the file is no stand-in.
+        """
+        architecture = read_architecture(path)
+        state, _ = load_state(path, REMEDY)
+        with torch.random.fork_rng(devices=[]):  # discarded initial weights must not shift the caller's stream
+            network = cls(**architecture)
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            raise UserError(f"{path} does not hold the network its header describes: {REMEDY}") from error
+        return network.eval().requires_grad_(False)
+
+
+def read_architecture(path: str | Path) -> dict[str, Any]:
+    """Arguments of the :class:`SmallVisionTransformer` in a file, without reading its weights."""
+    metadata = read_metadata(path, REMEDY)
+    if "architecture" not in metadata:
+        raise UserError(f"{path} is no stand-in teacher (its header names no architecture): {REMEDY}")
+    return metadata["architecture"]

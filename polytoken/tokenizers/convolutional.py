@@ -1,0 +1,189 @@
+"""The VQGAN / LlamaGen convolutional autoencoder around any bottleneck (arXiv 2012.09841, 2406.06525)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from polytoken.blocks import Downsample, NormSwish, ResidualBlock, SpatialAttention, Upsample
+from polytoken.errors import UserError
+from polytoken.quantizers.base import Quantizer
+from polytoken.specs import Encoding, TokenSpec
+from polytoken.tokenizers.base import Tokenizer
+
+
+class Encoder(nn.Module):
+    """Images to the base features h_base that every subspace projects (FQGAN eq. 3).
+
+    Args:
+        base_channels: width of the first stage.
+        channel_multipliers: width of each stage over ``base_channels``; the map halves between stages.
+        num_res_blocks: residual blocks a stage.
+        attention: self-attention after each block of the last stage and in the middle.
+    """
+
+    def __init__(
+        self, base_channels: int, channel_multipliers: Sequence[int], num_res_blocks: int, attention: bool
+    ) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, base_channels, 3, padding=1)
+        layers: list[nn.Module] = []
+        channels = base_channels
+        for stage, multiplier in enumerate(channel_multipliers):
+            last = stage == len(channel_multipliers) - 1
+            for _ in range(num_res_blocks):
+                layers.append(ResidualBlock(channels, base_channels * multiplier))
+                channels = base_channels * multiplier
+                if last and attention:
+                    layers.append(SpatialAttention(channels))
+            if not last:
+                layers.append(Downsample(channels))
+        self.stages = nn.Sequential(*layers)
+        self.mid = _middle(channels, attention)
+        self.out_channels = channels
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to base features (B, out_channels, H/f, W/f)."""
+        return self.mid(self.stages(self.conv_in(images)))
+
+
+class Decoder(nn.Module):
+    """Latent maps to images; one residual block a stage more than the encoder.
+
+    Args:
+        latent_channels: channels of the map it reads.
+        base_channels: width of the last stage.
+        channel_multipliers: as the encoder's, which it walks backwards.
+        num_res_blocks: residual blocks of the *encoder*'s stages.
+        attention: self-attention in the middle and after each block of the first stage.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int,
+        base_channels: int,
+        channel_multipliers: Sequence[int],
+        num_res_blocks: int,
+        attention: bool,
+    ) -> None:
+        super().__init__()
+        channels = base_channels * channel_multipliers[-1]
+        self.conv_in = nn.Conv2d(latent_channels, channels, 3, padding=1)
+        self.mid = _middle(channels, attention)
+        layers: list[nn.Module] = []
+        for stage, multiplier in enumerate(reversed(channel_multipliers)):
+            if stage > 0:
+                layers.append(Upsample(channels))
+            for _ in range(num_res_blocks + 1):
+                layers.append(ResidualBlock(channels, base_channels * multiplier))
+                channels = base_channels * multiplier
+                if stage == 0 and attention:
+                    layers.append(SpatialAttention(channels))
+        self.stages = nn.Sequential(*layers)
+        self.norm_out = NormSwish(channels)
+        self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Latents (B, latent_channels, h, w) to images (B, 3, h·f, w·f), not clamped."""
+        return self.conv_out(self.norm_out(self.stages(self.mid(self.conv_in(latents)))))
+
+
+class ConvolutionalTokenizer(Tokenizer):
+    """Convolutional encoder, any quantizer, convolutional decoder: LlamaGen's VQ-16 / VQ-8 with the factor as argument.
+
+    Fully convolutional where the quantizer is: sizes other than ``image_size`` work when they are multiples of f.
+
+    Args:
+        quantizer: the bottleneck; its ``in_channels`` are base_channels × the last multiplier.
+        image_size: pixels a side that ``spec`` speaks of.
+        base_channels: width of the first encoder stage.
+        channel_multipliers: one a stage; f = 2^(stages − 1). (1, 1, 2, 2, 4) is f16, (1, 2, 2, 4) is f8.
+        num_res_blocks: residual blocks an encoder stage; the decoder has one more.
+        latent_channels: channels between the 1 × 1 ``post_quant_conv`` and the decoder.
+        attention: self-attention at the lowest resolution.
+
+    Raises:
+        ValueError: if the quantizer was built for another width, or the size is no multiple of f.
+    """
+
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        image_size: int = 256,
+        base_channels: int = 128,
+        channel_multipliers: Sequence[int] = (1, 1, 2, 2, 4),
+        num_res_blocks: int = 2,
+        latent_channels: int = 256,
+        attention: bool = True,
+    ) -> None:
+        super().__init__()
+        self.downsampling = 2 ** (len(channel_multipliers) - 1)
+        if image_size % self.downsampling:
+            raise UserError(
+                f"image_size {image_size} is not a multiple of the downsampling factor {self.downsampling}, "
+                f"which follows from the {len(channel_multipliers)} channel_multipliers"
+            )
+        self.image_size = image_size
+        self.encoder = Encoder(base_channels, channel_multipliers, num_res_blocks, attention)
+        if quantizer.in_channels != self.encoder.out_channels:
+            raise UserError(
+                f"quantizer.in_channels is {quantizer.in_channels}, but the encoder ends with "
+                f"{self.encoder.out_channels} channels (base_channels × the last channel multiplier): make them equal"
+            )
+        self.quantizer = quantizer
+        self.post_quant_conv = nn.Conv2d(quantizer.out_channels, latent_channels, 1)
+        self.decoder = Decoder(latent_channels, base_channels, channel_multipliers, num_res_blocks, attention)
+        self.to(memory_format=torch.channels_last)  # the layout convolutions are fastest in, on CPU and GPU
+
+    @property
+    def spec(self) -> TokenSpec | None:
+        """Codebook sizes and the one grid of an image of ``image_size``."""
+        if not self.quantizer.codebook_sizes:
+            return None
+        return TokenSpec(self.quantizer.codebook_sizes, (self.grid,))
+
+    @property
+    def part_channels(self) -> tuple[int, ...]:
+        """Widths of the quantizer's parts."""
+        return self.quantizer.part_channels
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(H/f, W/f) of an image of ``image_size``."""
+        side = self.image_size // self.downsampling
+        return side, side
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the decoder's output convolution."""
+        return self.decoder.conv_out.weight  # type: ignore[return-value]
+
+    def encode(self, images: Tensor) -> Encoding:
+        """Images (B, 3, H, W) in [-1, 1] to their encoding over a grid (H/f, W/f)."""
+        if images.shape[-1] % self.downsampling or images.shape[-2] % self.downsampling:
+            raise UserError(
+                f"images of {images.shape[-2]} × {images.shape[-1]} pixels do not divide by the downsampling factor "
+                f"{self.downsampling}: crop or resize them"
+            )
+        return self.quantizer(self.encoder(images))
+
+    def decode(self, quantized: Tensor) -> Tensor:
+        """Quantized features (B, C, h, w) to images (B, 3, h·f, w·f)."""
+        return self.decoder(self.post_quant_conv(quantized))
+
+    def embed_codes(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Codes (B, k, N) to quantized features (B, C, h, w); ``grid`` (h, w) where it is not the one of ``spec``."""
+        height, width = grid or self.grid
+        if codes.shape[-1] != height * width:
+            raise UserError(
+                f"{codes.shape[-1]} positions do not fill a grid of {height} × {width}: "
+                "pass the grid (H/f, W/f) of the images the codes came from"
+            )
+        return self.quantizer.embed_codes(codes, (height, width))
+
+
+def _middle(channels: int, attention: bool) -> nn.Sequential:
+    blocks = [ResidualBlock(channels, channels), ResidualBlock(channels, channels)]
+    return nn.Sequential(blocks[0], SpatialAttention(channels), blocks[1]) if attention else nn.Sequential(*blocks)

@@ -1,0 +1,107 @@
+"""The one way weights come from disk: safetensors, or a torch file that carries tensors and plain values only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from polytoken.errors import MissingFileError, UserError
+
+
+def load_state(path: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a ``.safetensors`` file, or of a torch file holding a plain state dict.
+
+    Args:
+        path: the file.
+        remedy: what a user does when it is missing, e.g. "run `make teacher`".
+
+    Raises:
+        FileNotFoundError: if it is missing, naming the remedy.
+        ValueError: if it is cut short, corrupt, or a pickle that would run code.
+    """
+    path = _existing(path, remedy)
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                metadata = _metadata(file.metadata())
+                return {key: file.get_tensor(key) for key in file.keys()}, metadata
+        return torch.load(path, map_location="cpu", weights_only=True), {}
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"{path} is not a readable weights file ({why_unreadable(error)}): {remedy}") from error
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_metadata(path: str | Path, remedy: str) -> dict[str, Any]:
+    """Metadata of a ``.safetensors`` file, its tensors unread; raises as :func:`load_state` does."""
+    path = _existing(path, remedy)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _metadata(file.metadata())
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a readable weights file ({why_unreadable(error)}): {remedy}") from error
+
+
+def read_shapes(path: str | Path, remedy: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a file, themselves unread; raises as :func:`load_state` does."""
+    path = _existing(path, remedy)
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+        state = torch.load(path, map_location="meta", weights_only=True)
+        entries = state.items() if isinstance(state, dict) else ()
+        return {key: tuple(tensor.shape) for key, tensor in entries if isinstance(tensor, Tensor)}
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise UserError(f"{path} is not a readable weights file ({why_unreadable(error)}): {remedy}") from error
+
+
+def why_unreadable(error: Exception) -> str:
+    """Why a file was not read, in a few words; torch's own advise to read it with ``weights_only=False``."""
+    text = str(error)
+    if not isinstance(error, pickle.UnpicklingError):
+        return (text.splitlines() or [type(error).__name__])[0][:200]
+    called = re.search(r"GLOBAL (\S+)|global '(\S+)'", text)
+    what = f": it names {called[1] or called[2]}, and" if called else ":"
+    return f"it holds more than tensors and plain data{what} to read it could run code"
+
+
+def _metadata(header: dict[str, str] | None) -> dict[str, Any]:
+    """Our own headers hold JSON; others hold plain words, such as ``format: pt``, which are kept as they are."""
+    values: dict[str, Any] = {}
+    for key, value in (header or {}).items():
+        try:
+            values[key] = json.loads(value)
+        except json.JSONDecodeError:
+            values[key] = value
+    return values
+
+
+def save_state(path: str | Path, module: nn.Module, metadata: dict[str, Any]) -> None:
+    """Write a module's weights as safetensors, whole or not at all; metadata values become JSON."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    save_file(state, temporary, {key: json.dumps(value) for key, value in metadata.items()})
+    temporary.replace(path)
+
+
+def _existing(path: str | Path, remedy: str) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"no weights at {path}: {remedy}")
+    return path

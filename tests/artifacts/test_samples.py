@@ -1,0 +1,121 @@
+"""Files of samples: numpy reads what we write, and we read what others write, or say why not."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from artifacts.samples import SamplesFile, write_samples
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (7, 4, 6, 3), dtype=np.uint8)
+LABELS = np.arange(7) % 3
+
+
+def test_numpy_reads_what_is_written_in_pieces(tmp_path: Path) -> None:
+    path = tmp_path / "samples.npz"
+    write_samples(path, iter([IMAGES[:3], IMAGES[3:]]), LABELS, (4, 6, 3))
+    with np.load(path, allow_pickle=False) as archive:
+        assert archive.files == ["arr_0", "arr_1"]
+        assert (archive["arr_0"] == IMAGES).all() and archive["arr_0"].dtype == np.uint8
+        assert (archive["arr_1"] == LABELS).all()
+    assert [path] == list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_files_of_others_are_read_in_batches(save: object, tmp_path: Path) -> None:
+    path = tmp_path / "others.npz"
+    save(path, IMAGES, LABELS.astype(np.int32))  # type: ignore[operator]
+    samples = SamplesFile(path)
+    assert len(samples) == 7 and samples.image_size == (4, 6)
+    assert samples.labels is not None and samples.labels.dtype == np.int64
+    batches = list(samples.batches(3))
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    assert (np.concatenate(batches) == IMAGES).all()
+
+
+def test_labels_may_be_unknown(tmp_path: Path) -> None:
+    np.savez(tmp_path / "bare.npz", IMAGES)
+    assert SamplesFile(tmp_path / "bare.npz").labels is None
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ((IMAGES / 255,), "arr_0 is float64: images must be uint8"),
+        ((IMAGES.transpose(0, 3, 1, 2),), r"shape \(7, 3, 4, 6\)"),
+        ((IMAGES[0],), "shape"),
+        ((IMAGES[:0],), "shape"),
+        ((np.array([{}], dtype=object),), "pickle"),
+        ((IMAGES, LABELS[:5]), r"arr_1 is int64 \(5,\) for 7 images"),
+        ((IMAGES, LABELS / 1), "arr_1 is float64"),
+        ((IMAGES, LABELS - 1), "negative label -1"),
+        ((IMAGES, np.array([None] * 7)), "allow_pickle"),
+    ],
+)
+def test_what_is_no_file_of_samples_is_refused(arrays: tuple[np.ndarray, ...], says: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.npz"
+    np.savez(path, *arrays)
+    with pytest.raises(ValueError, match=says) as caught:
+        SamplesFile(path)
+    assert str(path) in str(caught.value)
+
+
+def test_another_archive_and_a_missing_file_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "named.npz", images=IMAGES)
+    with pytest.raises(ValueError, match="no array arr_0, only images.npy"):
+        SamplesFile(tmp_path / "named.npz")
+    with pytest.raises(FileNotFoundError, match="make sample"):
+        SamplesFile(tmp_path / "missing.npz")
+
+
+def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, IMAGES)
+    path = tmp_path / "short.npz"
+    for kept in (0, 20, len(buffer.getvalue()) - 10):
+        path.write_bytes(buffer.getvalue()[:kept])
+        with pytest.raises(ValueError, match="is not a file of samples"):
+            SamplesFile(path)
+
+
+def test_images_in_0_1_that_were_cast_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "dark.npz"
+    np.savez(path, IMAGES // 255)
+    with pytest.raises(ValueError, match="dark.npz holds only black images"):
+        list(SamplesFile(path).batches(3))
+    one = np.zeros_like(IMAGES)
+    one[0, 0, 0, 0] = 2
+    np.savez(path, one)
+    assert len(list(SamplesFile(path).batches(3))) == 3
+
+
+def test_a_damaged_byte_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.npz"
+    np.savez(path, IMAGES)
+    content = bytearray(path.read_bytes())
+    content[300] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        list(SamplesFile(path).batches(7))
+
+
+def test_more_or_fewer_images_than_the_header_promises_are_noticed(tmp_path: Path) -> None:
+    content = io.BytesIO()
+    np.save(content, IMAGES)
+    for changed, says in (
+        (content.getvalue() + b"0", "holds more than the 7"),
+        (content.getvalue()[:-1], "image 6 of 7"),
+    ):
+        with zipfile.ZipFile(tmp_path / "other.npz", "w") as archive:
+            archive.writestr("arr_0.npy", changed)
+        with pytest.raises(ValueError, match=f"is damaged: .*{says}"):
+            list(SamplesFile(tmp_path / "other.npz").batches(3))
+
+
+def test_nothing_is_written_when_pieces_and_labels_disagree(tmp_path: Path) -> None:
+    path = tmp_path / "samples.npz"
+    with pytest.raises(ValueError, match="3 images for 7 labels"):
+        write_samples(path, iter([IMAGES[:3]]), LABELS, (4, 6, 3))
+    assert not path.exists()

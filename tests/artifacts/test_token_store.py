@@ -1,0 +1,253 @@
+"""A store is whole or not there, is read in place, and says what is wrong with it."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pytest
+
+from artifacts.token_store import StorePlan, TokenStore, TokenStoreError
+from artifacts.token_store_writer import TokenStoreWriter
+from polytoken.specs import TokenSpec
+from tests.support.token_store import SPEC, plan_of, random_codes, write_shard, write_store
+
+
+def assert_holds(store: TokenStore, plan: StorePlan) -> None:
+    assert len(store) == plan.num_images
+    for row in range(len(store)):
+        expected = random_codes(plan, row)
+        for view in range(store.num_views):
+            assert np.array_equal(store.codes(row, view), expected[view]), (row, view)
+        assert (store.label(row), store.index(row)) == (row % 2, row)
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    plan = plan_of("train")
+    store = write_store(tmp_path / "train", plan)
+    assert_holds(store, plan)
+    assert store.plan == plan and store.spec == SPEC and store.num_views == 3
+    assert store.tokenizer_fingerprint == plan.tokenizer_fingerprint and store.tokenizer_run == plan.tokenizer_run
+    assert [shard.rows for shard in store.shards] == [8, 8, 6]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "manifest.json",
+        "shard_00000.arrow",
+        "shard_00001.arrow",
+        "shard_00002.arrow",
+        "train",
+    ]
+    TokenStore.open(tmp_path / "train", verify=True)
+
+
+def test_codes_are_read_in_place(tmp_path: Path) -> None:
+    """Neither opening nor reading takes memory: a chunk is a view of the file."""
+    store = write_store(tmp_path / "train", plan_of("train", 800, images_per_shard=400))
+    before = pyarrow.total_allocated_bytes()
+    store = TokenStore.open(tmp_path / "train")
+    codes = store.codes(577, 1)
+    assert pyarrow.total_allocated_bytes() == before
+    assert codes.dtype == np.uint16 and codes.base is not None and not codes.flags.writeable
+    assert np.array_equal(codes, random_codes(store.plan, 577)[1])
+
+
+def test_a_worker_maps_the_files_itself(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "train", plan_of("train", 800, images_per_shard=400))
+    sent = pickle.dumps(store)
+    assert len(sent) < 2000
+    assert_holds(pickle.loads(sent), store.plan)
+
+
+def test_large_codebooks_take_32_bits(tmp_path: Path) -> None:
+    plan = plan_of("train", 8, spec=TokenSpec((2**17,), ((1, 2),)), views=("centre of 1",))
+    writer = TokenStoreWriter(tmp_path / "train", plan)
+    writer.begin()
+    codes = np.full((8, 1, 1, 2), 2**17 - 1)
+    writer.write(0, np.arange(8), np.zeros(8, int), codes)
+    writer.finish()
+    store = TokenStore.open(tmp_path / "train")
+    assert store.codes(3, 0).tolist() == [[2**17 - 1] * 2] and store.codes(3, 0).dtype == np.uint32
+
+
+def test_unreadable_images_are_left_out(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "train", plan_of("train"), leave_out=(3, 9))
+    assert len(store) == 20
+    assert [store.index(row) for row in (2, 3, 7, 8, 19)] == [2, 4, 8, 10, 21]
+    assert np.array_equal(store.codes(8, 2), random_codes(store.plan, 10)[2])
+
+
+def test_a_second_attempt_writes_what_is_missing(tmp_path: Path) -> None:
+    plan = plan_of("train")
+    first = TokenStoreWriter(tmp_path / "train", plan)
+    first.begin()
+    write_shard(first, 1)
+    (first.partial / "shard_00002.unfinished").write_bytes(b"cut off")  # as a kill leaves it
+    written = (first.partial / "shard_00001.arrow").stat().st_mtime_ns
+    with pytest.raises(FileNotFoundError, match="train was never finished: run the same predict command again"):
+        TokenStore.open(tmp_path / "train")
+    with pytest.raises(TokenStoreError, match="lacks 2 of 3 shards, the first being 0"):
+        first.finish()
+
+    second = TokenStoreWriter(tmp_path / "train", plan)
+    second.begin()
+    assert second.missing() == [0, 2]
+    for shard in second.missing():
+        write_shard(second, shard)
+    second.finish()
+    store = TokenStore.open(tmp_path / "train", verify=True)
+    assert_holds(store, plan)
+    assert (tmp_path / "train/shard_00001.arrow").stat().st_mtime_ns == written
+    third = TokenStoreWriter(tmp_path / "train", plan)
+    third.begin()
+    assert third.missing() == [] and not third.partial.exists()
+
+
+def test_a_shard_without_its_note_or_of_another_size_is_written_again(tmp_path: Path) -> None:
+    writer = TokenStoreWriter(tmp_path / "train", plan_of("train"))
+    writer.begin()
+    for shard in range(3):
+        write_shard(writer, shard)
+    (writer.partial / "shard_00000.json").unlink()
+    with (writer.partial / "shard_00001.arrow").open("ab") as file:
+        file.write(b"x")
+    assert writer.missing() == [0, 1]
+
+
+def test_what_was_begun_for_another_tokenizer_is_not_mixed_in(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    begun = TokenStoreWriter(tmp_path / "train", plan_of("train"))
+    begun.begin()
+    write_shard(begun, 0)
+    other = TokenStoreWriter(tmp_path / "train", plan_of("train", tokenizer_fingerprint="f" * 64))
+    other.begin()
+    assert other.missing() == [0, 1, 2]
+    assert "was begun with another tokenizer_fingerprint, 0123456789abcdef" in caplog.text
+
+
+def test_the_old_store_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = plan_of("train")
+    write_store(tmp_path / "train", old)
+    new = plan_of("train", tokenizer_fingerprint="f" * 64)
+    writer = TokenStoreWriter(tmp_path / "train", new)
+    writer.begin()
+    write_shard(writer, 0)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("datasets.arrow_writer.ArrowWriter.write_table", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_shard(writer, 1)
+    assert_holds(TokenStore.open(tmp_path / "train", verify=True), old)
+    assert writer.missing() == [1, 2]
+    for shard in writer.missing():
+        write_shard(writer, shard)
+    assert TokenStore.open(tmp_path / "train").plan == old
+    writer.finish()
+    assert TokenStore.open(tmp_path / "train").plan == new
+    assert [path.name for path in tmp_path.iterdir()] == ["train"]
+
+
+@pytest.mark.parametrize("moment", ["before", "between", "after"])
+def test_an_exchange_that_is_cut_short_is_finished(
+    tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_store(tmp_path / "train", plan_of("train"))
+    new = plan_of("train", tokenizer_fingerprint="f" * 64)
+    writer = TokenStoreWriter(tmp_path / "train", new)
+    writer.begin()
+    for shard in range(3):
+        write_shard(writer, shard)
+    replace = Path.replace
+
+    def cut(self: Path, target: Path) -> Path:
+        if moment == "before" and self == writer.path or moment == "between" and self == writer.partial:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as power:
+        power.setattr(Path, "replace", cut)
+        if moment == "after":
+            power.setattr(shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            writer.finish()
+    again = TokenStoreWriter(tmp_path / "train", new)
+    again.begin()
+    assert again.missing() == []
+    assert_holds(TokenStore.open(tmp_path / "train"), new)
+
+
+def test_an_exchange_that_is_cut_short_leaves_the_old_store_to_another_plan(tmp_path: Path) -> None:
+    old = plan_of("train")
+    store = write_store(tmp_path / "train", old)
+    store.path.rename(tmp_path / "train.replaced")
+    TokenStoreWriter(tmp_path / "train", plan_of("train", image_size=9)).begin()
+    assert_holds(TokenStore.open(tmp_path / "train"), old)
+
+
+def test_what_is_no_store_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/holiday.jpg").touch()
+    with pytest.raises(TokenStoreError, match="train is there and is no token store: move it"):
+        TokenStoreWriter(tmp_path / "train", plan_of("train")).begin()
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "train"
+    with pytest.raises(FileNotFoundError, match="the token store .*train is not there: `make tokens`"):
+        TokenStore.open(path)
+    write_store(path, plan_of("train"))
+    shard = path / "shard_00001.arrow"
+    whole = shard.read_bytes()
+
+    shard.write_bytes(whole[:-40] + bytes(8) + whole[-32:])  # same size, some bytes zero
+    TokenStore.open(path)  # cheap: sizes only
+    with pytest.raises(TokenStoreError, match="shard_00001.arrow has the SHA-256 .*, and manifest.json says .*again"):
+        TokenStore.open(path, verify=True)
+    shard.write_bytes(whole[:-1] + b"\1")  # the mark at the end
+    with pytest.raises(TokenStoreError, match="shard_00001.arrow is damaged, though of the size that manifest.json"):
+        TokenStore.open(path)
+    assert not TokenStoreWriter(path, plan_of("train")).whole(), "it is written anew"
+    shard.write_bytes(whole[:-8])
+    with pytest.raises(TokenStoreError, match=f"has {len(whole) - 8} bytes, and manifest.json says {len(whole)}"):
+        TokenStore.open(path)
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=r"manifest.json lists shard_00001.arrow, and .* is missing"):
+        TokenStore.open(path)
+    manifest = path / "manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "format": 7}))
+    with pytest.raises(TokenStoreError, match="a token store of format 7, and this code reads 1"):
+        TokenStore.open(path)
+    manifest.write_text("{")
+    with pytest.raises(TokenStoreError, match="manifest.json is not a manifest of a token store"):
+        TokenStore.open(path)
+
+
+def test_another_tokenizer_is_named(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "train", plan_of("train"))
+    store.check_tokenizer(store.tokenizer_fingerprint, "it")
+    with pytest.raises(
+        TokenStoreError, match=r"runs/digits/tokenizer/fq_dual.*\(0123456789ab…\), and runs/x is .*ffff"
+    ):
+        store.check_tokenizer("f" * 64, "runs/x")
+
+
+@pytest.mark.parametrize(("code", "said"), [(12, "code 12 in codebook 1, which has codes 0 to 11"), (-1, "code -1")])
+def test_codes_out_of_their_codebook_are_not_written(tmp_path: Path, code: int, said: str) -> None:
+    writer = TokenStoreWriter(tmp_path / "train", plan_of("train"))
+    writer.begin()
+    codes = np.zeros((8, 3, 2, 6), int)
+    codes[5, 1, 1, 4] = code
+    with pytest.raises(TokenStoreError, match=f"shard 0 of .*: {said}"):
+        writer.write(0, np.arange(8), np.zeros(8, int), codes)
+
+
+def test_codes_of_another_shape_or_place_are_not_written(tmp_path: Path) -> None:
+    writer = TokenStoreWriter(tmp_path / "train", plan_of("train"))
+    writer.begin()
+    with pytest.raises(TokenStoreError, match=r"shape \(3, 2, 9\).*says \(3, 2, 6\): is data.image_size \(8\)"):
+        writer.write(0, np.arange(8), np.zeros(8, int), np.zeros((8, 3, 2, 9), int))
+    with pytest.raises(TokenStoreError, match="shard 1 of .* is for images 8 to 15"):
+        writer.write(1, np.arange(8), np.zeros(8, int), np.zeros((8, 3, 2, 6), int))

@@ -1,0 +1,142 @@
+import math
+from pathlib import Path
+from traceback import StackSummary
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+
+from callbacks.checkpoint.last_checkpoint import LastCheckpoint
+
+
+class FakeTrainer(SimpleNamespace):
+    is_global_zero = True
+    sanity_checking = False
+    _val_check_time_interval = None
+    state = SimpleNamespace(fn="fit")
+
+    @property
+    def fit_loop(self) -> SimpleNamespace:
+        loop = SimpleNamespace(_should_check_val_fx=lambda fetcher: self.global_step in self.validations)
+        return SimpleNamespace(epoch_loop=loop, _data_fetcher=None)
+
+    def save_checkpoint(self, path: Path, weights_only: bool) -> None:
+        assert not weights_only, "a checkpoint to go on from has the optimizers in it"
+        torch.save(self.global_step, path)
+        self.saved.append(self.global_step)
+        if self.breaks:
+            raise OSError("disk full")
+
+
+def train(
+    place: Path,
+    every: int,
+    steps: list[int],
+    max_steps: int = -1,
+    start: int = 0,
+    fast_dev_run: int = 0,
+    breaks: bool = False,
+    values: dict[int, float] | None = None,  # what the validation after a step measures
+    **options,
+) -> list[int]:
+    callback = LastCheckpoint(every, dirpath=str(place), **options)
+    trainer = FakeTrainer(
+        global_step=start,
+        max_steps=max_steps,
+        saved=[],
+        fast_dev_run=fast_dev_run,
+        breaks=breaks,
+        validations=values or {},
+    )
+    callback.on_train_start(trainer, None)
+    for step in steps:
+        trainer.global_step = step
+        callback.on_train_batch_end(trainer, None, None, None, 0)
+        if step in trainer.validations:
+            trainer.callback_metrics = {"val/x": torch.tensor(trainer.validations[step])}
+            callback.on_validation_end(trainer, None)
+    callback.on_train_end(trainer, None)
+    return trainer.saved
+
+
+def contents(place: Path) -> dict[str, str]:
+    return {path.name: str(torch.load(path, weights_only=True)) for path in place.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "expected, arguments",
+    [
+        ([2, 4, 5], {"every": 2, "steps": [1, 2, 3, 4, 5], "max_steps": 5}),
+        ([2, 3], {"every": 2, "steps": [1, 2, 3]}),  # stopped early
+        ([2], {"every": 2, "steps": [0, 0, 1, 1, 2, 2]}),  # two batches an update: one write an update
+        ([], {"every": 2, "steps": [], "start": 6, "max_steps": 6}),  # a finished run started again
+        ([], {"every": 2, "steps": [1, 2], "fast_dev_run": 2}),
+        ([2, 3], {"every": 3, "steps": [1, 2, 3], "values": {2: 1.0}}),  # before a validation
+        ([3], {"every": 3, "steps": [1, 1, 2, 3], "values": {1: 1.0}, "start": 1}),  # it falls between two updates
+        ([3, 4, 6], {"every": 4, "steps": [1, 2, 3, 4, 5, 6], "keep_every_n_train_steps": 3}),
+    ],
+)
+def test_when_it_saves(expected: list[int], arguments: dict, tmp_path: Path) -> None:
+    assert train(tmp_path, **arguments) == expected
+    names = {"last.ckpt"} if expected else set()
+    names |= {"previous.ckpt"} if len(expected) > 1 else set()
+    names |= {"step_3.ckpt", "step_6.ckpt"} if "keep_every_n_train_steps" in arguments else set()
+    assert contents(tmp_path).keys() == names
+
+
+def test_the_last_the_one_before_the_best_and_every_third(tmp_path: Path) -> None:
+    values = {2: 7.0, 4: math.nan, 5: 3.0, 7: 5.0}
+    train(tmp_path, 100, list(range(1, 10)), values=values, monitor="val/x", keep_every_n_train_steps=3)
+    assert contents(tmp_path) == {
+        "last.ckpt": "9",
+        "previous.ckpt": "7",
+        "best.ckpt": "5",
+        "step_3.ckpt": "3",
+        "step_6.ckpt": "6",
+        "step_9.ckpt": "9",
+    }
+
+
+def test_a_resumed_run_knows_what_the_best_was(tmp_path: Path) -> None:
+    first = LastCheckpoint(1, monitor="val/x", mode="max")
+    first._best = 4.0
+    second = LastCheckpoint(1, monitor="val/x", mode="max")
+    second.load_state_dict(first.state_dict())
+    assert second._is_better(4.5) and not second._is_better(3.5) and not second._is_better(math.inf)
+
+
+def test_a_monitor_that_nobody_logs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="monitor is 'val/y', which validation does not log; it logs val/x"):
+        train(tmp_path, 1, [1], values={1: 0.0}, monitor="val/y")
+
+
+def test_a_write_that_fails_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
+    train(tmp_path, every=2, steps=[2])
+    with pytest.raises(OSError, match="disk full"):
+        train(tmp_path, every=2, steps=[4], breaks=True)
+    assert contents(tmp_path)["last.ckpt"] == "2"
+
+
+def test_a_broken_checkpoint_does_not_take_the_place_of_the_one_before(tmp_path: Path) -> None:
+    train(tmp_path, every=2, steps=[2, 4])
+    (tmp_path / "last.ckpt").write_bytes(b"broken")  # so the command line goes on from previous.ckpt
+    train(tmp_path, every=2, steps=[4], start=2)
+    assert contents(tmp_path) == {"last.ckpt": "4", "previous.ckpt": "2"}
+
+
+def test_a_sharded_checkpoint_that_cannot_be_written_is_said_in_a_sentence(tmp_path: Path) -> None:
+    def refuse(path: Path, weights_only: bool) -> None:
+        path.mkdir()
+        raise CheckpointException("write", {1: (OSError(28, "No space left on device"), StackSummary())})
+
+    trainer = FakeTrainer(global_step=1, fast_dev_run=0, save_checkpoint=refuse)
+    with pytest.raises(RuntimeError, match=r"next.ckpt cannot be written: rank 1: .*No space left.*make room"):
+        LastCheckpoint(dirpath=str(tmp_path)).save(trainer)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["every_n_train_steps", "keep_every_n_train_steps"])
+def test_never_is_refused(option: str) -> None:
+    with pytest.raises(ValueError, match=f"{option} is 0; it must be at least 1"):
+        LastCheckpoint(**{option: 0})

@@ -1,0 +1,112 @@
+import io
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+
+from callbacks import random_state
+from callbacks.checkpoint.random_state import KEY, RandomState
+
+MODULE = SimpleNamespace(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+TRAINER = SimpleNamespace(world_size=1, global_rank=0)
+
+
+def draws() -> list[float]:
+    numbers = [torch.rand(()).item(), np.random.rand(), np.random.randn(), random.random(), random.gauss(0, 1)]
+    return [*numbers, torch.rand((), device=MODULE.device).item()]
+
+
+def step(callback: RandomState) -> list[float]:
+    callback.on_train_batch_start(TRAINER, MODULE, None, 0)
+    numbers = draws()
+    callback.on_train_batch_end(TRAINER, MODULE, None, None, 0)
+    return numbers
+
+
+def through_a_file(callback: RandomState, trainer: SimpleNamespace = TRAINER) -> dict:
+    checkpoint: dict = {}
+    callback.on_save_checkpoint(trainer, MODULE, checkpoint)
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+def test_a_resumed_run_draws_what_the_other_would_have_drawn() -> None:
+    first = RandomState()
+    first.on_fit_start(TRAINER, MODULE)
+    step(first)
+    checkpoint = through_a_file(first)
+    expected = [step(first), step(first)]
+
+    torch.manual_seed(99)
+    random.seed(99)
+    np.random.seed(99)
+    second = RandomState()
+    second.on_load_checkpoint(TRAINER, MODULE, checkpoint)
+    second.on_fit_start(TRAINER, MODULE)
+    assert [step(second), step(second)] == expected
+
+
+def test_what_happens_between_two_steps_changes_nothing() -> None:
+    torch.manual_seed(0)
+    quiet = RandomState()
+    quiet.on_fit_start(TRAINER, MODULE)
+    checkpoint = through_a_file(quiet)
+    expected = [step(quiet), step(quiet)]
+
+    busy = RandomState()
+    busy.on_load_checkpoint(TRAINER, MODULE, checkpoint)
+    first = step(busy)
+    draws()  # a validation
+    assert [first, step(busy)] == expected
+
+
+def test_each_rank_gets_its_own_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(states: list, own: dict) -> None:
+        states[:] = [other, own]
+
+    other, callback = random_state.take_states(MODULE.device), RandomState()
+    torch.rand(5)
+    callback.on_fit_start(TRAINER, MODULE)
+    monkeypatch.setattr(random_state.dist, "all_gather_object", gather)
+    checkpoint = through_a_file(callback, SimpleNamespace(world_size=2, global_rank=1))
+    assert len(checkpoint[KEY]) == 2
+    expected = step(callback)
+    again = RandomState()
+    again.on_load_checkpoint(SimpleNamespace(world_size=2, global_rank=1), MODULE, checkpoint)
+    assert step(again) == expected
+    again.on_load_checkpoint(SimpleNamespace(world_size=2, global_rank=0), MODULE, checkpoint)
+    assert step(again) != expected
+
+
+def test_ranks_of_one_seed_draw_numbers_of_their_own() -> None:
+    """Or eight ranks would drop the same labels, and put the same noise into the same places."""
+
+    def first_step(rank: int, seed: int) -> list[float]:
+        seed_everything(seed, verbose=False)
+        callback = RandomState()
+        callback.on_fit_start(SimpleNamespace(world_size=3, global_rank=rank), MODULE)
+        return step(callback)
+
+    drawn = [first_step(rank, seed) for rank, seed in ((0, 5), (1, 5), (2, 5), (1, 6))]
+    for numbers in zip(*drawn, strict=True):  # of each generator
+        assert len(set(numbers)) == 4
+    assert first_step(1, 5) == drawn[1]
+    seed_everything(5, verbose=False)
+    assert draws() == drawn[0], "one rank is as a run without ranks"
+
+
+def test_another_number_of_ranks_is_told() -> None:
+    callback = RandomState()
+    callback.on_fit_start(TRAINER, MODULE)
+    checkpoint = through_a_file(callback)
+    with pytest.warns(UserWarning, match=r"states of 1 rank\(s\) and this run has 4"):
+        callback.on_load_checkpoint(SimpleNamespace(world_size=4, global_rank=0), MODULE, checkpoint)
+
+
+def test_a_checkpoint_without_states_is_accepted() -> None:
+    RandomState().on_load_checkpoint(TRAINER, MODULE, {})

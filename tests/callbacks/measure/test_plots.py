@@ -1,0 +1,34 @@
+import numpy as np
+import torch
+
+from callbacks.measure.plots import draw_matrix, image_table, new_figure, render
+
+
+def test_table_puts_images_where_they_belong() -> None:
+    images = [torch.full((3, 2, 4), 100 + 10 * number, dtype=torch.uint8) for number in range(5)]
+    rows = [images[:3], images[3:]]
+    bare = image_table(rows, pixels=16)
+    assert bare.shape == (2 + 2 * 18, 2 + 3 * 34, 3)  # 2 × 4 images, eight times as large
+    assert (bare[2:18, 36:68] == 110).all() and (bare[20:36, 2:34] == 130).all()
+    assert (bare[18:, 70:] == 255).all()  # a short row leaves white
+    table = image_table(rows, ["above", "below"], ["a", "b", "a long title"], pixels=16)
+    upper, left = np.argwhere(table[..., 0] == 100)[-1] - (15, 31)  # where the first image begins
+    dark = table.max(axis=2) < 90  # only letters are
+    assert dark[:upper, left:].any() and not dark[upper:, left:].any(), "titles stand above the images"
+    assert dark[upper : upper + 16, :left].any() and dark[upper + 18 :, :left].any(), "labels stand at the left"
+    next_image = np.argwhere(table[..., 0] == 110)[-1][1] - 31
+    assert next_image - left > 40, "columns make room for the widest title"
+
+
+def test_matrix_shows_its_numbers_and_what_is_missing() -> None:
+    figure, axes = new_figure(columns=2)
+    matrix = torch.tensor([[1.0, torch.nan], [-0.25, 0.5]])
+    names = (["0", "1"], ["mid", "high"])
+    for panel, limits in zip(axes[0], ((-1, 1), (0, 1)), strict=True):
+        draw_matrix(panel, matrix, "a title", ("subspace", "teacher"), names, limits)
+    assert [text.get_text() for text in axes[0, 0].texts] == ["1.00", "–", "-0.25", "0.50"]
+    assert axes[0, 0].get_title() == "a title" and axes[0, 0].get_xlabel() == "teacher"
+    assert [tick.get_text() for tick in axes[0, 0].get_xticklabels()] == ["mid", "high"]
+    assert len(figure.axes) == 4  # two with a colour bar each
+    picture = render(figure)
+    assert picture.dtype == np.uint8 and picture.shape == (450, 900, 3) and picture.std() > 10

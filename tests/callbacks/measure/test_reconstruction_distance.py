@@ -1,0 +1,113 @@
+"""rFID and rIS of a tokenizer's reconstructions, by any network."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from callbacks import EMA, JudgeMetrics, ReconstructionDistance
+from callbacks.measure.metrics_file import MetricsFile
+from polytoken.classifier import SmallClassifier
+from polytoken.metrics.images import to_uint8
+from polytoken.weights import file_sha256
+from tests.support.extractors import MeanColours
+from tests.support.tokenizers import tiny_tokenizer
+from tests.support.validation import Images, figures, module_of, quiet_trainer
+
+
+class Colours(MeanColours):
+    """Where Inception would be."""
+
+    name = "inception"
+
+
+def inception_score(logits: Tensor) -> float:
+    """Image i in split i mod 10."""
+    probabilities = logits.double().softmax(1)
+    splits = [probabilities[start::10] for start in range(10)]
+    return float(torch.stack([(p * (p / p.mean(0)).log()).sum(1).mean().exp() for p in splits]).mean())
+
+
+def test_inceptions_figures_are_those_of_8_bit_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polytoken.metrics.extractors.Inception", lambda weights, device: Colours())
+    trainer, data = quiet_trainer(tmp_path, [ReconstructionDistance(), MetricsFile()]), Images(25)
+    module = module_of(tiny_tokenizer())
+    trainer.validate(module, data, verbose=False)
+    with torch.no_grad():
+        shown = to_uint8(module.eval()(data.images[:25])[0])  # the last row only pads
+    own, other = Colours()(shown), Colours()(to_uint8(data.images[:25]))
+    assert own.logits is not None and other.logits is not None and own.spatial is not None
+    rows = [features.pooled.double().numpy() for features in (own, other)]
+    first, second = (np.cov(features, rowvar=False) for features in rows)
+    apart = np.square(rows[0].mean(0) - rows[1].mean(0)).sum()
+    expected = apart + np.trace(first + second - 2 * scipy.linalg.sqrtm(first @ second).real)
+    found = figures(trainer)
+    assert found.keys() == {"val/rfid/inception", "val/rsfid/inception", "val/ris/inception"}
+    assert found["val/rfid/inception"] == pytest.approx(expected, rel=1e-5)
+    assert found["val/ris/inception"] == pytest.approx(inception_score(own.logits), rel=1e-5)
+
+    sections = json.loads((tmp_path / "metrics.json").read_text())
+    assert sections["validate"]["n"] == 25
+    record = sections["reconstruction"]["inception"]
+    assert record["extractor"] == {"name": "inception", "sha256": "0" * 64, "resize": "none"}
+    figure = record["figures"]["reconstructions"]["rfid/inception"]
+    assert figure["value"] == pytest.approx(expected, rel=1e-5)
+    assert (figure["n"], figure["reference_n"], figure["reference"]) == (25, 25, "the images that were fed in")
+    originals = record["figures"]["validation"]["is/inception"]
+    assert originals["value"] == pytest.approx(inception_score(other.logits), rel=1e-5)
+    assert originals["splits"] == "10 splits, images dealt out in turn"
+
+
+def test_a_judge_finds_what_its_own_callback_finds(tmp_path: Path) -> None:
+    path = tmp_path / "judge.safetensors"
+    SmallClassifier(num_classes=2, widths=(8,)).save(path, 0.5)
+
+    def measured(*callbacks: ReconstructionDistance | JudgeMetrics | MetricsFile) -> dict[str, float]:
+        trainer = quiet_trainer(tmp_path, callbacks)
+        trainer.test(module_of(tiny_tokenizer()), Images(), verbose=False)
+        return figures(trainer)
+
+    found = measured(ReconstructionDistance("judge", str(path)), MetricsFile())
+    expected = measured(JudgeMetrics(str(path)))
+    names = {"rfd/judge": "rfd/judge", "ris/judge": "ris/judge", "recognised/judge": "judge_accuracy"}
+    assert found.keys() == {f"test/{name}" for name in names}
+    for name, other in names.items():
+        assert found[f"test/{name}"] == pytest.approx(expected[f"test/{other}"], rel=1e-4), name
+    sections = json.loads((tmp_path / "metrics.json").read_text())
+    assert sections.keys() == {"test", "reconstruction"}
+    assert sections["reconstruction"]["judge"]["extractor"]["sha256"] == file_sha256(path)
+
+
+def test_averages_are_recorded_where_there_are_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A callback that was laid over a recipe brings none to the checkpoint."""
+    monkeypatch.setattr("polytoken.metrics.extractors.Inception", lambda weights, device: Colours())
+    module, average = module_of(tiny_tokenizer()), EMA()
+    for expected in (False, True):
+        quiet_trainer(tmp_path, [average, ReconstructionDistance()]).validate(module, Images(25), verbose=False)
+        record = json.loads((tmp_path / "metrics.json").read_text())["reconstruction"]["inception"]
+        assert record["samples"]["settings"]["averaged"] is expected
+        assert record["reference"]["reference_kind"] == "validation"
+        average.on_fit_start(None, module)  # type: ignore[arg-type]
+
+
+def test_a_reconstruction_that_is_not_finite_is_no_black_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polytoken.metrics.extractors.Inception", lambda weights, device: Colours())
+    module = module_of(tiny_tokenizer())
+    with torch.no_grad():
+        module.tokenizer.last_layer.fill_(torch.nan)
+    with pytest.raises(ValueError, match="a reconstruction is not finite"):
+        quiet_trainer(tmp_path, [ReconstructionDistance()]).validate(module, Images(25), verbose=False)
+
+
+def test_what_is_missing_stops_before_the_first_batch(tmp_path: Path) -> None:
+    for callback, error, says in (
+        (ReconstructionDistance(weights=str(tmp_path / "none.pth")), FileNotFoundError, "none.pth: run `make weights`"),
+        (ReconstructionDistance("judge"), ValueError, "name its file"),
+        (ReconstructionDistance("dinov9"), ValueError, "no teacher is called 'dinov9'"),
+    ):
+        with pytest.raises(error, match=says):
+            quiet_trainer(tmp_path, [callback]).validate(module_of(tiny_tokenizer()), Images(), verbose=False)

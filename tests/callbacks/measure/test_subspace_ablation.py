@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from callbacks import SubspaceAblation
+from callbacks.measure.subspace_ablation import columns
+from polytoken.classifier import SmallClassifier
+from polytoken.metrics import FeatureStatistics, frechet_distance, psnr, to_uint8
+from tests.support.recipes import write_judge
+from tests.support.tokenizers import tiny_tokenizer
+from tests.support.validation import Images, figures, module_of, quiet_trainer
+
+
+def test_columns() -> None:
+    assert columns(3) == {
+        "all": (0, 1, 2),
+        "without_0": (1, 2),
+        "without_1": (0, 2),
+        "without_2": (0, 1),
+        "only_0": (0,),
+        "only_1": (1,),
+        "only_2": (2,),
+    }
+    assert columns(2)["without_0"] == columns(2)["only_1"] == (1,)
+    assert columns(0) == {}
+
+
+def test_figures_and_picture(tmp_path: Path) -> None:
+    judge = write_judge(tmp_path / "judge.safetensors", 2)
+    tokenizer, data = tiny_tokenizer(num_codebooks=3), Images()
+    trainer = quiet_trainer(tmp_path, [SubspaceAblation(str(judge), rows=5, pixels=32)])
+    trainer.validate(module_of(tokenizer), data, verbose=False)
+    images, network = data.images[:10], SmallClassifier.load(judge)
+
+    def features(shown: torch.Tensor) -> FeatureStatistics:
+        statistics = FeatureStatistics(32)
+        statistics.update(network.embed(to_uint8(shown) / 127.5 - 1))
+        return statistics.compute()
+
+    decoded = {}
+    with torch.no_grad():
+        for name, kept in columns(3).items():
+            quantized = tokenizer.eval().encode(images).quantized.clone()
+            for part in {0, 1, 2} - set(kept):
+                quantized[:, 4 * part : 4 * part + 4] = 0
+            decoded[name] = tokenizer.decode(quantized)
+    found = figures(trainer)
+    for name, reconstruction in decoded.items():
+        expected = psnr(to_uint8(reconstruction), to_uint8(images)).mean().item()
+        assert found.pop(f"val/ablation/psnr_{name}") == pytest.approx(expected, abs=1e-3)
+        distance = frechet_distance(features(reconstruction), features(images)).item()
+        assert found.pop(f"val/ablation/rfd/judge_{name}") == pytest.approx(distance, rel=1e-2)
+    assert not found
+    with Image.open(tmp_path / "subspaces.png") as picture:
+        pixels = np.array(picture)
+    pitch = (pixels.shape[1] - 2) // 8
+    top = pixels.shape[0] - 5 * 34
+    assert top > 10 and (pixels[: top - 2].min(axis=2) < 100).any()  # the titles
+    third = pixels[top + 2 * 34 : top + 2 * 34 + 32 : 2]
+    for column, reconstruction in enumerate([images, *decoded.values()]):
+        shown = third[:, 2 + column * pitch : 2 + column * pitch + 32 : 2]
+        expected = to_uint8(reconstruction)[2].permute(1, 2, 0).numpy().astype(int)
+        assert np.abs(shown - expected).max() <= 1, column
+
+
+def test_the_decoder_is_asked_once_for_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer(num_codebooks=2)
+    decode, calls = tokenizer.decode, []
+    monkeypatch.setattr(tokenizer, "decode", lambda quantized: calls.append(1) or decode(quantized))
+    trainer = quiet_trainer(tmp_path, [SubspaceAblation()])
+    trainer.validate(module_of(tokenizer), Images(3), verbose=False)
+    assert len(calls) == 1 + 2  # the validation step on its one batch, and each subspace alone
+    assert figures(trainer).keys() == {f"val/ablation/psnr_{name}" for name in columns(2)}

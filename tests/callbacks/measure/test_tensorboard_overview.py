@@ -1,0 +1,75 @@
+"""What TensorBoard's own readers find in the events of a fit."""
+
+import re
+
+import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
+
+from callbacks import CodebookUsage, ReconstructionMetrics
+from callbacks.measure.tensorboard_overview import LAYOUT, TensorBoardOverview, settings
+from tests.support.tokenizers import tiny_tokenizer
+from tests.support.validation import Images, module_of, quiet_trainer
+
+CONFIG = """
+seed_everything: 7
+trainer: {max_steps: 2, precision: 32-true, devices: 1}
+model:
+  class_path: lightning_modules.TokenizerModule
+  init_args:
+    tokenizer: {class_path: a.B, init_args: {codebook_size: 64, channels: [1, 2]}}
+    objective: {perceptual: null}
+data: {class_path: c.D, init_args: {batch_size: 4, horizontal_flip: true}}
+"""
+
+
+@pytest.fixture(scope="module")
+def events(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
+    directory = tmp_path_factory.mktemp("run")
+    (directory / "config.yaml").write_text(CONFIG)
+    callbacks = [TensorBoardOverview(), ReconstructionMetrics(), CodebookUsage(window=1)]
+    logger = TensorBoardLogger(directory, name="", version="")
+    trainer = quiet_trainer(directory, callbacks, logger=logger, max_steps=2, log_every_n_steps=1)
+    module = module_of(tiny_tokenizer())
+    trainer.fit(module, Images())
+    trainer.validate(module, Images(), verbose=False)
+    logger.experiment.close()
+    return EventAccumulator(str(directory)).Reload()
+
+
+def test_the_layout_groups_what_runs_log(events: EventAccumulator) -> None:
+    (event,) = events.Tensors("custom_scalars__config__")
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    assert [category.title for category in layout.category] == ["reconstruct", "codes", "generate"]
+    charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
+    logged = events.Tags()["scalars"]
+    shown = {title: {tag for tag in logged for name in names if re.match(name, tag)} for title, names in charts.items()}
+    assert shown["PSNR, dB"] == {"val/psnr", "val/psnr_raw"}
+    assert shown["terms on images and features"] == {"train/reconstruction"}
+    assert shown["share of the codes in use"] >= {"train/usage/0", "train/usage/1", "val/usage/0", "val/usage/joint"}
+    assert shown["terms on codes"] and not shown["nats a sub-code"]
+
+
+def test_hyperparameters_and_final_metrics_are_those_of_one_run(events: EventAccumulator) -> None:
+    content = events.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content
+    found = parse_session_start_info_plugin_data(content).hparams
+    assert found["seed"].number_value == 7 and found["model.tokenizer.codebook_size"].number_value == 64
+    assert found["model.tokenizer"].string_value == "B"
+    assert events.Scalars("val/psnr")  # in the same directory: that is how HParams finds the figures
+
+
+def test_settings_have_the_names_of_the_configuration() -> None:
+    config = {"model": {"class_path": "a.B", "init_args": {"x": None, "y": {"z": [1, 2]}}}, "trainer": {"devices": 1}}
+    assert settings(config) == {"model": "B", "model.y.z": "[1, 2]"}
+    assert settings({}) == {}
+
+
+def test_every_chart_is_of_names_that_are_known() -> None:
+    """The names as docs/callbacks.md and the modules have them."""
+    known = """val/psnr val/ssim val/rfd/judge train/perceptual train/usage/0 val/perplexity/0 train/entropy val/ks
+        train/nll/0 val/nll val/bits_per_image train/noise_rate""".split()
+    for charts in LAYOUT.values():
+        for title, names in charts.items():
+            assert any(re.match(name, tag) for name in names for tag in known), title

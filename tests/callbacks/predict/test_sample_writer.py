@@ -1,0 +1,179 @@
+"""Samples as files: whole, resumed, shared among ranks, and never of two minds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from artifacts.samples import SamplesFile
+from callbacks.predict.sample_writer import SampleWriter
+from datamodules.labels import LabelDataModule
+from lightning_modules.sampling import SamplingModule
+from polytoken.generators import Sampler
+from polytoken.weights import file_sha256
+from tests.support.generated import write_runs
+from tests.support.validation import quiet_trainer
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_runs(tmp_path_factory.mktemp("runs") / "digits")
+
+
+TRAINER = ("devices", "strategy")
+
+
+class Counting(SamplingModule):
+    """Counts what it samples, and fails where it is told to."""
+
+    fails_at: int | None = None
+
+    def setup(self, stage: str) -> None:
+        self.sampled: list[int] = []
+
+    def predict_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+        if self.fails_at is not None and self.fails_at in batch["index"]:
+            raise InterruptedError
+        self.sampled += batch["index"].tolist()
+        return super().predict_step(batch, batch_index)
+
+
+def predict(directory: Path, run: Path, fails_at: int | None = None, **changes: Any) -> Counting:
+    settings = {"num_images": 23, "batch_size": 5, "part_size": 10, "seed": 3, "guidance": 2.0, **changes}
+    module = Counting(str(run), Sampler(guidance=settings.pop("guidance")), settings.pop("seed"))
+    module.fails_at = fails_at
+    trainer = quiet_trainer(
+        directory, [SampleWriter()], **{name: settings.pop(name) for name in TRAINER if name in settings}
+    )
+    assert not trainer.predict(module, LabelDataModule(**settings))  # no predictions are kept in memory
+    return module
+
+
+@pytest.fixture(scope="module")
+def directory(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("samples")
+    assert sorted(predict(directory, run).sampled) == list(range(23))
+    return directory
+
+
+def images(directory: Path) -> np.ndarray:
+    return np.concatenate(list(SamplesFile(directory / "samples.npz").batches(7))).astype(int)
+
+
+def test_npz_picture_and_record_are_written(directory: Path, run: Path) -> None:
+    assert sorted(path.name for path in directory.iterdir()) == ["grid.png", "samples.json", "samples.npz"]
+    with np.load(directory / "samples.npz", allow_pickle=False) as archive:
+        assert archive["arr_0"].shape == (23, 16, 16, 3) and archive["arr_0"].dtype == np.uint8
+        assert archive["arr_1"].tolist() == [index % 10 for index in range(23)]
+    record = json.loads((directory / "samples.json").read_text())
+    assert record["sha256"] == file_sha256(directory / "samples.npz")
+    assert record["class_names"] == [str(digit) for digit in range(10)]
+    settings = record["settings"]
+    assert settings["sampler"]["guidance"] == 2.0 and settings["seed"] == 3 and settings["num_images"] == 23
+    assert settings["generator"]["sha256"] == file_sha256(run / "checkpoints/last.ckpt")
+    picture = np.asarray(Image.open(directory / "grid.png"))
+    assert picture.shape[0] >= 10 * 64 and picture.shape[1] >= 3 * 64
+
+
+def test_image_i_is_the_generators_image_i(directory: Path, run: Path) -> None:
+    module = SamplingModule(str(run))
+    for index in (0, 9, 22):
+        alone = module.generator.images(torch.tensor([index % 10]), Sampler(guidance=2.0), 3, index)
+        assert abs(alone[0].int().numpy() - images(directory)[index]).max() <= 1
+
+
+def test_a_finished_file_is_not_sampled_again(directory: Path, run: Path) -> None:
+    before = file_sha256(directory / "samples.npz")
+    assert predict(directory, run).sampled == []
+    assert predict(directory, run, batch_size=3).sampled == []  # a matter of memory only
+    assert file_sha256(directory / "samples.npz") == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"guidance": 1.0}, "sampler.guidance was 2.0 and is 1.0"),
+        ({"seed": 4}, "seed was 3 and is 4"),
+        ({"num_images": 24}, "num_images was 23 and is 24"),
+        ({"classes": [1]}, "classes was balanced and is"),
+    ],
+)
+def test_other_settings_are_not_mixed(directory: Path, run: Path, changes: dict, says: str) -> None:
+    with pytest.raises(FileExistsError, match=says):
+        predict(directory, run, **changes)
+
+
+def test_what_was_interrupted_is_finished_as_if_it_had_not_been(run: Path, directory: Path, tmp_path: Path) -> None:
+    with pytest.raises(InterruptedError):
+        predict(tmp_path, run, fails_at=16)
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["00000.npy", "settings.json"]
+    assert not (tmp_path / "samples.npz").exists()
+    with pytest.raises(FileExistsError, match="seed was 3 and is 4"):
+        predict(tmp_path, run, seed=4)
+    assert predict(tmp_path, run).sampled == list(range(10, 23))
+    assert (images(tmp_path) == images(directory)).all()
+    assert (tmp_path / "samples.json").exists() and not (tmp_path / "parts").exists()
+
+
+def test_a_start_cut_short_by_the_trainer_says_so_and_keeps_its_parts(run: Path, tmp_path: Path) -> None:
+    module = Counting(str(run), Sampler(guidance=2.0), 3)
+    trainer = quiet_trainer(tmp_path, [SampleWriter()], limit_predict_batches=3)
+    trainer.predict(module, LabelDataModule(23, batch_size=5, part_size=10))
+    assert (tmp_path / "parts/00000.npy").exists() and not (tmp_path / "samples.npz").exists()
+    assert predict(tmp_path, run).sampled == list(range(10, 23))
+
+
+def test_samples_of_unknown_making_are_left_alone(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "samples.npz").write_bytes(b"precious")
+    with pytest.raises(FileExistsError, match="no samples.json"):
+        predict(tmp_path, run)
+    assert (tmp_path / "samples.npz").read_bytes() == b"precious"
+
+
+def test_a_killed_join_is_done_again(run: Path, directory: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda path: (_ for _ in ()).throw(InterruptedError))
+        with pytest.raises(InterruptedError):
+            predict(tmp_path, run)
+    assert predict(tmp_path, run).sampled == []
+    assert (images(tmp_path) == images(directory)).all() and not (tmp_path / "parts").exists()
+
+
+def test_a_class_that_is_not_there_names_both(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"class 10, and the generator knows the 10 classes 0 … 9"):
+        predict(tmp_path, run, classes=[3, 10])
+
+
+@pytest.mark.cluster
+def test_two_ranks_write_what_one_writes(run: Path, directory: Path, tmp_path: Path) -> None:
+    predict(tmp_path, run, devices=2, strategy="ddp_spawn")
+    assert (images(tmp_path) == images(directory)).all()
+    assert (SamplesFile(tmp_path / "samples.npz").labels == SamplesFile(directory / "samples.npz").labels).all()
+    # as if killed before the record was written, with a part missing: one rank has nothing to do
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "samples.json").rename(tmp_path / "parts/settings.json")
+    with np.load(tmp_path / "samples.npz") as archive:
+        for part in (0, 2):
+            np.save(tmp_path / f"parts/{part:05d}.npy", archive["arr_0"][part * 10 : part * 10 + 10])
+    predict(tmp_path, run, devices=2, strategy="ddp_spawn")
+    assert (images(tmp_path) == images(directory)).all() and not (tmp_path / "parts").exists()
+
+
+def test_samples_of_a_run_trained_on_since_are_made_anew(tmp_path: Path) -> None:
+    run = write_runs(tmp_path / "runs")
+    predict(tmp_path / "out", run)
+    before = images(tmp_path / "out")
+    file = run / "checkpoints/last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["global_step"] = 8
+    checkpoint["state_dict"]["generator.class_embedding.weight"].neg_()
+    torch.save(checkpoint, file)
+    assert predict(tmp_path / "out", run).sampled == list(range(23))
+    assert (images(tmp_path / "out") != before).any()
+    with pytest.raises(FileExistsError, match="generator.run was"):
+        predict(tmp_path / "out", write_runs(tmp_path / "others", num_codebooks=1))

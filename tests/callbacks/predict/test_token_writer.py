@@ -1,0 +1,178 @@
+"""Prediction writes a store that neither a kill nor the number of ranks changes."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from artifacts.token_store import TokenStore, TokenStoreError
+from artifacts.token_store_writer import TokenStoreWriter
+from callbacks import TokenWriter
+from datamodules import ImageDataModule, Views
+from polytoken.specs import TokenSpec
+from tests.datamodules.memory import MemorySource, quiet_trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+class Grey(pl.LightningModule):
+    """Four codes an image: how bright its quarters are, and how red."""
+
+    spec = TokenSpec((256, 200), ((2, 2),))
+    fingerprint = "ab" * 32
+    tokenizer_run = "runs/grey"
+
+    def __init__(self, fail_after: int = -1) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.fail_after = fail_after
+        self.images_seen = 0
+
+    def predict_step(self, batch: dict[str, Tensor], batch_index: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        if self.images_seen == self.fail_after:
+            raise KeyboardInterrupt
+        images = batch["image"]
+        self.images_seen += len(images)
+        quarters = torch.nn.functional.adaptive_avg_pool2d(images.flatten(0, 1), 2).flatten(2)
+        codes = torch.stack([(quarters.mean(1) + 1) * 127, (quarters[:, 0] + 1) * 99], 1).long()
+        return {"codes": codes.unflatten(0, images.shape[:2]), "label": batch["label"], "index": batch["index"]}
+
+
+def data(views: Views | None = None, bad: tuple[int, ...] = (), **arguments: object) -> ImageDataModule:
+    settings = {"image_size": 8, "batch_size": 2, "num_workers": 0, "max_bad_fraction": 0.5}
+    views = views or Views("ten_crop", flip=True, enlargements=(1.25,))
+    return ImageDataModule(MemorySource(bad=bad), views=views, **(settings | arguments))
+
+
+def predict(root: Path, module: Grey | None = None, source: ImageDataModule | None = None, **arguments: object) -> Grey:
+    module = module or Grey()
+    trainer = quiet_trainer(callbacks=[TokenWriter(str(root), images_per_shard=4)], **arguments)
+    trainer.predict(module, source or data(), return_predictions=False)
+    return module
+
+
+def content(root: Path) -> dict[str, list]:
+    """Everything in a store, and that its files are what the manifest says."""
+    found = {}
+    for split in ("train", "validation"):
+        store = TokenStore.open(root / split, verify=True)
+        rows = range(len(store))
+        found[split] = [
+            [store.index(row), store.label(row), *(store.codes(row, view).tolist() for view in range(store.num_views))]
+            for row in rows
+        ]
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("whole")
+    predict(root)
+    return root
+
+
+def test_the_store_holds_the_codes_of_all_views_of_all_images(whole: Path) -> None:
+    held = content(whole)
+    assert [row[0] for row in held["train"]] == list(range(22))
+    assert [row[0] for row in held["validation"]] == list(range(7))
+    assert {len(row) for row in held["train"]} == {12} and {len(row) for row in held["validation"]} == {3}
+    source, module = data(), Grey()
+    for split in ("train", "validation"):
+        dataset = source.views_dataset(split)
+        for index, label, *codes in held[split]:
+            example = dataset[(0, index)]
+            batch = {"image": example.image[None], "label": torch.tensor([0]), "index": torch.tensor([0])}
+            assert codes == module.predict_step(batch, 0)["codes"][0].tolist()
+            assert label == example.label == index % 2
+    manifest = TokenStore.open(whole / "train").plan
+    assert manifest.views[0] == "centre of 1.25" and len(manifest.views) == 10
+    assert manifest.tokenizer_fingerprint == "ab" * 32 and manifest.image_size == 8
+
+
+@pytest.mark.parametrize("after", [2, 10, 22, 24])
+def test_killed_and_started_again_is_the_same_store(whole: Path, tmp_path: Path, after: int) -> None:
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        predict(tmp_path, Grey(fail_after=after))
+    for split in ("train", "validation"):
+        with pytest.raises(FileNotFoundError, match="was never finished"):
+            TokenStore.open(tmp_path / split)
+    again = predict(tmp_path)
+    assert again.images_seen == 29 - (after // 4 * 4 if after < 22 else 22), "whole shards are not computed again"
+    assert content(tmp_path) == content(whole)
+    assert [shard.sha256 for shard in TokenStore.open(tmp_path / "train").shards] == [
+        shard.sha256 for shard in TokenStore.open(whole / "train").shards
+    ]
+
+
+def test_a_whole_store_is_not_computed_again(whole: Path) -> None:
+    before = (whole / "train/manifest.json").stat().st_mtime_ns
+    assert predict(whole).images_seen == 0
+    assert (whole / "train/manifest.json").stat().st_mtime_ns > before, "or make would come back each time"
+
+
+def test_unreadable_images_leave_no_hole_in_the_order(whole: Path, tmp_path: Path) -> None:
+    predict(tmp_path, source=data(bad=(3, 4, 21)))
+    expected = [row for row in content(whole)["train"] if row[0] not in (3, 4, 21)]
+    assert content(tmp_path)["train"] == expected
+
+
+def test_views_of_workers_are_the_same(whole: Path, tmp_path: Path) -> None:
+    predict(tmp_path, source=data(num_workers=2))
+    assert content(tmp_path) == content(whole)
+
+
+@pytest.mark.cluster
+def test_two_ranks_write_what_one_writes(whole: Path, tmp_path: Path) -> None:
+    """Nine shards on two ranks, and then none that a second attempt would have to write."""
+    predict(tmp_path, devices=2, strategy="ddp_spawn")
+    assert content(tmp_path) == content(whole)
+
+
+def test_codes_wait_for_their_shard_in_the_type_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard of ImageNet's ten crops is 84 MB of uint16, and four times as much of int64."""
+    write, held = TokenStoreWriter.write, []
+
+    def watched(self: TokenStoreWriter, shard: int, indices: Any, labels: Any, codes: np.ndarray) -> None:
+        held.append(codes.dtype)
+        write(self, shard, indices, labels, codes)
+
+    monkeypatch.setattr(TokenStoreWriter, "write", watched)
+    predict(tmp_path)
+    assert len(held) == 8 and set(held) == {np.dtype(np.uint16)}
+
+
+def test_codes_that_would_fit_only_once_wrapped_are_refused(tmp_path: Path) -> None:
+    class Far(Grey):
+        def predict_step(self, *arguments: Any, **named: Any) -> dict[str, Tensor]:
+            prediction = super().predict_step(*arguments, **named)
+            return {**prediction, "codes": prediction["codes"] + 65536}
+
+    with pytest.raises(TokenStoreError, match=r"train: code 65\d+ in codebook 0, which has codes 0 to 255"):
+        predict(tmp_path, Far())
+
+
+def test_part_of_the_batches_leaves_the_store_unfinished(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="train.partial lacks 5 of 6 shards, the first being 1: run the same"):
+        predict(tmp_path, limit_predict_batches=3)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (lambda: ImageDataModule(MemorySource(), 8, 2, num_workers=0), "set data.init_args.views"),
+        (lambda: data(batch_size=3), "images_per_shard=4 is not a multiple of the batch size of prediction, 3"),
+    ],
+)
+def test_data_that_cannot_be_written_is_refused(tmp_path: Path, source, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        predict(tmp_path, source=source())
+
+
+def test_predictions_must_not_pile_up(tmp_path: Path) -> None:
+    trainer = quiet_trainer(callbacks=[TokenWriter(str(tmp_path), images_per_shard=4)])
+    with pytest.raises(ValueError, match="set return_predictions to false"):
+        trainer.predict(Grey(), data())

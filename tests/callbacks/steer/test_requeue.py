@@ -1,0 +1,174 @@
+"""A run that is asked to stop saves, is requeued, ends with 75, and goes on as if nothing had happened."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from callbacks import requeue
+from callbacks.checkpoint.last_checkpoint import LastCheckpoint
+from callbacks.steer.requeue import EXIT_CODE, Requeue, job_id
+from tests.end_to_end.test_cli import assert_equal
+from tests.support.commands import TOY, exit_code
+from tests.support.slurm import FakeSlurm
+
+LAST = Path("runs/default/toy/checkpoints/last.ckpt")
+
+
+@pytest.fixture(autouse=True)
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["cli.py"])
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    slurm = FakeSlurm(tmp_path / "bin", monkeypatch)
+    slurm.program("scontrol", prints="JobId=7 JobState=RUNNING Reason=None")
+    return slurm
+
+
+def fit(*arguments: str, **interrupt: object) -> int:
+    callback = {"class_path": "tests.support.interrupt.KillAfter", "init_args": interrupt}
+    callbacks = ["--trainer.callbacks+", json.dumps(callback)] if interrupt else []
+    return exit_code("fit", "--config", TOY, *arguments, *callbacks)
+
+
+def state(path: Path = LAST) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("in_validation", [False, True])
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+def test_a_signal(
+    name: str,
+    in_validation: bool,
+    slurm: FakeSlurm,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    handlers = [signal.getsignal(signum) for signum in requeue.SIGNALS]
+    assert fit("--run.root", "whole") == 0
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    step = 2 if in_validation else 1  # neither is a multiple of every_n_train_steps=3
+    assert fit(step=step, name=name, in_validation=in_validation) == EXIT_CODE == 75
+    assert state()["global_step"] == step
+    assert slurm.calls() == ["scontrol show job 7", "scontrol requeue 7"]
+    assert f"{name}: " in caplog.text and "job 7 is requeued (exit code 75)" in caplog.text
+    assert [signal.getsignal(signum) for signum in requeue.SIGNALS] == handlers
+
+    for stray in (LAST.parents[2] / "stage1/checkpoints/last.ckpt", LAST.parents[1] / "hpc_ckpt_1.ckpt"):
+        stray.parent.mkdir(parents=True, exist_ok=True)
+        stray.write_text("of another stage, and of Lightning's own requeueing")
+    assert fit() == 0
+    assert_equal(state(), state("whole" / LAST.relative_to("runs")))
+
+
+def test_sigterm_before_it_listens(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    listen = Requeue.on_train_start
+
+    def late(self: Requeue, *arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)  # Lightning's handler takes it
+        listen(self, *arguments)
+
+    monkeypatch.setattr(Requeue, "on_train_start", late)
+    assert fit() == EXIT_CODE
+    assert state()["global_step"] == 1
+
+
+def test_without_slurm(slurm: FakeSlurm, caplog: pytest.LogCaptureFixture) -> None:
+    assert fit(step=1, name="SIGTERM") == EXIT_CODE
+    assert slurm.calls() == [] and "the same command again goes on" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])  # the latter may have reached another rank
+def test_a_cancelled_job_stays_away(
+    name: str, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    slurm.program("scontrol", prints="JobId=7 JobState=CANCELLED Reason=None")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert fit(step=1, name=name) == EXIT_CODE
+    assert slurm.calls() == ["scontrol show job 7"] and state()["global_step"] == 1
+    assert "SLURM ends job 7 (CANCELLED), so it is not requeued from here" in caplog.text
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_job_that_cannot_be_requeued(missing: bool, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm.program("scontrol", fails="Requested operation is disabled")
+    if missing:
+        monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    text = Requeue()._requeue()
+    assert "job 7 is not requeued" in text and "submit it again" in text
+    assert ("No such file" if missing else "operation is disabled") in text
+
+
+def test_a_task_of_an_array_is_not_the_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "40")
+    assert job_id() == "40"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "40")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert job_id() == "40_3"
+
+
+def test_it_leaves_before_the_allocation_ends(
+    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start, now = time.time(), [0.0]
+    monkeypatch.setattr(requeue, "time", SimpleNamespace(time=lambda: start + now[0]))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(start) + 3600))
+    callback = Requeue(seconds_before_end=180)
+    trainer = SimpleNamespace(callbacks=[LastCheckpoint()])
+    callback.setup(trainer, None, "fit")
+    now[0] = 3400
+    assert callback._reason() is None
+    now[0] = 3421
+    assert callback._reason() == "the allocation ends"
+    callback = Requeue(seconds_before_end=180)  # requeued into an allocation of three minutes
+    callback.setup(trainer, None, "fit")
+    assert callback._leave_at == pytest.approx(start + 3510, abs=2)
+
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(start + now[0])))  # already over
+    assert fit() == EXIT_CODE
+    assert state()["global_step"] == 1 and slurm.calls() == ["scontrol show job 7", "scontrol requeue 7"]
+    assert "the allocation ends" in caplog.text
+
+
+def test_between_two_updates_it_waits() -> None:
+    callback, saved = Requeue(), []
+    callback._last = SimpleNamespace(save=lambda _: saved.append(1), holds=lambda step: False, last_model_path="x")
+    callback._receive(signal.SIGTERM, None)
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda own, all: own, barrier=lambda name: None)
+    trainer = SimpleNamespace(
+        global_step=0, strategy=strategy, is_global_zero=True, state=SimpleNamespace(fn="fit"), sanity_checking=False
+    )
+    callback.on_train_batch_end(trainer, None, None, None, 0)  # accumulates: its gradients are in no checkpoint
+    callback.on_validation_batch_end(trainer)
+    assert not saved
+    trainer.global_step = 1
+    with pytest.raises(SystemExit, match="75"):
+        callback.on_train_batch_end(trainer, None, None, None, 1)
+    assert saved
+
+
+def test_the_other_commands_are_left_too() -> None:
+    callback = {"class_path": "tests.support.interrupt.KillAfter", "init_args": {"step": 0, "name": "SIGTERM"}}
+    callback["init_args"]["in_validation"] = True
+    arguments = ["--config", TOY, "--ckpt_path", "null", "--trainer.callbacks+", json.dumps(callback)]
+    assert exit_code("validate", *arguments) == EXIT_CODE
+    asked, trainer = Requeue(), SimpleNamespace(is_global_zero=True, strategy=SimpleNamespace())
+    asked.on_predict_batch_end(trainer, None, None, None, 0)
+    asked._receive(signal.SIGUSR1, None)
+    with pytest.raises(SystemExit, match="75"):
+        asked.on_predict_batch_end(trainer, None, None, None, 0)
+
+
+def test_it_needs_somebody_who_saves() -> None:
+    with pytest.raises(ValueError, match=r"add callbacks\.last_checkpoint\.LastCheckpoint"):
+        Requeue().setup(SimpleNamespace(callbacks=[]), None, "fit")
+    with pytest.raises(ValueError, match="must not be negative"):
+        Requeue(seconds_before_end=-1)

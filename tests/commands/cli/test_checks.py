@@ -1,0 +1,45 @@
+"""A run goes on with the model it began with; only what costs memory and time may change."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from callbacks.checkpoint.run_record import KEY
+from commands.cli.checks import check_drift, check_shards
+from polytoken.errors import UserError
+
+
+def model(**trunk: object) -> dict:
+    quantizer = {"class_path": "models.VQ", "init_args": {"codebook_size": 8, "max_matrix_elements": 64}}
+    tokenizer = {"class_path": "models.Tokenizer", "init_args": {"quantizer": quantizer}}
+    return {"class_path": "models.Module", "init_args": {"trunk": {"dim": 8, **trunk}, "tokenizer": tokenizer}}
+
+
+def test_what_changes_no_number_may_change(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    file = tmp_path / "last.ckpt"
+    torch.save({KEY: model(checkpointing=False, compile=False)}, file)
+    now = model(checkpointing=True, compile=True)
+    now["init_args"]["tokenizer"]["init_args"]["quantizer"]["init_args"]["max_matrix_elements"] = 32
+    for subcommand in ("fit", "validate"):
+        check_drift(file, now, subcommand)
+    check_drift(file, model(), "fit")  # as written before there were such keys
+    assert not recwarn.list
+    now["init_args"]["trunk"]["dim"] = 16
+    with pytest.raises(UserError, match=r"model.init_args.trunk.dim: 8 -> 16\nRestore") as refusal:
+        check_drift(file, now, "fit")
+    assert "checkpointing" not in str(refusal.value)
+
+
+def test_a_sharded_checkpoint_is_refused_by_a_strategy_that_reads_one_file(tmp_path: Path) -> None:
+    sharded, file = tmp_path / "far/fq_dual/checkpoints/last.ckpt", tmp_path / "whole.ckpt"
+    sharded.mkdir(parents=True)
+    file.touch()
+    alone = Trainer(accelerator="cpu", logger=False, devices=1)
+    with pytest.raises(UserError, match=r"only ModelParallelStrategy .*fsdp.*make consolidate RUN=.*/far/fq_dual\)"):
+        check_shards(str(sharded), alone)
+    check_shards(str(file), alone)
+    check_shards(None, alone)
+    check_shards(str(sharded), Trainer(accelerator="cpu", logger=False, strategy=ModelParallelStrategy(), devices=2))

@@ -1,0 +1,224 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from artifacts.token_store import TokenStoreError
+from commands.cli.errors import deepest, explain
+from tests.support.commands import TOY, exit_code
+
+QUANTIZER = "model.init_args.tokenizer.init_args.quantizer"
+NESTED = "model: {{init_args: {{tokenizer: {{init_args: {{quantizer: {{{}}}}}}}}}}}"
+
+# Each is a mistake in a config file, and what must be said of it.
+FILES = {
+    "trainer: {max_stepz: 3}": ["trainer.max_stepz", "line 1", "did you mean max_steps?"],
+    "trainr: {max_steps: 3}": ["trainr", "line 1", "did you mean trainer?"],
+    "run: {stagee: x}": ["run.stagee", "did you mean stage?"],
+    "ckpt_pth: x": ["ckpt_pth", "did you mean ckpt_path?"],
+    "model:\n  init_args:\n    optimizer:\n      learning_rat: 1": [
+        "model.init_args.optimizer.learning_rat",
+        "line 4",
+        "did you mean learning_rate?",
+    ],
+    NESTED.format("init_args: {codebook_sise: 5}"): [f"{QUANTIZER}.init_args.codebook_sise", "mean codebook_size?"],
+    "model: {init_args: {objective: {recon: {init_args: {wieght: 1}}}}}": ["recon.init_args.wieght", "mean weight?"],
+    "data: {init_args: {batchsize: 3}}": ["data.init_args.batchsize", "did you mean batch_size?"],
+    "trainer: {callbacks+: [{class_path: lightning.pytorch.callbacks.ModelSummary, init_args: {max_dept: 1}}]}": [
+        "trainer.callbacks[0].init_args.max_dept",
+        "did you mean max_depth?",
+    ],
+    "model: {class_path: tests.support.toy.ToyModul}": [
+        "'tests.support.toy.ToyModul' does not exist",
+        "toy.ToyModule?",
+    ],
+    "model: {class_path: test.support.toy.ToyModule}": ["does not exist", "did you mean tests.support.toy.ToyModule?"],
+    NESTED.format("class_path: tests.support.toy.ToyQuantiser"): [f"{QUANTIZER}.class_path", "toy.ToyQuantizer?"],
+    "model: {class_path: tests.support.toy.ToyData}": [
+        "model.class_path",
+        "not correspond to a subclass of LightningM",
+    ],
+    "trainer: {max_steps: abc}": ["trainer.max_steps: expected int, got 'abc'", "line 1"],
+    "trainer: {precision: 17}": ["trainer.precision: expected", "bf16-mixed", "got '17'"],
+    NESTED.format("init_args: {codebook_size: many}"): [
+        f"{QUANTIZER}.init_args.codebook_size: expected int, got 'many'"
+    ],
+    NESTED.format("init_args: {distance: cosin}"): ["expected 'cosine', 'euclidean', got 'cosin'"],
+    "run: [a\ntrainer: x": ["not YAML", "line 2"],
+}
+
+COMMAND_LINES = {
+    "--trainer.max_stepz 3": ["trainer.max_stepz", "on the command line", "did you mean max_steps?"],
+    "--trainr.max_steps 3": ["trainr is not", "on the command line", "did you mean trainer?"],
+    "--bogus": ["bogus is not an option"],
+    "--trainer.max_steps=abc": ["trainer.max_steps: expected int, got 'abc'", "on the command line"],
+    "--model.tokenizer.quantizer.codebook_sise=3": ["codebook_sise", "on the command line", "mean codebook_size?"],
+    "--data.batchsize 3": ["data.batchsize", "on the command line", "did you mean batch_size?"],
+    "--model.init_args.objective 3": ["model.init_args.objective: expected", "got '3'"],
+    "--trainer.logger yess": ["trainer.logger: expected a class path", "got 'yess'"],
+    "--config nowhere.yaml": ["no config file 'nowhere.yaml'"],
+    "--config mistaken.yaml": ["no config file 'mistaken.yaml'", "did you mean mistake.yaml?"],
+    "--config": ["expected one argument"],
+    "--run.stage ../elsewhere": ["run.stage is '../elsewhere'"],
+    "--run.stage null": ["run.stage is not set"],
+    "--ckpt_path no.ckpt": ["no.ckpt"],
+    "--trainer.strategy bogus": ["strategy='bogus'"],
+}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["cli.py"])
+
+
+def said(capsys: pytest.CaptureFixture, *arguments: str) -> str:
+    assert exit_code("fit", "--config", TOY, *arguments) == 2
+    text = capsys.readouterr().err
+    text = text[text.index("error: ") :]
+    assert len(text.splitlines()) <= 10
+    assert "usage:" not in text and "Union" not in text and "Traceback" not in text
+    return text
+
+
+@pytest.mark.parametrize("content", FILES)
+def test_mistake_in_a_file_is_named(content: str, capsys: pytest.CaptureFixture) -> None:
+    Path("mistake.yaml").write_text(content)
+    text = said(capsys, "--config", "mistake.yaml")
+    for part in [*FILES[content], "in mistake.yaml"]:
+        assert part in text, text
+
+
+@pytest.mark.parametrize("arguments", COMMAND_LINES)
+def test_mistake_on_the_command_line_is_named(arguments: str, capsys: pytest.CaptureFixture) -> None:
+    Path("mistake.yaml").write_text("")
+    text = said(capsys, *arguments.split())
+    for part in COMMAND_LINES[arguments]:
+        assert part in text, text
+
+
+def test_missing_argument_and_missing_model(capsys: pytest.CaptureFixture) -> None:
+    Path("model.yaml").write_text("model:\n  class_path: tests.support.toy.ToyModule")
+    assert exit_code("fit", "--config", "model.yaml") == 2
+    assert "tokenizer is not set, and has no default" in capsys.readouterr().err
+    assert exit_code("fit") == 2
+    assert "model is not set" in capsys.readouterr().err
+
+
+def test_misspelt_command(capsys: pytest.CaptureFixture) -> None:
+    assert exit_code("fitt") == 2
+    assert "invalid choice: 'fitt'" in capsys.readouterr().err
+
+
+def test_what_a_constructor_refuses_is_said_in_its_words(capsys: pytest.CaptureFixture) -> None:
+    text = said(capsys, "--model.tokenizer.width", "-1")
+    assert "error: width is -1; it must be positive.\n  raised in" in text
+    assert "toy.py, line" in text
+
+
+def test_a_fault_of_the_code_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        exit_code("fit", "--config", TOY, "--model.tokenizer.width", "0")
+
+
+@pytest.mark.parametrize(
+    "argument, ours", [("accumulate_grad_batches", "accumulate_steps"), ("gradient_clip_val", "gradient_clip")]
+)
+def test_trainer_arguments_for_automatic_optimization(argument: str, ours: str, capsys: pytest.CaptureFixture) -> None:
+    text = said(capsys, "--model.manual", "true", f"--trainer.{argument}", "2")
+    assert f"trainer.{argument}" in text and f"model.init_args.{ours}" in text
+
+
+def test_the_deepest_branch_is_the_one_that_was_meant() -> None:
+    problem = deepest(
+        'Parser key "model":\n  Does not validate\n  Errors:\n'
+        "    - Expected a <class 'NoneType'>\n"
+        "    - Problem with given class_path 'a.B':\n"
+        "        Parser key \"width\":\n          Expected a <class 'int'>. Got value: x\n"
+    )
+    assert problem.keys == ("model", "width")
+    assert problem.class_path == "a.B"
+
+
+def test_an_option_that_one_class_rejects_as_unrecognized() -> None:
+    message = (
+        'Parser key "model":\n  Errors:\n'
+        "    - Problem with given class_path 'tests.support.toy.ToyTokenizer':\n"
+        "        unrecognized arguments: --widht.init_args.x=None\n"
+    )
+    text = explain(message, ["fit", "--model.widht.init_args.x=null"], ["model"])
+    assert text.startswith("model.widht is not an option of tests.support.toy.ToyTokenizer\n  on the command line")
+    assert "did you mean width?" in text
+
+
+def test_a_null_that_jsonargparse_turns_into_a_word() -> None:
+    message = 'Parser key "a":\n  - Expected a dot import path string: None\n  Given value: None\n'
+    assert "write it in a file" in explain(message, ["fit", "--a", "null"], ["a"])
+
+
+class Refuses(Callback):
+    """Raises what a run may raise once it has begun: some of it ours, some that of a fault."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self.what == "a mistake":
+            raise TokenStoreError("shard 3 is missing: write the store again")
+        if self.what == "an old file":
+            raise FileExistsError(
+                "there are samples of other settings"
+            )  # fmt: skip
+        if self.what == "a mistake found on the way from a fault":
+            try:
+                torch.zeros(2) @ torch.zeros(3)
+            except RuntimeError as error:
+                raise ValueError("the weights do not fit") from error
+        if self.what == "numpy":
+            np.zeros(3).reshape(2)
+        if self.what == "torch":
+            torch.zeros(2) @ torch.zeros(3)
+        if self.what == "a library":
+            torch.optim.SGD([], 0.1)  # a statement `raise` that is not ours, maybe in a .venv below this project
+        if self.what == "the system":
+            Path("nowhere").read_text()
+        if self.what == "a fault":
+            raise KeyError("shard")
+
+
+def refused(what: str) -> int:
+    callback = f"{{class_path: {__name__}.Refuses, init_args: {{what: {what}}}}}"
+    Path("refuses.yaml").write_text(f"trainer: {{callbacks+: [{callback}]}}")
+    return exit_code("fit", "--config", TOY, "--config", "refuses.yaml", "--trainer.logger", "false")
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("a mistake", "shard 3 is missing: write the store again"),
+        ("an old file", "there are samples of other settings"),
+        ("a mistake found on the way from a fault", "the weights do not fit"),
+    ],
+)
+def test_what_is_refused_while_running_is_a_sentence(what: str, sentence: str, capsys: pytest.CaptureFixture) -> None:
+    assert refused(what) == 2
+    text = capsys.readouterr().err
+    assert f"error: {sentence}\n  raised in {__file__}, line" in text and "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("what", "error"),
+    [
+        ("numpy", ValueError),
+        ("torch", RuntimeError),
+        ("a library", ValueError),
+        ("the system", FileNotFoundError),
+        ("a fault", KeyError),
+    ],
+)
+def test_a_fault_while_running_keeps_its_traceback(what: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        refused(what)

@@ -1,0 +1,421 @@
+"""Stage 1, stage 2 and what passes between them, through the command line on a store of a few images."""
+
+import hashlib
+import json
+import logging
+import math
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+import cli
+from artifacts.lineage import TokensRead, slot_of
+from lightning_modules import AutoregressiveModule
+from lightning_modules.guards import check_precision
+from polytoken.generators import LinearHead, TrunkConfig
+from polytoken.loading import load_generator
+from polytoken.optimization import gradient_norm
+from polytoken.specs import TokenSpec
+from tests.end_to_end.test_cli import assert_equal
+from tests.support.commands import exit_code
+from tests.support.generator_recipes import tiny, write_digit_codes
+from tests.support.generators import TRUNK, random_codes, small_generator
+
+FINGERPRINT = "0123456789abcdef" * 4
+WEIGHT = "trunk.blocks.0.attention.wqkv.weight"
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["cli.py"])
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return write_digit_codes(tmp_path / "codes")
+
+
+def fit(recipe: str, store: Path, *overrides: str, stage: str | None = None) -> dict[str, Any]:
+    """The checkpoint of a run."""
+    stage = stage or f"{recipe}/fq_dual"
+    assert exit_code("fit", *tiny(recipe, store), "--run.stage", stage, *overrides) == 0
+    return torch.load(f"runs/digits/{stage}/checkpoints/last.ckpt", weights_only=True)
+
+
+def refused(capsys: pytest.CaptureFixture, command: str, *arguments: str) -> str:
+    """What a command says that it cannot do."""
+    assert exit_code(command, *arguments) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error[error.index("error: ") :]
+
+
+def run(recipe: str) -> Path:
+    return Path("runs/digits") / recipe / "fq_dual"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of stage 1 on the second sub-code."""
+    place = tmp_path_factory.mktemp("trained")
+    codes = write_digit_codes(place / "codes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setattr("sys.argv", ["cli.py"])
+        fit("stage1", codes, "--data.init_args.codebooks", "[1]")
+    return place / "runs"
+
+
+@pytest.fixture
+def stage1(trained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained, tmp_path / "runs")
+    return run("stage1")
+
+
+def stage2(store: Path, *overrides: str, stage: str | None = None) -> dict[str, Any]:
+    return fit("stage2", store, "--model.init_args.init_from", str(run("stage1")), *overrides, stage=stage)
+
+
+class Watch(Callback):
+    """What happens to weights from step to step: the module's own checkpoints would be too few."""
+
+    def __init__(self) -> None:
+        self.states: list[dict[str, torch.Tensor]] = []
+        self.rates: list[dict[str, float]] = []
+        self.groups: list[dict[str, Any]] = []
+
+    def _keep(self, module: AutoregressiveModule) -> None:
+        assert module.generator is not None
+        self.states.append({name: value.clone() for name, value in module.generator.state_dict().items()})
+
+    def on_train_start(self, trainer, module) -> None:
+        self._keep(module)
+
+    def on_train_batch_end(self, trainer, module, *_) -> None:
+        self._keep(module)
+        self.groups = trainer.optimizers[0].param_groups
+        self.rates.append({group["name"]: group["lr"] for group in self.groups})
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    watching = Watch()
+    build = cli.CommandLine.instantiate_trainer
+
+    def with_watch(self: cli.CommandLine, **kwargs: Any) -> Any:
+        trainer = build(self, **kwargs)
+        trainer.callbacks.insert(1, watching)
+        return trainer
+
+    monkeypatch.setattr(cli.CommandLine, "instantiate_trainer", with_watch)
+    return watching
+
+
+def section(recipe: str, command: str = "validate") -> dict[str, float]:
+    return json.loads((run(recipe) / "metrics.json").read_text())[command]["metrics"]
+
+
+def test_losses_before_and_after_training(store: Path) -> None:
+    """Zero-initialised outputs: ln K for every sub-code; and bits an image count all positions and sub-codes."""
+    assert exit_code("validate", *tiny("far_base", store), "--ckpt_path", "null") == 0
+    before = section("far_base")
+    for name in ("val/nll", "val/nll/0", "val/nll/1"):
+        assert before[name] == pytest.approx(math.log(8), abs=1e-6)
+    assert before["val/bits_per_image"] == pytest.approx(6 * 2 * 3, abs=1e-5)
+    overrides = ["--trainer.max_steps", "60", "--model.init_args.optimizer", '{"learning_rate": 0.01}']
+    fit("far_base", store, *overrides, "--trainer.log_every_n_steps", "1")
+    after, trained = section("far_base"), section("far_base", "fit")
+    assert after["val/nll"] < 1.5, "the codes of a class take two neighbouring values: ln 2 is 0.69"
+    assert after["val/nll"] == pytest.approx((after["val/nll/0"] + after["val/nll/1"]) / 2, abs=1e-6)
+    assert {"train/loss", "train/nll/0", "train/nll/1", "train/gradient_norm"} <= trained.keys()
+    assert "train/noise_rate" not in trained
+
+
+def test_validation_is_a_mean_over_images_and_drops_padding(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same figure in batches of 4 (the last one short), with two rows that pad it, and in one batch."""
+    fit("far_base", store)
+    expected = section("far_base")
+    assert exit_code("validate", *tiny("far_base", store), "--data.init_args.batch_size", "4") == 0
+    assert section("far_base")["val/bits_per_image"] == pytest.approx(expected["val/bits_per_image"], abs=1e-4)
+    step = AutoregressiveModule.validation_step
+
+    def padded(self: AutoregressiveModule, batch: dict[str, torch.Tensor], batch_index: int) -> None:
+        rows = {name: torch.cat([value, value[:2]]) for name, value in batch.items()}
+        rows["index"][-2:] = -1
+        step(self, rows, batch_index)
+        step(self, {**batch, "index": torch.full_like(batch["index"], -1)}, batch_index)
+
+    monkeypatch.setattr(AutoregressiveModule, "validation_step", padded)
+    assert exit_code("validate", *tiny("far_base", store)) == 0
+    assert section("far_base")["val/bits_per_image"] == pytest.approx(expected["val/bits_per_image"], abs=1e-4)
+
+
+def test_the_checkpoint_says_which_codes_it_writes(stage1: Path) -> None:
+    record = torch.load(stage1 / "checkpoints/last.ckpt", weights_only=True)["generator"]
+    assert record["spec"] == {"codebook_sizes": [8], "scales": [[2, 3]]}
+    assert record["full_spec"] == {"codebook_sizes": [8, 8], "scales": [[2, 3]]}
+    assert record["codebooks"] == [1]
+    assert record["tokenizer_fingerprint"] == FINGERPRINT
+    assert record["tokenizer_run"] == "runs/digits/tokenizer/fq_dual"
+    assert record["num_classes"] == len(record["class_to_idx"]) == 10
+    lineage = json.loads((stage1 / "lineage.json").read_text())
+    assert lineage == record["lineage"]
+    assert lineage["init_from"] is None and lineage["store"].endswith("codes")
+    assert load_generator(stage1).spec.codebook_sizes == (8,)
+
+
+def test_stage_2_begins_where_stage_1_ended(
+    stage1: Path, store: Path, watch: Watch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Equal hidden states, of the averaged weights stage 1 is judged by; and all that is said of it."""
+    with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
+        checkpoint = stage2(store)
+    before, generator = load_generator(stage1), load_generator(run("stage2"))
+    generator.load_state_dict(watch.states[0])
+    codes, labels = torch.randint(8, (3, 2, 6)), torch.tensor([0, 5, 9])
+    torch.testing.assert_close(generator.hidden(codes, labels), before.hidden(codes[:, 1:], labels))
+    assert not torch.equal(watch.states[0][WEIGHT], watch.states[-1][WEIGHT])
+
+    file = stage1 / "checkpoints/last.ckpt"
+    source = json.loads((run("stage2") / "lineage.json").read_text())["init_from"]
+    assert source == checkpoint["generator"]["lineage"]["init_from"]
+    assert source["path"] == str(file) and source["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert source["slot"] == 1 and source["step"] == 2 and source["codebooks"] == [1]
+    assert set(generator.state_dict()) == {*source["carried"], *source["fresh"]}
+    assert {"embeddings.1.weight", "head.outputs.1.weight", "class_embedding.weight"} <= set(source["carried"])
+    assert "embeddings.0.weight" in source["fresh"] and source["left_behind"] == []
+    assert f"weights of {file}\ncarried ({len(source['carried'])}): class_embedding.weight" in caplog.text
+    assert "\nfresh (" in caplog.text and "\nleft behind (0)" in caplog.text
+
+
+def test_the_average_starts_from_what_was_handed_over(stage1: Path, store: Path) -> None:
+    """After one update with decay 2/11, an average that began with fresh weights would be far away."""
+    checkpoint = stage2(store, "--model.init_args.freeze_carried_steps", "9")
+    average = checkpoint["callbacks"]["EMA"]["average"]
+    torch.testing.assert_close(average[f"generator.{WEIGHT}"], checkpoint["state_dict"][f"generator.{WEIGHT}"])
+
+
+def test_weights_of_another_tokenizer_carry_over_without_its_codes(store: Path, tmp_path: Path) -> None:
+    other = {"tokenizer_fingerprint": "b" * 64, "tokenizer_run": "runs/digits/tokenizer/vq"}
+    fit("stage1", write_digit_codes(tmp_path / "single", TokenSpec((16,), ((2, 3),)), **other))
+    source = stage2(store)["generator"]["lineage"]["init_from"]
+    assert source["slot"] is None and source["tokenizer_fingerprint"] == "b" * 64
+    assert WEIGHT in source["carried"]
+    assert not any("embeddings." in name for name in source["carried"])
+
+
+def test_which_sub_codes_an_earlier_run_wrote() -> None:
+    spec = TokenSpec((8, 8, 8), ((2, 3),)).to_json()
+    slots = {((1,), None): 1, ((1,), (1,)): "all", ((2,), (0, 1)): None, ((0, 1), (0, 1)): "all"}
+    slots |= {((0, 1), (1, 0)): None, ((0, 1), None): None, (None, None): "all", (None, (0, 1, 2)): "all"}
+    for (before, now), slot in slots.items():
+        source, here = (
+            TokensRead("store", spec, spec, codes and list(codes), "tokenizer", "a" * 64) for codes in (before, now)
+        )
+        assert slot_of(source.to_json(), here, Path("last.ckpt")) == slot, (before, now)
+    other = {**source.to_json(), "tokenizer_run": "other", "tokenizer_fingerprint": "b" * 64}
+    assert slot_of(other, here, Path("last.ckpt")) is None
+
+
+def test_a_tokenizer_trained_on_between_the_stages_is_refused(
+    stage1: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    again = write_digit_codes(tmp_path / "again", tokenizer_fingerprint="c" * 64)
+    error = refused(capsys, "fit", *tiny("stage2", again), "--model.init_args.init_from", str(stage1))
+    assert "trained on in between" in error and FINGERPRINT[:12] in error and "cccccccccccc" in error
+
+
+def test_a_trunk_of_other_sizes_and_another_grid_are_refused(
+    stage1: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    begin = ("--model.init_args.init_from", str(stage1))
+    error = refused(capsys, "fit", *tiny("stage2", store), *begin, "--model.init_args.trunk.depth", "3")
+    assert "the trunks differ: trunk.blocks.2." in error and "is missing in the weights to start from" in error
+    wide = write_digit_codes(tmp_path / "wide", TokenSpec((8, 8), ((2, 4),)))
+    one = ("--data.init_args.codebooks", "[1]")
+    error = refused(capsys, "fit", *tiny("stage1", wide), *one)
+    assert "[8, 8] entries on a grid of 2 × 3, and" in error and "[8, 8] entries on a grid of 2 × 4" in error
+
+
+def test_what_is_no_earlier_stage_is_refused(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = [*tiny("stage2", store), "--model.init_args.init_from"]
+    assert exit_code("fit", *arguments, str(tmp_path / "nowhere")) == 2
+    assert "nowhere" in capsys.readouterr().err
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    error = refused(capsys, "fit", *arguments, str(tmp_path / "other.ckpt"))
+    assert "other.ckpt is not the checkpoint of a generator" in error
+
+
+def test_frozen_weights_rest_for_as_long_as_is_said(stage1: Path, store: Path, watch: Watch) -> None:
+    checkpoint = stage2(store, "--model.init_args.freeze_carried_steps", "2", "--trainer.max_steps", "3")
+    carried = checkpoint["generator"]["lineage"]["init_from"]["carried"]
+    start, _, frozen, free = watch.states
+    for name in start:
+        if name in carried:
+            assert torch.equal(start[name], frozen[name]), name
+    moved = [name for name in carried if not torch.equal(start[name], free[name])]
+    assert WEIGHT in moved
+    assert not torch.equal(start["embeddings.0.weight"], frozen["embeddings.0.weight"])
+
+
+def test_freezing_all_weights_is_refused(stage1: Path, store: Path, capsys: pytest.CaptureFixture) -> None:
+    begin = ("--model.init_args.init_from", str(stage1), "--data.init_args.codebooks", "[1]", "--run.stage", "again")
+    error = refused(capsys, "fit", *tiny("stage1", store), *begin, "--model.init_args.freeze_carried_steps", "2")
+    assert "all weights are carried over from" in error and "set freeze_carried_steps to 0" in error
+
+
+def test_the_norm_of_no_gradients_is_where_the_weights_are() -> None:
+    """Or the guard could not look at it together with losses on a GPU."""
+    weight = torch.nn.Parameter(torch.ones(2, device="meta"))
+    assert gradient_norm(iter([weight])).device == weight.device
+    weight = torch.nn.Parameter(torch.ones(2))
+    assert gradient_norm([weight]) == 0
+
+
+def test_carried_weights_have_a_rate_of_their_own(stage1: Path, store: Path, watch: Watch) -> None:
+    rates = ["--model.init_args.carried_learning_rate", "1e-4", "--model.init_args.optimizer.learning_rate", "1e-3"]
+    constant = ["--model.init_args.optimizer.schedule", "constant", "--model.init_args.optimizer.warmup_steps", "0"]
+    checkpoint = stage2(store, *rates, *constant)
+    expected = {"decayed": 1e-3, "not_decayed": 1e-3, "carried_decayed": 1e-4, "carried_not_decayed": 1e-4}
+    assert watch.rates[-1] == pytest.approx(expected)
+    assert [group["weight_decay"] for group in watch.groups] == [0.05, 0.0, 0.05, 0.0]
+    counted = sum(len(group["params"]) for group in watch.groups)
+    weights = load_generator(run("stage2"))
+    assert counted == len(list(weights.parameters()))
+    assert all(p.ndim >= 2 for group in watch.groups[::2] for p in group["params"])
+    source = checkpoint["generator"]["lineage"]["init_from"]
+    parameters = dict(weights.named_parameters())
+    assert sum(len(g["params"]) for g in watch.groups[2:]) == sum(name in parameters for name in source["carried"])
+
+    again = stage2(store, *rates, *constant, "--trainer.max_steps", "4")
+    assert again["global_step"] == 4 and watch.rates[-1] == pytest.approx(expected), "resumed"
+
+
+def test_interrupted_and_resumed_is_uninterrupted(stage1: Path, store: Path) -> None:
+    """Dropout, class dropout, noise, views and order all go on; also when stage 1 is gone by then."""
+    options = ["--model.init_args.optimizer.schedule", "constant", "--model.init_args.freeze_carried_steps", "3"]
+    whole = stage2(store, *options, "--trainer.max_steps", "5", stage="stage2/whole")
+    stage2(store, *options)
+    stage1.rename("gone")
+    resumed = stage2(store, *options, "--trainer.max_steps", "5")
+    assert_equal(resumed, whole)
+    assert_equal(resumed["callbacks"]["EMA"], whole["callbacks"]["EMA"], "EMA")
+    assert resumed["generator"] == whole["generator"]
+
+
+def test_a_resumed_run_reads_the_codes_it_began_with(
+    stage1: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    other = write_digit_codes(tmp_path / "other", tokenizer_fingerprint="c" * 64)
+    both = f"{FINGERPRINT[:12]}.*cccccccccccc|cccccccccccc.*{FINGERPRINT[:12]}"
+    second = ("--data.init_args.codebooks", "[1]")
+    assert re.search(both, refused(capsys, "fit", *tiny("stage1", other), *second))
+    error = refused(capsys, "validate", *tiny("stage1", other), *second)
+    assert re.search(f"writes codes of the tokenizer .*{both}", error)
+    error = refused(capsys, "fit", *tiny("stage1", store))
+    assert re.search(r"sub-codes \[1\].*sub-codes \[0\].*codebooks", error)
+
+
+def test_a_changed_stage_1_is_warned_of_and_not_read(stage1: Path, store: Path) -> None:
+    before = stage2(store)
+    fit("stage1", store, "--data.init_args.codebooks", "[1]", "--trainer.max_steps", "3")
+    with pytest.warns(UserWarning, match="has changed since this run began with it"):
+        after = stage2(store)
+    assert_equal(after, before)
+
+
+class Poison(Callback):
+    """Makes a weight's gradient not a number at some steps."""
+
+    def __init__(self, steps: set[int]) -> None:
+        self.steps = steps
+
+    def on_after_backward(self, trainer, module) -> None:
+        if trainer.global_step in self.steps:
+            next(module.parameters()).grad[0] = float("nan")
+
+
+def test_an_update_that_is_not_finite_is_left_out(
+    store: Path,
+    watch: Watch,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    build = cli.CommandLine.instantiate_trainer
+    poisoned = {1}
+
+    def with_poison(self: cli.CommandLine, **kwargs: Any) -> Any:
+        trainer = build(self, **kwargs)
+        trainer.callbacks.append(Poison(poisoned))
+        return trainer
+
+    monkeypatch.setattr(cli.CommandLine, "instantiate_trainer", with_poison)
+    with caplog.at_level(logging.WARNING):
+        fit("stage1", store, "--trainer.max_steps", "3")
+    assert "step 1: gradient not finite, so this step was left out" in caplog.text
+    start, first, second, third = watch.states
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(second["head.outputs.0.weight"], third["head.outputs.0.weight"])
+
+    poisoned |= {3}
+    borne = ["--model.init_args.max_nonfinite_steps", "1", "--trainer.max_steps", "6"]
+    fit("stage1", store, *borne, stage="stage1/borne")  # two, but not in a row
+    poisoned |= {4}
+    error = refused(capsys, "fit", *tiny("stage1", store), *borne, "--run.stage", "stage1/bad")
+    assert "2 in a row is more than max_nonfinite_steps=1" in error
+
+
+def test_noise_is_logged_and_off_in_validation(stage1: Path, store: Path) -> None:
+    noise = ["--model.init_args.noise.init_args.probability", "0.5", "--trainer.log_every_n_steps", "1"]
+    late = ["--model.init_args.noise.init_args.start_step", "1"]  # the second of two updates
+    checkpoint = stage2(store, *noise, *late)
+    assert checkpoint["model_config"]["init_args"]["noise"]["init_args"]["probability"] == 0.5
+    assert 0.2 < section("stage2", "fit")["train/noise_rate"] < 0.8
+    figures = section("stage2")
+    assert exit_code("validate", *tiny("stage2", store), "--model.init_args.init_from", str(stage1)) == 0
+    assert section("stage2")["val/nll"] == pytest.approx(figures["val/nll"], abs=1e-6)
+
+
+def test_settings_that_cannot_be_honoured_are_refused() -> None:
+    for options in ({"carried_learning_rate": 1e-4}, {"freeze_carried_steps": 5}):
+        with pytest.raises(ValueError, match="set init_from"):
+            AutoregressiveModule(TrunkConfig(16, 1, 2), LinearHead(), **options)
+    check_precision(SimpleNamespace(precision="bf16-mixed"))
+    with pytest.raises(ValueError, match="fp16.*use bf16-mixed"):  # a trainer without a GPU would take bf16 by itself
+        check_precision(SimpleNamespace(precision="16-mixed"))
+
+
+def test_images_are_not_codes(store: Path, capsys: pytest.CaptureFixture) -> None:
+    overlay = Path("images.yaml")
+    overlay.write_text(
+        "data: {class_path: datamodules.ImageDataModule, init_args: {source: {class_path: datamodules.DigitsSource}, "
+        "image_size: 32, batch_size: 8, num_workers: 0}}"
+    )
+    arguments = tiny("llamagen", store)
+    keep = arguments[: arguments.index("--data.init_args.store")]
+    error = refused(capsys, "fit", *keep, "--config", str(overlay))
+    assert "reads codes from a token store, and data is ImageDataModule" in error
+
+
+def test_a_batch_of_padding_is_computed_and_not_counted() -> None:
+    """Ranks whose weights are in pieces wait for each other in every forward."""
+    module = AutoregressiveModule(TRUNK, LinearHead())
+    module.generator = small_generator(1, LinearHead())
+    module._record = {"spec": module.generator.spec.to_json()}
+    forwards: list[int] = []
+    module.generator.trunk.register_forward_hook(lambda *_: forwards.append(1))
+    codes, labels = random_codes(module.generator, 3)
+    module.on_validation_epoch_start()
+    module.validation_step({"codes": codes, "label": labels, "index": torch.tensor([-1, -1, -1])}, 0)
+    assert forwards == [1] and module._nats.tolist() == [0, 0]
+    module.validation_step({"codes": codes, "label": labels, "index": torch.tensor([4, 5, -1])}, 1)
+    expected = float(module.generator.loss(codes[:2], labels[:2]).total.detach())
+    assert module._nats.tolist() == pytest.approx([2 * expected, 2])

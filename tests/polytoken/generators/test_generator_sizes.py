@@ -1,0 +1,50 @@
+"""The generators are the papers' generators: parameter counts to the unit (facts B1), on the meta device."""
+
+import pytest
+import torch
+
+from polytoken.generators import SIZES, AutoregressiveGenerator, AutoregressiveHead, Head, LinearHead, TrunkConfig
+from polytoken.specs import TokenSpec
+
+
+def count(trunk: TrunkConfig, head: Head, num_codebooks: int, aggregation: str = "concatenation") -> int:
+    with torch.device("meta"):
+        spec = TokenSpec((16384,) * num_codebooks, ((16, 16),))
+        generator = AutoregressiveGenerator(spec, 1000, trunk, head, aggregation)
+    return sum(parameter.numel() for parameter in generator.parameters())
+
+
+@pytest.mark.parametrize(
+    ("trunk", "expected"),
+    [
+        (SIZES["B"], 110_888_448),
+        (SIZES["L"], 342_910_976),
+        (SIZES["XL"], 774_699_520),
+        (SIZES["XXL"], 1_410_972_672),
+        (SIZES["3B"], 3_096_659_200),
+        (TrunkConfig(2560, 48, 40), 3_893_027_840),
+        (TrunkConfig(2048, 22, 32), 1_199_616_000),
+        (TrunkConfig(4096, 32, 32), 6_614_589_440),
+    ],
+    ids=["B", "L", "XL", "XXL", "3B", "XXXL", "1B", "7B"],
+)
+def test_llamagen(trunk: TrunkConfig, expected: int) -> None:
+    assert count(trunk, LinearHead(), 1) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "depth", "num_codebooks", "expected"),
+    [
+        ("FAR-Base", 3, 2, 417_104_896),
+        ("FAR-Base", 3, 3, 451_707_904),
+        ("FAR-Large", 4, 2, 901_195_520),
+        ("FAR-Large", 4, 3, 944_776_960),
+    ],
+)
+def test_far(size: str, depth: int, num_codebooks: int, expected: int) -> None:
+    assert count(SIZES[size], AutoregressiveHead(depth), num_codebooks) == expected
+
+
+def test_far_summed_is_the_size_in_the_papers_table() -> None:
+    """415M of FQGAN Table 2, which the released code's aggregation layer exceeds (facts D1)."""
+    assert count(SIZES["FAR-Base"], AutoregressiveHead(3), 2, "sum") == 415_006_720

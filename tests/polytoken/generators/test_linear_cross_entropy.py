@@ -1,0 +1,83 @@
+import pytest
+import torch
+from torch.nn import functional
+
+from polytoken.generators import linear_cross_entropy as module
+from polytoken.generators.linear_cross_entropy import linear_cross_entropy
+
+
+def problem(rows: int = 50) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    stream = torch.Generator().manual_seed(0)
+    features = torch.randn(rows, 16, generator=stream).requires_grad_()
+    weight = torch.randn(33, 16, generator=stream).requires_grad_()
+    return features, weight, torch.randint(33, (rows,), generator=stream)
+
+
+def value_and_gradients(compute, features, weight, targets) -> list[torch.Tensor]:
+    features, weight = features.detach().requires_grad_(), weight.detach().requires_grad_()
+    loss = compute(features, weight, targets)
+    loss.backward()
+    return [loss.detach(), features.grad, weight.grad]
+
+
+def plain(features, weight, targets) -> torch.Tensor:
+    return functional.cross_entropy(functional.linear(features, weight).float(), targets)
+
+
+@pytest.mark.parametrize("max_logits", [1, 33 * 7, 33 * 49, 33 * 50])
+@pytest.mark.parametrize("torch_has_it", [True, False])
+def test_equals_the_plain_loss(max_logits: int, torch_has_it: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch_has_it:
+        monkeypatch.setattr(module, "_torch_has_it", lambda: False)
+    tensors = problem()
+    chunked = value_and_gradients(lambda *args: linear_cross_entropy(*args, max_logits), *tensors)
+    for value, expected in zip(chunked, value_and_gradients(plain, *tensors), strict=True):
+        assert torch.allclose(value, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_bfloat16_sums_in_float32() -> None:
+    features, weight, targets = problem(2000)
+    features, weight = features.bfloat16(), weight.bfloat16()
+    with torch.no_grad():
+        loss = linear_cross_entropy(features, weight, targets, 33 * 10)
+        expected = functional.cross_entropy(functional.linear(features, weight).double(), targets)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_under_autocast_gradients_add_up_in_float32() -> None:
+    """Single rows as chunks: were they added in bfloat16, the sum would lose the small ones."""
+    tensors = problem(500)
+    exact = value_and_gradients(plain, *tensors)
+    with torch.autocast("cpu", torch.bfloat16):
+        chunked = value_and_gradients(lambda *args: linear_cross_entropy(*args, 33), *tensors)
+    assert chunked[0].dtype == torch.float32
+    for value, expected in zip(chunked, exact, strict=True):
+        assert (value - expected).norm() < 0.006 * expected.norm()
+
+
+@pytest.mark.parametrize("torch_has_it", [True, False])
+def test_the_logits_are_never_held(torch_has_it: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch_has_it:
+        monkeypatch.setattr(module, "_torch_has_it", lambda: False)
+    largest = Largest()
+    with largest:
+        features, weight, targets = problem(3300)
+        linear_cross_entropy(features, weight, targets, max_logits=33 * 100).backward()
+    assert largest.entries < 3300 * 33
+    with largest:
+        plain(features, weight, targets).backward()
+    assert largest.entries >= 3300 * 33
+
+
+class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+    """The most entries of any tensor an operation returned."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple) else (result,):
+            if isinstance(value, torch.Tensor):
+                self.entries = max(self.entries, value.numel())
+        return result

@@ -1,0 +1,201 @@
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from polytoken.losses import FeatureAlignment, TokenizerObjective, TokenizerStep
+from polytoken.losses.alignment import contrastive_loss
+from polytoken.losses.predictors import ClassTokenPredictor, PatchPredictor
+from polytoken.specs import Encoding
+from polytoken.teachers.stand_in import SmallVisionTransformer
+from polytoken.teachers.teacher import Teacher, TeacherFeatures
+from tests.support.ranks import run_on_ranks
+from tests.support.tokenizers import tiny_tokenizer
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Teacher:
+    torch.manual_seed(0)
+    network = SmallVisionTransformer(image_size=16, patch_size=8, width=16, depth=1, num_heads=2)
+    network.save(tmp_path / "high.safetensors")
+    return Teacher("stand_in", str(tmp_path / "high.safetensors"))
+
+
+def take_step(objective: TokenizerObjective, batch: int = 3) -> tuple[torch.Tensor, dict, TokenizerStep]:
+    tokenizer = tiny_tokenizer()
+    objective.connect(tokenizer)
+    images = torch.rand(batch, 3, 16, 16) * 2 - 1
+    reconstruction, encoding = tokenizer(images)
+    step = TokenizerStep(images, reconstruction, encoding, tokenizer.last_layer, 0)
+    return *objective(step), step
+
+
+def test_contrastive_loss_against_a_loop() -> None:
+    torch.manual_seed(0)
+    predictions, targets = torch.randn(4, 8, dtype=torch.float64), torch.randn(4, 8, dtype=torch.float64)
+    total = 0.0
+    for i in range(4):
+        similarities = [
+            float(predictions[i] @ targets[j] / predictions[i].norm() / targets[j].norm()) / 0.5 for j in range(4)
+        ]
+        total -= similarities[i] - float(torch.tensor(similarities, dtype=torch.float64).logsumexp(0))
+    assert contrastive_loss(predictions, targets, 0.5, gather=False).item() == pytest.approx(total / 4, rel=1e-6)
+
+
+def test_contrastive_floor_and_batch_of_one() -> None:
+    """A simplex of targets, predicted exactly, reaches the floor that facts A6 computes: B = 8, τ = 1: 1.173."""
+    simplex = torch.eye(8) - 1 / 8
+    assert contrastive_loss(simplex, simplex, 1.0, gather=False).item() == pytest.approx(1.173, abs=5e-4)
+    with pytest.raises(ValueError, match="batch of one"):
+        contrastive_loss(simplex[:1], simplex[:1], 1.0, gather=False)
+
+
+def test_contrastive_loss_is_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    predictions, targets = torch.randn(8, 64), torch.randn(8, 64)
+    expected = contrastive_loss(predictions, targets, 0.01, gather=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert contrastive_loss(predictions, targets, 0.01, gather=False).item() == expected.item()
+
+
+def test_the_sum_of_its_losses(teacher: Teacher) -> None:
+    term = FeatureAlignment("high", codebook=1, contrastive=2.0, patch_cosine=3.0, patch_mse=5.0)
+    _, parts, step = take_step(TokenizerObjective(alignment_high=term, teachers={"high": teacher}))
+    features = teacher.features(step.images)
+    part = step.encoding.parts[1]
+    patches = term.patch_predictor(part)
+    expected = (
+        2 * contrastive_loss(term.class_predictor(part), features.cls, 1.0, gather=False)
+        + 3 * (1 - functional.cosine_similarity(patches, features.patches, dim=-1)).mean()
+        + 5 * functional.mse_loss(patches, functional.layer_norm(features.patches, (16,)))
+    )
+    assert parts["alignment_high"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_gradient_reaches_the_guided_subspace_alone(teacher: Teacher) -> None:
+    term = FeatureAlignment("high", codebook=1, patch_cosine=1.0)
+    loss, _, step = take_step(TokenizerObjective(alignment_high=term, teachers={"high": teacher}))
+    aligned = term(step)
+    unguided, guided = torch.autograd.grad(aligned, step.encoding.parts, allow_unused=True)
+    assert unguided is None
+    assert guided.abs().sum() > 0
+
+
+def test_a_teacher_is_asked_once_a_step_and_only_if_a_term_is_on(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    features = Teacher.features
+    monkeypatch.setattr(Teacher, "features", lambda self, images: calls.append(self.name) or features(self, images))
+    both = TokenizerObjective(
+        alignment_mid=FeatureAlignment("high", codebook=0, patch_mse=1.0, contrastive=0),
+        alignment_high=FeatureAlignment("high", codebook=1),
+        teachers={"high": teacher},
+    )
+    take_step(both)
+    assert len(calls) == 1
+    calls.clear()
+    late = FeatureAlignment("high", codebook=1, start_step=7)
+    take_step(TokenizerObjective(alignment_high=late, teachers={"high": teacher}))
+    assert calls == []
+
+
+def test_teachers_stay_out_of_the_checkpoint(teacher: Teacher) -> None:
+    objective = TokenizerObjective(alignment_high=FeatureAlignment("high", codebook=1), teachers={"high": teacher})
+    objective.connect(tiny_tokenizer())
+    objective.prepare(torch.device("cpu"))
+    assert all("predictor" in name for name in objective.state_dict())
+    assert not any(parameter.requires_grad for parameter in teacher._network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        (
+            {"alignment_high": FeatureAlignment("high", codebook=2)},
+            r"teacher 'high' guides codebook 2.*has 2, counted from 0.*0 … 1",
+        ),
+        ({"alignment_high": FeatureAlignment("clip", codebook=1)}, r"teacher 'clip'.*objective.teachers has high"),
+        (
+            {
+                "alignment_mid": FeatureAlignment("high", codebook=1),
+                "alignment_high": FeatureAlignment("high", codebook=1),
+            },
+            "alignment_mid and alignment_high both guide codebook 1.*another codebook, or weight 0",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_at_construction(terms: dict, message: str, teacher: Teacher) -> None:
+    with pytest.raises(ValueError, match=message):
+        TokenizerObjective(**terms, teachers={"high": teacher}).connect(tiny_tokenizer())
+
+
+def test_grids_must_match_for_patches_only(tmp_path: Path) -> None:
+    SmallVisionTransformer(image_size=16, patch_size=4, width=16, depth=1).save(tmp_path / "mid.safetensors")
+    teachers = {"mid": Teacher("stand_in", str(tmp_path / "mid.safetensors"))}
+    patches = FeatureAlignment("mid", codebook=0, patch_cosine=1.0)
+    with pytest.raises(ValueError, match="4 × 4 patches and the tokens one of 2 × 2: train one of that grid, or set"):
+        TokenizerObjective(alignment_mid=patches, teachers=teachers).connect(tiny_tokenizer())
+    published = {"mid": Teacher("dinov2_small")}
+    with pytest.raises(ValueError, match="16 × 16 patches and the tokens one of 2 × 2: set its image_size to 28, or"):
+        TokenizerObjective(alignment_mid=patches, teachers=published).connect(tiny_tokenizer())
+    TokenizerObjective(alignment_mid=FeatureAlignment("mid", codebook=0), teachers=teachers).connect(tiny_tokenizer())
+
+
+def test_an_alignment_without_loss_is_refused() -> None:
+    with pytest.raises(ValueError, match="contrastive, patch_cosine or patch_mse"):
+        FeatureAlignment("high", codebook=1, contrastive=0.0)
+    with pytest.raises(ValueError, match="none below"):
+        FeatureAlignment("high", codebook=1, patch_mse=-1.0)
+
+
+def test_predictors_resample_to_other_grids() -> None:
+    part = torch.randn(2, 4, 3, 5)
+    assert ClassTokenPredictor(4, 16, (2, 2), depth=1)(part).shape == (2, 16)
+    assert PatchPredictor(4, 16)(part).shape == (2, 3, 5, 16)
+
+
+def aligned(rows: slice) -> dict[str, list[float]]:
+    """Loss of these of six images, its gradient at the predictor and at the images' own codes."""
+    torch.manual_seed(0)
+    term = FeatureAlignment("high", codebook=0, temperature=0.1, gather=True)
+    term.class_predictor = ClassTokenPredictor(4, 16, (2, 2), depth=1)
+    part, cls = torch.randn(6, 4, 2, 2)[rows].requires_grad_(), torch.randn(6, 16)[rows]
+    features = {"high": TeacherFeatures(cls, torch.empty(len(cls), 2, 2, 16))}
+    images = torch.empty(len(cls), 3, 16, 16)
+    encoding = Encoding(None, part.detach(), parts=(part,))
+    loss = term(TokenizerStep(images, images, encoding, torch.nn.Parameter(torch.ones(1)), 0, features))
+    loss.backward()
+    gradients = torch.cat([parameter.grad.flatten() for parameter in term.parameters()])
+    return {"loss": [loss.item()], "predictor": gradients.tolist(), "codes": part.grad.flatten().tolist()}
+
+
+def aligned_on_rank(rank: int) -> dict[str, object]:
+    signal.alarm(120)  # ranks that wait for one another for good fail the test
+    result: dict[str, object] = {"equal": aligned(slice(0, 3) if rank == 0 else slice(3, 6))}
+    for name, rows in (("unequal", (slice(0, 2), slice(2, 6))), ("one each", (slice(0, 1), slice(1, 2)))):
+        try:
+            result[name] = aligned(rows[rank])["loss"]
+        except ValueError as error:
+            result[name] = str(error)
+    return result
+
+
+@pytest.mark.cluster
+def test_gathered_negatives_make_two_ranks_one_batch(tmp_path: Path) -> None:
+    """Averaged over ranks, as DDP does, loss and gradients of 3 + 3 images are those of 6 on one rank."""
+    together, ranks = aligned(slice(0, 6)), run_on_ranks(aligned_on_rank, tmp_path)
+    equal = [found["equal"] for found in ranks]
+    for name in ("loss", "predictor"):
+        mean = torch.tensor([found[name] for found in equal]).mean(0)
+        torch.testing.assert_close(mean, torch.tensor(together[name]), rtol=1e-5, atol=1e-6, msg=name)
+    of_codes = torch.tensor([*equal[0]["codes"], *equal[1]["codes"]]) / 2
+    torch.testing.assert_close(of_codes, torch.tensor(together["codes"]), rtol=1e-5, atol=1e-6)
+    assert equal[0]["loss"] != pytest.approx(equal[1]["loss"], rel=1e-2), "ranks hold different images"
+    for found in ranks:
+        assert "equal batches on all ranks, got [2, 4]" in found["unequal"]
+        assert "set gather to false" in found["unequal"]
+    pair = aligned(slice(0, 2))["loss"]
+    assert sum(found["one each"][0] for found in ranks) / 2 == pytest.approx(pair[0], rel=1e-5), "two make a contrast"

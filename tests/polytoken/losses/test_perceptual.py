@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from polytoken.classifier import SmallClassifier
+from polytoken.losses import LPIPS, JudgeFeatures, TokenizerStep
+from polytoken.specs import Encoding
+from tests.support.vgg import random_vgg
+
+
+def make_step(images: torch.Tensor, reconstruction: torch.Tensor) -> TokenizerStep:
+    return TokenizerStep(images, reconstruction, Encoding(None, images), torch.nn.Parameter(torch.ones(1)), 0)
+
+
+@pytest.fixture
+def images() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return torch.rand(2, 3, 32, 32) * 2 - 1, torch.rand(2, 3, 32, 32) * 2 - 1
+
+
+def test_lpips_uses_the_given_weights_without_dropout(
+    tmp_path: Path, images: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    state = random_vgg(tmp_path / "vgg.pth")
+    term = LPIPS(str(tmp_path / "vgg.pth"))
+    term.train()
+    first, second = term(make_step(*images)), term(make_step(*images))
+    assert first.item() == second.item() > 0, "dropout must be off although the objective trains"
+    assert term(make_step(images[0], images[0])).item() == 0
+    convolutions = [m for m in term._network[0].net.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert torch.equal(convolutions[0].weight, state["features.0.weight"])
+    assert torch.equal(convolutions[-1].weight, state["features.28.weight"])
+    heads = [head.model[-1].weight for head in term._network[0].lins]
+    assert all((weight >= 0).all() for weight in heads), "the published linear heads are not negative"
+
+
+def test_frozen_networks_stay_out_of_parameters_and_checkpoints(tmp_path: Path, images: tuple) -> None:
+    random_vgg(tmp_path / "vgg.pth")
+    term = LPIPS(str(tmp_path / "vgg.pth"))
+    term.prepare(torch.device("cpu"))
+    assert list(term.parameters()) == []
+    assert term.state_dict() == {}
+
+
+def test_missing_and_foreign_weights_name_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="make weights"):
+        LPIPS(str(tmp_path / "nowhere.pth")).prepare(torch.device("cpu"))
+    torch.save({"something": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="not torchvision's VGG-16; run `make weights`"):
+        LPIPS(str(tmp_path / "other.pth")).prepare(torch.device("cpu"))
+
+
+def test_judge_features(tmp_path: Path, images: tuple[torch.Tensor, torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    SmallClassifier(num_classes=3, widths=(32, 32)).save(tmp_path / "judge.safetensors", accuracy=0.5)
+    before = torch.random.get_rng_state()
+    term = JudgeFeatures(str(tmp_path / "judge.safetensors"))
+    reconstruction = images[1].requires_grad_()
+    loss = term(make_step(images[0], reconstruction))
+    assert torch.equal(before, torch.random.get_rng_state()), "loading must not shift the model's random numbers"
+    loss.backward()
+    assert reconstruction.grad is not None and reconstruction.grad.abs().sum() > 0
+    assert 0 < loss.item() < 4
+    assert term(make_step(images[0], images[0])).item() == 0
+
+
+def test_a_file_that_is_no_judge_is_named(tmp_path: Path) -> None:
+    save_file({"linear.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="make teacher"):
+        JudgeFeatures(str(tmp_path / "other.safetensors")).prepare(torch.device("cpu"))

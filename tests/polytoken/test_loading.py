@@ -1,0 +1,63 @@
+"""A tokenizer comes back from its run with the weights it was judged with."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from callbacks.checkpoint.run_record import KEY
+from polytoken.fingerprint import fingerprint
+from polytoken.loading import MODEL_CONFIG, load_tokenizer
+from tests.support.runs import trained_tokenizer
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_tokenizer(tmp_path_factory.mktemp("place"))
+
+
+def test_the_average_is_loaded_and_frozen(run: Path) -> None:
+    tokenizer = load_tokenizer(run)
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    average = checkpoint["callbacks"]["EMA"]["average"]
+    assert any(not torch.equal(average[key], checkpoint["state_dict"][key]) for key in average)
+    state = tokenizer.state_dict()
+    assert {f"tokenizer.{key}" for key in state} <= average.keys()
+    for key, value in state.items():
+        assert torch.equal(value, average[f"tokenizer.{key}"]), key
+    assert not tokenizer.training and not any(weight.requires_grad for weight in tokenizer.parameters())
+    assert tokenizer.spec is not None and tokenizer.spec.codebook_sizes == (64, 64)
+
+
+def test_without_an_average_the_last_weights_are_loaded(run: Path, tmp_path: Path) -> None:
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    del checkpoint["callbacks"]["EMA"]
+    torch.save(checkpoint, tmp_path / "plain.ckpt")
+    tokenizer = load_tokenizer(tmp_path / "plain.ckpt")
+    for key, value in tokenizer.state_dict().items():
+        assert torch.equal(value, checkpoint["state_dict"][f"tokenizer.{key}"]), key
+
+
+def test_fingerprint_is_that_of_the_weights(run: Path) -> None:
+    tokenizer = load_tokenizer(run)
+    before = fingerprint(tokenizer)
+    assert before == fingerprint(load_tokenizer(run / "checkpoints/last.ckpt")) and len(before) == 64
+    assert before == fingerprint(tokenizer.to(memory_format=torch.contiguous_format))
+    with torch.no_grad():
+        next(tokenizer.parameters()).view(-1)[0] += 1e-6
+    assert fingerprint(tokenizer) != before
+
+
+def test_what_cannot_be_loaded_is_said(run: Path, tmp_path: Path) -> None:
+    assert MODEL_CONFIG == KEY
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint .*nowhere: train"):
+        load_tokenizer(tmp_path / "nowhere")
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes((run / "checkpoints/last.ckpt").read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cut.ckpt is not a readable checkpoint"):
+        load_tokenizer(cut)
+    checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    del checkpoint[KEY]["init_args"]["tokenizer"]
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="other.ckpt is not the checkpoint of a tokenizer"):
+        load_tokenizer(tmp_path / "other.ckpt")

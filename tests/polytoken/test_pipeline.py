@@ -1,0 +1,143 @@
+"""The embedded generator: classes in, pictures out, and runs that cannot give any."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from polytoken.generators import Sampler
+from polytoken.pipeline import Generator
+from tests.support.generated import write_runs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_runs(tmp_path_factory.mktemp("runs") / "digits")
+
+
+@pytest.fixture(scope="module")
+def generator(run: Path) -> Generator:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        return Generator.from_run(run)
+
+
+def pixels(images: list) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in images]).astype(int)
+
+
+def test_pictures_follow_seed_class_and_place_but_not_the_batch(generator: Generator) -> None:
+    images = pixels(generator.sample([3, "3", 4, 4, 9], guidance=2.0, seed=5))
+    assert images.shape == (5, 16, 16, 3)
+    again = pixels(generator.sample([3, 3, 4, 4, 9], guidance=2.0, seed=5, batch_size=2))
+    assert abs(images - again).max() <= 1  # another batch size may round otherwise
+    assert (pixels(generator.sample([3, 3], guidance=2.0, seed=5, batch_size=2)) == again[:2]).all()
+    assert abs(images[0] - images[1]).max() > 1  # the same class at another place
+    for other in (
+        generator.sample([3], guidance=2.0, seed=6),
+        generator.sample([4], guidance=2.0, seed=5),
+        generator.sample([3], guidance=0.0, seed=5),
+        generator.sample([3], guidance=2.0, seed=5, top_k=1),
+    ):
+        assert abs(pixels(other)[0] - images[0]).max() > 1
+
+
+def test_images_are_those_of_the_generated_codes(generator: Generator) -> None:
+    labels, sampler = torch.tensor([1, 2, 3]), Sampler(guidance=1.5)
+    codes = generator.network.generate(labels, sampler, seed=2, first_index=4)
+    decoded = generator.tokenizer.decode_codes(codes)
+    images = generator.images(labels, sampler, 2, 4)
+    assert images.dtype == torch.uint8 and images.shape == (3, 16, 16, 3)
+    assert ((decoded.clamp(-1, 1) + 1) * 127.5 - images.permute(0, 3, 1, 2)).abs().max() <= 0.51
+
+
+def test_codes_are_decoded_in_float32(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = torch.tensor([1, 2, 3])
+    codes = generator.network.generate(labels, Sampler(), seed=2)
+    expected = generator.images(labels, Sampler(), 2)
+    monkeypatch.setattr(generator.network, "generate", lambda *_, **__: codes)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(generator.images(labels, Sampler(), 2), expected)
+
+
+def test_classes_may_be_any_integers(generator: Generator) -> None:
+    expected = pixels(generator.sample([3, 1]))
+    assert (pixels(generator.sample(np.array([3, 1]))) == expected).all()
+    assert (pixels(generator.sample(torch.tensor([3, 1]))) == expected).all()
+
+
+def test_it_says_where_it_comes_from(generator: Generator, run: Path) -> None:
+    assert generator.origin["generator"]["step"] == 7 and len(generator.origin["generator"]["sha256"]) == 64
+    assert generator.origin["tokenizer"]["run"].endswith("tokenizer/tiny")
+    assert generator.class_names[:2] == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"classes": [10]}, "10.*9"),
+        ({"classes": [-1]}, "-1.*9"),
+        ({"classes": ["cat"]}, "no class 'cat': the generator knows 0, 1"),
+        ({"classes": [1], "guidance": -1.0}, "guidance is -1"),
+        ({"classes": [1], "top_p": 0.0}, "top_p is 0"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(generator: Generator, arguments: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        generator.sample(**arguments)
+
+
+@pytest.mark.parametrize("codebook", [0, 1])
+def test_a_first_stage_of_some_codes_is_decoded_by_them_alone_and_warned_of(tmp_path: Path, codebook: int) -> None:
+    run = write_runs(tmp_path, codebooks=[codebook], stage="stage1")
+    says = rf"first stage.*writes the sub-codes \[{codebook}\] of the 2.*set to zero.*make stage2"
+    with pytest.warns(UserWarning, match=says):
+        generator = Generator.from_run(run)
+    labels, sampler = torch.tensor([1, 2]), Sampler()
+    codes = generator.network.generate(labels, sampler, seed=2)[:, 0]
+    tokenizer = generator.tokenizer
+    quantized = torch.zeros(2, 8, 2, 2)
+    quantized[:, 4 * codebook : 4 * codebook + 4] = tokenizer.quantizer.codebooks[codebook].embed_codes(codes, (2, 2))
+    expected = (tokenizer.decode(quantized).clamp(-1, 1) + 1) * 127.5
+    assert (expected - generator.images(labels, sampler, 2).permute(0, 3, 1, 2)).abs().max() <= 0.51
+
+
+def test_sub_codes_in_another_order_are_put_in_the_tokenizers(tmp_path: Path) -> None:
+    generator = Generator.from_run(write_runs(tmp_path, codebooks=[1, 0]))
+    codes = generator.network.generate(torch.tensor([1, 2]), Sampler(), seed=2)
+    expected = (generator.tokenizer.decode_codes(codes.flip(1)).clamp(-1, 1) + 1) * 127.5
+    images = generator.images(torch.tensor([1, 2]), Sampler(), 2)
+    assert (expected - images.permute(0, 3, 1, 2)).abs().max() <= 0.51
+
+
+def test_a_first_stage_of_a_single_codebook_is_warned_of(tmp_path: Path) -> None:
+    run = write_runs(tmp_path, num_codebooks=1, stage="stage1")
+    with pytest.warns(UserWarning, match="first stage"):
+        generator = Generator.from_run(run)
+    assert len(generator.sample([0, 1])) == 2
+
+
+def test_the_tokenizer_must_be_the_one_of_training_wherever_it_is(tmp_path: Path) -> None:
+    run = write_runs(tmp_path / "here")
+    (tmp_path / "here/tokenizer/tiny").rename(tmp_path / "moved")
+    with pytest.raises(FileNotFoundError, match="tokenizer/tiny"):
+        Generator.from_run(run)
+    generator = Generator.from_run(run, tmp_path / "moved")
+    assert generator.origin["tokenizer"]["run"] == str(tmp_path / "moved")
+    file = tmp_path / "moved/checkpoints/last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    next(iter(checkpoint["state_dict"].values())).add_(1)
+    torch.save(checkpoint, file)
+    with pytest.raises(
+        ValueError, match=f"fingerprint {generator.origin['tokenizer']['fingerprint'][:12]}.*{tmp_path}"
+    ):
+        Generator.from_run(run, tmp_path / "moved")
+
+
+def test_other_runs_are_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not the checkpoint of a generator"):
+        Generator.from_run(run.parent.parent / "tokenizer/tiny")
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        Generator.from_run(tmp_path)

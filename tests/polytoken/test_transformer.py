@@ -1,0 +1,173 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from polytoken.transformer import FeedForward, KVCache, RMSNorm, RotaryTable, Trunk, TrunkConfig
+from tests.support.generators import GRID, TRUNK
+
+
+def build(**changes) -> Trunk:
+    torch.manual_seed(0)
+    return Trunk(replace(TRUNK, **changes), GRID)
+
+
+def test_rotary_table() -> None:
+    """Facts part E: row 0 zeros, row 1 identity, row 2 turns only the second half of the pairs."""
+    table = RotaryTable((16, 16), 64, "zero").table
+    assert table.shape == (257, 32, 2)
+    assert table.dtype == torch.float32
+    assert torch.equal(table[0], torch.zeros(32, 2))
+    identity = torch.tensor([1.0, 0.0]).expand(32, 2)
+    assert torch.equal(table[1], identity)
+    assert torch.equal(table[2, :16], identity[:16])
+    assert torch.allclose(table[2, 16], torch.tensor([math.cos(1.0), math.sin(1.0)]))
+    assert torch.allclose(table[17, 15], torch.tensor([math.cos(10000 ** (-30 / 32)), math.sin(10000 ** (-30 / 32))]))
+    assert torch.equal(table[17, 16:], identity[16:])
+    assert torch.equal(RotaryTable((16, 16), 64, "identity").table[0], identity)
+
+
+def test_rotary_turns_adjacent_pairs() -> None:
+    rotary = RotaryTable((1, 2), 8, "zero")
+    turned = rotary(torch.tensor([1.0, 2, 3, 4, 5, 6, 7, 8]).expand(1, 1, 1, 8), start=2)[0, 0, 0]
+    assert torch.equal(turned[:4], torch.tensor([1.0, 2, 3, 4]))  # row 0
+    cosine, sine = math.cos(1.0), math.sin(1.0)  # column 1
+    assert torch.allclose(turned[4:6], torch.tensor([5 * cosine - 6 * sine, 6 * cosine + 5 * sine]))
+
+
+def test_rotary_table_stays_float32_and_leaves_meta() -> None:
+    rotary = RotaryTable((4, 4), 16, "zero")
+    kept = rotary.table.clone()
+    assert torch.equal(rotary.to(torch.bfloat16).table, kept)
+    with torch.device("meta"):
+        elsewhere = RotaryTable((4, 4), 16, "zero")
+    assert elsewhere.table.is_meta
+    assert torch.equal(elsewhere.to_empty(device="cpu").table, kept)
+    assert not rotary.state_dict()
+
+
+def test_norm_computes_in_float32() -> None:
+    features = torch.full((1, 4), 300.0, dtype=torch.float16)  # 300² is beyond float16
+    assert torch.allclose(RMSNorm(4)(features).float(), torch.ones(1, 4))
+    assert RMSNorm(4)(torch.zeros(1, 4)).abs().max() == 0
+    tiny = torch.full((1, 4), 1e-3)
+    assert torch.allclose(RMSNorm(4)(tiny), tiny / math.sqrt(1e-6 + 1e-5))
+
+
+def test_feed_forward() -> None:
+    """w2(silu(w1 x) · w3 x), Llama's names: released weights say which is which."""
+    layer = FeedForward(6, 4, 0.0)
+    features = torch.randn(3, 6)
+    gate, value = features @ layer.w1.weight.T, features @ layer.w3.weight.T
+    expected = (gate / (1 + (-gate).exp()) * value) @ layer.w2.weight.T
+    assert layer.w1.weight.shape == (16, 6)
+    torch.testing.assert_close(layer(features), expected)
+
+
+@pytest.mark.parametrize("class_position", ["zero", "identity"])
+def test_what_the_first_code_hears_of_the_class(class_position: str) -> None:
+    """With the zero rotation the class's logit is 0 whatever its key; position 1, grid (0, 0), is not turned at all."""
+    trunk = build(class_position=class_position).eval()
+    attention = trunk.blocks[0].attention
+    features = torch.randn(1, 2, 32)
+    queries, keys, values = attention.wqkv(features)[0].unflatten(-1, (3, 2, 16)).unbind(1)  # (position, head, 16)
+    logits = torch.einsum("hc,phc->hp", queries[1], keys) / 4
+    if class_position == "zero":
+        logits[:, 0] = 0
+    heard = torch.einsum("hp,phc->hc", logits.softmax(1), values).flatten()
+    attended = attention(features, trunk.rotary)[0]
+    assert torch.allclose(attended[1], attention.wo(heard), atol=1e-6)
+    assert torch.allclose(attended[0], attention.wo(values[0].flatten()), atol=1e-6)
+
+
+def test_steps_equal_the_whole_sequence() -> None:
+    trunk = build().eval()
+    features = torch.randn(2, 12, 32)
+    whole = trunk(features)
+    for sizes in ([1] * 12, [5, 1, 4, 2]):
+        cache, steps, position = trunk.new_cache(2), [], 0
+        for size in sizes:
+            steps.append(trunk.step(features[:, position : position + size], position, cache))
+            position += size
+        assert torch.allclose(torch.cat(steps, 1), whole, atol=1e-6)
+
+
+def test_later_positions_do_not_reach_earlier_ones() -> None:
+    trunk = build().eval()
+    features = torch.randn(1, 12, 32)
+    changed = features.clone()
+    changed[:, 7] += 1
+    before, after = trunk(features), trunk(changed)
+    assert torch.equal(before[:, :7], after[:, :7])
+    assert not torch.isclose(before[:, 7:], after[:, 7:]).all(-1).any()
+
+
+def test_cache_is_allocated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk = build().eval()
+    cache = trunk.new_cache(2)
+    held = cache.blocks.data_ptr(), cache.blocks.shape
+    made = []
+    monkeypatch.setattr(KVCache, "__init__", lambda *_: made.append(1))
+    for position in range(12):
+        trunk.step(torch.randn(2, 1, 32), position, cache)
+    assert (cache.blocks.data_ptr(), cache.blocks.shape) == held
+    assert held[1] == (2, 2, 2, 2, 12, 16)
+    assert not made
+
+
+def test_checkpointing_changes_nothing() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        trunk = build(checkpointing=checkpointing)
+        features = torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        torch.manual_seed(3)  # the same dropout
+        trunk(features).square().sum().backward()
+        gradients.append([features.grad, *(parameter.grad for parameter in trunk.parameters())])
+    assert all(torch.allclose(first, second) for first, second in zip(*gradients, strict=True))
+
+
+def test_each_dropout_is_at_work() -> None:
+    features = torch.randn(2, 12, 32)
+    none = {"resid_dropout": 0.0, "ffn_dropout": 0.0, "token_dropout": 0.0}
+    assert torch.equal(build(**none)(features), build(**none).eval()(features))
+    for name in none:
+        trunk = build(**(none | {name: 0.5}))
+        assert not torch.equal(trunk(features), trunk.eval()(features)), name
+
+
+def test_blocks_are_compiled_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    build()
+    assert not compiled
+    build(compile=True)
+    assert compiled == ["Block", "Block"]
+
+
+def test_compiled_blocks_take_batches_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    in_earnest = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: in_earnest(self, backend="eager", dynamic=True))
+    plain, compiled = build().eval(), build(compile=True, checkpointing=True).eval()
+    compiled.load_state_dict(plain.state_dict())
+    for gradients in (True, False):
+        for batch in (2, 3, 5):
+            features = torch.randn(batch, 12, 32)
+            with torch.set_grad_enabled(gradients):
+                torch.testing.assert_close(compiled(features), plain(features))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 3}, "32 channels over 3 attention heads"),
+        ({"num_heads": 16}, "multiple of 4"),
+        ({"depth": 0}, "trunk.depth is 0"),
+        ({"class_dropout": 1.0}, "trunk.class_dropout is 1.0"),
+        ({"class_position": "nowhere"}, "choose zero or identity"),
+    ],
+)
+def test_bad_sizes(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrunkConfig(**({"dim": 32, "depth": 2, "num_heads": 2} | changes))

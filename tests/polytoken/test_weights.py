@@ -1,0 +1,47 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from polytoken.weights import load_state, save_state
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    layer = nn.Linear(3, 2)
+    save_state(tmp_path / "layer.safetensors", layer, {"accuracy": 0.5, "widths": [1, 2]})
+    state, metadata = load_state(tmp_path / "layer.safetensors", "")
+    assert torch.equal(state["weight"], layer.weight)
+    assert metadata == {"accuracy": 0.5, "widths": [1, 2]}
+    assert [path.name for path in tmp_path.iterdir()] == ["layer.safetensors"]
+
+
+def test_missing(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere.safetensors: run `make weights`"):
+        load_state(tmp_path / "nowhere.safetensors", "run `make weights`")
+
+
+@pytest.mark.parametrize("name", ["cut.safetensors", "cut.pth"])
+def test_truncated(tmp_path: Path, name: str) -> None:
+    layer, path = nn.Linear(64, 64), tmp_path / name
+    if name.endswith("pth"):
+        torch.save(layer.state_dict(), path)
+    else:
+        save_state(path, layer, {})
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(ValueError, match=f"{name} is not a readable weights file.*: fetch it again"):
+        load_state(path, "fetch it again")
+
+
+class Malice:
+    def __reduce__(self):
+        return os.mkdir, ("owned",)
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weight": Malice()}, tmp_path / "malice.pth")
+    with pytest.raises(ValueError, match="not a readable weights file"):
+        load_state(tmp_path / "malice.pth", "fetch it again")
+    assert not (tmp_path / "owned").exists()
