@@ -60,7 +60,7 @@ $(READY): requirements.lock
 	@touch $@
 
 lock: $(READY) ## Renew requirements.lock from pyproject.toml
-	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-header --python-version 3.11 --extra dev pyproject.toml -o requirements.lock
+	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-header --python-version 3.11 --extra suite --extra dev pyproject.toml -o requirements.lock
 
 # --- curriculum ------------------------------------------------------------------------------------------------------
 
@@ -198,10 +198,11 @@ test-cluster: $(READY) ## Run what needs several processes, and jobs of a real S
 drill: $(READY) ## Kill a curriculum on digits 20 times at random: it ends as one left in peace; ARGS='--kills 5 --seed 1'
 	$(PYTHON) -m tests.drill $(ARGS)
 
-lint: $(READY) ## Check style and types
+lint: $(READY) ## Check style, types and imports
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
 
 format: $(READY) ## Put the code into shape
 	$(VENV)/bin/ruff check --fix

@@ -26,7 +26,7 @@ class TokensRead:
     store: str
     spec: dict[str, list]
     full_spec: dict[str, list]
-    codebooks: list[int] | None
+    sub_codes: list[int] | None
     tokenizer_run: str
     tokenizer_fingerprint: str
 
@@ -37,7 +37,7 @@ class TokensRead:
             store=str(data.store),
             spec=data.spec.to_json(),
             full_spec=data.full_spec.to_json(),
-            codebooks=None if data.codebooks is None else list(data.codebooks),
+            sub_codes=None if data.sub_codes is None else list(data.sub_codes),
             tokenizer_run=str(data.tokenizer_run),
             tokenizer_fingerprint=data.tokenizer_fingerprint,
         )
@@ -66,7 +66,7 @@ def check_same_codes(record: dict[str, Any], tokens: TokensRead, checkpoint: Pat
     if sub_codes(record) != sub_codes(tokens.to_json()):
         raise UserError(
             f"{checkpoint} writes the sub-codes {sub_codes(record)} of {_tokenizer(record)}, and the data are the "
-            f"sub-codes {sub_codes(tokens.to_json())}: set data.init_args.codebooks to those of the checkpoint"
+            f"sub-codes {sub_codes(tokens.to_json())}: set data.init_args.sub_codes to those of the checkpoint"
         )
     source = record["lineage"]["init_from"]
     if init_from is not None and source is not None:
@@ -95,16 +95,16 @@ def begin_from(init_from: str | None, generator: AutoregressiveGenerator, tokens
         return lineage
     checkpoint, path = read_checkpoint(init_from)
     source = record_in(checkpoint, path)
-    slot = slot_of(source, tokens, path)
-    handover = carry_over(load_generator(path).state_dict(), generator, slot)
+    sub_code = sub_code_of(source, tokens, path)
+    handover = carry_over(load_generator(path).state_dict(), generator, sub_code)
     rank_zero_info(f"weights of {path}\n{handover}")
     lineage["init_from"] = {
         "path": str(path),
         "sha256": file_sha256(path),
         "step": checkpoint["global_step"],
         "tokenizer_fingerprint": source["tokenizer_fingerprint"],
-        "codebooks": source["codebooks"],
-        "slot": slot,
+        "sub_codes": source["sub_codes"],
+        "sub_code": sub_code,
         "carried": list(handover.carried),
         "fresh": list(handover.fresh),
         "left_behind": list(handover.left_behind),
@@ -112,7 +112,7 @@ def begin_from(init_from: str | None, generator: AutoregressiveGenerator, tokens
     return lineage
 
 
-def slot_of(source: dict[str, Any], tokens: TokensRead, path: Path) -> int | Literal["all"] | None:
+def sub_code_of(source: dict[str, Any], tokens: TokensRead, path: Path) -> int | Literal["all"] | None:
     """Which of a run's sub-codes the one of an earlier stage is; ``all`` if it wrote the very same ones.
 
     None if it wrote another tokenizer's, or several that are not the same.

@@ -217,7 +217,7 @@ class TokenStore:
         from datasets import Dataset
         from pyarrow import ArrowInvalid
 
-        shape = (-1, self.num_views, self.spec.num_codebooks, self.spec.num_positions)
+        shape = (-1, self.num_views, self.spec.num_sub_codes, self.spec.num_positions)
         self._chunks: list[np.ndarray] = []
         labels: list[np.ndarray] = []
         indices: list[np.ndarray] = []

@@ -89,7 +89,7 @@ class TokenStoreWriter:
         from datasets.arrow_writer import ArrowWriter
 
         spec, images = self.plan.spec, self.plan.shard_images(shard)
-        expected = (len(self.plan.views), spec.num_codebooks, spec.num_positions)
+        expected = (len(self.plan.views), spec.num_sub_codes, spec.num_positions)
         if codes.shape[1:] != expected:
             raise TokenStoreError(
                 f"an image has codes of shape {codes.shape[1:]} (views, codebooks, positions) and the plan of "

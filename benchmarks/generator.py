@@ -65,7 +65,7 @@ def far_base() -> AutoregressiveGenerator:
 
 def random_batch(generator: AutoregressiveGenerator, batch: int) -> tuple[Tensor, Tensor]:
     """Codes and labels."""
-    shape = (batch, generator.spec.num_codebooks, generator.spec.num_positions)
+    shape = (batch, generator.spec.num_sub_codes, generator.spec.num_positions)
     return torch.randint(CODEBOOK_SIZE, shape), torch.randint(NUM_CLASSES, (batch,))
 
 
@@ -193,7 +193,7 @@ def position_flops(generator: AutoregressiveGenerator, rows: int) -> float:
     flops = 0.0
     for name, module in generator.named_modules():
         if isinstance(module, torch.nn.Linear):
-            times = generator.spec.num_codebooks if name.startswith("head.stack") else 1
+            times = generator.spec.num_sub_codes if name.startswith("head.stack") else 1
             flops += 2.0 * rows * times * module.weight.numel()
     return flops
 

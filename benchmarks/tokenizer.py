@@ -42,7 +42,7 @@ TRAINING_MEMORY_LIMIT = 4.5
 def build() -> ConvolutionalTokenizer:
     """The published dual model, random weights."""
     torch.manual_seed(0)
-    return ConvolutionalTokenizer(FactorizedQuantizer(num_codebooks=2, codebook_size=16384, entropy_weight=0.03))
+    return ConvolutionalTokenizer(FactorizedQuantizer(num_subspaces=2, codebook_size=16384, entropy_weight=0.03))
 
 
 def random_images(batch: int) -> Tensor:

@@ -66,7 +66,7 @@ class Features:
         with full_precision(device):
             encoding = self._tokenizer.encode(images.to(device))
         for side in self._vectors:
-            maps = encoding.latents if side == "before" else encoding.parts
+            maps = encoding.latents if side == "before" else encoding.subspaces
             self._rows[side].append([pool(part, self._pooling).cpu() for part in maps])
         self._labels.append(labels)
 
@@ -103,7 +103,7 @@ def probe(
     tokenizer = load_tokenizer(run).to(device or torch.device("cpu"))
     if max_train is not None and max_train < 2:
         raise UserError(f"--max-train is {max_train}: a probe is fitted to 2 images at least")
-    count = len(tokenizer.part_channels)
+    count = len(tokenizer.subspace_channels)
     names = list(subspaces) or [*map(str, range(count)), *([ALL] if count > 1 else [])]
     if wrong := [name for name in names if name != ALL and name not in map(str, range(count))]:
         raise UserError(f"there is no subspace {wrong[0]} in {run}: it has 0 … {count - 1}, and {ALL}")

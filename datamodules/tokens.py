@@ -28,13 +28,13 @@ class TokenDataset(Dataset[TokenRow]):
 
     Args:
         store: The codes.
-        codebooks: Which sub-codes to read, in this order.
+        sub_codes: Which sub-codes to read, in this order.
         seed: Decides, with epoch and index, which view a draw shows.
         any_view: Whether it may be another one than view 0.
     """
 
-    def __init__(self, store: TokenStore, codebooks: list[int], seed: int, any_view: bool) -> None:
-        self.store, self.codebooks, self.seed, self.any_view = store, codebooks, seed, any_view
+    def __init__(self, store: TokenStore, sub_codes: list[int], seed: int, any_view: bool) -> None:
+        self.store, self.sub_codes, self.seed, self.any_view = store, sub_codes, seed, any_view
 
     def __len__(self) -> int:
         return len(self.store)
@@ -48,7 +48,7 @@ class TokenDataset(Dataset[TokenRow]):
             view = int(seeded_generator("view", self.seed, epoch, row).integers(self.store.num_views))
         codes = self.store.codes(row, view)
         self.store.check_codes(codes, row)
-        return TokenRow(codes[self.codebooks], self.store.label(row), index)
+        return TokenRow(codes[self.sub_codes], self.store.label(row), index)
 
 
 class TokenDataModule(ResumableDataModule):
@@ -61,7 +61,7 @@ class TokenDataModule(ResumableDataModule):
 
     Args:
         store: Directory with the stores `train` and `validation`, e.g. `runs/digits/tokens/fq_dual`.
-        codebooks: Which sub-codes to read, e.g. [0]; None reads all.
+        sub_codes: Which sub-codes to read, e.g. [0]; None reads all.
         batch_size: Images a step on each device.
         num_workers: Processes that read codes, on each device; 0 reads in the training process.
         seed: Seed of order and views, not negative.
@@ -69,13 +69,13 @@ class TokenDataModule(ResumableDataModule):
     Raises:
         FileNotFoundError: A store or a shard is missing.
         TokenStoreError: A store is damaged, or the two are of different tokenizers.
-        ValueError: There is no such codebook.
+        ValueError: There is no such sub-code.
     """
 
     def __init__(
         self,
         store: str,
-        codebooks: list[int] | None = None,
+        sub_codes: list[int] | None = None,
         batch_size: int = 32,
         num_workers: int = 4,
         seed: int = 0,
@@ -89,12 +89,12 @@ class TokenDataModule(ResumableDataModule):
             raise TokenStoreError(
                 f"{train.path} and {validation.path} number their classes differently: write them again"
             )
-        known = train.spec.num_codebooks
-        self.codebooks = list(range(known)) if codebooks is None else codebooks
-        if not self.codebooks or len(set(self.codebooks)) < len(self.codebooks):
-            raise UserError(f"data.codebooks={codebooks}: name each sub-code once, or null for all")
-        if wrong := [codebook for codebook in self.codebooks if not 0 <= codebook < known]:
-            raise UserError(f"data.codebooks={codebooks}: {store} has codebooks 0 to {known - 1}, and no {wrong[0]}")
+        known = train.spec.num_sub_codes
+        self.sub_codes = list(range(known)) if sub_codes is None else sub_codes
+        if not self.sub_codes or len(set(self.sub_codes)) < len(self.sub_codes):
+            raise UserError(f"data.sub_codes={sub_codes}: name each sub-code once, or null for all")
+        if wrong := [sub_code for sub_code in self.sub_codes if not 0 <= sub_code < known]:
+            raise UserError(f"data.sub_codes={sub_codes}: {store} has sub-codes 0 to {known - 1}, and no {wrong[0]}")
         self._stores = {"train": train, "validation": validation}
 
     @property
@@ -106,7 +106,7 @@ class TokenDataModule(ResumableDataModule):
     def spec(self) -> TokenSpec:
         """Shape of the codes of a batch."""
         full = self.full_spec
-        return TokenSpec(tuple(full.codebook_sizes[codebook] for codebook in self.codebooks), full.scales)
+        return TokenSpec(tuple(full.codebook_sizes[sub_code] for sub_code in self.sub_codes), full.scales)
 
     @property
     def class_to_idx(self) -> dict[str, int]:
@@ -149,7 +149,7 @@ class TokenDataModule(ResumableDataModule):
 
     def dataset(self, split: str) -> TokenDataset:
         """Return a split as a map from draws (epoch, index) to rows."""
-        return TokenDataset(self._stores[split], self.codebooks, self.seed, any_view=split == "train")
+        return TokenDataset(self._stores[split], self.sub_codes, self.seed, any_view=split == "train")
 
     def _training_length(self) -> int:
         return len(self._stores["train"])

@@ -191,7 +191,7 @@ class AutoregressiveModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start counting anew."""
-        self._nats = torch.zeros(self.spec.num_codebooks + 1, dtype=torch.float64)
+        self._nats = torch.zeros(self.spec.num_sub_codes + 1, dtype=torch.float64)
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         """Add up the cross-entropies of one batch, without the rows that pad it."""

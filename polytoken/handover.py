@@ -35,37 +35,37 @@ class Handover:
 
 @torch.no_grad()
 def carry_over(
-    source: Mapping[str, Tensor], target: AutoregressiveGenerator, slot: int | Literal["all"] | None = None
+    source: Mapping[str, Tensor], target: AutoregressiveGenerator, sub_code: int | Literal["all"] | None = None
 ) -> Handover:
     """Put the weights of an earlier stage into a generator, and say which.
 
-    The trunk, the class embedding and the final norm carry over by name. With a slot, so does what belongs to that
-    sub-code: its embedding table, and its output layer where the head has one of that shape. The other sub-codes then
+    The trunk, the class embedding and the final norm carry over by name. With one sub-code, its embedding table carries
+    over too, and its output layer where the head has one of that shape. The other sub-codes then
     start without influence on the trunk's input (their block of the aggregation is zero; when embeddings are summed,
-    their tables are), so that the trunk's hidden states are the source's until training moves them. With all slots,
+    their tables are), so that the trunk's hidden states are the source's until training moves them. With all sub-codes,
     every tensor carries over whose name and shape are the same.
 
     Args:
         source: state dict of an :class:`AutoregressiveGenerator`.
         target: the generator of the next stage, changed in place.
-        slot: the sub-code of the same tokenizer that the source was trained on; ``all`` if it was trained on the very
-            sub-codes that the target writes, in their order; None if its codes were others.
+        sub_code: the one sub-code of the same tokenizer that the source was trained on; ``all`` if it was trained on
+            the same sub-codes in the same order; None if it was trained on other codes.
 
     Raises:
-        ValueError: if the trunks differ, naming the first tensor that does, or the slot does not fit.
+        ValueError: if the trunks differ, naming the first tensor that does, or the sub_code does not fit.
     """
     state = target.state_dict()
     _check_trunk(source, state)
     pairs = {name: name for name in state if name.startswith("trunk.")}
     pairs |= {name: name for name in ("class_embedding.weight", "head.norm.weight") if _fits(source, name, state, name)}
-    if slot == "all":
+    if sub_code == "all":
         pairs = {name: name for name in state if _fits(source, name, state, name)}
-    elif isinstance(slot, int):
-        _check_slot(source, target, state, slot)
-        pairs[f"embeddings.{slot}.weight"] = "embeddings.0.weight"
-        if _fits(source, "head.outputs.0.weight", state, f"head.outputs.{slot}.weight"):
-            pairs[f"head.outputs.{slot}.weight"] = "head.outputs.0.weight"
-        _silence_others(target, slot)
+    elif isinstance(sub_code, int):
+        _check_sub_code(source, target, state, sub_code)
+        pairs[f"embeddings.{sub_code}.weight"] = "embeddings.0.weight"
+        if _fits(source, "head.outputs.0.weight", state, f"head.outputs.{sub_code}.weight"):
+            pairs[f"head.outputs.{sub_code}.weight"] = "head.outputs.0.weight"
+        _silence_others(target, sub_code)
     for name, origin in pairs.items():
         state[name].copy_(source[origin])
     return Handover(
@@ -85,32 +85,34 @@ def _check_trunk(source: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> N
             )
 
 
-def _check_slot(
-    source: Mapping[str, Tensor], target: AutoregressiveGenerator, state: Mapping[str, Tensor], slot: int
+def _check_sub_code(
+    source: Mapping[str, Tensor], target: AutoregressiveGenerator, state: Mapping[str, Tensor], sub_code: int
 ) -> None:
     tables = [name for name in source if name.startswith("embeddings.")]
     if len(tables) != 1:
-        raise UserError(f"slot is {slot}, but the weights to start from read {len(tables)} sub-codes: leave it out")
-    if not 0 <= slot < len(target.embeddings):
-        raise UserError(f"slot is {slot}, and this model has sub-codes 0 to {len(target.embeddings) - 1}")
-    table = f"embeddings.{slot}.weight"
+        raise UserError(
+            f"sub_code is {sub_code}, but the weights to start from read {len(tables)} sub-codes: leave it out"
+        )
+    if not 0 <= sub_code < len(target.embeddings):
+        raise UserError(f"sub_code is {sub_code}, and this model has sub-codes 0 to {len(target.embeddings) - 1}")
+    table = f"embeddings.{sub_code}.weight"
     if not _fits(source, "embeddings.0.weight", state, table):
         raise UserError(
             f"the earlier stage's embedding table is {_shape(source, 'embeddings.0.weight')} and that of sub-code "
-            f"{slot} is {_shape(state, table)}: they are not the same codes, leave slot out or choose the right one"
+            f"{sub_code} is {_shape(state, table)}: the codes differ, leave sub_code out or choose the right one"
         )
 
 
-def _silence_others(target: AutoregressiveGenerator, slot: int) -> None:
+def _silence_others(target: AutoregressiveGenerator, sub_code: int) -> None:
     if isinstance(target.aggregation, nn.Linear):
         weight, bias = target.aggregation.weight, target.aggregation.bias
         dim = weight.shape[0]
         weight.zero_()
         bias.zero_()
-        weight[:, slot * dim : (slot + 1) * dim].fill_diagonal_(1.0)
+        weight[:, sub_code * dim : (sub_code + 1) * dim].fill_diagonal_(1.0)
     else:
         for i, table in enumerate(target.embeddings):
-            if i != slot:
+            if i != sub_code:
                 table.weight.zero_()  # type: ignore[operator]
 
 

@@ -157,5 +157,5 @@ def record_in(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def sub_codes(record: dict[str, Any]) -> list[int]:
     """Which of the tokenizer's sub-codes a generator writes, in its order."""
-    chosen = record["codebooks"]
-    return list(range(TokenSpec.from_json(record["full_spec"]).num_codebooks)) if chosen is None else list(chosen)
+    chosen = record["sub_codes"]
+    return list(range(TokenSpec.from_json(record["full_spec"]).num_sub_codes)) if chosen is None else list(chosen)

@@ -28,7 +28,7 @@ class Generator(nn.Module):
     Args:
         network: writes codes.
         tokenizer: decodes them.
-        codebooks: which of the tokenizer's sub-codes the network writes, in its order.
+        sub_codes: which of the tokenizer's sub-codes the network writes, in its order.
         class_to_idx: the numbering of the classes by name.
         origin: where both come from, as plain data.
     """
@@ -37,14 +37,14 @@ class Generator(nn.Module):
         self,
         network: AutoregressiveGenerator,
         tokenizer: Tokenizer,
-        codebooks: Sequence[int],
+        sub_codes: Sequence[int],
         class_to_idx: dict[str, int],
         origin: dict[str, Any],
     ) -> None:
         super().__init__()
         self.network = network
         self.tokenizer = tokenizer
-        self.codebooks = list(codebooks)
+        self.sub_codes = list(sub_codes)
         self.class_to_idx = class_to_idx
         self.origin = origin
 
@@ -64,8 +64,8 @@ class Generator(nn.Module):
         record = checkpoint.get("generator")
         if record is None:
             raise UserError(f"{path} is not the checkpoint of a generator: name a run of stage 2 or of a baseline")
-        codebooks = sub_codes(record)
-        _warn_of_first_stage(record, codebooks, path)
+        written = sub_codes(record)
+        _warn_of_first_stage(record, written, path)
         place = Path(tokenizer_run or record["tokenizer_run"])
         tokenizer = load_tokenizer(place)
         found = fingerprint(tokenizer)
@@ -84,7 +84,7 @@ class Generator(nn.Module):
             },
             "tokenizer": {"run": str(place), "fingerprint": found},
         }
-        return cls(load_generator(path), tokenizer, codebooks, dict(record["class_to_idx"]), origin)
+        return cls(load_generator(path), tokenizer, written, dict(record["class_to_idx"]), origin)
 
     @property
     def num_classes(self) -> int:
@@ -145,11 +145,11 @@ class Generator(nn.Module):
 
     def _decode(self, codes: Tensor) -> Tensor:
         """Codes (B, k', N) to images (B, 3, H, W); channels of subspaces that are not written are zero."""
-        widths = self.tokenizer.part_channels
+        widths = self.tokenizer.subspace_channels
         full = codes.new_zeros(len(codes), len(widths), codes.shape[2])
-        full[:, self.codebooks] = codes
+        full[:, self.sub_codes] = codes
         parts = self.tokenizer.embed_codes(full).split(widths, dim=1)
-        kept = [part if i in self.codebooks else torch.zeros_like(part) for i, part in enumerate(parts)]
+        kept = [part if i in self.sub_codes else torch.zeros_like(part) for i, part in enumerate(parts)]
         return self.tokenizer.decode(torch.cat(kept, dim=1))
 
     def _index(self, name: int | str) -> int:
@@ -161,12 +161,12 @@ class Generator(nn.Module):
         return self.class_to_idx[name]
 
 
-def _warn_of_first_stage(record: dict[str, Any], codebooks: list[int], path: Path) -> None:
+def _warn_of_first_stage(record: dict[str, Any], written: list[int], path: Path) -> None:
     """Say that samples of a first stage are not those of the finished model."""
-    decoded = TokenSpec.from_json(record["full_spec"]).num_codebooks
-    if len(codebooks) < decoded:
+    decoded = TokenSpec.from_json(record["full_spec"]).num_sub_codes
+    if len(written) < decoded:
         reason = (
-            f"It writes the sub-codes {codebooks} of the {decoded} that its tokenizer decodes; the other subspaces are "
+            f"It writes the sub-codes {written} of the {decoded} that its tokenizer decodes; the other subspaces are "
             "set to zero"
         )
     elif "stage1" in path.resolve().parts:

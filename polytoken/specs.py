@@ -20,7 +20,7 @@ class TokenSpec:
     scales: tuple[tuple[int, int], ...]
 
     @property
-    def num_codebooks(self) -> int:
+    def num_sub_codes(self) -> int:
         """The k sub-codes of a position."""
         return len(self.codebook_sizes)
 
@@ -46,7 +46,7 @@ class Encoding:
     Args:
         codes: (B, k, N) int64, or None for a continuous bottleneck.
         quantized: (B, C, h, w), what the decoder reads.
-        parts: the k straight-through outputs (B, d, h, w) of which ``quantized`` is the concatenation.
+        subspaces: the k straight-through outputs (B, d, h, w) of which ``quantized`` is the concatenation.
         losses: scalars the quantizer itself owes (codebook, commitment, entropy, KL), weighted; empty in eval mode.
         latents: the k encoder outputs (B, d, h, w) that were compared with the codes, normalised if those are.
         code_vectors: the k code vectors (B, d, h, w) whose gradient reaches the codebooks; empty where none do.
@@ -54,7 +54,7 @@ class Encoding:
 
     codes: Tensor | None
     quantized: Tensor
-    parts: tuple[Tensor, ...] = ()
+    subspaces: tuple[Tensor, ...] = ()
     losses: dict[str, Tensor] = field(default_factory=dict)
     latents: tuple[Tensor, ...] = ()
     code_vectors: tuple[Tensor, ...] = ()
@@ -64,7 +64,7 @@ class Encoding:
         return Encoding(
             codes=None if self.codes is None else self.codes[kept],
             quantized=self.quantized[kept],
-            parts=tuple(part[kept] for part in self.parts),
+            subspaces=tuple(part[kept] for part in self.subspaces),
             latents=tuple(latent[kept] for latent in self.latents),
             code_vectors=tuple(vector[kept] for vector in self.code_vectors),
         )

@@ -53,7 +53,7 @@ class AffinityMatrix(SubsetMeasurement):
         self._teachers = pl_module.objective.teachers
         for teacher in self._teachers.values():
             teacher.prepare(pl_module.device)
-        self._num_subspaces = len(pl_module.tokenizer.part_channels)
+        self._num_subspaces = len(pl_module.tokenizer.subspace_channels)
         self._cosines = SubspaceCosines(self._num_subspaces).to(pl_module.device)
         self._subspaces: list[list[Tensor]] = [[] for _ in range(self._num_subspaces)]
         self._guides: dict[str, list[Tensor]] = {name: [] for name in self._teachers}
@@ -61,8 +61,8 @@ class AffinityMatrix(SubsetMeasurement):
 
     def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
         """Add positions to the cosines, and keep each image's mean feature vectors."""
-        self._cosines.update(encoding.parts)
-        for kept, part in zip(self._subspaces, encoding.parts, strict=True):
+        self._cosines.update(encoding.subspaces)
+        for kept, part in zip(self._subspaces, encoding.subspaces, strict=True):
             kept.append(part.float().mean((2, 3)))
         for name, teacher in self._teachers.items():
             features = teacher.features(images)

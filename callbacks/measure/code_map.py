@@ -75,7 +75,7 @@ class CodeMap(Measurement):
         self._device = pl_module.device
         self._active = trainer.state.fn == TrainerFn.VALIDATING
         self._maps: list[_Points] = []
-        self._num_subspaces = len(pl_module.tokenizer.part_channels)
+        self._num_subspaces = len(pl_module.tokenizer.subspace_channels)
         # each class may fill its share on a single rank; what is too much goes once all are gathered
         self._share = self.max_points // len(self._names)
         self._labels: list[Tensor] = []
@@ -92,7 +92,7 @@ class CodeMap(Measurement):
         if not kept.any():
             return
         self._labels.append(labels[kept])
-        for index, part in enumerate(encoding.parts):
+        for index, part in enumerate(encoding.subspaces):
             vectors = part[kept].float().flatten(2)
             self._vectors[index].append(vectors.mean(2))
             if index == 0:  # all subspaces at the same positions

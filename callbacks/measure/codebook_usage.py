@@ -61,7 +61,7 @@ class CodebookUsage(Measurement):
         """Start counting anew."""
         spec = pl_module.tokenizer.spec
         self._statistics = CodebookStatistics(spec.codebook_sizes).to(pl_module.device) if spec else None
-        joint = spec is not None and spec.num_codebooks > 1
+        joint = spec is not None and spec.num_sub_codes > 1
         self._joint = JointCodeStatistics(spec.codebook_sizes, pl_module.device) if joint else None
         self._figures: CodebookFigures | None = None
 

@@ -50,7 +50,7 @@ class SubspaceAblation(SubsetMeasurement):
         self._device = pl_module.device
         self._precision = trainer.precision_plugin
         # every column exists on every rank from the start: a rank without images takes part in the sums as well
-        self._columns = columns(len(pl_module.tokenizer.part_channels))
+        self._columns = columns(len(pl_module.tokenizer.subspace_channels))
         self._shown: dict[str, list[Tensor]] = {name: [] for name in (ORIGINAL, *self._columns)}
         self._psnr = {name: MeanMetric().to(pl_module.device) for name in self._columns}
         self._features: dict[str, FeatureStatistics] = {}
@@ -62,7 +62,7 @@ class SubspaceAblation(SubsetMeasurement):
 
     def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
         """Decode without some of the subspaces."""
-        decoded: dict[tuple[int, ...], Tensor] = {tuple(range(len(encoding.parts))): reconstruction}
+        decoded: dict[tuple[int, ...], Tensor] = {tuple(range(len(encoding.subspaces))): reconstruction}
         self._add(ORIGINAL, images, images)
         for name, kept in self._columns.items():
             if kept not in decoded:
@@ -109,5 +109,5 @@ def columns(num_parts: int) -> dict[str, tuple[int, ...]]:
 
 def keep_parts(encoding: Encoding, kept: tuple[int, ...]) -> Tensor:
     """``encoding.quantized`` with the channels of all parts but these set to zero."""
-    masked = [part if index in kept else torch.zeros_like(part) for index, part in enumerate(encoding.parts)]
+    masked = [part if index in kept else torch.zeros_like(part) for index, part in enumerate(encoding.subspaces)]
     return torch.cat(masked, 1).to(encoding.quantized.dtype)

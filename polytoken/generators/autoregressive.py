@@ -76,8 +76,8 @@ class AutoregressiveGenerator(nn.Module):
         self.noise = noise
         self.embeddings = nn.ModuleList(nn.Embedding(size, trunk.dim) for size in spec.codebook_sizes)
         self.aggregation: nn.Linear | None = None
-        if spec.num_codebooks > 1 and aggregation == "concatenation":
-            self.aggregation = nn.Linear(spec.num_codebooks * trunk.dim, trunk.dim)
+        if spec.num_sub_codes > 1 and aggregation == "concatenation":
+            self.aggregation = nn.Linear(spec.num_sub_codes * trunk.dim, trunk.dim)
         self.class_embedding = nn.Embedding(num_classes + 1, trunk.dim)
         self.trunk = Trunk(trunk, spec.scales[0])
         head.connect(trunk, spec.codebook_sizes, spec.scales[0])
@@ -140,8 +140,8 @@ class AutoregressiveGenerator(nn.Module):
             ValueError: for a class out of range, or rules that do not fit the number of sub-codes.
         """
         self._check_labels(labels)
-        num_codebooks, num_positions = self.spec.num_codebooks, self.spec.num_positions
-        sampler.check(num_codebooks)
+        num_sub_codes, num_positions = self.spec.num_sub_codes, self.spec.num_positions
+        sampler.check(num_sub_codes)
         noise = RowNoise(seed, first_index, len(labels), labels.device)
 
         def choose(logits: Tensor, position: int, sub_code: int) -> Tensor:
@@ -152,7 +152,7 @@ class AutoregressiveGenerator(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            return self.write(labels, choose, sampler.guided_positions(num_codebooks, num_positions))
+            return self.write(labels, choose, sampler.guided_positions(num_sub_codes, num_positions))
         finally:
             self.train(was_training)
 
@@ -167,7 +167,7 @@ class AutoregressiveGenerator(nn.Module):
         batch = len(labels)
         rows = torch.cat([labels, torch.full_like(labels, self.num_classes)]) if guided_positions else labels
         trunk_cache, head_cache = self.trunk.new_cache(len(rows)), self.head.new_cache(len(rows))
-        codes = labels.new_empty(batch, self.spec.num_codebooks, self.spec.num_positions)
+        codes = labels.new_empty(batch, self.spec.num_sub_codes, self.spec.num_positions)
         features = self.class_embedding(rows).unsqueeze(1)
         for position in range(self.spec.num_positions):
             if position == guided_positions and len(features) > batch:

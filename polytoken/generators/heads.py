@@ -31,7 +31,7 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def connect(self, trunk: TrunkConfig, codebook_sizes: Sequence[int], grid: tuple[int, int]) -> None:
-        """Build all that has sizes: for a trunk's width, k codebooks and a grid (h, w)."""
+        """Build all that has sizes: for a trunk's width, k sub_codes and a grid (h, w)."""
 
     @abstractmethod
     def states(self, hidden: Tensor, codes: Tensor, embeddings: nn.ModuleList) -> Sequence[Tensor]:
@@ -123,7 +123,7 @@ class LinearHead(MultiLinearHead):
         if len(codebook_sizes) != 1:
             raise UserError(
                 f"LinearHead predicts one code a position and the data has {len(codebook_sizes)}: select one "
-                "(data.init_args.codebooks: [0]) or take AutoregressiveHead, MultiLinearHead or MultiMLPHead"
+                "(data.init_args.sub_codes: [0]) or take AutoregressiveHead, MultiLinearHead or MultiMLPHead"
             )
         super().connect(trunk, codebook_sizes, grid)
 

@@ -22,7 +22,7 @@ class FeatureAlignment(LossTerm):
 
     Args:
         teacher: the name under which ``objective.teachers`` has it.
-        codebook: the guided subspace, from 0; visual, then mid-level, then high-level.
+        subspace: the guided subspace, from 0; visual, then mid-level, then high-level.
         weight: factor in the total; λ_2 = 0.5 as released.
         start_step: updates before which the term is left out.
         contrastive: factor of the contrastive loss on the class token.
@@ -37,7 +37,7 @@ class FeatureAlignment(LossTerm):
     def __init__(
         self,
         teacher: str,
-        codebook: int,
+        subspace: int,
         weight: float = 0.5,
         start_step: int = 0,
         contrastive: float = 1.0,
@@ -53,7 +53,7 @@ class FeatureAlignment(LossTerm):
         if temperature <= 0:
             raise UserError(f"temperature of an alignment term must be positive, got {temperature}")
         self.teacher = teacher
-        self.codebook = codebook
+        self.subspace = subspace
         self.contrastive = contrastive
         self.patch_cosine = patch_cosine
         self.patch_mse = patch_mse
@@ -70,20 +70,20 @@ class FeatureAlignment(LossTerm):
         """Build the predictors at the widths of the subspace and the teacher.
 
         Raises:
-            ValueError: if there is no such teacher or codebook, or the grids cannot be laid over each other.
+            ValueError: if there is no such teacher or subspace, or the grids cannot be laid over each other.
         """
         if self.teacher not in teachers:
             known = ", ".join(teachers) or "none"
             raise UserError(f"an alignment term asks for teacher {self.teacher!r}; objective.teachers has {known}")
-        parts = tokenizer.part_channels
-        if not 0 <= self.codebook < len(parts):
+        parts = tokenizer.subspace_channels
+        if not 0 <= self.subspace < len(parts):
             raise UserError(
-                f"the alignment to teacher {self.teacher!r} guides codebook {self.codebook}, but the tokenizer has "
-                f"{len(parts)}, counted from 0: set codebook to 0 … {len(parts) - 1}"
+                f"the alignment to teacher {self.teacher!r} guides subspace {self.subspace}, but the tokenizer has "
+                f"{len(parts)}, counted from 0: set subspace to 0 … {len(parts) - 1}"
             )
         teacher = teachers[self.teacher]
         teacher.check()
-        channels = parts[self.codebook]
+        channels = parts[self.subspace]
         if self.contrastive > 0:
             self.class_predictor = ClassTokenPredictor(channels, teacher.width, tokenizer.grid, self.depth)
         if self.reads_patches:
@@ -100,7 +100,7 @@ class FeatureAlignment(LossTerm):
     def forward(self, step: TokenizerStep) -> Tensor:
         """Scalar, float32."""
         features = step.teacher_features[self.teacher]
-        part = step.encoding.parts[self.codebook]
+        part = step.encoding.subspaces[self.subspace]
         loss = part.new_zeros((), dtype=torch.float32)
         if self.contrastive > 0:
             prediction = self.class_predictor(part).float()

@@ -35,12 +35,12 @@ class Disentanglement(LossTerm):
 
     def connect(self, tokenizer: Tokenizer, teachers: dict[str, Teacher]) -> None:
         """Refuse a tokenizer of one codebook."""
-        if len(tokenizer.part_channels) < 2:
+        if len(tokenizer.subspace_channels) < 2:
             raise UserError("disentanglement needs at least two codebooks: set its weight to 0")
 
     def forward(self, step: TokenizerStep) -> Tensor:
         """Scalar in [0, 1], float32."""
-        parts = step.encoding.parts
+        parts = step.encoding.subspaces
         if self.through_codebooks:
             vectors = step.encoding.code_vectors
             if not vectors:

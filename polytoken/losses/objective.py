@@ -64,16 +64,16 @@ class TokenizerObjective(nn.Module):
         """Check every term against the tokenizer, and build what has its sizes.
 
         Raises:
-            ValueError: if a term does not fit the tokenizer, or two guide one codebook.
+            ValueError: if a term does not fit the tokenizer, or two guide one subspace.
         """
         guides: dict[int, str] = {}
         for name, term in self.alignments.items():
-            if term.codebook in guides:
+            if term.subspace in guides:
                 raise UserError(
-                    f"{guides[term.codebook]} and {name} both guide codebook {term.codebook}: give one of them another "
-                    "codebook, or weight 0"
+                    f"{guides[term.subspace]} and {name} both guide subspace {term.subspace}: give one of them another "
+                    "subspace, or weight 0"
                 )
-            guides[term.codebook] = name
+            guides[term.subspace] = name
         for every in self.terms.values():
             every.connect(tokenizer, self.teachers)  # type: ignore[operator]
 

@@ -15,15 +15,16 @@ class Quantizer(nn.Module, ABC):
 
     Args:
         in_channels: width of the features it reads.
-        part_channels: widths of the k ``Encoding.parts``; their sum is ``out_channels``, C of ``Encoding.quantized``.
+        subspace_channels: widths of the k ``Encoding.subspaces``; their sum is ``out_channels``, the C of
+            ``Encoding.quantized``.
         codebook_sizes: K_1 … K_k; empty for a continuous bottleneck.
     """
 
-    def __init__(self, in_channels: int, part_channels: tuple[int, ...], codebook_sizes: tuple[int, ...]) -> None:
+    def __init__(self, in_channels: int, subspace_channels: tuple[int, ...], codebook_sizes: tuple[int, ...]) -> None:
         super().__init__()
         self.in_channels = in_channels
-        self.part_channels = part_channels
-        self.out_channels = sum(part_channels)
+        self.subspace_channels = subspace_channels
+        self.out_channels = sum(subspace_channels)
         self.codebook_sizes = codebook_sizes
 
     @abstractmethod

@@ -40,14 +40,14 @@ class ContinuousBottleneck(Quantizer):
         with torch.autocast(latents.device.type, enabled=False):
             latents = latents.float()
             if self.kl_weight is None:
-                return Encoding(codes=None, quantized=latents, parts=(latents,), latents=(latents,))
+                return Encoding(codes=None, quantized=latents, subspaces=(latents,), latents=(latents,))
             mean, log_variance = latents.chunk(2, dim=1)
             if not self.training:
-                return Encoding(codes=None, quantized=mean, parts=(mean,), latents=(mean,))
+                return Encoding(codes=None, quantized=mean, subspaces=(mean,), latents=(mean,))
             log_variance = log_variance.clamp(-30.0, 20.0)  # so that neither exp below can overflow
             sample = mean + (log_variance / 2).exp() * torch.randn_like(mean)
             losses = {"kl": self.kl_weight * gaussian_kl(mean, log_variance)}
-        return Encoding(codes=None, quantized=sample, parts=(sample,), losses=losses, latents=(mean,))
+        return Encoding(codes=None, quantized=sample, subspaces=(sample,), losses=losses, latents=(mean,))
 
     def embed_codes(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
         """Refuse: there is nothing to look up."""

@@ -17,11 +17,11 @@ from polytoken.specs import Encoding
 class FactorizedQuantizer(Quantizer):
     """k subspaces side by side, each with its own adapter and codebook (FQGAN eqs. 4–6, SSQ eqs. 4–6).
 
-    Dual, triple and quad are ``num_codebooks`` 2, 3 and 4; 1 without adapter is LlamaGen's single codebook.
+    Dual, triple and quad are ``num_subspaces`` 2, 3 and 4; 1 without adapter is LlamaGen's single codebook.
 
     Args:
         in_channels: width of the base features.
-        num_codebooks: k. Order: visual, then mid-level, then high-level.
+        num_subspaces: k. Order: visual, then mid-level, then high-level.
         codebook_size: K of each codebook.
         code_dim: d of each codebook.
         adapter: what leads into a subspace: the released 6-layer transformer, light convolutions, or nothing.
@@ -41,7 +41,7 @@ class FactorizedQuantizer(Quantizer):
     def __init__(
         self,
         in_channels: int = 512,
-        num_codebooks: int = 2,
+        num_subspaces: int = 2,
         codebook_size: int = 16384,
         code_dim: int = 8,
         adapter: Literal["transformer", "convolutional", "none"] = "transformer",
@@ -55,9 +55,9 @@ class FactorizedQuantizer(Quantizer):
         codebook_weight: float = 1.0,
         entropy_gather: bool = False,
     ) -> None:
-        if num_codebooks < 1:
-            raise UserError(f"num_codebooks must be at least 1, got {num_codebooks}")
-        super().__init__(in_channels, (code_dim,) * num_codebooks, (codebook_size,) * num_codebooks)
+        if num_subspaces < 1:
+            raise UserError(f"num_subspaces must be at least 1, got {num_subspaces}")
+        super().__init__(in_channels, (code_dim,) * num_subspaces, (codebook_size,) * num_subspaces)
 
         def build_adapter() -> nn.Module:
             if adapter == "transformer":
@@ -66,8 +66,8 @@ class FactorizedQuantizer(Quantizer):
                 return ConvolutionalAdapter(in_channels, adapter_depth)
             return nn.Identity()
 
-        self.adapters = nn.ModuleList(build_adapter() for _ in range(num_codebooks))
-        self.heads = nn.ModuleList(LatentHead(in_channels, latent_channels, code_dim) for _ in range(num_codebooks))
+        self.adapters = nn.ModuleList(build_adapter() for _ in range(num_subspaces))
+        self.heads = nn.ModuleList(LatentHead(in_channels, latent_channels, code_dim) for _ in range(num_subspaces))
         self.codebooks = nn.ModuleList(
             VectorQuantizer(
                 codebook_size,
@@ -79,7 +79,7 @@ class FactorizedQuantizer(Quantizer):
                 codebook_weight=codebook_weight,
                 entropy_gather=entropy_gather,
             )
-            for _ in range(num_codebooks)
+            for _ in range(num_subspaces)
         )
 
     def forward(self, features: Tensor) -> Encoding:
@@ -95,7 +95,7 @@ class FactorizedQuantizer(Quantizer):
         return Encoding(
             codes=torch.stack([result.codes for result in results], dim=1),
             quantized=torch.cat([result.quantized for result in results], dim=1),
-            parts=tuple(result.quantized for result in results),
+            subspaces=tuple(result.quantized for result in results),
             losses=losses,
             latents=tuple(result.latents for result in results),
             code_vectors=tuple(result.code_vectors for result in results),

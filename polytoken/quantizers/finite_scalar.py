@@ -72,8 +72,8 @@ class FiniteScalarQuantizer(Quantizer):
         return Encoding(
             codes=digits_to_codes(digits, self.levels, self.order).transpose(1, 2),
             quantized=quantized,
-            parts=quantized.split(self.part_channels, dim=1),
-            latents=bounded.split(self.part_channels, dim=1),
+            subspaces=quantized.split(self.subspace_channels, dim=1),
+            latents=bounded.split(self.subspace_channels, dim=1),
         )
 
     def embed_codes(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:

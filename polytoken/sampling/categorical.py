@@ -55,13 +55,13 @@ class Sampler:
         if not 0 <= self.interval[0] < self.interval[1] <= 1:
             raise UserError(f"sampler.interval is {list(self.interval)}: it must be [from, to) within [0, 1]")
 
-    def check(self, num_codebooks: int) -> None:
+    def check(self, num_sub_codes: int) -> None:
         """ValueError if a list has not one value a sub-code."""
         for name in ("guidance", "temperature", "top_k", "top_p"):
             value = getattr(self, name)
-            if isinstance(value, list) and len(value) != num_codebooks:
+            if isinstance(value, list) and len(value) != num_sub_codes:
                 raise UserError(
-                    f"sampler.{name} has {len(value)} values and the generator writes {num_codebooks} sub-codes: give "
+                    f"sampler.{name} has {len(value)} values and the generator writes {num_sub_codes} sub-codes: give "
                     "one value, or one a sub-code"
                 )
 
@@ -75,10 +75,10 @@ class Sampler:
             return wanted if inside else 1.0
         return wanted
 
-    def guided_positions(self, num_codebooks: int, num_positions: int) -> int:
+    def guided_positions(self, num_sub_codes: int, num_positions: int) -> int:
         """Positions after which no sub-code is guided any more; 0 if none ever is."""
         for position in reversed(range(num_positions)):
-            if any(self.scale(i, position, num_positions) != 1 for i in range(num_codebooks)):
+            if any(self.scale(i, position, num_positions) != 1 for i in range(num_sub_codes)):
                 return position + 1
         return 0
 

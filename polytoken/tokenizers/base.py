@@ -19,8 +19,8 @@ class Tokenizer(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def part_channels(self) -> tuple[int, ...]:
-        """Widths d_1 … d_k of ``Encoding.parts``."""
+    def subspace_channels(self) -> tuple[int, ...]:
+        """Widths d_1 … d_k of ``Encoding.subspaces``."""
 
     @property
     @abstractmethod

@@ -145,9 +145,9 @@ class ConvolutionalTokenizer(Tokenizer):
         return TokenSpec(self.quantizer.codebook_sizes, (self.grid,))
 
     @property
-    def part_channels(self) -> tuple[int, ...]:
+    def subspace_channels(self) -> tuple[int, ...]:
         """Widths of the quantizer's parts."""
-        return self.quantizer.part_channels
+        return self.quantizer.subspace_channels
 
     @property
     def grid(self) -> tuple[int, int]:

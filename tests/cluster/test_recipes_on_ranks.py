@@ -45,7 +45,7 @@ def over_two(name: str) -> tuple[str, ...]:
 
 
 def generator(recipe: str, batch_size: int, stage: str) -> list[str]:
-    one_code = ["--data.init_args.codebooks", "[0]"] if recipe == "llamagen" else []
+    one_code = ["--data.init_args.sub_codes", "[0]"] if recipe == "llamagen" else []
     size = ["--data.init_args.batch_size", str(batch_size), "--run.stage", stage]
     return [*tiny(recipe, Path("codes")), *one_code, *QUICK, *EQUAL, *size]
 

@@ -48,7 +48,7 @@ def count(module: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "codebooks", "parameters"),
+    ("recipe", "sub_codes", "parameters"),
     [
         ("llamagen", 1, 342_910_976),
         ("stage1", 2, 342_910_976),
@@ -83,7 +83,7 @@ def test_a_preset_sets_sizes_and_leaves_the_rest(
     store = write_digit_codes(tmp_path / "codes", TokenSpec((size,) * (1 if recipe == "llamagen" else 2), (grid,)))
     command, generator = built(recipe, preset, store, monkeypatch)
     assert count(generator) < 10_000_000
-    assert generator.spec.num_codebooks == (1 if recipe in ONE_CODE else 2)
+    assert generator.spec.num_sub_codes == (1 if recipe in ONE_CODE else 2)
     config = generator.trunk.config
     assert config.class_dropout == 0.1, "guidance needs a null class"
     optimizer = command.model.optimizer_config

@@ -67,7 +67,7 @@ def test_recipe_with_preset_is_built_on_the_meta_device(
     assert next(built[0].parameters()).device.type == "meta"
     spec = built[0].tokenizer.spec
     codebooks = {"vq": 1, "fq_dual": 2, "fq_triple": 3, "fq_quad": 4, "fsq": 1, "ifsq": 1, "ae": None, "vae": None}
-    assert (spec and spec.num_codebooks) == codebooks[recipe]
+    assert (spec and spec.num_sub_codes) == codebooks[recipe]
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -1,4 +1,4 @@
-"""Codes as batches: views by epoch, exact resuming, selection of codebooks, and stores that do not fit."""
+"""Codes as batches: views by epoch, exact resuming, selection of sub_codes, and stores that do not fit."""
 
 import os
 from pathlib import Path
@@ -85,7 +85,7 @@ def test_workers_and_interruptions_change_nothing(
 
 def test_validation_is_the_centre_of_each_image_in_order(root: Path) -> None:
     diary = Diary()
-    data = TokenDataModule(str(root), codebooks=[1], batch_size=4, num_workers=0)
+    data = TokenDataModule(str(root), sub_codes=[1], batch_size=4, num_workers=0)
     quiet_trainer().validate(diary, datamodule=data, verbose=False)
     batch = {key: torch.cat([rows[key] for rows in diary.evaluated]) for key in diary.evaluated[0]}
     assert batch["index"].tolist() == list(range(7)) and batch["label"].tolist() == [0, 1, 0, 1, 0, 1, 0]
@@ -95,7 +95,7 @@ def test_validation_is_the_centre_of_each_image_in_order(root: Path) -> None:
 
 
 def test_specs_speak_of_the_codes_that_come(root: Path) -> None:
-    data = TokenDataModule(str(root), codebooks=[1])
+    data = TokenDataModule(str(root), sub_codes=[1])
     assert data.spec == TokenSpec((12,), ((2, 3),)) and data.full_spec == TokenSpec((16, 12), ((2, 3),))
     assert (data.num_classes, data.class_to_idx) == (2, {"even": 0, "odd": 1})
     assert data.tokenizer_run == "runs/digits/tokenizer/fq_dual" and data.tokenizer_fingerprint.startswith("0123")
@@ -103,11 +103,11 @@ def test_specs_speak_of_the_codes_that_come(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("codebooks", "said"), [([2], "has codebooks 0 to 1, and no 2"), ([], "name each"), ([0, 0], "name each")]
+    ("sub_codes", "said"), [([2], "has sub_codes 0 to 1, and no 2"), ([], "name each"), ([0, 0], "name each")]
 )
-def test_codebooks_that_are_not_there_are_refused(root: Path, codebooks: list[int], said: str) -> None:
+def test_codebooks_that_are_not_there_are_refused(root: Path, sub_codes: list[int], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        TokenDataModule(str(root), codebooks)
+        TokenDataModule(str(root), sub_codes)
 
 
 def test_splits_of_two_tokenizers_are_refused(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_from_images_to_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert lineage["tokenizer_fingerprint"] == expected
         metrics = json.loads((RUNS / stage / "fq_dual/metrics.json").read_text())["validate"]["metrics"]
         assert metrics["val/nll"] == pytest.approx(np.log(64), abs=0.1), "hardly trained"
-    assert lineage["init_from"]["slot"] == 0
+    assert lineage["init_from"]["sub_code"] == 0
     assert load_generator(RUNS / "stage2/fq_dual").spec.codebook_sizes == (64, 64)
     with np.load(RUNS / "samples/fq_dual/samples.npz", allow_pickle=False) as samples:
         assert samples["arr_0"].shape == (20, 32, 32, 3) and samples["arr_0"].dtype == np.uint8

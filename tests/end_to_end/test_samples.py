@@ -72,7 +72,7 @@ def test_a_run_that_is_not_there_is_said_in_one_line(capsys: pytest.CaptureFixtu
 
 
 def test_samples_of_a_first_stage_are_warned_of(capsys: pytest.CaptureFixture) -> None:
-    run = write_runs(Path("runs/digits"), codebooks=[0], stage="stage1", image_size=32)
+    run = write_runs(Path("runs/digits"), sub_codes=[0], stage="stage1", image_size=32)
     with pytest.warns(UserWarning, match="first stage of a curriculum"):
         assert predict(run) == 0
     assert Path("runs/digits/samples/fq_dual/samples.npz").is_file()

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Callback
 
 import cli
-from artifacts.lineage import TokensRead, slot_of
+from artifacts.lineage import TokensRead, sub_code_of
 from lightning_modules import AutoregressiveModule
 from lightning_modules.guards import check_precision
 from polytoken.generators import LinearHead, TrunkConfig
@@ -69,7 +69,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.setattr("sys.argv", ["cli.py"])
-        fit("stage1", codes, "--data.init_args.codebooks", "[1]")
+        fit("stage1", codes, "--data.init_args.sub_codes", "[1]")
     return place / "runs"
 
 
@@ -161,7 +161,7 @@ def test_the_checkpoint_says_which_codes_it_writes(stage1: Path) -> None:
     record = torch.load(stage1 / "checkpoints/last.ckpt", weights_only=True)["generator"]
     assert record["spec"] == {"codebook_sizes": [8], "scales": [[2, 3]]}
     assert record["full_spec"] == {"codebook_sizes": [8, 8], "scales": [[2, 3]]}
-    assert record["codebooks"] == [1]
+    assert record["sub_codes"] == [1]
     assert record["tokenizer_fingerprint"] == FINGERPRINT
     assert record["tokenizer_run"] == "runs/digits/tokenizer/fq_dual"
     assert record["num_classes"] == len(record["class_to_idx"]) == 10
@@ -187,7 +187,7 @@ def test_stage_2_begins_where_stage_1_ended(
     source = json.loads((run("stage2") / "lineage.json").read_text())["init_from"]
     assert source == checkpoint["generator"]["lineage"]["init_from"]
     assert source["path"] == str(file) and source["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
-    assert source["slot"] == 1 and source["step"] == 2 and source["codebooks"] == [1]
+    assert source["sub_code"] == 1 and source["step"] == 2 and source["sub_codes"] == [1]
     assert set(generator.state_dict()) == {*source["carried"], *source["fresh"]}
     assert {"embeddings.1.weight", "head.outputs.1.weight", "class_embedding.weight"} <= set(source["carried"])
     assert "embeddings.0.weight" in source["fresh"] and source["left_behind"] == []
@@ -206,7 +206,7 @@ def test_weights_of_another_tokenizer_carry_over_without_its_codes(store: Path, 
     other = {"tokenizer_fingerprint": "b" * 64, "tokenizer_run": "runs/digits/tokenizer/vq"}
     fit("stage1", write_digit_codes(tmp_path / "single", TokenSpec((16,), ((2, 3),)), **other))
     source = stage2(store)["generator"]["lineage"]["init_from"]
-    assert source["slot"] is None and source["tokenizer_fingerprint"] == "b" * 64
+    assert source["sub_code"] is None and source["tokenizer_fingerprint"] == "b" * 64
     assert WEIGHT in source["carried"]
     assert not any("embeddings." in name for name in source["carried"])
 
@@ -219,9 +219,9 @@ def test_which_sub_codes_an_earlier_run_wrote() -> None:
         source, here = (
             TokensRead("store", spec, spec, codes and list(codes), "tokenizer", "a" * 64) for codes in (before, now)
         )
-        assert slot_of(source.to_json(), here, Path("last.ckpt")) == slot, (before, now)
+        assert sub_code_of(source.to_json(), here, Path("last.ckpt")) == slot, (before, now)
     other = {**source.to_json(), "tokenizer_run": "other", "tokenizer_fingerprint": "b" * 64}
-    assert slot_of(other, here, Path("last.ckpt")) is None
+    assert sub_code_of(other, here, Path("last.ckpt")) is None
 
 
 def test_a_tokenizer_trained_on_between_the_stages_is_refused(
@@ -239,7 +239,7 @@ def test_a_trunk_of_other_sizes_and_another_grid_are_refused(
     error = refused(capsys, "fit", *tiny("stage2", store), *begin, "--model.init_args.trunk.depth", "3")
     assert "the trunks differ: trunk.blocks.2." in error and "is missing in the weights to start from" in error
     wide = write_digit_codes(tmp_path / "wide", TokenSpec((8, 8), ((2, 4),)))
-    one = ("--data.init_args.codebooks", "[1]")
+    one = ("--data.init_args.sub_codes", "[1]")
     error = refused(capsys, "fit", *tiny("stage1", wide), *one)
     assert "[8, 8] entries on a grid of 2 × 3, and" in error and "[8, 8] entries on a grid of 2 × 4" in error
 
@@ -266,7 +266,7 @@ def test_frozen_weights_rest_for_as_long_as_is_said(stage1: Path, store: Path, w
 
 
 def test_freezing_all_weights_is_refused(stage1: Path, store: Path, capsys: pytest.CaptureFixture) -> None:
-    begin = ("--model.init_args.init_from", str(stage1), "--data.init_args.codebooks", "[1]", "--run.stage", "again")
+    begin = ("--model.init_args.init_from", str(stage1), "--data.init_args.sub_codes", "[1]", "--run.stage", "again")
     error = refused(capsys, "fit", *tiny("stage1", store), *begin, "--model.init_args.freeze_carried_steps", "2")
     assert "all weights are carried over from" in error and "set freeze_carried_steps to 0" in error
 
@@ -315,7 +315,7 @@ def test_a_resumed_run_reads_the_codes_it_began_with(
 ) -> None:
     other = write_digit_codes(tmp_path / "other", tokenizer_fingerprint="c" * 64)
     both = f"{FINGERPRINT[:12]}.*cccccccccccc|cccccccccccc.*{FINGERPRINT[:12]}"
-    second = ("--data.init_args.codebooks", "[1]")
+    second = ("--data.init_args.sub_codes", "[1]")
     assert re.search(both, refused(capsys, "fit", *tiny("stage1", other), *second))
     error = refused(capsys, "validate", *tiny("stage1", other), *second)
     assert re.search(f"writes codes of the tokenizer .*{both}", error)
@@ -325,7 +325,7 @@ def test_a_resumed_run_reads_the_codes_it_began_with(
 
 def test_a_changed_stage_1_is_warned_of_and_not_read(stage1: Path, store: Path) -> None:
     before = stage2(store)
-    fit("stage1", store, "--data.init_args.codebooks", "[1]", "--trainer.max_steps", "3")
+    fit("stage1", store, "--data.init_args.sub_codes", "[1]", "--trainer.max_steps", "3")
     with pytest.warns(UserWarning, match="has changed since this run began with it"):
         after = stage2(store)
     assert_equal(after, before)

@@ -85,7 +85,7 @@ def test_two_ranks_are_one_of_twice_the_batch(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["cli.py"])
     write_digit_codes(tmp_path / "codes", validation=11)
-    one_code = ("--data.init_args.codebooks", "[1]")
+    one_code = ("--data.init_args.sub_codes", "[1]")
     assert exit_code("fit", *tiny("stage1", Path("codes")), *one_code, "--trainer.max_steps", "1") == 0
     fit("alone", "3", *begin(), "--data.init_args.batch_size", "16")
     run_on_ranks(two_ranks, tmp_path)
@@ -223,7 +223,7 @@ def test_a_refusal_is_a_sentence(
     """Before any process is started, by the size of the overlay on fewer devices."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["cli.py"])
-    arguments = [*tiny("llamagen", write_digit_codes(tmp_path / "codes")), "--data.init_args.codebooks", "[0]"]
+    arguments = [*tiny("llamagen", write_digit_codes(tmp_path / "codes")), "--data.init_args.sub_codes", "[0]"]
     overlay = ("--config", str(CONFIGS / "cluster/fsdp.yaml"), "--trainer.devices", "1", "--trainer.accelerator", "cpu")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")  # or Lightning would start ranks
     for name in ("RANK", "LOCAL_RANK", "GROUP_RANK"):

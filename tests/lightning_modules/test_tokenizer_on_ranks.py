@@ -32,7 +32,7 @@ def build(gather: bool, teacher: str) -> TokenizerModule:
     objective = TokenizerObjective(
         reconstruction=Reconstruction(),
         disentanglement=Disentanglement(),
-        alignment_high=FeatureAlignment("high", codebook=1, temperature=0.1, gather=gather),
+        alignment_high=FeatureAlignment("high", subspace=1, temperature=0.1, gather=gather),
         adversarial=Adversarial(PatchDiscriminator(base_channels=8, num_layers=0), start_step=1, adaptive=True),
         teachers={"high": Teacher("stand_in", teacher)},
     )

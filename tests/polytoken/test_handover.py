@@ -23,7 +23,7 @@ def stage_one() -> AutoregressiveGenerator:
 
 
 @pytest.mark.parametrize("aggregation", ["concatenation", "sum"])
-@pytest.mark.parametrize("slot", [0, 1, 2])
+@pytest.mark.parametrize("sub_code", [0, 1, 2])
 def test_hidden_states_are_those_of_stage_one(stage_one, aggregation: str, slot: int) -> None:
     target = stage_two(aggregation=aggregation)
     handover = carry_over(stage_one.state_dict(), target, slot)
@@ -38,7 +38,7 @@ def test_hidden_states_are_those_of_stage_one(stage_one, aggregation: str, slot:
 
 def test_a_linear_head_predicts_as_stage_one_did(stage_one) -> None:
     target = stage_two(MultiLinearHead())
-    carry_over(stage_one.state_dict(), target, slot=1)
+    carry_over(stage_one.state_dict(), target, sub_code=1)
     codes, labels = random_codes(stage_one, 3)
     loss = target.loss(codes.expand(-1, 3, -1), labels)
     assert torch.allclose(loss.per_code[1], stage_one.loss(codes, labels).total)
@@ -49,7 +49,7 @@ def test_a_linear_head_predicts_as_stage_one_did(stage_one) -> None:
 def test_silenced_sub_codes_learn(stage_one, aggregation: str) -> None:
     """They start without influence, not without gradient."""
     target = stage_two(aggregation=aggregation)
-    carry_over(stage_one.state_dict(), target, slot=0)
+    carry_over(stage_one.state_dict(), target, sub_code=0)
     target.loss(torch.randint(11, (3, 3, 12)), torch.tensor([0, 1, 2])).total.backward()
     silenced = target.aggregation.weight.grad[:, 32:] if target.aggregation else target.embeddings[2].weight.grad
     assert silenced.abs().max() > 0
@@ -91,7 +91,7 @@ def test_the_three_lists_are_complete(stage_one) -> None:
 
 def test_what_does_not_fit_outside_the_trunk_stays_fresh(stage_one) -> None:
     target = stage_two(AutoregressiveHead(1, width=16), num_classes=9)
-    handover = carry_over(stage_one.state_dict(), target, slot=0)
+    handover = carry_over(stage_one.state_dict(), target, sub_code=0)
     assert {"class_embedding.weight", "head.norm.weight", "head.outputs.0.weight"} <= set(handover.fresh)
     assert {"class_embedding.weight", "head.norm.weight", "head.outputs.0.weight"} == set(handover.left_behind)
     assert "head.norm.weight" in carry_over(stage_one.state_dict(), stage_two(MultiMLPHead(hidden=16))).carried
@@ -116,9 +116,9 @@ def test_another_trunk_is_refused_and_nothing_moves(stage_one, changes: dict, me
 
 def test_slots_that_do_not_fit(stage_one) -> None:
     with pytest.raises(ValueError, match="sub-codes 0 to 2"):
-        carry_over(stage_one.state_dict(), stage_two(), slot=3)
+        carry_over(stage_one.state_dict(), stage_two(), sub_code=3)
     with pytest.raises(ValueError, match="read 2 sub-codes: leave it out"):
-        carry_over(small_generator(2).state_dict(), stage_two(), slot=0)
+        carry_over(small_generator(2).state_dict(), stage_two(), sub_code=0)
     other = AutoregressiveGenerator(TokenSpec((12,), (GRID,)), NUM_CLASSES, TRUNK, LinearHead())
     with pytest.raises(ValueError, match="12 × 32 and that of sub-code 1 is 11 × 32"):
-        carry_over(other.state_dict(), stage_two(), slot=1)
+        carry_over(other.state_dict(), stage_two(), sub_code=1)

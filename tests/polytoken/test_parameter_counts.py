@@ -17,7 +17,7 @@ def count(module: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    ("multipliers", "num_codebooks", "expected"),
+    ("multipliers", "num_subspaces", "expected"),
     [
         (F16, 1, 71_883_403),
         (F8, 1, 70_109_835),
@@ -28,11 +28,11 @@ def count(module: torch.nn.Module) -> int:
     ],
     ids=["LlamaGen VQ-16", "LlamaGen VQ-8", "dual f16", "dual f8", "triple f16", "triple f8"],
 )
-def test_tokenizers(multipliers: tuple[int, ...], num_codebooks: int, expected: int) -> None:
+def test_tokenizers(multipliers: tuple[int, ...], num_subspaces: int, expected: int) -> None:
     grid_size = 256 // 2 ** (len(multipliers) - 1)
-    adapter = "none" if num_codebooks == 1 else "transformer"
+    adapter = "none" if num_subspaces == 1 else "transformer"
     with torch.device("meta"):
-        quantizer = FactorizedQuantizer(num_codebooks=num_codebooks, adapter=adapter, grid_size=grid_size)
+        quantizer = FactorizedQuantizer(num_subspaces=num_subspaces, adapter=adapter, grid_size=grid_size)
         tokenizer = ConvolutionalTokenizer(quantizer, channel_multipliers=multipliers)
     assert count(tokenizer) == expected
 
@@ -58,7 +58,7 @@ def test_patch_discriminator() -> None:
 def test_tokenizers_with_predictor_heads(multipliers: tuple[int, ...], widths: tuple[int, ...], expected: int) -> None:
     side = 256 // 2 ** (len(multipliers) - 1)
     with torch.device("meta"):
-        quantizer = FactorizedQuantizer(num_codebooks=1 + len(widths), grid_size=side)
+        quantizer = FactorizedQuantizer(num_subspaces=1 + len(widths), grid_size=side)
         tokenizer = ConvolutionalTokenizer(quantizer, channel_multipliers=multipliers)
         heads = [ClassTokenPredictor(8, width, (side, side)) for width in widths]
     assert count(tokenizer) + sum(count(head) for head in heads) == expected

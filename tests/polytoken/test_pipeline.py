@@ -91,7 +91,7 @@ def test_what_cannot_be_sampled_is_refused(generator: Generator, arguments: dict
 
 @pytest.mark.parametrize("codebook", [0, 1])
 def test_a_first_stage_of_some_codes_is_decoded_by_them_alone_and_warned_of(tmp_path: Path, codebook: int) -> None:
-    run = write_runs(tmp_path, codebooks=[codebook], stage="stage1")
+    run = write_runs(tmp_path, sub_codes=[codebook], stage="stage1")
     says = rf"first stage.*writes the sub-codes \[{codebook}\] of the 2.*set to zero.*make stage2"
     with pytest.warns(UserWarning, match=says):
         generator = Generator.from_run(run)
@@ -105,7 +105,7 @@ def test_a_first_stage_of_some_codes_is_decoded_by_them_alone_and_warned_of(tmp_
 
 
 def test_sub_codes_in_another_order_are_put_in_the_tokenizers(tmp_path: Path) -> None:
-    generator = Generator.from_run(write_runs(tmp_path, codebooks=[1, 0]))
+    generator = Generator.from_run(write_runs(tmp_path, sub_codes=[1, 0]))
     codes = generator.network.generate(torch.tensor([1, 2]), Sampler(), seed=2)
     expected = (generator.tokenizer.decode_codes(codes.flip(1)).clamp(-1, 1) + 1) * 127.5
     images = generator.images(torch.tensor([1, 2]), Sampler(), 2)
@@ -113,7 +113,7 @@ def test_sub_codes_in_another_order_are_put_in_the_tokenizers(tmp_path: Path) ->
 
 
 def test_a_first_stage_of_a_single_codebook_is_warned_of(tmp_path: Path) -> None:
-    run = write_runs(tmp_path, num_codebooks=1, stage="stage1")
+    run = write_runs(tmp_path, num_subspaces=1, stage="stage1")
     with pytest.warns(UserWarning, match="first stage"):
         generator = Generator.from_run(run)
     assert len(generator.sample([0, 1])) == 2

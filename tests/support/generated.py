@@ -18,8 +18,8 @@ TOKENIZER = {"base_channels": 32, "channel_multipliers": [1, 1, 1, 1], "num_res_
 
 def write_runs(
     root: Path,
-    num_codebooks: int = 2,
-    codebooks: list[int] | None = None,
+    num_subspaces: int = 2,
+    sub_codes: list[int] | None = None,
     stage: str = "stage2",
     image_size: int = 16,
 ) -> Path:
@@ -27,15 +27,15 @@ def write_runs(
 
     Args:
         root: e.g. ``runs/digits``.
-        num_codebooks: of the tokenizer.
-        codebooks: those that the generator writes; None is all.
+        num_subspaces: of the tokenizer.
+        sub_codes: those that the generator writes; None is all.
         stage: the generator's.
         image_size: of the tokenizer.
     """
-    tokenizer = tiny_tokenizer(image_size, num_codebooks, 16)
+    tokenizer = tiny_tokenizer(image_size, num_subspaces, 16)
     quantizer = {
         "class_path": "polytoken.quantizers.FactorizedQuantizer",
-        "init_args": {**QUANTIZER, "num_codebooks": num_codebooks, "latent_channels": 32},
+        "init_args": {**QUANTIZER, "num_subspaces": num_subspaces, "latent_channels": 32},
     }
     section = {
         "class_path": "polytoken.tokenizers.ConvolutionalTokenizer",
@@ -44,7 +44,7 @@ def write_runs(
     tokenizer_run = _write(root / "tokenizer/tiny", "tokenizer", tokenizer, {"tokenizer": section})
 
     full = tokenizer.spec
-    chosen = list(range(num_codebooks)) if codebooks is None else codebooks
+    chosen = list(range(num_subspaces)) if sub_codes is None else sub_codes
     spec = TokenSpec(tuple(full.codebook_sizes[i] for i in chosen), full.scales)
     head = MultiLinearHead() if len(chosen) > 1 else LinearHead()
     torch.manual_seed(1)
@@ -60,7 +60,7 @@ def write_runs(
     record = {
         "spec": spec.to_json(),
         "full_spec": full.to_json(),
-        "codebooks": codebooks,
+        "sub_codes": sub_codes,
         "num_classes": 10,
         "class_to_idx": {str(digit): digit for digit in range(10)},
         "tokenizer_run": str(tokenizer_run),

@@ -38,7 +38,7 @@ def write_digit_codes(
 
 
 def _codes(plan: StorePlan, labels: np.ndarray, seed: int) -> np.ndarray:
-    shape = (len(labels), len(plan.views), plan.spec.num_codebooks, plan.spec.num_positions)
+    shape = (len(labels), len(plan.views), plan.spec.num_sub_codes, plan.spec.num_positions)
     noise = np.random.default_rng(seed).integers(0, 2, shape)
     return (labels[:, None, None, None] + noise) % np.array(plan.spec.codebook_sizes)[:, None]
 

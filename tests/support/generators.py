@@ -11,7 +11,7 @@ NUM_CLASSES = 5
 
 
 def small_generator(
-    num_codebooks: int = 2,
+    num_sub_codes: int = 2,
     head: Head | None = None,
     trunk: TrunkConfig = TRUNK,
     seed: int = 0,
@@ -19,7 +19,7 @@ def small_generator(
 ) -> AutoregressiveGenerator:
     """A generator in eval mode of codebooks of 11, 12, … entries; outputs and embeddings are large."""
     torch.manual_seed(seed)
-    spec = TokenSpec(tuple(range(11, 11 + num_codebooks)), (GRID,))
+    spec = TokenSpec(tuple(range(11, 11 + num_sub_codes)), (GRID,))
     generator = AutoregressiveGenerator(spec, NUM_CLASSES, trunk, head or AutoregressiveHead(depth=2), **changes)
     with torch.no_grad():
         for parameter in generator.parameters():

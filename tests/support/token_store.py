@@ -29,7 +29,7 @@ def random_codes(plan: StorePlan, image: int) -> np.ndarray:
     """Codes (V, k, N) of an image, a function of its index and its split."""
     generator = np.random.default_rng((len(plan.split), image))
     sizes = np.array(plan.spec.codebook_sizes)[:, None]
-    shape = (len(plan.views), plan.spec.num_codebooks, plan.spec.num_positions)
+    shape = (len(plan.views), plan.spec.num_sub_codes, plan.spec.num_positions)
     return generator.integers(0, sizes, shape)
 
 

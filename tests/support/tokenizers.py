@@ -6,12 +6,12 @@ from polytoken.quantizers import FactorizedQuantizer
 from polytoken.tokenizers import ConvolutionalTokenizer
 
 
-def tiny_tokenizer(image_size: int = 16, num_codebooks: int = 2, codebook_size: int = 16) -> ConvolutionalTokenizer:
+def tiny_tokenizer(image_size: int = 16, num_subspaces: int = 2, codebook_size: int = 16) -> ConvolutionalTokenizer:
     """An f8 tokenizer with two grids of codes, seeded."""
     torch.manual_seed(0)
     quantizer = FactorizedQuantizer(
         in_channels=32,
-        num_codebooks=num_codebooks,
+        num_subspaces=num_subspaces,
         codebook_size=codebook_size,
         code_dim=4,
         adapter="convolutional",

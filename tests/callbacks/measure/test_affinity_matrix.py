@@ -52,7 +52,7 @@ def parts_of(tokenizer: ConvolutionalTokenizer, images: Tensor) -> tuple[Tensor,
 
 @pytest.mark.parametrize("teacher_features", ["patches", "cls"])
 def test_tables(teacher_features: str, tmp_path: Path) -> None:
-    tokenizer, teacher = tiny_tokenizer(num_codebooks=3), FakeTeacher()
+    tokenizer, teacher = tiny_tokenizer(num_subspaces=3), FakeTeacher()
     callback = AffinityMatrix(k=3, teacher_features=teacher_features)
     found, data = measure(tmp_path, callback, tokenizer, {"high": teacher})
     images = data.images[:24]

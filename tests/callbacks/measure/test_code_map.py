@@ -47,7 +47,7 @@ def test_patches_keep_the_class_of_their_image(tmp_path: Path) -> None:
         encoding = encode(images)
         first = [int((data.images - image).abs().flatten(1).sum(1).argmin()) for image in images]
         sides = torch.tensor([1.0, -1.0])[torch.tensor(first) % 2].view(-1, 1, 1, 1)
-        encoding.parts = (encoding.parts[0], torch.ones_like(encoding.parts[1]) * sides)
+        encoding.subspaces = (encoding.subspaces[0], torch.ones_like(encoding.subspaces[1]) * sides)
         return encoding
 
     tokenizer.encode = by_class

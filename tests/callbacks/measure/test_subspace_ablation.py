@@ -30,7 +30,7 @@ def test_columns() -> None:
 
 def test_figures_and_picture(tmp_path: Path) -> None:
     judge = write_judge(tmp_path / "judge.safetensors", 2)
-    tokenizer, data = tiny_tokenizer(num_codebooks=3), Images()
+    tokenizer, data = tiny_tokenizer(num_subspaces=3), Images()
     trainer = quiet_trainer(tmp_path, [SubspaceAblation(str(judge), rows=5, pixels=32)])
     trainer.validate(module_of(tokenizer), data, verbose=False)
     images, network = data.images[:10], SmallClassifier.load(judge)
@@ -67,7 +67,7 @@ def test_figures_and_picture(tmp_path: Path) -> None:
 
 
 def test_the_decoder_is_asked_once_for_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = tiny_tokenizer(num_codebooks=2)
+    tokenizer = tiny_tokenizer(num_subspaces=2)
     decode, calls = tokenizer.decode, []
     monkeypatch.setattr(tokenizer, "decode", lambda quantized: calls.append(1) or decode(quantized))
     trainer = quiet_trainer(tmp_path, [SubspaceAblation()])

@@ -176,4 +176,4 @@ def test_samples_of_a_run_trained_on_since_are_made_anew(tmp_path: Path) -> None
     assert predict(tmp_path / "out", run).sampled == list(range(23))
     assert (images(tmp_path / "out") != before).any()
     with pytest.raises(FileExistsError, match="generator.run was"):
-        predict(tmp_path / "out", write_runs(tmp_path / "others", num_codebooks=1))
+        predict(tmp_path / "out", write_runs(tmp_path / "others", num_subspaces=1))

@@ -7,9 +7,9 @@ from polytoken.generators import SIZES, AutoregressiveGenerator, AutoregressiveH
 from polytoken.specs import TokenSpec
 
 
-def count(trunk: TrunkConfig, head: Head, num_codebooks: int, aggregation: str = "concatenation") -> int:
+def count(trunk: TrunkConfig, head: Head, num_sub_codes: int, aggregation: str = "concatenation") -> int:
     with torch.device("meta"):
-        spec = TokenSpec((16384,) * num_codebooks, ((16, 16),))
+        spec = TokenSpec((16384,) * num_sub_codes, ((16, 16),))
         generator = AutoregressiveGenerator(spec, 1000, trunk, head, aggregation)
     return sum(parameter.numel() for parameter in generator.parameters())
 
@@ -33,7 +33,7 @@ def test_llamagen(trunk: TrunkConfig, expected: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "depth", "num_codebooks", "expected"),
+    ("size", "depth", "num_sub_codes", "expected"),
     [
         ("FAR-Base", 3, 2, 417_104_896),
         ("FAR-Base", 3, 3, 451_707_904),
@@ -41,8 +41,8 @@ def test_llamagen(trunk: TrunkConfig, expected: int) -> None:
         ("FAR-Large", 4, 3, 944_776_960),
     ],
 )
-def test_far(size: str, depth: int, num_codebooks: int, expected: int) -> None:
-    assert count(SIZES[size], AutoregressiveHead(depth), num_codebooks) == expected
+def test_far(size: str, depth: int, num_sub_codes: int, expected: int) -> None:
+    assert count(SIZES[size], AutoregressiveHead(depth), num_sub_codes) == expected
 
 
 def test_far_summed_is_the_size_in_the_papers_table() -> None:

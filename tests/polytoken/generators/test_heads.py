@@ -24,15 +24,15 @@ HEADS = {
     "autoregressive_narrow": (lambda: AutoregressiveHead(2, width=16), 3),
     "autoregressive_single": (lambda: AutoregressiveHead(1), 1),
 }
-parametrize_heads = pytest.mark.parametrize(("head", "num_codebooks"), HEADS.values(), ids=HEADS)
+parametrize_heads = pytest.mark.parametrize(("head", "num_sub_codes"), HEADS.values(), ids=HEADS)
 
 
 @parametrize_heads
 @pytest.mark.parametrize("aggregation", ["concatenation", "sum"])
 @pytest.mark.parametrize("guided", [False, True])
-def test_sampling_equals_teacher_forcing(head, num_codebooks: int, aggregation: str, guided: bool) -> None:
+def test_sampling_equals_teacher_forcing(head, num_sub_codes: int, aggregation: str, guided: bool) -> None:
     """Log-probabilities of a forced sequence, written position by position through both caches."""
-    generator = small_generator(num_codebooks, head(), aggregation=aggregation)
+    generator = small_generator(num_sub_codes, head(), aggregation=aggregation)
     codes, labels = random_codes(generator, 3)
     rows = torch.cat([labels, torch.full_like(labels, 5)]) if guided else labels
     seen = torch.zeros(len(rows), *codes.shape[1:])
@@ -55,12 +55,12 @@ def test_sampling_equals_teacher_forcing(head, num_codebooks: int, aggregation: 
 
 
 @parametrize_heads
-def test_causality(head, num_codebooks: int) -> None:
+def test_causality(head, num_sub_codes: int) -> None:
     """Changing sub-code i at t moves no earlier position and, at t, no sub-code up to i."""
-    generator = small_generator(num_codebooks, head())
+    generator = small_generator(num_sub_codes, head())
     codes, labels = random_codes(generator, 1)
     before = state_matrix(generator, codes, labels)
-    for i in range(num_codebooks):
+    for i in range(num_sub_codes):
         for t in (0, 5, 11):
             changed = codes.clone()
             changed[:, i, t] = (changed[:, i, t] + 1) % generator.spec.codebook_sizes[i]
@@ -80,8 +80,8 @@ def state_matrix(generator, codes, labels) -> torch.Tensor:
 
 
 @parametrize_heads
-def test_targets_are_the_codes_whatever_the_head_reads(head, num_codebooks: int) -> None:
-    generator = small_generator(num_codebooks, head())
+def test_targets_are_the_codes_whatever_the_head_reads(head, num_sub_codes: int) -> None:
+    generator = small_generator(num_sub_codes, head())
     codes, noisy = (random_codes(generator, 2, seed)[0] for seed in (1, 2))
     hidden = torch.randn(2, 12, 32)
     states = generator.head.states(hidden.flatten(0, 1), noisy.transpose(1, 2).flatten(0, 1), generator.embeddings)
@@ -106,9 +106,9 @@ def test_heads_without_a_stack_read_the_normed_trunk(head) -> None:
 
 
 @parametrize_heads
-def test_starts_uniform(head, num_codebooks: int) -> None:
+def test_starts_uniform(head, num_sub_codes: int) -> None:
     head = head()
-    generator = small_generator(num_codebooks, head)
+    generator = small_generator(num_sub_codes, head)
     head.initialise()
     codes, labels = random_codes(generator, 2)
     expected = torch.tensor([math.log(size) for size in generator.spec.codebook_sizes])

@@ -61,10 +61,10 @@ def test_contrastive_loss_is_float32_under_autocast() -> None:
 
 
 def test_the_sum_of_its_losses(teacher: Teacher) -> None:
-    term = FeatureAlignment("high", codebook=1, contrastive=2.0, patch_cosine=3.0, patch_mse=5.0)
+    term = FeatureAlignment("high", subspace=1, contrastive=2.0, patch_cosine=3.0, patch_mse=5.0)
     _, parts, step = take_step(TokenizerObjective(alignment_high=term, teachers={"high": teacher}))
     features = teacher.features(step.images)
-    part = step.encoding.parts[1]
+    part = step.encoding.subspaces[1]
     patches = term.patch_predictor(part)
     expected = (
         2 * contrastive_loss(term.class_predictor(part), features.cls, 1.0, gather=False)
@@ -75,10 +75,10 @@ def test_the_sum_of_its_losses(teacher: Teacher) -> None:
 
 
 def test_gradient_reaches_the_guided_subspace_alone(teacher: Teacher) -> None:
-    term = FeatureAlignment("high", codebook=1, patch_cosine=1.0)
+    term = FeatureAlignment("high", subspace=1, patch_cosine=1.0)
     loss, _, step = take_step(TokenizerObjective(alignment_high=term, teachers={"high": teacher}))
     aligned = term(step)
-    unguided, guided = torch.autograd.grad(aligned, step.encoding.parts, allow_unused=True)
+    unguided, guided = torch.autograd.grad(aligned, step.encoding.subspaces, allow_unused=True)
     assert unguided is None
     assert guided.abs().sum() > 0
 
@@ -90,20 +90,20 @@ def test_a_teacher_is_asked_once_a_step_and_only_if_a_term_is_on(
     features = Teacher.features
     monkeypatch.setattr(Teacher, "features", lambda self, images: calls.append(self.name) or features(self, images))
     both = TokenizerObjective(
-        alignment_mid=FeatureAlignment("high", codebook=0, patch_mse=1.0, contrastive=0),
-        alignment_high=FeatureAlignment("high", codebook=1),
+        alignment_mid=FeatureAlignment("high", subspace=0, patch_mse=1.0, contrastive=0),
+        alignment_high=FeatureAlignment("high", subspace=1),
         teachers={"high": teacher},
     )
     take_step(both)
     assert len(calls) == 1
     calls.clear()
-    late = FeatureAlignment("high", codebook=1, start_step=7)
+    late = FeatureAlignment("high", subspace=1, start_step=7)
     take_step(TokenizerObjective(alignment_high=late, teachers={"high": teacher}))
     assert calls == []
 
 
 def test_teachers_stay_out_of_the_checkpoint(teacher: Teacher) -> None:
-    objective = TokenizerObjective(alignment_high=FeatureAlignment("high", codebook=1), teachers={"high": teacher})
+    objective = TokenizerObjective(alignment_high=FeatureAlignment("high", subspace=1), teachers={"high": teacher})
     objective.connect(tiny_tokenizer())
     objective.prepare(torch.device("cpu"))
     assert all("predictor" in name for name in objective.state_dict())
@@ -114,16 +114,16 @@ def test_teachers_stay_out_of_the_checkpoint(teacher: Teacher) -> None:
     ("terms", "message"),
     [
         (
-            {"alignment_high": FeatureAlignment("high", codebook=2)},
-            r"teacher 'high' guides codebook 2.*has 2, counted from 0.*0 … 1",
+            {"alignment_high": FeatureAlignment("high", subspace=2)},
+            r"teacher 'high' guides subspace 2.*has 2, counted from 0.*0 … 1",
         ),
-        ({"alignment_high": FeatureAlignment("clip", codebook=1)}, r"teacher 'clip'.*objective.teachers has high"),
+        ({"alignment_high": FeatureAlignment("clip", subspace=1)}, r"teacher 'clip'.*objective.teachers has high"),
         (
             {
-                "alignment_mid": FeatureAlignment("high", codebook=1),
-                "alignment_high": FeatureAlignment("high", codebook=1),
+                "alignment_mid": FeatureAlignment("high", subspace=1),
+                "alignment_high": FeatureAlignment("high", subspace=1),
             },
-            "alignment_mid and alignment_high both guide codebook 1.*another codebook, or weight 0",
+            "alignment_mid and alignment_high both guide subspace 1.*another codebook, or weight 0",
         ),
     ],
 )
@@ -135,20 +135,20 @@ def test_what_does_not_fit_is_refused_at_construction(terms: dict, message: str,
 def test_grids_must_match_for_patches_only(tmp_path: Path) -> None:
     SmallVisionTransformer(image_size=16, patch_size=4, width=16, depth=1).save(tmp_path / "mid.safetensors")
     teachers = {"mid": Teacher("stand_in", str(tmp_path / "mid.safetensors"))}
-    patches = FeatureAlignment("mid", codebook=0, patch_cosine=1.0)
+    patches = FeatureAlignment("mid", subspace=0, patch_cosine=1.0)
     with pytest.raises(ValueError, match="4 × 4 patches and the tokens one of 2 × 2: train one of that grid, or set"):
         TokenizerObjective(alignment_mid=patches, teachers=teachers).connect(tiny_tokenizer())
     published = {"mid": Teacher("dinov2_small")}
     with pytest.raises(ValueError, match="16 × 16 patches and the tokens one of 2 × 2: set its image_size to 28, or"):
         TokenizerObjective(alignment_mid=patches, teachers=published).connect(tiny_tokenizer())
-    TokenizerObjective(alignment_mid=FeatureAlignment("mid", codebook=0), teachers=teachers).connect(tiny_tokenizer())
+    TokenizerObjective(alignment_mid=FeatureAlignment("mid", subspace=0), teachers=teachers).connect(tiny_tokenizer())
 
 
 def test_an_alignment_without_loss_is_refused() -> None:
     with pytest.raises(ValueError, match="contrastive, patch_cosine or patch_mse"):
-        FeatureAlignment("high", codebook=1, contrastive=0.0)
+        FeatureAlignment("high", subspace=1, contrastive=0.0)
     with pytest.raises(ValueError, match="none below"):
-        FeatureAlignment("high", codebook=1, patch_mse=-1.0)
+        FeatureAlignment("high", subspace=1, patch_mse=-1.0)
 
 
 def test_predictors_resample_to_other_grids() -> None:
@@ -160,12 +160,12 @@ def test_predictors_resample_to_other_grids() -> None:
 def aligned(rows: slice) -> dict[str, list[float]]:
     """Loss of these of six images, its gradient at the predictor and at the images' own codes."""
     torch.manual_seed(0)
-    term = FeatureAlignment("high", codebook=0, temperature=0.1, gather=True)
+    term = FeatureAlignment("high", subspace=0, temperature=0.1, gather=True)
     term.class_predictor = ClassTokenPredictor(4, 16, (2, 2), depth=1)
     part, cls = torch.randn(6, 4, 2, 2)[rows].requires_grad_(), torch.randn(6, 16)[rows]
     features = {"high": TeacherFeatures(cls, torch.empty(len(cls), 2, 2, 16))}
     images = torch.empty(len(cls), 3, 16, 16)
-    encoding = Encoding(None, part.detach(), parts=(part,))
+    encoding = Encoding(None, part.detach(), subspaces=(part,))
     loss = term(TokenizerStep(images, images, encoding, torch.nn.Parameter(torch.ones(1)), 0, features))
     loss.backward()
     gradients = torch.cat([parameter.grad.flatten() for parameter in term.parameters()])

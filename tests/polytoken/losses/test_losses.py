@@ -16,7 +16,7 @@ def make_step(parts: tuple[torch.Tensor, ...] = (), step: int = 0, **encoding) -
     images = torch.rand(2, 3, 8, 8) * 2 - 1
     last_layer = nn.Parameter(torch.ones(1))
     reconstruction = (images + 0.1 * torch.randn_like(images)) * last_layer
-    return TokenizerStep(images, reconstruction, Encoding(None, images, parts=parts, **encoding), last_layer, step)
+    return TokenizerStep(images, reconstruction, Encoding(None, images, subspaces=parts, **encoding), last_layer, step)
 
 
 def test_reconstruction() -> None:
@@ -47,7 +47,7 @@ def test_disentanglement_bounds() -> None:
     orthogonal[0][:, 0], orthogonal[1][:, 1] = 1, 1
     assert Disentanglement()(make_step(orthogonal)).item() == 0
     with pytest.raises(ValueError, match="at least two codebooks"):
-        Disentanglement().connect(tiny_tokenizer(num_codebooks=1), {})
+        Disentanglement().connect(tiny_tokenizer(num_subspaces=1), {})
 
 
 @pytest.mark.parametrize("through_codebooks", [False, True])

@@ -10,16 +10,16 @@ def build(**changes) -> FactorizedQuantizer:
     return FactorizedQuantizer(**(sizes | {"latent_channels": 32} | changes))
 
 
-@pytest.mark.parametrize("num_codebooks", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_subspaces", [1, 2, 3, 4])
 @pytest.mark.parametrize("adapter", ["transformer", "convolutional", "none"])
-def test_shapes_and_sums(num_codebooks: int, adapter: str) -> None:
-    quantizer = build(num_codebooks=num_codebooks, adapter=adapter, entropy_weight=0.1)
+def test_shapes_and_sums(num_subspaces: int, adapter: str) -> None:
+    quantizer = build(num_subspaces=num_subspaces, adapter=adapter, entropy_weight=0.1)
     encoding = quantizer(torch.randn(2, 32, 4, 4))
-    assert encoding.codes.shape == (2, num_codebooks, 16)
+    assert encoding.codes.shape == (2, num_subspaces, 16)
     assert encoding.codes.dtype == torch.int64
-    assert encoding.quantized.shape == (2, 4 * num_codebooks, 4, 4) == (2, quantizer.out_channels, 4, 4)
-    assert torch.equal(torch.cat(encoding.parts, 1), encoding.quantized)
-    assert tuple(part.shape[1] for part in encoding.parts) == quantizer.part_channels
+    assert encoding.quantized.shape == (2, 4 * num_subspaces, 4, 4) == (2, quantizer.out_channels, 4, 4)
+    assert torch.equal(torch.cat(encoding.subspaces, 1), encoding.quantized)
+    assert tuple(part.shape[1] for part in encoding.subspaces) == quantizer.subspace_channels
     assert set(encoding.losses) == {"codebook", "commitment", "entropy"}
     sub_losses = [
         codebook(latent).losses for codebook, latent in zip(quantizer.codebooks, encoding.latents, strict=True)

@@ -101,10 +101,10 @@ def test_codes_and_vectors_name_each_other(groups: int, order: str, cells: str) 
         assert 0 <= sub_codes.min() and sub_codes.max() < size
     assert torch.allclose(quantizer.embed_codes(encoding.codes, (4, 3)), encoding.quantized, atol=1e-6)
     width = 4 // groups
-    parts = (encoding.parts, encoding.latents)
+    parts = (encoding.subspaces, encoding.latents)
     assert all([part.shape for part in kind] == [(2, width, 4, 3)] * groups for kind in parts)
-    assert torch.equal(torch.cat(encoding.parts, 1), encoding.quantized)
-    assert quantizer.part_channels == (width,) * groups and quantizer.out_channels == 4
+    assert torch.equal(torch.cat(encoding.subspaces, 1), encoding.quantized)
+    assert quantizer.subspace_channels == (width,) * groups and quantizer.out_channels == 4
     assert encoding.losses == {} and encoding.code_vectors == ()
 
 

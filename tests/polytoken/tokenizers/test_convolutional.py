@@ -33,7 +33,7 @@ def test_spec_round_trips_through_json() -> None:
     spec = tiny_tokenizer().spec
     assert spec == TokenSpec((16, 16), ((2, 2),))
     assert TokenSpec.from_json(spec.to_json()) == spec
-    assert (spec.num_codebooks, spec.num_positions) == (2, 4)
+    assert (spec.num_sub_codes, spec.num_positions) == (2, 4)
 
 
 def test_training_and_inference_agree() -> None:
