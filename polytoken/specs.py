@@ -1,15 +1,22 @@
-"""What images become: TokenSpec, the shape of their codes, and Encoding, the codes with their vectors."""
+"""Shapes and values that pass between tokenizer and generator: TokenSpec, LatentSpec, Tokens, Encoding, Decoded."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from polytoken.errors import UserError
+
+BITS_PER_PIXEL = 24  # 8-bit RGB
+BITS_PER_LATENT = 16  # float16 or bfloat16, as iFSQ appendix B counts them
+
 
 @dataclass(frozen=True)
 class TokenSpec:
-    """Shape of an image's codes: k codebooks over N positions.
+    """Shape of an image's codes: k sub-codes at each of N positions.
 
     Args:
         codebook_sizes: K_1 … K_k, in the order visual, mid-level, high-level.
@@ -29,6 +36,26 @@ class TokenSpec:
         """N = Σ h·w over the scales."""
         return sum(height * width for height, width in self.scales)
 
+    @property
+    def bits_per_image(self) -> float:
+        """N · Σ log₂ K_i: the size of the codes without entropy coding (the denominators of iFSQ eqs. 12 and 13)."""
+        return self.num_positions * sum(math.log2(size) for size in self.codebook_sizes)
+
+    def compression_ratio(self, image_size: int | tuple[int, int]) -> float:
+        """Bits of an 8-bit RGB image over bits of its codes (iFSQ eq. 12; eq. 13 for FSQ, where K = L^d).
+
+        Args:
+            image_size: pixels a side, or (H, W).
+        """
+        return _image_bits(image_size) / self.bits_per_image
+
+    def select(self, sub_codes: Sequence[int]) -> TokenSpec:
+        """The spec of codes that keep only ``sub_codes``, in that order."""
+        for index in sub_codes:
+            if not 0 <= index < self.num_sub_codes:
+                raise UserError(f"sub-code {index} does not exist: the codes have {self.num_sub_codes}, counted from 0")
+        return TokenSpec(tuple(self.codebook_sizes[index] for index in sub_codes), self.scales)
+
     def to_json(self) -> dict[str, list]:
         """Plain lists, for JSON."""
         return {"codebook_sizes": list(self.codebook_sizes), "scales": [list(scale) for scale in self.scales]}
@@ -39,17 +66,87 @@ class TokenSpec:
         return cls(tuple(value["codebook_sizes"]), tuple((height, width) for height, width in value["scales"]))
 
 
+@dataclass(frozen=True)
+class LatentSpec:
+    """Shape and scale of an image's continuous latents.
+
+    Args:
+        channels: C.
+        grid: (h, w).
+        mean: of each channel over the training latents.
+        deviation: standard deviation of each channel over the training latents.
+    """
+
+    channels: int
+    grid: tuple[int, int]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.mean) == len(self.deviation) == self.channels:
+            raise UserError(
+                f"a LatentSpec of {self.channels} channels needs as many means and deviations, "
+                f"got {len(self.mean)} and {len(self.deviation)}"
+            )
+
+    @property
+    def bits_per_image(self) -> float:
+        """h·w·C values of 16 bits (the denominator of iFSQ eq. 11)."""
+        return float(self.grid[0] * self.grid[1] * self.channels * BITS_PER_LATENT)
+
+    def compression_ratio(self, image_size: int | tuple[int, int]) -> float:
+        """Bits of an 8-bit RGB image over bits of its latents (iFSQ eq. 11).
+
+        Args:
+            image_size: pixels a side, or (H, W).
+        """
+        return _image_bits(image_size) / self.bits_per_image
+
+    def to_json(self) -> dict[str, int | list]:
+        """Plain numbers and lists, for JSON."""
+        return {
+            "channels": self.channels,
+            "grid": list(self.grid),
+            "mean": list(self.mean),
+            "deviation": list(self.deviation),
+        }
+
+    @classmethod
+    def from_json(cls, value: dict) -> LatentSpec:
+        """Inverse of :meth:`to_json`."""
+        height, width = value["grid"]
+        return cls(value["channels"], (height, width), tuple(value["mean"]), tuple(value["deviation"]))
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Images as a generator reads and writes them: codes or latents, never both.
+
+    Args:
+        codes: (B, k, N) int64.
+        latents: (B, C, h, w) float.
+    """
+
+    codes: Tensor | None = None
+    latents: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.codes is None) == (self.latents is None):
+            raise ValueError("Tokens hold either codes or latents: give exactly one of them")
+
+
 @dataclass
 class Encoding:
-    """What a bottleneck makes of a feature map.
+    """Output of a quantizer.
 
     Args:
         codes: (B, k, N) int64, or None for a continuous bottleneck.
-        quantized: (B, C, h, w), what the decoder reads.
-        subspaces: the k straight-through outputs (B, d, h, w) of which ``quantized`` is the concatenation.
-        losses: scalars the quantizer itself owes (codebook, commitment, entropy, KL), weighted; empty in eval mode.
-        latents: the k encoder outputs (B, d, h, w) that were compared with the codes, normalised if those are.
-        code_vectors: the k code vectors (B, d, h, w) whose gradient reaches the codebooks; empty where none do.
+        quantized: (B, C, h, w), the input of the decoder.
+        subspaces: the k straight-through outputs (B, d_i, h, w) of which ``quantized`` is the concatenation.
+        losses: weighted scalars of the quantizer itself (codebook, commitment, entropy, KL); empty in eval mode.
+        latents: the k encoder outputs (B, d_i, h, w) as they were compared with the codes, normalised if those are.
+        code_vectors: the k code vectors (B, d_i, h, w) whose gradient reaches the codebooks; empty where none do.
+        kept: (B,) bool, the samples of which no scale was dropped; None where none is ever dropped.
     """
 
     codes: Tensor | None
@@ -58,13 +155,33 @@ class Encoding:
     losses: dict[str, Tensor] = field(default_factory=dict)
     latents: tuple[Tensor, ...] = ()
     code_vectors: tuple[Tensor, ...] = ()
+    kept: Tensor | None = None
 
-    def rows(self, kept: Tensor) -> Encoding:
-        """The encoding of the images a mask (B,) keeps; without the losses, which are those of all."""
+    def rows(self, mask: Tensor) -> Encoding:
+        """The encoding of the images that ``mask`` (B,) selects; without the losses, which belong to the batch."""
         return Encoding(
-            codes=None if self.codes is None else self.codes[kept],
-            quantized=self.quantized[kept],
-            subspaces=tuple(part[kept] for part in self.subspaces),
-            latents=tuple(latent[kept] for latent in self.latents),
-            code_vectors=tuple(vector[kept] for vector in self.code_vectors),
+            codes=None if self.codes is None else self.codes[mask],
+            quantized=self.quantized[mask],
+            subspaces=tuple(subspace[mask] for subspace in self.subspaces),
+            latents=tuple(latent[mask] for latent in self.latents),
+            code_vectors=tuple(vector[mask] for vector in self.code_vectors),
+            kept=None if self.kept is None else self.kept[mask],
         )
+
+
+@dataclass
+class Decoded:
+    """Output of a tokenizer's decoder.
+
+    Args:
+        image: (B, 3, H, W), not clamped.
+        features: reconstructed features by name, such as "deep"; empty where a tokenizer reconstructs none.
+    """
+
+    image: Tensor
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+
+def _image_bits(image_size: int | tuple[int, int]) -> int:
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return height * width * BITS_PER_PIXEL
