@@ -18,14 +18,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from artifacts.repository import BASE_CONFIG
 from callbacks.checkpoint.run_record import RunRecord
 from callbacks.steer.rank_watch import RankWatch
 from commands.cli.checks import check_drift, check_manual_optimization, check_prediction, check_shards
 from commands.cli.errors import ParseError, Parser, explain, refused_at_run_time, refused_by_constructor
 from commands.cli.runs import RunConfig, check_directory, place_outputs, resolve_checkpoint
 from polytoken.errors import UserError
-
-BASE_CONFIG = Path(__file__).resolve().parent / "configs" / "base.yaml"
 
 
 class CommandLine(LightningCLI):

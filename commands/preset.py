@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from artifacts.repository import PRESETS
 from datamodules.dataset import ImageDataset, collate
 from datamodules.images import ImageDataModule
 from datamodules.sources.base import Split
@@ -20,7 +21,6 @@ from polytoken.classifier import SmallClassifier
 from polytoken.errors import UserError
 from polytoken.metrics.judge import Judge
 
-PRESETS = Path(__file__).resolve().parent.parent / "configs" / "presets"
 BATCH = 128
 LABELLED = tuple[Tensor, "Tensor | None"]  # images (B, 3, H, W) in [-1, 1], labels (B,)
 

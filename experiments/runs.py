@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 
+from artifacts.repository import CONFIGS, REPOSITORY
 from commands.cli.runs import RunConfig
-from commands.cli.suggestions import REPOSITORY
 from experiments import files
-from experiments.specification import CONFIGS, Row, Stage, short
+from experiments.specification import Row, Stage, short
 from experiments.stages import KINDS, Kind, built_upon, measured, progress
 
 ROOT = Path("runs/experiments")

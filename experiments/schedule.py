@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from artifacts.repository import REPOSITORY
 from experiments import start
 from experiments.runner import Task
 from experiments.runs import Run
-from experiments.specification import REPOSITORY
 
 FAILED = re.compile(r"make: (\*\*\* \[|Target .* not remade)")
 JOB = REPOSITORY / "scripts" / "train.sbatch"

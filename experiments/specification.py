@@ -10,13 +10,13 @@ from typing import Any, NoReturn, TypeVar
 
 import yaml
 
+from artifacts.repository import CONFIGS, PRESETS, REPOSITORY
 from commands.cli.places import broken_yaml, read_places
-from commands.cli.suggestions import REPOSITORY, nearest, nearest_file
+from commands.cli.suggestions import nearest, nearest_file
 from experiments.stages import KINDS, METRICS, built_upon
 from polytoken.errors import UserError
 
 DIRECTORY = Path(__file__).resolve().parent
-CONFIGS = REPOSITORY / "configs"
 DIRECTIONS = {"up": "↑", "down": "↓"}
 Kind = TypeVar("Kind")
 
@@ -183,7 +183,7 @@ class _Reader:
             if key in listed and not isinstance(content[key], list):
                 self.fail((key,), f"'{key}' is no list")
         presets = content["presets"]
-        self.one_of(presets, [path.name for path in CONFIGS.glob("presets/*")], ("presets",), "a preset")
+        self.one_of(presets, [path.name for path in PRESETS.iterdir()], ("presets",), "a preset")
         self.of_presets(sizes, presets, ("sizes",))
         common = Overrides(shared, {name: self.by_kind(given, ("sizes", name)) for name, given in sizes.items()})
         paper = self.build(Paper, content["paper"], ("paper",))

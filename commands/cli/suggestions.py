@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from artifacts.repository import REPOSITORY
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from commands.cli.suggestions import REPOSITORY
+from artifacts.repository import REPOSITORY
 from commands.report.content import Entry, Picture, Section, Table, number
 from commands.report.drawing import Point
 from commands.report.drawing import discrepancy as draw
