@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from artifacts.samples import SamplesFile
 from callbacks.measure.metrics_file import record_of, write_json
 from commands.measuring import Measuring, add_arguments
 from commands.preset import BATCH, LABELLED
+from commands.program import new_parser, print_table, run
 from polytoken.errors import UserError
 from polytoken.metrics.generation import SPLIT, Target, figures_of, kind_of
 from polytoken.metrics.image_set import Measured
@@ -180,46 +178,42 @@ def _sidecar(samples: Path, digest: str) -> dict[str, Any]:
     return made
 
 
-def show(result: dict[str, Any], console: Console) -> None:
+def show(result: dict[str, Any]) -> None:
     """Print the figures side by side."""
-    reference, name = result["reference"], result["extractor"]["name"]
-    table = Table(title=f"in the eyes of {'the judge' if name == 'judge' else name}; against {reference['reference']}")
+    name = result["extractor"]["name"]
     rows = {key: result["figures"][key] for key in TITLES if key in result["figures"]}
     found = {kind_of(name) for figures in rows.values() for name in figures}
     kinds = [kind for kind in COLUMNS if kind in found]
-    table.add_column("images", no_wrap=True)
-    for column in ("n", *(COLUMNS[kind][0] for kind in kinds)):
-        table.add_column(column, justify="right")
+    body = []
     for key, figures in rows.items():
         cells = {kind_of(name): figure for name, figure in figures.items()}
-        texts = [str(next(iter(cells.values()))["n"])]
+        texts = [TITLES[key], str(next(iter(cells.values()))["n"])]
         for kind in kinds:
             value = cells[kind]["value"] if kind in cells else None
             itself = key == "validation" and kind in ("fd", "fid")
             texts.append("itself" if itself else "–" if value is None else COLUMNS[kind][1].format(value))
-        table.add_row(TITLES[key], *texts)
-    console.print(table)
-    for note in result["notes"]:
-        console.print(f"note: {note}")
+        body.append(texts)
+    title = f"features: {name}; reference: {result['reference']['reference']}"
+    print_table(title, ["images", "n", *(COLUMNS[kind][0] for kind in kinds)], body, result["notes"])
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, write `metrics.json` beside the samples, and print a table."""
-    parser = argparse.ArgumentParser(prog="python -m commands.evaluate", description=(__doc__ or "").splitlines()[0])
+    parser = new_parser("commands.evaluate", __doc__)
     parser.add_argument("--samples", type=Path, required=True, help="npz of arr_0 uint8 NHWC and arr_1 labels")
     parser.add_argument("--tokenizer", type=Path, help="run of the samples' tokenizer; by default from samples.json")
     add_arguments(parser, with_use=True)
-    options = parser.parse_args(arguments)
-    try:
-        result = evaluate(options.samples, Measuring.chosen(options), options.tokenizer)
-    except (UserError, FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    name = "metrics.json" if options.samples.name == "samples.npz" else f"{options.samples.stem}_metrics.json"
-    path = options.samples.with_name(name)
+    run(parser, work, arguments)
+
+
+def work(given: argparse.Namespace) -> None:
+    """Measure, write and print."""
+    result = evaluate(given.samples, Measuring.chosen(given), given.tokenizer)
+    name = "metrics.json" if given.samples.name == "samples.npz" else f"{given.samples.stem}_metrics.json"
+    path = given.samples.with_name(name)
     sections = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     write_json(path, {**sections, "evaluate": result})
-    show(result, Console())
+    show(result)
     print(f"all of it: {path}")
 
 

@@ -1,0 +1,69 @@
+"""Shared frame of the programs: options, tables, and one sentence with exit code 2 for a mistake of the user."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+from polytoken.errors import UserError
+
+
+def new_parser(module: str, doc: str | None) -> ArgumentParser:
+    """Parser of `python -m <module>`, described by the first paragraph of the module's docstring."""
+    description = " ".join((doc or "").strip().split("\n\n")[0].split())
+    return ArgumentParser(prog=f"python -m {module}", description=description)
+
+
+def run(
+    parser: ArgumentParser, work: Callable[[Namespace], int | None], arguments: Sequence[str] | None = None
+) -> None:
+    """Parse the arguments and do the work; exit unless the code that it returns is 0 or None.
+
+    A `UserError` or an error of the operating system is printed as one sentence, with exit code 2. Every other
+    exception is a fault of the code and keeps its traceback.
+    """
+    given = parser.parse_args(arguments)
+    try:
+        code = work(given)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    if code:
+        sys.exit(code)
+
+
+def print_table(
+    title: str, head: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str] = (), left: int = 1
+) -> None:
+    """Print a table and the notes below it.
+
+    Args:
+        title: above the table.
+        head: names of the columns.
+        rows: a cell per column.
+        notes: sentences below the table; each is printed once.
+        left: number of leading columns that hold words and are aligned left; the others are aligned right.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    console, table = Console(), Table(title=title)
+    for index, name in enumerate(head):
+        table.add_column(name, justify="left" if index < left else "right", no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for note in dict.fromkeys(notes):
+        console.print(f"note: {note}")
+
+
+def best_device() -> torch.device:
+    """The first GPU, or the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,48 @@
+"""Frame of the programs: exit codes, and which errors are printed as one sentence."""
+
+from argparse import Namespace
+
+import pytest
+
+from commands.program import new_parser, print_table, run
+from polytoken.errors import MissingFileError, UserError
+
+PARSER = new_parser("commands.any", "Measures\nanything.\n\nMore.")
+
+
+def failing(error: Exception):
+    def work(given: Namespace) -> None:
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize("error", [UserError("wrong"), MissingFileError("wrong"), PermissionError("wrong")])
+def test_a_mistake_of_the_user_is_one_sentence(error: Exception, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(PARSER, failing(error), [])
+    assert stop.value.code == 2 and capsys.readouterr().err == "error: wrong\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("bug"), KeyError("bug"), RuntimeError("bug")])
+def test_a_fault_of_the_code_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error), match="bug"):
+        run(PARSER, failing(error), [])
+
+
+def test_the_exit_code_is_that_of_the_work() -> None:
+    run(PARSER, lambda given: None, [])
+    run(PARSER, lambda given: 0, [])
+    with pytest.raises(SystemExit) as stop:
+        run(PARSER, lambda given: 1, [])
+    assert stop.value.code == 1
+
+
+def test_the_first_paragraph_describes_the_program() -> None:
+    assert PARSER.description == "Measures anything." and PARSER.prog == "python -m commands.any"
+
+
+def test_each_note_is_printed_once_below_the_table(capsys: pytest.CaptureFixture) -> None:
+    print_table("Title", ["name", "value"], [["a", "1"], ["b", "2"]], ["few images", "few images"])
+    printed = capsys.readouterr().out
+    assert printed.count("note: few images") == 1 and printed.index("Title") < printed.index("note")
