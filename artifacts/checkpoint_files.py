@@ -8,7 +8,6 @@ import shutil
 import struct
 import zipfile
 import zlib
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from polytoken.errors import RunError
+from polytoken.files import PARTIAL, replacing, sync
 from polytoken.weights import why_unreadable
 
 LAST, PREVIOUS, BEST, NEXT = "last.ckpt", "previous.ckpt", "best.ckpt", "next.ckpt"
@@ -38,29 +38,15 @@ INDEX = ".metadata"  # torch's list of what a sharded checkpoint holds, and wher
 
 
 class SyncedCheckpointIO(TorchCheckpointIO):
-    """Writes to `<path>.part`, waits for the disk, and renames.
+    """Checkpoint writer that streams to a temporary file, waits for the disk, and renames.
 
     Lightning's own makes a copy in memory and a second one in the temporary directory, which is small on many nodes.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint; raises RuntimeError, and leaves nothing half-written, if the disk does not take it."""
-        path = Path(path)
-        unfinished = path.with_name(f"{path.name}.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
-                torch.save(checkpoint, file)
-            sync(unfinished)
-            unfinished.replace(path)
-            sync(path.parent)
-        except OSError as error:
-            with suppress(OSError):  # there may be no such directory
-                unfinished.unlink()
-            raise RunError(
-                f"the checkpoint {path} cannot be written: {error.strerror or error}. What was saved before is whole: "
-                "make room or make the directory writable, and start the run again"
-            ) from error
+        """Write a checkpoint; raises RunError, and leaves nothing half-written, if the disk is full or read-only."""
+        with replacing(path) as unfinished, unfinished.open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 def check_writable(directory: Path) -> None:
@@ -75,15 +61,6 @@ def check_writable(directory: Path) -> None:
             f"no checkpoint can be written to {directory}: {error.strerror or error}. Make it a writable directory, "
             "or choose another place by run.root"
         ) from error
-
-
-def sync(path: Path) -> None:
-    """Wait until the disk has a file, or the entries of a directory."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def move(path: Path, target: Path) -> None:
@@ -104,7 +81,7 @@ def move(path: Path, target: Path) -> None:
 
 def copy(path: Path, target: Path) -> None:
     """Keep a checkpoint under a second name: a hard link where the file system has them, since none is ever changed."""
-    unfinished = target.with_name(f"{target.name}.part")
+    unfinished = target.with_name(f"{target.name}{PARTIAL}")
     if unfinished.is_dir():
         shutil.rmtree(unfinished)
     unfinished.unlink(missing_ok=True)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from polytoken.errors import UserError
+from polytoken.files import file_sha256, write_text
 from polytoken.generators.autoregressive import AutoregressiveGenerator
 from polytoken.handover import carry_over
 from polytoken.loading import load_generator, read_checkpoint, record_in, sub_codes
-from polytoken.weights import file_sha256
 
 if TYPE_CHECKING:
     from datamodules.tokens import TokenDataModule
@@ -141,10 +141,7 @@ def checkpoint_file(run: str | Path) -> Path:
 
 def write_lineage(directory: Path, lineage: dict[str, Any]) -> None:
     """Write ``lineage.json``, whole or not at all."""
-    directory.mkdir(parents=True, exist_ok=True)
-    unfinished = directory / "lineage.json.part"
-    unfinished.write_text(json.dumps(lineage, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(directory / "lineage.json")
+    write_text(directory / "lineage.json", json.dumps(lineage, indent=2) + "\n")
 
 
 def _shape(spec: dict[str, list]) -> str:

@@ -9,7 +9,6 @@ taken to be Inception's.
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -22,10 +21,10 @@ import torch
 
 from artifacts.samples import SamplesFile
 from polytoken.errors import MissingFileError, UserError
+from polytoken.files import file_sha256, replacing
 from polytoken.metrics.extractor import Extractor
 from polytoken.metrics.frechet import Gaussian
 from polytoken.metrics.generation import Kind, Target, Use
-from polytoken.weights import file_sha256
 
 BATCH = 64
 
@@ -186,23 +185,17 @@ def write_reference(
     Raises:
         ValueError: if the pieces hold another number or size of images.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.part")
     arrays = {"mu": features.mean.numpy(), "sigma": features.covariance.numpy()}
     if spatial is not None:
         arrays |= {"mu_s": spatial.mean.numpy(), "sigma_s": spatial.covariance.numpy()}
     arrays["protocol"] = np.array(json.dumps(asdict(protocol)))
-    try:
-        with zipfile.ZipFile(unfinished, "w", allowZip64=True) as archive:
-            for name, array in arrays.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, array, allow_pickle=False)
-            if num_images:
-                with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-                    _write_images(member, images, (num_images, protocol.image_size, protocol.image_size, 3))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as unfinished, zipfile.ZipFile(unfinished, "w", allowZip64=True) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+        if num_images:
+            with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+                _write_images(member, images, (num_images, protocol.image_size, protocol.image_size, 3))
 
 
 def _write_images(member: IO[bytes], pieces: Iterable[np.ndarray], shape: tuple[int | None, ...]) -> None:

@@ -4,7 +4,6 @@ An npz with `arr_0` uint8 (n, H, W, 3) and, if the labels are known, `arr_1` int
 9.8 GB, so both directions stream; nothing in a file is ever unpickled.
 """
 
-import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import IO
 import numpy as np
 
 from polytoken.errors import MissingFileError, UserError
-from polytoken.weights import file_sha256
+from polytoken.files import file_sha256, replacing
 
 IMAGES, LABELS = "arr_0.npy", "arr_1.npy"
 CHUNK = 1 << 24
@@ -118,10 +117,9 @@ def write_samples(path: Path, pieces: Iterable[np.ndarray], labels: np.ndarray, 
     Raises:
         ValueError: The pieces hold more or fewer images than there are labels.
     """
-    unfinished = path.with_name(f"{path.name}.part")
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), *image_shape)}
     written = 0
-    with zipfile.ZipFile(unfinished, "w", allowZip64=True) as archive:
+    with replacing(path) as unfinished, zipfile.ZipFile(unfinished, "w", allowZip64=True) as archive:
         with archive.open(IMAGES, "w", force_zip64=True) as member:
             np.lib.format.write_array_header_1_0(member, header)
             for piece in pieces:
@@ -133,7 +131,6 @@ def write_samples(path: Path, pieces: Iterable[np.ndarray], labels: np.ndarray, 
             raise UserError(f"{written} images for {len(labels)} labels: nothing was written to {path}.")
         with archive.open(LABELS, "w") as member:
             np.lib.format.write_array(member, labels.astype(np.int64), allow_pickle=False)
-    os.replace(unfinished, path)
 
 
 def _image_header(member: IO[bytes]) -> tuple[int, ...]:

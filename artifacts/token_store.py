@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from polytoken.errors import MissingFileError, UserError
+from polytoken.errors import MissingFileError, RunError, UserError
+from polytoken.files import PARTIAL, file_sha256, write_text
 from polytoken.specs import TokenSpec
-from polytoken.weights import file_sha256
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ class TokenStore:
         path = Path(path)
         manifest = path / MANIFEST
         if not manifest.is_file():
-            begun = path.with_name(f"{path.name}.partial").is_dir()
+            begun = path.with_name(f"{path.name}{PARTIAL}").is_dir()
             reason = (
                 "was never finished: run the same predict command again" if begun else "is not there: `make tokens`"
             )
@@ -151,10 +151,8 @@ class TokenStore:
         log.info("reading all %.1f GB of %s once, to compare them with their SHA-256", gigabytes, self.path)
         for shard in self.shards:
             _check_shard(self.path, shard, verify=True)
-        with suppress(OSError):  # a store that cannot be written to is read again by the next run
-            unfinished = note.with_name(f"{note.name}.part")
-            unfinished.write_text(json.dumps(state, indent=1), encoding="utf-8")
-            unfinished.replace(note)
+        with suppress(RunError):  # a store that cannot be written to is read again by the next run
+            write_text(note, json.dumps(state, indent=1))
 
     @property
     def spec(self) -> TokenSpec:

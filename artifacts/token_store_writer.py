@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from artifacts.token_store import MANIFEST, Shard, StorePlan, TokenStore, TokenStoreError, check_codes
-from polytoken.weights import file_sha256
+from polytoken.files import PARTIAL, file_sha256, replacing, write_text
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +32,7 @@ class TokenStoreWriter:
     def __init__(self, path: str | Path, plan: StorePlan) -> None:
         self.path = Path(path)
         self.plan = plan
-        self.partial = self.path.with_name(f"{self.path.name}.partial")
+        self.partial = self.path.with_name(f"{self.path.name}{PARTIAL}")
         self.replaced = self.path.with_name(f"{self.path.name}.replaced")
 
     def begin(self) -> None:
@@ -82,7 +81,7 @@ class TokenStoreWriter:
 
         Raises:
             TokenStoreError: The shapes are not the plan's, or a code lies outside of its codebook.
-            OSError: The disk is full, say.
+            RunError: The disk is full or read-only.
         """
         import pyarrow
         from datasets import Features
@@ -108,12 +107,10 @@ class TokenStoreWriter:
             }
         )
         file = self._file(shard)
-        unfinished = file.with_suffix(".unfinished")
-        with ArrowWriter(path=str(unfinished), features=Features.from_arrow_schema(table.schema)) as writer:
+        features = Features.from_arrow_schema(table.schema)
+        with replacing(file) as unfinished, ArrowWriter(path=str(unfinished), features=features) as writer:
             writer.write_table(table)
             writer.finalize()
-        _sync(unfinished)
-        unfinished.replace(file)
         note = Shard(file.name, len(indices), file.stat().st_size, file_sha256(file))
         _write_json(file.with_suffix(".json"), asdict(note))
 
@@ -185,13 +182,4 @@ def _read_json(file: Path) -> dict[str, Any] | None:
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
-    unfinished = file.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    _sync(unfinished)
-    unfinished.replace(file)
-
-
-def _sync(file: Path) -> None:
-    """Wait until the disk has the file, so that a power cut cannot leave a name without its content."""
-    with file.open("rb") as written:
-        os.fsync(written.fileno())
+    write_text(file, json.dumps(content, indent=1))

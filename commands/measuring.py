@@ -14,11 +14,11 @@ from artifacts.reference import target_of_file
 from commands.extractors import HELP, extractor_named
 from commands.preset import LABELLED, Preset
 from polytoken.errors import UserError
+from polytoken.files import file_sha256
 from polytoken.metrics.extractor import Extractor
 from polytoken.metrics.generation import Target, Use, begin
 from polytoken.metrics.image_set import Measured
 from polytoken.metrics.images import to_uint8
-from polytoken.weights import file_sha256
 
 
 @dataclass(frozen=True)

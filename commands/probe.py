@@ -29,6 +29,7 @@ from datamodules.images import ImageDataModule
 from datamodules.sources.base import Split
 from lightning_modules.linear_probe import LinearProbe
 from polytoken.errors import UserError
+from polytoken.files import file_sha256
 from polytoken.loading import load_tokenizer, read_checkpoint
 from polytoken.metrics.probes import (
     Accuracy,
@@ -43,7 +44,6 @@ from polytoken.metrics.probes import (
 )
 from polytoken.precision import full_precision
 from polytoken.tokenizers import Tokenizer
-from polytoken.weights import file_sha256
 
 Vectors = Literal["before", "after"]
 ALL = "all"

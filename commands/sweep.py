@@ -28,6 +28,7 @@ from callbacks.measure.plots import new_figure, render
 from commands.measuring import Measuring, add_arguments
 from datamodules.labels import LabelDataModule
 from polytoken.errors import UserError
+from polytoken.files import replacing
 from polytoken.metrics.generation import begin, figures_of
 from polytoken.pipeline import Generator
 from polytoken.sampling.categorical import Sampler
@@ -158,9 +159,8 @@ def draw(entries: Sequence[Entry], path: Path) -> None:
         plot.set(title=f"{names[0]}: best {value:.4g} at {scale:g}", xlabel="guidance")
         plot.margins(0.08)
         plot.grid(alpha=0.3)
-    unfinished = path.with_name(f"{path.name}.part")
-    Image.fromarray(render(figure)).save(unfinished, format="png")
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        Image.fromarray(render(figure)).save(unfinished, format="png")
 
 
 def show(entries: Sequence[Entry], console: Console) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polytoken.errors import RunError
+from polytoken.files import file_sha256
 from polytoken.metrics import inception
-from polytoken.weights import file_sha256
 
 DIRECTORY = Path("weights")
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from polytoken.errors import UserError
+from polytoken.files import file_sha256
 from polytoken.fingerprint import fingerprint
 from polytoken.generators.autoregressive import AutoregressiveGenerator
 from polytoken.loading import load_generator, load_tokenizer, read_checkpoint, sub_codes
@@ -19,7 +20,6 @@ from polytoken.metrics.images import to_uint8
 from polytoken.sampling.categorical import Sampler
 from polytoken.specs import TokenSpec
 from polytoken.tokenizers import Tokenizer
-from polytoken.weights import file_sha256
 
 
 class Generator(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import re
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from polytoken.errors import MissingFileError, UserError
+from polytoken.files import replacing
 
 
 def load_state(path: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -37,12 +37,6 @@ def load_state(path: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict[s
         return torch.load(path, map_location="cpu", weights_only=True), {}
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise UserError(f"{path} is not a readable weights file ({why_unreadable(error)}): {remedy}") from error
-
-
-def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_metadata(path: str | Path, remedy: str) -> dict[str, Any]:
@@ -92,12 +86,9 @@ def _metadata(header: dict[str, str] | None) -> dict[str, Any]:
 
 def save_state(path: str | Path, module: nn.Module, metadata: dict[str, Any]) -> None:
     """Write a module's weights as safetensors, whole or not at all; metadata values become JSON."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-    save_file(state, temporary, {key: json.dumps(value) for key, value in metadata.items()})
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_file(state, temporary, {key: json.dumps(value) for key, value in metadata.items()})
 
 
 def _existing(path: str | Path, remedy: str) -> Path:

@@ -13,6 +13,7 @@ import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from polytoken.files import write_text
 from polytoken.metrics.extractor import Extractor
 from polytoken.metrics.generation import Figures, Target
 
@@ -124,10 +125,7 @@ def record_of(
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file so that a reader sees the old one or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def machine() -> str:

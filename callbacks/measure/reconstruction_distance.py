@@ -12,11 +12,11 @@ from callbacks.checkpoint.ema import EMA
 from callbacks.measure.measurement import Measurement
 from callbacks.measure.metrics_file import record_of, write_json
 from polytoken.errors import UserError
+from polytoken.files import file_sha256
 from polytoken.metrics.extractors import load_extractor
 from polytoken.metrics.generation import Figures, Target, begin, figures_of
 from polytoken.metrics.images import to_uint8
 from polytoken.specs import Encoding
-from polytoken.weights import file_sha256
 
 
 class ReconstructionDistance(Measurement):

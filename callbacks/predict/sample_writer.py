@@ -21,7 +21,7 @@ from callbacks.checkpoint.run_record import differences
 from callbacks.measure.metrics_file import commit, write_json
 from callbacks.measure.plots import image_table
 from polytoken.errors import ExistingFileError, UserError
-from polytoken.weights import file_sha256
+from polytoken.files import file_sha256, replacing
 
 NETWORKS = ("settings.generator.", "settings.tokenizer.")
 
@@ -94,11 +94,8 @@ class SampleWriter(pl.Callback):
         part, position = divmod(int(batch["index"][-1]), self._data.part_size)
         images = self._data.part(part)
         if position == len(images) - 1:
-            path = self._part(part)
-            unfinished = path.with_name(f"{path.name}.part")
-            with unfinished.open("wb") as file:
+            with replacing(self._part(part)) as unfinished, unfinished.open("wb") as file:
                 np.save(file, torch.cat(self._rows).numpy())
-            unfinished.replace(path)
             self._rows = []
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from callbacks.measure.metrics_file import commit, machine
 from commands.report.content import Entry, Picture, Section, Table
+from polytoken.files import write_text
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 NOTE = "No figure that leans on the judge compares with a published one."
@@ -31,7 +32,7 @@ def write_html(output: Path, preset: str, place: Path, sections: list[Section]) 
         note=NOTE,
         sections=sections,
     )
-    _replace(output, page)
+    write_text(output, page)
 
 
 def write_markdown(output: Path, preset: str, place: Path, sections: list[Section]) -> None:
@@ -47,7 +48,7 @@ def write_markdown(output: Path, preset: str, place: Path, sections: list[Sectio
         lines += _table(section.table) if section.table else []
         for entry in section.entries:
             lines += _entry(entry, output.parent, drawn)
-    _replace(output, "\n".join(lines).rstrip() + "\n")
+    write_text(output, "\n".join(lines).rstrip() + "\n")
 
 
 def _missing(commands: list[str]) -> Iterator[str]:
@@ -95,10 +96,3 @@ def _plain(text: str) -> str:
 
 def _written() -> str:
     return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-
-
-def _replace(output: Path, text: str) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f"{output.name}.part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(output)

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
 from polytoken.errors import MissingFileError, UserError
+from polytoken.files import file_sha256
 from polytoken.metrics.extractor import ImageFeatures, check_images
 from polytoken.precision import full_precision
-from polytoken.weights import file_sha256, load_state
+from polytoken.weights import load_state
 
 URL = URL_INCEPTION_V3
 WEIGHTS = Path("weights/inception.pth")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from polytoken.classifier import SmallClassifier
+from polytoken.files import file_sha256
 from polytoken.metrics.extractor import ImageFeatures, check_images
 from polytoken.precision import full_precision
-from polytoken.weights import file_sha256
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from polytoken.files import file_sha256
 from polytoken.metrics.extractor import ImageFeatures, check_images
 from polytoken.precision import full_precision
 from polytoken.teachers.teacher import WEIGHTS, Teacher
-from polytoken.weights import file_sha256
 
 
 class TeacherExtractor:

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.distributed.checkpoint as sharded
 
+from artifacts import checkpoint_files
 from artifacts.checkpoint_files import SyncedCheckpointIO, candidates, check_writable, copy, fault, move
-from callbacks import checkpoint_files
 
 STATE = {"global_step": 3, "weight": torch.arange(1000.0)}
 
@@ -42,7 +42,7 @@ def test_what_is_written_is_synced_before_it_gets_its_name(tmp_path: Path, monke
 
     monkeypatch.setattr(os, "fsync", watched)
     write(path)
-    assert seen == [(f"{path}.part", False), (str(path.parent), True)]
+    assert seen == [(f"{path}.partial", False), (str(path.parent), True)]
     assert torch.equal(torch.load(path, weights_only=True)["weight"], STATE["weight"])
     assert list(path.parent.iterdir()) == [path]
 
@@ -51,7 +51,7 @@ def test_what_is_written_is_synced_before_it_gets_its_name(tmp_path: Path, monke
 def test_a_full_disk(tmp_path: Path, full_after: int) -> None:
     last = write(tmp_path / "last.ckpt")
     before = last.read_bytes()
-    (tmp_path / "last.ckpt.part").symlink_to("/dev/full")  # every write to it fails as a full disk does
+    (tmp_path / "last.ckpt.partial").symlink_to("/dev/full")  # every write to it fails as a full disk does
     with pytest.raises(RuntimeError, match=r"last.ckpt cannot be written: No space left on device. .* make room"):
         write(last, weight=torch.zeros(full_after))
     assert last.read_bytes() == before and list(tmp_path.iterdir()) == [last]
@@ -193,7 +193,15 @@ def test_an_index_of_shards_that_runs_code_is_refused(tmp_path: Path) -> None:
 
 
 def test_candidates_come_newest_first(tmp_path: Path) -> None:
-    for name in ("best.ckpt", "previous.ckpt", "step_9.ckpt", "step_10.ckpt", "last.ckpt", "next.ckpt", "x.ckpt.part"):
+    for name in (
+        "best.ckpt",
+        "previous.ckpt",
+        "step_9.ckpt",
+        "step_10.ckpt",
+        "last.ckpt",
+        "next.ckpt",
+        "x.ckpt.partial",
+    ):
         (tmp_path / name).touch()
     names = [path.name for path in candidates(tmp_path)]
     assert names == ["last.ckpt", "previous.ckpt", "step_10.ckpt", "step_9.ckpt"]

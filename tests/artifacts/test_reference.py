@@ -12,8 +12,8 @@ import torch
 
 from artifacts.reference import Protocol, Reference, write_reference
 from artifacts.samples import SamplesFile
+from polytoken.files import file_sha256
 from polytoken.metrics.frechet import FeatureStatistics, Gaussian
-from polytoken.weights import file_sha256
 from tests.support.extractors import MeanColours
 
 PROTOCOL = Protocol("validation", "digits", 30, 8, "mean_colours", "0" * 64, "none")

@@ -11,6 +11,7 @@ import pytest
 
 from artifacts.token_store import StorePlan, TokenStore, TokenStoreError
 from artifacts.token_store_writer import TokenStoreWriter
+from polytoken.errors import RunError
 from polytoken.specs import TokenSpec
 from tests.support.token_store import SPEC, plan_of, random_codes, write_shard, write_store
 
@@ -82,7 +83,7 @@ def test_a_second_attempt_writes_what_is_missing(tmp_path: Path) -> None:
     first = TokenStoreWriter(tmp_path / "train", plan)
     first.begin()
     write_shard(first, 1)
-    (first.partial / "shard_00002.unfinished").write_bytes(b"cut off")  # as a kill leaves it
+    (first.partial / "shard_00002.arrow.partial").write_bytes(b"cut off")  # as a kill leaves it
     written = (first.partial / "shard_00001.arrow").stat().st_mtime_ns
     with pytest.raises(FileNotFoundError, match="train was never finished: run the same predict command again"):
         TokenStore.open(tmp_path / "train")
@@ -137,7 +138,7 @@ def test_the_old_store_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypa
 
     with monkeypatch.context() as disk:
         disk.setattr("datasets.arrow_writer.ArrowWriter.write_table", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(RunError, match="No space left"):
             write_shard(writer, 1)
     assert_holds(TokenStore.open(tmp_path / "train", verify=True), old)
     assert writer.missing() == [1, 2]

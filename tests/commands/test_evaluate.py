@@ -13,13 +13,13 @@ from commands.measuring import Measuring
 from commands.preset import Preset
 from datamodules import DigitsSource
 from polytoken.classifier import SmallClassifier
+from polytoken.files import file_sha256
 from polytoken.fingerprint import fingerprint
 from polytoken.loading import load_tokenizer
 from polytoken.metrics.extractor import ImageFeatures
 from polytoken.metrics.frechet import FeatureStatistics, frechet_distance
 from polytoken.metrics.images import as_displayed
 from polytoken.metrics.judge import Judge
-from polytoken.weights import file_sha256
 from tests.support.generated import write_runs
 from tests.support.recipes import write_judge
 

@@ -12,9 +12,9 @@ from artifacts.samples import SamplesFile
 from commands import reference
 from datamodules import DigitsSource
 from polytoken.classifier import SmallClassifier
+from polytoken.files import file_sha256
 from polytoken.metrics.image_set import ImageSet
 from polytoken.metrics.judge import Judge
-from polytoken.weights import file_sha256
 from tests.support.recipes import write_judge
 
 

@@ -9,9 +9,9 @@ import yaml
 
 from commands import probe
 from commands.preset import image_data, real_images
+from polytoken.files import file_sha256
 from polytoken.loading import load_tokenizer
 from polytoken.metrics.probes import Labelled, accuracy, logistic_regression, nearest_class_mean, standardise
-from polytoken.weights import file_sha256
 from tests.metrics.test_probes import clouds
 from tests.support.generated import write_runs
 

@@ -70,7 +70,7 @@ def test_each_scale_has_the_figures_of_its_images(run: Path, capsys: pytest.Capt
         assert entry["settings"]["extractor_sha256"] == judge.sha256
         assert entry["versions"].keys() == {"python", "torch", "lightning", "torchmetrics", "torch-fidelity"}
     assert entries[0]["figures"] != entries[1]["figures"]
-    assert (run / "sweep.png").read_bytes().startswith(b"\x89PNG") and not list(run.glob("*.part"))
+    assert (run / "sweep.png").read_bytes().startswith(b"\x89PNG") and not list(run.glob("*.partial"))
     assert "40 samples a scale by judge" in capsys.readouterr().out
 
 

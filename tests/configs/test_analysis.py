@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from polytoken.weights import file_sha256
+from polytoken.files import file_sha256
 from tests.support.commands import REPOSITORY, exit_code
 from tests.support.recipes import CONFIGS, digits, write_judge
 

@@ -40,7 +40,7 @@ def names() -> list[str]:
 
 def test_a_full_disk(capsys: pytest.CaptureFixture) -> None:
     assert exit_code("fit", "--config", TOY, "--trainer.max_steps", "2") == 0
-    (CHECKPOINTS / "next.ckpt.part").symlink_to("/dev/full")  # every write to it fails as a full disk does
+    (CHECKPOINTS / "next.ckpt.partial").symlink_to("/dev/full")  # every write to it fails as a full disk does
     assert exit_code("fit", "--config", TOY) == 2
     error = capsys.readouterr().err
     assert "next.ckpt cannot be written: No space left on device. What was saved before is whole: make room" in error

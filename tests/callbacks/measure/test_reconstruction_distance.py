@@ -12,8 +12,8 @@ from torch import Tensor
 from callbacks import EMA, JudgeMetrics, ReconstructionDistance
 from callbacks.measure.metrics_file import MetricsFile
 from polytoken.classifier import SmallClassifier
+from polytoken.files import file_sha256
 from polytoken.metrics.images import to_uint8
-from polytoken.weights import file_sha256
 from tests.support.extractors import MeanColours
 from tests.support.tokenizers import tiny_tokenizer
 from tests.support.validation import Images, figures, module_of, quiet_trainer

@@ -14,8 +14,8 @@ from artifacts.samples import SamplesFile
 from callbacks.predict.sample_writer import SampleWriter
 from datamodules.labels import LabelDataModule
 from lightning_modules.sampling import SamplingModule
+from polytoken.files import file_sha256
 from polytoken.generators import Sampler
-from polytoken.weights import file_sha256
 from tests.support.generated import write_runs
 from tests.support.validation import quiet_trainer
 

@@ -9,10 +9,10 @@ from torch.utils.data import Dataset
 from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from polytoken.files import file_sha256
 from polytoken.metrics.generation import Target, figures_of
 from polytoken.metrics.image_set import ImageSet
 from polytoken.metrics.inception import Inception
-from polytoken.weights import file_sha256
 
 LAYERS = ["2048", "logits_unbiased"]
 

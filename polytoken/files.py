@@ -1,0 +1,95 @@
+"""Atomic file writes, and SHA-256 digests."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from polytoken.errors import RunError, UserError
+
+PARTIAL = ".partial"  # the suffix of everything that is not yet whole
+
+# conditions of the disk, not faults of the code
+DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
+}
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path in the same directory, and rename it to `path` when the block ends.
+
+    A reader sees the old file or the new one, even after a power cut: file and directory are flushed to the disk. If
+    the block raises, the temporary file is removed and `path` stays as it was. The temporary name is fixed, so that a
+    writer overwrites what a killed one left; two processes must not write one `path` through this function at once.
+
+    Raises:
+        RunError: the disk is full, or the directory is not writable.
+    """
+    with _renamed(Path(path), f"{Path(path).name}{PARTIAL}") as temporary:
+        yield temporary
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a small file as :func:`replacing` does; several processes may do so at once, and the last one wins."""
+    path = Path(path)
+    with _renamed(path, f"{path.name}.{secrets.token_hex(4)}{PARTIAL}") as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a small UTF-8 file; see :func:`write_bytes`."""
+    write_bytes(path, text.encode())
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the entries of a directory, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _renamed(path: Path, name: str) -> Iterator[Path]:
+    temporary = path.with_name(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    except BaseException as error:
+        with suppress(OSError):  # the directory may not exist
+            temporary.unlink(missing_ok=True)
+        if reason := _condition_of_disk(error):
+            raise RunError(
+                f"{path} cannot be written: {reason}. What was saved before is whole: make room or make the directory "
+                "writable, and start again"
+            ) from error
+        raise
+
+
+def _condition_of_disk(error: BaseException | None) -> str | None:
+    """The operating system's word for a full or read-only disk, also where a library raised its own error after it."""
+    while error is not None and not isinstance(error, UserError):
+        rust = re.search(r"\(os error (\d+)\)", str(error))  # safetensors
+        code = int(rust[1]) if rust else getattr(error, "errno", None)
+        if code in DISK:
+            return os.strerror(code)
+        error = error.__cause__ or error.__context__
+    return None
