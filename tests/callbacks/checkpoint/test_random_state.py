@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 
-from callbacks import random_state
+from callbacks.checkpoint import random_state
 from callbacks.checkpoint.random_state import KEY, RandomState
 
 MODULE = SimpleNamespace(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))

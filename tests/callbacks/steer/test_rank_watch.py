@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from artifacts.checkpoint_files import fault
-from callbacks import rank_watch
+from callbacks.steer import rank_watch
 from callbacks.steer.rank_watch import RankWatch
 from tests.support.commands import REPOSITORY
 

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from callbacks import requeue
 from callbacks.checkpoint.last_checkpoint import LastCheckpoint
+from callbacks.steer import requeue
 from callbacks.steer.requeue import EXIT_CODE, Requeue, job_id
 from tests.end_to_end.test_cli import assert_equal
 from tests.support.commands import TOY, exit_code
@@ -168,7 +168,7 @@ def test_the_other_commands_are_left_too() -> None:
 
 
 def test_it_needs_somebody_who_saves() -> None:
-    with pytest.raises(ValueError, match=r"add callbacks\.last_checkpoint\.LastCheckpoint"):
+    with pytest.raises(ValueError, match=r"add callbacks\.LastCheckpoint"):
         Requeue().setup(SimpleNamespace(callbacks=[]), None, "fit")
     with pytest.raises(ValueError, match="must not be negative"):
         Requeue(seconds_before_end=-1)
