@@ -15,9 +15,11 @@ import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from artifacts.checkpoint_files import SyncedCheckpointIO
 from artifacts.repository import BASE_CONFIG
 from callbacks.checkpoint.run_record import RunRecord
 from callbacks.steer.rank_watch import RankWatch
@@ -87,6 +89,9 @@ class CommandLine(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the record of the run, and what watches the other ranks, to the trainer's callbacks."""
         trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            # not as a plugin in YAML: the sharding strategies refuse one, and lists of plugins replace each other
+            trainer.strategy.checkpoint_io = SyncedCheckpointIO()
         trainer.callbacks = [self.record, *trainer.callbacks, RankWatch()]
         return trainer
 

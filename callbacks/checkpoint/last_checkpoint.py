@@ -1,44 +1,40 @@
-"""The checkpoints of a run."""
+"""The checkpoints of a run: the last one, the one before, the best one, and those that stay."""
+
+from __future__ import annotations
 
 import shutil
+import time
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.distributed.checkpoint.api import CheckpointException
 
-from artifacts.checkpoint_files import (
-    BEST,
-    LAST,
-    NEXT,
-    PREVIOUS,
-    SyncedCheckpointIO,
-    check_writable,
-    copy,
-    fault,
-    move,
-    sync,
-)
+from artifacts.checkpoint_files import BEST, LAST, NEXT, PREVIOUS, check_writable, copy, fault, move, sync
 from polytoken.errors import RunError, UserError
+
+CLOCK_STEPS = 10  # optimizer steps between two broadcasts of rank 0's clock, if there are several ranks
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes `last.ckpt` every so many steps, before each validation, and after the very last step.
+    """Writes `last.ckpt` by step, by time, before each validation, and after the last step.
 
-    The one before stays as `previous.ckpt`: the command line goes on from it if the last one cannot be read. A run that
-    is stopped while it validates loses no step, and the best checkpoint is a second name of the last one.
+    The checkpoint before it stays as `previous.ckpt`, from which the command line resumes if the last one cannot be
+    read. Saving before a validation means that a run killed while it validates loses no step, and that the best
+    checkpoint is a second name of the last one.
 
-    ModelCheckpoint(save_last=True) would leave out the last step unless it divides, number a second file after a
-    resume, write through the temporary directory, and warn at length about manual optimization.
+    Lightning's ModelCheckpoint(save_last=True) omits the last step unless it divides, numbers a second file after a
+    resume, writes through the temporary directory, and has no atomic replacement of `last.ckpt`.
 
     Args:
-        every_n_train_steps: Optimizer steps between two writes.
+        every_n_train_steps: Optimizer steps between two checkpoints.
         dirpath: Directory of the checkpoints; the command line fills in `<run>/checkpoints`.
+        every_minutes: Minutes after the last checkpoint until the next one, by the clock of rank 0; None saves
+            by step alone. Several ranks read that clock every CLOCK_STEPS steps, so that they save at the same one.
         keep_every_n_train_steps: Optimizer steps between two checkpoints that stay, as `step_<n>.ckpt`.
-        monitor: A validation metric by which `best.ckpt` is chosen, e.g. `val/psnr`.
+        monitor: Validation metric that chooses `best.ckpt`, e.g. `val/psnr`.
         mode: Whether the best value is the smallest or the largest.
     """
 
@@ -46,6 +42,7 @@ class LastCheckpoint(Checkpoint):
         self,
         every_n_train_steps: int = 1000,
         dirpath: str | None = None,
+        every_minutes: float | None = 10.0,
         keep_every_n_train_steps: int | None = None,
         monitor: str | None = None,
         mode: Literal["min", "max"] = "min",
@@ -56,18 +53,22 @@ class LastCheckpoint(Checkpoint):
         ):
             if steps is not None and steps < 1:
                 raise UserError(f"{name} is {steps}; it must be at least 1.")
+        if every_minutes is not None and every_minutes <= 0:
+            raise UserError(f"every_minutes is {every_minutes}; it must be above 0, or null.")
         self.every_n_train_steps = every_n_train_steps
         self.dirpath = dirpath
+        self.every_minutes = every_minutes
         self.keep_every_n_train_steps = keep_every_n_train_steps
         self.monitor = monitor
         self.mode = mode
         self._best: float | None = None
         self._saved = False  # by this process
+        self._saved_at = 0.0  # reading of time.monotonic
         self._step = self._step_in_file = 0  # no step is taken yet, so there is nothing to save
 
     @property
     def last_model_path(self) -> str:
-        """The file that is written."""
+        """The path of `last.ckpt`."""
         return str(self._directory / LAST)
 
     def holds(self, step: int) -> bool:
@@ -75,43 +76,40 @@ class LastCheckpoint(Checkpoint):
         return step == self._step_in_file
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far."""
         return {"best": self._best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best value."""
         self._best = state_dict.get("best")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Fall back to the trainer's directory, and see to it that it can be written."""
+        """Agree on the directory; raises RunError if a fit cannot write to it."""
         self.dirpath = trainer.strategy.broadcast(self.dirpath or str(Path(trainer.default_root_dir) / "checkpoints"))
-        if stage == "fit" and not trainer.fast_dev_run:
-            if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-                trainer.strategy.checkpoint_io = SyncedCheckpointIO()
-            if trainer.is_global_zero:
-                check_writable(self._directory)
+        if stage == "fit" and not trainer.fast_dev_run and trainer.is_global_zero:
+            check_writable(self._directory)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take note of the step that a resumed run starts from: it is in a file already."""
+        """Note the step that a resumed run starts from: a file holds it already."""
         self._step = self._step_in_file = trainer.global_step
+        self._saved_at = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time, or if this was the last step: here, so that a longer max_steps can go on from it."""
-        # Batches that only accumulate gradients leave the step where it was, and their gradients are in no checkpoint.
+        """Save if this step is due; the last one is saved here too, so that a longer max_steps can resume from it."""
+        # Batches that only accumulate gradients do not advance the step, and no checkpoint holds their gradients.
         step, before = trainer.global_step, self._step
         self._step = step
         if step == before or trainer.fast_dev_run:
             return
         keep = self.keep_every_n_train_steps is not None and step % self.keep_every_n_train_steps == 0
-        if step % self.every_n_train_steps == 0 or keep or step == trainer.max_steps or _validates_next(trainer):
+        by_step = step % self.every_n_train_steps == 0 or keep or step == trainer.max_steps
+        if by_step or _validates_next(trainer) or self._time_is_up(trainer):
             self.save(trainer)
         if keep and trainer.is_global_zero:
             copy(self._directory / LAST, self._directory / f"step_{step}.ckpt")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the last checkpoint as the best one, if the validation after it says so."""
+        """Keep the last checkpoint as the best one if its validation is the best so far."""
         if self.monitor is None or trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
             return
         value = trainer.callback_metrics.get(self.monitor)
@@ -124,21 +122,21 @@ class LastCheckpoint(Checkpoint):
                 copy(self._directory / LAST, self._directory / BEST)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what a run ended by max_epochs or by an early stop has reached."""
+        """Save the last step of a run that max_epochs or an early stop has ended."""
         self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
         """Write `last.ckpt` unless it holds this step already; all ranks must call it together.
 
         Raises:
-            RuntimeError: if the disk does not take it; the checkpoints that were there are there still.
+            RunError: The disk refuses the checkpoint; the earlier ones are unchanged.
         """
         if trainer.fast_dev_run or self.holds(trainer.global_step):
             return
-        # weights_only said outright, or Lightning remarks on it: here it means leaving the optimizers out
+        # weights_only is explicit to avoid Lightning's warning; here it means "omit the optimizer states"
         try:
             trainer.save_checkpoint(self._directory / NEXT, weights_only=False)
-        except CheckpointException as error:  # of a sharded one; it is no Exception
+        except CheckpointException as error:  # raised by sharded saves; derives from BaseException
             reasons = "; ".join(f"rank {rank}: {failure[0]}" for rank, failure in error.failures.items())
             if trainer.is_global_zero:
                 shutil.rmtree(self._directory / NEXT, ignore_errors=True)
@@ -149,13 +147,24 @@ class LastCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             self._put_in_place()
         self._step_in_file = trainer.global_step
+        self._saved_at = time.monotonic()
+
+    def _time_is_up(self, trainer: Trainer) -> bool:
+        """Whether every_minutes have passed since the last save on rank 0; all ranks get the same answer."""
+        if self.every_minutes is None:
+            return False
+        passed = time.monotonic() - self._saved_at >= 60 * self.every_minutes
+        if trainer.world_size == 1:
+            return passed
+        # one broadcast in CLOCK_STEPS steps, since it makes the host wait for the device
+        return trainer.global_step % CLOCK_STEPS == 0 and trainer.strategy.broadcast(passed)
 
     def _put_in_place(self) -> None:
         """Make the next checkpoint the last one, and the last one the previous: one of them is whole at any moment."""
         following, last = self._directory / NEXT, self._directory / LAST
-        for part in following.glob("*"):  # of a sharded one; a file is on the disk when it has its name
+        for part in following.glob("*") if following.is_dir() else (following,):  # a sharded one is a directory
             sync(part)
-        if last.exists() and (self._saved or fault(last) is None):  # else the run goes on from the previous one
+        if last.exists() and (self._saved or fault(last) is None):  # else previous.ckpt is the better one
             copy(last, self._directory / PREVIOUS)
         self._saved = True
         move(following, last)
@@ -172,6 +181,8 @@ class LastCheckpoint(Checkpoint):
 
 
 def _validates_next(trainer: Trainer) -> bool:
-    """Whether the trainer validates after this batch, by its own count; clocks of ranks may differ."""
-    by_the_clock = trainer._val_check_time_interval is not None
-    return not by_the_clock and trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+    """Whether the trainer validates after this batch, by step; by time, the clocks of ranks may differ."""
+    # private: no hook precedes a validation with the raw weights in place, and the rule (epochs, fractions, iterable
+    # data, early stopping) is too long to repeat
+    by_time = trainer._val_check_time_interval is not None
+    return not by_time and trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)

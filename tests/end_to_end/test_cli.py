@@ -67,6 +67,20 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
     assert json.loads((RUN / "metrics.json").read_text())["fit"]["global_step"] == 6
 
 
+def test_a_run_killed_before_its_first_step_interval_resumes_from_a_checkpoint_by_time(tmp_path: Path) -> None:
+    by_time = {"class_path": "callbacks.LastCheckpoint", "init_args": {"every_minutes": 1e-6}}
+    callbacks = [by_time, {"class_path": "callbacks.RandomState"}]
+    Path("slow.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks, "limit_val_batches": 0}}))
+    arguments = ("fit", "--config", TOY, "--config", "slow.yaml")
+    killed = program(*arguments, cwd=tmp_path, TOY_KILL_AT_STEP="5")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert state()["global_step"] == 5
+    assert exit_code(*arguments) == 0
+    resumed = state()
+    assert exit_code("fit", "--config", TOY, "--run.root", "whole") == 0
+    assert_equal(resumed, state(Path("whole/default/toy/checkpoints/last.ckpt")))
+
+
 @pytest.mark.parametrize("stop", [2, 5])
 def test_a_longer_run_is_the_same_run(stop: int) -> None:
     assert exit_code("fit", "--config", TOY, "--run.root", "whole", "--model.manual", "true") == 0

@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from callbacks.checkpoint.last_checkpoint import LastCheckpoint
+from callbacks.checkpoint import last_checkpoint
+from callbacks.checkpoint.last_checkpoint import CLOCK_STEPS, LastCheckpoint
+from polytoken.errors import UserError
 
 
 class FakeTrainer(SimpleNamespace):
     is_global_zero = True
+    world_size = 1
     sanity_checking = False
     _val_check_time_interval = None
     state = SimpleNamespace(fn="fit")
@@ -60,6 +63,14 @@ def train(
     return trainer.saved
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A clock that tests set by hand, in seconds."""
+    clock = SimpleNamespace(now=1e6)
+    monkeypatch.setattr(last_checkpoint, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
 def contents(place: Path) -> dict[str, str]:
     return {path.name: str(torch.load(path, weights_only=True)) for path in place.iterdir()}
 
@@ -77,7 +88,7 @@ def contents(place: Path) -> dict[str, str]:
         ([3, 4, 6], {"every": 4, "steps": [1, 2, 3, 4, 5, 6], "keep_every_n_train_steps": 3}),
     ],
 )
-def test_when_it_saves(expected: list[int], arguments: dict, tmp_path: Path) -> None:
+def test_steps_at_which_it_saves(expected: list[int], arguments: dict, tmp_path: Path) -> None:
     assert train(tmp_path, **arguments) == expected
     names = {"last.ckpt"} if expected else set()
     names |= {"previous.ckpt"} if len(expected) > 1 else set()
@@ -85,7 +96,7 @@ def test_when_it_saves(expected: list[int], arguments: dict, tmp_path: Path) -> 
     assert contents(tmp_path).keys() == names
 
 
-def test_the_last_the_one_before_the_best_and_every_third(tmp_path: Path) -> None:
+def test_the_last_previous_best_and_every_third_checkpoint(tmp_path: Path) -> None:
     values = {2: 7.0, 4: math.nan, 5: 3.0, 7: 5.0}
     train(tmp_path, 100, list(range(1, 10)), values=values, monitor="val/x", keep_every_n_train_steps=3)
     assert contents(tmp_path) == {
@@ -98,7 +109,7 @@ def test_the_last_the_one_before_the_best_and_every_third(tmp_path: Path) -> Non
     }
 
 
-def test_a_resumed_run_knows_what_the_best_was(tmp_path: Path) -> None:
+def test_a_resumed_run_restores_the_best_value(tmp_path: Path) -> None:
     first = LastCheckpoint(1, monitor="val/x", mode="max")
     first._best = 4.0
     second = LastCheckpoint(1, monitor="val/x", mode="max")
@@ -106,26 +117,26 @@ def test_a_resumed_run_knows_what_the_best_was(tmp_path: Path) -> None:
     assert second._is_better(4.5) and not second._is_better(3.5) and not second._is_better(math.inf)
 
 
-def test_a_monitor_that_nobody_logs_is_named(tmp_path: Path) -> None:
+def test_a_monitor_that_is_not_logged_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="monitor is 'val/y', which validation does not log; it logs val/x"):
         train(tmp_path, 1, [1], values={1: 0.0}, monitor="val/y")
 
 
-def test_a_write_that_fails_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
     train(tmp_path, every=2, steps=[2])
     with pytest.raises(OSError, match="disk full"):
         train(tmp_path, every=2, steps=[4], breaks=True)
     assert contents(tmp_path)["last.ckpt"] == "2"
 
 
-def test_a_broken_checkpoint_does_not_take_the_place_of_the_one_before(tmp_path: Path) -> None:
+def test_a_broken_checkpoint_does_not_replace_the_previous_one(tmp_path: Path) -> None:
     train(tmp_path, every=2, steps=[2, 4])
     (tmp_path / "last.ckpt").write_bytes(b"broken")  # so the command line goes on from previous.ckpt
     train(tmp_path, every=2, steps=[4], start=2)
     assert contents(tmp_path) == {"last.ckpt": "4", "previous.ckpt": "2"}
 
 
-def test_a_sharded_checkpoint_that_cannot_be_written_is_said_in_a_sentence(tmp_path: Path) -> None:
+def test_a_sharded_checkpoint_that_cannot_be_written_raises_a_user_error(tmp_path: Path) -> None:
     def refuse(path: Path, weights_only: bool) -> None:
         path.mkdir()
         raise CheckpointException("write", {1: (OSError(28, "No space left on device"), StackSummary())})
@@ -136,7 +147,49 @@ def test_a_sharded_checkpoint_that_cannot_be_written_is_said_in_a_sentence(tmp_p
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("minutes", "expected"), [(1.0, [2, 4, 6, 7]), (1.2, [3, 6, 7]), (None, [7])])
+def test_a_slow_run_saves_by_time(
+    minutes: float | None, expected: list[int], tmp_path: Path, clock: SimpleNamespace
+) -> None:
+    callback = LastCheckpoint(1000, str(tmp_path), minutes)
+    trainer = FakeTrainer(global_step=0, max_steps=7, saved=[], fast_dev_run=0, breaks=False, validations={})
+    callback.on_train_start(trainer, None)
+    for step in range(1, 8):
+        trainer.global_step = step
+        clock.now += 30
+        callback.on_train_batch_end(trainer, None, None, None, 0)
+    assert trainer.saved == expected
+
+
+def test_a_checkpoint_by_step_restarts_the_interval(tmp_path: Path, clock: SimpleNamespace) -> None:
+    callback = LastCheckpoint(2, str(tmp_path), every_minutes=1)
+    trainer = FakeTrainer(global_step=0, max_steps=9, saved=[], fast_dev_run=0, breaks=False, validations={})
+    callback.on_train_start(trainer, None)
+    for step in range(1, 6):
+        trainer.global_step = step
+        clock.now += 40
+        callback.on_train_batch_end(trainer, None, None, None, 0)
+    assert trainer.saved == [2, 4]
+
+
+def test_several_ranks_save_at_the_same_step_by_the_clock_of_rank_zero(tmp_path: Path, clock: SimpleNamespace) -> None:
+    told: list[bool] = []
+    strategy = SimpleNamespace(broadcast=lambda own: told.append(own) or step >= 2 * CLOCK_STEPS)  # rank 0's answer
+    callback = LastCheckpoint(1000, str(tmp_path), every_minutes=1)
+    trainer = FakeTrainer(global_step=0, max_steps=999, saved=[], fast_dev_run=0, breaks=False, validations={})
+    trainer.world_size, trainer.strategy = 2, strategy
+    callback.on_train_start(trainer, None)
+    for step in range(1, 3 * CLOCK_STEPS):
+        trainer.global_step = step
+        clock.now += 61  # this rank's clock alone would save after each step
+        callback.on_train_batch_end(trainer, None, None, None, 0)
+    assert trainer.saved == [2 * CLOCK_STEPS]
+    assert told == [True, True]  # one broadcast in CLOCK_STEPS steps
+
+
 @pytest.mark.parametrize("option", ["every_n_train_steps", "keep_every_n_train_steps"])
-def test_never_is_refused(option: str) -> None:
-    with pytest.raises(ValueError, match=f"{option} is 0; it must be at least 1"):
+def test_an_interval_of_zero_steps_is_refused(option: str) -> None:
+    with pytest.raises(UserError, match=f"{option} is 0; it must be at least 1"):
         LastCheckpoint(**{option: 0})
+    with pytest.raises(UserError, match="every_minutes is 0; it must be above 0"):
+        LastCheckpoint(every_minutes=0)
