@@ -43,7 +43,7 @@ class ClassifierModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """Cross-entropy of one batch."""
-        self.optimizer_config.apply(self.optimizers(), self.global_step, self.trainer.max_steps)  # type: ignore[arg-type]
+        self.optimizer_config.set_learning_rate(self.optimizers(), self.global_step, self.trainer.max_steps)  # type: ignore[arg-type]
         logits = self.classifier(batch["image"])
         loss = functional.cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
         self.log("train/loss", loss, prog_bar=True)

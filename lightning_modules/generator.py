@@ -13,11 +13,12 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from artifacts.lineage import TokensRead, begin_from, check_same_codes, write_lineage
-from lightning_modules.guards import NonFiniteGuard, check_generator_strategy, check_precision
+from lightning_modules.guards import check_generator_strategy, check_precision
 from polytoken.errors import UserError
 from polytoken.generators.autoregressive import AutoregressiveGenerator
 from polytoken.generators.heads import Head
 from polytoken.generators.noise import SubTokenNoise
+from polytoken.guard import NonFiniteGuard
 from polytoken.loading import KEY, read_metadata, record_in
 from polytoken.optimization import OptimizerConfig, gradient_norm
 from polytoken.parallelize import shard
@@ -166,7 +167,7 @@ class AutoregressiveModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """Mean over the sub-codes of their cross-entropies in nats."""
         assert self.generator is not None
-        self.optimizer_config.apply(self.optimizers(), self.global_step, self.trainer.max_steps)  # type: ignore[arg-type]
+        self.optimizer_config.set_learning_rate(self.optimizers(), self.global_step, self.trainer.max_steps)  # type: ignore[arg-type]
         loss = self.generator.loss(batch["codes"], batch["label"], self.global_step)
         self._losses = {f"loss of sub-code {i}": value.detach() for i, value in enumerate(loss.per_code)}
         self.log("train/loss", loss.total.detach(), prog_bar=True)
@@ -183,7 +184,7 @@ class AutoregressiveModule(pl.LightningModule):
                 parameter.grad = None
         norm = gradient_norm(self.parameters())
         self.log("train/gradient_norm", norm)
-        if self._guard.accept({**self._losses, "gradient": norm}, self.global_step):
+        if self._guard.accept({**self._losses, "gradient": norm}, step=self.global_step):
             self._guard.reset()
             return
         for parameter in self.parameters():

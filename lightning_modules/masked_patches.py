@@ -47,7 +47,7 @@ class MaskedPatchModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """Error of one batch under fresh masks."""
-        self.optimizer_config.apply(self.optimizers(), self.global_step, self.trainer.max_steps)  # type: ignore[arg-type]
+        self.optimizer_config.set_learning_rate(self.optimizers(), self.global_step, self.trainer.max_steps)  # type: ignore[arg-type]
         loss = self._error(batch["image"], self._random_mask(batch["image"]))
         self.log("train/loss", loss, prog_bar=True)
         return loss

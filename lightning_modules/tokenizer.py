@@ -1,35 +1,40 @@
-"""Training of any tokenizer: one batch, one update of the autoencoder and one of its discriminator."""
+"""Training of tokenizers: one update of the autoencoder and one of its discriminator for each batch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
-from lightning_modules.guards import NonFiniteGuard, check_has_codes, check_manual_trainer, check_takes_turns
+from lightning_modules.guards import check_has_codes
+from polytoken.errors import UserError
+from polytoken.guard import NonFiniteGuard
 from polytoken.losses import TokenizerObjective, TokenizerStep
 from polytoken.optimization import OptimizerConfig, gradient_norm
 from polytoken.specs import Encoding
 from polytoken.tokenizers import Tokenizer
+
+PRECISIONS = ("32-true", "bf16-mixed")  # fp16 needs a gradient scaler, which two optimizers cannot share
 
 
 class TokenizerModule(pl.LightningModule):
     """Tokenizer, objective and their two optimizers, by manual optimization.
 
     ``global_step`` counts updates of the autoencoder: the discriminator's optimizer is stepped raw, past Lightning's
-    counter. A step with a non-finite loss or gradient is left out and named.
+    counter. A step with a non-finite loss or gradient changes no weight, moment or buffer, and is reported.
 
     Args:
         tokenizer: the network.
         objective: the named loss terms and the adversarial block.
-        optimizer: of the autoencoder.
-        discriminator_optimizer: of the discriminator; None copies ``optimizer``.
-        gradient_clip: largest gradient norm of each network, clipped separately; None leaves them.
+        optimizer: optimizer of the autoencoder.
+        discriminator_optimizer: optimizer of the discriminator; None copies ``optimizer``.
+        gradient_clip: largest gradient norm of each network, clipped separately; None disables clipping.
         accumulate_steps: batches an update.
-        max_nonfinite_steps: non-finite steps in a row that are borne.
+        max_nonfinite_steps: consecutive non-finite steps tolerated before raising.
     """
 
     def __init__(
@@ -43,6 +48,12 @@ class TokenizerModule(pl.LightningModule):
         max_nonfinite_steps: int = 10,
     ) -> None:
         super().__init__()
+        if accumulate_steps < 1:
+            raise UserError(f"accumulate_steps must be 1 or more, got {accumulate_steps}")
+        if gradient_clip is not None and gradient_clip <= 0:
+            raise UserError(f"gradient_clip must be above 0, or null to disable clipping, got {gradient_clip}")
+        if max_nonfinite_steps < 0:
+            raise UserError(f"max_nonfinite_steps must be 0 or more, got {max_nonfinite_steps}")
         self.automatic_optimization = False
         self.tokenizer = tokenizer
         self.objective = objective
@@ -53,24 +64,22 @@ class TokenizerModule(pl.LightningModule):
         self.accumulate_steps = accumulate_steps
         self._batches_accumulated = 0
         self._guard = NonFiniteGuard(max_nonfinite_steps)
-        self._discriminator_guard = NonFiniteGuard(max_nonfinite_steps)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Refuse a trainer this module cannot obey; Lightning's own refusal, later, names no remedy."""
-        check_manual_trainer(self.trainer)
-        if self.trainer.state.fn == "fit":
-            check_takes_turns(self.trainer)
+        """Check the trainer here: Lightning's own errors come later and name no remedy."""
+        self.check_trainer(self.trainer)
         return []
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Autoencoder (with trainable parts of the terms) first, then the discriminator, if there is one."""
-        optimizers = [self.optimizer_config.build(self._autoencoder_parameters())]
+        """Autoencoder (with the trainable parts of the terms) first, then the discriminator if there is one."""
+        optimizers = [self.optimizer_config.build(self._autoencoder_parameters(), network="autoencoder")]
         if self.objective.adversarial is not None:
-            optimizers.append(self.discriminator_config.build(self.objective.adversarial.parameters()))
+            parameters = self.objective.adversarial.parameters()
+            optimizers.append(self.discriminator_config.build(parameters, network="discriminator"))
         return optimizers
 
     def on_fit_start(self) -> None:
-        """Load frozen networks now, so that a missing file stops the run before its first step."""
+        """Load frozen networks, so that a missing file stops the run before its first step."""
         self.objective.prepare(self.device)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Encoding]:
@@ -78,32 +87,27 @@ class TokenizerModule(pl.LightningModule):
         return self.tokenizer(images)
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor] | None:
-        """One batch: autoencoder first, then the discriminator on the same reconstructions; returns the codes."""
-        step = self._step(batch["image"])
-        updates = self._batches_accumulated + 1 == self.accumulate_steps
-        adversarial = self.objective.adversarial
-        accepted = (
-            # asked first, or a bad image would stay in the discriminator's batch-norm statistics for good
-            self._guard.accept({"output of the decoder": step.reconstruction}, step.step)
-            and self._train_autoencoder(step, updates)
-            and (adversarial is None or not adversarial.active(step.step) or self._train_discriminator(step, updates))
-        )
-        if not accepted:
-            for optimizer in self._optimizers():
-                optimizer.zero_grad()
-        self._batches_accumulated = 0 if updates or not accepted else self._batches_accumulated + 1
-        codes = step.encoding.codes
-        return {"codes": codes} if accepted and codes is not None else None
+        """Gradients of both networks from the same reconstructions, one check, one update of each.
+
+        Returns the codes, which callbacks count; None if the step was rejected or there are none.
+        """
+        buffers = [buffer.clone() for buffer in self.buffers()]
+        step = self._reconstruct(batch["image"])
+        losses = self._autoencoder_backward(step) | self._discriminator_backward(step)
+        norms = self._gradient_norms(step)
+        if self._accept(step, losses, norms, buffers):
+            return self._update(step, losses, norms)
+        return None
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Any]:
-        """Reconstruct, without clamping; callbacks measure and draw what is returned."""
+        """Reconstruct without clamping; callbacks measure and draw the result."""
         reconstruction, encoding = self(batch["image"])
         return {"reconstruction": reconstruction.float(), "encoding": encoding}
 
     test_step = validation_step
 
     def on_predict_start(self) -> None:
-        """Refuse a tokenizer without codes."""
+        """Reject a tokenizer without codes."""
         check_has_codes(self.tokenizer)
 
     def predict_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor | None]:
@@ -111,61 +115,127 @@ class TokenizerModule(pl.LightningModule):
         codes = self.tokenizer.encode(batch["image"]).codes
         return {"codes": codes, "label": batch["label"], "index": batch["index"]}
 
-    def _step(self, images: Tensor) -> TokenizerStep:
+    @staticmethod
+    def check_trainer(trainer: pl.Trainer) -> None:
+        """Reject trainer settings that manual optimization of two networks cannot honour.
+
+        Raises:
+            UserError: on accumulate_grad_batches, gradient_clip_val, fp16, bf16-true, FSDP of either version, and, when
+                fitting, DDP that does not look for unused parameters (it would fail in the second step).
+        """
+        for flag, value, neutral, ours in (
+            ("accumulate_grad_batches", trainer.accumulate_grad_batches, 1, "accumulate_steps"),
+            ("gradient_clip_val", trainer.gradient_clip_val, None, "gradient_clip"),
+        ):
+            if value != neutral:
+                raise UserError(
+                    f"trainer.{flag} is set, but this model steps its optimizers itself: "
+                    f"set model.init_args.{ours}={value} instead"
+                )
+        if str(trainer.precision) not in PRECISIONS:
+            raise UserError(
+                f"trainer.precision={trainer.precision} does not suit a model that steps two optimizers itself and "
+                f"quantizes in float32: use {' or '.join(PRECISIONS)}"
+            )
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise UserError(
+                "trainer.strategy is FSDP version 1, which cannot step two optimizers by hand: "
+                "use ddp_find_unused_parameters_true (configs/cluster/ddp.yaml)"
+            )
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            raise UserError(
+                "trainer.strategy is ModelParallelStrategy (FSDP version 2), which is for generators: a tokenizer is "
+                "not sharded, use ddp_find_unused_parameters_true (configs/cluster/ddp.yaml)"
+            )
+        is_ddp = isinstance(trainer.strategy, DDPStrategy)
+        if trainer.state.fn == "fit" and is_ddp and not trainer.strategy._ddp_kwargs.get("find_unused_parameters"):
+            raise UserError(
+                "trainer.strategy is ddp, which waits for gradients of all weights, and autoencoder and discriminator "
+                "take turns: use ddp_find_unused_parameters_true (configs/cluster/ddp.yaml)"
+            )
+
+    def _reconstruct(self, images: Tensor) -> TokenizerStep:
         reconstruction, encoding = self(images)
         return TokenizerStep(images, reconstruction, encoding, self.tokenizer.last_layer, self.global_step)
 
-    def _train_autoencoder(self, step: TokenizerStep, updates: bool) -> bool:
-        optimizer = self._optimizers()[0]
-        parameters = list(self._autoencoder_parameters())
-        with self.toggled_optimizer(optimizer):
+    def _autoencoder_backward(self, step: TokenizerStep) -> dict[str, Tensor]:
+        """Add to the gradients of the autoencoder; returns all parts of its loss by name, and their sum as ``loss``."""
+        with self.toggled_optimizer(self._optimizers()[0]):
             loss, parts = self.objective(step)
-            if not self._guard.accept(parts, step.step):
-                return False
             self.manual_backward(loss / self.accumulate_steps)
-        self.log_dict({f"train/{name}": value.detach() for name, value in parts.items()})
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        if not updates:
-            return True
-        return self._update(optimizer, parameters, self.optimizer_config, self._guard, "autoencoder", step.step)
+        return {**parts, "loss": loss}
 
-    def _train_discriminator(self, step: TokenizerStep, updates: bool) -> bool:
+    def _discriminator_backward(self, step: TokenizerStep) -> dict[str, Tensor]:
+        """Add to the gradients of the discriminator once it is active; returns its loss and mean logits."""
         adversarial = self.objective.adversarial
-        assert adversarial is not None
-        optimizer, guard = self._optimizers()[1], self._discriminator_guard
-        with self.toggled_optimizer(optimizer):
+        if adversarial is None or not adversarial.active(step.global_step):
+            return {}
+        with self.toggled_optimizer(self._optimizers()[1]):
             loss, logits = adversarial.discriminator_loss(step)
-            if not guard.accept({"discriminator": loss}, step.step):
-                return False
             self.manual_backward(loss / self.accumulate_steps)
-        self.log_dict({f"train/{name}": value for name, value in logits.items()})
-        self.log("train/discriminator", loss.detach())
-        if not updates:
-            return True
-        parameters = list(adversarial.parameters())
-        return self._update(optimizer, parameters, self.discriminator_config, guard, "discriminator", step.step)
+        return {"discriminator": loss, **logits}
+
+    def _gradient_norms(self, step: TokenizerStep) -> dict[str, Tensor]:
+        """Gradient norms by network after the last of ``accumulate_steps`` batches; empty before."""
+        if self._batches_accumulated + 1 < self.accumulate_steps:
+            return {}
+        return {network.name: gradient_norm(network.parameters) for network in self._networks(step.global_step)}
+
+    def _accept(
+        self, step: TokenizerStep, losses: dict[str, Tensor], norms: dict[str, Tensor], buffers: list[Tensor]
+    ) -> bool:
+        """Return True if the step is finite on all ranks, and undo it if not; reads one number from the device."""
+        output = {"output of the decoder": step.reconstruction}
+        terms = {name: value for name, value in losses.items() if name != "loss"}
+        consequences = {"loss": losses["loss"], **{f"gradient of the {name}": norm for name, norm in norms.items()}}
+        accepted = False
+        try:
+            accepted = self._guard.accept(output, terms, consequences, step=step.global_step)
+        finally:
+            if not accepted:
+                self._undo(buffers)
+        return accepted
+
+    def _undo(self, buffers: list[Tensor]) -> None:
+        """Drop the accumulated gradients and restore the buffers.
+
+        The discriminator's batch norm would otherwise keep the statistics of a non-finite image.
+        """
+        for optimizer in self._optimizers():
+            optimizer.zero_grad()
+        for buffer, before in zip(self.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        self._batches_accumulated = 0
 
     def _update(
-        self,
-        optimizer: Any,
-        parameters: list[nn.Parameter],
-        config: OptimizerConfig,
-        guard: NonFiniteGuard,
-        name: str,
-        step: int,
-    ) -> bool:
-        """Clip, check and apply the gathered gradients of one network; False if they were not finite."""
-        norm = gradient_norm(parameters)
-        self.log(f"train/gradient_norm_{name}", norm)
-        if not guard.accept({f"gradient of the {name}": norm}, step):
-            return False
-        guard.reset()
-        if self.gradient_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.gradient_clip, norm)
-        config.apply(optimizer, step, self.trainer.max_steps)
-        optimizer.step()
-        optimizer.zero_grad()
-        return True
+        self, step: TokenizerStep, losses: dict[str, Tensor], norms: dict[str, Tensor]
+    ) -> dict[str, Tensor] | None:
+        """Log the step, apply the gradients of the networks that have a norm, and return the codes."""
+        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items() if name != "loss"})
+        self.log("train/loss", losses["loss"].detach(), prog_bar=True)
+        self.log_dict({f"train/gradient_norm_{name}": norm for name, norm in norms.items()})
+        self._batches_accumulated = (self._batches_accumulated + 1) % self.accumulate_steps
+        for network in self._networks(step.global_step):
+            if network.name not in norms:
+                continue
+            if self.gradient_clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(network.parameters, self.gradient_clip, norms[network.name])
+            network.config.set_learning_rate(network.optimizer, step.global_step, self.trainer.max_steps)
+            network.optimizer.step()
+            network.optimizer.zero_grad()
+        if norms:
+            self._guard.reset()
+        return None if step.encoding.codes is None else {"codes": step.encoding.codes}
+
+    def _networks(self, global_step: int) -> Iterator[_Network]:
+        """The networks that an update at ``global_step`` trains."""
+        optimizers = self._optimizers()
+        parameters = [*self._autoencoder_parameters()]
+        yield _Network("autoencoder", parameters, optimizers[0], self.optimizer_config)
+        adversarial = self.objective.adversarial
+        if adversarial is not None and adversarial.active(global_step):
+            parameters = [*adversarial.parameters()]
+            yield _Network("discriminator", parameters, optimizers[1], self.discriminator_config)
 
     def _optimizers(self) -> list[Any]:
         """The autoencoder's wrapped optimizer, which counts global_step, and the discriminator's raw one."""
@@ -178,3 +248,12 @@ class TokenizerModule(pl.LightningModule):
     def _autoencoder_parameters(self) -> Iterator[nn.Parameter]:
         yield from self.tokenizer.parameters()
         yield from self.objective.terms.parameters()
+
+
+class _Network(NamedTuple):
+    """One of the two networks, and what updates it."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    optimizer: Any
+    config: OptimizerConfig

@@ -1,16 +1,47 @@
-"""What one rank knows of the others."""
+"""Distributed reductions."""
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from polytoken.errors import UserError
+
+
+def several_ranks() -> bool:
+    """Return True if this process is one of several ranks."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
-    """The mean of a tensor over all ranks, without gradient; every rank must call it. Alone, the tensor itself."""
+    """Mean of a tensor over all ranks, without gradient; every rank must call it. Alone, the tensor itself."""
     tensor = tensor.detach()
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not several_ranks():
         return tensor
     total = tensor.clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
+
+
+def gather_over_ranks(rows: Tensor) -> tuple[Tensor, int]:
+    """Rows (B, …) of all ranks in rank order, and the index of this rank's first row; no gradient.
+
+    Every rank must call it. The check of sizes reads one number a rank from the device.
+
+    Raises:
+        UserError: the ranks hold different numbers of rows.
+    """
+    rows = rows.detach()
+    if not several_ranks():
+        return rows, 0
+    sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
+    counts = torch.cat(sizes).tolist()
+    if len(set(counts)) > 1:
+        raise UserError(
+            f"gather needs equal batches on all ranks, got {counts}: drop the last batch, or set gather to false"
+        )
+    every = [torch.empty_like(rows) for _ in counts]
+    dist.all_gather(every, rows.contiguous())
+    return torch.cat(every), dist.get_rank() * len(rows)

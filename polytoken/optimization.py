@@ -1,4 +1,4 @@
-"""Optimizer and learning-rate schedule, as functions of the step alone."""
+"""Optimizer, learning-rate schedule and gradient norm."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from polytoken.parallelize import whole
 
 @dataclass
 class OptimizerConfig:
-    """Adam, and a learning rate that is a function of the step.
+    """Adam with a learning rate that depends on the step alone, so that resuming needs no scheduler state.
 
     Args:
-        learning_rate: peak rate, for the global batch the recipe names.
-        betas: Adam's.
-        weight_decay: 0 is Adam; above, AdamW on tensors of two or more dimensions.
+        learning_rate: peak rate, for the global batch that the recipe names.
+        betas: decay rates of Adam's moments.
+        weight_decay: 0 is Adam; above 0, AdamW on tensors of two or more dimensions.
         schedule: constant, or a cosine from the peak to ``final_fraction`` of it at the trainer's ``max_steps``.
         warmup_steps: updates of linear warm-up before either.
-        final_fraction: where the cosine ends, as a fraction of the peak.
+        final_fraction: end of the cosine, as a fraction of the peak.
     """
 
     learning_rate: float = 2e-4
@@ -35,13 +35,22 @@ class OptimizerConfig:
     final_fraction: float = 0.0
 
     def build(
-        self, parameters: Iterable[nn.Parameter], scaled: Iterable[nn.Parameter] = (), scale: float = 1.0
+        self,
+        parameters: Iterable[nn.Parameter],
+        scaled: Iterable[nn.Parameter] = (),
+        scale: float = 1.0,
+        network: str = "",
     ) -> torch.optim.Optimizer:
-        """An AdamW (plain Adam at weight_decay 0) over the trainable parameters.
+        """AdamW (plain Adam at weight_decay 0) over the trainable parameters.
 
-        Those in ``scaled``, which ``parameters`` must not hold again, learn at ``scale`` times the rate of the others.
+        Args:
+            parameters: parameters at the configured learning rate.
+            scaled: parameters at ``scale`` times that rate; disjoint from ``parameters``.
+            scale: factor of the learning rate of ``scaled``.
+            network: prefix of the names of the parameter groups, under which callbacks log their learning rates.
         """
-        groups = [*self._groups(parameters, "", 1.0), *self._groups(scaled, "carried_", scale)]
+        prefix = f"{network}/" if network else ""
+        groups = [*self._groups(parameters, prefix, 1.0), *self._groups(scaled, f"{prefix}carried_", scale)]
         return torch.optim.AdamW(groups, self.learning_rate, self.betas, weight_decay=self.weight_decay)
 
     def _groups(self, parameters: Iterable[nn.Parameter], prefix: str, scale: float) -> list[dict[str, Any]]:
@@ -72,18 +81,18 @@ class OptimizerConfig:
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
         return self.learning_rate * (self.final_fraction + (1 - self.final_fraction) * cosine)
 
-    def apply(self, optimizer: torch.optim.Optimizer, step: int, max_steps: int) -> None:
-        """Set the learning rate of update ``step``."""
+    def set_learning_rate(self, optimizer: torch.optim.Optimizer, step: int, max_steps: int) -> None:
+        """Set the learning rates of update ``step`` (from 0) in a run of ``max_steps``."""
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate_at(step, max_steps) * group.get("scale", 1.0)
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """ℓ2 norm of all gradients together, float32 scalar where the parameters are; 0 if there is no gradient.
+    """ℓ2 norm of all gradients together, a float32 scalar on the device of the parameters; 0 without gradients.
 
-    Every rank must call it for weights that are in pieces.
+    Every rank must call it for sharded parameters.
     """
     parameters = list(parameters)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = whole(torch.nn.utils.get_total_norm(gradients))
-    return norm.to(parameters[0].device)  # that of no gradients is torch's own, on the CPU
+    return norm.to(parameters[0].device)  # without gradients torch returns a 0 on the CPU

@@ -1,4 +1,4 @@
-"""Float32 that is float32, where rounding would choose other codes or change a figure."""
+"""Context manager that disables autocast and TF32."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import torch
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Float32 as it is: no autocast, and no TF32, whose 10 bits of mantissa cuDNN takes by default."""
+    """Compute float32 in float32: no autocast and no TF32.
+
+    Rounding of the inputs would select other codes and change metrics; TF32, cuDNN's default, keeps 10 bits.
+    """
     matmul = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -47,15 +47,10 @@ def check_drift(checkpoint: Path, model: dict[str, Any], subcommand: str) -> Non
 
 
 def check_manual_optimization(model: LightningModule, trainer: Trainer) -> None:
-    """Raise UserError if the trainer is asked for what a module with several optimizers does by itself."""
-    from lightning_modules.guards import check_manual_trainer
-
-    if model.automatic_optimization:
-        return
-    try:
-        check_manual_trainer(trainer)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    """Raise UserError if the module rejects the trainer: see ``check_trainer`` of the LightningModules."""
+    check = getattr(model, "check_trainer", None)
+    if check is not None:
+        check(trainer)
 
 
 def check_shards(checkpoint: str | None, trainer: Trainer) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from polytoken.distributed import gather_over_ranks
 from polytoken.errors import UserError
 from polytoken.losses.base import LossTerm, TokenizerStep
 from polytoken.losses.predictors import ClassTokenPredictor, PatchPredictor
@@ -127,27 +128,10 @@ def contrastive_loss(predictions: Tensor, targets: Tensor, temperature: float, g
             predictions.to(torch.promote_types(predictions.dtype, torch.float32)), dim=-1
         )
         targets = functional.normalize(targets.to(predictions.dtype), dim=-1)
-        offset = 0
-        if gather and torch.distributed.is_initialized():
-            targets, offset = _gather_targets(targets)
+        targets, offset = gather_over_ranks(targets) if gather else (targets, 0)
         if len(targets) < 2:
             raise UserError(
                 "contrastive alignment has nothing to contrast in a batch of one: set batch_size to 2 or more"
             )
         logits = predictions @ targets.T / temperature
         return functional.cross_entropy(logits, torch.arange(len(predictions), device=logits.device) + offset)
-
-
-def _gather_targets(targets: Tensor) -> tuple[Tensor, int]:
-    """Targets (B, D) of all ranks in rank order, and where this rank's begin; they carry no gradient."""
-    ranks = torch.distributed.get_world_size()
-    sizes = [torch.zeros(1, dtype=torch.int64, device=targets.device) for _ in range(ranks)]
-    torch.distributed.all_gather(sizes, torch.tensor([len(targets)], device=targets.device))
-    if len({int(size) for size in sizes}) > 1:
-        raise UserError(
-            f"alignment with gather needs equal batches on all ranks, got {[int(size) for size in sizes]}: drop the "
-            "last batch, or set gather to false"
-        )
-    every = [torch.empty_like(targets) for _ in range(ranks)]
-    torch.distributed.all_gather(every, targets.contiguous())
-    return torch.cat(every), torch.distributed.get_rank() * len(targets)

@@ -22,7 +22,7 @@ class TokenizerStep:
         reconstruction: (B, 3, H, W), not clamped.
         encoding: the bottleneck's result.
         last_layer: the decoder's last weight, for the adaptive adversarial weight.
-        step: optimizer updates made so far, which start and schedule the terms.
+        global_step: optimizer updates made so far, which start and schedule the terms.
         teacher_features: what each teacher that a term of this step reads says of the images, by its name.
     """
 
@@ -30,7 +30,7 @@ class TokenizerStep:
     reconstruction: Tensor
     encoding: Encoding
     last_layer: nn.Parameter
-    step: int
+    global_step: int
     teacher_features: dict[str, TeacherFeatures] = field(default_factory=dict)
 
 

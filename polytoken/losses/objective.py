@@ -64,16 +64,8 @@ class TokenizerObjective(nn.Module):
         """Check every term against the tokenizer, and build what has its sizes.
 
         Raises:
-            ValueError: if a term does not fit the tokenizer, or two guide one subspace.
+            ValueError: if a term does not fit the tokenizer.
         """
-        guides: dict[int, str] = {}
-        for name, term in self.alignments.items():
-            if term.subspace in guides:
-                raise UserError(
-                    f"{guides[term.subspace]} and {name} both guide subspace {term.subspace}: give one of them another "
-                    "subspace, or weight 0"
-                )
-            guides[term.subspace] = name
         for every in self.terms.values():
             every.connect(tokenizer, self.teachers)  # type: ignore[operator]
 
@@ -86,11 +78,11 @@ class TokenizerObjective(nn.Module):
 
     def forward(self, step: TokenizerStep) -> tuple[Tensor, dict[str, Tensor]]:
         """The generator's total loss, and every part for the log: terms unweighted, the rest as it counts."""
-        needed = {term.teacher for term in self.alignments.values() if step.step >= term.start_step}
+        needed = {term.teacher for term in self.alignments.values() if step.global_step >= term.start_step}
         step.teacher_features = {name: self.teachers[name].features(step.images) for name in sorted(needed)}
         parts: dict[str, Tensor] = {}
         for name, term in self.terms.items():
-            if step.step >= term.start_step:  # type: ignore[operator]
+            if step.global_step >= term.start_step:  # type: ignore[operator]
                 parts[name] = term(step)
         weighted = {name: self.terms[name].weight * value for name, value in parts.items()}  # type: ignore[operator]
         parts.update(step.encoding.losses)
@@ -98,7 +90,7 @@ class TokenizerObjective(nn.Module):
         if not weighted:
             raise UserError("the objective is empty: give it at least one term with a weight above 0")
         total = torch.stack([value.float() for value in weighted.values()]).sum()
-        if self.adversarial is not None and self.adversarial.active(step.step):
+        if self.adversarial is not None and self.adversarial.active(step.global_step):
             pixel = [weighted[name] for name in ("reconstruction", "perceptual") if name in weighted]
             parts["adversarial"] = self.adversarial.generator_loss(step, sum(pixel, start=torch.zeros_like(total)))
             total = total + parts["adversarial"]

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import cli
-from lightning_modules.guards import NonFiniteError
 from polytoken.generators.autoregressive import AutoregressiveGenerator
+from polytoken.guard import NonFiniteError
 from tests.lightning_modules.test_tokenizer import batches, build
 from tests.support.generator_recipes import tiny, write_digit_codes
 from tests.support.ranks import run_on_ranks
@@ -91,7 +91,7 @@ def train_generator(rank: int) -> list[dict]:
 
 def two_ranks(rank: int) -> dict[str, object]:
     heard = Heard()
-    logging.getLogger("lightning_modules.guards").addHandler(heard)
+    logging.getLogger("polytoken.guard").addHandler(heard)
     result: dict[str, object] = {}
     result["tokenizer"], result["borne"] = train_tokenizer({2}, rank)
     _, result["ended"] = train_tokenizer(set(range(2, 100)), rank)

@@ -8,8 +8,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_modules import OptimizerConfig, TokenizerModule
-from lightning_modules.guards import NonFiniteError
 from polytoken.discriminators import PatchDiscriminator
+from polytoken.guard import NonFiniteError
 from polytoken.losses import Adversarial, Disentanglement, LossTerm, Reconstruction, TokenizerObjective, TokenizerStep
 from polytoken.quantizers import ContinuousBottleneck
 from polytoken.tokenizers import ConvolutionalTokenizer
@@ -99,7 +99,7 @@ def test_accumulation_equals_a_larger_batch(tmp_path: Path) -> None:
     """Without losses that look at the whole batch, two batches of two are one of four."""
     large, small = build(None), build(None, accumulate_steps=2)
     for module in (large, small):  # Adam would magnify the rounding of gradients near zero
-        module.optimizer_config.build = lambda parameters: torch.optim.SGD(list(parameters))
+        module.optimizer_config.build = lambda parameters, network: torch.optim.SGD(list(parameters))
     fit(large, tmp_path, 3, batch_size=4)
     trainer = fit(small, tmp_path, 3, batch_size=2)
     assert trainer.global_step == 3

@@ -6,11 +6,10 @@ from types import SimpleNamespace
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch.utils.data import DataLoader
 
 from lightning_modules import OptimizerConfig, TokenizerModule
-from lightning_modules.guards import check_manual_trainer, check_takes_turns
 from polytoken.discriminators import PatchDiscriminator
 from polytoken.losses import Adversarial, Disentanglement, FeatureAlignment, Reconstruction, TokenizerObjective
 from polytoken.losses.adversarial import adaptive_weight
@@ -118,13 +117,17 @@ def test_two_ranks_are_one_of_twice_the_batch(tmp_path: Path) -> None:
 
 
 def test_strategies_that_cannot_train_a_tokenizer_are_refused() -> None:
-    fitting = {"accumulate_grad_batches": 1, "gradient_clip_val": None, "precision": "32-true"}
+    def check(strategy: Strategy, fn: str = "fit") -> None:
+        fitting = {"accumulate_grad_batches": 1, "gradient_clip_val": None, "precision": "32-true"}
+        TokenizerModule.check_trainer(SimpleNamespace(**fitting, strategy=strategy, state=SimpleNamespace(fn=fn)))
+
     for strategy, named in ((FSDPStrategy(), "FSDP version 1"), (ModelParallelStrategy(), "FSDP version 2")):
         with pytest.raises(ValueError, match=f"{named}.*use ddp_find_unused_parameters_true"):
-            check_manual_trainer(SimpleNamespace(**fitting, strategy=strategy))
+            check(strategy)
     with pytest.raises(ValueError, match="take turns: use ddp_find_unused_parameters_true"):
-        check_takes_turns(SimpleNamespace(strategy=DDPStrategy()))
-    check_takes_turns(SimpleNamespace(strategy=DDPStrategy(find_unused_parameters=True)))
+        check(DDPStrategy())
+    check(DDPStrategy(), "validate")
+    check(DDPStrategy(find_unused_parameters=True))
 
 
 def test_nothing_that_counts_is_a_buffer(tmp_path: Path) -> None:

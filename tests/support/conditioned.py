@@ -14,8 +14,8 @@ def conditioned() -> Iterator[None]:
     """All optimizers of OptimizerConfig have an epsilon of 1."""
     build = OptimizerConfig.build
 
-    def built(*arguments: object) -> torch.optim.Optimizer:
-        optimizer = build(*arguments)
+    def built(*arguments: object, **options: object) -> torch.optim.Optimizer:
+        optimizer = build(*arguments, **options)
         for group in optimizer.param_groups:
             group["eps"] = 1.0
         return optimizer

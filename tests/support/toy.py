@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+
+from lightning_modules import TokenizerModule
 
 
 class ToyQuantizer(nn.Module):
@@ -54,6 +56,10 @@ class ToyModule(LightningModule):
         self.objective = nn.ModuleDict(objective or {})
         self.settings = optimizer or ToyOptimizerConfig()
         self.automatic_optimization = not manual
+
+    def check_trainer(self, trainer: Trainer) -> None:
+        if not self.automatic_optimization:
+            TokenizerModule.check_trainer(trainer)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         if os.environ.get("TOY_KILL_AT_STEP") == str(self.global_step):

@@ -118,13 +118,6 @@ def test_teachers_stay_out_of_the_checkpoint(teacher: Teacher) -> None:
             r"teacher 'high' guides subspace 2.*has 2, counted from 0.*0 … 1",
         ),
         ({"alignment_high": FeatureAlignment("clip", subspace=1)}, r"teacher 'clip'.*objective.teachers has high"),
-        (
-            {
-                "alignment_mid": FeatureAlignment("high", subspace=1),
-                "alignment_high": FeatureAlignment("high", subspace=1),
-            },
-            "alignment_mid and alignment_high both guide subspace 1.*another codebook, or weight 0",
-        ),
     ],
 )
 def test_what_does_not_fit_is_refused_at_construction(terms: dict, message: str, teacher: Teacher) -> None:
