@@ -12,7 +12,7 @@ from commands.preset import image_data, real_images
 from polytoken.files import file_sha256
 from polytoken.loading import load_tokenizer
 from polytoken.metrics.probes import Labelled, accuracy, logistic_regression, nearest_class_mean, standardise
-from tests.metrics.test_probes import clouds
+from tests.polytoken.metrics.test_probes import clouds
 from tests.support.generated import write_runs
 
 DATA = {
@@ -51,7 +51,7 @@ def test_probes_are_those_of_the_frozen_vectors(run: Path, capsys: pytest.Captur
         encodings = [tokenizer.encode(images) for images, _ in batches]
         after, before = (
             [torch.cat([getattr(e, name)[i] for e in encodings]).mean((2, 3)) for i in range(2)]
-            for name in ("parts", "latents")
+            for name in ("subspaces", "latents")
         )
         wanted = {("1", "after"): after[1], ("0", "before"): before[0], ("all", "after"): torch.cat(after, 1)}
         return {key: Labelled(rows, labels) for key, rows in wanted.items()}

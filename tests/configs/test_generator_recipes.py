@@ -60,9 +60,9 @@ def count(module: torch.nn.Module) -> int:
     ],
 )
 def test_published_sizes(
-    recipe: str, codebooks: int, parameters: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: str, sub_codes: int, parameters: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = TokenSpec((16384,) * codebooks, ((16, 16),))
+    spec = TokenSpec((16384,) * sub_codes, ((16, 16),))
     store = write_digit_codes(tmp_path / "codes", spec, num_classes=1000)
     command, generator = built(recipe, "imagenet", store, monkeypatch)
     assert count(generator) == parameters

@@ -103,7 +103,7 @@ def test_specs_speak_of_the_codes_that_come(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sub_codes", "said"), [([2], "has sub_codes 0 to 1, and no 2"), ([], "name each"), ([0, 0], "name each")]
+    ("sub_codes", "said"), [([2], "has sub-codes 0 to 1, and no 2"), ([], "name each"), ([0, 0], "name each")]
 )
 def test_codebooks_that_are_not_there_are_refused(root: Path, sub_codes: list[int], said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -320,7 +320,7 @@ def test_a_resumed_run_reads_the_codes_it_began_with(
     error = refused(capsys, "validate", *tiny("stage1", other), *second)
     assert re.search(f"writes codes of the tokenizer .*{both}", error)
     error = refused(capsys, "fit", *tiny("stage1", store))
-    assert re.search(r"sub-codes \[1\].*sub-codes \[0\].*codebooks", error)
+    assert re.search(r"sub-codes \[1\].*sub-codes \[0\].*sub_codes", error)
 
 
 def test_a_changed_stage_1_is_warned_of_and_not_read(stage1: Path, store: Path) -> None:

@@ -24,15 +24,15 @@ def stage_one() -> AutoregressiveGenerator:
 
 @pytest.mark.parametrize("aggregation", ["concatenation", "sum"])
 @pytest.mark.parametrize("sub_code", [0, 1, 2])
-def test_hidden_states_are_those_of_stage_one(stage_one, aggregation: str, slot: int) -> None:
+def test_hidden_states_are_those_of_stage_one(stage_one, aggregation: str, sub_code: int) -> None:
     target = stage_two(aggregation=aggregation)
-    handover = carry_over(stage_one.state_dict(), target, slot)
+    handover = carry_over(stage_one.state_dict(), target, sub_code)
     codes, labels = random_codes(stage_one, 3)
     full = torch.randint(11, (3, 3, 12))
-    full[:, slot] = codes[:, 0]
+    full[:, sub_code] = codes[:, 0]
     assert torch.equal(target.hidden(full, labels), stage_one.hidden(codes, labels))
-    assert f"embeddings.{slot}.weight" in handover.carried
-    assert torch.equal(target.head.outputs[slot].weight, stage_one.head.outputs[0].weight)
+    assert f"embeddings.{sub_code}.weight" in handover.carried
+    assert torch.equal(target.head.outputs[sub_code].weight, stage_one.head.outputs[0].weight)
     assert torch.equal(target.norm.weight, stage_one.norm.weight)
 
 
@@ -114,7 +114,7 @@ def test_another_trunk_is_refused_and_nothing_moves(stage_one, changes: dict, me
     assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
 
 
-def test_slots_that_do_not_fit(stage_one) -> None:
+def test_sub_codes_that_do_not_fit(stage_one) -> None:
     with pytest.raises(ValueError, match="sub-codes 0 to 2"):
         carry_over(stage_one.state_dict(), stage_two(), sub_code=3)
     with pytest.raises(ValueError, match="read 2 sub-codes: leave it out"):

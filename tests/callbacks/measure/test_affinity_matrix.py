@@ -47,7 +47,7 @@ def measure(
 
 def parts_of(tokenizer: ConvolutionalTokenizer, images: Tensor) -> tuple[Tensor, ...]:
     with torch.no_grad():
-        return tokenizer.eval().encode(images).parts
+        return tokenizer.eval().encode(images).subspaces
 
 
 @pytest.mark.parametrize("teacher_features", ["patches", "cls"])

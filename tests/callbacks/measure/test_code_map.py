@@ -27,7 +27,7 @@ def test_silhouettes_of_the_vectors_and_the_picture(tmp_path: Path) -> None:
     found = figures(trainer)
     assert found.keys() == {f"val/silhouette/{level}/{index}" for level in ("image", "patch") for index in (0, 1)}
     with torch.no_grad():
-        parts = tokenizer.eval().encode(data.images[:12]).parts  # six of each class, the first
+        parts = tokenizer.eval().encode(data.images[:12]).subspaces  # six of each class, the first
     expected = silhouette_score(parts[1].mean((2, 3)).numpy(), data.labels[:12].numpy())
     assert found["val/silhouette/image/1"] == pytest.approx(expected, abs=1e-5)
     with Image.open(tmp_path / "code_map.png") as picture:

@@ -15,7 +15,7 @@ from callbacks import (
     SubspaceAblation,
 )
 from callbacks.measure.metrics_file import MetricsFile
-from tests.callbacks.test_affinity_matrix import FakeTeacher
+from tests.callbacks.measure.test_affinity_matrix import FakeTeacher
 from tests.support.recipes import write_judge
 from tests.support.tokenizers import tiny_tokenizer
 from tests.support.validation import Images, module_of, quiet_trainer
