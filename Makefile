@@ -18,9 +18,9 @@ RUNS   := runs/$(PRESET)
 LAUNCHER ?=
 CLUSTER  ?=
 CONFIG  = --config configs/$(1).yaml --config configs/presets/$(PRESET)/$(2).yaml $(CLUSTER)
-SIZES  := $(if $(filter fsq ifsq ae vae,$(TOKENIZER)),scalar,tokenizer)
-LEVELS := $(if $(filter fsq ifsq,$(TOKENIZER)),$(wildcard configs/presets/$(PRESET)/levels.yaml))
-SIZED   = $(call CONFIG,$(TOKENIZER),$(SIZES)) $(LEVELS:%=--config %)
+# what a preset changes in one recipe
+OVERLAY := $(wildcard configs/presets/$(PRESET)/$(TOKENIZER).yaml)
+SIZED   = $(call CONFIG,$(TOKENIZER),tokenizer) $(OVERLAY:%=--config %)
 CLI    := $(LAUNCHER) $(PYTHON) cli.py
 FIT    := $(CLI) fit
 ROOT   := $(if $(DATA),--data.init_args.source.init_args.root=$(DATA))
@@ -44,7 +44,7 @@ JUDGED := $(if $(wildcard configs/presets/$(PRESET)/judge.yaml),--trainer.callba
 .PHONY: help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate sweep report probe analysis pictures figure weights reference experiment consolidate test test-cluster drill lint format benchmark tensorboard clean
 
 help: ## Explain every target
-	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=vq|fq_dual|fq_triple|fq_quad|fsq|ifsq|ae|vae]"
+	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=$$(grep -l 'stage: tokenizer/' configs/*.yaml | sed 's|.*/||; s|\.yaml||' | paste -sd '|')]"
 	@echo "            [GENERATOR=stage2|llamagen|far_base|far_large] [DATA=/path] [ARGS='--key value']"
 	@echo "            [LAUNCH=slurm NODES=2 GPUS=8 PARTITION=name TIME=24:00:00]"
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -91,7 +91,7 @@ endif
 
 tokenizer: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Train TOKENIZER on PRESET, or go on with it
 
-$(RUNS)/tokenizer/$(TOKENIZER)/metrics.json: $(TEACHERS_HERE) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/$(SIZES).yaml $(LEVELS) | $(READY)
+$(RUNS)/tokenizer/$(TOKENIZER)/metrics.json: $(TEACHERS_HERE) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/tokenizer.yaml $(OVERLAY) | $(READY)
 	$(FIT) $(SIZED) $(ROOT) $(call ARGS_OF,tokenizer)
 	@$(PYTHON) -m commands.summary $(@D)
 	@echo "the tokenizer is in $(@D) (config.yaml, checkpoints/, metrics.json, pictures); next: make tokens"

@@ -27,8 +27,7 @@ from benchmarks.machine import (
     use,
     write_results,
 )
-from polytoken.quantizers import FactorizedQuantizer
-from polytoken.quantizers.vector import VectorQuantizer
+from polytoken.quantizers import FactorizedQuantizer, VectorQuantizer
 from polytoken.tokenizers import ConvolutionalTokenizer
 
 NAME = "tokenizer/fq_dual_f16"
@@ -42,7 +41,8 @@ TRAINING_MEMORY_LIMIT = 4.5
 def build() -> ConvolutionalTokenizer:
     """The published dual model, random weights."""
     torch.manual_seed(0)
-    return ConvolutionalTokenizer(FactorizedQuantizer(num_subspaces=2, codebook_size=16384, entropy_weight=0.03))
+    branch = VectorQuantizer(codebook_size=16384, code_dim=8, entropy_weight=0.03)
+    return ConvolutionalTokenizer(FactorizedQuantizer(branch, num_branches=2), adapter="transformer")
 
 
 def random_images(batch: int) -> Tensor:
@@ -59,8 +59,8 @@ def count_flops(function: Callable[[], object]) -> float:
 
 def train_step(tokenizer: ConvolutionalTokenizer, images: Tensor) -> None:
     """Forward, reconstruction and quantizer losses, backward."""
-    reconstruction, encoding = tokenizer(images)
-    loss = (reconstruction.float() - images).square().mean() + sum(encoding.losses.values())
+    decoded, encoding = tokenizer(images)
+    loss = (decoded.image.float() - images).square().mean() + sum(encoding.losses.values())
     loss.backward()
     tokenizer.zero_grad()
 

@@ -159,7 +159,7 @@ def _reconstructions(measuring: Measuring, tokenizer: Tokenizer) -> Iterator[LAB
     tokenizer.to(measuring.extractor.device)
     for images, labels in measuring.own.real("validation"):
         with torch.inference_mode():
-            yield tokenizer(images.to(tokenizer.last_layer.device))[0].float().clamp(-1, 1), labels
+            yield tokenizer(images.to(tokenizer.last_layer.device))[0].image.float().clamp(-1, 1), labels
 
 
 def _sidecar(samples: Path, digest: str) -> dict[str, Any]:

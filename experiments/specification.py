@@ -73,13 +73,12 @@ class Stage:
         return replace(self, overrides=merged(self.overrides, self.sizes.get(preset, {})), sizes={})
 
     def configs(self, preset: str) -> list[Path]:
-        """The recipe and the preset, in the order in which they are laid over each other; none of a program."""
+        """Recipe, preset, and the preset's overlay of the recipe where there is one; none of a program."""
         if KINDS[self.stage].options is not None:
             return []
-        return [
-            short(CONFIGS / f"{self.recipe}.yaml"),
-            short(CONFIGS / "presets" / preset / f"{self.preset_file}.yaml"),
-        ]
+        names = dict.fromkeys((self.preset_file, self.recipe))  # a recipe may have the name of its preset's file
+        files = [CONFIGS / "presets" / preset / f"{name}.yaml" for name in names]
+        return [short(CONFIGS / f"{self.recipe}.yaml"), short(files[0]), *map(short, filter(Path.exists, files[1:]))]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from polytoken.errors import UserError
 from polytoken.guard import NonFiniteGuard
 from polytoken.losses import TokenizerObjective, TokenizerStep
 from polytoken.optimization import OptimizerConfig, gradient_norm
-from polytoken.specs import Encoding
+from polytoken.specs import Decoded, Encoding
 from polytoken.tokenizers import Tokenizer
 
 PRECISIONS = ("32-true", "bf16-mixed")  # fp16 needs a gradient scaler, which two optimizers cannot share
@@ -82,7 +82,7 @@ class TokenizerModule(pl.LightningModule):
         """Load frozen networks, so that a missing file stops the run before its first step."""
         self.objective.prepare(self.device)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Encoding]:
+    def forward(self, images: Tensor) -> tuple[Decoded, Encoding]:
         """Images (B, 3, H, W) in [-1, 1] to their reconstruction and its encoding."""
         return self.tokenizer(images)
 
@@ -101,8 +101,8 @@ class TokenizerModule(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Any]:
         """Reconstruct without clamping; callbacks measure and draw the result."""
-        reconstruction, encoding = self(batch["image"])
-        return {"reconstruction": reconstruction.float(), "encoding": encoding}
+        decoded, encoding = self(batch["image"])
+        return {"reconstruction": decoded.image.float(), "encoding": encoding}
 
     test_step = validation_step
 
@@ -155,8 +155,8 @@ class TokenizerModule(pl.LightningModule):
             )
 
     def _reconstruct(self, images: Tensor) -> TokenizerStep:
-        reconstruction, encoding = self(images)
-        return TokenizerStep(images, reconstruction, encoding, self.tokenizer.last_layer, self.global_step)
+        decoded, encoding = self(images)
+        return TokenizerStep(images, decoded.image, encoding, self.tokenizer.last_layer, self.global_step)
 
     def _autoencoder_backward(self, step: TokenizerStep) -> dict[str, Tensor]:
         """Add to the gradients of the autoencoder; returns all parts of its loss by name, and their sum as ``loss``."""

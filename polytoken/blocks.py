@@ -16,21 +16,22 @@ class NormSwish(nn.GroupNorm):
     32 groups as in VQGAN, but never fewer than 4 channels a group: with one channel each, as 32 groups would leave a
     narrow network, the norm erases the brightness of the image.
 
-    While training, the swish's input is computed again in backward instead of being kept: of the three maps a
-    norm-swish-convolution would hold, two remain, for one cheap elementwise pass.
+    Backward recomputes the norm's output instead of keeping it: of the three maps that norm, swish and convolution
+    would hold, two remain, for one cheap elementwise pass.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__(_groups(channels), channels, eps=1e-6)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Normalise and activate."""
-        if not torch.is_grad_enabled():
-            return functional.silu(super().forward(features), inplace=True)
-        return checkpoint(self._activate, features, use_reentrant=False, preserve_rng_state=False)
+        """swish(norm(x))."""
+        if torch.is_grad_enabled():
+            return checkpoint(self._norm_swish, features, use_reentrant=False, preserve_rng_state=False)
+        return self._norm_swish(features)
 
-    def _activate(self, features: Tensor) -> Tensor:
-        return functional.silu(super().forward(features))
+    def _norm_swish(self, features: Tensor) -> Tensor:
+        normed = super().forward(features)
+        return functional.silu(normed, inplace=not normed.requires_grad)
 
 
 class ResidualBlock(nn.Module):
@@ -47,7 +48,8 @@ class ResidualBlock(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, in_channels, h, w) to (B, out_channels, h, w)."""
         residual = self.conv2(self.norm2(self.conv1(self.norm1(features))))
-        return residual.add_(self.nin_shortcut(features))  # in place: no backward reads a convolution's output
+        residual += self.nin_shortcut(features)  # in place, which saves a map: no backward reads a convolution's output
+        return residual
 
 
 class SpatialAttention(nn.Module):
@@ -69,7 +71,9 @@ class SpatialAttention(nn.Module):
         )
         attended = functional.scaled_dot_product_attention(query, key, value)  # (B, 1, h·w, C)
         attended = attended.squeeze(1).transpose(1, 2).unflatten(2, features.shape[2:])
-        return self.proj_out(attended).add_(features)
+        residual = self.proj_out(attended)
+        residual += features  # in place, as in ResidualBlock
+        return residual
 
 
 class Downsample(nn.Module):
@@ -112,7 +116,7 @@ def transformer_blocks(width: int, depth: int, num_heads: int) -> nn.Sequential:
 
 
 def resample_positions(learned: Tensor, grid: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
-    """Positions (h·w, C) learned on ``grid`` to the grid of the moment, bicubic; (h'·w', C)."""
+    """Bicubic resampling of positions (h·w, C) learned on ``grid`` to the grid ``wanted``; (h'·w', C)."""
     if wanted == grid:
         return learned
     resampled = functional.interpolate(learned.T.unflatten(1, grid).unsqueeze(0), wanted, mode="bicubic")

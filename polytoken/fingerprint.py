@@ -1,4 +1,4 @@
-"""A tokenizer's fingerprint: whoever uses its codes can tell whether they are this tokenizer's."""
+"""Fingerprint of a tokenizer: equal fingerprints mean that codes of one are codes of the other."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from polytoken.tokenizers.base import Tokenizer
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """SHA-256 in hex over the spec and the name, type, shape and bytes of every tensor of the state dict.
+    """SHA-256 in hex over the spec, the frozen networks, and name, type, shape and bytes of the state dict's tensors.
 
-    Device and memory layout do not matter; one weight that differs in one bit does.
+    Device and memory layout do not matter; a single different bit of a weight does.
     """
-    digest = hashlib.sha256(json.dumps(tokenizer.spec and tokenizer.spec.to_json()).encode())
+    frozen = dict(sorted(tokenizer.frozen_identities().items()))
+    digest = hashlib.sha256(json.dumps([tokenizer.spec and tokenizer.spec.to_json(), frozen]).encode())
     for name, tensor in sorted(tokenizer.state_dict().items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)

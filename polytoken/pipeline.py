@@ -150,7 +150,7 @@ class Generator(nn.Module):
         full[:, self.sub_codes] = codes
         parts = self.tokenizer.embed_codes(full).split(widths, dim=1)
         kept = [part if i in self.sub_codes else torch.zeros_like(part) for i, part in enumerate(parts)]
-        return self.tokenizer.decode(torch.cat(kept, dim=1))
+        return self.tokenizer.decode(torch.cat(kept, dim=1)).image
 
     def _index(self, name: int | str) -> int:
         if not isinstance(name, str):

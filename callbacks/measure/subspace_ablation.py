@@ -67,7 +67,7 @@ class SubspaceAblation(SubsetMeasurement):
         for name, kept in self._columns.items():
             if kept not in decoded:
                 with self._precision.val_step_context():
-                    decoded[kept] = self._decode(keep_parts(encoding, kept)).float()
+                    decoded[kept] = self._decode(keep_parts(encoding, kept)).image.float()
             self._add(name, decoded[kept], images)
 
     def results(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Bottlenecks between an encoder's features and a decoder: one file a quantizer."""
+"""Quantizers, one file each: features to codes and their vectors."""
 
 from polytoken.quantizers.base import Quantizer
 from polytoken.quantizers.continuous import ContinuousBottleneck

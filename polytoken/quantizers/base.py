@@ -1,4 +1,4 @@
-"""What every bottleneck promises, and the tail that leads from base features to its few channels."""
+"""Interface of quantizers."""
 
 from __future__ import annotations
 
@@ -6,45 +6,57 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from polytoken.blocks import NormSwish
+from polytoken.errors import UserError
 from polytoken.specs import Encoding
 
 
 class Quantizer(nn.Module, ABC):
-    """Base features (B, in_channels, h, w) to an :class:`Encoding`.
+    """Maps features (B, in_channels, h, w) to an :class:`Encoding`, in float32 whatever the trainer's precision.
+
+    A quantizer works alone. Inside a tokenizer, the tokenizer reads ``in_subspaces``, projects its base features to
+    each of these widths, and passes the concatenation.
 
     Args:
-        in_channels: width of the features it reads.
-        subspace_channels: widths of the k ``Encoding.subspaces``; their sum is ``out_channels``, the C of
-            ``Encoding.quantized``.
+        in_subspaces: widths of the subspaces it reads; ``in_channels`` is their sum.
+        subspace_channels: widths d_1 … d_k of ``Encoding.subspaces``; ``out_channels``, the C of
+            ``Encoding.quantized``, is their sum.
         codebook_sizes: K_1 … K_k; empty for a continuous bottleneck.
     """
 
-    def __init__(self, in_channels: int, subspace_channels: tuple[int, ...], codebook_sizes: tuple[int, ...]) -> None:
+    def __init__(
+        self, in_subspaces: tuple[int, ...], subspace_channels: tuple[int, ...], codebook_sizes: tuple[int, ...]
+    ) -> None:
         super().__init__()
-        self.in_channels = in_channels
+        self.in_subspaces = in_subspaces
+        self.in_channels = sum(in_subspaces)
         self.subspace_channels = subspace_channels
         self.out_channels = sum(subspace_channels)
         self.codebook_sizes = codebook_sizes
 
     @abstractmethod
     def forward(self, features: Tensor) -> Encoding:
-        """Quantize."""
+        """Quantize features (B, in_channels, h, w)."""
 
     @abstractmethod
     def embed_codes(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Codes (B, k, h·w) to the quantized features (B, C, h, w) that :meth:`forward` returned with them."""
+        """Look up codes (B, k, N) of a feature map of ``grid`` (h, w): the ``quantized`` (B, C, h, w) of forward."""
 
+    def scales(self, grid: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        """Grids of the codes of a feature map of ``grid`` (h, w), coarse first; N = Σ h·w over them."""
+        return (grid,)
 
-class LatentHead(nn.Module):
-    """The encoder's tail: norm, swish, 3 × 3 convolution to ``latent_channels``, 1 × 1 ``quant_conv`` to the code."""
+    def reset_parameters(self) -> None:
+        """Redraw the initial weights; :class:`FactorizedQuantizer` does so for each copy of its branch."""
+        if any(True for _ in self.parameters()):
+            raise NotImplementedError(f"{type(self).__name__} has parameters and must define reset_parameters")
 
-    def __init__(self, in_channels: int, latent_channels: int, code_dim: int) -> None:
-        super().__init__()
-        self.norm_out = NormSwish(in_channels)
-        self.conv_out = nn.Conv2d(in_channels, latent_channels, 3, padding=1)
-        self.quant_conv = nn.Conv2d(latent_channels, code_dim, 1)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, in_channels, h, w) to (B, code_dim, h, w)."""
-        return self.quant_conv(self.conv_out(self.norm_out(features)))
+    def check_codes(self, codes: Tensor, grid: tuple[int, int]) -> None:
+        """Refuse codes (B, k, N) whose k or N is not the one of this quantizer over ``grid``."""
+        if codes.shape[1] != len(self.codebook_sizes):
+            raise UserError(f"expected {len(self.codebook_sizes)} sub-codes a position, got {codes.shape[1]}")
+        positions = sum(height * width for height, width in self.scales(grid))
+        if codes.shape[2] != positions:
+            raise UserError(
+                f"a grid of {grid[0]} × {grid[1]} has {positions} positions, got codes of {codes.shape[2]}: "
+                "pass the grid (H/f, W/f) of the images that the codes come from"
+            )

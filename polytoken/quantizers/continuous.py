@@ -6,39 +6,29 @@ import torch
 from torch import Tensor
 
 from polytoken.errors import UserError
-from polytoken.quantizers.base import LatentHead, Quantizer
+from polytoken.quantizers.base import Quantizer
 from polytoken.specs import Encoding
 
 
 class ContinuousBottleneck(Quantizer):
-    """d channels as the encoder leaves them, or d means and log-variances drawn from in training.
+    """Passes d channels through, or samples them from d means and log-variances during training.
 
     In eval mode a posterior is represented by its mode, the mean.
 
     Args:
-        in_channels: width of the base features.
         code_dim: d.
         kl_weight: weight of KL(q(z|x) ‖ N(0, 1)), summed over the d·h·w latents of an image and averaged over images
             (1e-6 in LDM and in iFSQ's baselines); None is an autoencoder without posterior.
-        latent_channels: channels between the base features and the 1 × 1 ``quant_conv``.
     """
 
-    def __init__(
-        self,
-        in_channels: int = 512,
-        code_dim: int = 4,
-        kl_weight: float | None = None,
-        latent_channels: int = 256,
-    ) -> None:
-        super().__init__(in_channels, (code_dim,), ())
+    def __init__(self, code_dim: int = 4, kl_weight: float | None = None) -> None:
+        super().__init__((code_dim if kl_weight is None else 2 * code_dim,), (code_dim,), ())
         self.kl_weight = kl_weight
-        self.head = LatentHead(in_channels, latent_channels, code_dim if kl_weight is None else 2 * code_dim)
 
     def forward(self, features: Tensor) -> Encoding:
-        """Base features (B, in_channels, h, w) to latents (B, d, h, w) float32; the loss is ``kl``."""
-        latents = self.head(features)
-        with torch.autocast(latents.device.type, enabled=False):
-            latents = latents.float()
+        """Features (B, d or 2d, h, w) to latents (B, d, h, w) float32; a posterior's loss is ``kl``."""
+        with torch.autocast(features.device.type, enabled=False):
+            latents = features.float()
             if self.kl_weight is None:
                 return Encoding(codes=None, quantized=latents, subspaces=(latents,), latents=(latents,))
             mean, log_variance = latents.chunk(2, dim=1)
@@ -52,7 +42,7 @@ class ContinuousBottleneck(Quantizer):
     def embed_codes(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
         """Refuse: there is nothing to look up."""
         raise UserError(
-            "a continuous bottleneck has no codes: give its latents to decode, or train a tokenizer with a quantizer"
+            "a continuous bottleneck has no codes: pass its latents to decode, or train a tokenizer with codes"
         )
 
 

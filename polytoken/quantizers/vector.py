@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,29 +9,17 @@ from torch.utils.checkpoint import checkpoint
 
 from polytoken.distributed import mean_over_ranks
 from polytoken.precision import full_precision
+from polytoken.quantizers.base import Quantizer
+from polytoken.specs import Encoding
 
 
-class VectorQuantization(NamedTuple):
-    """Result of one codebook over a map of h·w positions."""
+class VectorQuantizer(Quantizer):
+    """Nearest code of one codebook (SSQ eq. 1, FQGAN eq. 1); alone it is LlamaGen's single-codebook quantizer.
 
-    codes: Tensor
-    """(B, h·w) int64, row-major."""
-    quantized: Tensor
-    """(B, d, h, w): the codes' vectors with the straight-through gradient ẑ = z + sg(z_q − z)."""
-    code_vectors: Tensor
-    """(B, d, h, w): the codes' vectors z_q, whose gradient reaches the codebook."""
-    latents: Tensor
-    """(B, d, h, w): the encoder's z, normalised as it was compared."""
-    losses: dict[str, Tensor]
-    """Weighted codebook, commitment and entropy scalars; empty in eval mode."""
-
-
-class VectorQuantizer(nn.Module):
-    """Nearest code of one codebook, in float32 whatever the trainer's precision.
-
-    Losses are means over all B·h·w·d entries, as released: codebook ‖z_q − sg z‖², commitment β‖sg z_q − z‖², and
-    entropy λ(E[H(p)] − H(E[p])) of p = softmax(−distance / τ). One of weight 0 is not computed. H(E[p]) looks at the
-    whole batch: as released at that of its own rank, with ``entropy_gather`` at those of all ranks together.
+    The losses are L_VQ of SSQ eq. 2 and FQGAN eq. 2, as means over all B·h·w·d entries, as released: codebook
+    ‖z_q − sg z‖², commitment β‖sg z_q − z‖², and entropy λ(E[H(p)] − H(E[p])) of p = softmax(−distance / τ). A loss of
+    weight 0 is not computed. H(E[p]) is of the whole batch: as released of each rank's own, with ``entropy_gather`` of
+    all ranks together.
 
     Args:
         codebook_size: K.
@@ -59,50 +45,55 @@ class VectorQuantizer(nn.Module):
         codebook_weight: float = 1.0,
         entropy_gather: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__((code_dim,), (code_dim,), (codebook_size,))
         self.entropy_gather = entropy_gather
         self.codebook_weight = codebook_weight
-        self.codebook_size = codebook_size
         self.commitment_weight = commitment_weight
         self.entropy_weight = entropy_weight
         self.entropy_temperature = entropy_temperature
         self.normalize = normalize
         self.max_matrix_elements = max_matrix_elements
         self.embedding = nn.Embedding(codebook_size, code_dim)
-        nn.init.uniform_(self.embedding.weight, -1 / codebook_size, 1 / codebook_size)
-        if normalize:
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        bound = 1 / self.codebook_sizes[0]
+        nn.init.uniform_(self.embedding.weight, -bound, bound)
+        if self.normalize:
             with torch.no_grad():
                 self.embedding.weight.copy_(functional.normalize(self.embedding.weight, dim=-1))
 
     @property
     def codebook(self) -> Tensor:
-        """(K, d) float32: the vectors codes are compared with and decode to."""
+        """(K, d) float32: the vectors that latents are compared with and codes decode to."""
         weight = self.embedding.weight.float()
         return functional.normalize(weight, dim=-1) if self.normalize else weight
 
-    def forward(self, latents: Tensor) -> VectorQuantization:
-        """Latents (B, d, h, w) to their codes, quantized vectors and losses."""
-        grid = latents.shape[2:]
-        with full_precision(latents.device):
-            flat = latents.float().permute(0, 2, 3, 1).flatten(0, 2)
+    def forward(self, features: Tensor) -> Encoding:
+        """Features (B, d, h, w) to codes (B, 1, h·w), their vectors (B, d, h, w) and the losses."""
+        grid = features.shape[2:]
+        with full_precision(features.device):
+            flat = features.float().permute(0, 2, 3, 1).flatten(0, 2)
             if self.normalize:
                 flat = functional.normalize(flat, dim=-1)
             codebook = self.codebook
             codes = nearest_codes(flat.detach(), codebook.detach(), self.max_matrix_elements)
             vectors = functional.embedding(codes, codebook)
             losses = self._losses(flat, vectors, codebook) if self.training else {}
-            straight_through = flat + (vectors - flat).detach()
-            return VectorQuantization(
-                codes=codes.unflatten(0, (latents.shape[0], -1)),
-                quantized=_to_map(straight_through, grid),
-                code_vectors=_to_map(vectors, grid),
-                latents=_to_map(flat, grid),
+            quantized = _to_map(flat + (vectors - flat).detach(), grid)  # straight-through: ẑ = z + sg(z_q − z)
+            return Encoding(
+                codes=codes.unflatten(0, (len(features), 1, -1)),
+                quantized=quantized,
+                subspaces=(quantized,),
                 losses=losses,
+                latents=(_to_map(flat, grid),),
+                code_vectors=(_to_map(vectors, grid),),
             )
 
     def embed_codes(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Codes (B, h·w) to vectors (B, d, h, w) float32."""
-        return _to_map(functional.embedding(codes, self.codebook).flatten(0, 1), grid)
+        """Codes (B, 1, h·w) to vectors (B, d, h, w) float32."""
+        self.check_codes(codes, grid)
+        return _to_map(functional.embedding(codes.flatten(), self.codebook), grid)
 
     def _losses(self, flat: Tensor, vectors: Tensor, codebook: Tensor) -> dict[str, Tensor]:
         losses = {}  # a weight of 0 switches a term off
@@ -119,10 +110,13 @@ class VectorQuantizer(nn.Module):
 
 
 def nearest_codes(rows: Tensor, codebook: Tensor, max_matrix_elements: int) -> Tensor:
-    """Index of the nearest codebook row for each of (n, d) rows, by squared distance; (n,) int64.
+    """Index of the nearest codebook row for each of (n, d) rows, by squared distance (SSQ eq. 1, FQGAN eq. 1).
 
     Maximises z·e − ‖e‖²/2, which orders codes as the distance does but subtracts no large equal numbers. At most
     ``max_matrix_elements`` products are held at once.
+
+    Returns:
+        (n,) int64.
     """
     half_norms = codebook.square().sum(-1) / 2
     chunks = rows.split(_rows_a_chunk(codebook, max_matrix_elements))

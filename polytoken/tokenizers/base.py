@@ -1,4 +1,4 @@
-"""What every tokenizer promises."""
+"""Interface of tokenizers."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from polytoken.specs import Encoding, TokenSpec
+from polytoken.specs import Decoded, Encoding, TokenSpec
 
 
 class Tokenizer(nn.Module, ABC):
-    """Images in [-1, 1] to discrete codes and back."""
+    """Maps images in [-1, 1] to discrete codes, or to continuous latents, and back."""
+
+    image_size: int
+    """Pixels a side of the images it was built for."""
+    downsampling: int
+    """f: pixels a side of the square that one position of ``grid`` covers."""
 
     @property
     @abstractmethod
     def spec(self) -> TokenSpec | None:
-        """Shape of the codes of an image of the size it was built for; None for a continuous bottleneck."""
+        """Shape of the codes of an image of ``image_size``; None for a continuous bottleneck."""
 
     @property
     @abstractmethod
@@ -23,9 +28,10 @@ class Tokenizer(nn.Module, ABC):
         """Widths d_1 … d_k of ``Encoding.subspaces``."""
 
     @property
-    @abstractmethod
     def grid(self) -> tuple[int, int]:
-        """(h, w) of ``Encoding.quantized`` for an image of the size it was built for."""
+        """(h, w) of ``Encoding.quantized`` for an image of ``image_size``."""
+        side = self.image_size // self.downsampling
+        return side, side
 
     @property
     @abstractmethod
@@ -37,18 +43,25 @@ class Tokenizer(nn.Module, ABC):
         """Images (B, 3, H, W) in [-1, 1] to their encoding."""
 
     @abstractmethod
-    def decode(self, quantized: Tensor) -> Tensor:
-        """Quantized features (B, C, h, w) to images (B, 3, H, W), not clamped."""
+    def decode(self, quantized: Tensor) -> Decoded:
+        """Quantized features (B, C, h, w) to images (B, 3, H, W), not clamped, and to features where it has some."""
 
     @abstractmethod
-    def embed_codes(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Codes (B, k, N) to quantized features (B, C, h, w); ``grid`` (h, w) where it is not the one of ``spec``."""
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """Codes (B, k, N) of the shape that ``spec`` states to quantized features (B, C, h, w)."""
 
-    def decode_codes(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Codes (B, k, N) to images (B, 3, H, W); ``grid`` (h, w) where it is not the one of ``spec``."""
-        return self.decode(self.embed_codes(codes, grid))
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Codes (B, k, N) of the shape that ``spec`` states to images (B, 3, H, W), not clamped."""
+        return self.decode(self.embed_codes(codes)).image
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Encoding]:
+    def forward(self, images: Tensor) -> tuple[Decoded, Encoding]:
         """Images (B, 3, H, W) to their reconstruction and its encoding."""
         encoding = self.encode(images)
         return self.decode(encoding.quantized), encoding
+
+    def frozen_identities(self) -> dict[str, str]:
+        """Identity (name and weight digest) of each frozen network outside the state dict, by role.
+
+        The fingerprint covers them, since codes depend on a frozen encoder that no checkpoint holds.
+        """
+        return {}

@@ -1,4 +1,4 @@
-"""The VQGAN / LlamaGen convolutional autoencoder around any bottleneck (arXiv 2012.09841, 2406.06525)."""
+"""The VQGAN / LlamaGen convolutional autoencoder around any quantizer (arXiv 2012.09841, 2406.06525)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from polytoken.blocks import Downsample, NormSwish, ResidualBlock, SpatialAttention, Upsample
 from polytoken.errors import UserError
 from polytoken.quantizers.base import Quantizer
-from polytoken.specs import Encoding, TokenSpec
+from polytoken.specs import Decoded, Encoding, TokenSpec
 from polytoken.tokenizers.base import Tokenizer
+from polytoken.tokenizers.projection import Adapter, SubspaceProjection
 
 
 class Encoder(nn.Module):
-    """Images to the base features h_base that every subspace projects (FQGAN eq. 3).
+    """h_base = Enc(x): the base features of an image (SSQ eq. 3, FQGAN eq. 3).
 
     Args:
         base_channels: width of the first stage.
@@ -50,7 +51,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent maps to images; one residual block a stage more than the encoder.
+    """x̂ = Dec(q): latent maps to images (SSQ eq. 7, FQGAN eq. 6); one residual block a stage more than the encoder.
 
     Args:
         latent_channels: channels of the map it reads.
@@ -93,19 +94,23 @@ class Decoder(nn.Module):
 class ConvolutionalTokenizer(Tokenizer):
     """Convolutional encoder, any quantizer, convolutional decoder: LlamaGen's VQ-16 / VQ-8 with the factor as argument.
 
-    Fully convolutional where the quantizer is: sizes other than ``image_size`` work when they are multiples of f.
+    The projection between encoder and quantizer takes its widths from both. Where the quantizer allows it, other image
+    sizes than ``image_size`` work if they are multiples of f; their codes are decoded with the ``grid`` argument.
 
     Args:
-        quantizer: the bottleneck; its ``in_channels`` are base_channels × the last multiplier.
-        image_size: pixels a side that ``spec`` speaks of.
+        quantizer: the bottleneck.
+        image_size: pixels a side of the images that ``spec`` describes.
         base_channels: width of the first encoder stage.
         channel_multipliers: one a stage; f = 2^(stages − 1). (1, 1, 2, 2, 4) is f16, (1, 2, 2, 4) is f8.
         num_res_blocks: residual blocks an encoder stage; the decoder has one more.
         latent_channels: channels between the 1 × 1 ``post_quant_conv`` and the decoder.
         attention: self-attention at the lowest resolution.
+        projection_channels: channels between the 3 × 3 convolution that ends the encoder and the 1 × 1 ``quant_conv``.
+        adapter: adapter F_i of each subspace: FQGAN's transformer, light residual blocks, or none.
+        adapter_depth: blocks of an adapter.
 
     Raises:
-        ValueError: if the quantizer was built for another width, or the size is no multiple of f.
+        UserError: if ``image_size`` is not a multiple of f.
     """
 
     def __init__(
@@ -117,6 +122,9 @@ class ConvolutionalTokenizer(Tokenizer):
         num_res_blocks: int = 2,
         latent_channels: int = 256,
         attention: bool = True,
+        projection_channels: int = 256,
+        adapter: Adapter = "none",
+        adapter_depth: int = 6,
     ) -> None:
         super().__init__()
         self.downsampling = 2 ** (len(channel_multipliers) - 1)
@@ -127,11 +135,14 @@ class ConvolutionalTokenizer(Tokenizer):
             )
         self.image_size = image_size
         self.encoder = Encoder(base_channels, channel_multipliers, num_res_blocks, attention)
-        if quantizer.in_channels != self.encoder.out_channels:
-            raise UserError(
-                f"quantizer.in_channels is {quantizer.in_channels}, but the encoder ends with "
-                f"{self.encoder.out_channels} channels (base_channels × the last channel multiplier): make them equal"
-            )
+        self.projection = SubspaceProjection(
+            self.encoder.out_channels,
+            quantizer.in_subspaces,
+            projection_channels,
+            adapter,
+            adapter_depth,
+            grid_size=image_size // self.downsampling,
+        )
         self.quantizer = quantizer
         self.post_quant_conv = nn.Conv2d(quantizer.out_channels, latent_channels, 1)
         self.decoder = Decoder(latent_channels, base_channels, channel_multipliers, num_res_blocks, attention)
@@ -139,21 +150,12 @@ class ConvolutionalTokenizer(Tokenizer):
 
     @property
     def spec(self) -> TokenSpec | None:
-        """Codebook sizes and the one grid of an image of ``image_size``."""
-        if not self.quantizer.codebook_sizes:
-            return None
-        return TokenSpec(self.quantizer.codebook_sizes, (self.grid,))
+        sizes = self.quantizer.codebook_sizes
+        return TokenSpec(sizes, self.quantizer.scales(self.grid)) if sizes else None
 
     @property
     def subspace_channels(self) -> tuple[int, ...]:
-        """Widths of the quantizer's parts."""
         return self.quantizer.subspace_channels
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(H/f, W/f) of an image of ``image_size``."""
-        side = self.image_size // self.downsampling
-        return side, side
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -161,27 +163,30 @@ class ConvolutionalTokenizer(Tokenizer):
         return self.decoder.conv_out.weight  # type: ignore[return-value]
 
     def encode(self, images: Tensor) -> Encoding:
-        """Images (B, 3, H, W) in [-1, 1] to their encoding over a grid (H/f, W/f)."""
+        """Images (B, 3, H, W) in [-1, 1] to their encoding over a grid (H/f, W/f) (SSQ and FQGAN eqs. 3–5)."""
         if images.shape[-1] % self.downsampling or images.shape[-2] % self.downsampling:
             raise UserError(
                 f"images of {images.shape[-2]} × {images.shape[-1]} pixels do not divide by the downsampling factor "
                 f"{self.downsampling}: crop or resize them"
             )
-        return self.quantizer(self.encoder(images))
+        return self.quantizer(self.projection(self.encoder(images)))
 
-    def decode(self, quantized: Tensor) -> Tensor:
-        """Quantized features (B, C, h, w) to images (B, 3, h·f, w·f)."""
-        return self.decoder(self.post_quant_conv(quantized))
+    def decode(self, quantized: Tensor) -> Decoded:
+        """x̂ = Dec([q_1; …; q_k]): (B, C, h, w) to images (B, 3, h·f, w·f) (SSQ eq. 7, FQGAN eq. 6)."""
+        return Decoded(self.decoder(self.post_quant_conv(quantized)))
 
     def embed_codes(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Codes (B, k, N) to quantized features (B, C, h, w); ``grid`` (h, w) where it is not the one of ``spec``."""
-        height, width = grid or self.grid
-        if codes.shape[-1] != height * width:
-            raise UserError(
-                f"{codes.shape[-1]} positions do not fill a grid of {height} × {width}: "
-                "pass the grid (H/f, W/f) of the images the codes came from"
-            )
-        return self.quantizer.embed_codes(codes, (height, width))
+        """Codes (B, k, N) to quantized features (B, C, h, w).
+
+        Args:
+            codes: of images of ``image_size``, or of other images with their ``grid``.
+            grid: (H/f, W/f) of images of another size.
+        """
+        return self.quantizer.embed_codes(codes, grid or self.grid)
+
+    def decode_codes(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Codes (B, k, N) to images (B, 3, h·f, w·f), not clamped; arguments as for :meth:`embed_codes`."""
+        return self.decode(self.embed_codes(codes, grid)).image
 
 
 def _middle(channels: int, attention: bool) -> nn.Sequential:

@@ -11,7 +11,8 @@ from polytoken.losses import TokenizerStep
 from tests.support.commands import exit_code
 from tests.support.recipes import digits, write_judge
 
-OBJECTIVE, QUANTIZER = "model.init_args.objective", "model.init_args.tokenizer.init_args.quantizer.init_args"
+OBJECTIVE = "model.init_args.objective"
+BRANCH = "model.init_args.tokenizer.init_args.quantizer.init_args.branch.init_args"
 SWITCHES = {
     "reconstruction": f"{OBJECTIVE}.reconstruction.init_args.weight",
     "perceptual": f"{OBJECTIVE}.perceptual.init_args.weight",
@@ -19,9 +20,9 @@ SWITCHES = {
     "alignment_mid": f"{OBJECTIVE}.alignment_mid.init_args.weight",
     "alignment_high": f"{OBJECTIVE}.alignment_high.init_args.weight",
     "adversarial": f"{OBJECTIVE}.adversarial.weight",
-    "codebook": f"{QUANTIZER}.codebook_weight",
-    "commitment": f"{QUANTIZER}.commitment_weight",
-    "entropy": f"{QUANTIZER}.entropy_weight",
+    "codebook": f"{BRANCH}.codebook_weight",
+    "commitment": f"{BRANCH}.commitment_weight",
+    "entropy": f"{BRANCH}.entropy_weight",
 }
 FILES = {"perceptual": "judge", "alignment_mid": "mid", "alignment_high": "high"}  # what a term's network is read from
 
@@ -42,15 +43,15 @@ def test_a_term_of_weight_0_is_neither_computed_nor_built(
         raise SystemExit(0)
 
     monkeypatch.setattr(cli.CommandLine, "before_fit", stop, raising=False)
-    on = (f"--{QUANTIZER}.entropy_weight", "0.03", f"--{OBJECTIVE}.adversarial.start_step", "0")  # off in the preset
+    on = (f"--{BRANCH}.entropy_weight", "0.03", f"--{OBJECTIVE}.adversarial.start_step", "0")  # off in the preset
     switch = (f"--{SWITCHES[off]}", "0") if off else ()
     assert exit_code("fit", *digits("fq_triple", judge), *on, *switch) == 0
 
     (module,) = built
     module.objective.prepare(torch.device("cpu"))
     images = torch.rand(2, 3, 32, 32) * 2 - 1
-    reconstruction, encoding = module(images)
-    step = TokenizerStep(images, reconstruction, encoding, module.tokenizer.last_layer, 0)
+    decoded, encoding = module(images)
+    step = TokenizerStep(images, decoded.image, encoding, module.tokenizer.last_layer, 0)
     total, parts = module.objective(step)
     assert parts.keys() == SWITCHES.keys() - {off}
     assert total.isfinite()

@@ -207,8 +207,7 @@ def test_predict_returns_codes(tmp_path: Path) -> None:
 
 
 def test_predict_refuses_a_tokenizer_without_codes(tmp_path: Path) -> None:
-    bottleneck = ContinuousBottleneck(in_channels=32, latent_channels=32)
-    tokenizer = ConvolutionalTokenizer(bottleneck, 16, 32, (1, 1), num_res_blocks=1, attention=False)
+    tokenizer = ConvolutionalTokenizer(ContinuousBottleneck(), 16, 32, (1, 1), num_res_blocks=1, attention=False)
     module = TokenizerModule(tokenizer, TokenizerObjective(reconstruction=Reconstruction()))
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", default_root_dir=tmp_path)
     with pytest.raises(ValueError, match="this tokenizer has no codes"):

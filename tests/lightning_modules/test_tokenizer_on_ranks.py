@@ -26,7 +26,7 @@ DDP = "ddp_find_unused_parameters_true"
 def build(gather: bool, teacher: str) -> TokenizerModule:
     """Every network there is, and every term that looks at the whole batch; no batch norm in the discriminator."""
     tokenizer = tiny_tokenizer()
-    for codebook in tokenizer.quantizer.codebooks:
+    for codebook in tokenizer.quantizer.branches:
         codebook.entropy_weight, codebook.entropy_temperature, codebook.entropy_gather = 1.0, 1.0, gather
     objective = TokenizerObjective(
         reconstruction=Reconstruction(),
@@ -95,7 +95,8 @@ def test_two_ranks_are_one_of_twice_the_batch(tmp_path: Path) -> None:
     ranks = run_on_ranks(two_ranks, tmp_path)
     first, second = (found["local"] for found in ranks)
     assert all(torch.equal(first[name], second[name]) for name in first), "ranks stay together"
-    for network in ("tokenizer.encoder", "tokenizer.decoder", "tokenizer.quantizer", "terms", "adversarial"):
+    parts = ("encoder", "decoder", "projection", "quantizer")
+    for network in (*(f"tokenizer.{part}" for part in parts), "terms", "adversarial"):
         names = [name for name in alone if network in name]
 
         def distance(one: dict, other: dict, names: list[str] = names) -> float:
@@ -105,7 +106,7 @@ def test_two_ranks_are_one_of_twice_the_batch(tmp_path: Path) -> None:
         assert moved > 1e-4, network
         for found in ranks:
             assert distance(found["gather"], alone) < 1e-3 * moved + 2e-7, network
-        if network in ("tokenizer.quantizer", "terms"):
+        if network in ("tokenizer.projection", "tokenizer.quantizer", "terms"):
             assert distance(first, alone) > 0.02 * moved, f"{network}: locally, other terms are minimised"
 
     together = entropy_of(ROWS, gather=False)

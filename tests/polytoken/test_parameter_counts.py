@@ -5,7 +5,7 @@ import torch
 
 from polytoken.discriminators import PatchDiscriminator
 from polytoken.losses.predictors import ClassTokenPredictor
-from polytoken.quantizers import FactorizedQuantizer
+from polytoken.quantizers import FactorizedQuantizer, VectorQuantizer
 from polytoken.tokenizers import ConvolutionalTokenizer
 
 F16 = (1, 1, 2, 2, 4)
@@ -14,6 +14,13 @@ F8 = (1, 2, 2, 4)
 
 def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def build(multipliers: tuple[int, ...], num_subspaces: int) -> ConvolutionalTokenizer:
+    if num_subspaces == 1:
+        return ConvolutionalTokenizer(VectorQuantizer(), channel_multipliers=multipliers)
+    quantizer = FactorizedQuantizer(VectorQuantizer(), num_subspaces)
+    return ConvolutionalTokenizer(quantizer, channel_multipliers=multipliers, adapter="transformer")
 
 
 @pytest.mark.parametrize(
@@ -29,12 +36,8 @@ def count(module: torch.nn.Module) -> int:
     ids=["LlamaGen VQ-16", "LlamaGen VQ-8", "dual f16", "dual f8", "triple f16", "triple f8"],
 )
 def test_tokenizers(multipliers: tuple[int, ...], num_subspaces: int, expected: int) -> None:
-    grid_size = 256 // 2 ** (len(multipliers) - 1)
-    adapter = "none" if num_subspaces == 1 else "transformer"
     with torch.device("meta"):
-        quantizer = FactorizedQuantizer(num_subspaces=num_subspaces, adapter=adapter, grid_size=grid_size)
-        tokenizer = ConvolutionalTokenizer(quantizer, channel_multipliers=multipliers)
-    assert count(tokenizer) == expected
+        assert count(build(multipliers, num_subspaces)) == expected
 
 
 def test_patch_discriminator() -> None:
@@ -58,7 +61,6 @@ def test_patch_discriminator() -> None:
 def test_tokenizers_with_predictor_heads(multipliers: tuple[int, ...], widths: tuple[int, ...], expected: int) -> None:
     side = 256 // 2 ** (len(multipliers) - 1)
     with torch.device("meta"):
-        quantizer = FactorizedQuantizer(num_subspaces=1 + len(widths), grid_size=side)
-        tokenizer = ConvolutionalTokenizer(quantizer, channel_multipliers=multipliers)
+        tokenizer = build(multipliers, 1 + len(widths))
         heads = [ClassTokenPredictor(8, width, (side, side)) for width in widths]
     assert count(tokenizer) + sum(count(head) for head in heads) == expected

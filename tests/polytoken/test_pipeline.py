@@ -99,8 +99,10 @@ def test_a_first_stage_of_some_codes_is_decoded_by_them_alone_and_warned_of(tmp_
     codes = generator.network.generate(labels, sampler, seed=2)[:, 0]
     tokenizer = generator.tokenizer
     quantized = torch.zeros(2, 8, 2, 2)
-    quantized[:, 4 * codebook : 4 * codebook + 4] = tokenizer.quantizer.codebooks[codebook].embed_codes(codes, (2, 2))
-    expected = (tokenizer.decode(quantized).clamp(-1, 1) + 1) * 127.5
+    quantized[:, 4 * codebook : 4 * codebook + 4] = tokenizer.quantizer.branches[codebook].embed_codes(
+        codes[:, None], (2, 2)
+    )
+    expected = (tokenizer.decode(quantized).image.clamp(-1, 1) + 1) * 127.5
     assert (expected - generator.images(labels, sampler, 2).permute(0, 3, 1, 2)).abs().max() <= 0.51
 
 

@@ -12,8 +12,16 @@ from polytoken.specs import TokenSpec
 from tests.support.tokenizers import tiny_tokenizer
 
 TRUNK = {"dim": 16, "depth": 1, "num_heads": 2, "ffn_multiple": 16}
-QUANTIZER = {"in_channels": 32, "codebook_size": 16, "code_dim": 4, "adapter": "convolutional", "adapter_depth": 1}
-TOKENIZER = {"base_channels": 32, "channel_multipliers": [1, 1, 1, 1], "num_res_blocks": 1, "latent_channels": 32}
+BRANCH = {"class_path": "polytoken.quantizers.VectorQuantizer", "init_args": {"codebook_size": 16, "code_dim": 4}}
+TOKENIZER = {
+    "base_channels": 32,
+    "channel_multipliers": [1, 1, 1, 1],
+    "num_res_blocks": 1,
+    "latent_channels": 32,
+    "projection_channels": 32,
+    "adapter": "convolutional",
+    "adapter_depth": 1,
+}
 
 
 def write_runs(
@@ -35,7 +43,7 @@ def write_runs(
     tokenizer = tiny_tokenizer(image_size, num_subspaces, 16)
     quantizer = {
         "class_path": "polytoken.quantizers.FactorizedQuantizer",
-        "init_args": {**QUANTIZER, "num_subspaces": num_subspaces, "latent_channels": 32},
+        "init_args": {"branch": BRANCH, "num_branches": num_subspaces},
     }
     section = {
         "class_path": "polytoken.tokenizers.ConvolutionalTokenizer",

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+import yaml
 
 from polytoken.classifier import SmallClassifier
 from polytoken.teachers.stand_in import SmallVisionTransformer
@@ -23,13 +24,19 @@ def write_judge(path: Path, num_classes: int = 10) -> Path:
     return path
 
 
+def recipes_of(model: str) -> list[str]:
+    """Names of the recipes of a LightningModule, found by its class path."""
+    found = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*.yaml")}
+    return sorted(name for name, recipe in found.items() if recipe.get("model", {}).get("class_path") == model)
+
+
+TOKENIZERS = recipes_of("lightning_modules.TokenizerModule")
+
+
 def preset_files(recipe: str, preset: str) -> list[str]:
     """A tokenizer's files of a preset, as the Makefile chooses them."""
-    directory = CONFIGS / "presets" / preset
-    if recipe not in ("ae", "vae", "fsq", "ifsq"):
-        return [str(directory / "tokenizer.yaml")]
-    levels = directory / "levels.yaml"
-    return [str(directory / "scalar.yaml"), *([str(levels)] if "fsq" in recipe and levels.exists() else [])]
+    files = [CONFIGS / "presets" / preset / f"{name}.yaml" for name in ("tokenizer", recipe)]
+    return [str(file) for file in files if file.exists()]
 
 
 def digits(recipe: str, judge: Path) -> list[str]:

@@ -45,13 +45,13 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     data = Images()
     trainer.validate(module, data, verbose=False)
     with torch.no_grad():
-        reconstruction, encoding = module.eval()(data.images[:10])
+        decoded, encoding = module.eval()(data.images[:10])
     return SimpleNamespace(
         directory=directory,
         metrics=figures(trainer),
         images=data.images[:10],
         labels=data.labels[:10],
-        reconstruction=reconstruction,
+        reconstruction=decoded.image,
         codes=encoding.codes,
         judge=judge,
         usage=callbacks[0],
@@ -181,7 +181,7 @@ def test_lpips(tmp_path: Path) -> None:
         module.tokenizer.decoder.conv_out.weight.mul_(4)  # some of the output lies outside of [-1, 1]
     trainer.validate(module, data, verbose=False)
     with torch.no_grad():
-        reconstruction, _ = module.eval()(data.images[:5])
+        reconstruction = module.eval()(data.images[:5])[0].image
         one, other = (to_uint8(images) / 127.5 - 1 for images in (reconstruction, data.images[:5]))
         expected = callback._network(one, other).mean()
         raw = callback._network(reconstruction, data.images[:5]).mean()

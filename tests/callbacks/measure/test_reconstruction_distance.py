@@ -38,7 +38,7 @@ def test_inceptions_figures_are_those_of_8_bit_images(tmp_path: Path, monkeypatc
     module = module_of(tiny_tokenizer())
     trainer.validate(module, data, verbose=False)
     with torch.no_grad():
-        shown = to_uint8(module.eval()(data.images[:25])[0])  # the last row only pads
+        shown = to_uint8(module.eval()(data.images[:25])[0].image)  # the last row only pads
     own, other = Colours()(shown), Colours()(to_uint8(data.images[:25]))
     assert own.logits is not None and other.logits is not None and own.spatial is not None
     rows = [features.pooled.double().numpy() for features in (own, other)]

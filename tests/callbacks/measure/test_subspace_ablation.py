@@ -46,7 +46,7 @@ def test_figures_and_picture(tmp_path: Path) -> None:
             quantized = tokenizer.eval().encode(images).quantized.clone()
             for part in {0, 1, 2} - set(kept):
                 quantized[:, 4 * part : 4 * part + 4] = 0
-            decoded[name] = tokenizer.decode(quantized)
+            decoded[name] = tokenizer.decode(quantized).image
     found = figures(trainer)
     for name, reconstruction in decoded.items():
         expected = psnr(to_uint8(reconstruction), to_uint8(images)).mean().item()

@@ -16,15 +16,15 @@ from tests.support.validation import Images, figures, module_of, quiet_trainer
 LEVELS = (17, 9, 4)
 
 
-def tokenizer(cells: str, groups: int = 1) -> ConvolutionalTokenizer:
+def tokenizer(cells: str, num_sub_codes: int = 1) -> ConvolutionalTokenizer:
     torch.manual_seed(0)
-    quantizer = FiniteScalarQuantizer(32, LEVELS, cells=cells, groups=groups, latent_channels=32)
+    quantizer = FiniteScalarQuantizer(LEVELS, cells=cells, num_sub_codes=num_sub_codes)
     return ConvolutionalTokenizer(quantizer, 16, 32, (1, 1), num_res_blocks=1, attention=False)
 
 
-@pytest.mark.parametrize(("cells", "groups"), [("rounding", 1), ("equal", 3)])
-def test_figures_are_those_of_all_latents_of_real_images(cells: str, groups: int, tmp_path: Path) -> None:
-    module, data = module_of(tokenizer(cells, groups)), Images()
+@pytest.mark.parametrize(("cells", "num_sub_codes"), [("rounding", 1), ("equal", 3)])
+def test_figures_are_those_of_all_latents_of_real_images(cells: str, num_sub_codes: int, tmp_path: Path) -> None:
+    module, data = module_of(tokenizer(cells, num_sub_codes)), Images()
     trainer = quiet_trainer(tmp_path, [Uniformity()])
     trainer.validate(module, data, verbose=False)
     logged = figures(trainer)

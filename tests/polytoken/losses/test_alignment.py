@@ -27,8 +27,8 @@ def take_step(objective: TokenizerObjective, batch: int = 3) -> tuple[torch.Tens
     tokenizer = tiny_tokenizer()
     objective.connect(tokenizer)
     images = torch.rand(batch, 3, 16, 16) * 2 - 1
-    reconstruction, encoding = tokenizer(images)
-    step = TokenizerStep(images, reconstruction, encoding, tokenizer.last_layer, 0)
+    decoded, encoding = tokenizer(images)
+    step = TokenizerStep(images, decoded.image, encoding, tokenizer.last_layer, 0)
     return *objective(step), step
 
 

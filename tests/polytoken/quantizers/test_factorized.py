@@ -1,48 +1,89 @@
 import pytest
 import torch
+from torch import Tensor, nn
 
-from polytoken.quantizers import FactorizedQuantizer
+from polytoken.quantizers import (
+    ContinuousBottleneck,
+    FactorizedQuantizer,
+    FiniteScalarQuantizer,
+    Quantizer,
+    VectorQuantizer,
+)
+from polytoken.specs import Encoding
 
 
-def build(**changes) -> FactorizedQuantizer:
-    sizes = {"in_channels": 32, "codebook_size": 16, "code_dim": 4, "adapter_depth": 1, "grid_size": 4}
+@pytest.mark.parametrize("num_branches", [1, 2, 3, 4])
+def test_codebooks_side_by_side(num_branches: int) -> None:
     torch.manual_seed(0)
-    return FactorizedQuantizer(**(sizes | {"latent_channels": 32} | changes))
-
-
-@pytest.mark.parametrize("num_subspaces", [1, 2, 3, 4])
-@pytest.mark.parametrize("adapter", ["transformer", "convolutional", "none"])
-def test_shapes_and_sums(num_subspaces: int, adapter: str) -> None:
-    quantizer = build(num_subspaces=num_subspaces, adapter=adapter, entropy_weight=0.1)
-    encoding = quantizer(torch.randn(2, 32, 4, 4))
-    assert encoding.codes.shape == (2, num_subspaces, 16)
+    quantizer = FactorizedQuantizer(VectorQuantizer(16, 4, entropy_weight=0.1), num_branches)
+    assert quantizer.in_subspaces == quantizer.subspace_channels == (4,) * num_branches
+    encoding = quantizer(torch.randn(2, quantizer.in_channels, 4, 4))
+    assert encoding.codes.shape == (2, num_branches, 16)
     assert encoding.codes.dtype == torch.int64
-    assert encoding.quantized.shape == (2, 4 * num_subspaces, 4, 4) == (2, quantizer.out_channels, 4, 4)
+    assert encoding.quantized.shape == (2, 4 * num_branches, 4, 4) == (2, quantizer.out_channels, 4, 4)
     assert torch.equal(torch.cat(encoding.subspaces, 1), encoding.quantized)
-    assert tuple(part.shape[1] for part in encoding.subspaces) == quantizer.subspace_channels
     assert set(encoding.losses) == {"codebook", "commitment", "entropy"}
-    sub_losses = [
-        codebook(latent).losses for codebook, latent in zip(quantizer.codebooks, encoding.latents, strict=True)
-    ]
+    sub_losses = [branch(latent).losses for branch, latent in zip(quantizer.branches, encoding.latents, strict=True)]
     for name, value in encoding.losses.items():
         assert value.item() == pytest.approx(sum(losses[name].item() for losses in sub_losses), rel=1e-4)
     assert torch.allclose(quantizer.embed_codes(encoding.codes, (4, 4)), encoding.quantized, atol=1e-6)
 
 
-def test_adapters_start_apart() -> None:
-    """Each adapter and each of its layers has random weights of its own."""
-    quantizer = build(adapter="transformer", adapter_depth=2)
-    first, second = (adapter.blocks[0].linear1.weight for adapter in quantizer.adapters)
-    assert not torch.equal(first, second)
-    blocks = quantizer.adapters[0].blocks
-    assert not torch.equal(blocks[0].linear1.weight, blocks[1].linear1.weight)
+def test_branches_have_weights_of_their_own() -> None:
+    first, second, third = FactorizedQuantizer(VectorQuantizer(16, 4), 3).branches
+    assert not torch.equal(first.embedding.weight, second.embedding.weight)
+    assert not torch.equal(second.embedding.weight, third.embedding.weight)
 
 
-def test_other_grids_resample_the_positions() -> None:
-    quantizer = build(adapter="transformer").eval()
-    assert quantizer(torch.randn(1, 32, 6, 8)).codes.shape == (1, 2, 48)
+def test_branch_with_several_sub_codes() -> None:
+    quantizer = FactorizedQuantizer(FiniteScalarQuantizer([3, 4, 5, 2], num_sub_codes=2), 2).eval()
+    assert quantizer.in_subspaces == (4, 4) and quantizer.subspace_channels == (2, 2, 2, 2)
+    assert quantizer.codebook_sizes == (12, 10, 12, 10)
+    encoding = quantizer(torch.randn(1, 8, 2, 3))
+    assert encoding.codes.shape == (1, 4, 6)
+    assert torch.allclose(quantizer.embed_codes(encoding.codes, (2, 3)), encoding.quantized, atol=1e-6)
 
 
-def test_wrong_number_of_sub_codes_is_named() -> None:
-    with pytest.raises(ValueError, match="3 sub-codes.*2 codebooks"):
-        build().embed_codes(torch.zeros(1, 3, 16, dtype=torch.int64), (4, 4))
+def test_branches_without_codes() -> None:
+    quantizer = FactorizedQuantizer(ContinuousBottleneck(3, kl_weight=1.0), 2)
+    assert quantizer.in_subspaces == (6, 6)
+    encoding = quantizer(torch.randn(1, 12, 2, 2))
+    assert encoding.codes is None and encoding.quantized.shape == (1, 6, 2, 2) and set(encoding.losses) == {"kl"}
+
+
+class Dropping(VectorQuantizer):
+    """Says of one sample that it dropped a scale."""
+
+    def forward(self, features: Tensor) -> Encoding:
+        encoding = super().forward(features)
+        encoding.kept = torch.arange(len(features), device=features.device) != 1
+        return encoding
+
+
+def test_kept_marks_what_every_branch_kept() -> None:
+    quantizer = FactorizedQuantizer(Dropping(16, 4), 2)
+    assert quantizer(torch.randn(3, 8, 2, 2)).kept.tolist() == [True, False, True]
+    assert FactorizedQuantizer(VectorQuantizer(16, 4), 2)(torch.randn(3, 8, 2, 2)).kept is None
+
+
+def test_parameters_without_reset_are_refused() -> None:
+    class Careless(Quantizer):
+        def __init__(self) -> None:
+            super().__init__((4,), (4,), (16,))
+            self.codebook = nn.Parameter(torch.zeros(16, 4))
+
+        def forward(self, features: Tensor) -> Encoding:
+            raise NotImplementedError
+
+        def embed_codes(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
+            raise NotImplementedError
+
+    with pytest.raises(NotImplementedError, match="Careless has parameters and must define reset_parameters"):
+        FactorizedQuantizer(Careless(), 2)
+
+
+def test_wrong_number_of_sub_codes_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected 2 sub-codes a position, got 3"):
+        FactorizedQuantizer(VectorQuantizer(16, 4), 2).embed_codes(torch.zeros(1, 3, 16, dtype=torch.int64), (4, 4))
+    with pytest.raises(ValueError, match="num_branches must be at least 1"):
+        FactorizedQuantizer(VectorQuantizer(16, 4), 0)

@@ -1,22 +1,15 @@
-import itertools
 import math
 
 import pytest
 import torch
 
 from polytoken.quantizers import FiniteScalarQuantizer
-from polytoken.quantizers.finite_scalar import (
-    bound,
-    codes_to_digits,
-    digits_to_codes,
-    digits_to_vectors,
-    vectors_to_digits,
-)
+from polytoken.quantizers.finite_scalar import bound, digits_to_vectors, vectors_to_digits
 
 
 def build(**changes) -> FiniteScalarQuantizer:
     torch.manual_seed(0)
-    return FiniteScalarQuantizer(**({"in_channels": 32, "latent_channels": 32} | changes))
+    return FiniteScalarQuantizer(**changes)
 
 
 def normal_quantiles(count: int = 500_000) -> torch.Tensor:
@@ -71,46 +64,29 @@ def test_odd_levels_follow_algorithm_1() -> None:
     assert torch.allclose(digits_to_vectors(digits, sizes), rounded / half_width)
 
 
-def test_index_of_the_paper() -> None:
-    digits, levels = torch.tensor([2, 2, 1, 0]), torch.tensor([3, 3, 3, 3])
-    assert digits_to_codes(digits, levels).item() == 75
-    assert digits_to_codes(digits, levels, "little_endian").item() == 2 + 2 * 3 + 1 * 9 + 0 * 27
-
-
-@pytest.mark.parametrize("order", ["big_endian", "little_endian"])
-def test_codes_count_all_digits_of_unequal_levels(order: str) -> None:
-    levels = torch.tensor([2, 3, 5])
-    digits = torch.tensor(list(itertools.product(range(2), range(3), range(5))))
-    codes = digits_to_codes(digits, levels, order)
-    assert sorted(codes.tolist()) == list(range(30))
-    assert torch.equal(codes_to_digits(codes, levels, order), digits)
-    steps = [15, 5, 1] if order == "big_endian" else [1, 2, 6]
-    assert digits_to_codes(torch.eye(3, dtype=torch.int64), levels, order).tolist() == steps
-
-
 @pytest.mark.parametrize("cells", ["rounding", "equal"])
 @pytest.mark.parametrize("order", ["big_endian", "little_endian"])
-@pytest.mark.parametrize("groups", [1, 2, 4])
-def test_codes_and_vectors_name_each_other(groups: int, order: str, cells: str) -> None:
-    quantizer = build(levels=[3, 4, 5, 2], groups=groups, order=order, cells=cells).eval()
-    encoding = quantizer(3 * torch.randn(2, 32, 4, 3))
-    assert encoding.codes.shape == (2, groups, 12)
+@pytest.mark.parametrize("num_sub_codes", [1, 2, 4])
+def test_codes_and_vectors_name_each_other(num_sub_codes: int, order: str, cells: str) -> None:
+    quantizer = build(levels=[3, 4, 5, 2], num_sub_codes=num_sub_codes, order=order, cells=cells).eval()
+    encoding = quantizer(3 * torch.randn(2, 4, 4, 3))
+    assert encoding.codes.shape == (2, num_sub_codes, 12)
     assert encoding.codes.dtype == torch.int64
-    assert quantizer.codebook_sizes == {1: (120,), 2: (12, 10), 4: (3, 4, 5, 2)}[groups]
+    assert quantizer.codebook_sizes == {1: (120,), 2: (12, 10), 4: (3, 4, 5, 2)}[num_sub_codes]
     for sub_codes, size in zip(encoding.codes.unbind(1), quantizer.codebook_sizes, strict=True):
         assert 0 <= sub_codes.min() and sub_codes.max() < size
     assert torch.allclose(quantizer.embed_codes(encoding.codes, (4, 3)), encoding.quantized, atol=1e-6)
-    width = 4 // groups
+    width = 4 // num_sub_codes
     parts = (encoding.subspaces, encoding.latents)
-    assert all([part.shape for part in kind] == [(2, width, 4, 3)] * groups for kind in parts)
+    assert all([part.shape for part in kind] == [(2, width, 4, 3)] * num_sub_codes for kind in parts)
     assert torch.equal(torch.cat(encoding.subspaces, 1), encoding.quantized)
-    assert quantizer.subspace_channels == (width,) * groups and quantizer.out_channels == 4
+    assert quantizer.subspace_channels == (width,) * num_sub_codes and quantizer.out_channels == 4
     assert encoding.losses == {} and encoding.code_vectors == ()
 
 
-def test_a_group_reads_its_own_channels_in_row_major_order() -> None:
-    quantizer = build(levels=[5, 5, 5, 5], groups=2).eval()
-    encoding = quantizer(3 * torch.randn(1, 32, 2, 3))
+def test_a_sub_code_reads_its_own_channels_in_row_major_order() -> None:
+    quantizer = build(levels=[5, 5, 5, 5], num_sub_codes=2).eval()
+    encoding = quantizer(3 * torch.randn(1, 4, 2, 3))
     digits = vectors_to_digits(torch.cat(encoding.latents, 1).permute(0, 2, 3, 1), torch.tensor([5] * 4))
     assert torch.equal(encoding.codes[0, 0], (5 * digits[..., 0] + digits[..., 1]).flatten())
     assert torch.equal(encoding.codes[0, 1], (5 * digits[..., 2] + digits[..., 3]).flatten())
@@ -119,10 +95,9 @@ def test_a_group_reads_its_own_channels_in_row_major_order() -> None:
 @pytest.mark.parametrize("cells", ["rounding", "equal"])
 def test_gradient_goes_straight_through_the_rounding(cells: str) -> None:
     quantizer = build(cells=cells, alpha=1.6)
-    features = torch.randn(1, 32, 2, 2, requires_grad=True)
-    latents = quantizer.head(features)
-    weights = torch.randn_like(latents)
-    (expected,) = torch.autograd.grad((weights * bound(latents, 1.6)).sum(), features)
+    features = torch.randn(1, 4, 2, 2, requires_grad=True)
+    weights = torch.randn_like(features)
+    (expected,) = torch.autograd.grad((weights * bound(features, 1.6)).sum(), features)
     (got,) = torch.autograd.grad((weights * quantizer(features).quantized).sum(), features)
     assert got.abs().sum() > 0
     assert torch.allclose(got, expected, atol=1e-6)
@@ -131,7 +106,6 @@ def test_gradient_goes_straight_through_the_rounding(cells: str) -> None:
 def test_bounds_and_rounds_in_float32_under_autocast() -> None:
     """bfloat16 has 8 bits for the 17 levels and would move codes."""
     quantizer = build().eval()
-    quantizer.head = torch.nn.Identity()
     latents = torch.randn(1, 4, 64, 64)
     expected = quantizer(latents)
     with torch.autocast("cpu", torch.bfloat16):
@@ -144,7 +118,7 @@ def test_bounds_and_rounds_in_float32_under_autocast() -> None:
 
 @pytest.mark.parametrize(("levels", "share"), [(17, 0.027), (257, 0.135)])
 def test_bounding_in_bfloat16_would_move_levels(levels: int, share: float) -> None:
-    """Why it is not done; the numbers stand in docs/finite_scalar.md."""
+    """Why it is not done; the numbers are in docs/finite_scalar.md."""
     latents, sizes = torch.randn(500_000, 1, generator=torch.Generator().manual_seed(0)), torch.tensor([levels])
     coarse = 2 * torch.sigmoid(1.6 * latents.bfloat16()) - 1
     moved = vectors_to_digits(bound(latents, 1.6), sizes) != vectors_to_digits(coarse.float(), sizes)
@@ -165,9 +139,9 @@ def test_spread_of_the_vectors_of_a_standard_normal(levels: int, alpha: float, s
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"levels": [17] * 5}, r"1,419,857 codes in a group.*131,072.*raise groups"),
-        ({"levels": [5, 5, 5], "groups": 2}, r"groups=2 does not divide the 3 channels.*one of \[1, 3\]"),
-        ({"levels": [5], "groups": 0}, "groups=0 does not divide"),
+        ({"levels": [17] * 5}, r"sub-code of 1,419,857 values.*131,072.*raise num_sub_codes"),
+        ({"levels": [5, 5, 5], "num_sub_codes": 2}, r"num_sub_codes=2 does not divide the 3 channels.*one of \[1, 3\]"),
+        ({"levels": [5], "num_sub_codes": 0}, "num_sub_codes=0 does not divide"),
         ({"levels": [5, 1]}, r"at least 2 levels.*\[5, 1\]"),
         ({"levels": []}, "levels must name at least 2 levels"),
         ({"alpha": 0.0}, "alpha must be above 0"),
@@ -178,16 +152,16 @@ def test_impossible_arguments_are_named_with_a_remedy(changes: dict, message: st
         build(**changes)
 
 
-def test_grouping_admits_what_one_codebook_cannot() -> None:
-    quantizer = build(levels=[17] * 6, groups=3)
+def test_several_sub_codes_admit_what_one_codebook_cannot() -> None:
+    quantizer = build(levels=[17] * 6, num_sub_codes=3)
     assert quantizer.codebook_sizes == (289, 289, 289)
     assert math.prod(quantizer.codebook_sizes) == 17**6
 
 
 def test_wrong_number_of_sub_codes_is_named() -> None:
-    with pytest.raises(ValueError, match="3 sub-codes.*groups=2"):
-        build(groups=2).embed_codes(torch.zeros(1, 3, 4, dtype=torch.int64), (2, 2))
+    with pytest.raises(ValueError, match="expected 2 sub-codes a position, got 3"):
+        build(num_sub_codes=2).embed_codes(torch.zeros(1, 3, 4, dtype=torch.int64), (2, 2))
 
 
-def test_nothing_of_the_levels_is_in_a_checkpoint() -> None:
-    assert all(name.startswith("head.") for name in build().state_dict())
+def test_levels_are_not_in_a_checkpoint() -> None:
+    assert not build().state_dict()

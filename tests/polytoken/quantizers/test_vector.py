@@ -61,10 +61,10 @@ def test_losses_and_straight_through_gradient() -> None:
     latents = torch.randn(2, 4, 3, 3, requires_grad=True)
     result = quantizer(latents)
     unit = functional.normalize(latents.detach().double(), dim=1)
-    expected = (result.code_vectors.detach().double() - unit).square().mean()
+    expected = (result.code_vectors[0].detach().double() - unit).square().mean()
     assert result.losses["codebook"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert result.losses["commitment"].item() == pytest.approx(0.25 * expected.item(), rel=1e-5)
-    assert torch.allclose(result.quantized, result.code_vectors)
+    assert torch.allclose(result.quantized, result.code_vectors[0])
 
     codebook = quantizer.embedding.weight
     assert (
@@ -106,4 +106,5 @@ def test_embed_codes_inverts_the_forward() -> None:
     torch.manual_seed(0)
     quantizer = VectorQuantizer(64, 4).eval()
     result = quantizer(torch.randn(2, 4, 3, 5))
-    assert torch.allclose(quantizer.embed_codes(result.codes, (3, 5)), result.code_vectors)
+    assert torch.allclose(quantizer.embed_codes(result.codes, (3, 5)), result.code_vectors[0])
+    assert torch.equal(result.subspaces[0], result.quantized) and result.codes.shape == (2, 1, 15)
