@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from polytoken.errors import UserError
 from polytoken.files import file_sha256, write_text
-from polytoken.generators.autoregressive import AutoregressiveGenerator
+from polytoken.generators.base import Generator
 from polytoken.handover import carry_over
 from polytoken.loading import load_generator, read_checkpoint, record_in, sub_codes
 
@@ -78,7 +78,7 @@ def check_same_codes(record: dict[str, Any], tokens: TokensRead, checkpoint: Pat
             )
 
 
-def begin_from(init_from: str | None, generator: AutoregressiveGenerator, tokens: TokensRead) -> dict[str, Any]:
+def begin_from(init_from: str | None, generator: Generator, tokens: TokensRead) -> dict[str, Any]:
     """Hand the weights of an earlier stage over to a new generator, and return the lineage of the run.
 
     Raises:

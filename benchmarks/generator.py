@@ -37,7 +37,7 @@ from benchmarks.machine import (
 )
 from benchmarks.tokenizer import count_flops
 from polytoken.generators import SIZES, AutoregressiveGenerator, AutoregressiveHead, LinearHead, Sampler
-from polytoken.specs import TokenSpec
+from polytoken.specs import Tokens, TokenSpec
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 GRID = (16, 16)
@@ -53,14 +53,18 @@ def llamagen_base(compiled: bool = False) -> AutoregressiveGenerator:
     """LlamaGen-B, 111 M parameters, random weights, training mode."""
     torch.manual_seed(0)
     trunk = replace(SIZES["B"], compile=compiled)
-    return AutoregressiveGenerator(TokenSpec((CODEBOOK_SIZE,), (GRID,)), NUM_CLASSES, trunk, LinearHead())
+    generator = AutoregressiveGenerator(trunk, LinearHead())
+    generator.connect(TokenSpec((CODEBOOK_SIZE,), (GRID,)), NUM_CLASSES)
+    return generator
 
 
 def far_base() -> AutoregressiveGenerator:
     """FAR-Base dual, 417 M parameters, random weights, eval mode."""
     torch.manual_seed(0)
     spec = TokenSpec((CODEBOOK_SIZE, CODEBOOK_SIZE), (GRID,))
-    return AutoregressiveGenerator(spec, NUM_CLASSES, SIZES["FAR-Base"], AutoregressiveHead(3)).eval()
+    generator = AutoregressiveGenerator(SIZES["FAR-Base"], AutoregressiveHead(3))
+    generator.connect(spec, NUM_CLASSES)
+    return generator.eval()
 
 
 def random_batch(generator: AutoregressiveGenerator, batch: int) -> tuple[Tensor, Tensor]:
@@ -71,7 +75,7 @@ def random_batch(generator: AutoregressiveGenerator, batch: int) -> tuple[Tensor
 
 def train_step(generator: AutoregressiveGenerator, codes: Tensor, labels: Tensor) -> None:
     """Forward, loss and backward."""
-    generator.loss(codes, labels).total.backward()
+    generator.loss(Tokens(codes=codes), labels).total.backward()
     generator.zero_grad()
 
 

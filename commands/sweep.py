@@ -30,7 +30,7 @@ from datamodules.labels import LabelDataModule
 from polytoken.errors import UserError
 from polytoken.files import replacing
 from polytoken.metrics.generation import begin, figures_of
-from polytoken.pipeline import Generator
+from polytoken.pipeline import GenerationPipeline
 from polytoken.sampling.categorical import Sampler
 
 Entry = dict[str, Any]  # guidance, figures, settings and where all of it comes from
@@ -52,7 +52,12 @@ class Plan:
 
 
 def sweep(
-    generator: Generator, scales: Iterable[float], plan: Plan, measuring: Measuring, path: Path, console: Console
+    generator: GenerationPipeline,
+    scales: Iterable[float],
+    plan: Plan,
+    measuring: Measuring,
+    path: Path,
+    console: Console,
 ) -> list[Entry]:
     """Sample and measure the scales that ``path`` has not yet; all of its entries with these settings, by scale.
 
@@ -105,7 +110,7 @@ def sweep(
     return sorted((entry for entry in entries if entry["settings"] == settings), key=lambda entry: entry["guidance"])
 
 
-def _settings(generator: Generator, plan: Plan, measuring: Measuring) -> dict[str, Any]:
+def _settings(generator: GenerationPipeline, plan: Plan, measuring: Measuring) -> dict[str, Any]:
     """What the figures depend on besides the guidance; runs by what they hold, as they may be spelt in many ways."""
     labels = {key: value for key, value in plan.labels.settings().items() if key != "part_size"}
     return {
@@ -208,7 +213,7 @@ def main(arguments: list[str] | None = None) -> None:
         for scale in given.guidance:
             replace(sampler, guidance=scale)  # a wrong one is said before anything is loaded
         measuring = Measuring.chosen(given)
-        generator = Generator.from_run(given.run, given.tokenizer).to(measuring.extractor.device)
+        generator = GenerationPipeline.from_run(given.run, given.tokenizer).to(measuring.extractor.device)
         directory = given.run if given.run.is_dir() else given.run.parent.parent
         path = directory / "sweep.json"
         entries = sweep(generator, given.guidance, Plan(labels, sampler, given.seed), measuring, path, console)

@@ -2,18 +2,16 @@
 
 from lightning_modules.classifier import ClassifierModule
 from lightning_modules.extraction import ExtractionModule
-from lightning_modules.generator import AutoregressiveModule
+from lightning_modules.generator import GeneratorModule
 from lightning_modules.masked_patches import MaskedPatchModule
 from lightning_modules.sampling import SamplingModule
 from lightning_modules.tokenizer import TokenizerModule
 from polytoken.optimization import OptimizerConfig
-from polytoken.pipeline import Generator
 
 __all__ = [
-    "AutoregressiveModule",
     "ClassifierModule",
     "ExtractionModule",
-    "Generator",
+    "GeneratorModule",
     "MaskedPatchModule",
     "OptimizerConfig",
     "SamplingModule",

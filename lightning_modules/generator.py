@@ -1,11 +1,11 @@
-"""Training of an autoregressive generator on stored codes: both stages of the curriculum, and the baselines."""
+"""Training of a generator on stored tokens: both stages of the curriculum, and the baselines."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -15,43 +15,36 @@ from torch import Tensor, nn
 from artifacts.lineage import TokensRead, begin_from, check_same_codes, write_lineage
 from lightning_modules.guards import check_generator_strategy, check_precision
 from polytoken.errors import UserError
-from polytoken.generators.autoregressive import AutoregressiveGenerator
-from polytoken.generators.heads import Head
-from polytoken.generators.noise import SubTokenNoise
+from polytoken.generators.base import Generator
 from polytoken.guard import NonFiniteGuard
 from polytoken.loading import KEY, read_metadata, record_in
 from polytoken.optimization import OptimizerConfig, gradient_norm
 from polytoken.parallelize import shard
-from polytoken.specs import TokenSpec
-from polytoken.transformer import TrunkConfig
+from polytoken.specs import Tokens, TokenSpec
+
+TOTAL = "total"
 
 
-class AutoregressiveModule(pl.LightningModule):
-    """Cross-entropy of every sub-code given the class, the positions before and the sub-codes before (SSQ Section 4).
+class GeneratorModule(pl.LightningModule):
+    """Trains a generator, of any family, on the tokens of a data module (SSQ section 4).
 
-    The generator is built when the trainer starts, for the codes and classes that the token store holds. Its shape, the
-    tokenizer it belongs to and its lineage go into the checkpoint under ``generator``. An update whose loss or gradient
-    is not finite is left out and named; it counts as a step.
+    The generator's parameters are created when the trainer starts, for the codes and classes of the token store. Its
+    record goes into the checkpoint under ``generator``. An update whose loss or gradient is not finite is skipped and
+    logged; it counts as a step.
 
     Args:
-        trunk: sizes and dropouts of the transformer over positions.
-        head: what makes sub-codes of the trunk's output; ``LinearHead`` is stage 1.
-        aggregation: how the k embeddings of a position become one vector.
-        noise: what replaces input sub-codes in training (SSQ Section 4.2); None leaves them as they are.
+        generator: the network and its loss.
         optimizer: of all weights.
-        init_from: run or checkpoint of an earlier stage, whose weights this run begins with. Weights only: to go on
-            with the same run, start it again.
-        carried_learning_rate: peak rate of the carried weights; None trains them like the others.
+        init_from: run or checkpoint of an earlier stage, whose weights this run starts from. Weights only: to resume
+            the same run, start it again.
+        carried_learning_rate: peak learning rate of the carried weights; None is that of the others.
         freeze_carried_steps: updates during which carried weights stay as they are.
-        max_nonfinite_steps: non-finite updates in a row that are borne.
+        max_nonfinite_steps: consecutive non-finite updates tolerated before raising.
     """
 
     def __init__(
         self,
-        trunk: TrunkConfig,
-        head: Head,
-        aggregation: Literal["concatenation", "sum"] = "concatenation",
-        noise: SubTokenNoise | None = None,
+        generator: Generator,
         optimizer: OptimizerConfig | None = None,
         init_from: str | None = None,
         carried_learning_rate: float | None = None,
@@ -64,9 +57,7 @@ class AutoregressiveModule(pl.LightningModule):
                 "carried_learning_rate and freeze_carried_steps are for weights that another run hands over: "
                 "set init_from, or leave them out"
             )
-        self.generator: AutoregressiveGenerator | None = None
-        # In a dict, since an attribute would be a second owner of the head's weights.
-        self._parts: dict[str, Any] = {"trunk": trunk, "head": head, "aggregation": aggregation, "noise": noise}
+        self.generator = generator
         self.optimizer_config = optimizer or OptimizerConfig(learning_rate=1e-4, weight_decay=0.05)
         self.init_from = init_from
         self.carried_learning_rate = carried_learning_rate
@@ -88,17 +79,17 @@ class AutoregressiveModule(pl.LightningModule):
         Raises:
             ValueError: if the data are no token store, or the precision is fp16.
         """
-        if self.generator is not None:
+        if self._record:
             return
         check_precision(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         if not hasattr(data, "tokenizer_fingerprint"):
             raise UserError(
-                f"AutoregressiveModule reads codes from a token store, and data is {type(data).__name__}: "
+                f"GeneratorModule reads codes from a token store, and data is {type(data).__name__}: "
                 "set data.class_path to datamodules.TokenDataModule (make tokens writes the store)"
             )
         self._tokens = TokensRead.of(data)
-        self.generator = AutoregressiveGenerator(spec=data.spec, num_classes=data.num_classes, **self._parts)
+        self.generator.connect(data.spec, data.num_classes)
         self._record = {
             **self._tokens.to_json(),
             "num_classes": data.num_classes,
@@ -110,7 +101,6 @@ class AutoregressiveModule(pl.LightningModule):
 
     def _begin_in_pieces(self) -> None:
         """Do what needs whole weights, and cut them up; their checkpoint is read only when the optimizer is there."""
-        assert self.generator is not None
         if self.goes_on_from is not None:
             path = Path(self.goes_on_from)
             self._record = record_in(read_metadata(path), path)
@@ -149,7 +139,6 @@ class AutoregressiveModule(pl.LightningModule):
         Raises:
             ValueError: if all weights are carried and would be frozen.
         """
-        assert self.generator is not None
         if self._record["lineage"] is None:
             self._record["lineage"] = begin_from(self.init_from, self.generator, self._tokens)
         if self.freeze_carried_steps and len([*self._carried_parameters()]) == len([*self.generator.parameters()]):
@@ -165,15 +154,13 @@ class AutoregressiveModule(pl.LightningModule):
         return self.optimizer_config.build(rest, self._carried_parameters(), rate / self.optimizer_config.learning_rate)
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """Mean over the sub-codes of their cross-entropies in nats."""
-        assert self.generator is not None
+        """Return the generator's loss, after logging its parts by name."""
         self.optimizer_config.set_learning_rate(self.optimizers(), self.global_step, self.trainer.max_steps)  # type: ignore[arg-type]
-        loss = self.generator.loss(batch["codes"], batch["label"], self.global_step)
-        self._losses = {f"loss of sub-code {i}": value.detach() for i, value in enumerate(loss.per_code)}
+        loss = self.generator.loss(Tokens(codes=batch["codes"]), batch["label"], self.global_step)
+        self._losses = {f"{loss.name}/{part}": value.detach() for part, value in loss.parts.items()}
         self.log("train/loss", loss.total.detach(), prog_bar=True)
-        self.log_dict({f"train/nll/{i}": value.detach() for i, value in enumerate(loss.per_code)})
-        if self._parts["noise"] is not None:
-            self.log("train/noise_rate", torch.as_tensor(loss.noise_rate, dtype=torch.float32))
+        self.log_dict({f"train/{name}": value for name, value in self._losses.items()})
+        self.log_dict({f"train/{name}": value.detach() for name, value in loss.statistics.items()})
         return loss.total
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -191,36 +178,43 @@ class AutoregressiveModule(pl.LightningModule):
             parameter.grad = None
 
     def on_validation_epoch_start(self) -> None:
-        """Start counting anew."""
-        self._nats = torch.zeros(self.spec.num_sub_codes + 1, dtype=torch.float64)
+        """Reset the sums."""
+        self._sums: dict[str, Tensor] = {}
+        self._images = 0
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        """Add up the cross-entropies of one batch, without the rows that pad it."""
-        assert self.generator is not None
+        """Sum the loss and its parts over the images of a batch, without the rows that pad it."""
         real = batch["index"] >= 0
         images = int(real.sum())
-        # A rank with nothing but padding computes too: where weights are in pieces, the others wait for its own.
+        # A rank with nothing but padding computes too: sharded weights make the other ranks wait for it.
         rows = real if images else ~real
-        per_code = self.generator.loss(batch["codes"][rows], batch["label"][rows]).per_code
-        self._nats[:-1] += per_code.double().cpu() * images
-        self._nats[-1] += images
+        self._loss = self.generator.loss(Tokens(codes=batch["codes"][rows]), batch["label"][rows])
+        for name, value in {TOTAL: self._loss.total, **self._loss.parts}.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach().double().cpu() * images
+        self._images += images
 
     def on_validation_epoch_end(self) -> None:
-        """Log nats a position and sub-code, and the bits that an image's codes take."""
-        self._log_nats("val")
+        """Log the mean loss and its parts, and the bits that an image's codes take."""
+        self._log_means("val")
 
     def on_test_epoch_end(self) -> None:
-        """As after validation."""
-        self._log_nats("test")
+        """Log the same as after validation."""
+        self._log_means("test")
 
-    def _log_nats(self, stage: str) -> None:
-        sums = self.trainer.strategy.reduce(self._nats.float().to(self.device), reduce_op="sum")
-        per_code = sums[:-1] / sums[-1]
-        for index, value in enumerate(per_code):
-            self.log(f"{stage}/nll/{index}", value, sync_dist=True)  # equal on all ranks; Lightning would warn
-        self.log(f"{stage}/nll", per_code.mean(), prog_bar=True, sync_dist=True)
-        bits = per_code.sum() * self.spec.num_positions / math.log(2)
-        self.log(f"{stage}/bits_per_image", bits, sync_dist=True)
+    def _log_means(self, stage: str) -> None:
+        sums = torch.stack([*self._sums.values(), torch.tensor(self._images, dtype=torch.float64)])
+        sums = self.trainer.strategy.reduce(sums.float().to(self.device), reduce_op="sum")
+        means = dict(zip(self._sums, sums[:-1] / sums[-1], strict=True))
+        total = means.pop(TOTAL)
+        name = f"{stage}/{self._loss.name}"
+        for part, value in means.items():
+            self.log(f"{name}/{part}", value, sync_dist=True)  # equal on all ranks; Lightning would warn
+        if self._loss.unit == "nats":
+            nats = torch.stack([*means.values()])
+            total = nats.mean()
+            bits = nats.sum() * self.spec.num_positions / math.log(2)
+            self.log(f"{stage}/bits_per_image", bits, sync_dist=True)
+        self.log(name, total, prog_bar=True, sync_dist=True)
 
     test_step = validation_step
     on_test_epoch_start = on_validation_epoch_start
@@ -233,5 +227,4 @@ class AutoregressiveModule(pl.LightningModule):
     def _carried_parameters(self) -> Iterator[nn.Parameter]:
         source = self._record["lineage"]["init_from"]
         names = set(source["carried"]) if source else set()
-        assert self.generator is not None
         return (parameter for name, parameter in self.generator.named_parameters() if name in names)

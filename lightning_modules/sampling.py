@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
-from polytoken.pipeline import Generator
+from polytoken.pipeline import GenerationPipeline
 from polytoken.sampling.categorical import Sampler
 
 
@@ -33,7 +33,7 @@ class SamplingModule(pl.LightningModule):
         tokenizer_run: str | None = None,
     ) -> None:
         super().__init__()
-        self.generator = Generator.from_run(generator_run, tokenizer_run)
+        self.generator = GenerationPipeline.from_run(generator_run, tokenizer_run)
         self.sampler = sampler or Sampler()
         self.seed = seed
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
 from polytoken.errors import MissingFileError, UserError
+from polytoken.generators.base import Generator
 from polytoken.specs import TokenSpec
 from polytoken.tokenizers import Tokenizer
 from polytoken.weights import why_unreadable
-
-if TYPE_CHECKING:
-    from polytoken.generators.autoregressive import AutoregressiveGenerator
 
 WHOLE = "whole.ckpt"  # what commands.consolidate makes of a sharded checkpoint
 SHARDED = "meta.pt"  # Lightning writes it into a sharded checkpoint, which is a directory
@@ -45,7 +43,7 @@ def load_tokenizer(run: str | Path) -> Tokenizer:
     return _with_weights(tokenizer, "tokenizer", checkpoint, path)
 
 
-def load_generator(run: str | Path) -> AutoregressiveGenerator:
+def load_generator(run: str | Path) -> Generator:
     """The generator of a run, in eval mode and frozen, on the CPU; its averaged weights where the run kept some.
 
     Args:
@@ -55,21 +53,13 @@ def load_generator(run: str | Path) -> AutoregressiveGenerator:
         FileNotFoundError: if there is no checkpoint.
         ValueError: if the checkpoint is not of a generator's run.
     """
-    from polytoken.generators.autoregressive import AutoregressiveGenerator
-
     checkpoint, path = read_checkpoint(run)
-    if "generator" not in checkpoint:
-        raise UserError(f"{path} is not the checkpoint of a generator: it does not say which codes it writes")
-    shape = checkpoint["generator"]
+    record = record_in(checkpoint, path)
+    section = _init_args(checkpoint, path).get("generator")
     parser = ArgumentParser(exit_on_error=False)
-    keys = parser.add_class_arguments(
-        AutoregressiveGenerator, "generator", skip={"spec", "num_classes"}, instantiate=False
-    )
-    recorded = _init_args(checkpoint, path)
-    arguments = {name: recorded[name] for name in (key.removeprefix("generator.") for key in keys) if name in recorded}
-    built = _build(parser, {"generator": arguments}, path).generator
-    spec = TokenSpec.from_json(shape["spec"])
-    generator = AutoregressiveGenerator(spec=spec, num_classes=shape["num_classes"], **vars(built))
+    parser.add_subclass_arguments(Generator, "generator")
+    generator = _build(parser, {"generator": section}, path).generator
+    generator.connect(TokenSpec.from_json(record["spec"]), record["num_classes"])
     return _with_weights(generator, "generator", checkpoint, path)
 
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from polytoken.generators.autoregressive import AutoregressiveGenerator
-from polytoken.transformer import Block
-
-CALLED = ("hidden", "loss", "generate", "write")
-"""What is called of a generator; its ``forward`` is not, and nothing else would bring the pieces together."""
+if TYPE_CHECKING:
+    from polytoken.generators.base import Generator
 
 
-def shard(generator: AutoregressiveGenerator, mesh: DeviceMesh, compute: torch.dtype | None = None) -> None:
+def shard(generator: Generator, mesh: DeviceMesh, compute: torch.dtype | None = None) -> None:
     """Cut every weight into as many pieces as the mesh has ranks; in place, names stay.
 
     Each block of trunk and head is put together by itself when it is needed, embeddings and outputs with the whole.
@@ -29,12 +26,12 @@ def shard(generator: AutoregressiveGenerator, mesh: DeviceMesh, compute: torch.d
         compute: type of the weights that are put together; None is their own. Gradients are summed in float32.
     """
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
-    for block in (module for module in generator.modules() if isinstance(module, Block)):
+    for block in generator.blocks():
         fully_shard(block, mesh=mesh, mp_policy=policy)
-        register_fsdp_forward_method(cast(nn.Module, block), "step")
+        register_fsdp_forward_method(block, "step")
     # in pieces after every forward: what changes weights between two steps (an average in validation) changes pieces
     fully_shard(generator, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-    for name in CALLED:
+    for name in generator.forward_methods:
         register_fsdp_forward_method(generator, name)
 
 

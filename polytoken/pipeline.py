@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from polytoken.errors import UserError
 from polytoken.files import file_sha256
 from polytoken.fingerprint import fingerprint
-from polytoken.generators.autoregressive import AutoregressiveGenerator
+from polytoken.generators.base import Generator
 from polytoken.loading import load_generator, load_tokenizer, read_checkpoint, sub_codes
 from polytoken.metrics.images import to_uint8
-from polytoken.sampling.categorical import Sampler
+from polytoken.sampling.categorical import RowNoise, Sampler
 from polytoken.specs import TokenSpec
 from polytoken.tokenizers import Tokenizer
 
 
-class Generator(nn.Module):
+class GenerationPipeline(nn.Module):
     """Draws images of given classes; usually built by :meth:`from_run`, moved with ``.to("cuda")``.
 
     Args:
@@ -35,7 +35,7 @@ class Generator(nn.Module):
 
     def __init__(
         self,
-        network: AutoregressiveGenerator,
+        network: Generator,
         tokenizer: Tokenizer,
         sub_codes: Sequence[int],
         class_to_idx: dict[str, int],
@@ -49,7 +49,7 @@ class Generator(nn.Module):
         self.origin = origin
 
     @classmethod
-    def from_run(cls, run: str | Path, tokenizer_run: str | Path | None = None) -> Generator:
+    def from_run(cls, run: str | Path, tokenizer_run: str | Path | None = None) -> GenerationPipeline:
         """The generator of a run, frozen, on the CPU; warns of a first stage that passes for a finished model.
 
         Args:
@@ -106,7 +106,8 @@ class Generator(nn.Module):
         Raises:
             ValueError: if a class is none of the generator's.
         """
-        codes = self.network.generate(labels, sampler, seed=seed, first_index=first_index)
+        codes = self.network.sample(labels, sampler, RowNoise(seed, first_index, len(labels), labels.device)).codes
+        assert codes is not None
         with torch.autocast(codes.device.type, enabled=False):  # bfloat16 has steps of half a grey level and more
             return to_uint8(self._decode(codes)).permute(0, 2, 3, 1).contiguous()
 

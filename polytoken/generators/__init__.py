@@ -1,6 +1,7 @@
-"""Generators: networks that learn to write a tokenizer's codes, and what they are made of."""
+"""Generators of tokens given a class, and their parts."""
 
-from polytoken.generators.autoregressive import AutoregressiveGenerator, GeneratorLoss
+from polytoken.generators.autoregressive import AutoregressiveGenerator
+from polytoken.generators.base import Codec, Generator, GeneratorLoss
 from polytoken.generators.heads import AutoregressiveHead, Head, LinearHead, MultiLinearHead, MultiMLPHead
 from polytoken.generators.noise import SubTokenNoise
 from polytoken.sampling.categorical import Sampler
@@ -10,6 +11,8 @@ __all__ = [
     "SIZES",
     "AutoregressiveGenerator",
     "AutoregressiveHead",
+    "Codec",
+    "Generator",
     "GeneratorLoss",
     "Head",
     "KVCache",

@@ -1,20 +1,21 @@
-"""Class-conditional generator of k codes a position: embeddings, trunk, head (LlamaGen, FQGAN 3.3, SSQ 4)."""
+"""Class-conditional autoregressive generator of k sub-codes a position (LlamaGen, FQGAN section 3.3, SSQ section 4)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Literal, NamedTuple, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from polytoken.errors import UserError
+from polytoken.generators.base import Codec, Generator, GeneratorLoss
 from polytoken.generators.heads import Head
 from polytoken.generators.noise import NoisyCodes, SubTokenNoise
 from polytoken.sampling.categorical import RowNoise, Sampler, guide
-from polytoken.specs import TokenSpec
-from polytoken.transformer import RMSNorm, Trunk, TrunkConfig
+from polytoken.specs import Tokens, TokenSpec
+from polytoken.transformer import Block, RMSNorm, Trunk, TrunkConfig
 
 INITIAL_DEVIATION = 0.02
 
@@ -22,46 +23,49 @@ ChooseAt = Callable[[Tensor, int, int], Tensor]
 """(logits (B or 2B, K_i), position, sub-code i) to codes (B,)."""
 
 
-class GeneratorLoss(NamedTuple):
-    """Cross-entropy of a batch.
+class AutoregressiveGenerator(Generator):
+    """Autoregressive generator of k sub-codes a position, in raster order after the class (LlamaGen, FQGAN, SSQ).
 
     Args:
-        total: mean over the sub-codes, in nats; what training minimises.
-        per_code: (k,) mean over images and positions, in nats.
-        noise_rate: share of the input sub-codes that were noise, a float32 scalar.
-    """
-
-    total: Tensor
-    per_code: Tensor
-    noise_rate: Tensor
-
-
-class AutoregressiveGenerator(nn.Module):
-    """Writes the codes of an image row by row: class → codes at position 0 → … (facts B2, B3).
-
-    Args:
-        spec: shape of the codes; one scale.
-        num_classes: classes; index ``num_classes`` of the class embedding is the null class of guidance.
         trunk: sizes and regularisation.
-        head: what predicts the sub-codes of a position; it is connected here.
-        aggregation: how k embeddings become one input: concatenated and led through a linear layer (as released) or
-            summed. With one codebook its embedding is the input.
-        noise: noisy sub-tokens in training; None is clean.
-
-    Raises:
-        ValueError: for a spec of several scales, or a head that cannot predict its codes.
+        head: predicts the sub-codes of a position.
+        aggregation: how k embeddings become one input: ``concatenation`` followed by a linear layer, as in FQGAN's
+            released code, or ``sum``. With one codebook its embedding is the input.
+        noise: noisy sub-tokens in training (SSQ section 4.2); None leaves the inputs clean.
     """
+
+    forward_methods: ClassVar = ("hidden", "loss", "generate", "sample", "write")
+    aggregation: nn.Linear | None
+    class_embedding: nn.Embedding
+    trunk: Trunk
 
     def __init__(
         self,
-        spec: TokenSpec,
-        num_classes: int,
         trunk: TrunkConfig,
         head: Head,
         aggregation: Literal["concatenation", "sum"] = "concatenation",
         noise: SubTokenNoise | None = None,
     ) -> None:
         super().__init__()
+        if aggregation not in ("concatenation", "sum"):
+            raise UserError(f"aggregation is {aggregation!r}: choose concatenation or sum")
+        self.config = trunk
+        self.concatenates = aggregation == "concatenation"
+        self.noise = noise
+        # Sub-modules are initialised and listed in the order of registration, so connect() fills reserved places.
+        self.embeddings = nn.ModuleList()
+        for name in ("aggregation", "class_embedding", "trunk"):
+            self.register_module(name, None)
+        self.head = head
+
+    def connect(self, spec: TokenSpec, num_classes: int, codec: Codec | None = None) -> None:
+        """Create embeddings, trunk and head.
+
+        Index ``num_classes`` of the class embedding is the null class of guidance.
+
+        Raises:
+            UserError: for a spec of several scales, or a head that cannot predict its codes.
+        """
         if len(spec.scales) != 1:
             raise UserError(
                 f"these codes have {len(spec.scales)} scales {list(spec.scales)} and AutoregressiveGenerator writes "
@@ -69,21 +73,21 @@ class AutoregressiveGenerator(nn.Module):
             )
         if num_classes < 1:
             raise UserError(f"num_classes is {num_classes}: a generator needs at least one class")
-        if aggregation not in ("concatenation", "sum"):
-            raise UserError(f"aggregation is {aggregation!r}: choose concatenation or sum")
         self.spec = spec
         self.num_classes = num_classes
-        self.noise = noise
-        self.embeddings = nn.ModuleList(nn.Embedding(size, trunk.dim) for size in spec.codebook_sizes)
-        self.aggregation: nn.Linear | None = None
-        if spec.num_sub_codes > 1 and aggregation == "concatenation":
-            self.aggregation = nn.Linear(spec.num_sub_codes * trunk.dim, trunk.dim)
-        self.class_embedding = nn.Embedding(num_classes + 1, trunk.dim)
-        self.trunk = Trunk(trunk, spec.scales[0])
-        head.connect(trunk, spec.codebook_sizes, spec.scales[0])
-        self.head = head
+        dim = self.config.dim
+        self.embeddings.extend(nn.Embedding(size, dim) for size in spec.codebook_sizes)
+        if spec.num_sub_codes > 1 and self.concatenates:
+            self.aggregation = nn.Linear(spec.num_sub_codes * dim, dim)
+        self.class_embedding = nn.Embedding(num_classes + 1, dim)
+        self.trunk = Trunk(self.config, spec.scales[0])
+        self.head.connect(self.config, spec.codebook_sizes, spec.scales[0])
         self.apply(_initialise)
-        head.initialise()
+        self.head.initialise()
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """Return the transformer blocks of trunk and head."""
+        return (module for module in self.modules() if isinstance(module, Block))
 
     @property
     def norm(self) -> RMSNorm:
@@ -96,32 +100,31 @@ class AutoregressiveGenerator(nn.Module):
         Position t has seen the class and the codes before t. In training mode labels and channels are dropped.
 
         Raises:
-            ValueError: for another grid or number of sub-codes, a code outside its codebook, or a class out of range.
+            UserError: for another grid or number of sub-codes.
         """
         self._check_codes(codes)
         self._check_labels(labels)
         return self._hidden(codes, labels)
 
-    def loss(self, codes: Tensor, labels: Tensor, step: int = 0) -> GeneratorLoss:
-        """Teacher-forced cross-entropy of codes (B, k, N) int64 given labels (B,) int64.
+    def loss(self, tokens: Tokens, labels: Tensor, step: int = 0) -> GeneratorLoss:
+        """Teacher-forced cross-entropy, a mean over the sub-codes (iFSQ eq. 10).
 
         Args:
-            codes: targets; in training mode the input may be a noisy copy.
-            labels: classes.
+            tokens: target codes (B, k, N); in training mode the input may be a noisy copy.
+            labels: (B,) int64 classes.
             step: optimizer steps done, for the noise's schedule.
-
-        Raises:
-            ValueError: see :meth:`hidden`.
         """
-        self._check_codes(codes)
+        codes = self._codes_of(tokens)
         self._check_labels(labels)
+        statistics = {}
+        read = NoisyCodes(codes, codes, torch.zeros((), device=codes.device))
         if self.noise is not None and self.training:
             read = self.noise(codes, self.spec.codebook_sizes, step)
-        else:
-            read = NoisyCodes(codes, codes, torch.zeros((), device=codes.device))
+            statistics["noise_rate"] = read.rate
         hidden = self._hidden(read.trunk, labels)
         per_code = self.head.loss(hidden, codes, self.embeddings, read.head)
-        return GeneratorLoss(per_code.mean(), per_code, read.rate)
+        parts = {str(i): value for i, value in enumerate(per_code)}
+        return GeneratorLoss(per_code.mean(), parts, "nats", statistics=statistics)
 
     @torch.no_grad()
     def generate(self, labels: Tensor, sampler: Sampler, seed: int, first_index: int = 0) -> Tensor:
@@ -139,10 +142,21 @@ class AutoregressiveGenerator(nn.Module):
         Raises:
             ValueError: for a class out of range, or rules that do not fit the number of sub-codes.
         """
+        codes = self.sample(labels, sampler, RowNoise(seed, first_index, len(labels), labels.device)).codes
+        assert codes is not None
+        return codes
+
+    @torch.no_grad()
+    def sample(self, labels: Tensor, sampler: Sampler, noise: RowNoise) -> Tokens:
+        """Return codes (B, k, N) for labels (B,) int64; see :meth:`generate`."""
         self._check_labels(labels)
+        if bool(((labels < 0) | (labels >= self.num_classes)).any()):
+            raise UserError(
+                f"labels range from {int(labels.min())} to {int(labels.max())} and the generator knows classes 0 to "
+                f"{self.num_classes - 1}"
+            )
         num_sub_codes, num_positions = self.spec.num_sub_codes, self.spec.num_positions
         sampler.check(num_sub_codes)
-        noise = RowNoise(seed, first_index, len(labels), labels.device)
 
         def choose(logits: Tensor, position: int, sub_code: int) -> Tensor:
             if len(logits) > len(labels):
@@ -152,7 +166,7 @@ class AutoregressiveGenerator(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            return self.write(labels, choose, sampler.guided_positions(num_sub_codes, num_positions))
+            return Tokens(codes=self.write(labels, choose, sampler.guided_positions(num_sub_codes, num_positions)))
         finally:
             self.train(was_training)
 
@@ -195,6 +209,12 @@ class AutoregressiveGenerator(nn.Module):
             return self.aggregation(torch.cat(embedded, dim=2))
         return torch.stack(embedded).sum(0) if len(embedded) > 1 else embedded[0]
 
+    def _codes_of(self, tokens: Tokens) -> Tensor:
+        if tokens.codes is None:
+            raise UserError("AutoregressiveGenerator models codes, and these tokens are latents")
+        self._check_codes(tokens.codes)
+        return tokens.codes
+
     def _check_codes(self, codes: Tensor) -> None:
         sizes, positions = self.spec.codebook_sizes, self.spec.num_positions
         if codes.ndim != 3 or codes.shape[1:] != (len(sizes), positions):
@@ -203,24 +223,11 @@ class AutoregressiveGenerator(nn.Module):
                 f"codes have shape {tuple(codes.shape)} and the generator reads (batch, {len(sizes)} sub-codes, "
                 f"{positions} positions of a {height} × {width} grid): use the token store it was built for"
             )
-        bounds = torch.tensor(sizes, device=codes.device).view(1, -1, 1)
-        if bool(((codes < 0) | (codes >= bounds)).any()):
-            for i, size in enumerate(sizes):
-                low, high = int(codes[:, i].min()), int(codes[:, i].max())
-                if low < 0 or high >= size:
-                    raise UserError(
-                        f"sub-code {i} ranges from {low} to {high} and its codebook has {size} entries: the codes are "
-                        "of another tokenizer"
-                    )
 
     def _check_labels(self, labels: Tensor) -> None:
+        # Their values are checked by the data loader: here it would make the host wait for the device in every step.
         if labels.ndim != 1 or labels.dtype != torch.int64:
             raise UserError(f"labels are {labels.dtype} {tuple(labels.shape)}: they must be int64 (batch,)")
-        if bool(((labels < 0) | (labels >= self.num_classes)).any()):
-            raise UserError(
-                f"labels range from {int(labels.min())} to {int(labels.max())} and the generator knows classes 0 to "
-                f"{self.num_classes - 1}"
-            )
 
 
 def _choose_here(choose: ChooseAt, position: int, logits: Tensor, sub_code: int) -> Tensor:

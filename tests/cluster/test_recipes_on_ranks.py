@@ -10,7 +10,7 @@ import cli
 from commands.consolidate import consolidate
 from polytoken.loading import read_checkpoint
 from tests.support.conditioned import conditioned
-from tests.support.generator_recipes import tiny, write_digit_codes
+from tests.support.generator_recipes import GENERATOR, tiny, write_digit_codes
 from tests.support.ranks import run_on_ranks
 from tests.support.recipes import CONFIGS, digits, write_judge
 
@@ -25,12 +25,17 @@ QUICK = (
 )
 # no random numbers of a rank's own, and steps in proportion to the gradients
 EQUAL = (
-    *(part for name in ("resid", "ffn", "token", "class") for part in (f"--model.init_args.trunk.{name}_dropout", "0")),
+    *(part for name in ("resid", "ffn", "token", "class") for part in (f"--{GENERATOR}.trunk.{name}_dropout", "0")),
     *("--model.init_args.optimizer.learning_rate", "0.3", "--model.init_args.optimizer.schedule", "constant"),
 )
 OVERLAYS = {
     "ddp": (),
-    "fsdp": ("--trainer.strategy.init_args.data_parallel_size", "2", "--model.init_args.trunk.compile", "false"),
+    "fsdp": (
+        "--trainer.strategy.init_args.data_parallel_size",
+        "2",
+        f"--{GENERATOR}.trunk.compile",
+        "false",
+    ),
 }
 
 

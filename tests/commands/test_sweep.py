@@ -12,7 +12,7 @@ from commands.preset import Preset
 from polytoken.generators import Sampler
 from polytoken.metrics.generation import Target, begin, figures_of
 from polytoken.metrics.images import to_uint8
-from polytoken.pipeline import Generator
+from polytoken.pipeline import GenerationPipeline
 from tests.support.generated import write_runs
 from tests.support.recipes import write_judge
 
@@ -28,16 +28,16 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def sampled(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The scales that images are drawn at."""
     seen: list[float] = []
-    draw = Generator.images
+    draw = GenerationPipeline.images
 
-    def images(self: Generator, labels: torch.Tensor, sampler: Sampler, *more: int) -> torch.Tensor:
+    def images(self: GenerationPipeline, labels: torch.Tensor, sampler: Sampler, *more: int) -> torch.Tensor:
         if not seen or seen[-1] != sampler.guidance:
             seen.append(sampler.guidance)
         if sampler.guidance == 9:
             raise KeyboardInterrupt
         return draw(self, labels, sampler, *more)
 
-    monkeypatch.setattr(Generator, "images", images)
+    monkeypatch.setattr(GenerationPipeline, "images", images)
     return seen
 
 
@@ -50,7 +50,7 @@ def swept(run: Path, *scales: float, more: tuple[str, ...] = ()) -> list[dict]:
 def test_each_scale_has_the_figures_of_its_images(run: Path, capsys: pytest.CaptureFixture) -> None:
     entries = swept(run, 3, 1)
     assert [entry["guidance"] for entry in entries] == [1, 3]
-    generator, preset = Generator.from_run(run), Preset.load("digits")
+    generator, preset = GenerationPipeline.from_run(run), Preset.load("digits")
     judge = preset.judge(Path("runs"), torch.device("cpu"))
     real = begin(judge, 355, keep_rows=True)
     for images, labels in preset.real("validation"):

@@ -64,5 +64,5 @@ def test_a_generator_is_sharded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert strategy.init_args.tensor_parallel_size == 1
     assert strategy.init_args.data_parallel_size == config.trainer.devices * config.trainer.num_nodes
     assert strategy.init_args.save_distributed_checkpoint is True
-    trunk = config.model.init_args.trunk
+    trunk = config.model.init_args.generator.init_args.trunk
     assert trunk.checkpointing and trunk.compile and trunk.dim == 1280

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import cli
-from polytoken.generators import AutoregressiveGenerator
 from polytoken.specs import TokenSpec
 from tests.support.commands import exit_code
 from tests.support.generator_recipes import tiny, write_digit_codes
@@ -39,8 +38,9 @@ def built(recipe: str, preset: str, store: Path, monkeypatch: pytest.MonkeyPatch
     assert exit_code("fit", *arguments) == 0
     data = made[0].datamodule
     with torch.device("meta"):
-        parts = made[0].model._parts
-        return made[0], AutoregressiveGenerator(spec=data.spec, num_classes=data.num_classes, **parts)
+        generator = made[0].model.generator
+        generator.connect(data.spec, data.num_classes)
+    return made[0], generator
 
 
 def count(module: torch.nn.Module) -> int:

@@ -14,7 +14,7 @@ import torch.distributed.checkpoint as sharded
 
 from callbacks.predict.sample_writer import SampleWriter
 from commands import consolidate, evaluate
-from polytoken.pipeline import Generator
+from polytoken.pipeline import GenerationPipeline
 from tests.support.commands import REPOSITORY, TOY, exit_code
 from tests.support.generated import write_runs
 from tests.support.generator_recipes import tiny, write_digit_codes
@@ -190,7 +190,7 @@ def test_shards(capsys: pytest.CaptureFixture) -> None:
 
 def test_in_python() -> None:
     with pytest.raises(ValueError, match=f"evil.ckpt is not a readable checkpoint .*{REFUSED}"):
-        Generator.from_run(checkpoint())
+        GenerationPipeline.from_run(checkpoint())
     assert not Path("ran").exists()
 
 

@@ -19,7 +19,7 @@ from tests.support.commands import exit_code
 from tests.support.experiments import PROGRAM, STAGED, write_experiment
 from tests.support.recipes import write_judge
 
-CHANGES = (("{stage: stage2, overrides: {model.init_args.noise: null}}", "stage: stage2"),)
+CHANGES = (("{stage: stage2, overrides: {model.init_args.generator.init_args.noise: null}}", "stage: stage2"),)
 
 
 @pytest.fixture(autouse=True)

@@ -16,15 +16,15 @@ from lightning.pytorch import Callback
 
 import cli
 from artifacts.lineage import TokensRead, sub_code_of
-from lightning_modules import AutoregressiveModule
+from lightning_modules import GeneratorModule
 from lightning_modules.guards import check_precision
-from polytoken.generators import LinearHead, TrunkConfig
+from polytoken.generators import AutoregressiveGenerator, LinearHead
 from polytoken.loading import load_generator
 from polytoken.optimization import gradient_norm
-from polytoken.specs import TokenSpec
+from polytoken.specs import Tokens, TokenSpec
 from tests.end_to_end.test_cli import assert_equal
 from tests.support.commands import exit_code
-from tests.support.generator_recipes import tiny, write_digit_codes
+from tests.support.generator_recipes import GENERATOR, tiny, write_digit_codes
 from tests.support.generators import TRUNK, random_codes, small_generator
 
 FINGERPRINT = "0123456789abcdef" * 4
@@ -91,8 +91,7 @@ class Watch(Callback):
         self.rates: list[dict[str, float]] = []
         self.groups: list[dict[str, Any]] = []
 
-    def _keep(self, module: AutoregressiveModule) -> None:
-        assert module.generator is not None
+    def _keep(self, module: GeneratorModule) -> None:
         self.states.append({name: value.clone() for name, value in module.generator.state_dict().items()})
 
     def on_train_start(self, trainer, module) -> None:
@@ -144,15 +143,15 @@ def test_validation_is_a_mean_over_images_and_drops_padding(store: Path, monkeyp
     expected = section("far_base")
     assert exit_code("validate", *tiny("far_base", store), "--data.init_args.batch_size", "4") == 0
     assert section("far_base")["val/bits_per_image"] == pytest.approx(expected["val/bits_per_image"], abs=1e-4)
-    step = AutoregressiveModule.validation_step
+    step = GeneratorModule.validation_step
 
-    def padded(self: AutoregressiveModule, batch: dict[str, torch.Tensor], batch_index: int) -> None:
+    def padded(self: GeneratorModule, batch: dict[str, torch.Tensor], batch_index: int) -> None:
         rows = {name: torch.cat([value, value[:2]]) for name, value in batch.items()}
         rows["index"][-2:] = -1
         step(self, rows, batch_index)
         step(self, {**batch, "index": torch.full_like(batch["index"], -1)}, batch_index)
 
-    monkeypatch.setattr(AutoregressiveModule, "validation_step", padded)
+    monkeypatch.setattr(GeneratorModule, "validation_step", padded)
     assert exit_code("validate", *tiny("far_base", store)) == 0
     assert section("far_base")["val/bits_per_image"] == pytest.approx(expected["val/bits_per_image"], abs=1e-4)
 
@@ -236,7 +235,9 @@ def test_a_trunk_of_other_sizes_and_another_grid_are_refused(
     stage1: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     begin = ("--model.init_args.init_from", str(stage1))
-    error = refused(capsys, "fit", *tiny("stage2", store), *begin, "--model.init_args.trunk.depth", "3")
+    error = refused(
+        capsys, "fit", *tiny("stage2", store), *begin, "--model.init_args.generator.init_args.trunk.depth", "3"
+    )
     assert "the trunks differ: trunk.blocks.2." in error and "is missing in the weights to start from" in error
     wide = write_digit_codes(tmp_path / "wide", TokenSpec((8, 8), ((2, 4),)))
     one = ("--data.init_args.sub_codes", "[1]")
@@ -320,7 +321,7 @@ def test_a_resumed_run_reads_the_codes_it_began_with(
     error = refused(capsys, "validate", *tiny("stage1", other), *second)
     assert re.search(f"writes codes of the tokenizer .*{both}", error)
     error = refused(capsys, "fit", *tiny("stage1", store))
-    assert re.search(r"sub-codes \[1\].*sub-codes \[0\].*sub_codes", error)
+    assert re.search(r"sub-codes \[1\].*sub-codes \[0\].*data.init_args.sub_codes", error)
 
 
 def test_a_changed_stage_1_is_warned_of_and_not_read(stage1: Path, store: Path) -> None:
@@ -374,10 +375,16 @@ def test_an_update_that_is_not_finite_is_left_out(
 
 
 def test_noise_is_logged_and_off_in_validation(stage1: Path, store: Path) -> None:
-    noise = ["--model.init_args.noise.init_args.probability", "0.5", "--trainer.log_every_n_steps", "1"]
-    late = ["--model.init_args.noise.init_args.start_step", "1"]  # the second of two updates
+    noise = [
+        "--model.init_args.generator.init_args.noise.init_args.probability",
+        "0.5",
+        "--trainer.log_every_n_steps",
+        "1",
+    ]
+    late = [f"--{GENERATOR}.noise.init_args.start_step", "1"]  # the second of two updates
     checkpoint = stage2(store, *noise, *late)
-    assert checkpoint["model_config"]["init_args"]["noise"]["init_args"]["probability"] == 0.5
+    arguments = checkpoint["model_config"]["init_args"]["generator"]["init_args"]
+    assert arguments["noise"]["init_args"]["probability"] == 0.5
     assert 0.2 < section("stage2", "fit")["train/noise_rate"] < 0.8
     figures = section("stage2")
     assert exit_code("validate", *tiny("stage2", store), "--model.init_args.init_from", str(stage1)) == 0
@@ -387,7 +394,7 @@ def test_noise_is_logged_and_off_in_validation(stage1: Path, store: Path) -> Non
 def test_settings_that_cannot_be_honoured_are_refused() -> None:
     for options in ({"carried_learning_rate": 1e-4}, {"freeze_carried_steps": 5}):
         with pytest.raises(ValueError, match="set init_from"):
-            AutoregressiveModule(TrunkConfig(16, 1, 2), LinearHead(), **options)
+            GeneratorModule(AutoregressiveGenerator(TRUNK, LinearHead()), **options)
     check_precision(SimpleNamespace(precision="bf16-mixed"))
     with pytest.raises(ValueError, match="fp16.*use bf16-mixed"):  # a trainer without a GPU would take bf16 by itself
         check_precision(SimpleNamespace(precision="16-mixed"))
@@ -407,15 +414,14 @@ def test_images_are_not_codes(store: Path, capsys: pytest.CaptureFixture) -> Non
 
 def test_a_batch_of_padding_is_computed_and_not_counted() -> None:
     """Ranks whose weights are in pieces wait for each other in every forward."""
-    module = AutoregressiveModule(TRUNK, LinearHead())
-    module.generator = small_generator(1, LinearHead())
+    module = GeneratorModule(small_generator(1, LinearHead()))
     module._record = {"spec": module.generator.spec.to_json()}
     forwards: list[int] = []
     module.generator.trunk.register_forward_hook(lambda *_: forwards.append(1))
     codes, labels = random_codes(module.generator, 3)
     module.on_validation_epoch_start()
     module.validation_step({"codes": codes, "label": labels, "index": torch.tensor([-1, -1, -1])}, 0)
-    assert forwards == [1] and module._nats.tolist() == [0, 0]
+    assert forwards == [1] and module._images == 0 and all(value == 0 for value in module._sums.values())
     module.validation_step({"codes": codes, "label": labels, "index": torch.tensor([4, 5, -1])}, 1)
-    expected = float(module.generator.loss(codes[:2], labels[:2]).total.detach())
-    assert module._nats.tolist() == pytest.approx([2 * expected, 2])
+    expected = float(module.generator.loss(Tokens(codes=codes[:2]), labels[:2]).total.detach())
+    assert module._images == 2 and float(module._sums["0"]) == pytest.approx(2 * expected)

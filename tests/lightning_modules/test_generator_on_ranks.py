@@ -20,21 +20,27 @@ from polytoken.loading import load_generator, read_checkpoint
 from polytoken.optimization import gradient_norm
 from polytoken.parallelize import placed_like, shard, whole
 from polytoken.sampling.categorical import Sampler
+from polytoken.specs import Tokens
 from tests.support.commands import exit_code
 from tests.support.conditioned import conditioned
-from tests.support.generator_recipes import tiny, write_digit_codes
-from tests.support.generators import TRUNK, random_codes, small_generator
+from tests.support.generator_recipes import GENERATOR, tiny, write_digit_codes
+from tests.support.generators import TRUNK, per_code, random_codes, small_generator
 from tests.support.ranks import run_on_ranks
 from tests.support.recipes import CONFIGS
 
 STEPS = ("2", "3")  # each run is stopped after the second step, and goes on
 EQUAL = (
-    *(part for name in ("resid", "ffn", "token", "class") for part in (f"--model.init_args.trunk.{name}_dropout", "0")),
-    *("--model.init_args.noise.init_args.probability", "0", "--trainer.val_check_interval", "1"),
+    *(part for name in ("resid", "ffn", "token", "class") for part in (f"--{GENERATOR}.trunk.{name}_dropout", "0")),
+    *(f"--{GENERATOR}.noise.init_args.probability", "0", "--trainer.val_check_interval", "1"),
     *("--model.init_args.optimizer.learning_rate", "0.3", "--model.init_args.optimizer.schedule", "constant"),
     *("--model.init_args.carried_learning_rate", "0.1", "--trainer.accelerator", "cpu"),
 )
-SHARDED = ("--trainer.strategy.init_args.data_parallel_size", "2", "--model.init_args.trunk.compile", "false")
+SHARDED = (
+    "--trainer.strategy.init_args.data_parallel_size",
+    "2",
+    f"--{GENERATOR}.trunk.compile",
+    "false",
+)
 
 
 def fit(stage: str, steps: str, *arguments: str) -> None:
@@ -114,7 +120,12 @@ def test_two_ranks_are_one_of_twice_the_batch(
         assert figures[0]["metrics"]["val/nll"] == pytest.approx(figures[1]["metrics"]["val/nll"], rel=1e-5)
 
     fit("alone", "4", *begin(), "--data.init_args.batch_size", "16")
-    whole_file = ("--ckpt_path", str(consolidate(sharded)), "--model.init_args.trunk.checkpointing", "true")
+    whole_file = (
+        "--ckpt_path",
+        str(consolidate(sharded)),
+        f"--{GENERATOR}.trunk.checkpointing",
+        "true",
+    )
     fit("fsdp", "4", *begin(), "--data.init_args.batch_size", "16", *whole_file)
     assert_alike(checkpoint_of("fsdp"), checkpoint_of("alone"))
     assert sharded.is_file() and sharded.with_name("previous.ckpt").is_dir()
@@ -160,22 +171,22 @@ def in_pieces(rank: int) -> dict[str, object]:
     names = list(generator.state_dict())
     shard(generator, mesh)
     codes, labels = random_codes(generator, 4)
-    loss = generator.loss(codes, labels)
+    loss = generator.loss(Tokens(codes=codes), labels)
     loss.total.backward()
     weight = generator.trunk.blocks[0].attention.wqkv.weight
-    result: dict[str, object] = {"loss": loss.per_code.detach(), "norm": gradient_norm(generator.parameters())}
+    result: dict[str, object] = {"loss": per_code(loss).detach(), "norm": gradient_norm(generator.parameters())}
     result["gradients"] = {name: whole(value.grad) for name, value in generator.named_parameters()}
     result["half"] = list(weight.to_local().shape)
     result["generated"] = generator.generate(LABELS, SAMPLER, seed=3)
     with torch.no_grad():
         weight.copy_(placed_like(torch.zeros(weight.shape), weight))
         result["zero"] = float(whole(weight).abs().sum())
-        generator.loss(codes, labels)
+        generator.loss(Tokens(codes=codes), labels)
     result["always in pieces"] = all(hasattr(value, "to_local") for value in generator.parameters())
     result["names"] = list(generator.state_dict()) == names  # which would put all in pieces
     rounded = small_generator()
     shard(rounded, mesh, torch.bfloat16)
-    total = rounded.loss(codes, labels).total
+    total = rounded.loss(Tokens(codes=codes), labels).total
     total.backward()
     result["bfloat16"] = {"total": total.detach(), "type": str(rounded.class_embedding.weight.grad.dtype)}
     return result
@@ -185,10 +196,10 @@ def in_pieces(rank: int) -> dict[str, object]:
 def test_a_generator_in_pieces_is_the_whole_one(tmp_path: Path) -> None:
     generator = small_generator()
     codes, labels = random_codes(generator, 4)
-    loss = generator.loss(codes, labels)
+    loss = generator.loss(Tokens(codes=codes), labels)
     loss.total.backward()
     for found in run_on_ranks(in_pieces, tmp_path):
-        torch.testing.assert_close(found["loss"], loss.per_code.detach())
+        torch.testing.assert_close(found["loss"], per_code(loss).detach())
         torch.testing.assert_close(found["norm"], gradient_norm(generator.parameters()))
         for name, parameter in generator.named_parameters():
             torch.testing.assert_close(found["gradients"][name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)

@@ -3,6 +3,7 @@
 import copy
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -72,7 +73,8 @@ def train_generator(rank: int) -> list[dict]:
         result = loss(self, *arguments, **options)
         if len(calls) != 2 or rank == 0:
             return result
-        return result._replace(total=result.total * float("nan"), per_code=result.per_code * float("nan"))
+        parts = {name: value * float("nan") for name, value in result.parts.items()}
+        return replace(result, total=result.total * float("nan"), parts=parts)
 
     def with_weights(self, **options):
         trainer = build_trainer(self, **options)
@@ -119,4 +121,4 @@ def test_not_finite_on_one_rank(tmp_path: Path) -> None:
     assert first["ended"].startswith(said) and second["ended"] == first["ended"]
     assert first["said"][0] == BORNE and second["said"] == [], "said once"
     of_generator = first["said"][-1]
-    assert of_generator.startswith("step 1: gradient on rank 0; loss of sub-code 0, gradient on rank 1 not finite")
+    assert of_generator.startswith("step 1: gradient on rank 0; nll/0, gradient on rank 1 not finite")

@@ -5,8 +5,17 @@ import torch
 
 from polytoken.generators import AutoregressiveGenerator, AutoregressiveHead, LinearHead, MultiLinearHead, MultiMLPHead
 from polytoken.handover import carry_over
-from polytoken.specs import TokenSpec
-from tests.support.generators import GRID, NUM_CLASSES, TRUNK, random_codes, small_generator
+from polytoken.specs import Tokens, TokenSpec
+from tests.support.generators import (
+    GRID,
+    NUM_CLASSES,
+    TRUNK,
+    build_generator,
+    per_code,
+    random_codes,
+    random_tokens,
+    small_generator,
+)
 
 DUAL = TokenSpec((11, 11, 11), (GRID,))
 
@@ -14,7 +23,7 @@ DUAL = TokenSpec((11, 11, 11), (GRID,))
 def stage_two(head=None, aggregation: str = "concatenation", trunk=TRUNK, num_classes=NUM_CLASSES):
     torch.manual_seed(9)
     head = head or AutoregressiveHead(2)
-    return AutoregressiveGenerator(DUAL, num_classes, trunk, head, aggregation).eval()
+    return build_generator(DUAL, num_classes, trunk, head, aggregation).eval()
 
 
 @pytest.fixture
@@ -40,9 +49,9 @@ def test_a_linear_head_predicts_as_stage_one_did(stage_one) -> None:
     target = stage_two(MultiLinearHead())
     carry_over(stage_one.state_dict(), target, sub_code=1)
     codes, labels = random_codes(stage_one, 3)
-    loss = target.loss(codes.expand(-1, 3, -1), labels)
-    assert torch.allclose(loss.per_code[1], stage_one.loss(codes, labels).total)
-    assert torch.allclose(loss.per_code[0], torch.tensor(11.0).log())
+    loss = target.loss(Tokens(codes=codes.expand(-1, 3, -1)), labels)
+    assert torch.allclose(loss.parts["1"], stage_one.loss(Tokens(codes=codes), labels).total)
+    assert torch.allclose(loss.parts["0"], torch.tensor(11.0).log())
 
 
 @pytest.mark.parametrize("aggregation", ["concatenation", "sum"])
@@ -50,7 +59,7 @@ def test_silenced_sub_codes_learn(stage_one, aggregation: str) -> None:
     """They start without influence, not without gradient."""
     target = stage_two(aggregation=aggregation)
     carry_over(stage_one.state_dict(), target, sub_code=0)
-    target.loss(torch.randint(11, (3, 3, 12)), torch.tensor([0, 1, 2])).total.backward()
+    target.loss(Tokens(codes=torch.randint(11, (3, 3, 12))), torch.tensor([0, 1, 2])).total.backward()
     silenced = target.aggregation.weight.grad[:, 32:] if target.aggregation else target.embeddings[2].weight.grad
     assert silenced.abs().max() > 0
 
@@ -58,17 +67,17 @@ def test_silenced_sub_codes_learn(stage_one, aggregation: str) -> None:
 @pytest.mark.parametrize("aggregation", ["concatenation", "sum"])
 def test_the_same_codes_carry_over_whatever_fits(aggregation: str) -> None:
     source = small_generator(2, aggregation=aggregation)
-    target = AutoregressiveGenerator(source.spec, NUM_CLASSES, TRUNK, AutoregressiveHead(2), aggregation).eval()
+    target = build_generator(source.spec, NUM_CLASSES, TRUNK, AutoregressiveHead(2), aggregation).eval()
     handover = carry_over(source.state_dict(), target, "all")
     assert handover.fresh == handover.left_behind == ()
-    codes, labels = random_codes(source, 3)
-    assert torch.equal(target.loss(codes, labels).per_code, source.loss(codes, labels).per_code)
+    tokens, labels = random_tokens(source, 3)
+    assert torch.equal(per_code(target.loss(tokens, labels)), per_code(source.loss(tokens, labels)))
 
-    target = AutoregressiveGenerator(source.spec, NUM_CLASSES, TRUNK, MultiLinearHead(), aggregation).eval()
+    target = build_generator(source.spec, NUM_CLASSES, TRUNK, MultiLinearHead(), aggregation).eval()
     handover = carry_over(source.state_dict(), target, "all")
     assert handover.fresh == () and "head.outputs.1.weight" in handover.carried
     assert handover.left_behind and all(name.startswith("head.") for name in handover.left_behind)
-    assert torch.equal(target.hidden(codes, labels), source.hidden(codes, labels))
+    assert torch.equal(target.hidden(tokens.codes, labels), source.hidden(tokens.codes, labels))
 
 
 def test_the_three_lists_are_complete(stage_one) -> None:
@@ -119,6 +128,6 @@ def test_sub_codes_that_do_not_fit(stage_one) -> None:
         carry_over(stage_one.state_dict(), stage_two(), sub_code=3)
     with pytest.raises(ValueError, match="read 2 sub-codes: leave it out"):
         carry_over(small_generator(2).state_dict(), stage_two(), sub_code=0)
-    other = AutoregressiveGenerator(TokenSpec((12,), (GRID,)), NUM_CLASSES, TRUNK, LinearHead())
+    other = build_generator(TokenSpec((12,), (GRID,)), NUM_CLASSES, TRUNK, LinearHead())
     with pytest.raises(ValueError, match="12 × 32 and that of sub-code 1 is 11 × 32"):
         carry_over(other.state_dict(), stage_two(), sub_code=1)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from polytoken.generators import Sampler
-from polytoken.pipeline import Generator
+from polytoken.pipeline import GenerationPipeline
+from polytoken.specs import Tokens
 from tests.support.generated import write_runs
 
 
@@ -18,17 +19,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def generator(run: Path) -> Generator:
+def generator(run: Path) -> GenerationPipeline:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        return Generator.from_run(run)
+        return GenerationPipeline.from_run(run)
 
 
 def pixels(images: list) -> np.ndarray:
     return np.stack([np.asarray(image) for image in images]).astype(int)
 
 
-def test_pictures_follow_seed_class_and_place_but_not_the_batch(generator: Generator) -> None:
+def test_pictures_follow_seed_class_and_place_but_not_the_batch(generator: GenerationPipeline) -> None:
     images = pixels(generator.sample([3, "3", 4, 4, 9], guidance=2.0, seed=5))
     assert images.shape == (5, 16, 16, 3)
     again = pixels(generator.sample([3, 3, 4, 4, 9], guidance=2.0, seed=5, batch_size=2))
@@ -44,7 +45,7 @@ def test_pictures_follow_seed_class_and_place_but_not_the_batch(generator: Gener
         assert abs(pixels(other)[0] - images[0]).max() > 1
 
 
-def test_images_are_those_of_the_generated_codes(generator: Generator) -> None:
+def test_images_are_those_of_the_generated_codes(generator: GenerationPipeline) -> None:
     labels, sampler = torch.tensor([1, 2, 3]), Sampler(guidance=1.5)
     codes = generator.network.generate(labels, sampler, seed=2, first_index=4)
     decoded = generator.tokenizer.decode_codes(codes)
@@ -53,22 +54,22 @@ def test_images_are_those_of_the_generated_codes(generator: Generator) -> None:
     assert ((decoded.clamp(-1, 1) + 1) * 127.5 - images.permute(0, 3, 1, 2)).abs().max() <= 0.51
 
 
-def test_codes_are_decoded_in_float32(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codes_are_decoded_in_float32(generator: GenerationPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = torch.tensor([1, 2, 3])
     codes = generator.network.generate(labels, Sampler(), seed=2)
     expected = generator.images(labels, Sampler(), 2)
-    monkeypatch.setattr(generator.network, "generate", lambda *_, **__: codes)
+    monkeypatch.setattr(generator.network, "sample", lambda *_: Tokens(codes=codes))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(generator.images(labels, Sampler(), 2), expected)
 
 
-def test_classes_may_be_any_integers(generator: Generator) -> None:
+def test_classes_may_be_any_integers(generator: GenerationPipeline) -> None:
     expected = pixels(generator.sample([3, 1]))
     assert (pixels(generator.sample(np.array([3, 1]))) == expected).all()
     assert (pixels(generator.sample(torch.tensor([3, 1]))) == expected).all()
 
 
-def test_it_says_where_it_comes_from(generator: Generator, run: Path) -> None:
+def test_it_says_where_it_comes_from(generator: GenerationPipeline, run: Path) -> None:
     assert generator.origin["generator"]["step"] == 7 and len(generator.origin["generator"]["sha256"]) == 64
     assert generator.origin["tokenizer"]["run"].endswith("tokenizer/tiny")
     assert generator.class_names[:2] == ["0", "1"]
@@ -84,7 +85,7 @@ def test_it_says_where_it_comes_from(generator: Generator, run: Path) -> None:
         ({"classes": [1], "top_p": 0.0}, "top_p is 0"),
     ],
 )
-def test_what_cannot_be_sampled_is_refused(generator: Generator, arguments: dict, says: str) -> None:
+def test_what_cannot_be_sampled_is_refused(generator: GenerationPipeline, arguments: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         generator.sample(**arguments)
 
@@ -94,7 +95,7 @@ def test_a_first_stage_of_some_codes_is_decoded_by_them_alone_and_warned_of(tmp_
     run = write_runs(tmp_path, sub_codes=[codebook], stage="stage1")
     says = rf"first stage.*writes the sub-codes \[{codebook}\] of the 2.*set to zero.*make stage2"
     with pytest.warns(UserWarning, match=says):
-        generator = Generator.from_run(run)
+        generator = GenerationPipeline.from_run(run)
     labels, sampler = torch.tensor([1, 2]), Sampler()
     codes = generator.network.generate(labels, sampler, seed=2)[:, 0]
     tokenizer = generator.tokenizer
@@ -107,7 +108,7 @@ def test_a_first_stage_of_some_codes_is_decoded_by_them_alone_and_warned_of(tmp_
 
 
 def test_sub_codes_in_another_order_are_put_in_the_tokenizers(tmp_path: Path) -> None:
-    generator = Generator.from_run(write_runs(tmp_path, sub_codes=[1, 0]))
+    generator = GenerationPipeline.from_run(write_runs(tmp_path, sub_codes=[1, 0]))
     codes = generator.network.generate(torch.tensor([1, 2]), Sampler(), seed=2)
     expected = (generator.tokenizer.decode_codes(codes.flip(1)).clamp(-1, 1) + 1) * 127.5
     images = generator.images(torch.tensor([1, 2]), Sampler(), 2)
@@ -117,7 +118,7 @@ def test_sub_codes_in_another_order_are_put_in_the_tokenizers(tmp_path: Path) ->
 def test_a_first_stage_of_a_single_codebook_is_warned_of(tmp_path: Path) -> None:
     run = write_runs(tmp_path, num_subspaces=1, stage="stage1")
     with pytest.warns(UserWarning, match="first stage"):
-        generator = Generator.from_run(run)
+        generator = GenerationPipeline.from_run(run)
     assert len(generator.sample([0, 1])) == 2
 
 
@@ -125,8 +126,8 @@ def test_the_tokenizer_must_be_the_one_of_training_wherever_it_is(tmp_path: Path
     run = write_runs(tmp_path / "here")
     (tmp_path / "here/tokenizer/tiny").rename(tmp_path / "moved")
     with pytest.raises(FileNotFoundError, match="tokenizer/tiny"):
-        Generator.from_run(run)
-    generator = Generator.from_run(run, tmp_path / "moved")
+        GenerationPipeline.from_run(run)
+    generator = GenerationPipeline.from_run(run, tmp_path / "moved")
     assert generator.origin["tokenizer"]["run"] == str(tmp_path / "moved")
     file = tmp_path / "moved/checkpoints/last.ckpt"
     checkpoint = torch.load(file, weights_only=True)
@@ -135,11 +136,11 @@ def test_the_tokenizer_must_be_the_one_of_training_wherever_it_is(tmp_path: Path
     with pytest.raises(
         ValueError, match=f"fingerprint {generator.origin['tokenizer']['fingerprint'][:12]}.*{tmp_path}"
     ):
-        Generator.from_run(run, tmp_path / "moved")
+        GenerationPipeline.from_run(run, tmp_path / "moved")
 
 
 def test_other_runs_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not the checkpoint of a generator"):
-        Generator.from_run(run.parent.parent / "tokenizer/tiny")
+        GenerationPipeline.from_run(run.parent.parent / "tokenizer/tiny")
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        Generator.from_run(tmp_path)
+        GenerationPipeline.from_run(tmp_path)

@@ -56,7 +56,7 @@ STAGED = dedent("""\
           - *tokenizer
           - stage: tokens
           - stage: stage1
-          - {stage: stage2, overrides: {model.init_args.noise: null}}
+          - {stage: stage2, overrides: {model.init_args.generator.init_args.noise: null}}
           - stage: samples
       - label: noisy
         stages:

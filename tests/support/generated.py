@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from polytoken.fingerprint import fingerprint
-from polytoken.generators import AutoregressiveGenerator, LinearHead, MultiLinearHead, TrunkConfig
+from polytoken.generators import LinearHead, MultiLinearHead, TrunkConfig
 from polytoken.specs import TokenSpec
+from tests.support.generators import build_generator
 from tests.support.tokenizers import tiny_tokenizer
 
 TRUNK = {"dim": 16, "depth": 1, "num_heads": 2, "ffn_multiple": 16}
@@ -56,15 +57,16 @@ def write_runs(
     spec = TokenSpec(tuple(full.codebook_sizes[i] for i in chosen), full.scales)
     head = MultiLinearHead() if len(chosen) > 1 else LinearHead()
     torch.manual_seed(1)
-    generator = AutoregressiveGenerator(spec, 10, TrunkConfig(**TRUNK), head)
+    generator = build_generator(spec, 10, TrunkConfig(**TRUNK), head)
     for parameter in generator.parameters():  # its head begins with zeros, and would ignore the class
         nn.init.normal_(parameter, std=0.5)
-    model = {
+    arguments = {
         "trunk": TRUNK,
         "head": {"class_path": f"polytoken.generators.{type(head).__name__}"},
         "aggregation": "concatenation",
         "noise": None,
     }
+    model = {"generator": {"class_path": "polytoken.generators.AutoregressiveGenerator", "init_args": arguments}}
     record = {
         "spec": spec.to_json(),
         "full_spec": full.to_json(),

@@ -11,12 +11,20 @@ from polytoken.specs import TokenSpec
 from tests.support.recipes import CONFIGS
 from tests.support.token_store import plan_of
 
+GENERATOR = "model.init_args.generator.init_args"
 SPEC = TokenSpec((8, 8), ((2, 3),))
 TRUNK = '{"dim": 16, "depth": 2, "num_heads": 2, "ffn_multiple": 16}'
 TINY = (
     *("--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.enable_progress_bar", "false"),
     *("--trainer.precision", "32-true", "--trainer.devices", "1", "--trainer.strategy", "auto"),
-    *("--data.init_args.batch_size", "8", "--data.init_args.num_workers", "0", "--model.init_args.trunk", TRUNK),
+    *(
+        "--data.init_args.batch_size",
+        "8",
+        "--data.init_args.num_workers",
+        "0",
+        "--model.init_args.generator.init_args.trunk",
+        TRUNK,
+    ),
 )
 
 

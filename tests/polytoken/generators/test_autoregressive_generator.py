@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from polytoken.generators import (
-    AutoregressiveGenerator,
     AutoregressiveHead,
     KVCache,
     LinearHead,
@@ -13,14 +12,22 @@ from polytoken.generators import (
     SubTokenNoise,
     autoregressive,
 )
-from polytoken.specs import TokenSpec
-from tests.support.generators import GRID, TRUNK, random_codes, small_generator
+from polytoken.specs import Tokens, TokenSpec
+from tests.support.generators import (
+    GRID,
+    TRUNK,
+    build_generator,
+    per_code,
+    random_codes,
+    random_tokens,
+    small_generator,
+)
 
 
 def test_initialisation() -> None:
     torch.manual_seed(0)
     trunk = replace(TRUNK, dim=128, num_heads=4)
-    generator = AutoregressiveGenerator(TokenSpec((64, 64), (GRID,)), 50, trunk, AutoregressiveHead(1))
+    generator = build_generator(TokenSpec((64, 64), (GRID,)), 50, trunk, AutoregressiveHead(1))
     for name, parameter in generator.named_parameters():
         if name.startswith("head.outputs") or name.endswith("bias"):
             assert parameter.abs().max() == 0, name
@@ -38,9 +45,9 @@ def test_one_codebook_has_no_aggregation_layer() -> None:
 
 def test_loss_is_the_mean_over_sub_codes() -> None:
     generator = small_generator(3)
-    loss = generator.loss(*random_codes(generator, 2))
-    assert loss.total.item() == pytest.approx(loss.per_code.mean().item())
-    assert loss.noise_rate == 0
+    loss = generator.loss(*random_tokens(generator, 2))
+    assert loss.total.item() == pytest.approx(per_code(loss).mean().item())
+    assert loss.name == "nll" and loss.unit == "nats" and not loss.is_bound and loss.statistics == {}
 
 
 def test_labels_are_dropped_in_training_only() -> None:
@@ -61,17 +68,17 @@ def test_noise_reaches_what_it_should() -> None:
     """Noise on all sub-codes: hidden states move with the trunk's input, targets never."""
     for where in ("trunk", "head", "both"):
         generator = small_generator(2, noise=SubTokenNoise(1.0, where=where))
-        codes, labels = random_codes(generator, 4)
-        seen = {}
+        tokens, labels = random_tokens(generator, 4)
+        codes, seen = tokens.codes, {}
         generator._hidden = lambda read, labels, seen=seen: seen.update(trunk=read) or torch.zeros(4, 12, 32)
         generator.head.loss = lambda hidden, targets, tables, read, seen=seen: (
             seen.update(targets=targets, head=read) or torch.zeros(2)
         )
-        assert generator.train().loss(codes, labels).noise_rate == 1
+        assert generator.train().loss(tokens, labels).statistics["noise_rate"] == 1
         assert torch.equal(seen["targets"], codes)
         assert torch.equal(seen["trunk"], codes) is (where == "head")
         assert torch.equal(seen["head"], codes) is (where == "trunk")
-        assert generator.eval().loss(codes, labels).noise_rate == 0
+        assert generator.eval().loss(tokens, labels).statistics == {}
         assert torch.equal(seen["trunk"], codes)
         assert torch.equal(seen["head"], codes)
 
@@ -112,10 +119,8 @@ def test_guidance_moves_samples_towards_the_class() -> None:
     ratios = []
     for guidance in (0.0, 1.0, 3.0):
         codes = generator.generate(labels, Sampler(guidance=guidance), seed=0)
-        conditional = generator.loss(codes, labels).total
-        generator.num_classes = 6  # lets the null class pass as a label
-        ratios.append((generator.loss(codes, torch.full((64,), 5)).total - conditional).item())
-        generator.num_classes = 5
+        conditional = generator.loss(Tokens(codes=codes), labels).total
+        ratios.append((generator.loss(Tokens(codes=codes), torch.full((64,), 5)).total - conditional).item())
     assert ratios == sorted(ratios)
     assert ratios[2] > ratios[0] + 0.1
 
@@ -183,27 +188,21 @@ def test_bad_input() -> None:
     generator = small_generator(2)
     codes, labels = random_codes(generator, 2)
     with pytest.raises(ValueError, match=r"\(2, 2, 10\).*2 sub-codes, 12 positions of a 3 × 4 grid"):
-        generator.loss(codes[:, :, :10], labels)
+        generator.loss(Tokens(codes=codes[:, :, :10]), labels)
     with pytest.raises(ValueError, match="2 sub-codes"):
-        generator.loss(codes[:, :1], labels)
-    with pytest.raises(ValueError, match="sub-code 1 ranges from -1 to .* 12 entries"):
-        generator.loss(codes.index_fill(2, torch.tensor([3]), -1).index_fill(1, torch.tensor([0]), 0), labels)
-    outside = codes.clone()
-    outside[0, 0, 0] = 11
-    with pytest.raises(ValueError, match="sub-code 0 ranges from .* to 11 and its codebook has 11"):
-        generator.hidden(outside, labels)
+        generator.loss(Tokens(codes=codes[:, :1]), labels)
+    with pytest.raises(ValueError, match="these tokens are latents"):
+        generator.loss(Tokens(latents=torch.zeros(2, 4, 3, 4)), labels)
     for bad in (5, -1):
         with pytest.raises(ValueError, match="classes 0 to 4"):
             generator.generate(torch.tensor([0, bad]), Sampler(), seed=0)
-        with pytest.raises(ValueError, match="classes 0 to 4"):
-            generator.loss(codes, torch.tensor([0, bad]))
     with pytest.raises(ValueError, match="int64"):
         generator.generate(torch.tensor([0.0]), Sampler(), seed=0)
     with pytest.raises(ValueError, match="top_k has 3 values and the generator writes 2"):
         generator.generate(labels, Sampler(top_k=[1, 2, 3]), seed=0)
     with pytest.raises(ValueError, match="2 scales"):
-        AutoregressiveGenerator(TokenSpec((4,), ((1, 1), (2, 2))), 5, TRUNK, LinearHead())
+        build_generator(TokenSpec((4,), ((1, 1), (2, 2))), 5, TRUNK, LinearHead())
     with pytest.raises(ValueError, match="at least one class"):
-        AutoregressiveGenerator(TokenSpec((4,), (GRID,)), 0, TRUNK, LinearHead())
+        build_generator(TokenSpec((4,), (GRID,)), 0, TRUNK, LinearHead())
     with pytest.raises(ValueError, match="choose concatenation or sum"):
-        AutoregressiveGenerator(TokenSpec((4, 4), (GRID,)), 5, TRUNK, MultiLinearHead(), "product")
+        build_generator(TokenSpec((4, 4), (GRID,)), 5, TRUNK, MultiLinearHead(), "product")

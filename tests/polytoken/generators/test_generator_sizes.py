@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from polytoken.generators import SIZES, AutoregressiveGenerator, AutoregressiveHead, Head, LinearHead, TrunkConfig
+from polytoken.generators import SIZES, AutoregressiveHead, Head, LinearHead, TrunkConfig
 from polytoken.specs import TokenSpec
+from tests.support.generators import build_generator
 
 
 def count(trunk: TrunkConfig, head: Head, num_sub_codes: int, aggregation: str = "concatenation") -> int:
     with torch.device("meta"):
         spec = TokenSpec((16384,) * num_sub_codes, ((16, 16),))
-        generator = AutoregressiveGenerator(spec, 1000, trunk, head, aggregation)
+        generator = build_generator(spec, 1000, trunk, head, aggregation)
     return sum(parameter.numel() for parameter in generator.parameters())
 
 
