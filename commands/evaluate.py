@@ -24,6 +24,7 @@ from commands.measuring import Measuring, add_arguments
 from commands.preset import BATCH, LABELLED
 from commands.program import new_parser, print_table, run
 from polytoken.errors import UserError
+from polytoken.images import from_uint8
 from polytoken.metrics.generation import SPLIT, Target, figures_of, kind_of
 from polytoken.metrics.image_set import Measured
 
@@ -123,7 +124,7 @@ def _samples(file: SamplesFile) -> Iterator[LABELLED]:
     start = 0
     batches = track(file.batches(BATCH), "samples, batches", total=-(-len(file) // BATCH), transient=True)
     for batch in batches:
-        images = torch.from_numpy(batch.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+        images = from_uint8(torch.from_numpy(batch.copy()).permute(0, 3, 1, 2))
         labels = None if file.labels is None else torch.from_numpy(file.labels[start : start + len(batch)])
         start += len(batch)
         yield images, labels

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from polytoken.errors import UserError
+from polytoken.images import from_uint8
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -54,8 +55,7 @@ def resize_short_side(image: Image.Image, target: int) -> Image.Image:
 
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:
     """Map uint8 (H, W, 3) to float32 (3, H, W): 0 .. 255 becomes -1 .. 1."""
-    channels_first = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-    return channels_first.to(torch.float32) / 127.5 - 1
+    return from_uint8(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))
 
 
 @dataclass(frozen=True)

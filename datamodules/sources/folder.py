@@ -8,6 +8,7 @@ from PIL import Image
 
 from datamodules.sources.base import ImageRecords, ImageSource, Split
 from polytoken.errors import MissingFileError, UserError
+from polytoken.images import open_image
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")  # in whatever case
 
@@ -92,9 +93,7 @@ class FolderRecords(ImageRecords):
 
     def load(self, index: int) -> Image.Image:
         """Read and decode file `index`."""
-        with Image.open(self.describe(index)) as image:
-            image.load()
-        return image
+        return open_image(self.describe(index))
 
     def label(self, index: int) -> int:
         """Return the class of the folder that file `index` lies in."""

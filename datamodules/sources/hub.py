@@ -1,6 +1,5 @@
 """Anything that the Hugging Face `datasets` library reads, from disk or from the hub."""
 
-import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from PIL import Image
 
 from datamodules.sources.base import ImageRecords, ImageSource, Split
 from polytoken.errors import MissingFileError, UserError
+from polytoken.images import open_image
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -158,9 +158,7 @@ class HubRecords(ImageRecords):
         row = self.images[index][self.column]
         if row is None:
             raise UserError("the row has no image")
-        with Image.open(io.BytesIO(row["bytes"]) if row["bytes"] is not None else row["path"]) as image:
-            image.load()
-        return image
+        return open_image(row["path"] if row["bytes"] is None else row["bytes"])
 
     def label(self, index: int) -> int:
         """Return the class of row `index`."""

@@ -9,6 +9,7 @@ from PIL import Image
 
 from datamodules.sources.base import ImageRecords, ImageSource, Split
 from polytoken.errors import MissingFileError, UserError
+from polytoken.images import open_image
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ class Photograph:
             raise MissingFileError(
                 f"{path} is missing: install the scikit-image and scikit-learn that pyproject.toml asks for."
             )
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB").reduce(self.reduce))
+        return np.asarray(open_image(path).convert("RGB").reduce(self.reduce))
 
 
 # Every real photograph in the two wheels, in the order of the names. Left out: drawings, logos, text, phantoms, a

@@ -6,15 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-
-def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] to 0 … 255, rounded half up and clamped; same shape."""
-    return (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+from polytoken.images import from_uint8, to_uint8
 
 
 def as_displayed(images: Tensor) -> Tensor:
     """Images in [-1, 1] as a viewer sees them: clamped and rounded to 8 bits, again in [-1, 1], float32."""
-    return to_uint8(images).float() / 127.5 - 1
+    return from_uint8(to_uint8(images))
 
 
 def paint_patches(images: Tensor, patch_size: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from polytoken.classifier import SmallClassifier
 from polytoken.files import file_sha256
+from polytoken.images import from_uint8
 from polytoken.metrics.extractor import ImageFeatures, check_images
 from polytoken.precision import full_precision
 
@@ -63,5 +64,5 @@ class Judge:
         """Images uint8 (B, 3, H, W) to pooled features and logits."""
         check_images(images)
         with full_precision(self.device):
-            pooled = self.network.embed(images.to(self.device).contiguous().float() / 127.5 - 1)
+            pooled = self.network.embed(from_uint8(images.to(self.device).contiguous()))
             return ImageFeatures(pooled, self.network.linear(pooled))

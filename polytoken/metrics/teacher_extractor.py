@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from polytoken.files import file_sha256
+from polytoken.images import from_uint8
 from polytoken.metrics.extractor import ImageFeatures, check_images
 from polytoken.precision import full_precision
 from polytoken.teachers.teacher import WEIGHTS, Teacher
@@ -65,5 +66,5 @@ class TeacherExtractor:
         """Images uint8 (B, 3, H, W) to class tokens."""
         check_images(images)
         with full_precision(self.device):
-            inputs = images.to(self.device).contiguous().float() / 127.5 - 1
+            inputs = from_uint8(images.to(self.device).contiguous())
             return ImageFeatures(self.teacher.features(inputs, full_precision=True).cls)

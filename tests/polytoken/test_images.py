@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from polytoken.images import FORMATS, from_uint8, open_image, to_uint8
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_8_bits_survive_the_way_to_floats_and_back() -> None:
+    values = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(from_uint8(values)), values)
+    assert from_uint8(values)[[0, 255]].tolist() == [-1, 1]
+    assert to_uint8(torch.tensor([-3.0, 3.0, float("inf")])).tolist() == [0, 255, 255]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_each_format_is_decoded_from_a_file_and_from_bytes(kind: str, tmp_path: Path) -> None:
+    pixels = np.full((4, 6, 3), 200, np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image", format=kind)
+    for source in (tmp_path / "image", str(tmp_path / "image"), (tmp_path / "image").read_bytes()):
+        assert open_image(source).size == (6, 4)
+
+
+def test_other_formats_are_refused_whatever_the_file_is_called(tmp_path: Path) -> None:
+    for kind in ("EPS", "ICO", "TGA", "PDF"):
+        Image.new("RGB", (4, 4)).save(tmp_path / "image.png", format=kind)
+        with pytest.raises(UnidentifiedImageError):
+            open_image(tmp_path / "image.png")
+
+
+def test_images_are_opened_here_and_nowhere_else() -> None:
+    own = [path for path in REPOSITORY.rglob("*.py") if not {".venv", "tests", "runs"} & set(path.parts)]
+    found = [path for path in own if re.search(r"\bImage\.open\(|imread|read_image", path.read_text())]
+    assert found == [REPOSITORY / "polytoken/images.py"]
