@@ -19,8 +19,7 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from artifacts.reference import Protocol as Measurement
-from artifacts.reference import Reference, write_reference
+from artifacts.reference import Reference, ReferenceProtocol, write_reference
 from artifacts.samples import SamplesFile
 from commands.extractors import HELP, extractor_named
 from commands.preset import BATCH, Preset
@@ -123,7 +122,7 @@ def measure(plan: Plan) -> Reference:
     measured = measured_set.compute()
     kept = min(max(plan.num_images, 0), len(readable))
     chosen = [readable[row * len(readable) // kept] for row in range(kept)]
-    protocol = Measurement(
+    protocol = ReferenceProtocol(
         kind=plan.kind,
         source=plan.images.name,
         number=measured.count,

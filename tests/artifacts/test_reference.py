@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from artifacts.reference import Protocol, Reference, write_reference
+from artifacts.reference import Reference, ReferenceProtocol, write_reference
 from artifacts.samples import SamplesFile
 from polytoken.files import file_sha256
 from polytoken.metrics.frechet import FeatureStatistics, Gaussian
 from tests.support.extractors import MeanColours
 
-PROTOCOL = Protocol("validation", "digits", 30, 8, "mean_colours", "0" * 64, "none")
+PROTOCOL = ReferenceProtocol("validation", "digits", 30, 8, "mean_colours", "0" * 64, "none")
 
 
 def gaussian(dimensions: int, seed: int = 0) -> Gaussian:
@@ -29,7 +29,7 @@ def pictures(number: int = 5, size: int = 8) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (number, size, size, 3), dtype=np.uint8)
 
 
-def written(path: Path, protocol: Protocol = PROTOCOL) -> Path:
+def written(path: Path, protocol: ReferenceProtocol = PROTOCOL) -> Path:
     write_reference(path, protocol, gaussian(3), gaussian(4), [pictures()[:2], pictures()[2:]], 5)
     return path
 
@@ -66,7 +66,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_adms_file_is_training_images_of_unsaid_number(tmp_path: Path) -> None:
     reference = Reference.read(adm(tmp_path / "adm.npz"))
-    assert reference.protocol == Protocol("adm train", "ADM's reference batch", None, 8, "inception", None, None)
+    assert reference.protocol == ReferenceProtocol(
+        "adm train", "ADM's reference batch", None, 8, "inception", None, None
+    )
     assert reference.features.number is None and reference.features.shortage is None
     assert reference.features.mean.dtype == torch.float64
     assert reference.require("generation") is None
@@ -128,33 +130,33 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     asymmetric = np.eye(3)
     asymmetric[0, 1] = np.nan
     for arrays, message in (
-        ({"mu": np.array([pytest.fail], dtype=object)}, "Object arrays cannot be loaded"),
+        ({"mu": np.array([pytest.fail], dtype=object)}, "mu is a pickle"),
         ({"mu": np.full(3, np.nan)}, "mu is not finite"),
         ({"sigma": asymmetric}, "sigma is not finite"),
         ({"sigma": np.eye(4)}, r"mu is float32 \(3,\) and sigma float64 \(4, 4\)"),
         ({"sigma": np.eye(3, dtype=int)}, "sigma int64"),
-        ({"arr_0": np.zeros((2, 8, 8, 3))}, r"arr_0 is float64 \(2, 8, 8, 3\)"),
-        ({"protocol": np.array('{"kind": "train"}')}, "missing 6 required"),
-        ({"protocol": np.array("train")}, "Expecting value"),
+        ({"arr_0": np.zeros((2, 8, 8, 3))}, "arr_0 is float64"),
+        ({"protocol": np.array('{"kind": "train"}')}, "its protocol: .*missing required field source"),
+        ({"protocol": np.array("train")}, "its protocol is not valid JSON"),
         ({"protocol": np.array(json.dumps({**vars(PROTOCOL), "image_size": 9}))}, "8 px, and its protocol says 9"),
     ):
         with pytest.raises(ValueError, match=message):
             Reference.read(adm(path, **arrays))
     with zipfile.ZipFile(adm(path), "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
         archive.writestr("arr_0.npy", npy(pictures())[:-1])  # a reader finds the last of that name
-    with pytest.raises(ValueError, match="does not hold the 5 images that its header promises"):
+    with pytest.raises(ValueError, match=r"arr_0 has 959 bytes, and its header says uint8 \(5, 8, 8, 3\): 960"):
         Reference.read(path)
     np.savez(path, pictures())
     with pytest.raises(ValueError, match="holds images and no statistics"):
         Reference.read(path)
     np.savez(path, mu=np.zeros(3))
-    with pytest.raises(ValueError, match="lacks the array sigma"):
+    with pytest.raises(ValueError, match="has no array sigma, only mu"):
         Reference.read(path)
 
 
 def test_nothing_half_written_stays(tmp_path: Path) -> None:
     path = tmp_path / "reference.npz"
-    for images, message in (([pictures(4)], "4 images came where 5"), ([pictures(5, 9)], r"\(9, 9, 3\)")):
+    for images, message in (([pictures(4)], "expected 5 images, got 4"), ([pictures(5, 9)], r"\(9, 9, 3\)")):
         with pytest.raises(ValueError, match=message):
             write_reference(path, PROTOCOL, gaussian(3), None, images, 5)
         assert list(tmp_path.iterdir()) == []

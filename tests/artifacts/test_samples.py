@@ -51,7 +51,7 @@ def test_labels_may_be_unknown(tmp_path: Path) -> None:
         ((IMAGES, LABELS[:5]), r"arr_1 is int64 \(5,\) for 7 images"),
         ((IMAGES, LABELS / 1), "arr_1 is float64"),
         ((IMAGES, LABELS - 1), "negative label -1"),
-        ((IMAGES, np.array([None] * 7)), "allow_pickle"),
+        ((IMAGES, np.array([None] * 7)), "arr_1 is a pickle"),
     ],
 )
 def test_what_is_no_file_of_samples_is_refused(arrays: tuple[np.ndarray, ...], says: str, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_what_is_no_file_of_samples_is_refused(arrays: tuple[np.ndarray, ...], s
 
 def test_another_archive_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "named.npz", images=IMAGES)
-    with pytest.raises(ValueError, match="no array arr_0, only images.npy"):
+    with pytest.raises(ValueError, match="no array arr_0, only images"):
         SamplesFile(tmp_path / "named.npz")
     with pytest.raises(FileNotFoundError, match="make sample"):
         SamplesFile(tmp_path / "missing.npz")
@@ -105,17 +105,17 @@ def test_more_or_fewer_images_than_the_header_promises_are_noticed(tmp_path: Pat
     content = io.BytesIO()
     np.save(content, IMAGES)
     for changed, says in (
-        (content.getvalue() + b"0", "holds more than the 7"),
-        (content.getvalue()[:-1], "image 6 of 7"),
+        (content.getvalue() + b"0", 505),
+        (content.getvalue()[:-1], 503),
     ):
         with zipfile.ZipFile(tmp_path / "other.npz", "w") as archive:
             archive.writestr("arr_0.npy", changed)
-        with pytest.raises(ValueError, match=f"is damaged: .*{says}"):
-            list(SamplesFile(tmp_path / "other.npz").batches(3))
+        with pytest.raises(ValueError, match=rf"arr_0 has {says} bytes, and its header says uint8 .*: 504"):
+            SamplesFile(tmp_path / "other.npz")
 
 
 def test_nothing_is_written_when_pieces_and_labels_disagree(tmp_path: Path) -> None:
     path = tmp_path / "samples.npz"
-    with pytest.raises(ValueError, match="3 images for 7 labels"):
+    with pytest.raises(ValueError, match="expected 7 images, got 3"):
         write_samples(path, iter([IMAGES[:3]]), LABELS, (4, 6, 3))
     assert not path.exists()
