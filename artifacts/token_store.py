@@ -1,6 +1,7 @@
-"""Codes of a whole split on disk, as memory-mapped Arrow shards with a manifest that says what they are."""
+"""Token store: the codes of a split in memory-mapped Arrow shards, described by a manifest."""
 
-import json
+from __future__ import annotations
+
 import logging
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from polytoken import records
 from polytoken.errors import MissingFileError, RunError, UserError
-from polytoken.files import PARTIAL, file_sha256, write_text
+from polytoken.files import PARTIAL, file_sha256
 from polytoken.specs import TokenSpec
 
 log = logging.getLogger(__name__)
@@ -27,18 +29,19 @@ class TokenStoreError(UserError):
 
 @dataclass(frozen=True)
 class StorePlan:
-    """What a store is to hold; two stores of equal plans hold equal codes.
+    """Specification of a store; two stores of equal plans hold equal codes.
 
     Args:
         spec: Shape of the codes of one view.
-        tokenizer_fingerprint: Of the tokenizer whose codes they are (`polytoken.fingerprint`).
-        tokenizer_run: The directory it was loaded from; the fingerprint decides, so this is not compared.
+        tokenizer_fingerprint: Fingerprint of the tokenizer (`polytoken.fingerprint`).
+        tokenizer_run: The directory it was loaded from; not compared, since the fingerprint decides.
         split: `train` or `validation`.
         num_images: Images in the split.
         class_to_idx: The numbering of its classes.
         image_size: Pixels a side of a view.
-        views: What the views show, in words; view 0 is a centre crop.
-        images_per_shard: Images in a shard; shard s holds images s · images_per_shard and on.
+        views: The views in words; view 0 is a centre crop.
+        images_per_shard: Images in a shard; shard s begins with image s · images_per_shard.
+        format: Version of the format on disk.
     """
 
     spec: TokenSpec
@@ -50,10 +53,19 @@ class StorePlan:
     image_size: int
     views: tuple[str, ...]
     images_per_shard: int
+    format: int = field(default=FORMAT, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT:
+            raise UserError(f"a token store of format {self.format}, and this code reads {FORMAT}")
+        if not self.views or min(self.num_images, self.image_size, self.images_per_shard) < 1:
+            raise UserError("views, num_images, image_size and images_per_shard must be at least 1")
+        if sorted(self.class_to_idx.values()) != list(range(len(self.class_to_idx))):
+            raise UserError(f"class_to_idx does not number the classes from 0 to {len(self.class_to_idx) - 1}")
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the codes on disk: uint16, or uint32 where a codebook has more than 65,536."""
+        """Type of the codes on disk: uint16, or uint32 where a codebook has more than 65,536."""
         return np.dtype(np.uint16 if max(self.spec.codebook_sizes) <= 65536 else np.uint32)
 
     @property
@@ -68,49 +80,55 @@ class StorePlan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for the manifest."""
-        return {"format": FORMAT, **asdict(self), "spec": self.spec.to_json(), "views": list(self.views)}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "StorePlan":
-        """Inverse of `to_json`; reads a whole manifest as well."""
-        if value.get("format") != FORMAT:
-            raise TokenStoreError(f"a token store of format {value.get('format')}, and this code reads {FORMAT}")
-        names = [name for name in cls.__dataclass_fields__ if name not in ("spec", "views")]
-        return cls(
-            spec=TokenSpec.from_json(value["spec"]),
-            views=tuple(value["views"]),
-            **{name: value[name] for name in names},
-        )
+        return asdict(self)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of a store: its name, the images it holds, its size in bytes and its digest."""
+    """A file of a store: its name, number of images, size in bytes and digest."""
 
     file: str
     rows: int
     bytes: int
     sha256: str
 
+    def __post_init__(self) -> None:
+        if Path(self.file).name != self.file:
+            raise UserError(f"{self.file!r} is not the name of a file in the store")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.json`, which lists the shards; the fields of the plan stand next to these."""
+
+    images: int
+    shards: tuple[Shard, ...]
+
+    def __post_init__(self) -> None:
+        if len({shard.file for shard in self.shards}) < len(self.shards):
+            raise UserError("a shard is listed twice")
+        if not 0 < sum(shard.rows for shard in self.shards) == self.images:
+            raise UserError(f"the shards do not add up to {self.images} images")
+
 
 class TokenStore:
-    """The codes of a split, read in place: neither opening nor reading copies them into memory.
+    """The codes of a split, read in place through a memory map.
 
-    Rows are the images that could be read, in the order of their split; `index(row)` is a row's place in the split.
+    Rows are the readable images, in the order of their split; `index(row)` is a row's place in the split.
     """
 
-    def __init__(self, path: Path, plan: StorePlan, shards: list[Shard]) -> None:
+    def __init__(self, path: Path, plan: StorePlan, shards: tuple[Shard, ...]) -> None:
         self.path = path
         self.plan = plan
         self.shards = shards
         self._map()
 
     @classmethod
-    def open(cls, path: str | Path, verify: bool = False) -> "TokenStore":
+    def open(cls, path: str | Path, verify: bool = False) -> TokenStore:
         """Open a store; `verify` reads every byte to compare the shards with their SHA-256.
 
         Raises:
-            FileNotFoundError: There is no whole store at `path`, or a shard is missing.
+            MissingFileError: There is no whole store at `path`, or a shard is missing.
             TokenStoreError: The manifest or a shard is not what was written.
         """
         path = Path(path)
@@ -122,37 +140,32 @@ class TokenStore:
             )
             raise MissingFileError(f"the token store {path} {reason}")
         try:
-            content = json.loads(manifest.read_text(encoding="utf-8"))
-            plan = StorePlan.from_json(content)
-            shards = [Shard(**shard) for shard in content["shards"]]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise TokenStoreError(
-                f"{manifest} is not a manifest of a token store ({error!r}): write it anew"
-            ) from error
+            plan, shards = records.read(manifest, StorePlan), records.read(manifest, Manifest).shards
+        except UserError as error:
+            raise TokenStoreError(f"{error}. Write the token store again (make tokens).") from error
         for shard in shards:
             _check_shard(path, shard, verify)
         return cls(path, plan, shards)
 
     def verify(self) -> None:
-        """Compare the shards with their SHA-256, unless this was done and none has changed since.
+        """Compare the shards with their SHA-256, unless none has changed since the last time.
 
-        A code that flipped within its codebook shows nowhere else. What was verified is noted beside the manifest.
+        Nothing else detects a code that flipped within its codebook. `verified.json` records the verified state.
 
         Raises:
             TokenStoreError: A shard is not what was written.
         """
         # The time of change, unlike that of modification, cannot be carried along when a file is copied.
-        state = {shard.file: [shard.sha256, (self.path / shard.file).stat().st_ctime_ns] for shard in self.shards}
+        state = {shard.file: (shard.sha256, (self.path / shard.file).stat().st_ctime_ns) for shard in self.shards}
         note = self.path / VERIFIED
-        with suppress(FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
-            if json.loads(note.read_text(encoding="utf-8")) == state:
-                return
+        if records.read_derived(note, dict[str, tuple[str, int]]) == state:
+            return
         gigabytes = sum(shard.bytes for shard in self.shards) / 1e9
         log.info("reading all %.1f GB of %s once, to compare them with their SHA-256", gigabytes, self.path)
         for shard in self.shards:
             _check_shard(self.path, shard, verify=True)
-        with suppress(RunError):  # a store that cannot be written to is read again by the next run
-            write_text(note, json.dumps(state, indent=1))
+        with suppress(RunError):  # the next run reads a read-only store again
+            records.write(note, state)
 
     @property
     def spec(self) -> TokenSpec:
@@ -171,7 +184,7 @@ class TokenStore:
 
     @property
     def tokenizer_fingerprint(self) -> str:
-        """Of the tokenizer whose codes these are."""
+        """Fingerprint of the tokenizer whose codes these are."""
         return self.plan.tokenizer_fingerprint
 
     @property
@@ -222,21 +235,30 @@ class TokenStore:
         for shard in self.shards:
             try:
                 table = Dataset.from_file(str(self.path / shard.file), in_memory=False).data
-            except ArrowInvalid as error:
+                flat = [chunk.flatten().to_numpy(zero_copy_only=True) for chunk in table.column("codes").chunks]
+                chunks = [codes.reshape(shape) for codes in flat]
+            except (ArrowInvalid, KeyError, ValueError) as error:
                 raise TokenStoreError(
                     f"{self.path / shard.file} is damaged, though of the size that {MANIFEST} says ({error}): write "
                     "the store again"
                 ) from error
-            for chunk in table.column("codes").chunks:
-                self._chunks.append(chunk.flatten().to_numpy(zero_copy_only=True).reshape(shape))
             labels.append(table.column("label").to_numpy())
             indices.append(table.column("index").to_numpy())
-            if self._chunks[-1].dtype != self.plan.dtype or len(labels[-1]) != shard.rows:
+            rows = sum(map(len, chunks))
+            if chunks[-1].dtype != self.plan.dtype or not rows == len(labels[-1]) == shard.rows:
                 raise TokenStoreError(
-                    f"{self.path / shard.file} holds {len(labels[-1])} images as {self._chunks[-1].dtype}, and "
-                    f"{MANIFEST} says {shard.rows} as {self.plan.dtype}: write the store again"
+                    f"{self.path / shard.file} holds {len(labels[-1])} labels and the codes of {rows} images as "
+                    f"{chunks[-1].dtype}, and {MANIFEST} says {shard.rows} as {self.plan.dtype}: write the store again"
                 )
+            self._chunks += chunks
         self._labels, self._indices = np.concatenate(labels), np.concatenate(indices)
+        for name, values, count in (
+            ("label", self._labels, len(self.class_to_idx)),
+            ("index", self._indices, self.plan.num_images),
+        ):
+            if values.min() < 0 or values.max() >= count:
+                wrong = values[(values < 0) | (values >= count)][0]
+                raise TokenStoreError(f"{self.path} has the {name} {wrong}, beyond 0 to {count - 1}: write it again")
         self._starts = np.cumsum([0, *(len(chunk) for chunk in self._chunks[:-1])])
 
 

@@ -1,16 +1,21 @@
-"""Writing a token store so that a kill loses a shard at most, and a full disk nothing that was there before."""
+"""Writer of token stores: a kill loses one shard at most, and an existing store stays until the new one is whole."""
 
-import json
+from __future__ import annotations
+
 import logging
 import shutil
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
-from artifacts.token_store import MANIFEST, Shard, StorePlan, TokenStore, TokenStoreError, check_codes
-from polytoken.files import PARTIAL, file_sha256, replacing, write_text
+from artifacts.token_store import MANIFEST, Manifest, Shard, StorePlan, TokenStore, TokenStoreError, check_codes
+from polytoken import records
+from polytoken.errors import UserError
+from polytoken.files import PARTIAL, file_sha256, replacing
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -18,15 +23,15 @@ PLAN = "plan.json"
 
 
 class TokenStoreWriter:
-    """Writes the shards of a plan into `<path>.partial`, and puts them in the place of `path` when all are there.
+    """Writes the shards of a plan into `<path>.partial`, and renames that to `path` once all are written.
 
-    A shard is a file of a fixed range of images, and counts as written once its digest stands beside it; so shards may
-    be written in any order, by several processes, and in several attempts. One process calls `begin` before and
-    `finish` after all others write.
+    A shard is a file of a fixed range of images, and counts as written once a note with its digest exists. So shards
+    may be written in any order, by several processes, and in several attempts. One process calls `begin` before the
+    others write, and `finish` after them.
 
     Args:
         path: The store's directory, `train` or `validation` below a root.
-        plan: What it is to hold.
+        plan: The specification of the store.
     """
 
     def __init__(self, path: str | Path, plan: StorePlan) -> None:
@@ -36,33 +41,33 @@ class TokenStoreWriter:
         self.replaced = self.path.with_name(f"{self.path.name}.replaced")
 
     def begin(self) -> None:
-        """Take up what an interrupted attempt left, or clear it away if it was of another plan.
+        """Continue an interrupted attempt, or delete it if it was of another plan.
 
         Raises:
-            TokenStoreError: `path` is there and no token store.
+            TokenStoreError: `path` exists and is not a token store.
         """
         if self.path.exists() and not (self.path / MANIFEST).is_file() and any(self.path.iterdir()):
-            raise TokenStoreError(f"{self.path} is there and is no token store: move it, or name another output")
-        if _plan(self.partial / MANIFEST) == self.plan:
+            raise TokenStoreError(f"{self.path} exists and is no token store: move it, or name another output")
+        if _read(self.partial / MANIFEST, StorePlan) == self.plan:
             self._swap()
         elif self.replaced.is_dir() and not self.path.exists():
             self.replaced.replace(self.path)  # the exchange was cut short, and another plan has come since
         if self.whole():
             return
-        if self.partial.is_dir() and (begun := _plan(self.partial / PLAN)) != self.plan:
-            log.warning("%s was begun %s: it is written anew", self.partial, _difference(begun, self.plan))
+        if self.partial.is_dir() and (begun := _read(self.partial / PLAN, StorePlan)) != self.plan:
+            log.warning("%s was begun %s: it is written again", self.partial, _difference(begun, self.plan))
             shutil.rmtree(self.partial)
         self.partial.mkdir(parents=True, exist_ok=True)
-        _write_json(self.partial / PLAN, self.plan.to_json())
+        records.write(self.partial / PLAN, self.plan)
 
     def whole(self) -> bool:
-        """Whether the store is there, of this plan and with all its shards."""
-        if _plan(self.path / MANIFEST) != self.plan:
+        """Whether the store exists, of this plan and with all its shards."""
+        if _read(self.path / MANIFEST, StorePlan) != self.plan:
             return False
         try:
             TokenStore.open(self.path)
         except (FileNotFoundError, TokenStoreError) as error:
-            log.warning("%s: it is written anew", error)
+            log.warning("%s: it is written again", error)
             return False
         return True
 
@@ -71,11 +76,11 @@ class TokenStoreWriter:
         return [] if self.whole() else [shard for shard in range(self.plan.num_shards) if self._note(shard) is None]
 
     def write(self, shard: int, indices: np.ndarray, labels: np.ndarray, codes: np.ndarray) -> None:
-        """Write a shard whole or not at all.
+        """Write a shard atomically.
 
         Args:
             shard: Its number.
-            indices: (n,), places in the split of the images that could be read.
+            indices: (n,), places of the readable images in their split.
             labels: (n,), their classes.
             codes: (n, V, k, N), the codes of their views.
 
@@ -112,10 +117,10 @@ class TokenStoreWriter:
             writer.write_table(table)
             writer.finalize()
         note = Shard(file.name, len(indices), file.stat().st_size, file_sha256(file))
-        _write_json(file.with_suffix(".json"), asdict(note))
+        records.write(file.with_suffix(".json"), note)
 
     def finish(self) -> None:
-        """Write the manifest and put the new store in the place of the old one.
+        """Write the manifest and exchange the old store for the new one.
 
         Raises:
             TokenStoreError: Shards are missing.
@@ -130,13 +135,13 @@ class TokenStoreWriter:
                 f"{self.partial} lacks {len(missing)} of {len(notes)} shards, the first being {missing[0]}: "
                 "run the same predict command again, without trainer.limit_predict_batches"
             )
-        shards = [asdict(note) for note in notes if note is not None]
-        images = sum(shard["rows"] for shard in shards)
-        _write_json(self.partial / MANIFEST, {**self.plan.to_json(), "images": images, "shards": shards})
+        shards = tuple(note for note in notes if note is not None)
+        manifest = Manifest(sum(shard.rows for shard in shards), shards)
+        records.write(self.partial / MANIFEST, {**self.plan.to_json(), **asdict(manifest)})
         self._swap()
 
     def _swap(self) -> None:
-        """Exchange the directories; the old store is there until the new one stands in its place."""
+        """Exchange the directories; the old store is deleted after the new one has its name."""
         if self.path.exists():
             shutil.rmtree(self.replaced, ignore_errors=True)
             self.path.replace(self.replaced)
@@ -149,37 +154,24 @@ class TokenStoreWriter:
         return self.partial / f"shard_{shard:05d}.arrow"
 
     def _note(self, shard: int) -> Shard | None:
-        """What stands beside a shard; None unless it was written whole."""
+        """The note of a shard; None unless the shard was written whole."""
         file = self._file(shard)
-        note = _read_json(file.with_suffix(".json"))
-        if note is None or not file.is_file() or file.stat().st_size != note["bytes"]:
-            return None
-        return Shard(**note)
+        note = _read(file.with_suffix(".json"), Shard)
+        return note if note is not None and file.is_file() and file.stat().st_size == note.bytes else None
 
 
-def _plan(file: Path) -> StorePlan | None:
-    content = _read_json(file)
+def _read(file: Path, kind: type[T]) -> T | None:
+    """A file of an earlier attempt; None if it is missing, broken or of another program."""
     try:
-        return None if content is None else StorePlan.from_json(content)
-    except (TokenStoreError, KeyError, TypeError):
+        return records.read(file, kind)
+    except UserError:
         return None
 
 
 def _difference(begun: StorePlan | None, now: StorePlan) -> str:
-    """Say in a few words what another plan has otherwise."""
+    """Describe the first field in which two plans differ."""
     if begun is None:
         return "by another program"
     compared = [field.name for field in fields(StorePlan) if field.compare]
     names = [name for name in compared if getattr(begun, name) != getattr(now, name)]
     return f"with another {names[0]}, {str(getattr(begun, names[0]))[:60]}, now {str(getattr(now, names[0]))[:60]}"
-
-
-def _read_json(file: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    write_text(file, json.dumps(content, indent=1))

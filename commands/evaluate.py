@@ -10,7 +10,6 @@ that its codes allow), and none compares with a published one. With `--reference
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,11 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from rich.progress import track
 
+from artifacts.metrics import comparison, merge_section
+from artifacts.run_files import Samples
 from artifacts.samples import SamplesFile
-from callbacks.measure.metrics_file import record_of, write_json
 from commands.measuring import Measuring, add_arguments
 from commands.preset import BATCH, LABELLED
 from commands.program import new_parser, print_table, run
+from polytoken import records
 from polytoken.errors import UserError
 from polytoken.images import from_uint8
 from polytoken.metrics.generation import SPLIT, Target, figures_of, kind_of
@@ -98,7 +99,7 @@ def evaluate(samples: Path, measuring: Measuring, tokenizer_run: Path | None = N
         "versions": made.get("versions"),
         "reconstructed_by": None if tokenizer is None else tokenizer.origin,
     }
-    return record_of(figures, about, extractor, target, notes)
+    return comparison(figures, about, extractor, target, notes)
 
 
 def _doubts(file: SamplesFile, measuring: Measuring, target: Target) -> Iterator[str]:
@@ -168,12 +169,10 @@ def _sidecar(samples: Path, digest: str) -> dict[str, Any]:
     path = samples.with_suffix(".json")
     if not path.exists():
         return {}
-    try:
-        made = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON, and should say how {samples} was made: delete it") from error
-    if not isinstance(made, dict) or "sha256" not in made:
+    content = records.read(path, Any)
+    if not isinstance(content, dict) or "sha256" not in content:
         return {}  # not the sample writer's
+    made = records.decode(content, Samples, path)
     if made["sha256"] != digest:
         raise UserError(f"{path} describes a file of another digest than {samples}: delete it, or sample anew")
     return made
@@ -212,8 +211,7 @@ def work(given: argparse.Namespace) -> None:
     result = evaluate(given.samples, Measuring.chosen(given), given.tokenizer)
     name = "metrics.json" if given.samples.name == "samples.npz" else f"{given.samples.stem}_metrics.json"
     path = given.samples.with_name(name)
-    sections = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    write_json(path, {**sections, "evaluate": result})
+    merge_section(path, "evaluate", result)
     show(result)
     print(f"all of it: {path}")
 

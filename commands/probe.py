@@ -8,14 +8,12 @@ table and writes `probes.json` beside the run's `metrics.json`. See docs/evaluat
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import lightning
-import sklearn
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -23,11 +21,12 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from callbacks.measure.metrics_file import commit, write_json
+from artifacts.provenance import commit, versions
 from commands.preset import BATCH, image_data, real_images
 from datamodules.images import ImageDataModule
 from datamodules.sources.base import Split
 from lightning_modules.linear_probe import LinearProbe
+from polytoken import records
 from polytoken.errors import UserError
 from polytoken.files import file_sha256
 from polytoken.loading import load_tokenizer, read_checkpoint
@@ -134,12 +133,7 @@ def probe(
             "step": checkpoint["global_step"],
             "averaged": bool(checkpoint.get("callbacks", {}).get("EMA", {}).get("average")),
         },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "lightning": lightning.__version__,
-            "scikit-learn": sklearn.__version__,
-        },
+        "versions": versions("torch", "lightning", "scikit-learn"),
         "commit": commit(),
     }
 
@@ -248,7 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     path = _directory(given.run) / "probes.json"
-    write_json(path, result)
+    records.write(path, result)
     show(result, Console())
     print(f"all of it: {path}")
 

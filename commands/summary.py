@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
+
+from artifacts.run_files import MetricsFile
+from polytoken import records
 
 NAMES = {
     "val/psnr": ("PSNR", "{:.2f} dB"),
@@ -18,7 +20,8 @@ NAMES = {
 
 def main(directory: Path) -> None:
     """Print the validation figures and where the picture is."""
-    metrics = json.loads((directory / "metrics.json").read_text())["validate"]["metrics"]
+    sections = records.read_derived(directory / "metrics.json", MetricsFile) or {}
+    metrics = sections["validate"]["metrics"] if "validate" in sections else {}
     for key, (name, form) in NAMES.items():
         if key in metrics:
             print(f"  {name:<26}{form.format(metrics[key])}")

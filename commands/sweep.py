@@ -8,12 +8,9 @@ sampled again. At the end `sweep.png` shows Fréchet distance and score over the
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +20,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from callbacks.measure.metrics_file import PACKAGES, commit, write_json
+from artifacts.metrics import PACKAGES
+from artifacts.provenance import commit, versions
+from artifacts.run_files import Sweep
 from callbacks.measure.plots import new_figure, render
 from commands.measuring import Measuring, add_arguments
 from datamodules.labels import LabelDataModule
+from polytoken import records
 from polytoken.errors import UserError
 from polytoken.files import replacing
 from polytoken.metrics.generation import begin, figures_of
@@ -73,7 +73,8 @@ def sweep(
         FileNotFoundError: if the reference is missing.
         ValueError: if the generator's images or classes do not fit, or ``path`` is no sweep's.
     """
-    settings = json.loads(json.dumps(_settings(generator, plan, measuring)))  # as they come back from the file
+    settings = _settings(generator, plan, measuring)
+    settings = records.decode(records.encode(settings), dict[str, Any], "settings")  # as read from the file
     entries = _read(path)
     done = {entry["guidance"] for entry in entries if entry["settings"] == settings}
     target = None
@@ -102,11 +103,11 @@ def sweep(
                     "notes": [*target.notes, *filter(None, (found.features.shortage,))],
                     "settings": settings,
                     "origin": generator.origin,
-                    "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+                    "versions": versions(*PACKAGES),
                     "commit": commit(),
                 }
             )
-            write_json(path, {"scales": entries})
+            records.write(path, {"scales": entries})
     return sorted((entry for entry in entries if entry["settings"] == settings), key=lambda entry: entry["guidance"])
 
 
@@ -125,12 +126,8 @@ def _settings(generator: GenerationPipeline, plan: Plan, measuring: Measuring) -
 
 
 def _read(path: Path) -> list[Entry]:
-    if not path.exists():
-        return []
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["scales"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a sweep's: delete it, and its scales are sampled anew") from error
+    known = records.read_derived(path, Sweep)
+    return known["scales"] if known else []
 
 
 def figure_of(entry: Entry, *kinds: str) -> tuple[str, float] | None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from callbacks.measure.metrics_file import commit, machine, write_json
+from artifacts.provenance import commit, machine
+from polytoken import records
 from polytoken.errors import UserError
 
 POINTS = 500_000  # as many as iFSQ draws
@@ -34,7 +35,7 @@ def probes(run: Path, max_train: int | None = None) -> tuple[dict[str, float], i
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result = probe(run, max_train=max_train, device=device)
-    write_json(run / "probes.json", result)
+    records.write(run / "probes.json", result)
     named = {f"probe/{one['probe']}/{one['vectors']}/{one['subspace']}": one["value"] for one in result["probes"]}
     return named, result["n_validation"]
 
@@ -81,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     section = {"metrics": figures, "n": count, "machine": machine(), "commit": commit()}
-    write_json(given.output / "metrics.json", {"validate": section})
+    records.write(given.output / "metrics.json", {"validate": section})
 
 
 if __name__ == "__main__":

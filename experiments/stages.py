@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from artifacts.run_files import MetricsFile
+from polytoken import records
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def progress(kind: Kind, directory: Path) -> str:
 
 def measured(kind: Kind, directory: Path) -> dict[str, Any] | None:
     """What a stage has measured: the section of `metrics.json` that it writes last, or None."""
-    path = directory / "metrics.json"
-    if kind.section is None or not path.exists():
+    if kind.section is None:
         return None
-    return json.loads(path.read_text(encoding="utf-8")).get(kind.section)
+    sections: dict[str, Any] = {**(records.read_derived(directory / "metrics.json", MetricsFile) or {})}
+    return sections.get(kind.section)

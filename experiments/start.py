@@ -9,13 +9,16 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from artifacts.run_files import StageFile
 from experiments import files
 from experiments.stages import KINDS, progress
+from polytoken import records
 
 if TYPE_CHECKING:  # what it imports would cost each stage ten seconds
     from experiments.runs import Run
@@ -35,7 +38,7 @@ def start(directory: Path) -> int:
 
     The log is locked as long as a command lives, even if it outlives this program: so two callers make a stage once.
     """
-    about = json.loads((directory / STAGE).read_text(encoding="utf-8"))
+    about = records.read(directory / STAGE, StageFile)
     kind, label = KINDS[about["kind"]], about["label"]
     with (directory / LOG).open("a", encoding="utf-8") as log:
         try:
@@ -87,7 +90,7 @@ def last_words(log: Path) -> str:
     return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1])
 
 
-def seconds_of(directory: Path, about: dict[str, Any]) -> float | None:
+def seconds_of(directory: Path, about: Mapping[str, Any]) -> float | None:
     """How long finished ones took on the mean: this stage with other seeds, else those of its recipe, else its kind."""
     places = directory.parents[3].glob(f"{about['kind']}/*/*/seed_*")  # <kind>/<recipe>/<digest>/seed_<seed>
     kind = KINDS[about["kind"]]

@@ -13,8 +13,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from callbacks.measure.measurement import SubsetMeasurement
-from callbacks.measure.metrics_file import write_json
 from callbacks.measure.plots import draw_matrix, new_figure, publish, render
+from polytoken import records
 from polytoken.errors import UserError
 from polytoken.metrics.gather import gather_rows
 from polytoken.metrics.similarity import SubspaceCosines, cknna, linear_cka
@@ -107,7 +107,7 @@ class AffinityMatrix(SubsetMeasurement):
             )
         figure.suptitle(f"Affinity of the subspaces, {self._num_images} images")
         publish(trainer, "affinity", render(figure))
-        write_json(Path(trainer.default_root_dir) / "affinity.json", self._record())
+        records.write(Path(trainer.default_root_dir) / "affinity.json", self._record())
 
     def _cknna(self, one: Tensor, other: Tensor) -> Tensor:
         if self._num_images > max(self.k, 3):

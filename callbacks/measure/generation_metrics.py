@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from torch import Tensor
 
+from artifacts.metrics import comparison, merge_section
 from artifacts.reference import Reference, target_of_file
-from callbacks.measure.metrics_file import record_of, write_json
 from polytoken.errors import UserError
 from polytoken.metrics.extractor import Extractor
 from polytoken.metrics.extractors import load_extractor
@@ -93,6 +92,4 @@ class GenerationMetrics(pl.Callback):
         about = {"path": None, "n": found.count, "use": "generation", "settings": settings}
         notes = [*self._target.notes, *filter(None, (found.features.shortage,))]
         path = Path(trainer.default_root_dir) / "metrics.json"
-        sections = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        section = record_of({"samples": figures}, about, self._extractor, self._target, notes)
-        write_json(path, {**sections, "evaluate": section})
+        merge_section(path, "evaluate", comparison({"samples": figures}, about, self._extractor, self._target, notes))

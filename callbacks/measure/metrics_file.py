@@ -1,23 +1,13 @@
 """The numbers of a run in one file."""
 
-import json
-import os
-import platform
-import subprocess
-from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from polytoken.files import write_text
-from polytoken.metrics.extractor import Extractor
-from polytoken.metrics.generation import Figures, Target
-
-PACKAGES = ("torch", "lightning", "torchmetrics", "torch-fidelity")  # whose versions figures depend on
+from artifacts.metrics import merge_section
+from artifacts.provenance import commit, machine, versions
 
 
 class MetricsFile(Callback):
@@ -78,71 +68,17 @@ class MetricsFile(Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run or not trainer.callback_metrics:
             return
         path = Path(self.path or Path(trainer.default_root_dir) / "metrics.json")
-        sections = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        sections[command] = {
+        section = {
             "global_step": max(trainer.global_step, self._step_of_weights),
             "n": None if self._images is None else int(self._images),
             "metrics": {name: _number(value) for name, value in sorted(trainer.callback_metrics.items())},
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "lightning": lightning.__version__,
-            },
+            "versions": versions("torch", "lightning"),
             "machine": machine(),
             "commit": commit(),
         }
-        write_json(path, sections)
+        merge_section(path, command, section)
 
 
 def _number(value: torch.Tensor) -> float | None:
     """A float; JSON knows no NaN and no infinity, so these are null."""
     return float(value) if torch.isfinite(value) else None
-
-
-def record_of(
-    figures: dict[str, Figures], samples: dict[str, Any], extractor: Extractor, target: Target, notes: Sequence[str]
-) -> dict[str, Any]:
-    """A section of ``metrics.json`` on sets of images: figures, and all that they depend on.
-
-    Args:
-        figures: by set: ``samples``, and what stands beside them.
-        samples: what they are and how they were made.
-        extractor: the network.
-        target: what the samples were compared with.
-        notes: what a reader should know, in sentences.
-    """
-    return {
-        "figures": figures,
-        "samples": samples,
-        "extractor": {"name": extractor.name, "sha256": extractor.sha256, "resize": extractor.resize},
-        "reference": target.about,
-        "notes": list(notes),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "machine": machine(),
-        "commit": commit(),
-    }
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file so that a reader sees the old one or the new one, never half of it."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def machine() -> str:
-    """What this process runs on, in words: the system, its cores, and its GPUs."""
-    words = [f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} cores"]
-    if torch.cuda.is_available():
-        words.append(f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}")
-    return ", ".join(words)
-
-
-def commit() -> str | None:
-    """The commit this code stands at, with `-dirty` if tracked files were changed; None outside of git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

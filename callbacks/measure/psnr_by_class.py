@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -10,6 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from callbacks.measure.measurement import Measurement
+from polytoken import records
 from polytoken.metrics.grouped import GroupedMean
 from polytoken.metrics.images import paint_patches, psnr, to_uint8
 from polytoken.specs import Encoding
@@ -46,9 +46,8 @@ class PSNRByClass(Measurement):
     def draw(self, trainer: pl.Trainer) -> None:
         """Write the file, and print the table if validation is the command."""
         path = Path(trainer.default_root_dir) / "psnr_by_class.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
         rows = {name: {"tokenizer": one, "painted": other} for name, (one, other) in self._rows.items()}
-        path.write_text(json.dumps(rows, indent=2) + "\n")
+        records.write(path, rows)
         if trainer.state.fn != TrainerFn.FITTING:
             self._print()
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import lightning.pytorch as pl
 from torch import Tensor
 
+from artifacts.metrics import comparison, merge_section
 from callbacks.checkpoint.ema import EMA
 from callbacks.measure.measurement import Measurement
-from callbacks.measure.metrics_file import record_of, write_json
 from polytoken.errors import UserError
 from polytoken.files import file_sha256
 from polytoken.metrics.extractors import load_extractor
@@ -92,11 +91,9 @@ class ReconstructionDistance(Measurement):
             "precision": str(trainer.precision),
         }
         about = {"path": None, "n": count, "use": "reconstruction", "settings": settings}
-        record = record_of(self._figures, about, self._network, self._target, self._notes)
+        section = comparison(self._figures, about, self._network, self._target, self._notes)
         path = Path(trainer.default_root_dir) / "metrics.json"
-        sections = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        networks = {**sections.get("reconstruction", {}), self._network.name: record}
-        write_json(path, {**sections, "reconstruction": networks})
+        merge_section(path, "reconstruction", section, within=self._network.name)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write them after a test as well."""

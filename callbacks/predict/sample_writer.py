@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning
 import lightning.pytorch as pl
 import numpy as np
 import torch
@@ -16,10 +14,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from torch import Tensor
 
+from artifacts.provenance import commit, versions
+from artifacts.run_files import Samples
 from artifacts.samples import SamplesFile, write_samples
 from callbacks.checkpoint.run_record import differences
-from callbacks.measure.metrics_file import commit, write_json
 from callbacks.measure.plots import image_table
+from polytoken import records
 from polytoken.errors import ExistingFileError, UserError
 from polytoken.files import file_sha256, replacing
 
@@ -60,7 +60,7 @@ class SampleWriter(pl.Callback):
         self._data = trainer.datamodule  # type: ignore[attr-defined]
         self._directory = Path(self.output or trainer.default_root_dir)
         settings = {**pl_module.settings(), **self._data.settings(), "precision": str(trainer.precision)}
-        self._settings = json.loads(json.dumps(settings))  # as they come back from the file
+        self._settings = records.decode(records.encode(settings), dict[str, Any], "settings")  # as read from the file
         self._class_names = pl_module.class_names
         self._labels = self._data.labels(pl_module.num_classes)
         self._rows: list[Tensor] = []
@@ -82,7 +82,7 @@ class SampleWriter(pl.Callback):
             if self._finished or outdated:  # parts are left where a kill came while they were cleared away
                 shutil.rmtree(self._parts, ignore_errors=True)
             if not self._finished:
-                write_json(self._parts / "settings.json", {"settings": self._settings})
+                records.write(self._parts / "settings.json", {"settings": self._settings})
                 for old in (self._npz, self._record) if outdated else (self._record,):
                     old.unlink(missing_ok=True)
 
@@ -114,13 +114,13 @@ class SampleWriter(pl.Callback):
         shape = self._read(0).shape[1:]
         write_samples(self._npz, self._pieces(), self._labels, shape)
         Image.fromarray(self._grid()).save(self._directory / "grid.png")
-        write_json(
+        records.write(
             self._record,
             {
                 "settings": self._settings,
                 "sha256": file_sha256(self._npz),
                 "class_names": self._class_names,
-                "versions": {"torch": torch.__version__, "lightning": lightning.__version__},
+                "versions": versions("torch", "lightning"),
                 "commit": commit(),
             },
         )
@@ -163,7 +163,10 @@ class SampleWriter(pl.Callback):
             if self._npz.exists():
                 raise ExistingFileError(f"{self._npz} is there, and no samples.json says how it was made. {remedy}")
             return False
-        written = json.loads(record.read_text(encoding="utf-8"))["settings"]
+        try:
+            written = records.read(record, Samples)["settings"]
+        except UserError as error:
+            raise UserError(f"{error}. {remedy}") from error
         changed = differences(written, self._settings, "settings")
         # a run may be spelt in several ways: what counts is what lies there
         other = [change for change in changed if not change[0].startswith(NETWORKS)]

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import yaml
 
 from artifacts.repository import REPOSITORY
+from artifacts.run_files import Results
 from commands.report.content import Entry, Picture, Section, Table, number
 from commands.report.drawing import Point
 from commands.report.drawing import discrepancy as draw
+from polytoken import records
 
 DISTANCES = {"judge": ("val/rfd/judge", "gfd/judge"), "Inception": ("val/rfid/inception", "gfid/inception")}
-Results = dict[str, Any]  # of one experiment: title, tables, comparisons, figures
 
 
 def read(directory: Path, preset: str) -> list[Results]:
     """What the experiments of this preset came to, by name."""
-    files = sorted(directory.glob("*/*.json"))
-    return [found for found in (json.loads(file.read_text("utf-8")) for file in files) if found["preset"] == preset]
+    found = (records.read_derived(file, Results) for file in sorted(directory.glob("*/*.json")))
+    return [results for results in found if results and results["preset"] == preset]
 
 
 def tables(results: list[Results], preset: str) -> Section:

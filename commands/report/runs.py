@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from artifacts.run_files import (
+    Comparison,
+    ImageMetric,
+    Lineage,
+    Measured,
+    MetricsFile,
+    Probes,
+    Samples,
+    SampleSettings,
+    Sweep,
+)
 from commands.report.content import Entry, Picture, Section, Table, number
 from commands.report.drawing import curves
+from polytoken import records
+from polytoken.errors import UserError
 from polytoken.metrics.generation import kind_of
+
+log = logging.getLogger(__name__)
 
 # directory below runs/<preset>, heading, make target, what is to be seen there
 STAGES = (
@@ -55,7 +70,9 @@ def samples(directory: Path, preset: str) -> Section:
     rows = []
     for path in sorted(record.parent for record in directory.glob("*/samples.json")):
         entry = Entry(path.name, pictures=list(_pictures(path)))
-        settings = _json(path / "samples.json")["settings"]
+        settings = _settings(path / "samples.json")
+        if settings is None:
+            continue
         entry.facts = [
             ("images", f"{settings['num_images']:,}, classes {settings['classes']}"),
             ("generator", f"{settings['generator']['run']}, step {settings['generator']['step']:,}"),
@@ -63,7 +80,7 @@ def samples(directory: Path, preset: str) -> Section:
             ("seed", str(settings["seed"])),
         ]
         section.entries.append(entry)
-        evaluated = _json(path / "metrics.json").get("evaluate")
+        evaluated = _metrics(path).get("evaluate")
         if evaluated is None:
             entry.facts.append(("evaluation", f"not done yet: make evaluate PRESET={preset}"))
             continue
@@ -104,22 +121,39 @@ def _run(path: Path) -> Entry:
     if config.exists():
         entry.config = config
         entry.facts += _configured(yaml.safe_load(entry.configuration) or {})
-    metrics = _json(path / "metrics.json")
+    metrics = _metrics(path)
     measured = metrics.get("validate") or metrics.get("fit") or {}
     entry.metrics = {name: value for name, value in measured.get("metrics", {}).items() if not name.startswith("lr-")}
     if measured:
         entry.facts.append(("step measured", f"{measured['global_step']:,}"))
         entry.facts += [("images measured", f"{measured['n']:,}")] if measured.get("n") else []
         entry.facts += _made(measured)
-    source = (_json(path / "lineage.json").get("init_from") or {}).get("path")
-    entry.facts += [("begun with the weights of", source)] if source else []
+    lineage = records.read_derived(path / "lineage.json", Lineage)
+    if lineage and lineage["init_from"]:
+        entry.facts.append(("begun with the weights of", lineage["init_from"]["path"]))
     entry.curves = list(curves(path))
     entry.pictures = list(_pictures(path))
-    entry.tables = [*_sweep(_json(path / "sweep.json")), *_probes(_json(path / "probes.json"))]
+    sweep = records.read_derived(path / "sweep.json", Sweep)
+    probes = records.read_derived(path / "probes.json", Probes)
+    entry.tables = [*(_sweep(sweep) if sweep else ()), *(_probes(probes) if probes else ())]
     return entry
 
 
-def _made(measured: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _metrics(path: Path) -> MetricsFile:
+    return records.read_derived(path / "metrics.json", MetricsFile) or {}
+
+
+def _settings(path: Path) -> SampleSettings | None:
+    """The settings in `samples.json`; a broken file is set aside."""
+    record = records.read_derived(path, Samples)
+    try:
+        return record and records.decode(record["settings"], SampleSettings, f"the settings in {path}")
+    except UserError as error:
+        log.warning("%s: these samples are left out", error)
+        return None
+
+
+def _made(measured: Measured | Comparison) -> Iterator[tuple[str, str]]:
     """On what, and with which code."""
     if measured.get("versions"):
         yield "versions", ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
@@ -128,9 +162,9 @@ def _made(measured: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield word, measured[word]
 
 
-def _sweep(sweep: dict[str, Any]) -> Iterator[Table]:
+def _sweep(sweep: Sweep) -> Iterator[Table]:
     """A row a guidance scale, of the settings that were measured last."""
-    if entries := sweep.get("scales"):
+    if entries := sweep["scales"]:
         settings = entries[-1]["settings"]
         entries = [entry for entry in entries if entry["settings"] == settings]
         names = list(entries[0]["figures"])
@@ -138,12 +172,17 @@ def _sweep(sweep: dict[str, Any]) -> Iterator[Table]:
             [f"{entry['guidance']:g}", *(number(entry["figures"][name]["value"]) for name in names)]
             for entry in sorted(entries, key=lambda entry: entry["guidance"])
         ]
-        yield Table(["guidance", *names], rows, f"Guidance: {settings['num_images']:,} samples a scale")
+        yield Table(["guidance", *names], rows, f"Guidance: {_counted(settings)} samples a scale")
 
 
-def _probes(found: dict[str, Any]) -> Iterator[Table]:
+def _counted(settings: dict[str, Any]) -> str:
+    count = settings.get("num_images")
+    return f"{count:,}" if isinstance(count, int) else "?"
+
+
+def _probes(found: Probes) -> Iterator[Table]:
     """A row a subspace and side of the quantization, a column a probe."""
-    if probes := found.get("probes"):
+    if probes := found["probes"]:
         kinds = list(dict.fromkeys(probe["probe"] for probe in probes))
         rows: dict[tuple[str, str], dict[str, str]] = {}
         for probe in probes:
@@ -174,7 +213,7 @@ def _configured(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, str(value)
 
 
-def _evaluated(figures: dict[str, dict[str, Any]]) -> list[str]:
+def _evaluated(figures: dict[str, ImageMetric]) -> list[str]:
     """The number of images, then one cell a kind of figure; a prefix (g, r) says of what it is."""
     cells = {kind_of(name): figure for name, figure in figures.items()}
     cells |= {"fd": cells["fid"]} if "fid" in cells else {}
@@ -205,7 +244,3 @@ def _pictures(path: Path) -> Iterator[Picture]:
     for name, text in PICTURES.items():
         if (file := path / name).exists():
             yield Picture("image/png", file.read_bytes(), f"{text} ({path.parent.name}/{path.name})", file)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from callbacks.measure.metrics_file import commit, machine
+from artifacts.provenance import commit, machine
 from commands.report.content import Entry, Picture, Section, Table
 from polytoken.files import write_text
 

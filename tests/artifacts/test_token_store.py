@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from artifacts.token_store import StorePlan, TokenStore, TokenStoreError
 from artifacts.token_store_writer import TokenStoreWriter
+from polytoken import records
 from polytoken.errors import RunError
 from polytoken.specs import TokenSpec
 from tests.support.token_store import SPEC, plan_of, random_codes, write_shard, write_store
@@ -190,7 +192,7 @@ def test_an_exchange_that_is_cut_short_leaves_the_old_store_to_another_plan(tmp_
 def test_what_is_no_store_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train/holiday.jpg").touch()
-    with pytest.raises(TokenStoreError, match="train is there and is no token store: move it"):
+    with pytest.raises(TokenStoreError, match="train exists and is no token store: move it"):
         TokenStoreWriter(tmp_path / "train", plan_of("train")).begin()
 
 
@@ -222,7 +224,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(TokenStoreError, match="a token store of format 7, and this code reads 1"):
         TokenStore.open(path)
     manifest.write_text("{")
-    with pytest.raises(TokenStoreError, match="manifest.json is not a manifest of a token store"):
+    with pytest.raises(TokenStoreError, match="manifest.json is not valid JSON.* Write the token store again"):
         TokenStore.open(path)
 
 
@@ -252,3 +254,51 @@ def test_codes_of_another_shape_or_place_are_not_written(tmp_path: Path) -> None
         writer.write(0, np.arange(8), np.zeros(8, int), np.zeros((8, 3, 2, 9), int))
     with pytest.raises(TokenStoreError, match="shard 1 of .* is for images 8 to 15"):
         writer.write(1, np.arange(8), np.zeros(8, int), np.zeros((8, 3, 2, 6), int))
+
+
+def broken(changes: dict) -> Callable[[dict], dict]:
+    return lambda content: {**content, **changes}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda content: [content], r"manifest.json: \$: expected object, got array"),
+        (broken({"views": None}), r"\$\.views: expected array, got null"),
+        (broken({"views": []}), "must be at least 1"),
+        (
+            broken({"spec": {"codebook_sizes": [16, "12"], "scales": [[2, 3]]}}),
+            r"\$\.spec\.codebook_sizes\[1\]: ex",
+        ),
+        (broken({"num_images": 1.5}), r"\$\.num_images: expected int, got float"),
+        (broken({"class_to_idx": {"even": 0, "odd": 2}}), "class_to_idx does not number the classes from 0 to 1"),
+        (broken({"images": 21}), "the shards do not add up to 21 images"),
+        (lambda content: {**content, "shards": content["shards"] * 2}, "a shard is listed twice"),
+        (lambda content: {**content, "shards": [{**content["shards"][0], "file": "../x"}]}, "not the name of a file"),
+        (
+            lambda content: {**content, "shards": [{"file": "x"}]},
+            r"\$\.shards\[0\]: .* required field rows",
+        ),
+        (broken({"views": ["centre of 1"]}), "holds 8 labels and the codes of 24 images"),
+        (broken({"class_to_idx": {"even": 0}}), "train has the label 1, beyond 0 to 0"),
+        (broken({"num_images": 20}), "train has the index 20, beyond 0 to 19"),
+    ],
+)
+def test_a_manifest_is_not_believed(change: Callable[[dict], object], says: str, tmp_path: Path) -> None:
+    write_store(tmp_path / "train", plan_of("train"))
+    manifest = tmp_path / "train/manifest.json"
+    manifest.write_text(json.dumps(change(json.loads(manifest.read_text()))))
+    with pytest.raises(TokenStoreError, match=says) as caught:
+        TokenStore.open(tmp_path / "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_note_of_what_was_verified_is_set_aside(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "train", plan_of("train"))
+    for text in ("[", "[1]", '{"shard_00000.arrow": 3}'):
+        (store.path / "verified.json").write_text(text)
+        store.verify()
+        assert (store.path / "verified.json.broken").read_text() == text
+    assert records.read(store.path / "verified.json", dict[str, tuple[str, int]]).keys() == {
+        shard.file for shard in store.shards
+    }

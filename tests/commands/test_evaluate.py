@@ -113,7 +113,7 @@ def test_settings_come_from_the_file_beside_the_samples(
     (tmp_path / "samples.json").write_text(json.dumps({**made, "sha256": "0"}))
     assert "another digest" in refusal(tmp_path / "samples.npz", runs, capsys)
     (tmp_path / "samples.json").write_text("")
-    assert "samples.json is no JSON" in refusal(tmp_path / "samples.npz", runs, capsys)
+    assert "samples.json is not valid JSON" in refusal(tmp_path / "samples.npz", runs, capsys)
     (tmp_path / "samples.json").write_text("[1]")
     assert run(tmp_path / "samples.npz", runs)["samples"]["settings"] is None
 

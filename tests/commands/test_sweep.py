@@ -120,9 +120,13 @@ def test_what_cannot_be_swept_is_said(run: Path, tmp_path: Path, capsys: pytest.
     small = write_runs(tmp_path / "small/digits")
     assert "16 × 16 px, and the images of digits have 32 × 32" in refusal(small, "2")
     assert "--reference" in refusal(run, "2", "--extractor", "inception")
-    (run / "sweep.json").write_text("[]")
-    assert "sweep.json is not a sweep's" in refusal(run, "2")
     assert not (small / "sweep.json").exists()
+
+
+def test_a_broken_file_is_set_aside(run: Path) -> None:
+    (run / "sweep.json").write_text("[]")
+    assert [entry["guidance"] for entry in swept(run, 2)] == [2]
+    assert (run / "sweep.json.broken").read_text() == "[]"
 
 
 def test_a_sampler_keeps_all_but_its_guidance(run: Path) -> None:

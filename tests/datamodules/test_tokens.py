@@ -152,8 +152,7 @@ def test_codes_beyond_their_codebook_are_named(tmp_path: Path) -> None:
     write_stores(tmp_path)
     manifest = tmp_path / "train/manifest.json"
     text = manifest.read_text()
-    assert "16,\n   12" in text
-    manifest.write_text(text.replace("16,\n   12", "16,\n   5"))
+    manifest.write_text(text.replace("12", "5", 1))
     data = TokenDataModule(str(tmp_path), batch_size=20, num_workers=0)
     with pytest.raises(TokenStoreError, match=r"train, image \d+: code \d+ in codebook 1, which has codes 0 to 4"):
         next(iter(data.train_dataloader()))

@@ -100,7 +100,7 @@ def judge() -> tuple[list[str], str]:
 def manifest() -> tuple[list[str], str]:
     store = write_digit_codes(Path("store"))
     (store / "train/manifest.json").write_bytes(pickle.dumps(RunsCode()))
-    return ["fit", *tiny("stage1", store)], "train/manifest.json is not a manifest of a token store"
+    return ["fit", *tiny("stage1", store)], "train/manifest.json is not valid JSON"
 
 
 def shard() -> tuple[list[str], str]:

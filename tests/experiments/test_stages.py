@@ -121,6 +121,12 @@ def test_rows_run_to_their_samples_and_a_failure_is_its_own(capfd: pytest.Captur
     ]
 
 
+EVALUATED = {
+    **{"figures": {"samples": {}}, "samples": {}, "extractor": {"name": "judge", "sha256": None}},
+    **{"reference": {"reference": "validation images"}, "notes": []},
+}
+
+
 @pytest.mark.parametrize(
     ("kind", "steps"),
     [
@@ -139,7 +145,7 @@ def test_rows_run_to_their_samples_and_a_failure_is_its_own(capfd: pytest.Captur
                 ("log.txt", "", "missing"),
                 ("parts/00000.npy", "", "unfinished"),
                 ("samples.npz", "", "unfinished"),
-                ("metrics.json", {"evaluate": {"figures": {"samples": {}}}}, "done"),
+                ("metrics.json", {"evaluate": EVALUATED}, "done"),
             ],
         ),
         (

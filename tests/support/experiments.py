@@ -77,6 +77,7 @@ PROGRAM = dedent("""\
             "samples": {"settings": {"sampler": {"guidance": 2.0, "top_k": None}}},
             "extractor": {"name": "judge", "sha256": "0123456789"},
             "reference": {"reference": "validation images", "reference_n": 30},
+            "notes": [],
         }
         record = {"evaluate": {"figures": figures, **about}}
         pathlib.Path(sys.argv[2]).with_name("metrics.json").write_text(json.dumps(record))

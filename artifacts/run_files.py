@@ -1,0 +1,201 @@
+"""Definitions of the JSON files that a run leaves, for `polytoken.records`.
+
+Readers of these files decode them with these types, so a broken file is one sentence with the place inside it. Keys
+that a definition does not name are dropped by the decoder. The manifest of a token store is defined in
+`artifacts.token_store`, `lineage.json` in `artifacts.lineage`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired, TypedDict
+
+Metrics = dict[str, float | None]  # by name; None stands for NaN and infinity, which JSON lacks
+
+
+class Measured(TypedDict):
+    """The sections `fit`, `validate` and `test` of `metrics.json`."""
+
+    metrics: Metrics
+    global_step: NotRequired[int]
+    n: NotRequired[int | None]  # images of all ranks; None if batches do not number their images
+    versions: NotRequired[dict[str, str]]
+    machine: NotRequired[str | None]
+    commit: NotRequired[str | None]
+
+
+class ImageMetric(TypedDict):
+    """A metric of a set of images, with the number of images and the real images of a distance."""
+
+    value: float | None
+    n: int
+    extractor: NotRequired[str]
+    splits: NotRequired[str]
+    reference: NotRequired[str]
+    reference_kind: NotRequired[str]
+    reference_n: NotRequired[int | None]
+    reference_rows: NotRequired[int]
+    reference_sha256: NotRequired[str | None]
+    forced: NotRequired[bool]
+    neighbours: NotRequired[int]
+    deviation: NotRequired[float | None]
+    subset_size: NotRequired[int]
+
+
+class Network(TypedDict):
+    """The network that measured images."""
+
+    name: str
+    sha256: str | None
+    resize: NotRequired[str | None]
+
+
+class Real(TypedDict):
+    """The real images of a comparison."""
+
+    reference: str
+    reference_n: NotRequired[int | None]
+
+
+class Drawn(TypedDict):
+    """The images of a comparison."""
+
+    n: NotRequired[int]
+    settings: NotRequired[dict[str, Any] | None]
+
+
+class Comparison(TypedDict):
+    """The section `evaluate` of `metrics.json`, and one network's entry of the section `reconstruction`."""
+
+    figures: dict[str, dict[str, ImageMetric]]  # by set of images, then by name
+    samples: Drawn
+    extractor: Network
+    reference: Real
+    notes: list[str]
+    versions: NotRequired[dict[str, str]]
+    machine: NotRequired[str | None]
+    commit: NotRequired[str | None]
+
+
+class MetricsFile(TypedDict, total=False):
+    """`metrics.json`: one section for each command."""
+
+    fit: Measured
+    validate: Measured
+    test: Measured
+    evaluate: Comparison
+    reconstruction: dict[str, Comparison]
+
+
+class Samples(TypedDict):
+    """`samples.json`, next to `samples.npz`, and `parts/settings.json` before that is written."""
+
+    settings: dict[str, Any]
+    sha256: NotRequired[str]
+    class_names: NotRequired[list[str]]
+    versions: NotRequired[dict[str, str]]
+    commit: NotRequired[str | None]
+
+
+class Source(TypedDict):
+    """The run that samples come from."""
+
+    run: str
+    step: int
+
+
+class SampleSettings(TypedDict):
+    """The settings in `samples.json` that the report shows."""
+
+    num_images: int
+    classes: str | list[int]
+    generator: Source
+    sampler: dict[str, Any]
+    seed: int
+
+
+class SweepEntry(TypedDict):
+    """One guidance scale of a sweep."""
+
+    guidance: float
+    figures: dict[str, ImageMetric]
+    settings: dict[str, Any]
+    notes: list[str]
+    origin: NotRequired[dict[str, Any]]
+    versions: NotRequired[dict[str, str]]
+    commit: NotRequired[str | None]
+
+
+class Sweep(TypedDict):
+    """`sweep.json`."""
+
+    scales: list[SweepEntry]
+
+
+class Probe(TypedDict):
+    """The accuracy of one probe."""
+
+    subspace: str
+    vectors: str
+    probe: str
+    value: float
+    standard_error: float
+
+
+class Probes(TypedDict):
+    """`probes.json`."""
+
+    probes: list[Probe]
+    chance: float
+    n_validation: int
+
+
+class InitFrom(TypedDict):
+    """The checkpoint that a generator's weights were taken from."""
+
+    path: str
+
+
+class Lineage(TypedDict):
+    """`lineage.json`, as far as it is shown."""
+
+    init_from: InitFrom | None
+
+
+class Record(TypedDict):
+    """A metric of one run of an experiment."""
+
+    row: str
+    seed: int
+    metric: str
+    value: float
+    n: NotRequired[int | None]
+    protocol: NotRequired[str | None]
+    commit: NotRequired[str | None]
+    machine: NotRequired[str | None]
+
+
+class ResultTable(TypedDict):
+    """A table as text."""
+
+    caption: str
+    head: list[str]
+    rows: list[list[str]]
+
+
+class Results(TypedDict):
+    """The results of an experiment, `runs/experiments/results/<paper>/<table>_<preset>.json`."""
+
+    experiment: str
+    title: str
+    preset: str
+    tables: list[ResultTable]
+    figures: list[Record]
+
+
+class StageFile(TypedDict):
+    """`stage.json` of a stage of an experiment."""
+
+    label: str
+    kind: str
+    recipe: str | None
+    commands: list[list[str]]
