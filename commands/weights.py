@@ -59,7 +59,7 @@ def fetch_teacher(name: str, directory: Path = DIRECTORY) -> Path:
         KeyError: if no teacher has this name.
         OSError: if its hub does not answer.
     """
-    from polytoken.teachers.teacher import FOUNDATION_MODELS, build_network
+    from polytoken.teachers import FOUNDATION_MODELS, build_network
     from polytoken.weights import save_state
 
     model = FOUNDATION_MODELS[name]
@@ -71,7 +71,7 @@ def fetch_teacher(name: str, directory: Path = DIRECTORY) -> Path:
 
 def main(teachers: list[str]) -> None:
     """Fetch all files and the named teachers, and say where they are."""
-    from polytoken.teachers.teacher import FOUNDATION_MODELS
+    from polytoken.teachers import FOUNDATION_MODELS
 
     unknown = [name for name in teachers if name not in FOUNDATION_MODELS]
     if unknown:

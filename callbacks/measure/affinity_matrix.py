@@ -65,7 +65,7 @@ class AffinityMatrix(SubsetMeasurement):
         for kept, part in zip(self._subspaces, encoding.subspaces, strict=True):
             kept.append(part.float().mean((2, 3)))
         for name, teacher in self._teachers.items():
-            features = teacher.features(images)
+            (features,) = teacher.features(images)
             pooled = features.cls if self.teacher_features == "cls" else features.patches.mean((1, 2))
             self._guides[name].append(pooled.float())
 

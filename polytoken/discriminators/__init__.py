@@ -1,5 +1,7 @@
-"""Discriminators of the adversarial term."""
+"""Discriminators of the adversarial block, and the augmentation of their images."""
 
+from polytoken.discriminators.augmentation import DiffAugment
+from polytoken.discriminators.base import Discriminator
 from polytoken.discriminators.patch import PatchDiscriminator
 
-__all__ = ["PatchDiscriminator"]
+__all__ = ["DiffAugment", "Discriminator", "PatchDiscriminator"]

@@ -1,16 +1,18 @@
-"""PatchGAN: one logit an overlapping patch (pix2pix, arXiv 1611.07004)."""
+"""PatchGAN: one logit for each of many overlapping patches (pix2pix, arXiv 1611.07004)."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
+from polytoken.discriminators.base import Discriminator
 
-class PatchDiscriminator(nn.Sequential):
+
+class PatchDiscriminator(Discriminator, nn.Sequential):
     """4 × 4 convolutions with batch norm; (B, 3, 256, 256) to logits (B, 1, 30, 30) at the default depth.
 
     Args:
         base_channels: width of the first layer; doubles up to eightfold.
-        num_layers: strided layers; 3 is the field's receptive field of 70 pixels, 2 suits images of 32.
+        num_layers: strided layers; 3 gives the usual receptive field of 70 pixels, 2 suits images of 32.
     """
 
     def __init__(self, base_channels: int = 64, num_layers: int = 3) -> None:
@@ -29,8 +31,7 @@ class PatchDiscriminator(nn.Sequential):
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to one logit a patch."""
-        return super().forward(images)
+        return nn.Sequential.forward(self, images)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -1,9 +1,10 @@
-"""Loss terms: each reads one TokenizerStep and returns one scalar."""
+"""Loss terms of tokenizers, the objective that sums them, and the adversarial block."""
 
 from polytoken.losses.adversarial import Adversarial
 from polytoken.losses.alignment import FeatureAlignment
-from polytoken.losses.base import LossTerm, TokenizerStep
+from polytoken.losses.base import LossTerm, TokenizerStep, teacher_key
 from polytoken.losses.disentanglement import Disentanglement
+from polytoken.losses.lecam import LeCam
 from polytoken.losses.objective import TokenizerObjective
 from polytoken.losses.perceptual import LPIPS, JudgeFeatures
 from polytoken.losses.reconstruction import Reconstruction
@@ -14,8 +15,10 @@ __all__ = [
     "Disentanglement",
     "FeatureAlignment",
     "JudgeFeatures",
+    "LeCam",
     "LossTerm",
     "Reconstruction",
     "TokenizerObjective",
     "TokenizerStep",
+    "teacher_key",
 ]

@@ -1,4 +1,4 @@
-"""Semantic feature alignment: a subspace predicts a foundation model (FQGAN section 3.2.2, SSQ section 3.3)."""
+"""Semantic feature alignment L_rep: a subspace predicts a foundation model (FQGAN Section 3.2.2, SSQ Section 3.3)."""
 
 from __future__ import annotations
 
@@ -8,31 +8,33 @@ from torch.nn import functional
 
 from polytoken.distributed import gather_over_ranks
 from polytoken.errors import UserError
-from polytoken.losses.base import LossTerm, TokenizerStep
+from polytoken.losses.base import LossTerm, TokenizerStep, teacher_key
 from polytoken.losses.predictors import ClassTokenPredictor, PatchPredictor
-from polytoken.teachers.teacher import Teacher
+from polytoken.teachers import Teacher
 from polytoken.tokenizers import Tokenizer
 
 
 class FeatureAlignment(LossTerm):
-    """One subspace predicts one teacher: its class token by contrast in the batch, its patches by cosine or MSE.
+    """One subspace predicts a block of a teacher: the class token by contrast in the batch, patches by cosine or MSE.
 
-    The term is the weighted sum of the three. FQGAN and SSQ use the contrastive one alone, at temperature 1 with local
-    negatives: −mean_i log(exp(p̂_i·t̂_i / τ) / Σ_j exp(p̂_i·t̂_j / τ)), whose values therefore compare only at equal
-    batch sizes (chance is ln B).
+    The term, L_rep of FQGAN eq. 8, is the weighted sum of the three. FQGAN and SSQ use the contrastive one alone, at
+    temperature 1 with local negatives: −mean_i log(exp(p̂_i·t̂_i / τ) / Σ_j exp(p̂_i·t̂_j / τ)). Its values compare only
+    at equal batch sizes (chance is ln B).
 
     Args:
-        teacher: the name under which ``objective.teachers`` has it.
-        subspace: the guided subspace, from 0; visual, then mid-level, then high-level.
-        weight: factor in the total; λ_2 = 0.5 as released.
+        teacher: name of the teacher in ``objective.teachers``.
+        subspace: the guided subspace, from 0: visual, then mid-level, then high-level.
+        weight: factor in the total; λ_2 = 0.5 in FQGAN.
         start_step: updates before which the term is left out.
-        contrastive: factor of the contrastive loss on the class token.
+        contrastive: factor of the contrastive loss of the class token.
         patch_cosine: factor of 1 − cosine, averaged over patches.
-        patch_mse: factor of the mean square, against features layer-normalised without parameters (raw ones have
-            channels that outweigh all others).
+        patch_mse: factor of the mean square to features layer-normalised without parameters, since few channels
+            dominate raw ones.
         temperature: τ.
-        gather: take the other ranks' images as negatives, too; every rank then needs the same batch size.
+        gather: use the images of the other ranks as negatives too; every rank then needs the same batch size, and each
+            step reads the sizes from the device.
         depth: transformer blocks of the class-token predictor.
+        block: block of the teacher, counted from 1; None is the teacher's own.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class FeatureAlignment(LossTerm):
         temperature: float = 1.0,
         gather: bool = False,
         depth: int = 3,
+        block: int | None = None,
     ) -> None:
         super().__init__(weight, start_step)
         if max(contrastive, patch_cosine, patch_mse) <= 0 or min(contrastive, patch_cosine, patch_mse) < 0:
@@ -61,30 +64,32 @@ class FeatureAlignment(LossTerm):
         self.temperature = temperature
         self.gather = gather
         self.depth = depth
+        self.key = teacher_key(teacher, block)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The features of one block of the teacher."""
+        return frozenset({f"teacher:{self.key}"})
 
     @property
     def reads_patches(self) -> bool:
-        """Whether the teacher's patches are compared, so that its grid must be the tokens'."""
+        """Return True if patches are compared, so that the teacher's grid must be that of the tokens."""
         return self.patch_cosine > 0 or self.patch_mse > 0
 
     def connect(self, tokenizer: Tokenizer, teachers: dict[str, Teacher]) -> None:
         """Build the predictors at the widths of the subspace and the teacher.
 
         Raises:
-            ValueError: if there is no such teacher or subspace, or the grids cannot be laid over each other.
+            UserError: there is no such subspace, or patches are compared and the grids differ.
         """
-        if self.teacher not in teachers:
-            known = ", ".join(teachers) or "none"
-            raise UserError(f"an alignment term asks for teacher {self.teacher!r}; objective.teachers has {known}")
-        parts = tokenizer.subspace_channels
-        if not 0 <= self.subspace < len(parts):
+        widths = tokenizer.subspace_channels
+        if not 0 <= self.subspace < len(widths):
             raise UserError(
                 f"the alignment to teacher {self.teacher!r} guides subspace {self.subspace}, but the tokenizer has "
-                f"{len(parts)}, counted from 0: set subspace to 0 … {len(parts) - 1}"
+                f"{len(widths)}, counted from 0: set subspace to 0 … {len(widths) - 1}"
             )
         teacher = teachers[self.teacher]
-        teacher.check()
-        channels = parts[self.subspace]
+        channels = widths[self.subspace]
         if self.contrastive > 0:
             self.class_predictor = ClassTokenPredictor(channels, teacher.width, tokenizer.grid, self.depth)
         if self.reads_patches:
@@ -99,15 +104,14 @@ class FeatureAlignment(LossTerm):
             self.patch_predictor = PatchPredictor(channels, teacher.width)
 
     def forward(self, step: TokenizerStep) -> Tensor:
-        """Scalar, float32."""
-        features = step.teacher_features[self.teacher]
-        part = step.encoding.subspaces[self.subspace]
-        loss = part.new_zeros((), dtype=torch.float32)
+        features = step.teacher_features[self.key]
+        subspace = step.encoding.subspaces[self.subspace]
+        loss = subspace.new_zeros((), dtype=torch.float32)
         if self.contrastive > 0:
-            prediction = self.class_predictor(part).float()
+            prediction = self.class_predictor(subspace).float()
             loss = loss + self.contrastive * contrastive_loss(prediction, features.cls, self.temperature, self.gather)
         if self.reads_patches:
-            prediction = self.patch_predictor(part).float()
+            prediction = self.patch_predictor(subspace).float()
             cosine = functional.cosine_similarity(prediction, features.patches, dim=-1)
             targets = functional.layer_norm(features.patches, features.patches.shape[-1:])
             loss = loss + self.patch_cosine * (1 - cosine).mean()
@@ -116,22 +120,26 @@ class FeatureAlignment(LossTerm):
 
 
 def contrastive_loss(predictions: Tensor, targets: Tensor, temperature: float, gather: bool) -> Tensor:
-    """Cross-entropy of each prediction (B, D) against its own of the targets (B, D), both scaled to unit length.
+    """Mean cross-entropy of each prediction against its own of all targets, both scaled to unit length; a scalar.
 
-    One direction: a row is a prediction, its columns all targets; with ``gather`` those of all ranks.
+    One direction: a row of logits is a prediction, its columns are the targets.
+
+    Args:
+        predictions: (B, D).
+        targets: (B, D), without gradient.
+        temperature: divisor of the cosines.
+        gather: take the targets of all ranks as columns.
 
     Raises:
-        ValueError: if there is only one target.
+        UserError: there is only one target.
     """
-    with torch.autocast(predictions.device.type, enabled=False):  # a product in bf16 would round logits to 1/256 of 1/τ
+    with torch.autocast(predictions.device.type, enabled=False):  # bf16 would round logits to 1/256 of 1/τ
         predictions = functional.normalize(
             predictions.to(torch.promote_types(predictions.dtype, torch.float32)), dim=-1
         )
         targets = functional.normalize(targets.to(predictions.dtype), dim=-1)
         targets, offset = gather_over_ranks(targets) if gather else (targets, 0)
         if len(targets) < 2:
-            raise UserError(
-                "contrastive alignment has nothing to contrast in a batch of one: set batch_size to 2 or more"
-            )
+            raise UserError("contrastive alignment has no negatives in a batch of one: set batch_size to 2 or more")
         logits = predictions @ targets.T / temperature
         return functional.cross_entropy(logits, torch.arange(len(predictions), device=logits.device) + offset)

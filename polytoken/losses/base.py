@@ -1,4 +1,4 @@
-"""What a loss term reads and promises."""
+"""Interface of loss terms."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from polytoken.specs import Encoding
-from polytoken.teachers.teacher import Teacher, TeacherFeatures
+from polytoken.teachers import Teacher, TeacherFeatures
 from polytoken.tokenizers import Tokenizer
 
 
 @dataclass
 class TokenizerStep:
-    """All that one training step of a tokenizer makes, for the loss terms to read.
+    """Inputs and outputs of one training step of a tokenizer, for the loss terms to read.
 
     Args:
         images: (B, 3, H, W) in [-1, 1].
         reconstruction: (B, 3, H, W), not clamped.
-        encoding: the bottleneck's result.
+        encoding: output of the quantizer.
         last_layer: the decoder's last weight, for the adaptive adversarial weight.
-        global_step: optimizer updates made so far, which start and schedule the terms.
-        teacher_features: what each teacher that a term of this step reads says of the images, by its name.
+        global_step: optimizer updates so far, which start and schedule the terms.
+        teacher_features: features of the images by :func:`teacher_key`, for all keys that active terms read.
     """
 
     images: Tensor
@@ -34,6 +34,11 @@ class TokenizerStep:
     teacher_features: dict[str, TeacherFeatures] = field(default_factory=dict)
 
 
+def teacher_key(teacher: str, block: int | None = None) -> str:
+    """Key of a block in ``TokenizerStep.teacher_features``: ``high``, or ``high:6`` for the sixth block of ``high``."""
+    return teacher if block is None else f"{teacher}:{block}"
+
+
 class LossTerm(nn.Module, ABC):
     """One named scalar of a tokenizer's objective.
 
@@ -42,16 +47,34 @@ class LossTerm(nn.Module, ABC):
         start_step: updates before which the term is left out.
     """
 
+    is_reconstruction = False
+    """Part of L_rec in the adaptive adversarial weight (VQGAN eq. 7)."""
+
     def __init__(self, weight: float = 1.0, start_step: int = 0) -> None:
         super().__init__()
         self.weight = weight
         self.start_step = start_step
 
-    def connect(self, tokenizer: Tokenizer, teachers: dict[str, Teacher]) -> None:  # noqa: B027 - most need nothing
-        """Check the term against the tokenizer it will train, and build what has its sizes; called once."""
+    @property
+    def reads(self) -> frozenset[str]:
+        """Inputs that are computed only for terms that ask for them.
 
-    def prepare(self, device: torch.device) -> None:  # noqa: B027 - most terms have nothing to load
-        """Load what the term leans on (frozen networks); called once before training so that a lack shows early."""
+        ``teacher:<key>`` asks for the features that a teacher computes of the images (:func:`teacher_key`).
+        """
+        return frozenset()
+
+    def active(self, global_step: int) -> bool:
+        """Return True if the term takes part in this update."""
+        return global_step >= self.start_step
+
+    def connect(self, tokenizer: Tokenizer, teachers: dict[str, Teacher]) -> None:  # noqa: B027 - optional
+        """Check the term against the tokenizer, and build parts that need its sizes; called once.
+
+        All teachers that the term reads are in ``teachers``.
+        """
+
+    def prepare(self, device: torch.device) -> None:  # noqa: B027 - optional
+        """Load frozen networks; called once before training, so that a missing file stops the run early."""
 
     @abstractmethod
     def forward(self, step: TokenizerStep) -> Tensor:

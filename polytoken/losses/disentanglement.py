@@ -1,4 +1,4 @@
-"""Disentanglement between subspaces (FQGAN eq. 7, SSQ eq. 8)."""
+"""Disentanglement between subspaces (SSQ eq. 8, FQGAN eq. 7)."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from torch.nn import functional
 
 from polytoken.errors import UserError
 from polytoken.losses.base import LossTerm, TokenizerStep
-from polytoken.teachers.teacher import Teacher
+from polytoken.teachers import Teacher
 from polytoken.tokenizers import Tokenizer
 
 
 class Disentanglement(LossTerm):
-    """Squared cosine of two sub-codes at the same position, averaged over positions and unordered pairs.
+    """Squared cosine of two subspaces at the same position, averaged over images, positions and pairs of subspaces.
 
-    Independent codes of d dimensions score 1/d. By default the gradient reaches the encoder alone, through the
-    straight-through outputs, as in the released FQGAN.
+    The papers write (1/n) Σ_i (q_1ᵀ q_2)² over n samples, for two subspaces. Reading (1/n) Σ as the mean over the
+    positions of all images, and more than two subspaces as the mean over unordered pairs, is ours. Independent codes of
+    d dimensions score 1/d. By default the gradient reaches the encoder alone, through the straight-through outputs, as
+    in the released FQGAN.
 
     Args:
-        weight: factor in the total; λ_1 = 0.1 in both papers.
+        weight: factor in the total; λ_1 = 0.1 in FQGAN.
         start_step: updates before which the term is left out.
         through_codebooks: let the gradient reach the code vectors as well.
-
-    Raises:
-        ValueError: if there are fewer than two sub-codes.
     """
 
     def __init__(self, weight: float = 0.1, start_step: int = 0, through_codebooks: bool = False) -> None:
@@ -34,20 +33,22 @@ class Disentanglement(LossTerm):
         self.through_codebooks = through_codebooks
 
     def connect(self, tokenizer: Tokenizer, teachers: dict[str, Teacher]) -> None:
-        """Refuse a tokenizer of one codebook."""
+        """Reject a tokenizer with fewer than two subspaces."""
         if len(tokenizer.subspace_channels) < 2:
-            raise UserError("disentanglement needs at least two codebooks: set its weight to 0")
+            raise UserError("disentanglement needs at least two subspaces: set its weight to 0")
 
     def forward(self, step: TokenizerStep) -> Tensor:
         """Scalar in [0, 1], float32."""
-        parts = step.encoding.subspaces
+        subspaces = step.encoding.subspaces
         if self.through_codebooks:
             vectors = step.encoding.code_vectors
             if not vectors:
                 raise UserError(
                     "this quantizer has no code vectors to train: set disentanglement's through_codebooks to false"
                 )
-            parts = tuple(part + code - code.detach() for part, code in zip(parts, vectors, strict=True))
-        units = [functional.normalize(part.float(), dim=1) for part in parts]
+            subspaces = tuple(
+                subspace + code - code.detach() for subspace, code in zip(subspaces, vectors, strict=True)
+            )
+        units = [functional.normalize(subspace.float(), dim=1) for subspace in subspaces]
         cosines = [(first * second).sum(1) for first, second in combinations(units, 2)]
         return torch.stack([cosine.square().mean() for cosine in cosines]).mean()

@@ -1,35 +1,45 @@
-"""A tokenizer's objective: named terms, so that a config replaces or drops one by its name (FQGAN eq. 8)."""
+"""Objective of tokenizers: named loss terms, so that a config replaces or drops one by its name."""
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Iterable, Mapping
+from typing import cast, final
 
 import torch
 from torch import Tensor, nn
 
 from polytoken.errors import UserError
 from polytoken.losses.adversarial import Adversarial
-from polytoken.losses.alignment import FeatureAlignment
-from polytoken.losses.base import LossTerm, TokenizerStep
-from polytoken.teachers.teacher import Teacher
+from polytoken.losses.base import LossTerm, TokenizerStep, teacher_key
+from polytoken.teachers import Teacher, TeacherFeatures
 from polytoken.tokenizers import Tokenizer
+
+RESERVED = ("loss", "adversarial", "discriminator")  # other parts of the logged losses
 
 
 @final
 class TokenizerObjective(nn.Module):
-    """Weighted sum of the named terms that are present, the quantizer's own losses, and the adversarial block.
+    """Weighted sum of the named terms, the quantizer's own losses, and the adversarial block.
 
-    A term that is null or of weight 0 is off.
+    L_VQGAN = L_rec + L_VQ + L_perceptual + L_GAN (SSQ eq. 2, FQGAN eq. 2) is the sum of ``reconstruction``, the
+    quantizer's losses, ``perceptual`` and ``adversarial``; L_total = L_VQGAN + λ_1 L_disentangle + λ_2 L_rep (FQGAN
+    eq. 8) adds ``disentanglement`` and the alignment terms, whose weights are λ_1 and λ_2.
+
+    A term that is null or has weight 0 is off, and none of it is built.
 
     Args:
-        reconstruction: pixels.
-        perceptual: features of a frozen network.
+        reconstruction: distance of pixels.
+        perceptual: distance of the features of a frozen network.
         disentanglement: between subspaces.
         alignment_mid: a subspace to a mid-level foundation model (DINOv2).
         alignment_high: a subspace to a high-level foundation model (CLIP).
         adversarial: discriminator and its losses.
-        teachers: frozen foundation models, under the names that alignment terms call them by; one that no term reads
-            is never loaded for training.
+        teachers: frozen foundation models by the names that terms read them under; one that no term reads is never
+            loaded for training.
+        terms: further terms by name. A second config replaces this mapping, but merges the named arguments above.
+
+    Raises:
+        UserError: a further term has the name of another part.
     """
 
     def __init__(
@@ -41,6 +51,7 @@ class TokenizerObjective(nn.Module):
         alignment_high: LossTerm | None = None,
         adversarial: Adversarial | None = None,
         teachers: dict[str, Teacher] | None = None,
+        terms: dict[str, LossTerm | None] | None = None,
     ) -> None:
         super().__init__()
         named = {
@@ -50,48 +61,80 @@ class TokenizerObjective(nn.Module):
             "alignment_mid": alignment_mid,
             "alignment_high": alignment_high,
         }
-        # The command line cannot say null: weight 0 is how it switches a term off, and nothing of it is built.
-        self.terms = nn.ModuleDict({name: term for name, term in named.items() if term is not None and term.weight})
+        if taken := sorted((terms or {}).keys() & {*named, *RESERVED}):
+            raise UserError(f"objective.terms has a term named {taken[0]!r}, the name of another part: rename it")
+        # Weight 0 switches a term off from the command line, which cannot say null.
+        every = {**named, **(terms or {})}
+        self.terms = nn.ModuleDict({name: term for name, term in every.items() if term is not None and term.weight})
         self.adversarial = adversarial if adversarial is not None and adversarial.weight != 0 else None
         self.teachers = dict(teachers or {})
 
-    @property
-    def alignments(self) -> dict[str, FeatureAlignment]:
-        """The alignment terms, by name."""
-        return {name: term for name, term in self.terms.items() if isinstance(term, FeatureAlignment)}
-
     def connect(self, tokenizer: Tokenizer) -> None:
-        """Check every term against the tokenizer, and build what has its sizes.
+        """Check every term against the tokenizer and its teachers, and build parts that need their sizes.
 
         Raises:
-            ValueError: if a term does not fit the tokenizer.
+            UserError: a term reads an unknown teacher, or does not fit the tokenizer.
         """
-        for every in self.terms.values():
-            every.connect(tokenizer, self.teachers)  # type: ignore[operator]
+        for name, term in self._terms().items():
+            for teacher in _teacher_blocks([term]):
+                if teacher not in self.teachers:
+                    known = ", ".join(self.teachers) or "none"
+                    raise UserError(f"{name} reads teacher {teacher!r}, and objective.teachers has {known}")
+        for teacher, blocks in _teacher_blocks(self._terms().values()).items():
+            self.teachers[teacher].check(blocks)
+        for term in self._terms().values():
+            term.connect(tokenizer, self.teachers)
 
     def prepare(self, device: torch.device) -> None:
-        """Let every term load what it leans on, before the first step."""
-        for term in self.terms.values():
-            term.prepare(device)  # type: ignore[operator]
-        for term in self.alignments.values():
-            self.teachers[term.teacher].prepare(device)
+        """Load the frozen networks of all terms and the adversarial block, before the first step."""
+        for term in self._terms().values():
+            term.prepare(device)
+        for teacher in _teacher_blocks(self._terms().values()):
+            self.teachers[teacher].prepare(device)
+        if self.adversarial is not None:
+            self.adversarial.discriminator.prepare(device)
 
     def forward(self, step: TokenizerStep) -> tuple[Tensor, dict[str, Tensor]]:
-        """The generator's total loss, and every part for the log: terms unweighted, the rest as it counts."""
-        needed = {term.teacher for term in self.alignments.values() if step.global_step >= term.start_step}
-        step.teacher_features = {name: self.teachers[name].features(step.images) for name in sorted(needed)}
-        parts: dict[str, Tensor] = {}
-        for name, term in self.terms.items():
-            if step.global_step >= term.start_step:  # type: ignore[operator]
-                parts[name] = term(step)
-        weighted = {name: self.terms[name].weight * value for name, value in parts.items()}  # type: ignore[operator]
-        parts.update(step.encoding.losses)
-        weighted.update(step.encoding.losses)
+        """Total loss of the autoencoder, and its parts by name for the log.
+
+        All are float32 scalars. Terms are unweighted in the log; the other parts are weighted.
+
+        Raises:
+            UserError: no term is active.
+        """
+        active = {name: term for name, term in self._terms().items() if term.active(step.global_step)}
+        step.teacher_features = self._teacher_features(step.images, active.values())
+        parts = {name: term(step) for name, term in active.items()}
+        weighted = {name: active[name].weight * value for name, value in parts.items()} | step.encoding.losses
+        parts |= step.encoding.losses
         if not weighted:
             raise UserError("the objective is empty: give it at least one term with a weight above 0")
         total = torch.stack([value.float() for value in weighted.values()]).sum()
         if self.adversarial is not None and self.adversarial.active(step.global_step):
-            pixel = [weighted[name] for name in ("reconstruction", "perceptual") if name in weighted]
-            parts["adversarial"] = self.adversarial.generator_loss(step, sum(pixel, start=torch.zeros_like(total)))
+            reconstruction = [weighted[name] for name, term in active.items() if term.is_reconstruction]
+            parts["adversarial"] = self.adversarial.generator_loss(
+                step, sum(reconstruction, start=torch.zeros_like(total))
+            )
             total = total + parts["adversarial"]
         return total, parts
+
+    def _teacher_features(self, images: Tensor, terms: Iterable[LossTerm]) -> dict[str, TeacherFeatures]:
+        """Features by key of all blocks that the terms read, with one forward pass for each teacher."""
+        features: dict[str, TeacherFeatures] = {}
+        for teacher, blocks in _teacher_blocks(terms).items():
+            keys = [teacher_key(teacher, block) for block in blocks]
+            features.update(zip(keys, self.teachers[teacher].features(images, blocks), strict=True))
+        return features
+
+    def _terms(self) -> Mapping[str, LossTerm]:
+        return cast(Mapping[str, LossTerm], self.terms)
+
+
+def _teacher_blocks(terms: Iterable[LossTerm]) -> dict[str, list[int | None]]:
+    """Blocks that the terms read, by teacher."""
+    blocks: dict[str, list[int | None]] = {}
+    for read in sorted(set().union(*(term.reads for term in terms))):
+        kind, teacher, *block = read.split(":")
+        if kind == "teacher":
+            blocks.setdefault(teacher, []).append(int(block[0]) if block else None)
+    return blocks

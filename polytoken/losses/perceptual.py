@@ -1,4 +1,4 @@
-"""Perceptual distance: LPIPS with VGG (arXiv 1801.03924), and a stand-in on the judge's features for embedded data."""
+"""Perceptual distance: LPIPS with VGG (arXiv 1801.03924), or the judge's features on the embedded data."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch.nn import functional
 
 from polytoken.classifier import SmallClassifier
 from polytoken.errors import UserError
+from polytoken.frozen import FrozenNetwork
 from polytoken.losses.base import LossTerm, TokenizerStep
 from polytoken.weights import load_state
 
 
 class PerceptualTerm(LossTerm):
-    """A distance in the features of a frozen network, which is kept out of the parameters and the checkpoint.
+    """L_perceptual of SSQ eq. 2 and FQGAN eq. 2: a distance in the features of a frozen network.
 
     Args:
         weights: file of the frozen network.
@@ -24,34 +25,32 @@ class PerceptualTerm(LossTerm):
         start_step: updates before which the term is left out.
     """
 
+    is_reconstruction = True
+
     def __init__(self, weights: str, weight: float = 1.0, start_step: int = 0) -> None:
         super().__init__(weight, start_step)
         self.weights = weights
-        self._network: list[nn.Module] = []  # a list hides it from parameters(), state_dict() and train()
+        self._network: FrozenNetwork[nn.Module] = FrozenNetwork(self.load_network)
 
     @abstractmethod
     def load_network(self) -> nn.Module:
-        """The frozen network of ``weights``, in eval mode."""
+        """Load the network from ``weights``."""
 
     @abstractmethod
     def distance(self, network: nn.Module, first: Tensor, second: Tensor) -> Tensor:
-        """Scalar distance of two image batches in [-1, 1]."""
+        """Scalar distance of two image batches (B, 3, H, W) in [-1, 1], the mean over images."""
 
     def prepare(self, device: torch.device) -> None:
         """Load the network onto the device."""
-        if not self._network:
-            self._network.append(self.load_network())
-        self._network[0].to(device)
+        self._network.on(device)
 
     def forward(self, step: TokenizerStep) -> Tensor:
-        """Scalar, float32."""
-        if not self._network:
-            self.prepare(step.images.device)
-        return self.distance(self._network[0], step.reconstruction, step.images).float()
+        network = self._network.on(step.images.device)
+        return self.distance(network, step.reconstruction, step.images).float()
 
 
 class LPIPS(PerceptualTerm):
-    """LPIPS v0.1 over VGG-16, its dropout off.
+    """LPIPS v0.1 over VGG-16, without dropout.
 
     Args:
         weights: torchvision's VGG-16 state dict (``make weights`` fetches it).
@@ -72,17 +71,16 @@ class LPIPS(PerceptualTerm):
         heads, _ = load_state(Path(lpips.__file__).parent / "weights/v0.1/vgg.pth", "reinstall the lpips package")
         for index, head in enumerate(network.lins):
             head.model[-1].load_state_dict({"weight": heads[f"lin{index}.model.1.weight"]})
-        return network.eval().requires_grad_(False)
+        return network
 
     def distance(self, network: nn.Module, first: Tensor, second: Tensor) -> Tensor:
-        """Mean LPIPS of two batches."""
         return network(first, second).mean()
 
 
 class JudgeFeatures(PerceptualTerm):
     """Squared distance of channel-normalised features, averaged over positions and stages of the judge.
 
-    Stands in for LPIPS where no VGG is at hand; its value compares with no published LPIPS.
+    Replaces LPIPS where VGG is not available; its values do not compare with published LPIPS.
 
     Args:
         weights: the judge's safetensors (``make teacher`` trains it).
@@ -91,11 +89,10 @@ class JudgeFeatures(PerceptualTerm):
     """
 
     def load_network(self) -> nn.Module:
-        """The judge, frozen."""
         return SmallClassifier.load(self.weights)
 
     def distance(self, network: SmallClassifier, first: Tensor, second: Tensor) -> Tensor:  # type: ignore[override]
-        """Mean over stages and positions of ‖â − b̂‖², each position's features scaled to unit length."""
+        """Mean over stages and positions of ‖â − b̂‖², the features of a position scaled to unit length."""
         pairs = zip(network.feature_maps(first), network.feature_maps(second), strict=True)
         return torch.stack([_unit_distance(one.float(), other.float()) for one, other in pairs]).mean()
 
@@ -106,7 +103,7 @@ def _unit_distance(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _load_vgg_slices(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Fill LPIPS's sliced VGG from torchvision's ``features.N`` keys, which name the same layers by position."""
+    """Fill LPIPS's sliced VGG from torchvision's ``features.N`` keys, which number the same layers."""
     layers = {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
     for name, layer in layers.items():
         position = name.rsplit(".", 1)[1]

@@ -1,4 +1,4 @@
-"""Heads that predict a teacher's features from one subspace, in training only (FQGAN section 3.2.2, facts A6)."""
+"""Heads that predict a teacher's features from one subspace, in training only (FQGAN Section 3.2.2)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from polytoken.blocks import resample_positions, transformer_blocks
 
 
 class ClassTokenPredictor(nn.Module):
-    """A subspace's codes to the teacher's class token: two linear layers, a transformer, a class token of its own.
+    """Predicts the teacher's class token from a subspace: two linear layers, then a transformer with a class token.
+
+    Sizes and order of the layers follow the released FQGAN.
 
     Args:
         in_channels: d of the subspace.
-        width: D of the teacher, and of this head.
-        grid: (h, w) that its positions are learned on; other grids resample them.
+        width: D of the teacher and of this head.
+        grid: (h, w) of the learned positions; they are resampled to other grids.
         depth: transformer blocks; 3 in FQGAN.
         num_heads: attention heads; 8 in FQGAN.
     """
@@ -31,21 +33,21 @@ class ClassTokenPredictor(nn.Module):
         self.blocks = transformer_blocks(width, depth, num_heads)
         self.ln_post = nn.LayerNorm(width)
 
-    def forward(self, part: Tensor) -> Tensor:
+    def forward(self, subspace: Tensor) -> Tensor:
         """Straight-through codes (B, d, h, w) to a prediction (B, D)."""
-        tokens = self.projection(part.flatten(2).transpose(1, 2))
+        tokens = self.projection(subspace.flatten(2).transpose(1, 2))
         lead = (self.class_token + self.positional_embedding[0]).expand(tokens.shape[0], 1, -1)
-        positions = resample_positions(self.positional_embedding[1:], self.grid, (part.shape[2], part.shape[3]))
+        positions = resample_positions(self.positional_embedding[1:], self.grid, (subspace.shape[2], subspace.shape[3]))
         tokens = torch.cat([lead, tokens + positions], dim=1)
         return self.ln_post(self.blocks(self.ln_pre(tokens)))[:, 0]
 
 
 class PatchPredictor(nn.Sequential):
-    """A subspace's codes to the teacher's patches, position by position: two hidden layers of the teacher's width.
+    """Predicts the teacher's patch at each position of a subspace: an MLP with two hidden layers.
 
     Args:
         in_channels: d of the subspace.
-        width: D of the teacher, and of this head.
+        width: D of the teacher and of the hidden layers.
     """
 
     def __init__(self, in_channels: int, width: int) -> None:
@@ -53,6 +55,6 @@ class PatchPredictor(nn.Sequential):
             nn.Linear(in_channels, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width)
         )
 
-    def forward(self, part: Tensor) -> Tensor:
+    def forward(self, subspace: Tensor) -> Tensor:
         """Straight-through codes (B, d, h, w) to predictions (B, h, w, D)."""
-        return super().forward(part.permute(0, 2, 3, 1))
+        return super().forward(subspace.permute(0, 2, 3, 1))

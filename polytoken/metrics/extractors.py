@@ -12,7 +12,7 @@ from polytoken.metrics.extractor import Extractor
 from polytoken.metrics.inception import WEIGHTS, Inception
 from polytoken.metrics.judge import Judge
 from polytoken.metrics.teacher_extractor import TeacherExtractor
-from polytoken.teachers.teacher import Teacher
+from polytoken.teachers import Teacher
 
 
 def load_extractor(name: str, weights: Path | None, device: torch.device) -> Extractor:

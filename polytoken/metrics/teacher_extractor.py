@@ -12,7 +12,7 @@ from polytoken.files import file_sha256
 from polytoken.images import from_uint8
 from polytoken.metrics.extractor import ImageFeatures, check_images
 from polytoken.precision import full_precision
-from polytoken.teachers.teacher import WEIGHTS, Teacher
+from polytoken.teachers import WEIGHTS, Teacher
 
 
 class TeacherExtractor:
@@ -67,4 +67,4 @@ class TeacherExtractor:
         check_images(images)
         with full_precision(self.device):
             inputs = from_uint8(images.to(self.device).contiguous())
-            return ImageFeatures(self.teacher.features(inputs, full_precision=True).cls)
+            return ImageFeatures(self.teacher.features(inputs, full_precision=True)[0].cls)

@@ -1,6 +1,16 @@
 """Frozen vision foundation models, and the small stand-ins of the embedded data sets."""
 
+from polytoken.teachers.foundation_models import FOUNDATION_MODELS, FoundationModel, build_network
+from polytoken.teachers.loading import WEIGHTS
 from polytoken.teachers.stand_in import SmallVisionTransformer
-from polytoken.teachers.teacher import FOUNDATION_MODELS, FoundationModel, Teacher, TeacherFeatures
+from polytoken.teachers.teacher import Teacher, TeacherFeatures
 
-__all__ = ["FOUNDATION_MODELS", "FoundationModel", "SmallVisionTransformer", "Teacher", "TeacherFeatures"]
+__all__ = [
+    "FOUNDATION_MODELS",
+    "WEIGHTS",
+    "FoundationModel",
+    "SmallVisionTransformer",
+    "Teacher",
+    "TeacherFeatures",
+    "build_network",
+]

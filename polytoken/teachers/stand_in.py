@@ -1,4 +1,4 @@
-"""A small vision transformer that stands in for CLIP and DINOv2 on the embedded data (`make teacher` trains it)."""
+"""Small vision transformer that replaces CLIP and DINOv2 on the embedded data (`make teacher` trains it)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ REMEDY = "run `make teacher PRESET=…`, which trains it"
 
 
 class SmallVisionTransformer(nn.Module):
-    """timm's vision transformer at a few hundred thousand parameters, so that all teachers share one code path.
+    """timm's vision transformer with a few hundred thousand parameters, so that all teachers share one code path.
 
     Args:
-        image_size: pixels a side.
-        patch_size: pixels a side of a patch.
-        width: D.
-        depth: blocks.
+        image_size: side of the images, in pixels.
+        patch_size: side of a patch, in pixels.
+        width: D of its features.
+        depth: number of blocks.
         num_heads: attention heads.
-        class_token: whether a class token leads the patches.
+        class_token: prepend a class token to the patches.
         num_classes: logits of a linear head on the pooled features; 0 is no head.
     """
 
@@ -59,7 +59,7 @@ class SmallVisionTransformer(nn.Module):
             num_heads=num_heads,
             class_token=class_token,
             global_pool="token" if class_token else "avg",
-            fc_norm=False,  # or averaging would move the last norm behind the pooling, away from the patches
+            fc_norm=False,  # average pooling would otherwise move the last norm behind the pooling
             num_classes=num_classes,
         )
 
@@ -68,11 +68,11 @@ class SmallVisionTransformer(nn.Module):
         return self.trunk(images)
 
     def patches(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] to the features (B, h·w, D) of their patches, behind the last norm."""
+        """Features (B, h·w, D) of the patches of images (B, 3, H, W) in [-1, 1], behind the last norm."""
         return self.trunk.forward_features(images)[:, self.trunk.num_prefix_tokens :]
 
     def save(self, path: str | Path, accuracy: float | None = None) -> None:
-        """Write safetensors that :meth:`load` can rebuild, with the validation accuracy of a classifier."""
+        """Write safetensors that :meth:`load` reads; a classifier's validation accuracy goes into the header."""
         measured = {} if accuracy is None else {"accuracy": accuracy}
         save_state(path, self, {"architecture": self.architecture, **measured})
 
@@ -81,8 +81,8 @@ class SmallVisionTransformer(nn.Module):
         """The frozen network in a file of :meth:`save`: eval mode, no gradients.
 
         Raises:
-            FileNotFoundError: if it is missing.
-            ValueError: if the file is no stand-in.
+            FileNotFoundError: it is missing.
+            UserError: the file is no stand-in.
         """
         architecture = read_architecture(path)
         state, _ = load_state(path, REMEDY)
@@ -96,7 +96,7 @@ class SmallVisionTransformer(nn.Module):
 
 
 def read_architecture(path: str | Path) -> dict[str, Any]:
-    """Arguments of the :class:`SmallVisionTransformer` in a file, without reading its weights."""
+    """Arguments of the :class:`SmallVisionTransformer` in a file; its weights are not read."""
     metadata = read_metadata(path, REMEDY)
     if "architecture" not in metadata:
         raise UserError(f"{path} is no stand-in teacher (its header names no architecture): {REMEDY}")

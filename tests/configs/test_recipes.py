@@ -10,7 +10,7 @@ import torch
 import cli
 from polytoken.blocks import SpatialAttention
 from polytoken.specs import TokenSpec
-from polytoken.teachers.teacher import Teacher
+from polytoken.teachers import Teacher
 from polytoken.weights import load_state
 from tests.support.commands import exit_code
 from tests.support.recipes import CONFIGS, TOKENIZERS, digits, preset_files, write_judge

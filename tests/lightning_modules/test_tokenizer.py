@@ -8,11 +8,20 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_modules import OptimizerConfig, TokenizerModule
-from polytoken.discriminators import PatchDiscriminator
+from polytoken.discriminators import DiffAugment, PatchDiscriminator
 from polytoken.guard import NonFiniteError
-from polytoken.losses import Adversarial, Disentanglement, LossTerm, Reconstruction, TokenizerObjective, TokenizerStep
+from polytoken.losses import (
+    Adversarial,
+    Disentanglement,
+    LeCam,
+    LossTerm,
+    Reconstruction,
+    TokenizerObjective,
+    TokenizerStep,
+)
 from polytoken.quantizers import ContinuousBottleneck
 from polytoken.tokenizers import ConvolutionalTokenizer
+from tests.support.host_sync import host_syncs
 from tests.support.tokenizers import tiny_tokenizer
 
 
@@ -212,3 +221,52 @@ def test_predict_refuses_a_tokenizer_without_codes(tmp_path: Path) -> None:
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", default_root_dir=tmp_path)
     with pytest.raises(ValueError, match="this tokenizer has no codes"):
         trainer.predict(module, batches(2, count=4))
+
+
+def test_a_rejected_step_leaves_no_trace(tmp_path: Path) -> None:
+    """Weights, Adam's moments and batch-norm statistics equal those of a run without the bad batch."""
+    module = build(poison={2})
+    batch_of = [*batches(2, count=8)]
+    bad = [batch_of[0], batch_of[3], *batch_of[1:3]]
+    states = []
+    for network, loader in ((module, bad), (build(poison={10**6}), batch_of[:3])):
+        trainer = pl.Trainer(
+            max_steps=3,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            accelerator="cpu",
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(network, DataLoader(loader, batch_size=None))
+        moments = [value for optimizer in trainer.optimizers for value in optimizer.state.values()]
+        states.append((network.state_dict(), moments))
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_a_training_step_reads_the_device_once(tmp_path: Path, accumulate_steps: int) -> None:
+    """Both networks trained, adaptive weight, LeCam and augmentation on; optimizers apart (Adam counts on the host)."""
+    module = build(accumulate_steps=accumulate_steps)
+    block = module.objective.adversarial
+    block.adaptive, block.lecam, block.augmentation = True, LeCam(), DiffAugment()
+    counts = []
+
+    class Count(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+            for optimizer in trainer.optimizers:
+                optimizer.step = lambda closure=None: closure and closure()
+            step = module.training_step
+
+            def counted(*arguments: object) -> object:
+                with host_syncs() as found:
+                    result = step(*arguments)
+                counts.append(dict(found))
+                return result
+
+            module.training_step = counted
+
+    fit(module, tmp_path, 2, callbacks=[Count()])
+    assert len(counts) == 2 * accumulate_steps
+    assert all(sum(found.values()) == 1 for found in counts), counts

@@ -14,8 +14,8 @@ from polytoken.discriminators import PatchDiscriminator
 from polytoken.losses import Adversarial, Disentanglement, FeatureAlignment, Reconstruction, TokenizerObjective
 from polytoken.losses.adversarial import adaptive_weight
 from polytoken.quantizers.vector import entropy_gap
+from polytoken.teachers import Teacher
 from polytoken.teachers.stand_in import SmallVisionTransformer
-from polytoken.teachers.teacher import Teacher
 from tests.support.conditioned import conditioned
 from tests.support.ranks import run_on_ranks
 from tests.support.tokenizers import tiny_tokenizer

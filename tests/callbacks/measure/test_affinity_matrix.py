@@ -29,10 +29,10 @@ class FakeTeacher:
     def prepare(self, device: torch.device) -> None:
         self.prepared = True
 
-    def features(self, images: Tensor) -> Features:
+    def features(self, images: Tensor) -> tuple[Features]:
         assert self.prepared
         maps = functional.adaptive_avg_pool2d(images, 2)
-        return Features(maps.flatten(1), maps.permute(0, 2, 3, 1))
+        return (Features(maps.flatten(1), maps.permute(0, 2, 3, 1)),)
 
 
 def measure(
@@ -65,7 +65,7 @@ def test_tables(teacher_features: str, tmp_path: Path) -> None:
     assert found["val/cosine/0_2"] == pytest.approx(cosine.mean().item(), abs=1e-5)
     assert found["val/squared_cosine/0_2"] == pytest.approx(cosine.square().mean().item(), abs=1e-5)
     pooled = parts[1].mean((2, 3))
-    features = teacher.features(images)
+    (features,) = teacher.features(images)
     guide = features.cls if teacher_features == "cls" else features.patches.mean((1, 2))
     assert found["val/cknna/1_high"] == pytest.approx(cknna(pooled, guide, 3).item(), abs=1e-4)
     assert found["val/cka/1_high"] == pytest.approx(linear_cka(pooled, guide).item(), abs=1e-4)

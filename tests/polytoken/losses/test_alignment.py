@@ -9,8 +9,8 @@ from polytoken.losses import FeatureAlignment, TokenizerObjective, TokenizerStep
 from polytoken.losses.alignment import contrastive_loss
 from polytoken.losses.predictors import ClassTokenPredictor, PatchPredictor
 from polytoken.specs import Encoding
+from polytoken.teachers import Teacher, TeacherFeatures
 from polytoken.teachers.stand_in import SmallVisionTransformer
-from polytoken.teachers.teacher import Teacher, TeacherFeatures
 from tests.support.ranks import run_on_ranks
 from tests.support.tokenizers import tiny_tokenizer
 
@@ -45,7 +45,7 @@ def test_contrastive_loss_against_a_loop() -> None:
 
 
 def test_contrastive_floor_and_batch_of_one() -> None:
-    """A simplex of targets, predicted exactly, reaches the floor that facts A6 computes: B = 8, τ = 1: 1.173."""
+    """A simplex of targets, predicted exactly, reaches the floor for B = 8 and τ = 1: 1.173."""
     simplex = torch.eye(8) - 1 / 8
     assert contrastive_loss(simplex, simplex, 1.0, gather=False).item() == pytest.approx(1.173, abs=5e-4)
     with pytest.raises(ValueError, match="batch of one"):
@@ -63,7 +63,7 @@ def test_contrastive_loss_is_float32_under_autocast() -> None:
 def test_the_sum_of_its_losses(teacher: Teacher) -> None:
     term = FeatureAlignment("high", subspace=1, contrastive=2.0, patch_cosine=3.0, patch_mse=5.0)
     _, parts, step = take_step(TokenizerObjective(alignment_high=term, teachers={"high": teacher}))
-    features = teacher.features(step.images)
+    (features,) = teacher.features(step.images)
     part = step.encoding.subspaces[1]
     patches = term.patch_predictor(part)
     expected = (
@@ -88,18 +88,47 @@ def test_a_teacher_is_asked_once_a_step_and_only_if_a_term_is_on(
 ) -> None:
     calls = []
     features = Teacher.features
-    monkeypatch.setattr(Teacher, "features", lambda self, images: calls.append(self.name) or features(self, images))
+    monkeypatch.setattr(
+        Teacher, "features", lambda self, images, blocks: calls.append(blocks) or features(self, images, blocks)
+    )
     both = TokenizerObjective(
         alignment_mid=FeatureAlignment("high", subspace=0, patch_mse=1.0, contrastive=0),
         alignment_high=FeatureAlignment("high", subspace=1),
+        terms={"shallow": FeatureAlignment("high", subspace=1, block=1)},
         teachers={"high": teacher},
     )
     take_step(both)
-    assert len(calls) == 1
+    assert calls == [[None, 1]]
     calls.clear()
     late = FeatureAlignment("high", subspace=1, start_step=7)
     take_step(TokenizerObjective(alignment_high=late, teachers={"high": teacher}))
     assert calls == []
+
+
+def test_two_blocks_of_one_teacher_guide_one_subspace(tmp_path: Path) -> None:
+    """A deep and a shallow target on one subspace come from one forward pass, each with its own features."""
+    SmallVisionTransformer(image_size=16, patch_size=8, width=16, depth=3, num_heads=2).save(
+        tmp_path / "vit.safetensors"
+    )
+    teacher = Teacher("stand_in", str(tmp_path / "vit.safetensors"))
+    network = teacher._network.on(torch.device("cpu"))
+    calls = []
+    network.patch_embed.register_forward_hook(lambda *_: calls.append(1))
+    objective = TokenizerObjective(
+        terms={
+            "deep": FeatureAlignment("high", subspace=1, contrastive=0.0, patch_mse=1.0),
+            "shallow": FeatureAlignment("high", subspace=1, contrastive=0.0, patch_mse=1.0, block=1),
+        },
+        teachers={"high": teacher},
+    )
+    _, parts, step = take_step(objective)
+    assert len(calls) == 1
+    for name, block in (("deep", None), ("shallow", 1)):
+        (features,) = teacher.features(step.images, [block])
+        targets = functional.layer_norm(features.patches, (16,))
+        predictions = objective.terms[name].patch_predictor(step.encoding.subspaces[1])
+        assert parts[name].item() == pytest.approx(functional.mse_loss(predictions, targets).item(), rel=1e-5)
+    assert parts["deep"].item() != parts["shallow"].item()
 
 
 def test_teachers_stay_out_of_the_checkpoint(teacher: Teacher) -> None:
@@ -107,7 +136,8 @@ def test_teachers_stay_out_of_the_checkpoint(teacher: Teacher) -> None:
     objective.connect(tiny_tokenizer())
     objective.prepare(torch.device("cpu"))
     assert all("predictor" in name for name in objective.state_dict())
-    assert not any(parameter.requires_grad for parameter in teacher._network.parameters())
+    network = teacher._network.on(torch.device("cpu"))
+    assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
 @pytest.mark.parametrize(
@@ -117,7 +147,13 @@ def test_teachers_stay_out_of_the_checkpoint(teacher: Teacher) -> None:
             {"alignment_high": FeatureAlignment("high", subspace=2)},
             r"teacher 'high' guides subspace 2.*has 2, counted from 0.*0 … 1",
         ),
-        ({"alignment_high": FeatureAlignment("clip", subspace=1)}, r"teacher 'clip'.*objective.teachers has high"),
+        (
+            {"alignment_high": FeatureAlignment("clip", subspace=1)},
+            r"alignment_high reads teacher 'clip'.*objective.teachers has high",
+        ),
+        ({"alignment_high": FeatureAlignment("high", subspace=1, block=2)}, "block 2 .* it has blocks 1 to 1"),
+        ({"terms": {"alignment_high": FeatureAlignment("high", subspace=1)}}, "'alignment_high', the name of another"),
+        ({"terms": {"loss": FeatureAlignment("high", subspace=1)}}, "'loss', the name of another part"),
     ],
 )
 def test_what_does_not_fit_is_refused_at_construction(terms: dict, message: str, teacher: Teacher) -> None:

@@ -46,7 +46,7 @@ def test_disentanglement_bounds() -> None:
     orthogonal = torch.zeros(1, 8, 2, 2), torch.zeros(1, 8, 2, 2)
     orthogonal[0][:, 0], orthogonal[1][:, 1] = 1, 1
     assert Disentanglement()(make_step(orthogonal)).item() == 0
-    with pytest.raises(ValueError, match="at least two codebooks"):
+    with pytest.raises(ValueError, match="at least two subspaces"):
         Disentanglement().connect(tiny_tokenizer(num_subspaces=1), {})
 
 

@@ -29,10 +29,11 @@ def test_lpips_uses_the_given_weights_without_dropout(
     first, second = term(make_step(*images)), term(make_step(*images))
     assert first.item() == second.item() > 0, "dropout must be off although the objective trains"
     assert term(make_step(images[0], images[0])).item() == 0
-    convolutions = [m for m in term._network[0].net.modules() if isinstance(m, torch.nn.Conv2d)]
+    network = term._network.on(torch.device("cpu"))
+    convolutions = [m for m in network.net.modules() if isinstance(m, torch.nn.Conv2d)]
     assert torch.equal(convolutions[0].weight, state["features.0.weight"])
     assert torch.equal(convolutions[-1].weight, state["features.28.weight"])
-    heads = [head.model[-1].weight for head in term._network[0].lins]
+    heads = [head.model[-1].weight for head in network.lins]
     assert all((weight >= 0).all() for weight in heads), "the published linear heads are not negative"
 
 

@@ -10,8 +10,8 @@ from polytoken.metrics.extractor import Extractor, ImageFeatures
 from polytoken.metrics.image_set import ImageSet
 from polytoken.metrics.judge import Judge
 from polytoken.metrics.teacher_extractor import TeacherExtractor
+from polytoken.teachers import Teacher
 from polytoken.teachers.stand_in import SmallVisionTransformer
-from polytoken.teachers.teacher import Teacher
 from tests.support.extractors import MeanColours
 
 CPU = torch.device("cpu")

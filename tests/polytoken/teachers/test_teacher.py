@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from polytoken.classifier import SmallClassifier
+from polytoken.frozen import FrozenNetwork
+from polytoken.teachers import FOUNDATION_MODELS, Teacher, build_network
 from polytoken.teachers.stand_in import SmallVisionTransformer
-from polytoken.teachers.teacher import FOUNDATION_MODELS, Teacher, build_network
 
 TIMM = [name for name, model in FOUNDATION_MODELS.items() if model.library == "timm"]
 
@@ -36,8 +37,8 @@ def test_the_table_says_what_timm_says(name: str) -> None:
     assert (activation == "QuickGELU") == ("openai" in model.model), "OpenAI's CLIP is right with QuickGELU alone"
 
     teacher = Teacher(name)
-    teacher._network = network.eval()
-    prefix, patches = teacher._tokens(torch.empty(2, 3, model.image_size, model.image_size, device="meta"))
+    inputs = torch.empty(2, 3, model.image_size, model.image_size, device="meta")
+    ((prefix, patches),) = teacher._tokens(network.eval(), inputs, [None])
     assert prefix.shape == (2, model.prefix_tokens, model.width)
     assert patches.shape == (2, teacher.grid[0] * teacher.grid[1], model.width)
 
@@ -72,7 +73,7 @@ def test_features_from_a_local_file(name: str, normalised: bool, tmp_path: Path)
     save_file(foreign, tmp_path / "weights.safetensors", {"format": "pt"})
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     teacher = Teacher(name, str(tmp_path / "weights.safetensors"), image_size=32)
-    features = teacher.features(images)
+    (features,) = teacher.features(images)
     with torch.no_grad():
         tokens = network.norm_pre(network._pos_embed(network.patch_embed(teacher.transform(images))))
         for block in network.blocks:
@@ -93,17 +94,20 @@ def test_positions_of_a_local_file_are_resampled(tmp_path: Path) -> None:
     teacher = Teacher("dino_small_16", str(tmp_path / "weights.safetensors"), image_size=48)
     teacher.prepare(torch.device("cpu"))
     expected = resample_abs_pos_embed(state["pos_embed"], [3, 3], num_prefix_tokens=1)
-    torch.testing.assert_close(teacher._network.pos_embed.data, expected)
+    torch.testing.assert_close(teacher._network.on(torch.device("cpu")).pos_embed.data, expected)
 
 
 def test_open_clip_and_timm_agree_on_the_interface() -> None:
     name = "open_clip_base_16"
     teacher = Teacher(name, image_size=32)
-    teacher._network = build_network(FOUNDATION_MODELS[name], 32, pretrained=False).eval()
-    features = teacher.features(torch.zeros(2, 3, 32, 32))
+    network = build_network(FOUNDATION_MODELS[name], 32, pretrained=False)
+    teacher._network = FrozenNetwork(lambda: network)
+    features, raw, last = teacher.features(torch.zeros(2, 3, 32, 32), [None, 3, 12])
     assert features.cls.shape == (2, 768)
     assert features.patches.shape == (2, 2, 2, 768)
-    assert "QuickGELU" in repr(teacher._network)
+    assert torch.equal(features.patches, last.patches), "CLIP is read before its last norm"
+    assert not torch.equal(raw.patches, last.patches)
+    assert "QuickGELU" in repr(network)
 
 
 def test_any_block(tmp_path: Path) -> None:
@@ -111,14 +115,26 @@ def test_any_block(tmp_path: Path) -> None:
     images = torch.rand(3, 3, 16, 16) * 2 - 1
     trunk = SmallVisionTransformer.load(path).trunk
     expected = trunk.blocks[0](trunk._pos_embed(trunk.patch_embed(images)))
-    first = Teacher("stand_in", str(path), block=1).features(images)
+    (first,) = Teacher("stand_in", str(path), block=1).features(images)
     torch.testing.assert_close(first.patches.flatten(1, 2), expected)
     torch.testing.assert_close(first.cls, expected.mean(1))  # no class token: the mean of the patches
-    last = Teacher("stand_in", str(path)).features(images)
+    last, again = Teacher("stand_in", str(path)).features(images, [None, 1])
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True)), "in one pass as alone"
     torch.testing.assert_close(
         last.patches.flatten(1, 2),
         functional.layer_norm(trunk.blocks[1](expected), (16,), trunk.norm.weight, trunk.norm.bias, trunk.norm.eps),
     )
+
+
+def test_the_identity_is_name_and_weights(tmp_path: Path) -> None:
+    first, again = (Teacher("stand_in", str(stand_in(tmp_path / f"{name}.safetensors"))) for name in ("one", "two"))
+    assert first.identity == again.identity and first.identity.startswith("stand_in ")
+    state = load_file(tmp_path / "one.safetensors")
+    with safe_open(tmp_path / "one.safetensors", framework="pt") as file:
+        header = file.metadata()
+    state["trunk.norm.bias"][0] += 1
+    save_file(state, tmp_path / "two.safetensors", header)
+    assert Teacher("stand_in", str(tmp_path / "two.safetensors")).identity != first.identity
 
 
 def test_a_teacher_shifts_no_random_stream(tmp_path: Path) -> None:

@@ -1,0 +1,22 @@
+"""Interface of discriminators."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Discriminator(nn.Module, ABC):
+    """Maps images to logits.
+
+    All its parameters are trained: a frozen backbone is held as a ``polytoken.frozen.FrozenNetwork``.
+    """
+
+    def prepare(self, device: torch.device) -> None:  # noqa: B027 - optional
+        """Load a frozen backbone; called once before training, so that a missing file stops the run early."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] to logits of any shape."""

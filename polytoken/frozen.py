@@ -1,0 +1,48 @@
+"""Frozen networks that their owners use but do not own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Generic, TypeVar, final
+
+import torch
+from torch import nn
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@final
+class FrozenNetwork(Generic[Network]):
+    """Keeps a frozen network out of the parameters, checkpoint, averages and ``train()`` of the module that uses it.
+
+    torch registers modules that are attributes of a module, and does not look into plain objects such as this one. The
+    network is built on first use, in eval mode and without gradients of its weights; gradients of its inputs flow.
+
+    Args:
+        load: builds the network; it may draw random numbers, which leaves the caller's stream as it was.
+    """
+
+    def __init__(self, load: Callable[[], Network]) -> None:
+        self._load = load
+        self._network: Network | None = None
+        self._device: torch.device | None = None
+
+    def on(self, device: torch.device) -> Network:
+        """The network, loaded once and moved to ``device``."""
+        if self._network is None:
+            with torch.random.fork_rng(devices=[]):  # discarded initial weights must not shift the caller's stream
+                self._network = self._load().eval().requires_grad_(False)
+        if self._device != device:
+            self._network.to(device)
+            self._device = device
+        return self._network
+
+    def sha256(self) -> str:
+        """SHA-256 in hex over name, type, shape and bytes of all weights; loads the network if necessary."""
+        network = self.on(self._device or torch.device("cpu"))
+        digest = hashlib.sha256()
+        for name, tensor in sorted(network.state_dict().items()):
+            digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
