@@ -5,7 +5,6 @@ from __future__ import annotations
 import lightning.pytorch as pl
 from torch import Tensor
 
-from lightning_modules.guards import check_has_codes
 from polytoken.errors import UserError
 from polytoken.fingerprint import fingerprint
 from polytoken.loading import load_tokenizer
@@ -28,7 +27,7 @@ class ExtractionModule(pl.LightningModule):
         super().__init__()
         self.tokenizer_run = tokenizer_run
         self.tokenizer = load_tokenizer(tokenizer_run)
-        check_has_codes(self.tokenizer)
+        self.tokenizer.require_codes()
         self.fingerprint = fingerprint(self.tokenizer)
         # where few shards are left, some ranks have nothing to do
         self.allow_zero_length_dataloader_with_multiple_devices = True

@@ -8,7 +8,6 @@ import lightning.pytorch as pl
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from polytoken.errors import UserError
-from polytoken.tokenizers import Tokenizer
 
 
 def check_generator_strategy(trainer: pl.Trainer, goes_on_from: str | Path | None) -> None:
@@ -53,16 +52,3 @@ def check_precision(trainer: pl.Trainer) -> None:
     """
     if str(trainer.precision) in ("16-mixed", "16-true"):
         raise UserError(f"trainer.precision={trainer.precision} is fp16, which is not supported: use bf16-mixed")
-
-
-def check_has_codes(tokenizer: Tokenizer) -> None:
-    """Refuse to predict the codes of a tokenizer that has none.
-
-    Raises:
-        ValueError: if its bottleneck is continuous.
-    """
-    if tokenizer.spec is None:
-        raise UserError(
-            "predict writes the codes of images, and this tokenizer has no codes: its bottleneck is continuous. "
-            "Train one with a quantizer (fq_dual, vq, fsq, …), or read latents with tokenizer.encode(images).quantized"
-        )

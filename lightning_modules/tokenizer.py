@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
-from lightning_modules.guards import check_has_codes
 from polytoken.errors import UserError
 from polytoken.guard import NonFiniteGuard
 from polytoken.losses import TokenizerObjective, TokenizerStep
@@ -108,7 +107,7 @@ class TokenizerModule(pl.LightningModule):
 
     def on_predict_start(self) -> None:
         """Reject a tokenizer without codes."""
-        check_has_codes(self.tokenizer)
+        self.tokenizer.require_codes()
 
     def predict_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor | None]:
         """Codes (B, k, N) with the labels and indices of their images."""
@@ -156,7 +155,7 @@ class TokenizerModule(pl.LightningModule):
 
     def _reconstruct(self, images: Tensor) -> TokenizerStep:
         decoded, encoding = self(images)
-        return TokenizerStep(images, decoded.image, encoding, self.tokenizer.last_layer, self.global_step)
+        return TokenizerStep(images, decoded, encoding, self.tokenizer.last_layer, self.global_step)
 
     def _autoencoder_backward(self, step: TokenizerStep) -> dict[str, Tensor]:
         """Add to the gradients of the autoencoder; returns all parts of its loss by name, and their sum as ``loss``."""
@@ -185,7 +184,7 @@ class TokenizerModule(pl.LightningModule):
         self, step: TokenizerStep, losses: dict[str, Tensor], norms: dict[str, Tensor], buffers: list[Tensor]
     ) -> bool:
         """Return True if the step is finite on all ranks, and undo it if not; reads one number from the device."""
-        output = {"output of the decoder": step.reconstruction}
+        output = {"output of the decoder": step.decoded.image}
         terms = {name: value for name, value in losses.items() if name != "loss"}
         consequences = {"loss": losses["loss"], **{f"gradient of the {name}": norm for name, norm in norms.items()}}
         accepted = False

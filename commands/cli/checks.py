@@ -68,13 +68,9 @@ def check_shards(checkpoint: str | None, trainer: Trainer) -> None:
 def check_prediction(model: LightningModule, subcommand: str) -> None:
     """Raise UserError if predict is asked for the codes of a tokenizer that has none."""
     from lightning_modules import TokenizerModule
-    from lightning_modules.guards import check_has_codes
 
     if subcommand == "predict" and isinstance(model, TokenizerModule):
-        try:
-            check_has_codes(model.tokenizer)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        model.tokenizer.require_codes()
 
 
 def _short(value: Any) -> str:

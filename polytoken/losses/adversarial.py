@@ -67,7 +67,7 @@ class Adversarial(nn.Module):
             step: the step.
             reconstruction_loss: reconstruction plus perceptual loss, which the adaptive weight compares with.
         """
-        loss = generator_loss(self._logits(step.reconstruction), self.form)
+        loss = generator_loss(self._logits(step.decoded.image), self.form)
         if self.adaptive:
             loss = loss * adaptive_weight(reconstruction_loss, loss, step.last_layer)
         return self.weight * loss
@@ -75,7 +75,7 @@ class Adversarial(nn.Module):
     def discriminator_loss(self, step: TokenizerStep) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted loss of the discriminator (scalar), and scalars for the log."""
         real = self._logits(step.images)
-        fake = self._logits(step.reconstruction.detach())
+        fake = self._logits(step.decoded.image.detach())
         loss = discriminator_loss(real, fake, self.form)
         logged = {"logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
         if self.lecam is not None:

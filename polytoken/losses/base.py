@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from polytoken.specs import Encoding
+from polytoken.specs import Decoded, Encoding
 from polytoken.teachers import Teacher, TeacherFeatures
 from polytoken.tokenizers import Tokenizer
 
@@ -19,7 +19,7 @@ class TokenizerStep:
 
     Args:
         images: (B, 3, H, W) in [-1, 1].
-        reconstruction: (B, 3, H, W), not clamped.
+        decoded: output of the decoder: the image (B, 3, H, W), not clamped, and features by name.
         encoding: output of the quantizer.
         last_layer: the decoder's last weight, for the adaptive adversarial weight.
         global_step: optimizer updates so far, which start and schedule the terms.
@@ -27,7 +27,7 @@ class TokenizerStep:
     """
 
     images: Tensor
-    reconstruction: Tensor
+    decoded: Decoded
     encoding: Encoding
     last_layer: nn.Parameter
     global_step: int
@@ -57,9 +57,10 @@ class LossTerm(nn.Module, ABC):
 
     @property
     def reads(self) -> frozenset[str]:
-        """Inputs that are computed only for terms that ask for them.
+        """Inputs that not every tokenizer or objective provides.
 
-        ``teacher:<key>`` asks for the features that a teacher computes of the images (:func:`teacher_key`).
+        ``teacher:<key>`` asks for features that a teacher computes of the images (:func:`teacher_key`), which are
+        computed for terms that read them alone; ``features:<name>`` for features in ``TokenizerStep.decoded``.
         """
         return frozenset()
 

@@ -100,9 +100,15 @@ class TokenizerObjective(nn.Module):
         All are float32 scalars. Terms are unweighted in the log; the other parts are weighted.
 
         Raises:
-            UserError: no term is active.
+            UserError: no term is active, or a term reads features that the tokenizer does not decode.
         """
         active = {name: term for name, term in self._terms().items() if term.active(step.global_step)}
+        for name, term in active.items():
+            for read in term.reads:
+                kind, _, feature = read.partition(":")
+                if kind == "features" and feature not in step.decoded.features:
+                    known = ", ".join(step.decoded.features) or "none"
+                    raise UserError(f"{name} reads features {feature!r}, and the tokenizer decodes {known}")
         step.teacher_features = self._teacher_features(step.images, active.values())
         parts = {name: term(step) for name, term in active.items()}
         weighted = {name: active[name].weight * value for name, value in parts.items()} | step.encoding.losses

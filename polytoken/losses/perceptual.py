@@ -46,7 +46,7 @@ class PerceptualTerm(LossTerm):
 
     def forward(self, step: TokenizerStep) -> Tensor:
         network = self._network.on(step.images.device)
-        return self.distance(network, step.reconstruction, step.images).float()
+        return self.distance(network, step.decoded.image, step.images).float()
 
 
 class LPIPS(PerceptualTerm):

@@ -27,4 +27,4 @@ class Reconstruction(LossTerm):
 
     def forward(self, step: TokenizerStep) -> Tensor:
         distance = functional.l1_loss if self.norm == "l1" else functional.mse_loss
-        return distance(step.reconstruction.float(), step.images.float())
+        return distance(step.decoded.image.float(), step.images.float())

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from polytoken.errors import UserError
 from polytoken.specs import Decoded, Encoding, TokenSpec
 
 
@@ -58,6 +59,20 @@ class Tokenizer(nn.Module, ABC):
         """Images (B, 3, H, W) to their reconstruction and its encoding."""
         encoding = self.encode(images)
         return self.decode(encoding.quantized), encoding
+
+    def require_codes(self) -> TokenSpec:
+        """The spec of the codes.
+
+        Raises:
+            UserError: the bottleneck is continuous, so that there are no codes.
+        """
+        if self.spec is None:
+            raise UserError(
+                "predict writes the codes of images, and this tokenizer has no codes: its bottleneck is continuous. "
+                "Train one with a quantizer (fq_dual, vq, fsq, …), or read latents with "
+                "tokenizer.encode(images).quantized"
+            )
+        return self.spec
 
     def frozen_identities(self) -> dict[str, str]:
         """Identity (name and weight digest) of each frozen network outside the state dict, by role.

@@ -51,7 +51,7 @@ def test_a_term_of_weight_0_is_neither_computed_nor_built(
     module.objective.prepare(torch.device("cpu"))
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     decoded, encoding = module(images)
-    step = TokenizerStep(images, decoded.image, encoding, module.tokenizer.last_layer, 0)
+    step = TokenizerStep(images, decoded, encoding, module.tokenizer.last_layer, 0)
     total, parts = module.objective(step)
     assert parts.keys() == SWITCHES.keys() - {off}
     assert total.isfinite()

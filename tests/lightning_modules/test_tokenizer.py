@@ -34,7 +34,7 @@ class Poison(LossTerm):
 
     def forward(self, step: TokenizerStep) -> torch.Tensor:
         self.count += 1
-        return step.reconstruction.mean() * (float("nan") if self.count in self.calls else 0.0)
+        return step.decoded.image.mean() * (float("nan") if self.count in self.calls else 0.0)
 
 
 def build(adversarial_start: int | None = 0, poison: set[int] | None = None, **options) -> TokenizerModule:

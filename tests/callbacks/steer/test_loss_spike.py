@@ -23,7 +23,7 @@ class Jump(LossTerm):
 
     def forward(self, step: TokenizerStep) -> torch.Tensor:
         self.count += 1
-        return step.reconstruction.square().mean() * (1e6 if self.count == SPIKE else 1.0)
+        return step.decoded.image.square().mean() * (1e6 if self.count == SPIKE else 1.0)
 
 
 class Moves(pl.Callback):

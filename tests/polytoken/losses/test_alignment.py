@@ -8,7 +8,7 @@ from torch.nn import functional
 from polytoken.losses import FeatureAlignment, TokenizerObjective, TokenizerStep
 from polytoken.losses.alignment import contrastive_loss
 from polytoken.losses.predictors import ClassTokenPredictor, PatchPredictor
-from polytoken.specs import Encoding
+from polytoken.specs import Decoded, Encoding
 from polytoken.teachers import Teacher, TeacherFeatures
 from polytoken.teachers.stand_in import SmallVisionTransformer
 from tests.support.ranks import run_on_ranks
@@ -28,7 +28,7 @@ def take_step(objective: TokenizerObjective, batch: int = 3) -> tuple[torch.Tens
     objective.connect(tokenizer)
     images = torch.rand(batch, 3, 16, 16) * 2 - 1
     decoded, encoding = tokenizer(images)
-    step = TokenizerStep(images, decoded.image, encoding, tokenizer.last_layer, 0)
+    step = TokenizerStep(images, decoded, encoding, tokenizer.last_layer, 0)
     return *objective(step), step
 
 
@@ -195,7 +195,7 @@ def aligned(rows: slice) -> dict[str, list[float]]:
     features = {"high": TeacherFeatures(cls, torch.empty(len(cls), 2, 2, 16))}
     images = torch.empty(len(cls), 3, 16, 16)
     encoding = Encoding(None, part.detach(), subspaces=(part,))
-    loss = term(TokenizerStep(images, images, encoding, torch.nn.Parameter(torch.ones(1)), 0, features))
+    loss = term(TokenizerStep(images, Decoded(images), encoding, torch.nn.Parameter(torch.ones(1)), 0, features))
     loss.backward()
     gradients = torch.cat([parameter.grad.flatten() for parameter in term.parameters()])
     return {"loss": [loss.item()], "predictor": gradients.tolist(), "codes": part.grad.flatten().tolist()}

@@ -91,7 +91,7 @@ def test_the_block_adds_it_and_augments_both_kinds_of_images() -> None:
     block = Adversarial(Pixels(), start_step=0, augmentation=augmentation)
     loss, _ = block.discriminator_loss(step)
     assert [
-        torch.equal(given, known) for (given, _), known in zip(seen, (step.images, step.reconstruction), strict=True)
+        torch.equal(given, known) for (given, _), known in zip(seen, (step.images, step.decoded.image), strict=True)
     ]
     assert all(not torch.equal(*pair) for pair in seen)
     block.generator_loss(step, loss).backward()

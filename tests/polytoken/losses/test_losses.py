@@ -5,23 +5,31 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from polytoken.losses import Adversarial, Disentanglement, Reconstruction, TokenizerObjective, TokenizerStep
+from polytoken.losses import (
+    Adversarial,
+    Disentanglement,
+    LossTerm,
+    Reconstruction,
+    TokenizerObjective,
+    TokenizerStep,
+)
 from polytoken.losses.adversarial import adaptive_weight, discriminator_loss, generator_loss
-from polytoken.specs import Encoding
+from polytoken.specs import Decoded, Encoding
 from tests.support.tokenizers import tiny_tokenizer
 
 
-def make_step(parts: tuple[torch.Tensor, ...] = (), step: int = 0, **encoding) -> TokenizerStep:
+def make_step(parts: tuple[torch.Tensor, ...] = (), step: int = 0, **options) -> TokenizerStep:
     torch.manual_seed(0)
     images = torch.rand(2, 3, 8, 8) * 2 - 1
     last_layer = nn.Parameter(torch.ones(1))
     reconstruction = (images + 0.1 * torch.randn_like(images)) * last_layer
-    return TokenizerStep(images, reconstruction, Encoding(None, images, subspaces=parts, **encoding), last_layer, step)
+    encoding = Encoding(None, images, subspaces=parts, **options)
+    return TokenizerStep(images, Decoded(reconstruction), encoding, last_layer, step)
 
 
 def test_reconstruction() -> None:
     step = make_step()
-    difference = step.reconstruction - step.images
+    difference = step.decoded.image - step.images
     assert Reconstruction("l1")(step).item() == pytest.approx(difference.abs().mean().item())
     assert Reconstruction("l2")(step).item() == pytest.approx(difference.square().mean().item())
 
@@ -100,6 +108,26 @@ def test_objective_sums_weighted_terms_and_respects_starts() -> None:
     assert middle.item() == pytest.approx(early.item() + 0.1 * middle_parts["disentanglement"].item())
     late, late_parts = objective(make_step(parts, 10, losses=owed))
     assert late.item() == pytest.approx(middle.item() + late_parts["adversarial"].item(), rel=1e-5)
+
+
+class FeatureError(LossTerm):
+    """A term in a file of its own would look like this."""
+
+    reads = frozenset({"features:deep"})
+
+    def forward(self, step: TokenizerStep) -> torch.Tensor:
+        return step.decoded.features["deep"].square().mean()
+
+
+def test_a_further_term_reads_decoded_features() -> None:
+    objective = TokenizerObjective(reconstruction=Reconstruction(), terms={"deep": FeatureError(weight=3.0)})
+    step = make_step()
+    with pytest.raises(ValueError, match="deep reads features 'deep', and the tokenizer decodes none"):
+        objective(step)
+    step.decoded.features["deep"] = torch.full((2, 4, 8), 2.0)
+    total, parts = objective(step)
+    assert parts["deep"].item() == 4
+    assert total.item() == pytest.approx(parts["reconstruction"].item() + 12)
 
 
 def test_weight_0_switches_a_term_off() -> None:

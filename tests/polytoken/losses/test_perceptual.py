@@ -6,12 +6,12 @@ from safetensors.torch import save_file
 
 from polytoken.classifier import SmallClassifier
 from polytoken.losses import LPIPS, JudgeFeatures, TokenizerStep
-from polytoken.specs import Encoding
+from polytoken.specs import Decoded, Encoding
 from tests.support.vgg import random_vgg
 
 
 def make_step(images: torch.Tensor, reconstruction: torch.Tensor) -> TokenizerStep:
-    return TokenizerStep(images, reconstruction, Encoding(None, images), torch.nn.Parameter(torch.ones(1)), 0)
+    return TokenizerStep(images, Decoded(reconstruction), Encoding(None, images), torch.nn.Parameter(torch.ones(1)), 0)
 
 
 @pytest.fixture
