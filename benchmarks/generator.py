@@ -36,7 +36,8 @@ from benchmarks.machine import (
     write_results,
 )
 from benchmarks.tokenizer import count_flops
-from polytoken.generators import SIZES, AutoregressiveGenerator, AutoregressiveHead, LinearHead, Sampler
+from polytoken.generators import SIZES, AutoregressiveGenerator, AutoregressiveHead, LinearHead
+from polytoken.sampling import CategoricalSampler, Draw, RowNoise
 from polytoken.specs import Tokens, TokenSpec
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -116,7 +117,7 @@ def sampling_memory(positions: int) -> list[Result]:
     """Memory that sampling adds, against the two halves' keys and values; run in a process of its own."""
     generator = far_base()
     caches = [generator.trunk.new_cache(2), generator.head.new_cache(2)]
-    cache_bytes = sum(cache.blocks.nbytes for cache in caches if cache is not None)
+    cache_bytes = sum(cache.nbytes for cache in caches if cache is not None)
     del caches
     held = resident_bytes()
     added = peak_bytes(lambda: position_seconds(generator, 1, positions, lambda: None)) - held
@@ -150,7 +151,7 @@ def position_seconds(
 
     generator.trunk.step = timed_step  # type: ignore[method-assign,assignment]
     try:
-        generator.generate(torch.arange(batch), Sampler(guidance=GUIDANCE), seed=0)
+        generator.generate(torch.arange(batch), CategoricalSampler(guidance=GUIDANCE), seed=0)
     except _EnoughPositionsError:
         pass
     finally:
@@ -205,7 +206,9 @@ def position_flops(generator: AutoregressiveGenerator, rows: int) -> float:
 def uncached_position(generator: AutoregressiveGenerator, codes: Tensor, labels: Tensor) -> Tensor:
     """What sampling a position would cost without a cache: the trunk over all of them, then the head."""
     hidden = generator.hidden(codes, labels)[:, -1]
-    return generator.head.sample(hidden, generator.embeddings, lambda logits, _: logits[:1].argmax(1))
+    scales = torch.full((1, generator.spec.num_sub_codes), GUIDANCE)
+    draw = Draw(CategoricalSampler(), RowNoise(0, 0, 1, hidden.device), scales)
+    return generator.head.sample(hidden, generator.embeddings, draw)
 
 
 def main() -> None:

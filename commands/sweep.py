@@ -31,7 +31,7 @@ from polytoken.errors import UserError
 from polytoken.files import replacing
 from polytoken.metrics.generation import begin, figures_of
 from polytoken.pipeline import GenerationPipeline
-from polytoken.sampling.categorical import Sampler
+from polytoken.sampling import CategoricalSampler
 
 Entry = dict[str, Any]  # guidance, figures, settings and where all of it comes from
 
@@ -47,7 +47,7 @@ class Plan:
     """
 
     labels: LabelDataModule
-    sampler: Sampler
+    sampler: CategoricalSampler
     seed: int = 0
 
 
@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
     console = Console()
     try:
         labels = LabelDataModule(given.num_images, given.classes, given.batch_size, given.batch_size, given.seed)
-        sampler = Sampler(temperature=given.temperature, top_k=given.top_k, top_p=given.top_p)
+        sampler = CategoricalSampler(temperature=given.temperature, top_k=given.top_k, top_p=given.top_p)
         for scale in given.guidance:
             replace(sampler, guidance=scale)  # a wrong one is said before anything is loaded
         measuring = Measuring.chosen(given)

@@ -48,7 +48,13 @@ class TokenDataset(Dataset[TokenRow]):
             view = int(seeded_generator("view", self.seed, epoch, row).integers(self.store.num_views))
         codes = self.store.codes(row, view)
         self.store.check_codes(codes, row)
-        return TokenRow(codes[self.sub_codes], self.store.label(row), index)
+        label = self.store.label(row)
+        if not 0 <= label < (count := len(self.store.class_to_idx)):  # checked here, so that no training step has to
+            raise TokenStoreError(
+                f"the token store {self.store.path}, image {self.store.index(row)}: class {label}, and the store has "
+                f"classes 0 to {count - 1}: write the store again"
+            )
+        return TokenRow(codes[self.sub_codes], label, index)
 
 
 class TokenDataModule(ResumableDataModule):

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from polytoken.pipeline import GenerationPipeline
-from polytoken.sampling.categorical import Sampler
+from polytoken.sampling import CategoricalSampler
 
 
 class SamplingModule(pl.LightningModule):
@@ -28,13 +28,13 @@ class SamplingModule(pl.LightningModule):
     def __init__(
         self,
         generator_run: str,
-        sampler: Sampler | None = None,
+        sampler: CategoricalSampler | None = None,
         seed: int = 0,
         tokenizer_run: str | None = None,
     ) -> None:
         super().__init__()
         self.generator = GenerationPipeline.from_run(generator_run, tokenizer_run)
-        self.sampler = sampler or Sampler()
+        self.sampler = sampler or CategoricalSampler()
         self.seed = seed
 
     @property

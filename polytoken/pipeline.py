@@ -17,7 +17,7 @@ from polytoken.fingerprint import fingerprint
 from polytoken.generators.base import Generator
 from polytoken.loading import load_generator, load_tokenizer, read_checkpoint, sub_codes
 from polytoken.metrics.images import to_uint8
-from polytoken.sampling.categorical import RowNoise, Sampler
+from polytoken.sampling import CategoricalSampler, RowNoise
 from polytoken.specs import TokenSpec
 from polytoken.tokenizers import Tokenizer
 
@@ -98,7 +98,7 @@ class GenerationPipeline(nn.Module):
         return [names.get(index, str(index)) for index in range(self.num_classes)]
 
     @torch.inference_mode()
-    def images(self, labels: Tensor, sampler: Sampler, seed: int = 0, first_index: int = 0) -> Tensor:
+    def images(self, labels: Tensor, sampler: CategoricalSampler, seed: int = 0, first_index: int = 0) -> Tensor:
         """Draw uint8 images (B, H, W, 3) of classes (B,); codes are decoded in float32, whatever wrote them.
 
         Row i depends on its class, the sampler, the seed and first_index + i; not on the other rows.
@@ -135,7 +135,7 @@ class GenerationPipeline(nn.Module):
         Raises:
             ValueError: if there is no such class, or a setting is out of its range.
         """
-        sampler = Sampler(guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
+        sampler = CategoricalSampler(guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
         device = next(self.network.parameters()).device
         labels = torch.tensor([self._index(name) for name in classes], dtype=torch.int64, device=device)
         images = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, cast
 
 import torch
@@ -11,12 +12,12 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from polytoken.errors import UserError
-from polytoken.linear import Linear
 
 ClassPosition = Literal["zero", "identity"]
 
 ROTARY_BASE = 10000.0
 NORM_EPSILON = 1e-5
+INITIAL_DEVIATION = 0.02
 
 
 def check_head_width(dim: int, num_heads: int, owner: str) -> None:
@@ -30,7 +31,7 @@ def check_head_width(dim: int, num_heads: int, owner: str) -> None:
 
 @dataclass(frozen=True)
 class TrunkConfig:
-    """Sizes and regularisation of a trunk (facts B1, B2).
+    """Sizes and regularisation of a trunk (LlamaGen, arXiv 2406.06525).
 
     Args:
         dim: width of the residual stream.
@@ -44,7 +45,7 @@ class TrunkConfig:
         class_position: rotation of the class's position. ``zero`` is released code's: its queries and keys vanish, so
             that it attends to itself and weighs e⁰ for all others; ``identity`` leaves them as they are.
         checkpointing: keep only block inputs for backward and compute the blocks twice.
-        compile: ``torch.compile`` every block by itself, for training.
+        compile: ``torch.compile`` each block separately, for training.
     """
 
     dim: int
@@ -85,7 +86,16 @@ SIZES: dict[str, TrunkConfig] = {
     "FAR-Base": TrunkConfig(1024, 24, 16),
     "FAR-Large": TrunkConfig(1280, 36, 20),
 }
-"""Published trunks at 256 to 384 px (facts B1); FAR-Base wears a head of 3 blocks, FAR-Large one of 4."""
+"""Published trunks of LlamaGen and FQGAN at 256 to 384 px; FAR-Base uses a 3-block head, FAR-Large a 4-block one."""
+
+
+def initialise(module: nn.Module) -> None:
+    """Initialise one linear or embedding layer as LlamaGen does: N(0, 0.02²), biases at zero."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=INITIAL_DEVIATION)
+        bias = getattr(module, "bias", None)
+        if bias is not None:
+            nn.init.zeros_(cast(Tensor, bias))
 
 
 class RMSNorm(nn.Module):
@@ -101,53 +111,45 @@ class RMSNorm(nn.Module):
         return normed.type_as(features) * self.weight
 
 
-class RotaryTable(nn.Module):
-    """Cosines and sines of 2-D rotary positions: row 0 for the class, then the grid row by row (facts B2, part E).
+@lru_cache(maxsize=64)
+def rotary_table(grid: tuple[int, int], head_dim: int, class_position: ClassPosition, device: torch.device) -> Tensor:
+    """Return cosines and sines (1 + h·w, head_dim / 2, 2) in float32 of 2-D rotary positions, row by row.
 
-    The first half of a head's pairs turns with the grid's row, the second half with its column.
-
-    Args:
-        grid: (h, w).
-        head_dim: width of one attention head.
-        class_position: row 0: all zeros, or no rotation.
+    The first half of a head's pairs turns with the grid's row, the second half with its column. Row 0 of the table is
+    the class's position: all zeros, or no rotation. No module owns the table: it is neither cast with the weights nor
+    saved, so that weights load for other grids.
     """
-
-    table: Tensor
-
-    def __init__(self, grid: tuple[int, int], head_dim: int, class_position: ClassPosition) -> None:
-        super().__init__()
-        self.grid = grid
-        self.head_dim = head_dim
-        self.class_position = class_position
-        # not in checkpoints: other grids must be able to load them
-        self.register_buffer("table", self._compute(torch.get_default_device()), persistent=False)
-
-    def _compute(self, device: torch.device) -> Tensor:
-        pairs = self.head_dim // 4
+    with torch.inference_mode(False):  # a table first used in inference also serves training
+        pairs = head_dim // 4
         exponents = torch.arange(pairs, dtype=torch.float32, device=device) / pairs
         frequencies = ROTARY_BASE**-exponents
-        rows, columns = (torch.arange(size, dtype=torch.float32, device=device) for size in self.grid)
+        rows, columns = (torch.arange(size, dtype=torch.float32, device=device) for size in grid)
         row_angles = torch.outer(rows, frequencies).unsqueeze(1).expand(-1, len(columns), -1)
         column_angles = torch.outer(columns, frequencies).unsqueeze(0).expand(len(rows), -1, -1)
         angles = torch.cat([row_angles, column_angles], dim=2).flatten(0, 1)
         table = torch.stack([angles.cos(), angles.sin()], dim=2)
         first = torch.zeros_like(table[:1])
-        if self.class_position == "identity":
+        if class_position == "identity":
             first[..., 0] = 1.0
         return torch.cat([first, table])
 
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # noqa: ANN001
-        """Follow a module to another device, or out of meta, but stay float32 when it is cast to bfloat16."""
-        super()._apply(fn, recurse)
-        self.table = self._compute(self.table.device)
-        return self
 
-    def forward(self, features: Tensor, start: int) -> Tensor:
-        """Turn (B, heads, n, head_dim), whose first entry is position ``start``, in float32."""
-        table = self.table[start : start + features.shape[2]]
+class Rotation:
+    """Rotation of queries and keys at n positions.
+
+    Not a tensor, since FSDP casts the tensors that a block is called with.
+
+    Args:
+        table: n rows of a :func:`rotary_table`.
+    """
+
+    def __init__(self, table: Tensor) -> None:
+        self.cosine, self.sine = table.unbind(-1)
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Turn (B, heads, n, head_dim) in float32."""
         even, odd = features.float().unflatten(-1, (-1, 2)).unbind(-1)
-        cosine, sine = table.unbind(-1)
-        turned = torch.stack([even * cosine - odd * sine, odd * cosine + even * sine], dim=-1)
+        turned = torch.stack([even * self.cosine - odd * self.sine, odd * self.cosine + even * self.sine], dim=-1)
         return turned.flatten(-2).type_as(features)
 
 
@@ -160,27 +162,73 @@ class KVCache:
         num_heads: attention heads.
         capacity: positions.
         head_dim: width of one attention head.
+        rotary: table of the positions.
         like: a tensor whose device and type the cache takes; under autocast its type is autocast's.
     """
 
-    def __init__(self, depth: int, batch: int, num_heads: int, capacity: int, head_dim: int, like: Tensor) -> None:
+    def __init__(
+        self, depth: int, batch: int, num_heads: int, capacity: int, head_dim: int, rotary: Tensor, like: Tensor
+    ) -> None:
         device = like.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
-        shape = (depth, 2, batch, num_heads, capacity, head_dim)
-        # not zeroed: attention reads what has been written only
-        self.blocks = torch.empty(shape, dtype=dtype, device=like.device)
+        shape = (batch, num_heads, capacity, head_dim)
+        # zeros: attention over the full capacity multiplies what has not been written by a weight of zero
+        self.keys, self.values = (
+            [torch.zeros(shape, dtype=dtype, device=like.device) for _ in range(depth)] for _ in range(2)
+        )
+        self.rotary = rotary
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
     def keep_rows(self, count: int) -> None:
-        """Go on with the first ``count`` rows; a view, nothing is copied."""
-        self.blocks = self.blocks[:, :, :count]
+        """Keep the first ``count`` rows (views)."""
+        self.keys = [keys[:count] for keys in self.keys]
+        self.values = [values[:count] for values in self.values]
 
-    def append(self, block: int, position: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write (B, heads, n, head_dim) at ``position`` and return all up to there, as views."""
-        stored_keys, stored_values = self.blocks[block]
-        end = position + keys.shape[2]
-        stored_keys[:, :, position:end] = keys
-        stored_values[:, :, position:end] = values
-        return stored_keys[:, :, :end], stored_values[:, :, :end]
+    def at(self, position: int | Tensor, count: int) -> CachedPositions:
+        """Return the part of the cache that a step over ``count`` positions, starting at ``position``, uses."""
+        capacity, device = self.keys[0].shape[2], self.rotary.device
+        if isinstance(position, int):
+            end = position + count
+            mask = None if count == 1 else torch.ones(count, end, dtype=torch.bool, device=device).tril(position)
+            return CachedPositions(self, slice(position, end), Rotation(self.rotary[position:end]), mask)
+        indices = position + torch.arange(count, device=device)
+        mask = torch.arange(capacity, device=device) <= indices.unsqueeze(1)
+        return CachedPositions(self, indices, Rotation(self.rotary.index_select(0, indices)), mask)
+
+
+class CachedPositions:
+    """Consecutive positions in a cache.
+
+    With a slice, attention reads the positions written so far, whose number eager code knows. With a tensor of indices
+    every shape is fixed: attention reads the full capacity through a mask, so one compiled graph serves all positions.
+
+    Args:
+        cache: written to.
+        indices: the positions, a slice or (n,) int64.
+        rotation: of the positions.
+        mask: (n, keys read) bool; None reads all.
+    """
+
+    def __init__(self, cache: KVCache, indices: slice | Tensor, rotation: Rotation, mask: Tensor | None) -> None:
+        self.cache = cache
+        self.indices = indices
+        self.rotation = rotation
+        self.mask = mask
+
+    def append(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write a block's keys and values (B, heads, n, head_dim), and return those that attention reads."""
+        stored = self.cache.keys[block], self.cache.values[block]
+        if isinstance(self.indices, slice):
+            for target, new in zip(stored, (keys, values), strict=True):
+                target[:, :, self.indices] = new
+            return stored[0][:, :, : self.indices.stop], stored[1][:, :, : self.indices.stop]
+        for target, new in zip(stored, (keys, values), strict=True):
+            target.index_copy_(2, self.indices, new.type_as(target))
+        return stored
 
 
 class Attention(nn.Module):
@@ -189,26 +237,23 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.wqkv = Linear(dim, 3 * dim)
-        self.wo = Linear(dim, dim)
+        self.wqkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.wo = nn.Linear(dim, dim, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, features: Tensor, rotary: RotaryTable, start: int = 0, cache: KVCache | None = None, block: int = 0
+        self, features: Tensor, rotation: Rotation, cached: CachedPositions | None = None, block: int = 0
     ) -> Tensor:
-        """(B, n, dim) to the same shape; with a cache, also over the positions before ``start``."""
-        count = features.shape[1]
+        """Map (B, n, dim) to the same shape; with a cache, also attend to the positions before."""
         fused = self.wqkv(features).unflatten(-1, (3, self.num_heads, -1))  # (B, n, 3, heads, head_dim)
         queries, keys, values = fused.permute(2, 0, 3, 1, 4).unbind(0)
-        queries, keys = rotary(queries, start), rotary(keys, start)
+        queries, keys = rotation(queries), rotation(keys)
         mask = None
-        if cache is not None:
-            keys, values = cache.append(block, start, keys, values)
-            if start > 0 and count > 1:
-                mask = torch.ones(count, start + count, dtype=torch.bool, device=features.device).tril(start)
-        attended = functional.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, is_causal=start == 0 and count > 1
-        )
+        if cached is not None:
+            keys, values = cached.append(block, keys, values)
+            mask = cached.mask
+        is_causal = cached is None and features.shape[1] > 1
+        attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=is_causal)
         return self.dropout(self.wo(attended.transpose(1, 2).flatten(2)))
 
 
@@ -218,9 +263,9 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, multiple: int, dropout: float) -> None:
         super().__init__()
         hidden = -(-int(8 * dim / 3) // multiple) * multiple
-        self.w1 = Linear(dim, hidden)
-        self.w3 = Linear(dim, hidden)
-        self.w2 = Linear(hidden, dim)
+        self.w1 = nn.Linear(dim, hidden, bias=False)
+        self.w3 = nn.Linear(dim, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, dim, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -239,24 +284,24 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.dim)
         self.feed_forward = FeedForward(config.dim, config.ffn_multiple, config.ffn_dropout)
 
-    def forward(self, features: Tensor, rotary: RotaryTable) -> Tensor:
-        """A whole sequence (B, n, dim) to the same shape."""
+    def forward(self, features: Tensor, rotation: Rotation) -> Tensor:
+        """Map a whole sequence (B, n, dim) to the same shape."""
         if self.checkpointing and torch.is_grad_enabled():
-            # inside of what is compiled and sharded, so that backward computes again what both have made of it
-            return cast(Tensor, checkpoint(self._compute, features, rotary, use_reentrant=False))
-        return self._compute(features, rotary)
+            # inside the compiled and sharded block, so that backward recomputes with both
+            return cast(Tensor, checkpoint(self._compute, features, rotation, use_reentrant=False))
+        return self._compute(features, rotation)
 
-    def step(self, features: Tensor, rotary: RotaryTable, start: int, cache: KVCache, block: int) -> Tensor:
-        """(B, n, dim) from position ``start`` to the same shape; as block number ``block`` of a cache.
+    def step(self, features: Tensor, cached: CachedPositions, block: int) -> Tensor:
+        """Map (B, n, dim) at cached positions to the same shape, as block number ``block`` of the cache.
 
-        Never compiled: that would be done again for every length.
+        A block's own compilation does not cover it; :meth:`AutoregressiveGenerator.decode` is compiled as a whole.
         """
-        return self._compute(features, rotary, start, cache, block)
+        return self._compute(features, cached.rotation, cached, block)
 
     def _compute(
-        self, features: Tensor, rotary: RotaryTable, start: int = 0, cache: KVCache | None = None, block: int = 0
+        self, features: Tensor, rotation: Rotation, cached: CachedPositions | None = None, block: int = 0
     ) -> Tensor:
-        features = features + self.attention(self.attention_norm(features), rotary, start, cache, block)
+        features = features + self.attention(self.attention_norm(features), rotation, cached, block)
         return features + self.feed_forward(self.ffn_norm(features))
 
 
@@ -272,31 +317,43 @@ class BlockStack(nn.Module):
     def __init__(self, config: TrunkConfig, grid: tuple[int, int], capacity: int) -> None:
         super().__init__()
         self.config = config
+        self.grid = grid
         self.capacity = capacity
-        self.rotary = RotaryTable(grid, config.head_dim, config.class_position)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         if config.compile:
             for block in self.blocks:
                 block.compile()
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, n ≤ capacity, dim) to the same shape; position t sees positions up to t."""
+        """Map (B, n ≤ capacity, dim) to the same shape; position t sees positions up to t."""
+        rotation = Rotation(self._rotary(features.device)[: features.shape[1]])
         for block in self.blocks:
-            features = block(features, self.rotary)
+            features = block(features, rotation)
         return features
 
     @torch.no_grad()
-    def step(self, features: Tensor, position: int, cache: KVCache) -> Tensor:
-        """(B, n, dim) at ``position`` and after, the cache holding what came before; same shape, no gradients."""
+    def step(self, features: Tensor, position: int | Tensor, cache: KVCache) -> Tensor:
+        """Map (B, n, dim) at ``position`` and after to the same shape; the cache holds what came before.
+
+        Args:
+            features: inputs.
+            position: of the first; a tensor () gives every position the same shapes, see :class:`CachedPositions`.
+            cache: of :meth:`new_cache`, for as many rows.
+        """
+        cached = cache.at(position, features.shape[1])
         for index, block in enumerate(self.blocks):
-            features = cast(Block, block).step(features, self.rotary, position, cache, index)
+            features = cast(Block, block).step(features, cached, index)
         return features
 
     def new_cache(self, batch: int) -> KVCache:
-        """Room for a batch of the longest sequences."""
+        """Return an empty cache for a batch of the longest sequences."""
         config = self.config
         like = cast(Block, self.blocks[0]).attention.wqkv.weight
-        return KVCache(config.depth, batch, config.num_heads, self.capacity, config.head_dim, like)
+        rotary = self._rotary(like.device)
+        return KVCache(config.depth, batch, config.num_heads, self.capacity, config.head_dim, rotary, like)
+
+    def _rotary(self, device: torch.device) -> Tensor:
+        return rotary_table(self.grid, self.config.head_dim, self.config.class_position, device)
 
 
 class Trunk(BlockStack):

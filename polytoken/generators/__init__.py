@@ -4,7 +4,6 @@ from polytoken.generators.autoregressive import AutoregressiveGenerator
 from polytoken.generators.base import Codec, Generator, GeneratorLoss
 from polytoken.generators.heads import AutoregressiveHead, Head, LinearHead, MultiLinearHead, MultiMLPHead
 from polytoken.generators.noise import SubTokenNoise
-from polytoken.sampling.categorical import Sampler
 from polytoken.transformer import SIZES, KVCache, Trunk, TrunkConfig
 
 __all__ = [
@@ -19,7 +18,6 @@ __all__ = [
     "LinearHead",
     "MultiLinearHead",
     "MultiMLPHead",
-    "Sampler",
     "SubTokenNoise",
     "Trunk",
     "TrunkConfig",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import ClassVar, Literal, cast
+from collections.abc import Iterator
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +12,9 @@ from polytoken.errors import UserError
 from polytoken.generators.base import Codec, Generator, GeneratorLoss
 from polytoken.generators.heads import Head
 from polytoken.generators.noise import NoisyCodes, SubTokenNoise
-from polytoken.sampling.categorical import RowNoise, Sampler, guide
+from polytoken.sampling import CategoricalSampler, Draw, RowNoise
 from polytoken.specs import Tokens, TokenSpec
-from polytoken.transformer import Block, RMSNorm, Trunk, TrunkConfig
-
-INITIAL_DEVIATION = 0.02
-
-ChooseAt = Callable[[Tensor, int, int], Tensor]
-"""(logits (B or 2B, K_i), position, sub-code i) to codes (B,)."""
+from polytoken.transformer import Block, KVCache, Trunk, TrunkConfig, initialise
 
 
 class AutoregressiveGenerator(Generator):
@@ -82,17 +76,14 @@ class AutoregressiveGenerator(Generator):
         self.class_embedding = nn.Embedding(num_classes + 1, dim)
         self.trunk = Trunk(self.config, spec.scales[0])
         self.head.connect(self.config, spec.codebook_sizes, spec.scales[0])
-        self.apply(_initialise)
-        self.head.initialise()
+        for module in (self.embeddings, self.aggregation, self.class_embedding, self.trunk):
+            if module is not None:
+                module.apply(initialise)
+        self.head.reset_parameters()
 
     def blocks(self) -> Iterator[nn.Module]:
         """Return the transformer blocks of trunk and head."""
         return (module for module in self.modules() if isinstance(module, Block))
-
-    @property
-    def norm(self) -> RMSNorm:
-        """The final norm, which the head owns: an autoregressive head comes before it."""
-        return self.head.norm
 
     def hidden(self, codes: Tensor, labels: Tensor) -> Tensor:
         """What the head reads: trunk output (B, N, dim) for codes (B, k, N) int64 and labels (B,) int64.
@@ -122,12 +113,12 @@ class AutoregressiveGenerator(Generator):
             read = self.noise(codes, self.spec.codebook_sizes, step)
             statistics["noise_rate"] = read.rate
         hidden = self._hidden(read.trunk, labels)
-        per_code = self.head.loss(hidden, codes, self.embeddings, read.head)
-        parts = {str(i): value for i, value in enumerate(per_code)}
-        return GeneratorLoss(per_code.mean(), parts, "nats", statistics=statistics)
+        loss = self.head.loss(hidden, codes, self.embeddings, read.head)
+        parts = {str(i): value for i, value in enumerate(loss.per_code)}
+        return GeneratorLoss(loss.total, parts, "nats", loss.is_bound, statistics)
 
     @torch.no_grad()
-    def generate(self, labels: Tensor, sampler: Sampler, seed: int, first_index: int = 0) -> Tensor:
+    def generate(self, labels: Tensor, sampler: CategoricalSampler, seed: int, first_index: int = 0) -> Tensor:
         """Write images of the given classes.
 
         Args:
@@ -147,7 +138,7 @@ class AutoregressiveGenerator(Generator):
         return codes
 
     @torch.no_grad()
-    def sample(self, labels: Tensor, sampler: Sampler, noise: RowNoise) -> Tokens:
+    def sample(self, labels: Tensor, sampler: CategoricalSampler, noise: RowNoise) -> Tokens:
         """Return codes (B, k, N) for labels (B,) int64; see :meth:`generate`."""
         self._check_labels(labels)
         if bool(((labels < 0) | (labels >= self.num_classes)).any()):
@@ -155,32 +146,32 @@ class AutoregressiveGenerator(Generator):
                 f"labels range from {int(labels.min())} to {int(labels.max())} and the generator knows classes 0 to "
                 f"{self.num_classes - 1}"
             )
-        num_sub_codes, num_positions = self.spec.num_sub_codes, self.spec.num_positions
-        sampler.check(num_sub_codes)
-
-        def choose(logits: Tensor, position: int, sub_code: int) -> Tensor:
-            if len(logits) > len(labels):
-                logits = guide(logits, sampler.scale(sub_code, position, num_positions))
-            return sampler.choose(logits, sub_code, noise.gumbel(position, sub_code, logits.shape[1]))
-
+        sampler.check(self.spec.num_sub_codes)
+        steps = self.spec.num_positions, self.spec.num_sub_codes
+        draw = Draw(sampler, noise, torch.tensor(sampler.scales(*steps), device=labels.device))
         was_training = self.training
         self.eval()
         try:
-            return Tokens(codes=self.write(labels, choose, sampler.guided_positions(num_sub_codes, num_positions)))
+            return Tokens(codes=self.write(labels, draw, sampler.guided_steps(*steps)))
         finally:
             self.train(was_training)
 
-    def write(self, labels: Tensor, choose: ChooseAt, guided_positions: int = 0) -> Tensor:
-        """Write codes (B, k, N) position by position, whatever rule chooses them.
+    @torch.no_grad()
+    def write(self, labels: Tensor, draw: Draw, guided_positions: int = 0, compiled: bool = False) -> Tensor:
+        """Write codes (B, k, N) position by position.
 
         Args:
             labels: (B,) int64.
-            choose: (logits, position, sub-code) to codes (B,); see ``guided_positions`` for the logits' rows.
+            draw: draws the codes; see ``guided_positions`` for the logits' rows.
             guided_positions: up to this position the logits have 2B rows, those given the null class last; then B.
+            compiled: run :meth:`decode` under ``torch.compile``, one graph for all positions with 2B rows and one for
+                those with B.
         """
         batch = len(labels)
         rows = torch.cat([labels, torch.full_like(labels, self.num_classes)]) if guided_positions else labels
         trunk_cache, head_cache = self.trunk.new_cache(len(rows)), self.head.new_cache(len(rows))
+        decode = torch.compile(self.decode, fullgraph=True, dynamic=False) if compiled else self.decode
+        positions = torch.arange(self.spec.num_positions, device=labels.device)
         codes = labels.new_empty(batch, self.spec.num_sub_codes, self.spec.num_positions)
         features = self.class_embedding(rows).unsqueeze(1)
         for position in range(self.spec.num_positions):
@@ -189,11 +180,37 @@ class AutoregressiveGenerator(Generator):
                 trunk_cache.keep_rows(batch)
                 if head_cache is not None:
                     head_cache.keep_rows(batch)
-            hidden = self.trunk.step(features, position, trunk_cache).squeeze(1)
-            chosen = self.head.sample(hidden, self.embeddings, partial(_choose_here, choose, position), head_cache)
-            codes[:, :, position] = chosen
-            features = self._embed(chosen.unsqueeze(2).repeat(len(features) // batch, 1, 1))
+            place = positions[position] if compiled else position
+            codes[:, :, position], features = decode(features, place, draw, trunk_cache, head_cache)
         return codes
+
+    def decode(
+        self,
+        features: Tensor,
+        position: int | Tensor,
+        draw: Draw,
+        trunk_cache: KVCache,
+        head_cache: KVCache | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Take one step: draw the codes of a position, and embed them.
+
+        With ``position`` as a tensor this is a fixed-shape function of tensors without host synchronisation, which
+        ``torch.compile(fullgraph=True)`` holds whole. A Python integer lets attention read a slice of the cache, which
+        is faster in eager mode.
+
+        Args:
+            features: (B', 1, dim), embedded class or codes of the position before; B' is 2B under guidance, else B.
+            position: an integer, or an int64 tensor ().
+            draw: of any position.
+            trunk_cache: written to.
+            head_cache: written to.
+
+        Returns:
+            Codes (B, k), and the features (B', 1, dim) of the next step.
+        """
+        hidden = self.trunk.step(features, position, trunk_cache).squeeze(1)
+        codes = self.head.sample(hidden, self.embeddings, draw.at(position), head_cache)
+        return codes, self._embed(codes.unsqueeze(2).repeat(len(features) // len(codes), 1, 1))
 
     def _hidden(self, codes: Tensor, labels: Tensor) -> Tensor:
         dropped = self.trunk.config.class_dropout if self.training else 0.0
@@ -228,15 +245,3 @@ class AutoregressiveGenerator(Generator):
         # Their values are checked by the data loader: here it would make the host wait for the device in every step.
         if labels.ndim != 1 or labels.dtype != torch.int64:
             raise UserError(f"labels are {labels.dtype} {tuple(labels.shape)}: they must be int64 (batch,)")
-
-
-def _choose_here(choose: ChooseAt, position: int, logits: Tensor, sub_code: int) -> Tensor:
-    return choose(logits, position, sub_code)
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=INITIAL_DEVIATION)
-        bias = getattr(module, "bias", None)
-        if bias is not None:
-            nn.init.zeros_(cast(Tensor, bias))

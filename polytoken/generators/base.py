@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
-from polytoken.sampling.categorical import RowNoise
+from polytoken.sampling import RowNoise
 from polytoken.specs import Tokens, TokenSpec
 
 SubCode = int | Literal["all"] | None
@@ -89,7 +89,7 @@ class Generator(nn.Module, ABC):
 
         Args:
             labels: classes.
-            sampler: the rules of the family, such as :class:`~polytoken.sampling.categorical.Sampler`.
+            sampler: the rules of the family, such as :class:`~polytoken.sampling.CategoricalSampler`.
             noise: random numbers of row i, whatever the batch.
         """
 

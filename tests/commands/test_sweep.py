@@ -9,10 +9,10 @@ import torch
 
 from commands import sweep
 from commands.preset import Preset
-from polytoken.generators import Sampler
 from polytoken.metrics.generation import Target, begin, figures_of
 from polytoken.metrics.images import to_uint8
 from polytoken.pipeline import GenerationPipeline
+from polytoken.sampling import CategoricalSampler
 from tests.support.generated import write_runs
 from tests.support.recipes import write_judge
 
@@ -30,7 +30,7 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     seen: list[float] = []
     draw = GenerationPipeline.images
 
-    def images(self: GenerationPipeline, labels: torch.Tensor, sampler: Sampler, *more: int) -> torch.Tensor:
+    def images(self: GenerationPipeline, labels: torch.Tensor, sampler: CategoricalSampler, *more: int) -> torch.Tensor:
         if not seen or seen[-1] != sampler.guidance:
             seen.append(sampler.guidance)
         if sampler.guidance == 9:
@@ -60,7 +60,7 @@ def test_each_scale_has_the_figures_of_its_images(run: Path, capsys: pytest.Capt
         images = begin(judge, 40, keep_rows=True)
         for start in (0, 20):
             labels = torch.arange(start, start + 20) % 10
-            drawn = generator.images(labels, Sampler(guidance=entry["guidance"]), 0, start)
+            drawn = generator.images(labels, CategoricalSampler(guidance=entry["guidance"]), 0, start)
             images.add(drawn.permute(0, 3, 1, 2), labels)
         for name, figure in figures_of(images.compute(), target).items():
             assert entry["figures"][name]["value"] == pytest.approx(figure["value"]), name
@@ -131,6 +131,6 @@ def test_a_broken_file_is_set_aside(run: Path) -> None:
 
 def test_a_sampler_keeps_all_but_its_guidance(run: Path) -> None:
     entry = swept(run, 2, more=("--temperature", "0.9", "--top-k", "4"))[0]
-    expected = {**vars(replace(Sampler(), temperature=0.9, top_k=4))}
+    expected = {**vars(replace(CategoricalSampler(), temperature=0.9, top_k=4))}
     expected.pop("guidance")
     assert {**entry["settings"]["sampler"], "interval": tuple(entry["settings"]["sampler"]["interval"])} == expected

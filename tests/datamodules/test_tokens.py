@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from artifacts.token_store import TokenStoreError
+from artifacts.token_store import TokenStore, TokenStoreError
 from datamodules import TokenDataModule
 from polytoken.specs import TokenSpec
 from tests.datamodules.memory import quiet_trainer
@@ -155,4 +155,13 @@ def test_codes_beyond_their_codebook_are_named(tmp_path: Path) -> None:
     manifest.write_text(text.replace("12", "5", 1))
     data = TokenDataModule(str(tmp_path), batch_size=20, num_workers=0)
     with pytest.raises(TokenStoreError, match=r"train, image \d+: code \d+ in codebook 1, which has codes 0 to 4"):
+        next(iter(data.train_dataloader()))
+
+
+def test_classes_beyond_the_stores_own_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Classes are checked here, since checks in a training step would make the host wait for the device."""
+    write_stores(tmp_path)
+    monkeypatch.setattr(TokenStore, "label", lambda self, row: len(self.class_to_idx))
+    data = TokenDataModule(str(tmp_path), batch_size=20, num_workers=0)
+    with pytest.raises(TokenStoreError, match=r"train, image \d+: class \d+, and the store has classes 0 to \d"):
         next(iter(data.train_dataloader()))

@@ -19,7 +19,7 @@ from lightning_modules.guards import check_generator_strategy
 from polytoken.loading import load_generator, read_checkpoint
 from polytoken.optimization import gradient_norm
 from polytoken.parallelize import placed_like, shard, whole
-from polytoken.sampling.categorical import Sampler
+from polytoken.sampling import CategoricalSampler
 from polytoken.specs import Tokens
 from tests.support.commands import exit_code
 from tests.support.conditioned import conditioned
@@ -160,7 +160,7 @@ def test_a_sharded_checkpoint_takes_the_place_of_a_file(tmp_path: Path) -> None:
     assert (tmp_path / "previous.ckpt/meta.pt").exists()
 
 
-SAMPLER = Sampler(guidance=2.0)
+SAMPLER = CategoricalSampler(guidance=2.0)
 LABELS = torch.tensor([0, 3, 1])
 
 

@@ -42,7 +42,7 @@ def test_hidden_states_are_those_of_stage_one(stage_one, aggregation: str, sub_c
     assert torch.equal(target.hidden(full, labels), stage_one.hidden(codes, labels))
     assert f"embeddings.{sub_code}.weight" in handover.carried
     assert torch.equal(target.head.outputs[sub_code].weight, stage_one.head.outputs[0].weight)
-    assert torch.equal(target.norm.weight, stage_one.norm.weight)
+    assert torch.equal(target.head.norm.weight, stage_one.head.norm.weight)
 
 
 def test_a_linear_head_predicts_as_stage_one_did(stage_one) -> None:

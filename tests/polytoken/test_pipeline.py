@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from polytoken.generators import Sampler
 from polytoken.pipeline import GenerationPipeline
+from polytoken.sampling import CategoricalSampler
 from polytoken.specs import Tokens
 from tests.support.generated import write_runs
 
@@ -46,7 +46,7 @@ def test_pictures_follow_seed_class_and_place_but_not_the_batch(generator: Gener
 
 
 def test_images_are_those_of_the_generated_codes(generator: GenerationPipeline) -> None:
-    labels, sampler = torch.tensor([1, 2, 3]), Sampler(guidance=1.5)
+    labels, sampler = torch.tensor([1, 2, 3]), CategoricalSampler(guidance=1.5)
     codes = generator.network.generate(labels, sampler, seed=2, first_index=4)
     decoded = generator.tokenizer.decode_codes(codes)
     images = generator.images(labels, sampler, 2, 4)
@@ -56,11 +56,11 @@ def test_images_are_those_of_the_generated_codes(generator: GenerationPipeline) 
 
 def test_codes_are_decoded_in_float32(generator: GenerationPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = torch.tensor([1, 2, 3])
-    codes = generator.network.generate(labels, Sampler(), seed=2)
-    expected = generator.images(labels, Sampler(), 2)
+    codes = generator.network.generate(labels, CategoricalSampler(), seed=2)
+    expected = generator.images(labels, CategoricalSampler(), 2)
     monkeypatch.setattr(generator.network, "sample", lambda *_: Tokens(codes=codes))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(generator.images(labels, Sampler(), 2), expected)
+        assert torch.equal(generator.images(labels, CategoricalSampler(), 2), expected)
 
 
 def test_classes_may_be_any_integers(generator: GenerationPipeline) -> None:
@@ -96,7 +96,7 @@ def test_a_first_stage_of_some_codes_is_decoded_by_them_alone_and_warned_of(tmp_
     says = rf"first stage.*writes the sub-codes \[{codebook}\] of the 2.*set to zero.*make stage2"
     with pytest.warns(UserWarning, match=says):
         generator = GenerationPipeline.from_run(run)
-    labels, sampler = torch.tensor([1, 2]), Sampler()
+    labels, sampler = torch.tensor([1, 2]), CategoricalSampler()
     codes = generator.network.generate(labels, sampler, seed=2)[:, 0]
     tokenizer = generator.tokenizer
     quantized = torch.zeros(2, 8, 2, 2)
@@ -109,9 +109,9 @@ def test_a_first_stage_of_some_codes_is_decoded_by_them_alone_and_warned_of(tmp_
 
 def test_sub_codes_in_another_order_are_put_in_the_tokenizers(tmp_path: Path) -> None:
     generator = GenerationPipeline.from_run(write_runs(tmp_path, sub_codes=[1, 0]))
-    codes = generator.network.generate(torch.tensor([1, 2]), Sampler(), seed=2)
+    codes = generator.network.generate(torch.tensor([1, 2]), CategoricalSampler(), seed=2)
     expected = (generator.tokenizer.decode_codes(codes.flip(1)).clamp(-1, 1) + 1) * 127.5
-    images = generator.images(torch.tensor([1, 2]), Sampler(), 2)
+    images = generator.images(torch.tensor([1, 2]), CategoricalSampler(), 2)
     assert (expected - images.permute(0, 3, 1, 2)).abs().max() <= 0.51
 
 

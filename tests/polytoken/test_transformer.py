@@ -4,8 +4,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from polytoken.transformer import FeedForward, KVCache, RMSNorm, RotaryTable, Trunk, TrunkConfig
+from polytoken.transformer import FeedForward, KVCache, RMSNorm, Rotation, Trunk, TrunkConfig, rotary_table
 from tests.support.generators import GRID, TRUNK
+
+CPU = torch.device("cpu")
 
 
 def build(**changes) -> Trunk:
@@ -14,8 +16,8 @@ def build(**changes) -> Trunk:
 
 
 def test_rotary_table() -> None:
-    """Facts part E: row 0 zeros, row 1 identity, row 2 turns only the second half of the pairs."""
-    table = RotaryTable((16, 16), 64, "zero").table
+    """Row 0 zeros, row 1 identity, row 2 turns only the second half of the pairs."""
+    table = rotary_table((16, 16), 64, "zero", CPU)
     assert table.shape == (257, 32, 2)
     assert table.dtype == torch.float32
     assert torch.equal(table[0], torch.zeros(32, 2))
@@ -25,26 +27,33 @@ def test_rotary_table() -> None:
     assert torch.allclose(table[2, 16], torch.tensor([math.cos(1.0), math.sin(1.0)]))
     assert torch.allclose(table[17, 15], torch.tensor([math.cos(10000 ** (-30 / 32)), math.sin(10000 ** (-30 / 32))]))
     assert torch.equal(table[17, 16:], identity[16:])
-    assert torch.equal(RotaryTable((16, 16), 64, "identity").table[0], identity)
+    assert torch.equal(rotary_table((16, 16), 64, "identity", CPU)[0], identity)
 
 
 def test_rotary_turns_adjacent_pairs() -> None:
-    rotary = RotaryTable((1, 2), 8, "zero")
-    turned = rotary(torch.tensor([1.0, 2, 3, 4, 5, 6, 7, 8]).expand(1, 1, 1, 8), start=2)[0, 0, 0]
+    rotation = Rotation(rotary_table((1, 2), 8, "zero", CPU)[2:])
+    turned = rotation(torch.tensor([1.0, 2, 3, 4, 5, 6, 7, 8]).expand(1, 1, 1, 8))[0, 0, 0]
     assert torch.equal(turned[:4], torch.tensor([1.0, 2, 3, 4]))  # row 0
     cosine, sine = math.cos(1.0), math.sin(1.0)  # column 1
     assert torch.allclose(turned[4:6], torch.tensor([5 * cosine - 6 * sine, 6 * cosine + 5 * sine]))
 
 
-def test_rotary_table_stays_float32_and_leaves_meta() -> None:
-    rotary = RotaryTable((4, 4), 16, "zero")
-    kept = rotary.table.clone()
-    assert torch.equal(rotary.to(torch.bfloat16).table, kept)
-    with torch.device("meta"):
-        elsewhere = RotaryTable((4, 4), 16, "zero")
-    assert elsewhere.table.is_meta
-    assert torch.equal(elsewhere.to_empty(device="cpu").table, kept)
-    assert not rotary.state_dict()
+def test_rotary_table_is_float32_whatever_the_weights() -> None:
+    trunk = build().eval()
+    features = torch.randn(1, 12, 32)
+    expected = trunk(features)
+    assert not any("rotary" in name for name in trunk.state_dict())
+    assert trunk.bfloat16().new_cache(1).rotary.dtype == torch.float32
+    assert trunk.float().to_empty(device="meta")(features.to("meta")).is_meta
+    assert torch.equal(build().eval()(features), expected)
+
+
+def test_a_rotary_table_first_used_in_inference_serves_training() -> None:
+    rotary_table.cache_clear()
+    trunk = build()
+    with torch.inference_mode():
+        trunk(torch.randn(1, 12, 32))
+    trunk(torch.randn(1, 12, 32)).sum().backward()
 
 
 def test_norm_computes_in_float32() -> None:
@@ -76,7 +85,8 @@ def test_what_the_first_code_hears_of_the_class(class_position: str) -> None:
     if class_position == "zero":
         logits[:, 0] = 0
     heard = torch.einsum("hp,phc->hc", logits.softmax(1), values).flatten()
-    attended = attention(features, trunk.rotary)[0]
+    rotation = Rotation(trunk.new_cache(1).rotary[:2])
+    attended = attention(features, rotation)[0]
     assert torch.allclose(attended[1], attention.wo(heard), atol=1e-6)
     assert torch.allclose(attended[0], attention.wo(values[0].flatten()), atol=1e-6)
 
@@ -103,16 +113,30 @@ def test_later_positions_do_not_reach_earlier_ones() -> None:
     assert not torch.isclose(before[:, 7:], after[:, 7:]).all(-1).any()
 
 
+def test_steps_at_a_tensor_position_equal_those_at_an_integer() -> None:
+    """The masked attention over the full capacity and the slice up to the position."""
+    trunk = build().eval()
+    features = torch.randn(2, 12, 32)
+    caches = trunk.new_cache(2), trunk.new_cache(2)
+    for start, end in ((0, 1), (1, 2), (2, 5), (5, 12)):
+        places = torch.tensor(start), start
+        masked, sliced = (
+            trunk.step(features[:, start:end], place, cache) for place, cache in zip(places, caches, strict=True)
+        )
+        torch.testing.assert_close(masked, sliced)
+
+
 def test_cache_is_allocated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     trunk = build().eval()
     cache = trunk.new_cache(2)
-    held = cache.blocks.data_ptr(), cache.blocks.shape
+    held = [tensor.data_ptr() for tensor in (*cache.keys, *cache.values)]
     made = []
     monkeypatch.setattr(KVCache, "__init__", lambda *_: made.append(1))
     for position in range(12):
         trunk.step(torch.randn(2, 1, 32), position, cache)
-    assert (cache.blocks.data_ptr(), cache.blocks.shape) == held
-    assert held[1] == (2, 2, 2, 2, 12, 16)
+    assert [tensor.data_ptr() for tensor in (*cache.keys, *cache.values)] == held
+    assert cache.keys[1].shape == cache.values[1].shape == (2, 2, 12, 16)
+    assert cache.nbytes == 2 * 2 * 2 * 2 * 12 * 16 * 4
     assert not made
 
 

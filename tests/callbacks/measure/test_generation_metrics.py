@@ -11,7 +11,7 @@ from callbacks import GenerationMetrics
 from commands import evaluate, reference
 from datamodules import LabelDataModule
 from lightning_modules import SamplingModule
-from polytoken.generators import Sampler
+from polytoken.sampling import CategoricalSampler
 from tests.support.commands import exit_code
 from tests.support.generated import write_runs
 from tests.support.recipes import CONFIGS, write_judge
@@ -42,7 +42,7 @@ def test_a_generator_is_measured_as_its_samples_are(run: Path, monkeypatch: pyte
     sections = json.loads(Path("runs/digits/generation/fq_dual/metrics.json").read_text())
     section = sections["evaluate"]
 
-    module = SamplingModule(str(run), Sampler(guidance=2.0))
+    module = SamplingModule(str(run), CategoricalSampler(guidance=2.0))
     labels = torch.arange(50) % 10
     images = [module.generator.images(labels[i : i + 20], module.sampler, 0, i) for i in (0, 20, 40)]
     np.savez("samples.npz", torch.cat(images).numpy(), labels.numpy())
@@ -84,7 +84,7 @@ def test_two_ranks_say_what_one_says(run: Path, tmp_path: Path) -> None:
         callback = GenerationMetrics("runs/digits/reference/train_judge.npz", *judge)
         trainer = quiet_trainer(tmp_path, [callback], **arguments)
         data = LabelDataModule(50, batch_size=10, part_size=20)  # parts of 20, 20, 10: the ranks have 30 and 20
-        trainer.test(SamplingModule(str(run), Sampler(guidance=2.0)), data, verbose=False)
+        trainer.test(SamplingModule(str(run), CategoricalSampler(guidance=2.0)), data, verbose=False)
         return figures(trainer)
 
     alone, together = tested(), tested(devices=2, strategy="ddp_spawn")

@@ -15,7 +15,7 @@ from callbacks.predict.sample_writer import SampleWriter
 from datamodules.labels import LabelDataModule
 from lightning_modules.sampling import SamplingModule
 from polytoken.files import file_sha256
-from polytoken.generators import Sampler
+from polytoken.sampling import CategoricalSampler
 from tests.support.generated import write_runs
 from tests.support.validation import quiet_trainer
 
@@ -45,7 +45,7 @@ class Counting(SamplingModule):
 
 def predict(directory: Path, run: Path, fails_at: int | None = None, **changes: Any) -> Counting:
     settings = {"num_images": 23, "batch_size": 5, "part_size": 10, "seed": 3, "guidance": 2.0, **changes}
-    module = Counting(str(run), Sampler(guidance=settings.pop("guidance")), settings.pop("seed"))
+    module = Counting(str(run), CategoricalSampler(guidance=settings.pop("guidance")), settings.pop("seed"))
     module.fails_at = fails_at
     trainer = quiet_trainer(
         directory, [SampleWriter()], **{name: settings.pop(name) for name in TRAINER if name in settings}
@@ -83,7 +83,7 @@ def test_npz_picture_and_record_are_written(directory: Path, run: Path) -> None:
 def test_image_i_is_the_generators_image_i(directory: Path, run: Path) -> None:
     module = SamplingModule(str(run))
     for index in (0, 9, 22):
-        alone = module.generator.images(torch.tensor([index % 10]), Sampler(guidance=2.0), 3, index)
+        alone = module.generator.images(torch.tensor([index % 10]), CategoricalSampler(guidance=2.0), 3, index)
         assert abs(alone[0].int().numpy() - images(directory)[index]).max() <= 1
 
 
@@ -121,7 +121,7 @@ def test_what_was_interrupted_is_finished_as_if_it_had_not_been(run: Path, direc
 
 
 def test_a_start_cut_short_by_the_trainer_says_so_and_keeps_its_parts(run: Path, tmp_path: Path) -> None:
-    module = Counting(str(run), Sampler(guidance=2.0), 3)
+    module = Counting(str(run), CategoricalSampler(guidance=2.0), 3)
     trainer = quiet_trainer(tmp_path, [SampleWriter()], limit_predict_batches=3)
     trainer.predict(module, LabelDataModule(23, batch_size=5, part_size=10))
     assert (tmp_path / "parts/00000.npy").exists() and not (tmp_path / "samples.npz").exists()

@@ -8,10 +8,10 @@ from polytoken.generators import (
     KVCache,
     LinearHead,
     MultiLinearHead,
-    Sampler,
     SubTokenNoise,
-    autoregressive,
 )
+from polytoken.generators.heads import HeadLoss
+from polytoken.sampling import CategoricalSampler, categorical
 from polytoken.specs import Tokens, TokenSpec
 from tests.support.generators import (
     GRID,
@@ -72,7 +72,7 @@ def test_noise_reaches_what_it_should() -> None:
         codes, seen = tokens.codes, {}
         generator._hidden = lambda read, labels, seen=seen: seen.update(trunk=read) or torch.zeros(4, 12, 32)
         generator.head.loss = lambda hidden, targets, tables, read, seen=seen: (
-            seen.update(targets=targets, head=read) or torch.zeros(2)
+            seen.update(targets=targets, head=read) or HeadLoss(torch.zeros(()), torch.zeros(2))
         )
         assert generator.train().loss(tokens, labels).statistics["noise_rate"] == 1
         assert torch.equal(seen["targets"], codes)
@@ -87,7 +87,7 @@ def test_noise_reaches_what_it_should() -> None:
 def test_samples_do_not_depend_on_the_batch(guidance: float | list[float]) -> None:
     generator = small_generator(2)
     labels = torch.tensor([0, 1, 2, 3, 4, 0, 1])
-    sampler = Sampler(guidance=guidance)
+    sampler = CategoricalSampler(guidance=guidance)
     whole = generator.generate(labels, sampler, seed=3)
     parts = [
         generator.generate(labels[start:end], sampler, seed=3, first_index=start)
@@ -104,9 +104,9 @@ def test_samples_follow_the_distribution() -> None:
     """The first sub-code of 4,000 rows against the probabilities of the teacher-forced pass."""
     generator = small_generator(1, LinearHead())
     labels = torch.zeros(4000, dtype=torch.int64)
-    codes = generator.generate(labels, Sampler(), seed=0)
+    codes = generator.generate(labels, CategoricalSampler(), seed=0)
     hidden = generator.hidden(codes[:1], labels[:1])[:, 0]
-    expected = generator.head.outputs[0](generator.norm(hidden)).softmax(-1)[0]
+    expected = generator.head.outputs[0](generator.head.norm(hidden)).softmax(-1)[0]
     counts = torch.bincount(codes[:, 0, 0], minlength=11)
     chi_squared = ((counts - 4000 * expected).square() / (4000 * expected)).sum()
     assert chi_squared < 29.6  # 10 degrees of freedom, 0.1 %
@@ -118,7 +118,7 @@ def test_guidance_moves_samples_towards_the_class() -> None:
     labels = torch.full((64,), 2)
     ratios = []
     for guidance in (0.0, 1.0, 3.0):
-        codes = generator.generate(labels, Sampler(guidance=guidance), seed=0)
+        codes = generator.generate(labels, CategoricalSampler(guidance=guidance), seed=0)
         conditional = generator.loss(Tokens(codes=codes), labels).total
         ratios.append((generator.loss(Tokens(codes=codes), torch.full((64,), 5)).total - conditional).item())
     assert ratios == sorted(ratios)
@@ -128,13 +128,13 @@ def test_guidance_moves_samples_towards_the_class() -> None:
 @pytest.mark.parametrize(
     ("sampler", "rows"),
     [
-        (Sampler(), [3] * 12),
-        (Sampler(guidance=2.0), [6] * 12),
-        (Sampler(guidance=[1.0, 2.0]), [6] * 12),
-        (Sampler(guidance=2.0, guidance_schedule="interval", interval=(0.25, 0.5)), [6] * 6 + [3] * 6),
+        (CategoricalSampler(), [3] * 12),
+        (CategoricalSampler(guidance=2.0), [6] * 12),
+        (CategoricalSampler(guidance=[1.0, 2.0]), [6] * 12),
+        (CategoricalSampler(guidance=2.0, guidance_schedule="interval", interval=(0.25, 0.5)), [6] * 6 + [3] * 6),
     ],
 )
-def test_the_second_half_runs_only_where_needed(sampler: Sampler, rows: list[int]) -> None:
+def test_the_second_half_runs_only_where_needed(sampler: CategoricalSampler, rows: list[int]) -> None:
     generator = small_generator(2)
     seen = []
     step = generator.trunk.step
@@ -145,15 +145,15 @@ def test_the_second_half_runs_only_where_needed(sampler: Sampler, rows: list[int
 
 def test_each_sub_code_has_its_own_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
     scales = []
-    monkeypatch.setattr(autoregressive, "guide", lambda logits, scale: scales.append(scale) or logits[:3])
-    small_generator(2).generate(torch.tensor([0, 1, 2]), Sampler(guidance=[1.5, 3.0]), seed=0)
+    monkeypatch.setattr(categorical, "guide", lambda logits, scale: scales.append(float(scale)) or logits[:3])
+    small_generator(2).generate(torch.tensor([0, 1, 2]), CategoricalSampler(guidance=[1.5, 3.0]), seed=0)
     assert scales == [1.5, 3.0] * 12
 
 
 def test_nothing_is_dropped_while_sampling() -> None:
     generator, labels = small_generator(2), torch.tensor([0, 1, 2])
-    expected = generator.generate(labels, Sampler(guidance=2.0), seed=0)
-    assert torch.equal(generator.train().generate(labels, Sampler(guidance=2.0), seed=0), expected)
+    expected = generator.generate(labels, CategoricalSampler(guidance=2.0), seed=0)
+    assert torch.equal(generator.train().generate(labels, CategoricalSampler(guidance=2.0), seed=0), expected)
     assert generator.training
 
 
@@ -161,27 +161,27 @@ def test_dropping_the_second_half_changes_nothing() -> None:
     """An interval's samples equal those of the same scales with both halves kept to the end."""
     generator = small_generator(2)
     labels = torch.tensor([0, 1, 2])
-    sampler = Sampler(guidance=3.0, guidance_schedule="interval", interval=(0.0, 0.5))
+    sampler = CategoricalSampler(guidance=3.0, guidance_schedule="interval", interval=(0.0, 0.5))
     short = generator.generate(labels, sampler, seed=0)
-    object.__setattr__(sampler, "guided_positions", lambda *_: 12)
+    object.__setattr__(sampler, "guided_steps", lambda *_: 12)
     assert torch.equal(generator.generate(labels, sampler, seed=0), short)
-    assert not torch.equal(generator.generate(labels, Sampler(guidance=3.0), seed=0), short)
+    assert not torch.equal(generator.generate(labels, CategoricalSampler(guidance=3.0), seed=0), short)
 
 
 def test_caches_are_allocated_once_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     build = KVCache.__init__
     monkeypatch.setattr(KVCache, "__init__", lambda self, *args: made.append(args[0]) or build(self, *args))
-    small_generator(2, AutoregressiveHead(3)).generate(torch.tensor([0]), Sampler(guidance=2.0), seed=0)
+    small_generator(2, AutoregressiveHead(3)).generate(torch.tensor([0]), CategoricalSampler(guidance=2.0), seed=0)
     assert made == [2, 3]  # blocks of the trunk, of the head
 
 
 def test_sampling_in_bfloat16() -> None:
     generator = small_generator(2).bfloat16()
-    assert generator.generate(torch.tensor([0, 1]), Sampler(guidance=2.0), seed=0).shape == (2, 2, 12)
+    assert generator.generate(torch.tensor([0, 1]), CategoricalSampler(guidance=2.0), seed=0).shape == (2, 2, 12)
     generator = small_generator(2)
     with torch.autocast("cpu", torch.bfloat16):
-        assert generator.generate(torch.tensor([0, 1]), Sampler(guidance=2.0), seed=0).shape == (2, 2, 12)
+        assert generator.generate(torch.tensor([0, 1]), CategoricalSampler(guidance=2.0), seed=0).shape == (2, 2, 12)
 
 
 def test_bad_input() -> None:
@@ -195,11 +195,11 @@ def test_bad_input() -> None:
         generator.loss(Tokens(latents=torch.zeros(2, 4, 3, 4)), labels)
     for bad in (5, -1):
         with pytest.raises(ValueError, match="classes 0 to 4"):
-            generator.generate(torch.tensor([0, bad]), Sampler(), seed=0)
+            generator.generate(torch.tensor([0, bad]), CategoricalSampler(), seed=0)
     with pytest.raises(ValueError, match="int64"):
-        generator.generate(torch.tensor([0.0]), Sampler(), seed=0)
+        generator.generate(torch.tensor([0.0]), CategoricalSampler(), seed=0)
     with pytest.raises(ValueError, match="top_k has 3 values and the generator writes 2"):
-        generator.generate(labels, Sampler(top_k=[1, 2, 3]), seed=0)
+        generator.generate(labels, CategoricalSampler(top_k=[1, 2, 3]), seed=0)
     with pytest.raises(ValueError, match="2 scales"):
         build_generator(TokenSpec((4,), ((1, 1), (2, 2))), 5, TRUNK, LinearHead())
     with pytest.raises(ValueError, match="at least one class"):

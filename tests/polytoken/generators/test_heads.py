@@ -11,6 +11,7 @@ from polytoken.generators import (
     MultiMLPHead,
     TrunkConfig,
 )
+from polytoken.sampling import CategoricalSampler, Draw, RowNoise
 from polytoken.specs import Tokens, TokenSpec
 from tests.support.generators import GRID, TRUNK, build_generator, per_code, random_codes, small_generator
 
@@ -36,13 +37,18 @@ def test_sampling_equals_teacher_forcing(head, num_sub_codes: int, aggregation: 
     rows = torch.cat([labels, torch.full_like(labels, 5)]) if guided else labels
     seen = torch.zeros(len(rows), *codes.shape[1:])
 
-    def force(logits: torch.Tensor, position: int, sub_code: int) -> torch.Tensor:
-        target = codes[:, sub_code, position].repeat(len(rows) // 3).unsqueeze(1)
-        seen[:, sub_code, position] = logits.log_softmax(1).gather(1, target).squeeze(1)
-        return codes[:, sub_code, position]
+    class Forced(Draw):
+        def at(self, position: int) -> Draw:
+            return Forced(self.sampler, self.noise, self.scales, position)
 
+        def categorical(self, logits: torch.Tensor, sub_code: int) -> torch.Tensor:
+            target = codes[:, sub_code, self.position].repeat(len(rows) // 3).unsqueeze(1)
+            seen[:, sub_code, self.position] = logits.log_softmax(1).gather(1, target).squeeze(1)
+            return codes[:, sub_code, self.position]
+
+    draw = Forced(CategoricalSampler(), RowNoise(0, 0, 3, codes.device), torch.ones(12, num_sub_codes))
     with torch.no_grad():
-        assert torch.equal(generator.write(labels, force, guided_positions=12 if guided else 0), codes)
+        assert torch.equal(generator.write(labels, draw, guided_positions=12 if guided else 0), codes)
     for row in range(3):
         loss = generator.loss(Tokens(codes=codes[row : row + 1]), labels[row : row + 1])
         assert torch.allclose(per_code(loss), -seen[row].mean(1), atol=1e-5)
@@ -88,7 +94,7 @@ def test_targets_are_the_codes_whatever_the_head_reads(head, num_sub_codes: int)
         for i, (output, state) in enumerate(zip(generator.head.outputs, states, strict=True))
     ]
     loss = generator.head.loss(hidden, codes, generator.embeddings, noisy)
-    torch.testing.assert_close(loss, torch.stack(expected))
+    torch.testing.assert_close(loss.per_code, torch.stack(expected))
 
 
 @pytest.mark.parametrize("head", [MultiLinearHead, MultiMLPHead])
@@ -107,23 +113,23 @@ def test_heads_without_a_stack_read_the_normed_trunk(head) -> None:
 def test_starts_uniform(head, num_sub_codes: int) -> None:
     head = head()
     generator = small_generator(num_sub_codes, head)
-    head.initialise()
+    head.reset_parameters()
     codes, labels = random_codes(generator, 2)
     expected = torch.tensor([math.log(size) for size in generator.spec.codebook_sizes])
     assert torch.allclose(per_code(generator.loss(Tokens(codes=codes), labels)), expected)
 
 
 def test_slots_have_the_first_rotations() -> None:
-    """Facts B3: slot 0 zeros, slot 1 identity, slot 2 column 1; the trunk's table, not one of its own."""
+    """Slot 0 zeros, slot 1 identity, slot 2 column 1; the trunk's table, not one of its own."""
     head = AutoregressiveHead(1)
     head.connect(TRUNK, (11, 12, 13), GRID)
-    table = head.stack.rotary.table
+    table = head.new_cache(2).rotary
     assert table[0].abs().max() == 0
     assert torch.equal(table[1, :, 0], torch.ones(8))
     assert torch.equal(table[2, :4, 0], torch.ones(4))
     assert (table[2, 4:, 1] > 0).all()
     assert head.stack.capacity == 3
-    assert head.new_cache(2).blocks.shape == (1, 2, 2, 2, 3, 16)
+    assert [keys.shape for keys in head.new_cache(2).keys] == [(2, 2, 3, 16)]
 
 
 def test_slot_zero_holds_the_trunk_output_as_it_is() -> None:
@@ -134,14 +140,14 @@ def test_slot_zero_holds_the_trunk_output_as_it_is() -> None:
         torch.nn.init.zeros_(block.feed_forward.w2.weight)
     hidden, codes = torch.randn(4, 32), torch.ones(4, 2, dtype=torch.int64)
     first, second = generator.head.states(hidden, codes, generator.embeddings)
-    assert torch.allclose(first, generator.norm(hidden))
-    assert torch.allclose(second, generator.norm(generator.embeddings[0](codes[:, 0])))
+    assert torch.allclose(first, generator.head.norm(hidden))
+    assert torch.allclose(second, generator.head.norm(generator.embeddings[0](codes[:, 0])))
 
 
 def test_last_embedding_is_not_read_by_the_head() -> None:
     generator = small_generator(2)
     codes, labels = random_codes(generator, 2)
-    generator.head.loss(torch.randn(2, 12, 32), codes, generator.embeddings).sum().backward()
+    generator.head.loss(torch.randn(2, 12, 32), codes, generator.embeddings).total.backward()
     assert generator.embeddings[0].weight.grad is not None
     assert generator.embeddings[1].weight.grad is None
 

@@ -1,0 +1,83 @@
+"""Classifier-free guidance: a scale for each step and sub-code (Ho and Salimans, arXiv 2207.12598)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from polytoken.errors import UserError
+
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Guidance scale as a function of progress; samplers of all generator families inherit these settings.
+
+    Args:
+        guidance: scale s of ℓ_u + s · (ℓ_c - ℓ_u), one value or a list with one a sub-code; 1 is plain conditional
+            sampling, 0 unconditional.
+        guidance_schedule: ``constant``; ``linear`` from 1 at the first step to ``guidance`` at the last;
+            ``interval``, which is ``guidance`` inside ``interval`` and 1 outside.
+        interval: [from, to) as shares of the steps, for the schedule of that name.
+
+    Raises:
+        UserError: for a value out of its range, naming it.
+    """
+
+    guidance: float | list[float] = 1.0
+    guidance_schedule: Literal["constant", "linear", "interval"] = "constant"
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        check_values("guidance", self.guidance, lambda value: 0 <= value < float("inf"), "must not be negative")
+        if self.guidance_schedule not in ("constant", "linear", "interval"):
+            raise UserError(
+                f"sampler.guidance_schedule is {self.guidance_schedule!r}: choose constant, linear or interval"
+            )
+        if not 0 <= self.interval[0] < self.interval[1] <= 1:
+            raise UserError(f"sampler.interval is {list(self.interval)}: it must be [from, to) within [0, 1]")
+
+    def scale(self, progress: float, sub_code: int = 0) -> float:
+        """Return the scale of a sub-code at a progress in [0, 1]."""
+        wanted = value_of(self.guidance, sub_code)
+        if self.guidance_schedule == "linear":
+            return 1 + (wanted - 1) * progress
+        if self.guidance_schedule == "interval":
+            return wanted if self.interval[0] <= progress < self.interval[1] else 1.0
+        return wanted
+
+    def scales(self, num_steps: int, num_sub_codes: int = 1) -> list[list[float]]:
+        """Return the scale of each step and sub-code.
+
+        A linear schedule reaches its end at the last step; an interval holds the steps that begin inside it.
+        """
+        last = num_steps if self.guidance_schedule == "interval" else max(1, num_steps - 1)
+        return [[self.scale(step / last, i) for i in range(num_sub_codes)] for step in range(num_steps)]
+
+    def guided_steps(self, num_steps: int, num_sub_codes: int = 1) -> int:
+        """Return the number of steps after which no sub-code is guided any more; 0 if none ever is."""
+        guided = [step for step, row in enumerate(self.scales(num_steps, num_sub_codes)) if any(s != 1 for s in row)]
+        return guided[-1] + 1 if guided else 0
+
+
+def guide(logits: Tensor, scale: Tensor) -> Tensor:
+    """Combine logits (2B, …), the conditional half first, to guided ones (B, …) in float32; exact at a scale of 1."""
+    conditional, unconditional = logits.float().chunk(2)
+    return torch.where(scale == 1, conditional, unconditional + scale * (conditional - unconditional))
+
+
+def value_of(value: Number | list[Number], sub_code: int) -> Number:
+    """Return a setting's value for a sub-code."""
+    return value[sub_code] if isinstance(value, list) else value
+
+
+def check_values(name: str, value: float | list[float] | list[int], holds: Callable[[float], bool], rule: str) -> None:
+    """Raise UserError if a value of a setting is out of its range."""
+    for entry in value if isinstance(value, list) else [value]:
+        if not holds(entry):
+            raise UserError(f"sampler.{name} is {entry}: it {rule}")

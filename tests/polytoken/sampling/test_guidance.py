@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from polytoken.sampling.guidance import Guidance, guide
+
+
+def test_guide() -> None:
+    logits = torch.tensor([[0.1, 2.0], [0.3, 4.0]])
+    torch.testing.assert_close(guide(logits, torch.tensor(2.0)), 2 * logits[:1] - logits[1:])
+    assert torch.equal(guide(logits, torch.tensor(1.0)), logits[:1])  # exactly: 0.3 + (0.1 - 0.3) is not 0.1
+    assert torch.equal(guide(logits, torch.tensor(0.0)), logits[1:])
+
+
+def test_scale_is_a_function_of_progress() -> None:
+    shares = (0.0, 0.25, 0.5, 0.75, 1.0)
+    constant = Guidance(guidance=[3.0, 1.0])
+    assert [constant.scale(0.7, i) for i in (0, 1)] == [3.0, 1.0]
+    linear = Guidance(guidance=3.0, guidance_schedule="linear")
+    assert [linear.scale(share) for share in shares] == [1.0, 1.5, 2.0, 2.5, 3.0]
+    interval = Guidance(guidance=3.0, guidance_schedule="interval", interval=(0.25, 0.75))
+    assert [interval.scale(share) for share in shares] == [1.0, 3.0, 3.0, 1.0, 1.0]
+
+
+def test_scales_of_steps() -> None:
+    linear = Guidance(guidance=[3.0, 1.0], guidance_schedule="linear")
+    assert linear.scales(5, 2) == [[1.0, 1.0], [1.5, 1.0], [2.0, 1.0], [2.5, 1.0], [3.0, 1.0]]
+    assert linear.scales(1, 2) == [[1.0, 1.0]]
+    interval = Guidance(guidance=3.0, guidance_schedule="interval", interval=(0.2, 0.6))
+    assert interval.scales(5) == [[1.0], [3.0], [3.0], [1.0], [1.0]]
+
+
+def test_guided_steps() -> None:
+    assert Guidance(guidance=3.0, guidance_schedule="interval", interval=(0.2, 0.6)).guided_steps(5) == 3
+    assert Guidance().guided_steps(5, 2) == 0
+    assert Guidance(guidance=[3.0, 1.0]).guided_steps(5, 2) == 5
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.0, 0.5), (0.1, 0.9), (0.3, 1.0), (0.7, 0.9)])
+def test_an_interval_covers_its_share_of_the_steps(start: float, end: float) -> None:
+    rules = Guidance(guidance=2.0, guidance_schedule="interval", interval=(start, end))
+    guided = [step for step, row in enumerate(rules.scales(100)) if row[0] != 1]
+    assert guided == list(range(round(start * 100), round(end * 100)))
