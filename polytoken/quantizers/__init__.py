@@ -6,4 +6,10 @@ from polytoken.quantizers.factorized import FactorizedQuantizer
 from polytoken.quantizers.finite_scalar import FiniteScalarQuantizer
 from polytoken.quantizers.vector import VectorQuantizer
 
-__all__ = ["ContinuousBottleneck", "FactorizedQuantizer", "FiniteScalarQuantizer", "Quantizer", "VectorQuantizer"]
+__all__ = [
+    "ContinuousBottleneck",
+    "FactorizedQuantizer",
+    "FiniteScalarQuantizer",
+    "Quantizer",
+    "VectorQuantizer",
+]
