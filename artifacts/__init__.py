@@ -1,1 +1,1 @@
-"""Everything a run leaves on disk."""
+"""Files that a run leaves on disk: formats, definitions, readers and writers."""

@@ -1,4 +1,6 @@
-"""Checkpoints as files: written so that a crash leaves the old one or the new one, and looked over before use."""
+"""Checkpoint files: atomic writing, moving and copying, and detection of damage."""
+
+from __future__ import annotations
 
 import io
 import lzma
@@ -17,11 +19,11 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from polytoken.errors import RunError
 from polytoken.files import PARTIAL, replacing, sync
+from polytoken.loading import SHARDED
 from polytoken.weights import why_unreadable
 
 LAST, PREVIOUS, BEST, NEXT = "last.ckpt", "previous.ckpt", "best.ckpt", "next.ckpt"
-SHARDED = "meta.pt"  # Lightning writes it last into a sharded checkpoint, which is a directory
-# what zipfile and torch raise at bytes that have changed
+# raised by zipfile and torch on damaged bytes
 DAMAGED = (
     pickle.UnpicklingError,
     RuntimeError,
@@ -31,10 +33,10 @@ DAMAGED = (
     zlib.error,
     lzma.LZMAError,
     struct.error,
-    MemoryError,  # a length that has changed
+    MemoryError,  # a damaged length
     OverflowError,
 )
-INDEX = ".metadata"  # torch's list of what a sharded checkpoint holds, and where
+INDEX = ".metadata"  # torch's index of a sharded checkpoint
 
 
 class SyncedCheckpointIO(TorchCheckpointIO):
@@ -50,7 +52,7 @@ class SyncedCheckpointIO(TorchCheckpointIO):
 
 
 def check_writable(directory: Path) -> None:
-    """Raise RuntimeError now, and not after the first thousand steps, if no checkpoint can be written here."""
+    """Raise RunError now, rather than at the first checkpoint, if the directory is not writable."""
     probe = directory / f".writable.{os.getpid()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -64,9 +66,9 @@ def check_writable(directory: Path) -> None:
 
 
 def move(path: Path, target: Path) -> None:
-    """Put a checkpoint in the place of another one; neither is ever there in part."""
+    """Rename a checkpoint over another one; a kill leaves the old one or the new one whole."""
     aside = target.with_name(f"{target.name}.old")
-    if aside.exists() and not target.exists():  # a kill came between
+    if aside.exists() and not target.exists():  # left by a kill
         aside.rename(target)
     if aside.exists():
         shutil.rmtree(aside)
@@ -80,7 +82,7 @@ def move(path: Path, target: Path) -> None:
 
 
 def copy(path: Path, target: Path) -> None:
-    """Keep a checkpoint under a second name: a hard link where the file system has them, since none is ever changed."""
+    """Keep a checkpoint under a second name, by a hard link where the file system has them."""
     unfinished = target.with_name(f"{target.name}{PARTIAL}")
     if unfinished.is_dir():
         shutil.rmtree(unfinished)
@@ -93,15 +95,15 @@ def copy(path: Path, target: Path) -> None:
 
 
 def candidates(directory: Path) -> list[Path]:
-    """The checkpoints from which a run can go on, newest first."""
+    """The checkpoints from which a run can resume, newest first."""
     kept = sorted(directory.glob("step_*.ckpt"), key=lambda path: (len(path.name), path.name), reverse=True)
     return [path for path in (directory / LAST, directory / PREVIOUS, *kept) if path.exists()]
 
 
 def fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None. Reads all of it: torch itself loads changed numbers without a word.
+    """Describe the damage of a checkpoint, or return None. Reads the whole file: torch loads damaged tensors silently.
 
-    Of a sharded one it reads what torch would unpickle: weights are tensors, which are not.
+    Of a sharded checkpoint it reads only the parts that torch would unpickle, which excludes the weights.
     """
     if path.is_dir():
         missing = [name for name in (SHARDED, INDEX) if not (path / name).is_file()]
@@ -130,7 +132,7 @@ NAMES = {
 
 
 class _IndexUnpickler(pickle.Unpickler):
-    """Knows the plain records of an index, and nothing that could be called for its effect."""
+    """Unpickler that admits the plain records of an index, and no callable with side effects."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in NAMES:
@@ -143,7 +145,7 @@ class _IndexUnpickler(pickle.Unpickler):
 
 
 def _fault_of_index(path: Path) -> str | None:
-    """What is wrong with what torch unpickles of a sharded checkpoint: its index, and values that are no tensors."""
+    """Describe damage in what torch unpickles of a sharded checkpoint: its index, and values other than tensors."""
     try:
         index = _IndexUnpickler(io.BytesIO((path / INDEX).read_bytes())).load()
         for key, place in index.storage_data.items():

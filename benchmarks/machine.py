@@ -6,7 +6,6 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,6 +13,8 @@ from datetime import date
 from pathlib import Path
 
 import torch
+
+from artifacts.provenance import commit
 
 RESULTS = Path(__file__).parent / "results"
 PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192}
@@ -135,7 +136,7 @@ def write_results(what: str, results: list[Result]) -> Path:
     record = {
         "machine": machine,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "commit": _git("rev-parse", "HEAD") + ("-dirty" if _git("status", "--porcelain") else ""),
+        "commit": commit(),
         "results": [asdict(result) for result in results],
     }
     RESULTS.mkdir(exist_ok=True)
@@ -149,7 +150,3 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor()
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()

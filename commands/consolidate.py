@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from artifacts.checkpoint_files import LAST, SHARDED, SyncedCheckpointIO, fault
+from artifacts.checkpoint_files import LAST, SyncedCheckpointIO, fault
 from polytoken.errors import MissingFileError, UserError
-from polytoken.loading import WHOLE, read_metadata
+from polytoken.loading import SHARDED, WHOLE, read_metadata
 
 
 def consolidate(run: Path) -> Path:

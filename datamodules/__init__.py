@@ -1,4 +1,4 @@
-"""Data for training and evaluation: labelled images as batches, in an order that resumes exactly."""
+"""Data modules: batches of labelled images, codes or labels, in an order that resumes exactly."""
 
 from datamodules.images import ImageDataModule
 from datamodules.labels import LabelDataModule

@@ -1,4 +1,6 @@
-"""One image of a split as a tensor, a batch of them as a dict, and what becomes of images that cannot be read."""
+"""Data set of images: a row as a tensor, a batch as a dict, and replacement of unreadable images."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +18,7 @@ REPLACEMENTS = 16
 
 
 class UnreadableImage(NamedTuple):
-    """An image that could not be read: where it is, and what the decoder said."""
+    """An unreadable image, its place, and the reason that the decoder gave."""
 
     split: Split
     index: int
@@ -25,7 +27,7 @@ class UnreadableImage(NamedTuple):
 
 
 class Example(NamedTuple):
-    """One row of a batch: `image` (3, H, W) or None if it could not be read, and what was skipped on the way."""
+    """One row of a batch: `image` (3, H, W), or None if it is unreadable, and the images skipped for it."""
 
     image: torch.Tensor | None
     label: int
@@ -34,10 +36,10 @@ class Example(NamedTuple):
 
 
 class ImageDataset(Dataset[Example]):
-    """Reads the image of a draw and augments it with the generator that belongs to (seed, epoch, index).
+    """Reads the image of a draw and augments it with the random generator of (seed, epoch, index).
 
-    In training an unreadable image is replaced by another one, drawn from (seed, epoch, index), so batches keep their
-    size. In evaluation it is left out, since a replacement would count twice.
+    In training, another image, drawn from (seed, epoch, index), replaces an unreadable one, so that batches keep their
+    size. In evaluation an unreadable image is left out, since a replacement would count twice.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class ImageDataset(Dataset[Example]):
         return len(self.records)
 
     def __getitem__(self, draw: Draw | int) -> Example:
-        # a bare index comes from Lightning's `overfit_batches`, which puts its own sampler in place of ours
+        # Lightning's `overfit_batches` replaces our sampler and passes a bare index
         epoch, index = draw if isinstance(draw, tuple) else (0, draw)
         candidates = [index]
         if self.replace_unreadable:
@@ -78,11 +80,11 @@ class ImageDataset(Dataset[Example]):
 def collate(examples: Sequence[Example]) -> dict[str, Any]:
     """Stack examples to `image` (B, 3, H, W) float32, `label` (B,) and `index` (B,) int64.
 
-    Unreadable images are left out and listed under `skipped`, a key that exists only if there are any, and that the
-    data module takes out again before the model sees the batch.
+    Unreadable images are left out and listed under `skipped`. The key exists only if there are any, and the data module
+    removes it before the model sees the batch.
 
     Raises:
-        RuntimeError: No image of the batch could be read.
+        RunError: No image of the batch could be read.
     """
     readable = [example for example in examples if example.image is not None]
     skipped = [bad for example in examples for bad in example.skipped]

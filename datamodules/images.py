@@ -1,4 +1,6 @@
-"""Images for the Trainer: batches as dicts, an order that resumes exactly, and a limit on unreadable files."""
+"""Data module of images: batches as dicts, an order that resumes exactly, and a limit on unreadable files."""
+
+from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,25 +22,25 @@ log = logging.getLogger(__name__)
 class ImageDataModule(ResumableDataModule):
     """Batches of `image` float32 (B, 3, H, W) in [-1, 1], `label` (B,) int64 and `index` (B,) int64.
 
-    Order and augmentation are functions of `seed` and of the number of batches before, whatever the number of ranks
-    and workers, and a checkpoint taken anywhere continues with the next batch. Use with
-    `Trainer(use_distributed_sampler=False)`: the order knows the ranks itself. Testing and prediction read the
-    validation split in order; on several devices drop the rows whose `index` is negative (they pad the last batch).
+    Order and augmentation are functions of `seed` and the number of earlier batches; the number of ranks and workers
+    does not matter, and any checkpoint continues with the next batch. The order divides the images among the ranks, so
+    use `Trainer(use_distributed_sampler=False)`. Testing and prediction read the validation split in order; rows with a
+    negative `index` pad the last batch on several devices and must be dropped.
 
     With `views`, prediction reads both splits, training as dataloader 0 and validation as dataloader 1, with `image`
-    (B, V, 3, H, W): the views of a training image, and the one centre crop of a validation image.
+    (B, V, 3, H, W): the views of a training image, and one centre crop of a validation image.
 
     Args:
         source: The data set.
         image_size: Height and width of the images, in pixels.
         batch_size: Training images a step on each device.
         validation_batch_size: The same for evaluation and prediction; `batch_size` if None.
-        num_workers: Processes that read images, on each device; 0 reads in the training process.
-        crop_fraction: Least and greatest part of the shorter side that a training crop shows.
-        horizontal_flip: Whether half of the training crops are mirrored.
+        num_workers: Worker processes of each device; 0 reads in the training process.
+        crop_fraction: Smallest and largest fraction of the shorter side in a training crop.
+        horizontal_flip: Mirror half of the training crops.
         seed: Seed of order and augmentation, not negative.
-        max_bad_fraction: The run stops when a rank has met more unreadable images than this part of a split.
-        views: The crops of a training image that prediction reads; None predicts the validation images.
+        max_bad_fraction: Stop the run when a rank has met more unreadable images than this fraction of a split.
+        views: Crops of a training image that prediction reads; None predicts the validation images.
     """
 
     def __init__(
@@ -70,11 +72,11 @@ class ImageDataModule(ResumableDataModule):
 
     @property
     def class_to_idx(self) -> dict[str, int]:
-        """The source's numbering of its classes."""
+        """Class numbers of the source, by name."""
         return self.source.class_to_idx
 
     def dataset(self, split: Split) -> ImageDataset:
-        """Return a split as a map from draws (epoch, index) to examples; it is listed on first use."""
+        """Return a split as a map from draws (epoch, index) to examples; the first call lists the files."""
         if split not in self._datasets:
             training = split == "train"
             self._datasets[split] = ImageDataset(
@@ -87,27 +89,27 @@ class ImageDataModule(ResumableDataModule):
         return self._datasets[split]
 
     def setup(self, stage: str) -> None:
-        """List the splits of the stage, so that a wrong path fails before the model is built."""
+        """List the splits now, so that a wrong path fails before the model is built."""
         super().setup(stage)
         if stage == "fit" or (stage == "predict" and self.views is not None):
             self.dataset("train")
         self.dataset("validation")
 
-    def train_dataloader(self) -> "DataLoader[Example]":
-        """Return this rank's training batches, from where the run stands."""
+    def train_dataloader(self) -> DataLoader[Example]:
+        """Return this rank's training batches, from the current position of the run."""
         return self._loader(self.dataset("train"), self._training_order(), self.batch_size, collate)
 
-    def val_dataloader(self) -> "DataLoader[Example]":
+    def val_dataloader(self) -> DataLoader[Example]:
         """Return this rank's part of the validation split, in order."""
         dataset = self.dataset("validation")
         order = EvaluationOrder(len(dataset), *self._ranks())
         return self._loader(dataset, order, self.validation_batch_size, collate)
 
-    def test_dataloader(self) -> "DataLoader[Example]":
+    def test_dataloader(self) -> DataLoader[Example]:
         """Return the same batches as validation."""
         return self.val_dataloader()
 
-    def predict_dataloader(self) -> "DataLoader[Example] | list[DataLoader[Example]]":
+    def predict_dataloader(self) -> DataLoader[Example] | list[DataLoader[Example]]:
         """Return the same batches as validation; with `views`, those of the training and of the validation split."""
         if self.views is None:
             return self.val_dataloader()
@@ -122,21 +124,21 @@ class ImageDataModule(ResumableDataModule):
     # -- views for prediction ------------------------------------------------------------------------------------------
 
     def predict_only(self, images: Mapping[Split, Sequence[int]]) -> None:
-        """Let prediction with `views` read these images of each split on this rank, in this order, and no others."""
+        """Restrict prediction with `views` on this rank to these images of each split, in this order."""
         self._predicted = images
 
     def split_views(self, split: Split) -> Views:
-        """Return which crops prediction reads of an image of a split.
+        """Return the crops of an image of a split that prediction reads.
 
         Raises:
-            ValueError: This data module was given no views.
+            UserError: `views` is not set.
         """
         if self.views is None:
-            raise UserError("data.init_args.views is not set: say which crops of an image to read (crops, flip).")
+            raise UserError("data.init_args.views is not set: name the crops of an image (crops, flip).")
         return self.views if split == "train" else Views()
 
     def views_dataset(self, split: Split) -> ImageDataset:
-        """Return a split as examples of which `image` is (V, 3, H, W); an image that cannot be read is left out."""
+        """Return a split as examples with `image` (V, 3, H, W); unreadable images are left out."""
         transform = ViewsTransform(self.image_size, self.split_views(split))
         return ImageDataset(self.dataset(split).records, transform, split, self.seed, replace_unreadable=False)
 
@@ -145,10 +147,10 @@ class ImageDataModule(ResumableDataModule):
             return EvaluationOrder(len(self.dataset(split)), *self._ranks())
         return ListedOrder(self._predicted[split])
 
-    # -- images that cannot be read ------------------------------------------------------------------------------------
+    # -- unreadable images ---------------------------------------------------------------------------------------------
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Take note of the images that a batch had to skip, and hand on exactly `image`, `label` and `index`."""
+        """Record the skipped images of a batch, and return exactly `image`, `label` and `index`."""
         for bad in batch.pop("skipped", ()):
             self._note_unreadable(bad)
         return batch

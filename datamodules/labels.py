@@ -1,4 +1,6 @@
-"""Which classes are sampled, in which order, and by which rank."""
+"""Data module of class labels for sampling."""
+
+from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal
@@ -15,16 +17,16 @@ Batch = dict[str, torch.Tensor]
 class LabelDataModule(LightningDataModule):
     """Batches of `label` (B,) and `index` (B,) int64, the classes of the images to generate.
 
-    Images 0 … num_images − 1 are divided into parts of `part_size`, the pieces in which a writer saves them. The parts
-    that are still missing are dealt out to the ranks; a batch lies within a part and holds consecutive images, so that
-    each image's random stream follows from its index, whatever the number of ranks and the size of the batches.
+    Images 0 … num_images − 1 are divided into parts of `part_size`, which a writer saves one by one. The ranks share
+    the missing parts. A batch lies within one part and holds consecutive images, so that the random stream of an image
+    depends on its index only, not on the number of ranks or the batch size.
 
     Args:
         num_images: Images of all ranks together.
-        classes: `balanced` (image i has class i modulo the number of classes), `random` (drawn uniformly, as published
-            protocols do), or a list of classes that is repeated until there are enough.
+        classes: `balanced` (image i has class i modulo the number of classes), `random` (drawn uniformly, as in
+            published protocols), or a list of classes, repeated as often as needed.
         batch_size: Images at a time on each device.
-        part_size: Images that are saved together; what a kill can lose on each rank.
+        part_size: Images saved together; a kill can lose one part on each rank.
         seed: Seed of `random`, not negative.
     """
 
@@ -64,7 +66,7 @@ class LabelDataModule(LightningDataModule):
         """Return the class of each image, int64 (num_images,).
 
         Raises:
-            ValueError: A class was named that is not one of 0 … num_classes − 1.
+            UserError: A named class is not one of 0 … num_classes − 1.
         """
         if self.classes == "random":
             return np.random.default_rng(self.seed).integers(num_classes, size=self.num_images)
@@ -72,7 +74,7 @@ class LabelDataModule(LightningDataModule):
         return np.resize(known, self.num_images)
 
     def settings(self) -> dict[str, Any]:
-        """Return what the labels depend on, as plain data."""
+        """Return the settings that determine the labels, as plain data."""
         random = {"seed": self.seed} if self.classes == "random" else {}
         return {"num_images": self.num_images, "classes": self.classes, "part_size": self.part_size, **random}
 
@@ -81,10 +83,10 @@ class LabelDataModule(LightningDataModule):
         return range(index * self.part_size, min((index + 1) * self.part_size, self.num_images))
 
     def leave_out(self, finished: Collection[int]) -> None:
-        """Do not sample these parts again; every rank must be told the same before the batches are asked for."""
+        """Skip these parts; all ranks must pass the same ones before they read batches."""
         self._finished = frozenset(finished)
 
-    def predict_dataloader(self) -> "Batches":
+    def predict_dataloader(self) -> Batches:
         """Return this rank's batches."""
         assert self.trainer is not None
         labels = torch.from_numpy(self.labels(self.trainer.lightning_module.num_classes))
@@ -97,13 +99,13 @@ class LabelDataModule(LightningDataModule):
                 batches.append({"label": labels[index], "index": index})
         return Batches(batches)
 
-    def test_dataloader(self) -> "Batches":
-        """Return the same batches: a test generates what prediction would write."""
+    def test_dataloader(self) -> Batches:
+        """Return the same batches: a test generates the images that prediction would write."""
         return self.predict_dataloader()
 
 
 class Batches:
-    """Batches that are there already: no DataLoader, whose sampler Lightning would replace, and no list of loaders."""
+    """A list of batches; Lightning would replace the sampler of a DataLoader, and take a plain list for loaders."""
 
     def __init__(self, batches: list[Batch]) -> None:
         self.batches = batches

@@ -1,9 +1,11 @@
-"""Which image comes when: a function of the seed and of how many batches came before, and of nothing else.
+"""Order of the images: a function of the seed and the number of earlier batches, and of nothing else.
 
 Training is one endless stream of global batches. Batch t belongs to epoch `t // batches_per_epoch`; the epoch's
-permutation depends on (seed, epoch), and rank r of W takes the r-th slice of each global batch. So neither the number
-of ranks nor that of workers changes which images meet in a batch, and a run goes on anywhere from a single integer.
+permutation depends on (seed, epoch), and rank r of W takes the r-th slice of each global batch. So the numbers of ranks
+and workers do not change the content of a global batch, and a single integer is enough to resume a run anywhere.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
@@ -15,20 +17,20 @@ from polytoken.errors import UserError
 
 Draw = tuple[int, int]  # (epoch, index of the image in its split)
 
-PADDING = -1  # the index of a row that only fills up the last batch of a rank
+PADDING = -1  # index of a row that pads the last batch of a rank
 
 _STREAMS = {"order": 1, "augmentation": 2, "replacement": 3, "view": 4}
 Stream = Literal["order", "augmentation", "replacement", "view"]
 
 
 def seeded_generator(stream: Stream, *key: int) -> np.random.Generator:
-    """Return the generator that belongs to a purpose and a key of non-negative integers."""
-    # numpy pads short keys with zeros, so (seed, epoch) and (seed, epoch, 0) would be one stream without the first word
+    """Return the random generator of a purpose and a key of non-negative integers."""
+    # numpy pads short keys with zeros: without the first word (seed, epoch) and (seed, epoch, 0) would be one stream
     return np.random.default_rng((_STREAMS[stream], *key))
 
 
 class TrainingOrder(Sampler[Draw]):
-    """The draws of one rank for one epoch's length of batches, from wherever the stream stands when iteration begins.
+    """The draws of one rank for one epoch's length of batches, from the stream's position when iteration begins.
 
     Args:
         length: Images in the split.
@@ -36,7 +38,7 @@ class TrainingOrder(Sampler[Draw]):
         rank: This rank.
         world_size: Number of ranks.
         seed: Seed of the run.
-        position: Called when iteration begins; returns how many global batches came before.
+        position: Called when iteration begins; returns the number of earlier global batches.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class TrainingOrder(Sampler[Draw]):
         for step in range(start, start + self.batches_per_epoch):
             if step // self.batches_per_epoch != epoch:
                 epoch = step // self.batches_per_epoch
-                # what does not fill a global batch is left out, another part of the images each epoch
+                # the remainder that fills no global batch is left out: other images each epoch
                 permutation = seeded_generator("order", self.seed, epoch).permutation(self.length)
             first = (step % self.batches_per_epoch) * self.global_batch_size + self.rank * self.batch_size
             for index in permutation[first : first + self.batch_size]:
@@ -71,8 +73,8 @@ class TrainingOrder(Sampler[Draw]):
 class EvaluationOrder(Sampler[Draw]):
     """Every image once, in order: rank r of W takes images r, r + W, r + 2W and so on.
 
-    Every rank draws equally often, since sharded models must call forward together: where the images do not divide by
-    W, a rank's last draw has the index `PADDING`, and whoever counts drops that row. One rank never pads.
+    All ranks draw equally often, since sharded models must call forward together: if the number of images is no
+    multiple of W, the last draw of some ranks has the index `PADDING`; such a row must not be counted.
     """
 
     def __init__(self, length: int, rank: int, world_size: int) -> None:
@@ -89,7 +91,7 @@ class EvaluationOrder(Sampler[Draw]):
 
 
 class ListedOrder(Sampler[Draw]):
-    """These images, in this order; there may be none."""
+    """The given images, possibly none, in the given order."""
 
     def __init__(self, images: Sequence[int]) -> None:
         self.images = images

@@ -1,4 +1,6 @@
-"""What data modules have in common: an order that knows the ranks, and a place in it that checkpoints carry."""
+"""Base class of data modules: a training order shared by the ranks, with a position that checkpoints keep."""
+
+from __future__ import annotations
 
 import logging
 import signal
@@ -26,11 +28,11 @@ KILLED = (signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV)
 class ResumableDataModule(LightningDataModule, ABC):
     """A data module whose training stream continues, from any checkpoint, with the next batch.
 
-    Use with `Trainer(use_distributed_sampler=False)`: the order knows the ranks itself.
+    The order divides the rows among the ranks, so use `Trainer(use_distributed_sampler=False)`.
 
     Args:
         batch_size: Training rows a step on each device.
-        num_workers: Processes that read, on each device; 0 reads in the training process.
+        num_workers: Worker processes of each device; 0 reads in the training process.
         seed: Seed of order and augmentation, not negative.
     """
 
@@ -41,15 +43,15 @@ class ResumableDataModule(LightningDataModule, ABC):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self._loaders: WeakSet[ResumableLoader] = WeakSet()  # their workers end with them
-        # The stream stands at the Trainer's count of batches plus this offset; see `load_state_dict`.
+        self._loaders: WeakSet[ResumableLoader] = WeakSet()  # weak: the workers end with their loader
+        # Position of the stream = the Trainer's count of batches + this offset; see `load_state_dict`.
         self._offset = 0
         self._restored_batches = 0
 
     @property
     @abstractmethod
     def class_to_idx(self) -> dict[str, int]:
-        """The numbering of the classes."""
+        """Class numbers by name."""
 
     @abstractmethod
     def _training_length(self) -> int:
@@ -61,7 +63,7 @@ class ResumableDataModule(LightningDataModule, ABC):
         order: Sampler[Draw],
         batch_size: int,
         collate: Callable[[list[Any]], dict[str, Any]],
-    ) -> "DataLoader[Any]":
+    ) -> DataLoader[Any]:
         loader = ResumableLoader(
             dataset,
             batch_size=batch_size,
@@ -71,7 +73,7 @@ class ResumableDataModule(LightningDataModule, ABC):
             worker_init_fn=_leave_signals_to_the_rank,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            # a loader draws a seed for its workers, by default from the global generator that the model uses as well
+            # a loader draws a seed for its workers, by default from the global generator, which the model uses too
             generator=torch.Generator().manual_seed(self.seed),
         )
         self._loaders.add(loader)
@@ -84,6 +86,7 @@ class ResumableDataModule(LightningDataModule, ABC):
         ranks = self.trainer.distributed_sampler_kwargs if self.trainer else None
         if not ranks or ranks["num_replicas"] == 1:
             return 0, 1
+        # no public attribute holds this argument of the Trainer
         if self.trainer._accelerator_connector.use_distributed_sampler:
             raise UserError(
                 "The Trainer would divide the images among the ranks a second time: set "
@@ -92,50 +95,50 @@ class ResumableDataModule(LightningDataModule, ABC):
         return ranks["rank"], ranks["num_replicas"]
 
     def on_exception(self, exception: BaseException) -> None:
-        """Say which worker was killed: the exception may be no more than a connection that was reset."""
+        """Name a killed worker: the exception itself may only report a connection that was reset."""
         workers = {worker.sentinel: worker for loader in self._loaders for worker in loader.workers}
         if workers:
-            # its connections break a moment before it has ended; torch may raise its own error at that moment, from a
-            # signal handler, so wherever this process is
+            # A worker's connections break a moment before it has ended. At that moment torch may raise its own error
+            # from a signal handler, anywhere in this process.
             with suppress(RuntimeError):
                 for sentinel in wait([*workers], timeout=1):
                     workers[sentinel].join()
         for worker in workers.values():
             if worker.exitcode is not None and -worker.exitcode in KILLED:
                 log.error(
-                    "the data worker with process id %d was ended by %s, as happens when memory runs out: with fewer "
-                    "data.num_workers or a smaller batch, start the run again; the last checkpoint is whole",
+                    "the data worker with process id %d was ended by %s, which happens when memory runs out: lower "
+                    "data.num_workers or data.batch_size and start the run again; the last checkpoint is whole",
                     *(worker.pid, signal.Signals(-worker.exitcode).name),
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the loaders: a process that is spawned makes its own."""
+        """All attributes but the loaders: a spawned process makes its own."""
         return {name: value for name, value in self.__dict__.items() if name != "_loaders"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Begin without loaders."""
+        """Restore the attributes, without loaders."""
         self.__dict__.update(state, _loaders=WeakSet())
 
-    # -- where the run stands ------------------------------------------------------------------------------------------
+    # -- position in the training stream -------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Forget where an earlier fit stood."""
+        """Forget the position of an earlier fit."""
         if stage == "fit":
             self._offset = self._restored_batches = 0
 
     def _position(self) -> int:
-        # A configure_optimizers that asks for `estimated_stepping_batches` has the loader iterated before Lightning
-        # restores its counter; the count in our own state is there by then.
+        # If configure_optimizers reads `estimated_stepping_batches`, the loader is iterated before Lightning restores
+        # its counter; the count in our own state is restored by then.
         return self._offset + max(self._batches_trained(), self._restored_batches)
 
     def _batches_trained(self) -> int:
-        # `processed` is right at every moment a checkpoint can be taken: it rises before on_train_batch_end, where
-        # `completed` has not yet, and a batch that fails halfway is trained again, though `ready` counts it already.
-        # The total counts on over epochs, so an epoch cut short by max_steps is resumed inside as well.
+        # `processed` is right whenever a checkpoint can be taken: it is incremented before on_train_batch_end, but
+        # `completed` after it, and `ready` already counts a batch that fails halfway and is trained again. The total
+        # runs over all epochs, so an epoch cut short by max_steps is resumed inside as well.
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place in the training stream, what that place depends on, and the numbering of the classes."""
+        """Return the position in the training stream, the settings it depends on, and the class numbers."""
         order = self._training_order()
         return {
             "batches_trained": self._batches_trained(),
@@ -147,11 +150,11 @@ class ResumableDataModule(LightningDataModule, ABC):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue training where the checkpoint was taken.
+        """Continue training at the position of the checkpoint.
 
         Raises:
-            ValueError: The classes are numbered otherwise, or the checkpoint lies inside an epoch and the seed, the
-                global batch size or the size of the split has changed since.
+            UserError: The class numbers differ, or the checkpoint lies inside an epoch and the seed, the global batch
+                size or the size of the split has changed since.
         """
         if self.trainer and self.trainer.state.fn != TrainerFn.FITTING:
             return  # a model may be evaluated on any data
@@ -173,26 +176,28 @@ class ResumableDataModule(LightningDataModule, ABC):
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A DataLoader that tells Lightning it resumes mid-epoch: its order asks the data module where the run stands."""
+    """A DataLoader that Lightning may resume mid-epoch: its order asks the data module for the position."""
 
-    workers: Sequence[Any] = ()  # the processes that read
+    workers: Sequence[Any] = ()
 
     def __iter__(self) -> Any:
         iterator = super().__iter__()
+        # multiprocessing.active_children, the public way to the processes, drops those that have ended
         self.workers = getattr(iterator, "_workers", ())
         return iterator
 
+    # Lightning asks for these two methods; the state is the data module's, as Lightning sometimes drops a loader's.
+
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the data module's state says it all, and Lightning sometimes drops a loader's state."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Do nothing: see `state_dict`."""
+        pass
 
 
 def _leave_signals_to_the_rank(worker: int) -> None:
-    # SLURM signals every process: a worker that died of it would take the rank along, before it has saved. But a rank
-    # that ends may rely on SIGTERM, so that does end a worker, later.
+    # SLURM signals every process, and a worker that dies takes the rank along before it has saved. Some ranks end their
+    # workers by SIGTERM, so that signal does end a worker, with a delay.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_AFTER_SIGTERM))
 

@@ -1,4 +1,6 @@
-"""Codes for the Trainer, from a token store: a view of each image by (seed, epoch, index), and exact resuming."""
+"""Data module of codes from a token store, with exact resuming."""
+
+from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,13 +26,13 @@ class TokenRow(NamedTuple):
 
 
 class TokenDataset(Dataset[TokenRow]):
-    """Reads a view of the image of a draw (epoch, index): any in training, view 0 in evaluation.
+    """Reads one view of the image of a draw (epoch, index). Each code is checked here, once, against its codebook.
 
     Args:
         store: The codes.
-        sub_codes: Which sub-codes to read, in this order.
-        seed: Decides, with epoch and index, which view a draw shows.
-        any_view: Whether it may be another one than view 0.
+        sub_codes: The sub-codes to read, in this order.
+        seed: Determines the view, together with epoch and index.
+        any_view: Draw any view, as in training; otherwise view 0.
     """
 
     def __init__(self, store: TokenStore, sub_codes: list[int], seed: int, any_view: bool) -> None:
@@ -40,7 +42,7 @@ class TokenDataset(Dataset[TokenRow]):
         return len(self.store)
 
     def __getitem__(self, draw: Draw | int) -> TokenRow:
-        # a bare index comes from Lightning's `overfit_batches`, which puts its own sampler in place of ours
+        # Lightning's `overfit_batches` replaces our sampler and passes a bare index
         epoch, index = draw if isinstance(draw, tuple) else (0, draw)
         row = 0 if index == PADDING else index
         view = 0
@@ -60,22 +62,25 @@ class TokenDataset(Dataset[TokenRow]):
 class TokenDataModule(ResumableDataModule):
     """Batches of `codes` int64 (B, k, N), `label` (B,) and `index` (B,) int64, from a token store on disk.
 
-    Codes stay on disk and are read through a memory map. Order and views are functions of `seed` and of the number of
-    batches before, as in `ImageDataModule`; validation reads view 0 of the validation split, in order. On several
-    devices, rows with a negative `index` pad the last batch of validation: drop them. Before the first fit, one process
-    compares the whole store with its checksums.
+    Codes stay on disk and are read through a memory map. Order and views are functions of `seed` and the number of
+    earlier batches, as in `ImageDataModule`; validation reads view 0 of the validation split, in order. Rows with a
+    negative `index` pad the last validation batch on several devices and must be dropped. Before the first fit, one
+    process compares the whole store with its checksums.
+
+    Codes and labels of a batch lie in their ranges: the data set checks codes, and the store its labels, so that models
+    need no checks on the device.
 
     Args:
         store: Directory with the stores `train` and `validation`, e.g. `runs/digits/tokens/fq_dual`.
-        sub_codes: Which sub-codes to read, e.g. [0]; None reads all.
+        sub_codes: The sub-codes to read, e.g. [0]; None reads all.
         batch_size: Images a step on each device.
-        num_workers: Processes that read codes, on each device; 0 reads in the training process.
+        num_workers: Worker processes of each device; 0 reads in the training process.
         seed: Seed of order and views, not negative.
 
     Raises:
-        FileNotFoundError: A store or a shard is missing.
+        MissingFileError: A store or a shard is missing.
         TokenStoreError: A store is damaged, or the two are of different tokenizers.
-        ValueError: There is no such sub-code.
+        UserError: There is no such sub-code.
     """
 
     def __init__(
@@ -116,7 +121,7 @@ class TokenDataModule(ResumableDataModule):
 
     @property
     def class_to_idx(self) -> dict[str, int]:
-        """The store's numbering of the classes."""
+        """Class numbers by name."""
         return self._stores["train"].class_to_idx
 
     @property
@@ -131,25 +136,25 @@ class TokenDataModule(ResumableDataModule):
 
     @property
     def tokenizer_fingerprint(self) -> str:
-        """Of that tokenizer, when it wrote the store."""
+        """Fingerprint of that tokenizer when it wrote the store."""
         return self._stores["train"].tokenizer_fingerprint
 
     def prepare_data(self) -> None:
-        """Verify the store before a fit, the first time; the other ranks wait."""
+        """Verify the store before the first fit; the other ranks wait."""
         if self.trainer and self.trainer.state.fn == TrainerFn.FITTING:
             for store in self._stores.values():
                 store.verify()
 
-    def train_dataloader(self) -> "DataLoader[TokenRow]":
-        """Return this rank's training batches, from where the run stands."""
+    def train_dataloader(self) -> DataLoader[TokenRow]:
+        """Return this rank's training batches, from the current position of the run."""
         return self._loader(self.dataset("train"), self._training_order(), self.batch_size, collate)
 
-    def val_dataloader(self) -> "DataLoader[TokenRow]":
+    def val_dataloader(self) -> DataLoader[TokenRow]:
         """Return this rank's part of the validation split, in order."""
         dataset = self.dataset("validation")
         return self._loader(dataset, EvaluationOrder(len(dataset), *self._ranks()), self.batch_size, collate)
 
-    def test_dataloader(self) -> "DataLoader[TokenRow]":
+    def test_dataloader(self) -> DataLoader[TokenRow]:
         """Return the same batches as validation."""
         return self.val_dataloader()
 
@@ -161,14 +166,14 @@ class TokenDataModule(ResumableDataModule):
         return len(self._stores["train"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place in the training stream, and whose codes it is of."""
+        """Return the position in the training stream, and the fingerprint of the tokenizer."""
         return {**super().state_dict(), "tokenizer_fingerprint": self.tokenizer_fingerprint}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue training where the checkpoint was taken.
+        """Continue training at the position of the checkpoint.
 
         Raises:
-            ValueError: The codes are now those of another tokenizer, or as `ResumableDataModule` says.
+            UserError: The codes are now those of another tokenizer, or see `ResumableDataModule`.
         """
         super().load_state_dict(state_dict)
         if not self.trainer or self.trainer.state.fn == TrainerFn.FITTING:

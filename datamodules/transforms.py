@@ -1,8 +1,10 @@
-"""From a stored image to a tensor: the crop recipe of ADM, which LlamaGen and its descendants train with.
+"""Transforms from stored images to tensors: ADM's crop recipe, which LlamaGen and its descendants train with.
 
-Nothing here reads a global random state: a training crop is a function of the image and the generator it is given.
-EXIF orientation is ignored, as ADM ignores it, so that numbers stay comparable with published ones.
+No transform reads a global random state: a training crop is a function of the image and the given generator.
+EXIF orientation is ignored, as in ADM, so that numbers stay comparable with published ones.
 """
+
+from __future__ import annotations
 
 import math
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     from 0 .. 65535 and floating point from 0 .. 1, where Pillow's own conversion would clip to 255.
 
     Raises:
-        ValueError: The values leave that range, or Pillow cannot convert the mode.
+        UserError: The values leave that range, or Pillow cannot convert the mode.
     """
     if image.mode == "RGB":
         return image
@@ -60,7 +62,7 @@ def to_tensor(pixels: np.ndarray) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class TrainingTransform:
-    """ADM's random crop: a random scale, a random place, and a horizontal flip half of the time.
+    """ADM's random crop: random scale, random place, and a horizontal flip with probability 1/2.
 
     The shorter side becomes a random whole number between `ceil(size / high)` and `ceil(size / low)`, both included,
     where `crop_fraction` is (low, high): the part of the shorter side that the crop shows.
@@ -95,7 +97,7 @@ class EvaluationTransform:
     size: int
 
     def __call__(self, image: Image.Image, generator: np.random.Generator | None = None) -> torch.Tensor:
-        """Return float32 (3, size, size) in [-1, 1]; nothing is random, `generator` is not read."""
+        """Return float32 (3, size, size) in [-1, 1]; deterministic, `generator` is not read."""
         pixels = np.asarray(resize_short_side(to_rgb(image), self.size))
         top, left = (pixels.shape[0] - self.size) // 2, (pixels.shape[1] - self.size) // 2
         return to_tensor(pixels[top : top + self.size, left : left + self.size])

@@ -1,7 +1,9 @@
-"""Which crops of an image become tokens: the ten crops of LlamaGen's extraction, or the centre (facts: part B5).
+"""Views: the crops of an image that are tokenized. Ten crops as in LlamaGen's extraction, or the centre crop.
 
-arXiv 2406.06525 tokenizes ImageNet once, ten crops an image, and trains its generators on the stored codes.
+LlamaGen (arXiv 2406.06525) tokenizes ImageNet once, ten crops an image, and trains its generators on the stored codes.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ PLACES = ("centre", "top left", "top right", "bottom left", "bottom right")
 
 
 class View(NamedTuple):
-    """One crop: where it lies in the centre square of side int(size · enlargement), and whether it is mirrored."""
+    """One crop: its place in the centre square of side int(size · enlargement), and mirrored or not."""
 
     place: str
     enlargement: float
@@ -26,21 +28,21 @@ class View(NamedTuple):
 
     @property
     def name(self) -> str:
-        """In words, for the manifest: `top left of 1.1, mirrored`."""
+        """Description for the manifest: `top left of 1.1, mirrored`."""
         return f"{self.place} of {self.enlargement:g}{', mirrored' if self.mirrored else ''}"
 
 
 @dataclass(frozen=True)
 class Views:
-    """The crops of an image that a token store holds; view 0 is a centre crop, not mirrored.
+    """The crops of an image in a token store; view 0 is a centre crop, not mirrored.
 
-    `centre` is the crop that evaluation shows. `ten_crop` cuts the four corners and the centre out of ADM's centre
-    square of int(size · enlargement) pixels: 281 for 256 and 1.1. Without `flip` ten crops are five.
+    `centre` is the crop of evaluation. `ten_crop` cuts the four corners and the centre out of ADM's centre square of
+    int(size · enlargement) pixels: 281 for 256 and 1.1. Without `flip` these are five crops.
 
     Args:
         crops: The centre alone, or centre and corners.
-        flip: Whether each crop is there mirrored as well, after all that are not.
-        enlargements: Sides of the squares that `ten_crop` cuts from, over `size`. FQGAN reads (1.1,), LlamaGen
+        flip: Add the mirrored crops, after all others.
+        enlargements: Sides of the squares that `ten_crop` cuts from, divided by `size`. FQGAN uses (1.1,), LlamaGen
             (1.1, 1.05).
     """
 
@@ -61,7 +63,7 @@ class Views:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The views in words, in their order."""
+        """Descriptions of the views, in order."""
         return tuple(view.name for view in self)
 
 
@@ -73,7 +75,7 @@ class ViewsTransform:
     views: Views
 
     def __call__(self, image: Image.Image, generator: np.random.Generator | None = None) -> torch.Tensor:
-        """Return float32 (V, 3, size, size) in [-1, 1]; nothing is random, `generator` is not read."""
+        """Return float32 (V, 3, size, size) in [-1, 1]; deterministic, `generator` is not read."""
         image = to_rgb(image)
         squares = {view.enlargement: self._square(image, view.enlargement) for view in self.views}
         return torch.stack([to_tensor(self._crop(squares[view.enlargement], view)) for view in self.views])

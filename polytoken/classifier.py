@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, TypedDict
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from polytoken.blocks import NormSwish
 from polytoken.errors import UserError
+from polytoken.records import decode
 from polytoken.weights import load_state, save_state
+
+Width = Annotated[int, Meta(ge=4, le=8192, multiple_of=4)]
+
+
+class Metadata(TypedDict):
+    """The header of a file of :meth:`SmallClassifier.save`."""
+
+    num_classes: Annotated[int, Meta(ge=1, le=1_000_000)]
+    widths: Annotated[list[Width], Meta(min_length=1, max_length=12)]
 
 
 class SmallClassifier(nn.Module):
@@ -65,7 +77,11 @@ class SmallClassifier(nn.Module):
         state, metadata = load_state(path, "run `make teacher PRESET=…`, which trains it")
         if "widths" not in metadata:
             raise UserError(f"{path} was not written by SmallClassifier.save: run `make teacher PRESET=…`")
+        header = decode(metadata, Metadata, f"the header of {path}")
         with torch.random.fork_rng(devices=[]):  # its discarded initial weights must not shift the caller's stream
-            classifier = cls(metadata["num_classes"], metadata["widths"])
-        classifier.load_state_dict(state)
+            classifier = cls(header["num_classes"], header["widths"])
+        try:
+            classifier.load_state_dict(state)
+        except RuntimeError as error:
+            raise UserError(f"{path} does not hold the network its header describes: run `make teacher`") from error
         return classifier.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The one way weights come from disk: safetensors, or a torch file that carries tensors and plain values only."""
+"""Reading and writing of weights: safetensors, or torch files of tensors and plain values only."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from polytoken.files import replacing
 
 
 def load_state(path: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a ``.safetensors`` file, or of a torch file holding a plain state dict.
+    """Tensors and metadata of a ``.safetensors`` file, or of a torch file that holds a plain state dict.
 
     Args:
         path: the file.
-        remedy: what a user does when it is missing, e.g. "run `make teacher`".
+        remedy: advice for a missing file, e.g. "run `make teacher`".
 
     Raises:
-        FileNotFoundError: if it is missing, naming the remedy.
-        ValueError: if it is cut short, corrupt, or a pickle that would run code.
+        MissingFileError: if it is missing, naming the remedy.
+        UserError: if it is cut short, corrupt, or a pickle that would run code.
     """
     path = _existing(path, remedy)
     try:
@@ -40,7 +40,7 @@ def load_state(path: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict[s
 
 
 def read_metadata(path: str | Path, remedy: str) -> dict[str, Any]:
-    """Metadata of a ``.safetensors`` file, its tensors unread; raises as :func:`load_state` does."""
+    """Metadata of a ``.safetensors`` file, without its tensors; raises as :func:`load_state` does."""
     path = _existing(path, remedy)
     try:
         with safe_open(path, framework="pt") as file:
@@ -50,7 +50,7 @@ def read_metadata(path: str | Path, remedy: str) -> dict[str, Any]:
 
 
 def read_shapes(path: str | Path, remedy: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of a file, themselves unread; raises as :func:`load_state` does."""
+    """Names and shapes of the tensors of a file, without their values; raises as :func:`load_state` does."""
     path = _existing(path, remedy)
     try:
         if path.suffix == ".safetensors":
@@ -64,7 +64,7 @@ def read_shapes(path: str | Path, remedy: str) -> dict[str, tuple[int, ...]]:
 
 
 def why_unreadable(error: Exception) -> str:
-    """Why a file was not read, in a few words; torch's own advise to read it with ``weights_only=False``."""
+    """The reason of a reader's error, in a few words; torch's own text advises to read with ``weights_only=False``."""
     text = str(error)
     if not isinstance(error, pickle.UnpicklingError):
         return (text.splitlines() or [type(error).__name__])[0][:200]
@@ -74,18 +74,18 @@ def why_unreadable(error: Exception) -> str:
 
 
 def _metadata(header: dict[str, str] | None) -> dict[str, Any]:
-    """Our own headers hold JSON; others hold plain words, such as ``format: pt``, which are kept as they are."""
+    """Decode a header: ours hold JSON; others hold plain words, such as ``format: pt``, which stay as they are."""
     values: dict[str, Any] = {}
     for key, value in (header or {}).items():
         try:
             values[key] = json.loads(value)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             values[key] = value
     return values
 
 
 def save_state(path: str | Path, module: nn.Module, metadata: dict[str, Any]) -> None:
-    """Write a module's weights as safetensors, whole or not at all; metadata values become JSON."""
+    """Write a module's weights as safetensors, atomically; metadata values become JSON."""
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     with replacing(path) as temporary:
         save_file(state, temporary, {key: json.dumps(value) for key, value in metadata.items()})

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from polytoken.loading import SHARDED
+
 KEY = "model_config"
 
 
@@ -53,7 +55,7 @@ class RunRecord(Callback):
 def recorded_model(checkpoint: Path) -> dict[str, Any] | None:
     """The model section a checkpoint was written with, or None if it has none; tensors stay on disk."""
     # A sharded checkpoint is a directory that keeps everything but the tensors in meta.pt.
-    file = checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint
+    file = checkpoint / SHARDED if checkpoint.is_dir() else checkpoint
     return torch.load(file, mmap=True, weights_only=True, map_location="cpu").get(KEY)
 
 

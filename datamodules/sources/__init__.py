@@ -1,4 +1,4 @@
-"""Data sets of labelled images: folders, Hugging Face `datasets`, and real images that ship inside dependencies."""
+"""Sources of labelled images: folders, Hugging Face `datasets`, and real images that ship inside dependencies."""
 
 from datamodules.sources.base import ImageRecords, ImageSource, Split
 from datamodules.sources.digits import DigitsSource

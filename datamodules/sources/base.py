@@ -1,4 +1,6 @@
-"""What a data set must offer: two splits of images that can be read one by one, and a numbering of its classes."""
+"""Interface of image sources: two splits of images that can be read one by one, and numbered classes."""
+
+from __future__ import annotations
 
 import struct
 import zlib
@@ -10,12 +12,12 @@ from PIL import Image
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
-# What Pillow raises on truncated, damaged, missing or absurdly large files. Anything else is a mistake in the code.
+# raised by Pillow on truncated, damaged, missing, foreign or absurdly large files; anything else is a fault of the code
 UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 class ImageRecords(ABC):
-    """The images of one split, in a fixed order. Must be picklable, and cheap to hand to worker processes."""
+    """The images of one split, in a fixed order. Must be picklable, and cheap to send to worker processes."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -23,7 +25,7 @@ class ImageRecords(ABC):
 
     @abstractmethod
     def load(self, index: int) -> Image.Image:
-        """Read image `index` in whatever mode it is stored; raises one of `UNREADABLE` if it cannot be read."""
+        """Read image `index` in its stored mode; raises one of `UNREADABLE` if that fails."""
 
     @abstractmethod
     def label(self, index: int) -> int:
@@ -31,17 +33,17 @@ class ImageRecords(ABC):
 
     @abstractmethod
     def describe(self, index: int) -> str:
-        """Say which image this is (a path where there is one), for messages."""
+        """Return the path of image `index`, or another name for it, for messages."""
 
 
 class ImageSource(ABC):
-    """A labelled data set of images; the class that a config names as `data.source.class_path`."""
+    """A labelled data set of images; a config names its class as `data.source.class_path`."""
 
     @abstractmethod
     def split(self, name: Split) -> ImageRecords:
-        """List one split without reading its images; raises an error naming path and remedy if there is none."""
+        """List one split without reading its images; raises UserError with path and remedy if it is missing."""
 
     @property
     @abstractmethod
     def class_to_idx(self) -> dict[str, int]:
-        """Number the classes by name. Checkpoints carry it, and a run refuses to go on under another numbering."""
+        """Class numbers by name. Checkpoints keep them, and a run does not resume with other ones."""

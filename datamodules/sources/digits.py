@@ -1,5 +1,7 @@
 """Handwritten digits that ship inside scikit-learn: real images for a machine without network or data."""
 
+from __future__ import annotations
+
 import numpy as np
 from PIL import Image
 
@@ -12,7 +14,7 @@ VALIDATION_EVERY = 5
 class DigitsSource(ImageSource):
     """The 1,797 digits of scikit-learn's `load_digits` (8 x 8 pixels, 10 classes), enlarged bicubically to RGB.
 
-    Of each class every fifth image, counted in scikit-learn's order, is for validation; no seed is involved.
+    Every fifth image of each class, in scikit-learn's order, is for validation; no seed is involved.
 
     Args:
         size: Height and width of the images, in pixels.
@@ -25,10 +27,10 @@ class DigitsSource(ImageSource):
 
     @property
     def class_to_idx(self) -> dict[str, int]:
-        """Number the classes: the digit itself."""
+        """Class numbers by name: the digit itself."""
         return {str(digit): digit for digit in range(10)}
 
-    def split(self, name: Split) -> "DigitsRecords":
+    def split(self, name: Split) -> DigitsRecords:
         """Return the 1,442 images of `train` or the 355 of `validation`."""
         from sklearn.datasets import load_digits
 
@@ -58,7 +60,7 @@ class DigitsRecords(ImageRecords):
         return digit.resize((self.size, self.size), Image.Resampling.BICUBIC).convert("RGB")
 
     def label(self, index: int) -> int:
-        """Return the digit that image `index` shows."""
+        """Return the digit in image `index`."""
         return int(self.labels[index])
 
     def describe(self, index: int) -> str:

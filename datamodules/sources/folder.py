@@ -1,4 +1,6 @@
-"""A tree with one folder a class, such as ImageNet is shipped as."""
+"""Images in a tree with one folder a class, the form in which ImageNet is distributed."""
+
+from __future__ import annotations
 
 import os
 from pathlib import Path
@@ -18,9 +20,8 @@ SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "validation"
 class FolderSource(ImageSource):
     """Images at `root/train/<class>/<file>` and `root/val/<class>/<file>` (or `validation/`).
 
-    Classes are numbered in the order of their sorted names, as torchvision's ImageFolder numbers them, and images come
-    sorted by class and file name. Files are looked for in the class folder itself, not below it; hidden files and
-    files that are no images are passed over.
+    Classes are numbered in the order of their sorted names, as in torchvision's ImageFolder, and images are sorted by
+    class and file name. Only files directly in a class folder count; hidden files and other extensions are ignored.
 
     Args:
         root: The folder that holds `train` and `val`.
@@ -32,18 +33,18 @@ class FolderSource(ImageSource):
 
     @property
     def class_to_idx(self) -> dict[str, int]:
-        """Number the classes by the sorted names of the folders in `train`."""
+        """Class numbers by name: the sorted names of the folders in `train`."""
         if self._class_to_idx is None:
             folder = self._split_folder("train")
             self._class_to_idx = {name: index for index, name in enumerate(_class_folders(folder))}
         return self._class_to_idx
 
-    def split(self, name: Split) -> "FolderRecords":
+    def split(self, name: Split) -> FolderRecords:
         """List the files of one split.
 
         Raises:
-            FileNotFoundError: The root, the split or a class's images are missing.
-            ValueError: The validation split has a class that the training split lacks.
+            MissingFileError: The root, the split or a class's images are missing.
+            UserError: The validation split has a class that the training split lacks.
         """
         folder = self._split_folder(name)
         classes = _class_folders(folder)
@@ -72,10 +73,10 @@ class FolderSource(ImageSource):
 
 
 class FolderRecords(ImageRecords):
-    """The files of one split. Names lie in one block of bytes, since a million strings would burden every worker.
+    """The files of one split. Names are kept in one block of bytes: a million strings would burden every worker.
 
     Args:
-        folders: The class folders that have images in this split.
+        folders: The class folders of this split.
         class_indices: The class of each folder.
         file_names: The sorted file names in each folder.
     """

@@ -1,4 +1,6 @@
-"""Anything that the Hugging Face `datasets` library reads, from disk or from the hub."""
+"""Images from the Hugging Face `datasets` library, on disk or on the hub."""
+
+from __future__ import annotations
 
 import os
 from pathlib import Path
@@ -18,9 +20,9 @@ if TYPE_CHECKING:
 class HubSource(ImageSource):
     """A labelled image data set of the `datasets` library.
 
-    Classes are numbered by the label column's names (ClassLabel), by the integers that it holds, or by its sorted
-    strings. Listing decodes no image. Except for `save_to_disk` folders the library keeps a converted copy under
-    `HF_HOME`, as large as the data set.
+    Classes are numbered by the label column's names (ClassLabel), by its integers, or by its sorted strings. Listing
+    decodes no image, and the library never does: rows are read as bytes. Except for `save_to_disk` folders, the library
+    keeps a converted copy under `HF_HOME`, as large as the data set.
 
     Args:
         path: A folder written by `save_to_disk`, a folder of Parquet or Arrow files, an `imagefolder` tree, or a name
@@ -51,18 +53,18 @@ class HubSource(ImageSource):
 
     @property
     def class_to_idx(self) -> dict[str, int]:
-        """Number the classes by the training split's label column."""
+        """Class numbers by name, from the training split's label column."""
         if self._class_to_idx is None:
             names = self._class_names(self._table("train"))
             self._class_to_idx = {name: index for index, name in enumerate(names)}
         return self._class_to_idx
 
-    def split(self, name: Split) -> "HubRecords":
+    def split(self, name: Split) -> HubRecords:
         """Open one split and read its labels.
 
         Raises:
-            FileNotFoundError: The folder is missing.
-            ValueError: The split or a column is missing, or the labels do not fit the training split's classes.
+            MissingFileError: The folder is missing.
+            UserError: The split or a column is missing, or the labels do not fit the training split's classes.
         """
         from datasets import Image as ImageFeature
 
@@ -71,7 +73,7 @@ class HubSource(ImageSource):
         images = table.select_columns([self.image_column]).cast_column(self.image_column, ImageFeature(decode=False))
         return HubRecords(images, self.image_column, labels, f"{self.path}[{self.split_names[name]}]")
 
-    def _table(self, name: Split) -> "Dataset":
+    def _table(self, name: Split) -> Dataset:
         if self._splits is None:
             self._splits = self._open()
         split = self.split_names[name]
@@ -89,7 +91,7 @@ class HubSource(ImageSource):
                 )
         return table
 
-    def _open(self) -> "DatasetDict":
+    def _open(self) -> DatasetDict:
         from datasets import DatasetDict, load_dataset, load_from_disk
 
         folder = Path(self.path)
@@ -106,7 +108,7 @@ class HubSource(ImageSource):
             raise MissingFileError(f"{self.path} does not exist: set data.source.path to a folder or a hub name.")
         return load_dataset(self.path, self.name, revision=self.revision)
 
-    def _class_names(self, table: "Dataset") -> list[str]:
+    def _class_names(self, table: Dataset) -> list[str]:
         from datasets import ClassLabel
 
         feature = table.features[self.label_column]
@@ -117,7 +119,7 @@ class HubSource(ImageSource):
             return [str(index) for index in range(int(values.max()) + 1)]
         return [str(value) for value in values]
 
-    def _column(self, table: "Dataset") -> np.ndarray:
+    def _column(self, table: Dataset) -> np.ndarray:
         values = np.asarray(table.select_columns([self.label_column]).with_format("numpy")[:][self.label_column])
         if not (np.issubdtype(values.dtype, np.integer) or values.dtype.kind in "OUT"):
             raise UserError(
@@ -126,7 +128,7 @@ class HubSource(ImageSource):
             )
         return values
 
-    def _labels(self, table: "Dataset", name: Split) -> np.ndarray:
+    def _labels(self, table: Dataset, name: Split) -> np.ndarray:
         from datasets import ClassLabel
 
         values = self._column(table)
@@ -145,9 +147,9 @@ class HubSource(ImageSource):
 
 
 class HubRecords(ImageRecords):
-    """The rows of one split: `images` with one undecoded column, `labels` int64 (n,)."""
+    """The rows of one split: `images` with one column of encoded bytes or paths, `labels` int64 (n,)."""
 
-    def __init__(self, images: "Dataset", column: str, labels: np.ndarray, name: str) -> None:
+    def __init__(self, images: Dataset, column: str, labels: np.ndarray, name: str) -> None:
         self.images, self.column, self.labels, self.name = images, column, labels, name
 
     def __len__(self) -> int:

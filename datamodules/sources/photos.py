@@ -1,5 +1,7 @@
 """Crops of the photographs that ship inside scikit-image and scikit-learn: real images without network or data."""
 
+from __future__ import annotations
+
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +24,16 @@ class Photograph:
 
     @property
     def name(self) -> str:
-        """The class that crops of this photograph belong to."""
+        """The class of its crops."""
         return Path(self.file).stem
 
     def read(self) -> np.ndarray:
         """Return uint8 (H, W, 3); greyscale is repeated over the channels.
 
         Raises:
-            FileNotFoundError: The package is not installed, or this version of it ships without the photograph.
+            MissingFileError: The package is not installed, or this version of it lacks the photograph.
         """
-        # find_spec, because importing scikit-learn for the sake of a path takes seconds
+        # find_spec, because importing scikit-learn takes seconds
         spec = importlib.util.find_spec(self.package)
         folders = spec.submodule_search_locations if spec else None
         path = Path(folders[0], self.file) if folders else Path(self.package, self.file)
@@ -65,9 +67,9 @@ PHOTOGRAPHS = (
 class PhotosSource(ImageSource):
     """Square windows of 14 photographs, one class a photograph.
 
-    The first quarter of each photograph along its longer side (or as much as a window needs) is for validation, the
-    rest for training, so no validation pixel is ever trained on. Where the windows lie is a function of `seed`, the
-    split and the photograph.
+    The first quarter of each photograph along its longer side (at least one window) is for validation, the rest for
+    training, so no validation pixel is ever trained on. The places of the windows are a function of `seed`, the split
+    and the photograph.
 
     Args:
         window: Height and width of a window, in pixels of the photograph.
@@ -93,15 +95,15 @@ class PhotosSource(ImageSource):
 
     @property
     def class_to_idx(self) -> dict[str, int]:
-        """Number the photographs by name."""
+        """Class numbers by name of the photograph."""
         return {photo.name: index for index, photo in enumerate(PHOTOGRAPHS)}
 
-    def split(self, name: Split) -> "PhotosRecords":
+    def split(self, name: Split) -> PhotosRecords:
         """Read the photographs and place the windows of one split.
 
         Raises:
-            FileNotFoundError: An installed package ships without one of the photographs.
-            ValueError: A photograph is too small to hold a training and a validation window side by side.
+            MissingFileError: An installed package lacks one of the photographs.
+            UserError: A photograph is too small to hold a training and a validation window side by side.
         """
         pixels = [photo.read() for photo in PHOTOGRAPHS]
         windows = []
@@ -115,7 +117,7 @@ class PhotosSource(ImageSource):
         return PhotosRecords(pixels, np.concatenate(windows), self.window)
 
     def region(self, photo: Photograph, size: tuple[int, int], name: Split) -> tuple[int, int, int, int]:
-        """Return (top, left, height, width) of the part of a photograph of `size` (H, W) that a split may show."""
+        """Return (top, left, height, width) of a split's part of a photograph of `size` (H, W)."""
         along = 1 if size[1] >= size[0] else 0  # the axis of the cut
         band = max(self.window, round(size[along] / 4))
         if size[along] - band < self.window or min(size) < self.window:

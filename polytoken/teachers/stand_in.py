@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, TypedDict
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from polytoken.errors import UserError
+from polytoken.records import decode
 from polytoken.weights import load_state, read_metadata, save_state
 
 REMEDY = "run `make teacher PRESET=…`, which trains it"
+
+Size = Annotated[int, Meta(ge=1, le=8192)]
+
+
+class Architecture(TypedDict):
+    """The arguments of the network, in the header of a file of :meth:`SmallVisionTransformer.save`."""
+
+    image_size: Size
+    patch_size: Size
+    width: Size
+    depth: Annotated[int, Meta(ge=1, le=100)]
+    num_heads: Size
+    class_token: bool
+    num_classes: Annotated[int, Meta(ge=0, le=1_000_000)]
 
 
 class SmallVisionTransformer(nn.Module):
@@ -40,7 +56,7 @@ class SmallVisionTransformer(nn.Module):
         super().__init__()
         from timm.models import VisionTransformer
 
-        self.architecture = {
+        self.architecture: Architecture = {
             "image_size": image_size,
             "patch_size": patch_size,
             "width": width,
@@ -95,9 +111,9 @@ class SmallVisionTransformer(nn.Module):
         return network.eval().requires_grad_(False)
 
 
-def read_architecture(path: str | Path) -> dict[str, Any]:
+def read_architecture(path: str | Path) -> Architecture:
     """Arguments of the :class:`SmallVisionTransformer` in a file; its weights are not read."""
     metadata = read_metadata(path, REMEDY)
     if "architecture" not in metadata:
         raise UserError(f"{path} is no stand-in teacher (its header names no architecture): {REMEDY}")
-    return metadata["architecture"]
+    return decode(metadata["architecture"], Architecture, f"the header of {path}")

@@ -1,0 +1,63 @@
+"""Broken files of a run: the report sets them aside with a warning and shows the rest."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from artifacts.metrics import merge_section
+from commands.report.__main__ import main
+from tests.support import reports
+
+BROKEN = {
+    "empty": b"",
+    "half": b'{"validate": {"metrics": {"val/psnr": 2',
+    "latin-1": '{"validate": {"metrics": {"\xe9": 1}}}'.encode("latin-1"),
+    "list": b"[1]",
+    "null": b"null",
+    "number": b"7",
+    "deep": b'{"x": ' + b"[" * 100_000,
+    "huge": b'{"validate": {"metrics": {"val/psnr": 1e999}}}',
+}
+FILES = ("metrics.json", "lineage.json", "sweep.json", "probes.json")
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_the_report_goes_on(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reports.write_runs(tmp_path)
+    run, samples = tmp_path / "runs/digits/tokenizer/fq_dual", tmp_path / "runs/digits/samples/fq_dual"
+    results = tmp_path / "runs/experiments/results/paper/x_digits.json"
+    results.parent.mkdir(parents=True, exist_ok=True)
+    places = [*(run / name for name in FILES), samples / "samples.json", results]
+    for place in places:
+        place.write_bytes(BROKEN[kind])
+    with caplog.at_level(logging.WARNING):
+        main(["--runs", str(tmp_path / "runs")])
+    for place in places:
+        assert f"{place}" in caplog.text and f"{place}.broken" in caplog.text
+        assert place.with_name(f"{place.name}.broken").read_bytes() == BROKEN[kind]
+    assert "fq_dual" in (tmp_path / "runs/digits/report.html").read_text()
+
+
+@pytest.mark.parametrize("content", [{"scales": 3}, {"scales": [{"guidance": "1"}]}, {"scales": [3]}, {}])
+def test_a_wrong_shape_is_named_with_its_place(content: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reports.write_runs(tmp_path)
+    sweep = tmp_path / "runs/digits/tokenizer/fq_dual/sweep.json"
+    sweep.write_text(json.dumps(content))
+    main(["--runs", str(tmp_path / "runs")])
+    assert f"{sweep}: $" in caplog.text
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_section_is_written_over_a_broken_file(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_bytes(BROKEN[kind])
+    merge_section(path, "fit", {"metrics": {"loss": 1.0}})
+    assert json.loads(path.read_text())["fit"] == {"metrics": {"loss": 1.0}}
+    merge_section(path, "reconstruction", {"figures": {}}, within="judge")
+    merge_section(path, "reconstruction", {"figures": {"x": {}}}, within="inception")
+    assert json.loads(path.read_text())["reconstruction"].keys() == {"judge", "inception"}
+    assert path.with_name("metrics.json.broken").read_bytes() == BROKEN[kind]
