@@ -146,12 +146,10 @@ class GenerationPipeline(nn.Module):
 
     def _decode(self, codes: Tensor) -> Tensor:
         """Codes (B, k', N) to images (B, 3, H, W); channels of subspaces that are not written are zero."""
-        widths = self.tokenizer.subspace_channels
-        full = codes.new_zeros(len(codes), len(widths), codes.shape[2])
+        full = codes.new_zeros(len(codes), len(self.tokenizer.subspace_channels), codes.shape[2])
         full[:, self.sub_codes] = codes
-        parts = self.tokenizer.embed_codes(full).split(widths, dim=1)
-        kept = [part if i in self.sub_codes else torch.zeros_like(part) for i, part in enumerate(parts)]
-        return self.tokenizer.decode(torch.cat(kept, dim=1)).image
+        quantized = self.tokenizer.keep_subspaces(self.tokenizer.embed_codes(full), self.sub_codes)
+        return self.tokenizer.decode(quantized).image
 
     def _index(self, name: int | str) -> int:
         if not isinstance(name, str):
