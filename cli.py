@@ -24,7 +24,7 @@ from artifacts.repository import BASE_CONFIG
 from callbacks.checkpoint.run_record import RunRecord
 from callbacks.steer.rank_watch import RankWatch
 from commands.cli.checks import check_drift, check_manual_optimization, check_prediction, check_shards
-from commands.cli.errors import ParseError, Parser, explain, refused_at_run_time, refused_by_constructor
+from commands.cli.errors import ParseError, Parser, explain
 from commands.cli.runs import RunConfig, check_directory, place_outputs, resolve_checkpoint
 from polytoken.errors import UserError
 
@@ -50,14 +50,14 @@ class CommandLine(LightningCLI):
         parser.add_class_arguments(RunConfig, "run")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
-        """Parse, and say in a few lines what is wrong if that fails."""
+        """Parse; an error of jsonargparse becomes a few lines."""
         try:
             super().parse_arguments(parser, args)
         except ParseError as error:
             arguments = sys.argv[1:] if args is None else args
-            command = next((argument for argument in arguments if argument in self._subcommand_parsers), None)
-            keys = [action.dest for action in self._parser(command)._actions]
-            raise UserError(explain(str(error), arguments, keys)) from None
+            command = next((argument for argument in arguments if argument in self.subcommands()), None)
+            valid = [*self._parser(command).get_defaults(skip_validation=True).keys()] if command else []
+            raise UserError(explain(str(error), arguments, valid)) from None
 
     def _parse_ckpt_path(self) -> None:
         """Do not let a checkpoint's hyperparameters override the configuration, as LightningCLI would."""
@@ -80,15 +80,22 @@ class CommandLine(LightningCLI):
             torch.set_float32_matmul_precision("high" if self.subcommand in ("fit", "validate") else "highest")
 
     def instantiate_classes(self) -> None:
-        """Build everything; what a constructor refuses is said in its own words."""
+        """Build everything; an error of a constructor is raised as it is, without jsonargparse's tree around it."""
         try:
             super().instantiate_classes()
-        except (ValueError, OSError, MisconfigurationException) as error:
-            raise refused_by_constructor(error) from error
+        except ValueError as error:
+            causes = [error]
+            while causes[-1].__cause__ is not None:
+                causes.append(causes[-1].__cause__)
+            # one of our own errors may itself have a library's error as its cause
+            raise next((cause for cause in causes if isinstance(cause, UserError)), causes[-1]) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add the record of the run, and what watches the other ranks, to the trainer's callbacks."""
-        trainer = super().instantiate_trainer(**kwargs)
+        """Add the record of the run, and the watch over the other ranks, to the trainer's callbacks."""
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except ValueError as error:  # an argument that the trainer rejects
+            raise UserError(str(error)) from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             # not as a plugin in YAML: the sharding strategies refuse one, and lists of plugins replace each other
             trainer.strategy.checkpoint_io = SyncedCheckpointIO()
@@ -111,15 +118,14 @@ class CommandLine(LightningCLI):
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run one command; a user's mistake is printed in a few lines and exits with code 2."""
+    """Run one command; a mistake of the user is printed in a few lines, with exit code 2."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of a deprecated call
     try:
         CommandLine(args)
-    except Exception as error:
-        refused = refused_at_run_time(error)
-        if refused is None:
+    except (UserError, MisconfigurationException, FileNotFoundError) as error:
+        if getattr(error, "errno", None) is not None:  # the operating system's own, so a fault of the code
             raise
-        print(f"error: {refused}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,198 +1,193 @@
-"""What a user reads when a command cannot run: the key, the place and the remedy instead of jsonargparse's tree.
+"""Short messages for jsonargparse's errors: the key, its file and line, and the nearest valid name.
 
-jsonargparse describes a mistake as an indented tree, with one branch for each type a value might have had. Its deepest
-branch is the one that was meant; :func:`explain` finds it and says it in a few lines.
+jsonargparse prints a tree with a branch for each type that a value may have. The branch below most keys is the one that
+the user meant.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NoReturn
 
+import yaml
+from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from commands.cli.places import Place, broken_yaml, find_key, find_value, read_places
-from commands.cli.suggestions import nearest, nearest_class, nearest_file, options_of
+from artifacts.repository import REPOSITORY
 from polytoken.errors import UserError
 
-KEY = re.compile(r'^(?:Parser key|Key) "([^"]+)":?(.*)$')
-CLASS = re.compile(r"^Problem with given class_path '([^']+)':$")
-UNKNOWN_OPTION = re.compile(r"^(?:Group '([^']+)' does not accept option|Option) '([^']+)'")
-SUBCOMMAND_OPTION = re.compile(r"^Subcommand '[^']+' does not accept option '([^']+)'")
-UNRECOGNIZED = re.compile(r"^unrecognized arguments: (?:--)?([^\s=]+)")
-NO_FILE = re.compile(r"File does not exist: '([^']+)'")
-NO_CLASS = re.compile(r"^(?:module '.+' has no attribute|No module named|Import path \S+ does not correspond)")
-EXPECTED = re.compile(r"^Expected an? (.+?)\.? ?(?:Got value: (.*))?$", re.DOTALL)
-REQUIRED = re.compile(r"^the following arguments are required: (?:(?:fit|validate|test|predict)\.)?(.+)$")
-GIVEN = re.compile(r"Given value: ([^({\[\n]{1,40})$", re.MULTILINE)  # a scalar; the innermost comes first
-NOISE = ("Subtypes:", "Errors:", "Given value", "Does not validate against", "Subclass types expect", "- a ")
-LONGEST = 600
+BRANCH = re.compile(r"""(?:Parser key|Key) "([^"]+)":?|Problem with given class_path '([^']+)':""")
+UNKNOWN = re.compile(r"(?:Group '([^']+)' does not accept option|accept option|Option|arguments:) '?(?:--)?([^'\s=]+)")
+EXPECTED = re.compile(r"Expected an? (.+?)\.? ?(?:Got value: (.*))?", re.DOTALL)
+TYPE = re.compile(r"<class '(?:[\w.]*\.)?(\w+)'>|(?:typing\.)?Literal\[(.*)\]|dot import (path) string.*")
+GIVEN = re.compile(r"Given value: ([^({\[\n]+)$", re.MULTILINE)  # of a scalar
+NOISE = (
+    "Subtypes:",
+    "Errors:",
+    "Given ",
+    "Does not vali",
+    "Subclass types",
+    "a class path",
+    "a dict w",
+    "Expected a path",
+)
+Place = tuple[tuple[str, ...], str, str]  # keys, value of a scalar, file and line
 
 
 class ParseError(UserError):
-    """What jsonargparse says of a configuration, as it says it."""
+    """jsonargparse's text about a configuration that does not parse."""
 
 
 class Parser(LightningArgumentParser):
-    """Raises instead of printing its usage and leaving."""
+    """Parser that raises ParseError instead of printing its usage and exiting."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise ParseError, but let jsonargparse's own attempts fail in its own way."""
+        """Raise ParseError, unless jsonargparse tries one type of several."""
         if not self.exit_on_error:
             super().error(message, ex)
         raise ParseError(message) from ex
 
 
-@dataclass(frozen=True)
-class Problem:
-    """The deepest branch of a message: the keys and the class on the way to it, what it says, and of what value."""
+def explain(message: str, arguments: list[str], valid: list[str]) -> str:
+    """Shorten jsonargparse's message on a command line to a few lines; `valid` are the command's keys, with dots.
 
-    keys: tuple[str, ...]
-    class_path: str | None
-    texts: tuple[str, ...]
-    given: str | None = None
-
-
-def explain(message: str, arguments: list[str], valid: Iterable[str]) -> str:
-    """Say in at most ten lines what is wrong, where it stands and what was probably meant.
-
-    Args:
-        message: jsonargparse's text.
-        arguments: The command line, without the program's name.
-        valid: The keys a command knows, with dots.
+    Raises:
+        UserError: a config file is missing or is not YAML.
     """
-    if (missing := NO_FILE.search(message)) is not None:
-        path = next((argument for argument in arguments if missing[1].endswith(argument.split("=")[-1])), missing[1])
-        path = path.split("=")[-1]
-        return f"there is no config file '{path}'{_meant(nearest_file(path))}"
-    if (broken := broken_yaml(arguments)) is not None:
-        return broken
-    places = read_places(arguments)
-    problem = deepest(message)
-    text = problem.texts[0]
-    unknown = UNRECOGNIZED.match(text) or SUBCOMMAND_OPTION.match(text) or UNKNOWN_OPTION.match(text)
-    if unknown is not None:
-        return _unknown_option(".".join(filter(None, unknown.groups())), problem, places, list(valid))
-    if NO_CLASS.match(text) and (problem.class_path or "Import path" in text):
-        path = problem.class_path if not text.startswith("Import path") else text.split()[2]
-        place = find_value(places, path)
-        reason = text.split(path, 1)[1].strip() if text.startswith("Import path") else "does not exist"
-        meant = nearest_class(path) if reason == "does not exist" else None
-        return f"{_name(place, (*problem.keys, 'class_path'))} '{path}' {reason}{_where(place)}{_meant(meant)}"
-    place = find_key(places, problem.keys)
-    name = _name(place, problem.keys)
-    text = f"{name}{': ' if name else ''}{_expectation(problem.texts, problem.given)}{_where(place)}"[:LONGEST]
-    if problem.given == "None":  # jsonargparse makes this word of a null below a class
-        text += "\n  null cannot be given here on the command line: write it in a file, and add --config FILE"
-    return text
+    places = [*_places(arguments)]
+    texts, keys, class_path = _meant(message)
+    text, value, nearest = f": {texts[0]}", "", None
+    if unknown := UNKNOWN.search(texts[0]):
+        option = ".".join(filter(None, unknown.groups()))
+        wrong, nearest = _unknown(option.split("."), _options(class_path) if class_path else valid)
+        keys += wrong
+        text = " is not an option" + (f" of {class_path}" if class_path else "")
+    elif class_path and texts[0].startswith(("module ", "No module named")):
+        keys, value, nearest = (*keys, "class_path"), class_path, nearest_class(class_path)
+        text = f": '{class_path}' does not exist"
+    elif texts[0].startswith("Import path "):
+        keys, value = (*keys, "class_path"), texts[0].split()[2]
+    elif "arguments are required: " in texts[0]:
+        missing = texts[0].rpartition(": ")[2].removeprefix(f"{arguments[0]}.")
+        text = f": {missing} is not set, and has no default"
+    elif len(found := [match for match in map(EXPECTED.fullmatch, texts) if match]) == len(texts):
+        types = dict.fromkeys(TYPE.sub(lambda match: f"{match[1] or match[2] or 'class path'}", m[1]) for m in found)
+        value = next((got for got in [*(match[2] for match in found), *GIVEN.findall(message)] if got), "")
+        text = f": expected {' or '.join(types)}".replace("NoneType", "null") + (f", got '{value}'" if value else "")
+    place = _find(places, keys, value) or _find(places, keys, "") or _find(places, keys[:-1], "")
+    name = ".".join(place[0] if place and place[0][-1].startswith(keys[-1]) else keys)
+    lines = [f"{name}{text}".removeprefix(": ")[:600], *([f"  {place[2]}"] if place else [])]
+    lines += [f"  did you mean {nearest}?"] if nearest else []
+    if value == "None":  # jsonargparse turns a null below a class into this word
+        lines += ["  null cannot be given here on the command line: write it in a file, and add --config FILE"]
+    return "\n".join(lines)
 
 
-def deepest(message: str) -> Problem:
-    """The branch of jsonargparse's tree that names most keys and classes; the texts of equally deep ones together."""
-    best: dict[tuple[str, ...], list[str]] = {}
-    stack: list[tuple[int, str]] = []
-    for line in filter(str.strip, message.splitlines()):
-        body = line.strip()
-        indent = len(line) - len(line.lstrip()) + (2 if body.startswith("- ") else 0)
-        while stack and stack[-1][0] >= indent:
-            stack.pop()
-        body = body.removeprefix("- ")
-        if body.startswith(NOISE):
+def nearest_class(class_path: str) -> str | None:
+    """The existing class most like a path that does not exist; each part of it may be misspelt."""
+    found = ""
+    for part in class_path.split("."):
+        names = ["lightning", "torch", *(path.parent.name for path in REPOSITORY.glob("*/__init__.py"))]
+        if found:
+            module = importlib.import_module(found)
+            names = [submodule.name for submodule in pkgutil.iter_modules(getattr(module, "__path__", []))]
+            names += [name for name, member in vars(module).items() if inspect.isclass(member)]
+        match = [part] if part in names else get_close_matches(part, names, n=1)
+        if not match:
+            return None
+        found = f"{found}.{match[0]}".lstrip(".")
+    return found
+
+
+def _options(class_path: str) -> list[str]:
+    """The arguments of a class, with dots those of a class within it."""
+    module, _, name = class_path.rpartition(".")
+    component = getattr(importlib.import_module(module), name)
+    added = ArgumentParser(exit_on_error=False).add_class_arguments(component, "options", fail_untyped=False)
+    return [key.removeprefix("options.") for key in added]
+
+
+def _unknown(option: list[str], names: list[str]) -> tuple[tuple[str, ...], str | None]:
+    """An option up to its first part that no name has, and the name most like that part."""
+    for depth, part in enumerate(option):
+        ways = [name.split(".") for name in names]
+        level = sorted({way[depth] for way in ways if way[:depth] == option[:depth] != way})
+        if part not in level:
+            return tuple(option[: depth + 1]), next(iter(get_close_matches(part, level, n=1)), None)
+    return tuple(option), None
+
+
+def _meant(message: str) -> tuple[list[str], tuple[str, ...], str]:
+    """The texts below most keys and classes of jsonargparse's tree, those keys, and the last class."""
+    above: list[tuple[int, re.Match]] = []
+    texts: dict[tuple[re.Match, ...], list[str]] = {}
+    for line in message.splitlines():
+        text, indent = line.strip().removeprefix("- "), len(line) - len(line.lstrip(" -"))
+        if not text or text.startswith(NOISE):
             continue
-        if (key := KEY.match(body)) is not None:
-            stack.append((indent, f"key {key[1]}"))
-            body = key[2].strip()
-        elif (found := CLASS.match(body)) is not None:
-            stack.append((indent, f"class {found[1]}"))
-            body = ""
-        if body:
-            best.setdefault(tuple(entry for _, entry in stack), []).append(body)
-    if not best:
-        return Problem((), None, (message.strip(),))
-    way = max(best, key=len)
-    keys = tuple(part for entry in way if entry.startswith("key ") for part in entry[4:].split("."))
-    classes = [entry[6:] for entry in way if entry.startswith("class ")]
-    given = GIVEN.search(message)
-    return Problem(keys, classes[-1] if classes else None, tuple(best[way]), given[1] if given else None)
+        above = [(level, head) for level, head in above if level < indent]
+        if head := BRANCH.match(text):
+            above.append((indent, head))
+            text = text[head.end() :].strip()
+        if text:
+            texts.setdefault(tuple(head for _, head in above), []).append(text)
+    heads = max(texts, key=len)
+    keys = tuple(part for head in heads if head[1] for part in head[1].split("."))
+    return texts[heads], keys, ([head[2] for head in heads if head[2]] or [""])[-1]
 
 
-def _unknown_option(option: str, problem: Problem, places: list[Place], valid: list[str]) -> str:
-    """Name the key that nothing accepts, and what is accepted on its level."""
-    names = options_of(problem.class_path) if problem.class_path else valid
-    keys, level = _first_unknown(tuple(option.split(".")), names)
-    section = f"the section '{'.'.join(keys[:-1])}'" if keys[:-1] else "any command"
-    place = find_key(places, (*problem.keys, *keys))
-    name = _name(place, (*problem.keys, *keys))
-    return (
-        f"{name} is not an option of {problem.class_path or section}{_where(place)}{_meant(nearest(keys[-1], level))}"
-    )
+def _places(arguments: list[str]) -> Iterator[Place]:
+    """All keys of the config files and of the command line, in the order in which they override each other."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, separator, value = argument.lstrip("-").partition("=")
+        value = value if separator else following
+        if argument.startswith("-") and name in ("config", "c") and value:
+            yield from _nodes(_read(Path(value)), (), value)
+        elif argument.startswith("-"):
+            keys = tuple(name.rstrip("+").split("."))
+            yield from ((keys[:end], value, "on the command line") for end in range(1, len(keys) + 1))
 
 
-def _first_unknown(keys: tuple[str, ...], valid: list[str]) -> tuple[tuple[str, ...], list[str]]:
-    """Cut the keys after the first one that does not exist, and list what does exist there."""
-    for depth in range(len(keys)):
-        prefix = [*keys[:depth]]
-        level = {k.split(".")[depth] for k in valid if k.split(".")[:depth] == prefix and len(k.split(".")) > depth}
-        if keys[depth] not in level:
-            return keys[: depth + 1], sorted(level)
-    return keys, []
+def _read(file: Path) -> yaml.Node | None:
+    if not file.is_file():
+        names = [path.name for path in file.parent.iterdir()] if file.parent.is_dir() else []
+        nearest = get_close_matches(file.name, names, n=1)
+        meant = f"\n  did you mean {file.parent / nearest[0]}?" if nearest else ""
+        raise UserError(f"there is no config file '{file}'{meant}")
+    try:
+        return yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        raise UserError(f"this is not YAML: {getattr(error, 'problem', error)}\n  in {file}{line}") from error
 
 
-def _expectation(texts: tuple[str, ...], given: str | None) -> str:
-    """Say the values that are accepted, instead of one sentence for each type."""
-    texts = tuple(text for text in texts if not text.startswith("Expected a path but")) or texts
-    found = [EXPECTED.match(text) for text in texts]
-    if not all(found):
-        return REQUIRED.sub(r"\1 is not set, and has no default", texts[0])
-    types = dict.fromkeys(_type(match[1]) for match in found)
-    got = next((match[2] for match in found if match[2]), given)
-    return f"expected {' or '.join(types)}" + (f", got '{got}'" if got else "")
+def _nodes(node: yaml.Node | None, keys: tuple[str, ...], file: str) -> Iterator[Place]:
+    """The keys below a node of a YAML file."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*keys, str(key.value).rstrip("+"))
+            yield (
+                here,
+                value.value if isinstance(value, yaml.ScalarNode) else "",
+                f"in {file}, line {key.start_mark.line + 1}",
+            )
+            yield from _nodes(value, here, file)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _nodes(item, (*keys[:-1], f"{keys[-1]}[{index}]"), file)
 
 
-def _type(text: str) -> str:
-    """A type as a user would say it."""
-    text = re.sub(r"<class '(?:.*\.)?(.+)'>", r"\1", text.removeprefix("typing."))
-    text = re.sub(r"^dot import path string.*", "a class path", text)
-    return re.sub(r"^Literal\[(.*)\]$", r"\1", text).replace("NoneType", "null")
-
-
-def _name(place: Place | None, keys: Iterable[str]) -> str:
-    return place.key if place else ".".join(keys)
-
-
-def _where(place: Place | None) -> str:
-    return f"\n  {place.where}" if place else ""
-
-
-def _meant(name: Any) -> str:
-    return f"\n  did you mean {name}?" if name else ""
-
-
-def refused_by_constructor(error: BaseException) -> UserError:
-    """Say what a constructor refused, and where; jsonargparse wraps it into a tree of its own.
-
-    Anything but a refused value is a fault of the code and is raised as it is, with its traceback.
-    """
-    chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(cause)
-    # one of our own errors may wrap a library error, e.g. an unreadable torch file
-    error = next((one for one in chain if isinstance(one, UserError)), chain[-1])
-    if isinstance(error, UserError | MisconfigurationException):
-        return UserError(str(error))
-    raise error from None
-
-
-def refused_at_run_time(error: Exception) -> UserError | None:
-    """The sentence to print for an error raised while a command runs; None for a fault of the code.
-
-    Lightning raises FileNotFoundError with a sentence of its own; the operating system's carry an error number.
-    """
-    if isinstance(error, UserError):
-        return error
-    if isinstance(error, FileNotFoundError) and error.errno is None:
-        return UserError(str(error))
+def _find(places: list[Place], keys: tuple[str, ...], value: str) -> Place | None:
+    """The last place with this value at the last key, below the other keys in their order."""
+    for place in reversed(places):
+        *above, last = (key.split("[")[0] for key in place[0])
+        way = iter(above)
+        if keys[-1:] == (last,) and all(key in way for key in keys[:-1]) and value in ("", place[1]):
+            return place
     return None

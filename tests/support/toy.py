@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_modules import TokenizerModule
+from polytoken.errors import UserError
 
 
 class ToyQuantizer(nn.Module):
@@ -23,7 +24,7 @@ class ToyTokenizer(nn.Module):
     def __init__(self, quantizer: ToyQuantizer, width: int = 4) -> None:
         super().__init__()
         if width < 0:
-            raise ValueError(f"width is {width}; it must be positive.")
+            raise UserError(f"width is {width}; it must be positive.")
         self.scale = 1 / width  # a fault of the code at 0
         self.quantizer = quantizer
         self.layer = nn.Linear(4, width)
