@@ -1,7 +1,7 @@
-"""All that trains or predicts: `python cli.py {fit,validate,test,predict} --config RECIPE.yaml --config PRESET.yaml`.
+"""Training and prediction: `python cli.py {fit,validate,test,predict} --config RECIPE.yaml --config PRESET.yaml`.
 
-It defines no class that a YAML file names: run as a program it is the module `__main__`, and the same class imported
-from `cli` would be another one.
+This file defines no class that YAML names: run as a program it is the module `__main__`, whose classes differ from
+those imported from `cli`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from artifacts.checkpoint_files import SyncedCheckpointIO
 from artifacts.repository import BASE_CONFIG
 from callbacks.checkpoint.run_record import RunRecord
 from callbacks.steer.rank_watch import RankWatch
-from commands.cli.checks import check_drift, check_manual_optimization, check_prediction, check_shards
+from commands.cli.checks import check_drift, check_shards
 from commands.cli.errors import ParseError, Parser, explain
 from commands.cli.runs import RunConfig, check_directory, place_outputs, resolve_checkpoint
 from polytoken.errors import UserError
@@ -34,12 +34,12 @@ class CommandLine(LightningCLI):
 
     def __init__(self, args: list[str] | None = None) -> None:
         super().__init__(
-            save_config_callback=None,  # it refuses to start a run again: RunRecord stands in
+            save_config_callback=None,  # it refuses to start a run a second time; RunRecord replaces it
             seed_everything_default=0,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,  # our modules keep no hyperparameters: RunRecord does
+            load_from_checkpoint_support=False,  # RunRecord keeps the configuration instead
             parser_kwargs={name: {"default_config_files": [str(BASE_CONFIG)]} for name in self.subcommands()},
             parser_class=Parser,
             args=args,
@@ -60,10 +60,10 @@ class CommandLine(LightningCLI):
             raise UserError(explain(str(error), arguments, valid)) from None
 
     def _parse_ckpt_path(self) -> None:
-        """Do not let a checkpoint's hyperparameters override the configuration, as LightningCLI would."""
+        """Do nothing: LightningCLI would read the whole checkpoint for hyperparameters, and let them override."""
 
     def before_instantiate_classes(self) -> None:
-        """Give the run its directory, find the checkpoint it goes on from, and compare the two."""
+        """Resolve the run's directory and checkpoint, and compare the checkpoint with the configuration."""
         config = self.config[self.subcommand]
         run = RunConfig(**config["run"].as_dict())
         if not config["trainer"].get("fast_dev_run"):
@@ -76,7 +76,7 @@ class CommandLine(LightningCLI):
             check_drift(Path(config["ckpt_path"]), model, self.subcommand)
         self.record = RunRecord(run.directory, self.subcommand, bool(config["ckpt_path"]), text, model)
         if torch.cuda.is_available():
-            # TF32 where float32 is trained with; codes and figures ask for float32 itself (polytoken.precision)
+            # Allow TF32 for training; code extraction and metrics disable it (polytoken.precision)
             torch.set_float32_matmul_precision("high" if self.subcommand in ("fit", "validate") else "highest")
 
     def instantiate_classes(self) -> None:
@@ -94,7 +94,7 @@ class CommandLine(LightningCLI):
         """Add the record of the run, and the watch over the other ranks, to the trainer's callbacks."""
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except ValueError as error:  # an argument that the trainer rejects
+        except ValueError as error:  # raised by Trainer(...) about an argument
             raise UserError(str(error)) from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             # not as a plugin in YAML: the sharding strategies refuse one, and lists of plugins replace each other
@@ -103,15 +103,13 @@ class CommandLine(LightningCLI):
         return trainer
 
     def after_instantiate_classes(self) -> None:
-        """Refuse what would be refused later, in words that do not help, or not at all."""
-        check_manual_optimization(self.model, self.trainer)
-        check_prediction(self.model, self.subcommand)
+        """Check the strategy, and tell a generator early which checkpoint it resumes from."""
         check_shards(self.config[self.subcommand]["ckpt_path"], self.trainer)
-        if self.subcommand == "fit":
+        if self.subcommand == "fit" and hasattr(self.model, "goes_on_from"):
             self.model.goes_on_from = self.config[self.subcommand]["ckpt_path"]
 
     def after_fit(self) -> None:
-        """Measure the weights the run ended with: its last validation may lie some steps before them."""
+        """Validate the final weights: the last validation of the fit may be some steps older."""
         measures = is_overridden("validation_step", self.model, LightningModule)
         if measures and is_overridden("val_dataloader", self.datamodule, LightningDataModule):
             self.trainer.validate(self.model, self.datamodule, verbose=False)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
-
-from artifacts.repository import CONFIGS, PRESETS, REPOSITORY
 from commands.cli.places import broken_yaml, read_places
 from commands.cli.suggestions import nearest, nearest_file
+
+from artifacts.repository import CONFIGS, PRESETS, REPOSITORY
 from experiments.stages import KINDS, METRICS, built_upon
 from polytoken.errors import UserError
 

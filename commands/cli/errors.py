@@ -10,7 +10,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
@@ -62,14 +62,14 @@ def explain(message: str, arguments: list[str], valid: list[str]) -> str:
     """
     places = [*_places(arguments)]
     texts, keys, class_path = _meant(message)
-    text, value, nearest = f": {texts[0]}", "", None
+    text, value, meant = f": {texts[0]}", "", None
     if unknown := UNKNOWN.search(texts[0]):
         option = ".".join(filter(None, unknown.groups()))
-        wrong, nearest = _unknown(option.split("."), _options(class_path) if class_path else valid)
+        wrong, meant = _unknown(option.split("."), _options(class_path) if class_path else valid)
         keys += wrong
         text = " is not an option" + (f" of {class_path}" if class_path else "")
     elif class_path and texts[0].startswith(("module ", "No module named")):
-        keys, value, nearest = (*keys, "class_path"), class_path, nearest_class(class_path)
+        keys, value, meant = (*keys, "class_path"), class_path, nearest_class(class_path)
         text = f": '{class_path}' does not exist"
     elif texts[0].startswith("Import path "):
         keys, value = (*keys, "class_path"), texts[0].split()[2]
@@ -83,10 +83,15 @@ def explain(message: str, arguments: list[str], valid: list[str]) -> str:
     place = _find(places, keys, value) or _find(places, keys, "") or _find(places, keys[:-1], "")
     name = ".".join(place[0] if place and place[0][-1].startswith(keys[-1]) else keys)
     lines = [f"{name}{text}".removeprefix(": ")[:600], *([f"  {place[2]}"] if place else [])]
-    lines += [f"  did you mean {nearest}?"] if nearest else []
+    lines += [f"  did you mean {meant}?"] if meant else []
     if value == "None":  # jsonargparse turns a null below a class into this word
         lines += ["  null cannot be given here on the command line: write it in a file, and add --config FILE"]
     return "\n".join(lines)
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The name most like this one, or None if none is like it."""
+    return next(iter(get_close_matches(name, list(names), n=1)), None)
 
 
 def nearest_class(class_path: str) -> str | None:
@@ -98,10 +103,10 @@ def nearest_class(class_path: str) -> str | None:
             module = importlib.import_module(found)
             names = [submodule.name for submodule in pkgutil.iter_modules(getattr(module, "__path__", []))]
             names += [name for name, member in vars(module).items() if inspect.isclass(member)]
-        match = [part] if part in names else get_close_matches(part, names, n=1)
-        if not match:
+        match = part if part in names else nearest(part, names)
+        if match is None:
             return None
-        found = f"{found}.{match[0]}".lstrip(".")
+        found = f"{found}.{match}".lstrip(".")
     return found
 
 
@@ -119,7 +124,7 @@ def _unknown(option: list[str], names: list[str]) -> tuple[tuple[str, ...], str 
         ways = [name.split(".") for name in names]
         level = sorted({way[depth] for way in ways if way[:depth] == option[:depth] != way})
         if part not in level:
-            return tuple(option[: depth + 1]), next(iter(get_close_matches(part, level, n=1)), None)
+            return tuple(option[: depth + 1]), nearest(part, level)
     return tuple(option), None
 
 
@@ -157,9 +162,10 @@ def _places(arguments: list[str]) -> Iterator[Place]:
 def _read(file: Path) -> yaml.Node | None:
     if not file.is_file():
         names = [path.name for path in file.parent.iterdir()] if file.parent.is_dir() else []
-        nearest = get_close_matches(file.name, names, n=1)
-        meant = f"\n  did you mean {file.parent / nearest[0]}?" if nearest else ""
-        raise UserError(f"there is no config file '{file}'{meant}")
+        name = nearest(file.name, names)
+        raise UserError(
+            f"there is no config file '{file}'" + (f"\n  did you mean {file.parent / name}?" if name else "")
+        )
     try:
         return yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -58,9 +58,10 @@ class ToyModule(LightningModule):
         self.settings = optimizer or ToyOptimizerConfig()
         self.automatic_optimization = not manual
 
-    def check_trainer(self, trainer: Trainer) -> None:
+    def configure_callbacks(self) -> list[Callback]:
         if not self.automatic_optimization:
-            TokenizerModule.check_trainer(trainer)
+            TokenizerModule.check_trainer(self.trainer)
+        return []
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         if os.environ.get("TOY_KILL_AT_STEP") == str(self.global_step):
