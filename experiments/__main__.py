@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from commands.cli.errors import nearest
+from commands.cli.places import nearest
 from experiments import schedule, start, table
 from experiments.adopt import adopt
 from experiments.runner import Task, begun, check, check_reference, plan

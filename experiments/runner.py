@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from commands.cli.errors import nearest
+from commands.cli.places import nearest
 from experiments.runs import REFERENCE, ROOT, Run, runs_of
 from experiments.specification import Experiment, Row, Stage, where
 from polytoken.errors import UserError

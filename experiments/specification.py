@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
-from commands.cli.places import broken_yaml, read_places
-from commands.cli.suggestions import nearest, nearest_file
 
 from artifacts.repository import CONFIGS, PRESETS, REPOSITORY
+from commands.cli.places import compose, nearest, nearest_file, read_places
 from experiments.stages import KINDS, METRICS, built_upon
 from polytoken.errors import UserError
 
@@ -138,10 +137,9 @@ def load(name: str) -> Experiment:
     """Read an experiment by its name, or by the path of a YAML file; raises UserError if anything in it is wrong."""
     file = Path(name) if name.endswith(".yaml") else short(DIRECTORY / f"{name}.yaml")
     if not file.is_file():
-        match = nearest_file(name) if name.endswith(".yaml") else nearest(name, names())
+        match = nearest_file(file) if name.endswith(".yaml") else nearest(name, names())
         raise UserError(f"there is no experiment '{name}'" + (f"\n  did you mean {match}?" if match else ""))
-    if (broken := broken_yaml(["--config", str(file)])) is not None:
-        raise UserError(broken)
+    compose(file)  # raises if it is not YAML
     return _Reader(file).experiment()
 
 
@@ -315,8 +313,8 @@ class _Reader:
 def where(file: Path, *paths: tuple[str, ...]) -> str:
     """File and line of the first of these keys that is there, else of the nearest key above the first."""
     places: dict[tuple[str, ...], str] = {}
-    for place in read_places(["--config", str(file)]):
-        for end in range(1, len(place.path) + 1):  # an item of a list begins with its first key
-            places.setdefault(place.path[:end], place.where)
+    for keys, _, place in read_places(["--config", str(file)]):
+        for end in range(1, len(keys) + 1):  # an item of a list begins with its first key
+            places.setdefault(keys[:end], place)
     above = [paths[0][:end] for end in range(len(paths[0]) - 1, 0, -1)]
     return next((places[path] for path in (*paths, *above) if path in places), f"in {file}")

@@ -10,16 +10,13 @@ import importlib
 import inspect
 import pkgutil
 import re
-from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
-from pathlib import Path
 from typing import NoReturn
 
-import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
 from artifacts.repository import REPOSITORY
+from commands.cli.places import find, nearest, read_places
 from polytoken.errors import UserError
 
 BRANCH = re.compile(r"""(?:Parser key|Key) "([^"]+)":?|Problem with given class_path '([^']+)':""")
@@ -37,7 +34,6 @@ NOISE = (
     "a dict w",
     "Expected a path",
 )
-Place = tuple[tuple[str, ...], str, str]  # keys, value of a scalar, file and line
 
 
 class ParseError(UserError):
@@ -60,7 +56,7 @@ def explain(message: str, arguments: list[str], valid: list[str]) -> str:
     Raises:
         UserError: a config file is missing or is not YAML.
     """
-    places = [*_places(arguments)]
+    places = [*read_places(arguments)]
     texts, keys, class_path = _meant(message)
     text, value, meant = f": {texts[0]}", "", None
     if unknown := UNKNOWN.search(texts[0]):
@@ -80,18 +76,13 @@ def explain(message: str, arguments: list[str], valid: list[str]) -> str:
         types = dict.fromkeys(TYPE.sub(lambda match: f"{match[1] or match[2] or 'class path'}", m[1]) for m in found)
         value = next((got for got in [*(match[2] for match in found), *GIVEN.findall(message)] if got), "")
         text = f": expected {' or '.join(types)}".replace("NoneType", "null") + (f", got '{value}'" if value else "")
-    place = _find(places, keys, value) or _find(places, keys, "") or _find(places, keys[:-1], "")
+    place = find(places, keys, value) or find(places, keys) or find(places, keys[:-1])
     name = ".".join(place[0] if place and place[0][-1].startswith(keys[-1]) else keys)
     lines = [f"{name}{text}".removeprefix(": ")[:600], *([f"  {place[2]}"] if place else [])]
     lines += [f"  did you mean {meant}?"] if meant else []
     if value == "None":  # jsonargparse turns a null below a class into this word
         lines += ["  null cannot be given here on the command line: write it in a file, and add --config FILE"]
     return "\n".join(lines)
-
-
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The name most like this one, or None if none is like it."""
-    return next(iter(get_close_matches(name, list(names), n=1)), None)
 
 
 def nearest_class(class_path: str) -> str | None:
@@ -145,55 +136,3 @@ def _meant(message: str) -> tuple[list[str], tuple[str, ...], str]:
     heads = max(texts, key=len)
     keys = tuple(part for head in heads if head[1] for part in head[1].split("."))
     return texts[heads], keys, ([head[2] for head in heads if head[2]] or [""])[-1]
-
-
-def _places(arguments: list[str]) -> Iterator[Place]:
-    """All keys of the config files and of the command line, in the order in which they override each other."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, separator, value = argument.lstrip("-").partition("=")
-        value = value if separator else following
-        if argument.startswith("-") and name in ("config", "c") and value:
-            yield from _nodes(_read(Path(value)), (), value)
-        elif argument.startswith("-"):
-            keys = tuple(name.rstrip("+").split("."))
-            yield from ((keys[:end], value, "on the command line") for end in range(1, len(keys) + 1))
-
-
-def _read(file: Path) -> yaml.Node | None:
-    if not file.is_file():
-        names = [path.name for path in file.parent.iterdir()] if file.parent.is_dir() else []
-        name = nearest(file.name, names)
-        raise UserError(
-            f"there is no config file '{file}'" + (f"\n  did you mean {file.parent / name}?" if name else "")
-        )
-    try:
-        return yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
-        raise UserError(f"this is not YAML: {getattr(error, 'problem', error)}\n  in {file}{line}") from error
-
-
-def _nodes(node: yaml.Node | None, keys: tuple[str, ...], file: str) -> Iterator[Place]:
-    """The keys below a node of a YAML file."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            here = (*keys, str(key.value).rstrip("+"))
-            yield (
-                here,
-                value.value if isinstance(value, yaml.ScalarNode) else "",
-                f"in {file}, line {key.start_mark.line + 1}",
-            )
-            yield from _nodes(value, here, file)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            yield from _nodes(item, (*keys[:-1], f"{keys[-1]}[{index}]"), file)
-
-
-def _find(places: list[Place], keys: tuple[str, ...], value: str) -> Place | None:
-    """The last place with this value at the last key, below the other keys in their order."""
-    for place in reversed(places):
-        *above, last = (key.split("[")[0] for key in place[0])
-        way = iter(above)
-        if keys[-1:] == (last,) and all(key in way for key in keys[:-1]) and value in ("", place[1]):
-            return place
-    return None

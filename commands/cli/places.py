@@ -1,0 +1,74 @@
+"""Places of keys in config files and on the command line, and the name most like a misspelt one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+
+import yaml
+
+from polytoken.errors import MissingFileError, UserError
+
+Place = tuple[tuple[str, ...], str, str]  # keys, value of a scalar, file and line
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The name most like this one, or None if none is like it."""
+    return next(iter(get_close_matches(name, list(names), n=1)), None)
+
+
+def nearest_file(path: Path) -> Path | None:
+    """The file in the same directory whose name is most like this one."""
+    name = nearest(path.name, (file.name for file in path.parent.glob("*")))
+    return path.parent / name if name else None
+
+
+def read_places(arguments: list[str]) -> Iterator[Place]:
+    """All keys of the config files and of the command line, in the order in which they override each other.
+
+    Raises:
+        UserError: a config file is missing or is not YAML.
+    """
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, separator, value = argument.lstrip("-").partition("=")
+        value = value if separator else following
+        if argument.startswith("-") and name in ("config", "c") and value:
+            yield from _nodes(compose(Path(value)), (), value)
+        elif argument.startswith("-"):
+            keys = tuple(name.rstrip("+").split("."))
+            yield from ((keys[:end], value, "on the command line") for end in range(1, len(keys) + 1))
+
+
+def find(places: list[Place], keys: tuple[str, ...], value: str = "") -> Place | None:
+    """The last place with this value (if one is given) at the last key, below the other keys in their order."""
+    for place in reversed(places):
+        *above, last = (key.split("[")[0] for key in place[0])
+        way = iter(above)
+        if keys[-1:] == (last,) and all(key in way for key in keys[:-1]) and value in ("", place[1]):
+            return place
+    return None
+
+
+def compose(file: Path) -> yaml.Node | None:
+    """The nodes of a YAML file; raises UserError if it is missing, or with the line at which it is not YAML."""
+    if not file.is_file():
+        meant = nearest_file(file)
+        raise MissingFileError(f"there is no config file '{file}'" + (f"\n  did you mean {meant}?" if meant else ""))
+    try:
+        return yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        raise UserError(f"this is not YAML: {getattr(error, 'problem', error)}\n  in {file}{line}") from error
+
+
+def _nodes(node: yaml.Node | None, keys: tuple[str, ...], file: str) -> Iterator[Place]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            below = (*keys, str(key.value).rstrip("+"))
+            text = value.value if isinstance(value, yaml.ScalarNode) else ""
+            yield below, text, f"in {file}, line {key.start_mark.line + 1}"
+            yield from _nodes(value, below, file)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _nodes(item, (*keys[:-1], f"{keys[-1]}[{index}]"), file)
