@@ -1,9 +1,8 @@
-"""Exponential moving average of named sub-modules, used wherever the model is judged."""
+"""Exponential moving average of the weights of named sub-modules."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,13 +16,16 @@ from polytoken.parallelize import placed_like, whole
 class EMA(pl.Callback):
     """Keeps a float32 average of the parameters of some sub-modules; buffers are copied, not averaged.
 
-    Validation, test and prediction run with the average. The decay warms up as (1 + n) / (10 + n) over its n updates.
-    Averages are in the callback's own checkpoint state; the module's state dict keeps the raw weights. Those of sharded
-    weights are in pieces like them, and whole in a checkpoint.
+    Validation, test and prediction run with the average. The decay after n updates is min(decay, (1 + n) / (10 + n)).
+    The average is in the callback's checkpoint state, and the module's state dict keeps the raw weights. The average of
+    sharded weights is sharded alike, and gathered for a checkpoint.
+
+    Lightning's EMAWeightAveraging copies the whole module (frozen teachers and metrics too), fails on weights that
+    FSDP2 shards, averages integer buffers, and puts the average in the place of the raw weights in the checkpoint.
 
     Args:
         modules: dotted names below the LightningModule, e.g. ``tokenizer``.
-        decay: of the running average, once warm.
+        decay: of the running average per optimizer step, once warm.
         warmup: whether the decay warms up.
     """
 
@@ -38,27 +40,26 @@ class EMA(pl.Callback):
 
     @property
     def has_average(self) -> bool:
-        """Whether there is an average to judge the model by: a checkpoint may have brought none."""
+        """Whether there is an average; a checkpoint may hold none."""
         return bool(self._average)
 
     def state_dict(self) -> dict[str, Any]:
-        """Averages and their count; every rank must call it for weights that are in pieces."""
+        """Gather the averages; with sharded weights, every rank must call this."""
         average = {name: whole(tensor).cpu() for name, tensor in self._average.items()}
         return {"updates": self.updates, "average": average}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore averages and their count; they move to their device at the next use."""
         self.updates = state_dict["updates"]
         self._average = state_dict["average"]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin from the current weights, unless a checkpoint brought averages."""
+        """Start from the current weights, unless a checkpoint has restored averages."""
         if not self._average:
             tensors = self._tensors(pl_module)
             self._average = {name: _as_float32(tensor).clone() for name, tensor in tensors.items()}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the step a resumed run starts from; Lightning restores it, and sharded runs' averages, only now."""
+        """Place the averages; Lightning has restored the step, and averages of sharded runs, only now."""
         self._last_step = trainer.global_step
         tensors = self._tensors(pl_module)
         if missing := tensors.keys() ^ self._average.keys():
@@ -67,7 +68,7 @@ class EMA(pl.Callback):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Average once an optimizer update, however many batches it gathered."""
+        """Update the average once per optimizer step, however many batches it accumulated."""
         if trainer.global_step == self._last_step:
             return
         self._last_step = trainer.global_step
@@ -84,28 +85,19 @@ class EMA(pl.Callback):
         torch._foreach_lerp_(averaged, live, 1 - decay)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Swap the average in."""
+        """Put the average into the model."""
         self._swap_in(pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Swap the raw weights back."""
+        """Restore the raw weights."""
         self._swap_out(pl_module)
 
     on_test_start = on_predict_start = on_validation_start
     on_test_end = on_predict_end = on_validation_end
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave no average behind in the model when validation breaks off."""
+        """Restore the raw weights after an exception during validation."""
         self._swap_out(pl_module)
-
-    @contextmanager
-    def applied(self, pl_module: pl.LightningModule) -> Iterator[None]:
-        """The averaged weights in the model, for the length of a ``with`` block."""
-        self._swap_in(pl_module)
-        try:
-            yield
-        finally:
-            self._swap_out(pl_module)
 
     @torch.no_grad()
     def _swap_in(self, pl_module: pl.LightningModule) -> None:

@@ -1,4 +1,6 @@
-"""The random numbers of training, kept in the checkpoint."""
+"""Random states of training in the checkpoint."""
+
+from __future__ import annotations
 
 import random
 from typing import Any
@@ -13,41 +15,44 @@ KEY = "random_state"
 
 
 class RandomState(Callback):
-    """Carries torch's, CUDA's, numpy's and python's random states of every rank from one training step to the next.
+    """Carries the random states of torch, CUDA, numpy and Python from one training step to the next, on every rank.
 
-    The states are taken at the end of a training batch and put back at the start of the following one, in the same
-    process or, through the checkpoint, in a later one. So neither a resume nor anything between two batches
-    (validation, a new epoch's workers, drawing samples) changes what training draws.
+    The states are taken at the end of a training batch and restored at the start of the next one, in the same process
+    or, through the checkpoint, in a later one. Neither a resume nor anything between two batches (validation, the
+    workers of a new epoch, sampling) changes the numbers that training draws.
 
-    `seed_everything` gives all ranks one seed, so that they build equal weights. From the first step on each draws
-    numbers of its own: with those of another, ranks would drop and disturb the same places of different images.
+    `seed_everything` gives all ranks one seed, so that they build equal weights. From the first step on, each rank
+    draws its own numbers; otherwise all ranks would apply one dropout mask to different images.
 
     Data are loaded ahead of the step, hence not covered: they must be a function of (seed, epoch, index).
+
+    Lightning's functions for this (lightning.fabric.utilities.seed) are private, and torch.load(weights_only=True)
+    rejects their numpy state.
     """
 
     def __init__(self) -> None:
         self._states: dict[str, Any] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the first states, unless the checkpoint has brought some; rank 0 goes on with those it has."""
+        """Take the first states, unless the checkpoint has restored some; rank 0 keeps its seed."""
         if self._states is None:
             if trainer.global_rank > 0:
                 _seed_for(trainer.global_rank)
             self._states = take_states(pl_module.device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Go on where the previous batch ended."""
+        """Restore the states at the end of the previous batch."""
         if self._states is not None:
             put_states(self._states, pl_module.device)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take the states, ahead of the callbacks that save checkpoints (Lightning calls those last)."""
+        """Take the states; Lightning calls the callbacks that save checkpoints later."""
         self._states = take_states(pl_module.device)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the states of all ranks into the checkpoint; every rank calls this."""
+        """Gather the states of all ranks; every rank must call this."""
         states: list[dict[str, Any] | None] = [self._states]
         if trainer.world_size > 1:
             states = [None] * trainer.world_size
@@ -56,14 +61,14 @@ class RandomState(Callback):
             checkpoint[KEY] = states
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep this rank's states for the next training batch."""
+        """Keep the states of this rank for the next training batch."""
         states = checkpoint.get(KEY)
         if states is None:
             return
         if len(states) != trainer.world_size:
             rank_zero_warn(
                 f"The checkpoint holds the random states of {len(states)} rank(s) and this run has "
-                f"{trainer.world_size}: training goes on, but not bit for bit as it would have."
+                f"{trainer.world_size}: training continues, but not bit for bit."
             )
             return
         self._states = states[trainer.global_rank]
@@ -77,7 +82,7 @@ def _seed_for(rank: int) -> None:
 
 
 def take_states(device: torch.device) -> dict[str, Any]:
-    """The random states of this process as tensors and plain data, which weights_only=True loads."""
+    """Random states of this process as tensors and plain data, which weights_only=True loads."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     states = {
         "torch": torch.get_rng_state(),
@@ -90,7 +95,7 @@ def take_states(device: torch.device) -> dict[str, Any]:
 
 
 def put_states(states: dict[str, Any], device: torch.device) -> None:
-    """Undo `take_states`; a CUDA state stays unused on another device."""
+    """Restore the states of `take_states`; a CUDA state is ignored on another device."""
     torch.set_rng_state(states["torch"].cpu())
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))

@@ -1,27 +1,27 @@
-"""What a run was started with: as files beside it, and inside each checkpoint."""
+"""Configuration of a run, as files in its directory and inside each checkpoint."""
+
+from __future__ import annotations
 
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from polytoken.loading import SHARDED
-
-KEY = "model_config"
+from polytoken.files import write_text
+from polytoken.loading import MODEL_CONFIG, read_metadata
 
 
 class RunRecord(Callback):
-    """Keeps the configuration of a run; the command line builds it.
+    """Writes the configuration of a run; cli.py adds this callback to each command.
 
-    A first fit writes `config.yaml`, each one that resumes `config_resume_1.yaml`, `config_resume_2.yaml` ...; another
-    command writes `config_<command>.yaml`, over its own last one. Each checkpoint carries the resolved model section.
+    The first fit writes `config.yaml`, and a fit that resumes `config_resume_1.yaml`, `config_resume_2.yaml` … Another
+    command overwrites `config_<command>.yaml`. Each checkpoint holds the resolved model section.
 
     Args:
         directory: The run's directory.
         command: fit, validate, test or predict.
-        resumes: Whether it goes on from a checkpoint.
+        resumes: Whether the command reads a checkpoint.
         config: The resolved configuration as YAML text.
         model: Its model section as plain data (class_path and init_args).
     """
@@ -34,14 +34,13 @@ class RunRecord(Callback):
         self.model = model
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the configuration, once a start: the validation that ends a fit is no start of its own."""
+        """Write the configuration, but not a second time for the validation that ends a fit."""
         if trainer.is_global_zero and not trainer.fast_dev_run and stage == self.command:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._file().write_text(self.config, encoding="utf-8")
+            write_text(self._file(), self.config)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the model section into the checkpoint."""
-        checkpoint[KEY] = self.model
+        """Add the model section."""
+        checkpoint[MODEL_CONFIG] = self.model
 
     def _file(self) -> Path:
         if self.command != "fit":
@@ -53,14 +52,12 @@ class RunRecord(Callback):
 
 
 def recorded_model(checkpoint: Path) -> dict[str, Any] | None:
-    """The model section a checkpoint was written with, or None if it has none; tensors stay on disk."""
-    # A sharded checkpoint is a directory that keeps everything but the tensors in meta.pt.
-    file = checkpoint / SHARDED if checkpoint.is_dir() else checkpoint
-    return torch.load(file, mmap=True, weights_only=True, map_location="cpu").get(KEY)
+    """The model section that a checkpoint was written with, or None if it has none."""
+    return read_metadata(checkpoint).get(MODEL_CONFIG)
 
 
 def differences(old: Any, new: Any, key: str = "model") -> list[tuple[str, Any, Any]]:
-    """The keys under which two sections differ, with both values; `<not set>` stands for a missing key."""
+    """Keys under which two sections differ, with both values; a missing key has the value `<not set>`."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = list(dict.fromkeys([*old, *new]))
         pairs = [differences(old.get(k, "<not set>"), new.get(k, "<not set>"), f"{key}.{k}") for k in keys]

@@ -1,4 +1,4 @@
-"""Generated images as files: parts while they are sampled, one npz and a picture when all are there."""
+"""Writer of generated images: parts while sampling, one npz file and a grid in the end."""
 
 from __future__ import annotations
 
@@ -29,16 +29,15 @@ NETWORKS = ("settings.generator.", "settings.tokenizer.")
 class SampleWriter(pl.Callback):
     """Writes what a SamplingModule generates: ``samples.npz``, ``samples.json`` and ``grid.png``.
 
-    Each rank saves whole parts of the images under ``parts/``, and rank zero joins them when all are there.
-    When predict is started again with the same settings, only missing parts are sampled, and nothing if the npz is
-    there; everything if the run was trained on since. ``samples.npz`` holds ``arr_0`` uint8 (n, H, W, 3) and ``arr_1``
-    int64 (n,), as ADM's evaluator reads them; ``samples.json`` says how they were made; ``grid.png`` shows some of each
-    class, its name beside the row.
+    Each rank writes whole parts of the images to ``parts/``, and rank 0 joins them in the end. Another predict with the
+    same settings samples only missing parts, nothing if the npz exists, and everything if the run was trained further.
+    ``samples.npz`` holds ``arr_0`` uint8 (n, H, W, 3) and ``arr_1`` int64 (n,), as ADM's evaluator reads them.
+    ``samples.json`` records the settings, and ``grid.png`` shows a few images of each class.
 
     Args:
-        output: the directory; None is the run's own.
-        grid_rows: classes in the picture, evenly chosen.
-        grid_columns: images of each.
+        output: the directory; None is that of the run.
+        grid_rows: classes in the grid, evenly chosen.
+        grid_columns: images of each class.
     """
 
     def __init__(self, output: str | None = None, grid_rows: int = 10, grid_columns: int = 10) -> None:
@@ -47,16 +46,13 @@ class SampleWriter(pl.Callback):
         self.grid_columns = grid_columns
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Find out what is there already, and have only the rest sampled.
+        """Find the parts that exist, and leave them out of the data.
 
         Raises:
-            FileExistsError: if the directory holds samples of other settings.
+            ExistingFileError: the directory holds samples of other settings.
         """
         if stage != "predict":
-            raise UserError(
-                f"SampleWriter writes what predict generates; it has nothing to do in {stage}: leave it out"
-            )
-        trainer.predict_loop.return_predictions = False  # Lightning would keep all images in memory
+            raise UserError(f"SampleWriter writes the images of predict, and has no use in {stage}: leave it out")
         self._data = trainer.datamodule  # type: ignore[attr-defined]
         self._directory = Path(self.output or trainer.default_root_dir)
         settings = {**pl_module.settings(), **self._data.settings(), "precision": str(trainer.precision)}
@@ -70,9 +66,9 @@ class SampleWriter(pl.Callback):
         trainer.strategy.barrier("samples found")  # before rank zero changes anything
         if self._finished:
             SamplesFile(self._npz)
-            rank_zero_info(f"{self._npz} is there, made with these settings: nothing to do. Delete it to sample anew.")
+            rank_zero_info(f"{self._npz} exists, with these settings: nothing to do. Delete it to sample again.")
         elif outdated:
-            rank_zero_info(f"{self._directory} holds samples of earlier weights of the same run: sampling anew.")
+            rank_zero_info(f"{self._directory} holds samples of earlier weights of the same run: sampling again.")
         elif done:
             rank_zero_info(f"{self._parts} holds {len(done)} of {self._data.num_parts} parts: sampling the others.")
         self._data.leave_out(range(self._data.num_parts) if self._finished else done)
@@ -89,7 +85,7 @@ class SampleWriter(pl.Callback):
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Tensor, batch: dict[str, Tensor], *_: Any
     ) -> None:
-        """Keep images uint8 (B, H, W, 3); save the part when its last one is there."""
+        """Collect images, uint8 (B, H, W, 3), and save a part after its last image."""
         self._rows.append(outputs.cpu())
         part, position = divmod(int(batch["index"][-1]), self._data.part_size)
         images = self._data.part(part)
@@ -99,7 +95,7 @@ class SampleWriter(pl.Callback):
             self._rows = []
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Join the parts of all ranks; a rank that had nothing to sample passes here too, but by no other hook."""
+        """Join the parts of all ranks, here since a rank without parts runs no other hook."""
         if self._finished:
             return
         trainer.strategy.barrier("samples")
@@ -135,7 +131,7 @@ class SampleWriter(pl.Callback):
             yield images
 
     def _grid(self) -> np.ndarray:
-        """Some classes in rows, the first images of each."""
+        """The first images of a few classes, a row each."""
         classes = np.unique(self._labels)
         chosen = classes[np.unique(np.linspace(0, len(classes) - 1, self.grid_rows).round().astype(int))]
         rows = []
@@ -156,19 +152,19 @@ class SampleWriter(pl.Callback):
             raise UserError(f"{path} cannot be read as an array: delete it, and start predict again") from error
 
     def _outdated(self) -> bool:
-        """Whether what is there was made by earlier weights of the same runs; raises if it has other settings."""
+        """Whether existing samples are of earlier weights of the same runs; raises if other settings differ."""
         record = next((path for path in (self._record, self._parts / "settings.json") if path.exists()), None)
         remedy = "Delete the directory, or sample into another one by --run.stage samples/NEW_NAME."
         if record is None:
             if self._npz.exists():
-                raise ExistingFileError(f"{self._npz} is there, and no samples.json says how it was made. {remedy}")
+                raise ExistingFileError(f"{self._npz} exists without a samples.json of its settings. {remedy}")
             return False
         try:
             written = records.read(record, Samples)["settings"]
         except UserError as error:
             raise UserError(f"{error}. {remedy}") from error
         changed = differences(written, self._settings, "settings")
-        # a run may be spelt in several ways: what counts is what lies there
+        # several paths may name one run: its weights decide
         other = [change for change in changed if not change[0].startswith(NETWORKS)]
         if not other and not any(key.endswith((".sha256", ".fingerprint")) for key, _, _ in changed):
             return False

@@ -1,4 +1,4 @@
-"""Puts the codes that prediction computes into a token store."""
+"""Writer of token stores."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from polytoken.errors import RunError, UserError
 class TokenWriter(BasePredictionWriter):
     """Writes the token stores `<output>/train` and `<output>/validation`, shard by shard, on all ranks.
 
-    A shard holds a fixed range of images. Shards that are there already are not computed again; the others are dealt
-    out to the ranks in turn. The stores appear when they are whole, and replace old ones only then.
+    A shard holds a fixed range of images. Existing shards are not computed again, and the others are distributed over
+    the ranks. The stores appear, and replace old ones, only when they are complete.
 
     Args:
-        output: Root of the stores; None takes the run's directory.
-        images_per_shard: Images in a shard, all views of each; a multiple of the batch size. A kill loses as many on
-            each rank, and a rank holds their codes in memory: 84 MB for 8,192 images × 10 views × 256 × 2, and three
-            times as much while it writes them.
+        output: Root of the stores; None is the run's directory.
+        images_per_shard: Images in a shard, all views of each; a multiple of the batch size. A kill loses at most one
+            shard per rank. A rank holds its codes in memory: 84 MB for 8,192 images × 10 views × 256 × 2, and three
+            times as much while writing.
     """
 
     def __init__(self, output: str | None = None, images_per_shard: int = 8192) -> None:
@@ -41,10 +41,10 @@ class TokenWriter(BasePredictionWriter):
         self._images_seen = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """See which shards are missing, and let this rank read the images of its part of them.
+        """Find the missing shards, and select the images of this rank's share of them.
 
         Raises:
-            ValueError: The data module yields no views, batches would cross shards, or predictions would pile up.
+            UserError: The data module yields no views, batches would cross shards, or predictions are kept in memory.
         """
         if stage != "predict":
             return
@@ -57,7 +57,7 @@ class TokenWriter(BasePredictionWriter):
                 f"prediction, {data.validation_batch_size}, and a batch must not cross shards: change either"
             )
         if trainer.predict_loop.return_predictions:
-            raise UserError("the predictions would pile up in memory: set return_predictions to false")
+            raise UserError("all predictions would be kept in memory: set return_predictions to false")
         root = Path(trainer.strategy.broadcast(self.output or trainer.default_root_dir))
         for split in SPLITS:
             plan = StorePlan(
@@ -77,7 +77,7 @@ class TokenWriter(BasePredictionWriter):
             for split, writer in self._writers.items():
                 writer.begin()
                 missing += [(split, shard) for shard in writer.missing()]
-        # one list for all: a rank that looked for itself might find shards that another has written by then
+        # one list for all ranks: another rank may write a shard before this one looks
         mine = trainer.strategy.broadcast(missing)[trainer.global_rank :: trainer.world_size]
         data.predict_only(
             {
@@ -98,11 +98,11 @@ class TokenWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Keep the codes of a batch, and write the shard once all its images have come."""
+        """Collect the codes of a batch, and write a shard after its last image."""
         writer = self._writers[SPLITS[dataloader_idx]]
-        if batch_idx == 0:  # another split: what limit_predict_batches left of the one before is no whole shard
+        if batch_idx == 0:  # another split: limit_predict_batches may have left an incomplete shard of the previous one
             self._rows, self._images_seen = [], 0
-        assert batch_indices is not None  # the draws, among them those of images that could not be read
+        assert batch_indices is not None  # (epoch, index) pairs, including those of unreadable images
         rows = {name: values.cpu().numpy() for name, values in prediction.items()}
         check_codes(rows["codes"], writer.plan.spec, f"a batch for {writer.path}")  # before a narrow type wraps them
         self._rows.append({**rows, "codes": rows["codes"].astype(writer.plan.dtype)})
@@ -118,7 +118,7 @@ class TokenWriter(BasePredictionWriter):
             self._rows, self._images_seen = [], 0
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Put the new stores in place; here, for a rank without shards runs no other hook."""
+        """Put the new stores in place, here since a rank without shards runs no other hook."""
         if stage != "predict":
             return
         trainer.strategy.barrier("all shards are written")

@@ -1,4 +1,4 @@
-"""A loss that jumps: said, and the checkpoint from before it kept."""
+"""Report of a spike of the training loss."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ from polytoken.loading import read_metadata
 
 logger = logging.getLogger(__name__)
 
-LEAST = 20  # values without which there is nothing to compare with
+LEAST = 20  # values before the first comparison
 
 
 class LossSpike(pl.Callback):
-    """Says when the training loss jumps, and keeps the last checkpoint from before as ``step_<n>.ckpt``.
+    """Warns when the training loss jumps, and keeps the last checkpoint before it as ``step_<n>.ckpt``.
 
-    A value is a spike if it lies further above the median of the last ``window`` updates than ``deviations`` times
-    their median absolute deviation. It changes no number: what bounds the update is the clipping of gradients. After a
-    spike it begins to compare anew, so a loss that stays high is reported once. Rank zero watches its own loss.
+    A value is a spike if it exceeds the median of the last ``window`` steps by more than ``deviations`` times their
+    median absolute deviation. Training is not changed; gradient clipping bounds the update. The window is emptied after
+    a spike, so that a loss that stays high is reported once. Rank 0 watches its own loss, which it reads from the
+    device in each step.
+
+    Lightning's SpikeDetection raises at a spike, and compares with a running mean, which the spike itself moves.
 
     Args:
-        deviations: above which a value is a spike.
-        window: updates to compare with.
-        metric: what is watched, as it is logged.
+        deviations: median absolute deviations above which a value is a spike.
+        window: number of steps to compare with.
+        metric: name of the logged loss.
     """
 
     def __init__(self, deviations: float = 20.0, window: int = 200, metric: str = "train/loss") -> None:
@@ -43,15 +46,13 @@ class LossSpike(pl.Callback):
         self._step = -1
 
     def state_dict(self) -> dict[str, Any]:
-        """The values to compare with."""
         return {"values": [*self._values]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them."""
         self._values.extend(state_dict["values"])
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Look at the loss of an update; Lightning calls this before it writes a checkpoint after the same batch."""
+        """Compare the loss of this step; Lightning saves a checkpoint after the same batch later."""
         value = trainer.callback_metrics.get(self.metric)
         if value is None or not trainer.is_global_zero or trainer.global_step == self._step:
             return
@@ -61,7 +62,7 @@ class LossSpike(pl.Callback):
             spread = median(abs(value - usual) for value in self._values)
             if loss - usual > self.deviations * spread and isfinite(loss):
                 logger.warning(
-                    "step %d: %s is %.4g, and was about %.4g before; %s",
+                    "step %d: %s is %.4g, and its median was %.4g; %s",
                     *(self._step - 1, self.metric, loss, usual, _keep(trainer)),
                 )
                 self._values.clear()
@@ -70,12 +71,12 @@ class LossSpike(pl.Callback):
 
 
 def _keep(trainer: pl.Trainer) -> str:
-    """Give the last checkpoint a name that stays, and say which."""
+    """Give the last checkpoint a permanent name, and describe it."""
     writer = next((callback for callback in trainer.callbacks if isinstance(callback, LastCheckpoint)), None)
     last = Path(writer.last_model_path) if writer is not None else None
     if last is None or not last.exists():
-        return "there is no checkpoint from before it"
+        return "no checkpoint was written before it"
     kept = last.with_name(f"step_{read_metadata(last)['global_step']}.ckpt")
     if not kept.exists():
         copy(last, kept)
-    return f"the checkpoint from before it stays as {kept}"
+    return f"the checkpoint before it is kept as {kept}"

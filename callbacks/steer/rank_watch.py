@@ -1,4 +1,4 @@
-"""Among several ranks each learns within a minute that another one is gone, says which, and ends."""
+"""Heartbeat between ranks: names a lost rank and exits within a minute."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import lightning.pytorch as pl
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.distributed_c10d import _get_default_store  # private: a store of our own needs another open port
 
 logger = logging.getLogger(__name__)
 
@@ -18,19 +18,22 @@ EXIT_CODE = 1
 
 
 class RankWatch(pl.Callback):
-    """Ends a rank that would wait for one that is dead, stopped or failed, and names that one.
+    """Exits, and names the other rank, when that rank is dead, stopped or failed.
 
-    Whether the others notice by themselves depends on what carries the messages: gloo breaks off without a name, NCCL
-    waits for half an hour. So each rank counts up a number in the store through which the ranks have met, and reads
-    those of the others; a rank whose number stands still for ``beats`` rounds is lost. Rounds, not seconds: a job that
-    was suspended as a whole finds nobody missing when it goes on. A rank is watched from its first beat on.
+    Without it the backend decides: gloo breaks off without a name, and NCCL waits for half an hour. Each rank
+    increments a counter in the rendezvous store and reads those of the others. A rank whose counter does not change for
+    ``beats`` rounds is lost. Rounds instead of seconds let a job be suspended as a whole. A rank is watched from its
+    first beat.
 
-    A rank whose main thread waits for good while its threads run is not found: the time limit of the process group is
-    for that.
+    A rank whose main thread hangs while its other threads run is not detected; the timeout of the process group covers
+    that case.
+
+    torchrun's agent covers neither a stopped rank nor ranks that srun or Lightning started, and NCCL's watchdog does
+    not exist for gloo.
 
     Args:
         seconds: between two beats.
-        beats: without a sign of life until a rank is lost; with the defaults that is 45 s.
+        beats: rounds without a beat until a rank is lost; 45 s with the defaults.
     """
 
     def __init__(self, seconds: float = 5.0, beats: int = 8) -> None:
@@ -40,7 +43,7 @@ class RankWatch(pl.Callback):
         self._threads: list[threading.Thread] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Begin, if there is more than one rank."""
+        """Start the threads if there are several ranks."""
         if self._threads or not self._meet(clone=True):
             return
         targets = (self._beat, self._watch)
@@ -49,52 +52,52 @@ class RankWatch(pl.Callback):
             thread.start()
 
     def _meet(self, clone: bool) -> bool:
-        """Whether there is more than one rank; then this one can tell the others something, by a connection it has."""
+        """Connect to the store; False if there is only one rank."""
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return False
         self._rank = dist.get_rank()
         self._others = [rank for rank in range(dist.get_world_size()) if rank != self._rank]
         self._rounds += 1
-        # a connection of its own: the other may be held for as long as a rank waits for another one
+        # a connection of its own: the default one is blocked while a rank waits for another
         store = _get_default_store()
         self._store = dist.PrefixStore(f"watch {self._rounds}", store.clone() if clone else store)
         self._counts: dict[int, int] = {}
-        self._left: dict[int, str] = {}  # why a rank has ended; empty if that was in order
+        self._left: dict[int, str] = {}  # why a rank has exited; empty if it finished
         self._patience = self.beats
         self._breaks_off, self._stop, self._found = False, threading.Event(), threading.Event()
         return True
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """End in order."""
+        """Tell the others that this rank has finished."""
         if self._threads:
             self._leave("")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Tell the others why this rank ends; if it ends because of another one, find out which."""
-        if not self._threads and (_broke_off(exception) or not self._meet(clone=False)):  # a failure before it began
-            return
-        if not isinstance(exception, Exception):  # asked to stop (callbacks.Requeue)
+        """Tell the others why this rank exits; if another rank is the cause, wait for its name."""
+        if not self._threads and (_broke_off(exception) or not self._meet(clone=False)):
+            return  # a failure before the threads started
+        if not isinstance(exception, Exception):  # e.g. SystemExit of callbacks.Requeue
             self._leave("")
         elif not _broke_off(exception):
             self._leave(f"{type(exception).__name__}: {str(exception).splitlines()[0] if str(exception) else ''}"[:300])
         else:
-            self._breaks_off, self._patience = True, min(3, self.beats)  # it is known that somebody is gone
+            self._breaks_off, self._patience = True, min(3, self.beats)  # another rank is known to be gone
             self._found.wait((self._patience + 3) * self.seconds)
             self._leave("")
 
     def _leave(self, why: str) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(timeout=self.seconds)  # it may wait for a store that is gone
+            thread.join(timeout=self.seconds)  # the thread may wait for a store that is gone
         self._threads = []
-        with suppress(RuntimeError):  # the store may be gone with the rank that keeps it
+        with suppress(RuntimeError):  # the store is gone if rank 0, which serves it, is
             self._store.set(f"left {self._rank}", why)
             self._store.set(f"read {self._rank}", "")
-            if self._rank == 0:  # the store goes with it, so not before the others know why
+            if self._rank == 0:  # rank 0 serves the store, so it exits after the others have read
                 self._store.wait([f"read {rank}" for rank in self._others], timedelta(seconds=2 * self.seconds))
 
     def _beat(self, stop: threading.Event) -> None:
-        """Count up, and look at the others; where that is impossible, their counts stand still."""
+        """Increment this rank's counter, and read those of the others, which freeze if the store is gone."""
         try:
             while not stop.is_set():
                 self._store.add(f"beat {self._rank}", 1)
@@ -107,9 +110,9 @@ class RankWatch(pl.Callback):
                     counts[rank] = self._store.add(f"beat {rank}", 0)
                 self._counts = counts
                 stop.wait(self.seconds)
-        except RuntimeError:  # the store is gone with the rank that keeps it
+        except RuntimeError:  # the store is gone with rank 0
             if self._left.get(0) == "":
-                stop.set()  # in order, as a rank that has predicted its part: nobody can be watched any more
+                stop.set()  # rank 0 has finished its part of a prediction: nothing is left to watch
 
     def _watch(self, stop: threading.Event) -> None:
         seen: dict[int, int] = {}
@@ -121,8 +124,9 @@ class RankWatch(pl.Callback):
                 silent[rank] = silent[rank] + 1 if count == seen.get(rank, 0) > 0 and rank not in left else 0
             seen = counts
             lost = [rank for rank in self._others if silent[rank] >= self._patience]
-            failed += any(left.values())
-            # a rank that failed has said so; the others may be about to fail in the same way, and say it themselves
+            if any(left.values()):
+                failed += 1
+            # give the other ranks two rounds to report failures of their own
             if lost or failed > 2:
                 self._end(lost, {rank: why for rank, why in left.items() if why})
                 return
@@ -130,20 +134,20 @@ class RankWatch(pl.Callback):
     def _end(self, lost: list[int], failed: dict[int, str]) -> None:
         found = [f"rank {rank} failed ({why})" for rank, why in failed.items()]
         if lost and not failed:
-            # all at once: it is the one that keeps the store, or the network of this one
+            # all at once: rank 0, which serves the store, or the network of this rank
             names = [0] if 0 in lost and len(lost) == len(self._others) else lost
             found = [f"rank {rank} was lost: no sign of life for {self._patience * self.seconds:g} s" for rank in names]
         logger.error(
-            "rank %d ends, since %s. The last checkpoint is whole: start the run again", self._rank, "; ".join(found)
+            "rank %d exits: %s. The last checkpoint is whole: start the run again", self._rank, "; ".join(found)
         )
         self._found.set()
-        if not self._breaks_off:  # or it ends by itself, with a traceback
+        if not self._breaks_off:  # else it exits with the traceback of the exception
             logging.shutdown()
-            os._exit(EXIT_CODE)  # the main thread may wait within a library, where no exception reaches it
+            os._exit(EXIT_CODE)  # the main thread may hang within a library, where no exception reaches it
 
 
 def _broke_off(error: BaseException) -> bool:
-    """Whether the connection to another rank broke; gloo's errors have no class of their own."""
+    """Whether the connection to another rank broke; errors of gloo are plain RuntimeErrors."""
     text = str(error)
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "NCCL", "onnection"))

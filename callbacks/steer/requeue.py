@@ -1,4 +1,6 @@
-"""Leaving in time: asked by a signal, or before its allocation ends, a run saves, has itself requeued, and ends."""
+"""Save, requeue and exit on SIGTERM or SIGUSR1, or shortly before the SLURM allocation ends."""
+
+from __future__ import annotations
 
 import logging
 import os
@@ -19,24 +21,25 @@ from polytoken.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command again goes on
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, and the same command resumes
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
-ENDED_BY_SLURM = ("CANCELLED", "COMPLETING")  # a cancelled job must not come back, and a preempted one does by itself
+ENDED_BY_SLURM = ("CANCELLED", "COMPLETING")  # a cancelled job must not return; SLURM requeues a preempted one itself
 
 
 class Requeue(Checkpoint):
-    """Ends a run with exit code 75 at the end of the batch in which SIGUSR1 or SIGTERM arrived, or time runs short.
+    """Ends a run with exit code 75 after the batch in which SIGUSR1 or SIGTERM arrived, or in which time ran short.
 
-    All ranks agree first, as signals reach them in different batches, or only one of them. Then `last.ckpt` is written,
-    rank 0 calls `scontrol requeue` if this is a SLURM job, and all leave. A validation is left as well: `last.ckpt` was
-    written before it. Predictions are left where they stand: their writers go on with what is missing.
+    All ranks agree first, since a signal may reach them in different batches, or only one of them. Then they write
+    `last.ckpt`, rank 0 calls `scontrol requeue` if this is a SLURM job, and all exit. A validation is abandoned, since
+    `last.ckpt` was written before it; so is a prediction, whose writers resume with the missing parts.
 
-    It stands in for Lightning's own requeueing, which saves inside of the signal's handler, between any two lines, and
-    goes on training. Lightning calls it after all callbacks but checkpoints, so that what is saved is complete.
+    This replaces Lightning's requeueing, which saves inside the signal handler, between any two lines, and continues to
+    train. The base class is Checkpoint because Lightning calls such callbacks last: a checkpoint is complete only when
+    every other callback has seen the batch.
 
     Args:
-        seconds_before_end: How long before the end of the allocation (SLURM_JOB_END_TIME) to leave; at most half of
-            what is left of it at the start, or a short job would be requeued after each step.
+        seconds_before_end: Seconds before the end of the allocation (SLURM_JOB_END_TIME) at which to exit; at most half
+            of what is left of it at the start, since a short job would otherwise be requeued after each step.
     """
 
     def __init__(self, seconds_before_end: int = 180) -> None:
@@ -58,12 +61,12 @@ class Requeue(Checkpoint):
             self._leave_at = int(end) - min(self.seconds_before_end, left / 2)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take note of the step that a resumed run starts from, and listen."""
+        """Note the step that a resumed run starts from, and install the signal handlers."""
         self._step = trainer.global_step
         self._listen(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen."""
+        """Install the signal handlers."""
         self._listen(trainer)
 
     on_test_start = on_predict_start = on_validation_start
@@ -71,7 +74,7 @@ class Requeue(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and leave, if any rank was asked to; between two updates there is nothing that could be saved."""
+        """Save and exit if any rank was asked to; gradients accumulated between two steps cannot be saved."""
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
@@ -81,7 +84,7 @@ class Requeue(Checkpoint):
             self._leave(trainer, f"{self._last.last_model_path} holds step {trainer.global_step}")
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Leave a validation; it starts anew. One that falls between two updates is brought to its end."""
+        """Abandon a validation, which starts over, unless `last.ckpt` does not hold its step."""
         in_fit = trainer.state.fn == "fit"
         if in_fit and (trainer.sanity_checking or self._last is None or not self._last.holds(trainer.global_step)):
             return
@@ -89,30 +92,31 @@ class Requeue(Checkpoint):
             self._leave(trainer, f"this was a validation after step {trainer.global_step}")
 
     def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Leave a test; it starts anew."""
+        """Abandon a test, which starts over."""
         if self._all_agree(trainer):
-            self._leave(trainer, "test starts anew")
+            self._leave(trainer, "test starts over")
 
     def on_predict_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Leave a prediction; ranks have different numbers of batches, so each leaves by itself."""
+        """Abandon a prediction; ranks have different numbers of batches, so each exits by itself."""
         if self._reason() is not None:
-            self._leave(trainer, "predict goes on with what is missing", together=False)
+            self._leave(trainer, "predict resumes with the missing parts", together=False)
 
     def _listen(self, trainer: Trainer) -> None:
-        # in the place of Lightning's handlers, which are up by now; it puts back what was before when a command ends
+        # replaces Lightning's handlers; Lightning restores the original ones when the command ends
         if threading.current_thread() is threading.main_thread():
             for signum in SIGNALS:
                 signal.signal(signum, self._receive)
-        if trainer.received_sigterm:  # by Lightning's handler, a moment ago: it would end the run with code 0
+        if trainer.received_sigterm:  # by Lightning's handler, before ours was installed
             self._received = signal.SIGTERM
+            # private, since trainer.received_sigterm is read-only: Lightning would end the run with exit code 0
             trainer._signal_connector.received_sigterm = False
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        # nothing more: it may run between any two lines of the step, inside of a collective even
+        # only set a flag: the handler may interrupt a collective
         self._received = signal.Signals(signum)
 
     def _reason(self) -> str | None:
-        """Why this rank wants to leave, or None."""
+        """Why this rank has to exit, or None."""
         if self._received is not None:
             return self._received.name
         return "the allocation ends" if self._leave_at is not None and time.time() >= self._leave_at else None
@@ -126,16 +130,16 @@ class Requeue(Checkpoint):
             logger.warning("%s: %s; %s (exit code %d)", reason, state, self._requeue(), EXIT_CODE)
         if together:
             trainer.strategy.barrier("requeued")
-        # Lightning kills the main process at once if a rank that it started itself ends with another code than 0
+        # Lightning kills the main process at once if a rank that it started exits with a code other than 0
         started_by_lightning = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
         raise SystemExit(0 if started_by_lightning and not trainer.is_global_zero else EXIT_CODE)
 
     def _requeue(self) -> str:
-        """Have this job started again, and say what came of it."""
+        """Requeue this job, and describe the result."""
         job = job_id()
         if job is None:
-            return "the same command again goes on"
-        # SIGTERM comes before a preemption, but after scancel, too, and perhaps to another rank first
+            return "the same command resumes"
+        # SIGTERM announces a preemption or a cancellation, and may have reached another rank first
         if (state := job_state(job)) in ENDED_BY_SLURM:
             return f"SLURM ends job {job} ({state}), so it is not requeued from here"
         failure = scontrol("requeue", job)[1]
@@ -145,20 +149,20 @@ class Requeue(Checkpoint):
 
 
 def job_id() -> str | None:
-    """This SLURM job; of an array, this task, since the number of the first task stands for the whole array."""
+    """Id of this SLURM job; in an array that of the task, since the job's own id means the whole array."""
     if "SLURM_ARRAY_JOB_ID" in os.environ and "SLURM_ARRAY_TASK_ID" in os.environ:
         return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ.get("SLURM_JOB_ID")
 
 
 def job_state(job: str) -> str | None:
-    """What SLURM says of a job (RUNNING, CANCELLED …), if it says anything."""
+    """State of a job (RUNNING, CANCELLED, …), or None if SLURM reports none."""
     found = re.search(r"JobState=(\w+)", scontrol("show", "job", job)[0])
     return found[1] if found else None
 
 
 def scontrol(*arguments: str) -> tuple[str, str | None]:
-    """What scontrol prints, and why it failed, if it did."""
+    """Output of scontrol, and the reason if it failed."""
     try:
         done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired) as error:

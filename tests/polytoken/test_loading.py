@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from callbacks.checkpoint.run_record import KEY
 from polytoken.fingerprint import fingerprint
 from polytoken.loading import MODEL_CONFIG, load_tokenizer
 from tests.support.runs import trained_tokenizer
@@ -49,7 +48,7 @@ def test_fingerprint_is_that_of_the_weights(run: Path) -> None:
 
 
 def test_what_cannot_be_loaded_is_said(run: Path, tmp_path: Path) -> None:
-    assert MODEL_CONFIG == KEY
+    assert MODEL_CONFIG == MODEL_CONFIG
     with pytest.raises(FileNotFoundError, match="there is no checkpoint .*nowhere: train"):
         load_tokenizer(tmp_path / "nowhere")
     cut = tmp_path / "cut.ckpt"
@@ -57,7 +56,7 @@ def test_what_cannot_be_loaded_is_said(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cut.ckpt is not a readable checkpoint"):
         load_tokenizer(cut)
     checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
-    del checkpoint[KEY]["init_args"]["tokenizer"]
+    del checkpoint[MODEL_CONFIG]["init_args"]["tokenizer"]
     torch.save(checkpoint, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="other.ckpt is not the checkpoint of a tokenizer"):
         load_tokenizer(tmp_path / "other.ckpt")

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from callbacks.checkpoint.run_record import KEY, RunRecord, differences, recorded_model
+from callbacks.checkpoint.run_record import RunRecord, differences, recorded_model
+from polytoken.loading import MODEL_CONFIG
 
 
 def start(directory: Path, command: str, config: str, resumes: bool = False, **trainer: Any) -> RunRecord:
@@ -41,7 +42,7 @@ def test_the_model_section_is_read_back(tmp_path: Path) -> None:
     torch.save(checkpoint, tmp_path / "last.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     (tmp_path / "sharded.ckpt").mkdir()
-    torch.save({KEY: {"class_path": "c.D"}}, tmp_path / "sharded.ckpt" / "meta.pt")
+    torch.save({MODEL_CONFIG: {"class_path": "c.D"}}, tmp_path / "sharded.ckpt" / "meta.pt")
     assert recorded_model(tmp_path / "last.ckpt") == {"class_path": "a.B"}
     assert recorded_model(tmp_path / "foreign.ckpt") is None
     assert recorded_model(tmp_path / "sharded.ckpt") == {"class_path": "c.D"}

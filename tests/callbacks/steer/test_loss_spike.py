@@ -1,4 +1,4 @@
-"""A spike of the loss: said once, the checkpoint from before it kept, and the update that it makes bounded."""
+"""A spike of the loss is reported once, the checkpoint before it is kept, and clipping bounds its update."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ class Jump(LossTerm):
 
 
 class Moves(pl.Callback):
-    """How far each update moves the weights."""
+    """Distance that each update moves the weights."""
 
     def __init__(self) -> None:
         self.far: list[float] = []
@@ -40,7 +40,7 @@ class Moves(pl.Callback):
         self._before = now
 
 
-def test_a_spike(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_spike_is_reported_and_its_last_checkpoint_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     module, moves, spikes = build(None, poison={10**6}), Moves(), LossSpike()
     module.objective.terms["perceptual"] = Jump()
     trainer = pl.Trainer(
@@ -55,9 +55,9 @@ def test_a_spike(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     )
     trainer.fit(module, batches(2))
     kept = tmp_path / "checkpoints/step_20.ckpt"
-    assert caplog.text.count("and was about") == 1
+    assert caplog.text.count("and its median was") == 1
     assert f"step {SPIKE - 1}: train/loss is " in caplog.text
-    assert f"the checkpoint from before it stays as {kept}" in caplog.text
+    assert f"the checkpoint before it is kept as {kept}" in caplog.text
     assert sorted(path.name for path in kept.parent.iterdir()) == ["last.ckpt", "previous.ckpt", "step_20.ckpt"]
     assert torch.load(kept, weights_only=True)["global_step"] == 20
     usual = sorted(moves.far)[len(moves.far) // 2]
@@ -66,7 +66,7 @@ def test_a_spike(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert len(spikes.state_dict()["values"]) == 30 - SPIKE + 1
 
 
-def test_without_a_checkpoint_it_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_spike_without_an_earlier_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     spikes = LossSpike()
     spikes.load_state_dict({"values": [1.0, 1.1] * 10})
     trainer = type("T", (), {"callback_metrics": {}, "is_global_zero": True, "global_step": 21, "callbacks": []})()
@@ -74,10 +74,10 @@ def test_without_a_checkpoint_it_says_so(tmp_path: Path, caplog: pytest.LogCaptu
         trainer.global_step, trainer.callback_metrics = step, {"train/loss": torch.tensor(value)}
         spikes.on_train_batch_end(trainer)
         spikes.on_train_batch_end(trainer)  # a batch that only accumulates
-    assert caplog.text.count("there is no checkpoint from before it") == 1 and "step 22" in caplog.text
+    assert caplog.text.count("no checkpoint was written before it") == 1 and "step 22" in caplog.text
 
 
 @pytest.mark.parametrize("options", [{"deviations": 0}, {"window": 5}])
-def test_settings_that_make_no_sense(options: dict) -> None:
+def test_invalid_settings(options: dict) -> None:
     with pytest.raises(ValueError, match="above 0, and at least 20"):
         LossSpike(**options)

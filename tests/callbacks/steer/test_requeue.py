@@ -1,4 +1,4 @@
-"""A run that is asked to stop saves, is requeued, ends with 75, and goes on as if nothing had happened."""
+"""A run that is asked to stop saves, is requeued, exits with 75, and resumes bit for bit."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def state(path: Path = LAST) -> dict:
 
 @pytest.mark.parametrize("in_validation", [False, True])
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
-def test_a_signal(
+def test_a_signal_saves_and_requeues(
     name: str,
     in_validation: bool,
     slurm: FakeSlurm,
@@ -67,7 +67,7 @@ def test_a_signal(
     assert_equal(state(), state("whole" / LAST.relative_to("runs")))
 
 
-def test_sigterm_before_it_listens(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_before_the_handlers_are_installed(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     listen = Requeue.on_train_start
 
     def late(self: Requeue, *arguments: object) -> None:
@@ -81,11 +81,11 @@ def test_sigterm_before_it_listens(slurm: FakeSlurm, monkeypatch: pytest.MonkeyP
 
 def test_without_slurm(slurm: FakeSlurm, caplog: pytest.LogCaptureFixture) -> None:
     assert fit(step=1, name="SIGTERM") == EXIT_CODE
-    assert slurm.calls() == [] and "the same command again goes on" in caplog.text
+    assert slurm.calls() == [] and "the same command resumes" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])  # the latter may have reached another rank
-def test_a_cancelled_job_stays_away(
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])  # SIGTERM may have reached another rank
+def test_a_cancelled_job_is_not_requeued(
     name: str, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     slurm.program("scontrol", prints="JobId=7 JobState=CANCELLED Reason=None")
@@ -106,7 +106,7 @@ def test_a_job_that_cannot_be_requeued(missing: bool, slurm: FakeSlurm, monkeypa
     assert ("No such file" if missing else "operation is disabled") in text
 
 
-def test_a_task_of_an_array_is_not_the_array(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_of_an_array_is_requeued_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "40")
     assert job_id() == "40"
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "40")
@@ -114,7 +114,7 @@ def test_a_task_of_an_array_is_not_the_array(monkeypatch: pytest.MonkeyPatch) ->
     assert job_id() == "40_3"
 
 
-def test_it_leaves_before_the_allocation_ends(
+def test_it_exits_before_the_allocation_ends(
     slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     start, now = time.time(), [0.0]
@@ -138,7 +138,7 @@ def test_it_leaves_before_the_allocation_ends(
     assert "the allocation ends" in caplog.text
 
 
-def test_between_two_updates_it_waits() -> None:
+def test_it_waits_for_the_end_of_an_accumulated_step() -> None:
     callback, saved = Requeue(), []
     callback._last = SimpleNamespace(save=lambda _: saved.append(1), holds=lambda step: False, last_model_path="x")
     callback._receive(signal.SIGTERM, None)
@@ -155,7 +155,7 @@ def test_between_two_updates_it_waits() -> None:
     assert saved
 
 
-def test_the_other_commands_are_left_too() -> None:
+def test_other_commands_exit_too() -> None:
     callback = {"class_path": "tests.support.interrupt.KillAfter", "init_args": {"step": 0, "name": "SIGTERM"}}
     callback["init_args"]["in_validation"] = True
     arguments = ["--config", TOY, "--ckpt_path", "null", "--trainer.callbacks+", json.dumps(callback)]
@@ -167,7 +167,7 @@ def test_the_other_commands_are_left_too() -> None:
         asked.on_predict_batch_end(trainer, None, None, None, 0)
 
 
-def test_it_needs_somebody_who_saves() -> None:
+def test_it_needs_last_checkpoint() -> None:
     with pytest.raises(ValueError, match=r"add callbacks\.LastCheckpoint"):
         Requeue().setup(SimpleNamespace(callbacks=[]), None, "fit")
     with pytest.raises(ValueError, match="must not be negative"):

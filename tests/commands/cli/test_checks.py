@@ -7,9 +7,9 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from callbacks.checkpoint.run_record import KEY
 from commands.cli.checks import check_drift, check_shards
 from polytoken.errors import UserError
+from polytoken.loading import MODEL_CONFIG
 
 
 def model(**trunk: object) -> dict:
@@ -20,7 +20,7 @@ def model(**trunk: object) -> dict:
 
 def test_what_changes_no_number_may_change(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     file = tmp_path / "last.ckpt"
-    torch.save({KEY: model(checkpointing=False, compile=False)}, file)
+    torch.save({MODEL_CONFIG: model(checkpointing=False, compile=False)}, file)
     now = model(checkpointing=True, compile=True)
     now["init_args"]["tokenizer"]["init_args"]["quantizer"]["init_args"]["max_matrix_elements"] = 32
     for subcommand in ("fit", "validate"):
