@@ -69,6 +69,8 @@ class CommandLine(LightningCLI):
         if not config["trainer"].get("fast_dev_run"):
             check_directory(run.directory)
         place_outputs(config["trainer"], run.directory)
+        if self.subcommand == "predict":
+            config["return_predictions"] = False  # writers store them; Lightning would keep all of them in memory
         config["ckpt_path"] = resolve_checkpoint(config["ckpt_path"], run, self.subcommand)
         text = self._parser(self.subcommand).dump(config, skip_unset=False, skip_link_targets=False)
         model = yaml.safe_load(text).get("model") or {}

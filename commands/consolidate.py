@@ -1,9 +1,7 @@
-"""One file out of a sharded checkpoint: `python -m commands.consolidate runs/imagenet/stage2/fq_dual`."""
+"""Convert a sharded checkpoint to one file (`make consolidate RUN=runs/imagenet/stage2/fq_dual`)."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +9,27 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from artifacts.checkpoint_files import LAST, SyncedCheckpointIO, fault
+from commands.program import new_parser, run
 from polytoken.errors import MissingFileError, UserError
 from polytoken.loading import SHARDED, WHOLE, read_metadata
 
 
-def consolidate(run: Path) -> Path:
-    """Write `whole.ckpt` beside the sharded checkpoint of a run: weights, optimizers, averages and all the rest.
+def consolidate(run_or_checkpoint: Path) -> Path:
+    """Write `whole.ckpt` next to the sharded checkpoint of a run, with weights, optimizers and averages.
 
-    What reads a run reads it from then on, until the run is trained further; and a run can go on from it with another
-    strategy (`--ckpt_path`). It is held in memory once.
+    All readers of a run use this file until the run is trained further, and a run can resume from it with another
+    strategy (`--ckpt_path`). The checkpoint is held in memory once.
 
     Args:
-        run: the run's directory, or the sharded checkpoint itself.
+        run_or_checkpoint: the run's directory, or the sharded checkpoint itself.
 
     Raises:
-        FileNotFoundError: if there is no checkpoint.
-        ValueError: if it is not sharded, or not whole.
+        MissingFileError: there is no checkpoint.
+        UserError: it is not sharded, or not whole.
     """
-    path = run if (run / SHARDED).exists() else run / "checkpoints" / LAST
+    path = run_or_checkpoint
+    if not (path / SHARDED).exists():
+        path = path / "checkpoints" / LAST
     if not path.exists():
         raise MissingFileError(f"there is no checkpoint {path}: name a run that was trained with cluster/fsdp.yaml")
     if not path.is_dir():
@@ -49,7 +50,7 @@ def consolidate(run: Path) -> Path:
 
 
 def _numbered(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state under the numbers that an optimizer gives its parameters, where it was under their names."""
+    """The state of an optimizer keyed by parameter number, as optimizers do, instead of by parameter name."""
     numbers: dict[str, int] = {}
     groups = []
     for group in state["param_groups"]:
@@ -59,17 +60,12 @@ def _numbered(state: dict[str, Any]) -> dict[str, Any]:
     return {"state": {numbers[name]: value for name, value in state["state"].items()}, "param_groups": groups}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: list[str] | None = None) -> None:
+    """Write the file, and print its path."""
+    parser = new_parser("commands.consolidate", __doc__)
     parser.add_argument("run", type=Path, help="a run's directory, or a sharded checkpoint")
-    try:
-        print(f"the checkpoint as one file is {consolidate(parser.parse_args(arguments).run)}")
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    run(parser, lambda given: print(f"the checkpoint as one file is {consolidate(given.run)}"), arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

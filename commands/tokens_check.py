@@ -1,14 +1,14 @@
-"""Do stored codes show the images they came from? `python -m commands.tokens_check RUN_DIRECTORY` (make tokens-check).
+"""Compare stored codes with their images (`make tokens-check`).
 
-Reads every shard against its SHA-256, decodes a few entries with the tokenizer that wrote them, and compares with the
-images, which it finds by the configuration that `predict` left in the run's directory. Prints PSNR and the share of
-codes that the tokenizer gives again, and draws `tokens_check.png`: images over what their codes decode to.
+Verifies the SHA-256 of every shard, decodes a few entries with the tokenizer that wrote them, and compares them with
+the images, which it finds by the configuration that `predict` wrote. Prints the PSNR and the share of codes that
+encoding reproduces, and draws `tokens_check.png`, images above their decoded codes.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from artifacts.token_store import TokenStore, TokenStoreError, stores
 from callbacks.measure.plots import image_table
+from commands.program import new_parser, run
 from datamodules.images import ImageDataModule
 from polytoken.errors import MissingFileError
 from polytoken.fingerprint import fingerprint
@@ -28,7 +29,7 @@ from polytoken.metrics.images import psnr, to_uint8
 from polytoken.tokenizers import Tokenizer
 
 CONFIG = "config_predict.yaml"
-LEAST_EQUAL = 0.95  # another device may round a few codes otherwise; other images agree in far fewer
+LEAST_EQUAL = 0.95  # another device may round a few codes differently; other images share far fewer
 
 
 class Comparison(NamedTuple):
@@ -42,36 +43,30 @@ class Comparison(NamedTuple):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Check both stores of a run; exits with code 1 if codes are not those of their images, with 2 on bad input."""
-    parser = argparse.ArgumentParser(prog="python -m commands.tokens_check", description=(__doc__ or "").split("\n")[0])
+    """Check both stores of a run; exit with code 1 if codes do not match their images, and with 2 on bad input."""
+    parser = new_parser("commands.tokens_check", __doc__)
     parser.add_argument("run", type=Path, help="run directory of `predict`, e.g. runs/digits/tokens/fq_dual")
     parser.add_argument("--images", type=int, default=8, help="entries of each store, evenly spread")
-    given = parser.parse_args(arguments)
-    try:
-        compared = [compare(store, data_module(given.run), given.images) for store in stores(given.run, verify=True)]
-    except (FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(parser, _check, arguments)
+
+
+def _check(given: Namespace) -> int:
+    compared = [compare(store, data_module(given.run), given.images) for store in stores(given.run, verify=True)]
     for store, _, _, decibels, equal in compared:
         values = f"PSNR {decibels.mean():.2f} dB ({decibels.min():.2f} to {decibels.max():.2f})"
-        held = f"{len(store)} images, {store.num_views} view(s) of each, checksums good"
-        print(f"{store.path}: {held}; {values}; codes equal {equal:.1%}")
-    print(f"images over decoded codes: {draw(compared, given.run / 'tokens_check.png')}")
+        size = f"{len(store)} images, {store.num_views} view(s) of each, checksums correct"
+        print(f"{store.path}: {size}; {values}; codes equal {equal:.1%}")
+    print(f"images above decoded codes: {draw(compared, given.run / 'tokens_check.png')}")
     wrong = [str(comparison.store.path) for comparison in compared if comparison.equal < LEAST_EQUAL]
     if wrong:
-        print(f"error: the codes are not those of the images in {', '.join(wrong)}: write them again", file=sys.stderr)
-        sys.exit(1)
+        print(f"error: the codes in {', '.join(wrong)} do not match the images: write them again", file=sys.stderr)
+    return 1 if wrong else 0
 
 
 def data_module(run: Path) -> ImageDataModule:
-    """The images that `predict` read in a run.
-
-    Raises:
-        FileNotFoundError: the run left no configuration.
-        ValueError: it read no images.
-    """
+    """The images that `predict` read in a run; raises MissingFileError if the run has no configuration."""
     if not (run / CONFIG).is_file():
-        raise MissingFileError(f"there is no {run / CONFIG}, which says where the images are: run `make tokens`")
+        raise MissingFileError(f"there is no {run / CONFIG}, which names the images: run `make tokens`")
     section = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))["data"]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(ImageDataModule, "data")
@@ -80,17 +75,17 @@ def data_module(run: Path) -> ImageDataModule:
 
 @torch.no_grad()
 def compare(store: TokenStore, data: ImageDataModule, number: int) -> Comparison:
-    """Decode evenly spread entries, a view each in turn, and encode their images again.
+    """Decode evenly spread entries, of each the next view, and encode their images again.
 
     Raises:
-        FileNotFoundError: the tokenizer's run is gone.
-        TokenStoreError: it has been trained on since, or views are others than the store's.
+        MissingFileError: the tokenizer's run does not exist.
+        TokenStoreError: it has been trained further, or the views differ from those of the store.
     """
     tokenizer = load_tokenizer(store.tokenizer_run)
     store.check_tokenizer(fingerprint(tokenizer), f"what {store.tokenizer_run} holds now")
     split = "train" if store.plan.split == "train" else "validation"
     if data.split_views(split).names != store.plan.views:
-        raise TokenStoreError(f"{store.path} holds the views {store.plan.views}, and its configuration says otherwise")
+        raise TokenStoreError(f"{store.path} holds the views {store.plan.views}, which its configuration does not list")
     dataset = data.views_dataset(split)
     rows = torch.linspace(0, len(store) - 1, min(number, len(store))).long().tolist()
     entries = [(row, position % store.num_views) for position, row in enumerate(rows)]
@@ -102,7 +97,7 @@ def compare(store: TokenStore, data: ImageDataModule, number: int) -> Comparison
 
 
 def draw(compared: list[Comparison], file: Path) -> Path:
-    """Write images over what their codes decode to, two rows a store."""
+    """Draw images above their decoded codes, two rows per store."""
     rows = [[*to_uint8(side)] for comparison in compared for side in (comparison.images, comparison.decoded)]
     labels = [f"{comparison.store.plan.split}, {side}" for comparison in compared for side in ("images", "decoded")]
     Image.fromarray(image_table(rows, row_labels=labels)).save(file)
@@ -117,7 +112,7 @@ def _equal(tokenizer: Tokenizer, images: Tensor, codes: Tensor) -> float:
 
 def _image(views: Tensor | None, view: int, store: TokenStore) -> Tensor:
     if views is None:
-        raise TokenStoreError(f"an image of {store.path} cannot be read any more")
+        raise TokenStoreError(f"an image of {store.path} is no longer readable")
     return views[view]
 
 

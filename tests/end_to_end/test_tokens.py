@@ -81,7 +81,7 @@ def test_predict_writes_the_store_and_a_second_start_completes_it(
     capsys.readouterr()
     tokens_check.main([TOKENS, "--images", "4"])
     said = capsys.readouterr().out
-    assert "train: 1442 images, 1 view(s) of each, checksums good; PSNR" in said and "codes equal 100.0%" in said
+    assert "train: 1442 images, 1 view(s) of each, checksums correct; PSNR" in said and "codes equal 100.0%" in said
     assert (place / TOKENS / "tokens_check.png").is_file()
 
     codes = TokenStore.codes
@@ -90,7 +90,7 @@ def test_predict_writes_the_store_and_a_second_start_completes_it(
         with pytest.raises(SystemExit) as stop:
             tokens_check.main([TOKENS])
         assert stop.value.code == 1
-        assert "the codes are not those of the images in" in capsys.readouterr().err
+        assert "do not match the images" in capsys.readouterr().err
 
     checkpoint = place / "runs/digits/tokenizer/fq_dual/checkpoints/last.ckpt"
     state = torch.load(checkpoint, weights_only=True)
@@ -103,7 +103,7 @@ def test_predict_writes_the_store_and_a_second_start_completes_it(
     assert stop.value.code == 2 and "what runs/digits/tokenizer/fq_dual holds now is another one" in error
 
 
-def test_bad_input_is_said_in_a_sentence(place: Path, capsys: pytest.CaptureFixture) -> None:
+def test_bad_input_is_reported_in_one_sentence(place: Path, capsys: pytest.CaptureFixture) -> None:
     assert exit_code("predict", *ARGUMENTS, "--model.init_args.tokenizer_run", "runs/nowhere") == 2
     error = capsys.readouterr().err
     assert "error: there is no checkpoint runs/nowhere: train this run first" in error and "Traceback" not in error
