@@ -1,4 +1,4 @@
-"""A fault drill: a curriculum on digits that is killed again and again ends with the numbers of one left in peace.
+"""Fault drill: a curriculum on digits that is killed repeatedly ends with the numbers of an uninterrupted one.
 
     python -m tests.drill --kills 20 --seed 0                  (make drill)
 
@@ -42,7 +42,7 @@ PART = 10  # samples in a file, until all are in one
 
 
 def commands(steps: int, samples: int) -> dict[str, list[str]]:
-    """What is started for each stage, in a directory that holds ``runs`` and the overlays."""
+    """The command of each stage, in a directory with ``runs`` and the overlays."""
     cli, quiet = str(REPOSITORY / "cli.py"), ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
     fit = [*quiet, "--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(steps // 2)]
     adversarial = ["--model.init_args.objective.adversarial.start_step", str(steps // 2)]
@@ -68,7 +68,7 @@ def _files(stage: str) -> list[str]:
 
 
 def prepare(directory: Path) -> None:
-    """An empty place with a judge, teachers, and checkpoints every few steps."""
+    """Prepare an empty directory with a judge, teachers, and overlays that save every few steps."""
     shutil.rmtree(directory, ignore_errors=True)
     (directory / RUNS / "teacher").mkdir(parents=True)
     write_judge(directory / RUNS / "teacher/judge.safetensors")
@@ -91,7 +91,7 @@ def prepare(directory: Path) -> None:
 
 
 def run(command: list[str], directory: Path, kill_when: Callable[[], bool] | None = None) -> tuple[bool, float]:
-    """Whether a program was killed, and for how long it ran; one that fails ends the drill."""
+    """Run a program; returns whether it was killed, and its seconds. A failure ends the drill."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     start = time.monotonic()
     with (directory / "output.txt").open("a") as said:
@@ -109,7 +109,7 @@ def run(command: list[str], directory: Path, kill_when: Callable[[], bool] | Non
 
 
 def moment(stage: str, directory: Path, units: int, delay: float) -> Callable[[], bool]:
-    """True from ``delay`` seconds on after the program, begun now, has put so many units more on the disk."""
+    """A condition that holds ``delay`` seconds after the program has written this many more units to the disk."""
     before, since = reached(stage, directory), time.monotonic()
 
     def come() -> bool:
@@ -122,7 +122,7 @@ def moment(stage: str, directory: Path, units: int, delay: float) -> Callable[[]
 
 
 def reached(stage: str, directory: Path) -> int:
-    """How many steps, shards or parts a stage has left on the disk; evaluation leaves nothing but its end."""
+    """Number of steps, shards or parts that a stage has written; evaluation writes only its result."""
     place = directory / PLACES[stage]
     if stage in TRAINED:
         for name in ("last.ckpt", "previous.ckpt"):  # a checkpoint is put in place in two steps
@@ -139,7 +139,7 @@ def reached(stage: str, directory: Path) -> int:
 
 
 def result(directory: Path) -> dict[str, Any]:
-    """What two curricula must have alike."""
+    """The files in which two curricula must agree."""
     from artifacts.samples import SamplesFile
     from artifacts.token_store import stores
 
@@ -159,14 +159,14 @@ def result(directory: Path) -> dict[str, Any]:
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Bit for bit."""
+    """Whether two values are equal bit for bit."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
 
 
 def drill(directory: Path, kills: int, seed: int, steps: int, samples: int) -> dict[str, Any]:
-    """Both curricula; what came is returned and written to ``drill.json``."""
+    """Run both curricula; the result is returned and written to ``drill.json``."""
     draw, begun = random.Random(seed), time.monotonic()
     peace, fire = directory / "undisturbed", directory / "killed"
     stages = commands(steps, samples)
@@ -208,7 +208,7 @@ def drill(directory: Path, kills: int, seed: int, steps: int, samples: int) -> d
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0 if all is equal."""
+    """Run the drill; returns 0 if everything is equal."""
     parser = argparse.ArgumentParser(prog="python -m tests.drill", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=20, help="SIGKILLs (20)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")

@@ -56,7 +56,9 @@ def compose(file: Path) -> yaml.Node | None:
         meant = nearest_file(file)
         raise MissingFileError(f"there is no config file '{file}'" + (f"\n  did you mean {meant}?" if meant else ""))
     try:
-        return yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        text = file.read_text(encoding="utf-8")
+        yaml.safe_load(text)  # rejects the tags that compose would let pass
+        return yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
         raise UserError(f"this is not YAML: {getattr(error, 'problem', error)}\n  in {file}{line}") from error

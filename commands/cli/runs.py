@@ -1,4 +1,4 @@
-"""Where a run lives, and where it is taken up again."""
+"""Directory of a run, and the checkpoint that a command reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from polytoken.errors import UserError
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The place of a run: `<root>/<preset>/<stage>`.
+    """Directory of a run: `<root>/<preset>/<stage>`.
 
     Args:
         root: Directory of all runs.
@@ -43,12 +43,12 @@ class RunConfig:
 
     @property
     def last_checkpoint(self) -> Path:
-        """The checkpoint from which the run goes on, whether or not it exists yet."""
+        """The checkpoint that the run resumes from, which may not exist yet."""
         return self.directory / "checkpoints" / LAST
 
 
 def check_directory(directory: Path) -> None:
-    """Raise UserError if a run's directory cannot be written or made; nothing is made yet."""
+    """Raise UserError if a run's directory cannot be written or created; creates nothing."""
     place = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
     own = os.access in os.supports_effective_ids
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK, effective_ids=own):
@@ -60,7 +60,7 @@ def check_directory(directory: Path) -> None:
 
 
 def place_outputs(trainer: Any, directory: Path) -> None:
-    """Fill what the recipe left open in the trainer's section: root directory, loggers and checkpoints."""
+    """Fill the empty directories of the trainer's section: root directory, loggers and checkpoints."""
     trainer["default_root_dir"] = trainer.get("default_root_dir") or str(directory)
     loggers = trainer.get("logger")
     for logger in loggers if isinstance(loggers, list) else [loggers]:
@@ -71,7 +71,7 @@ def place_outputs(trainer: Any, directory: Path) -> None:
     for callback in callbacks:
         if _has_open(callback, "dirpath"):
             callback["init_args"]["dirpath"] = str(directory / "checkpoints")
-    # Two callbacks of base.yaml refuse to work where what they serve is off.
+    # two callbacks of base.yaml raise if the logger or the progress bar is off
     unwanted = ("LearningRateMonitor",) if loggers is False else ()
     unwanted += ("StepProgressBar",) if trainer.get("enable_progress_bar") is False else ()
     if unwanted:
@@ -79,9 +79,9 @@ def place_outputs(trainer: Any, directory: Path) -> None:
 
 
 def resolve_checkpoint(ckpt_path: str | None, run: RunConfig, subcommand: str) -> str | None:
-    """Say which file `ckpt_path` means; `last` and `best` are the run's own, and a first fit has no last one.
+    """The file that `ckpt_path` means; `last` and `best` are those of the run, and a first fit has no last one.
 
-    The last one gives way to the one before it, with a warning, if it is cut short or changed on the disk.
+    If the last one is truncated or damaged, the one before it is used, with a warning.
 
     Raises UserError if the file does not exist or cannot be read.
     """
@@ -99,18 +99,18 @@ def resolve_checkpoint(ckpt_path: str | None, run: RunConfig, subcommand: str) -
 
 
 def _last_readable(last: Path, subcommand: str) -> str | None:
-    """The newest checkpoint that is whole; None if there is none at all and the command can do without."""
+    """The newest intact checkpoint; None if there is none and the command is fit."""
     faults = []
     for path in candidates(last.parent):
         if (reason := fault(path)) is None:
             if faults:
-                rank_zero_warn(f"{'; '.join(faults)}. {subcommand} goes on from {path} instead.")
+                rank_zero_warn(f"{'; '.join(faults)}. {subcommand} uses {path} instead.")
             return str(path)
         faults.append(f"{path} cannot be read: {reason}")
     if faults:
         raise UserError(
-            f"{'; '.join(faults)}. No checkpoint of this run is whole: put one back, "
-            f"or delete {last.parent} to start anew."
+            f"{'; '.join(faults)}. No checkpoint of this run is intact: restore one, "
+            f"or delete {last.parent} to start over."
         )
     if subcommand == "fit":
         return None
@@ -121,7 +121,7 @@ def _last_readable(last: Path, subcommand: str) -> str | None:
 
 
 def _has_open(component: Any, argument: str) -> bool:
-    """Whether a `class_path` entry has this argument, and nothing in it."""
+    """Whether a `class_path` entry has this argument, and it is empty."""
     if not hasattr(component, "get") or not component.get("init_args"):
         return False
     arguments = component["init_args"]

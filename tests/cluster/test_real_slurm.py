@@ -1,4 +1,4 @@
-"""Stages as jobs of a real SLURM: submitted, chained, requeued, cancelled; they make what is made without it."""
+"""Stages as jobs of a real SLURM: submitted, chained, requeued, cancelled; equal to runs without SLURM."""
 
 import contextlib
 import re
@@ -81,7 +81,7 @@ def test_it_runs_a_job(slurm: LocalSlurm, tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == slurm.run("hostname")
 
 
-def test_when_a_stage_fails_those_after_it_leave_the_queue(slurm: LocalSlurm, tmp_path: Path) -> None:
+def test_a_failed_stage_removes_later_ones_from_the_queue(slurm: LocalSlurm, tmp_path: Path) -> None:
     jobs = make(slurm, working_copy(tmp_path / "here"), "curriculum", "PRESET=nowhere")
     slurm.operate(jobs, {})
     about = [slurm.about(job) for job in jobs]
@@ -102,7 +102,7 @@ def test_a_stage(slurm: LocalSlurm, tmp_path: Path) -> None:
     assert nothing(slurm) == int(job) + 1
 
 
-def test_a_signal_before_anybody_listens(slurm: LocalSlurm, tmp_path: Path) -> None:
+def test_a_signal_before_the_handlers_are_installed(slurm: LocalSlurm, tmp_path: Path) -> None:
     """It comes while a rank imports, or 300 s before the end of a job that has four minutes."""
     (tmp_path / "Makefile").write_text(
         "said:\n\t$(LAUNCHER) python3 -c 'import os, signal; os.kill(os.getpid(), signal.SIGUSR1); "
@@ -137,7 +137,7 @@ def chain(slurm: LocalSlurm, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return here, alone, {stage: slurm.about(job) for stage, job in jobs.items()}
 
 
-def test_a_chain_goes_on_after_requeueing(chain: tuple[Path, Path, dict[str, dict[str, str]]]) -> None:
+def test_a_chain_resumes_after_requeueing(chain: tuple[Path, Path, dict[str, dict[str, str]]]) -> None:
     here, _, jobs = chain
     assert {stage: about["JobState"] for stage, about in jobs.items()} == dict.fromkeys(STAGES, "COMPLETED")
     interrupted = ("tokenizer", "stage1")
@@ -153,7 +153,7 @@ def test_a_chain_goes_on_after_requeueing(chain: tuple[Path, Path, dict[str, dic
     assert (here / RUNS / "report.html").stat().st_size > 1000
 
 
-def test_a_chain_makes_what_is_made_without_it(chain: tuple[Path, Path, dict[str, dict[str, str]]]) -> None:
+def test_a_chain_equals_stages_run_by_hand(chain: tuple[Path, Path, dict[str, dict[str, str]]]) -> None:
     here, alone, _ = chain
     for stage in ("tokenizer", "stage1", "stage2"):
         run = RUNS / stage / "fq_dual"

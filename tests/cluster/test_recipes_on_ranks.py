@@ -82,7 +82,7 @@ def test_tokenizers(tmp_path: Path) -> None:
         assert len(state["optimizer_states"]) == 2, "of both networks"
 
 
-def test_generators_are_those_of_one_rank_with_twice_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_ranks_equal_one_rank_with_twice_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["cli.py"])
     write_digit_codes(tmp_path / "codes")

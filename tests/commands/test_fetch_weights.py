@@ -12,7 +12,7 @@ def published(tmp_path: Path, digest: str | None = None) -> PublishedFile:
     return PublishedFile("vgg16.pth", source.as_uri(), digest or hashlib.sha256(b"weights").hexdigest()[:8])
 
 
-def test_fetch_once(tmp_path: Path) -> None:
+def test_an_existing_file_is_not_fetched_again(tmp_path: Path) -> None:
     file = published(tmp_path)
     target = fetch(file, tmp_path / "weights")
     assert target.read_bytes() == b"weights"
@@ -20,13 +20,13 @@ def test_fetch_once(tmp_path: Path) -> None:
     assert fetch(file, tmp_path / "weights") == target, "what is there is not fetched again"
 
 
-def test_a_wrong_digest_leaves_nothing(tmp_path: Path) -> None:
+def test_a_wrong_digest_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="hash"):
         fetch(published(tmp_path, "00000000"), tmp_path / "weights")
     assert list((tmp_path / "weights").iterdir()) == []
 
 
-def test_another_file_of_its_name_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_another_file_of_the_same_name_is_rejected(tmp_path: Path) -> None:
     file = published(tmp_path)
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights/vgg16.pth").write_bytes(b"other")

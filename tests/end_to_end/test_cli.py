@@ -49,7 +49,7 @@ def assert_equal(one: Any, other: Any, where: str = "checkpoint") -> None:
         assert one == other, where
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     assert exit_code("fit", "--config", TOY, "--run.root", "whole") == 0
     expected = state(Path("whole/default/toy/checkpoints/last.ckpt"))
 
@@ -82,7 +82,7 @@ def test_a_run_killed_before_its_first_step_interval_resumes_from_a_checkpoint_b
 
 
 @pytest.mark.parametrize("stop", [2, 5])
-def test_a_longer_run_is_the_same_run(stop: int) -> None:
+def test_a_run_extended_by_max_steps_equals_a_longer_run(stop: int) -> None:
     assert exit_code("fit", "--config", TOY, "--run.root", "whole", "--model.manual", "true") == 0
     expected = state(Path("whole/default/toy/checkpoints/last.ckpt"))
     assert fit("--trainer.max_steps", str(stop), "--model.manual", "true")["global_step"] == stop
@@ -104,7 +104,7 @@ def test_starting_a_finished_run_again_changes_nothing() -> None:
     assert again["validate"]["global_step"] == metrics["validate"]["global_step"] == 6
 
 
-def test_a_changed_model_is_refused_before_training(capsys: pytest.CaptureFixture) -> None:
+def test_a_changed_model_is_rejected_before_training(capsys: pytest.CaptureFixture) -> None:
     before = fit("--trainer.max_steps", "3")
     for checkpoint in ([], ["--ckpt_path", str(LAST)]):
         capsys.readouterr()
@@ -116,14 +116,14 @@ def test_a_changed_model_is_refused_before_training(capsys: pytest.CaptureFixtur
     assert not (RUN / "config_resume_1.yaml").exists()
 
 
-def test_the_checkpoint_says_what_the_model_is() -> None:
+def test_the_checkpoint_records_the_model_section() -> None:
     model = fit()["model_config"]
     assert model == yaml.safe_load((RUN / "config.yaml").read_text())["model"]
     assert model["init_args"]["tokenizer"]["init_args"]["quantizer"]["init_args"]["codebook_size"] == 8
     assert model["init_args"]["tokenizer"]["init_args"]["width"] == 4  # a default, resolved
 
 
-def test_the_other_commands_read_the_runs_checkpoint(capsys: pytest.CaptureFixture) -> None:
+def test_other_commands_read_the_checkpoint_of_the_run(capsys: pytest.CaptureFixture) -> None:
     assert exit_code("validate", "--config", TOY) == 2
     assert "run fit with the same configs first" in capsys.readouterr().err
     assert exit_code("validate", "--config", TOY, "--ckpt_path", "null", "--run.root", "untrained") == 0

@@ -1,4 +1,4 @@
-"""The drill itself: it kills as often as it is told, and says what is different. `make drill` runs it in earnest."""
+"""The drill itself: it kills as often as asked, and reports differences. `make drill` runs it at full length."""
 
 import json
 import time
@@ -12,7 +12,7 @@ import torch
 from tests import drill
 
 
-def test_a_program_is_killed_with_what_it_started(tmp_path: Path) -> None:
+def test_a_program_is_killed_with_its_children(tmp_path: Path) -> None:
     marker = tmp_path / "child_lived"
     child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(marker)!r}).touch()"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
@@ -24,7 +24,7 @@ def test_a_program_is_killed_with_what_it_started(tmp_path: Path) -> None:
         drill.run(["-c", "import sys; sys.exit(3)"], tmp_path)
 
 
-def test_a_moment_is_between_two_writes(tmp_path: Path) -> None:
+def test_a_kill_falls_between_two_writes(tmp_path: Path) -> None:
     parts = tmp_path / drill.PLACES["samples"] / "parts"
     parts.mkdir(parents=True)
     (parts / "0.npy").touch()
@@ -38,7 +38,7 @@ def test_a_moment_is_between_two_writes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("different", [False, True])
-def test_all_kills_come_and_what_differs_is_said(
+def test_every_kill_happens_and_differences_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, different: bool
 ) -> None:
     starts: list[tuple[str, bool]] = []
@@ -67,7 +67,7 @@ def test_all_kills_come_and_what_differs_is_said(
     assert ("DIFFERENT: weights" if different else "7 kills; all is equal") in said
 
 
-def test_its_commands_are_those_of_the_recipes() -> None:
+def test_the_drill_uses_the_shipped_recipes() -> None:
     stages = drill.commands(steps=10, samples=20)
     assert [*stages] == [*drill.STAGES]
     for arguments in stages.values():

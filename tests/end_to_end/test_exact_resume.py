@@ -1,4 +1,4 @@
-"""A tokenizer's run that is killed and started again is the run that was never killed, bit for bit."""
+"""A tokenizer's run that is killed and resumed equals an uninterrupted one, bit for bit."""
 
 import signal
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a run says, and what it leaves on the disk, when the disk, its directory or its data workers fail."""
+"""Messages and files of a run whose disk, directory or data workers fail."""
 
 import ctypes
 import json
@@ -68,7 +68,7 @@ def read_only(directory: Path) -> Iterator[None]:
         directory.chmod(0o755)
 
 
-def test_a_directory_that_is_read_only_from_the_start(capsys: pytest.CaptureFixture) -> None:
+def test_a_read_only_directory(capsys: pytest.CaptureFixture) -> None:
     with read_only(CHECKPOINTS):
         assert exit_code("fit", "--config", TOY) == 2
     error = capsys.readouterr().err
@@ -76,7 +76,7 @@ def test_a_directory_that_is_read_only_from_the_start(capsys: pytest.CaptureFixt
     assert names() == []
 
 
-def test_a_run_whose_directory_cannot_be_made(capsys: pytest.CaptureFixture) -> None:
+def test_a_directory_that_cannot_be_created(capsys: pytest.CaptureFixture) -> None:
     with read_only(Path("runs")):
         assert exit_code("fit", "--config", TOY) == 2
     error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A prediction that is killed and started again does only what is missing, and ends as one that was never killed."""
+"""A prediction that is killed and resumed computes only the missing parts, and equals an uninterrupted one."""
 
 import signal
 from pathlib import Path

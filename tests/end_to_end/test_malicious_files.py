@@ -1,4 +1,4 @@
-"""Files that would run code when they are unpickled: refused in a sentence, wherever one can be given, and not run."""
+"""Files that run code when they are unpickled are rejected in one sentence by every command that reads files."""
 
 import os
 import pickle
@@ -141,7 +141,7 @@ ENTRIES: dict[str, Callable[[], tuple[list[str], str]]] = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_refused(entry: str, capsys: pytest.CaptureFixture) -> None:
+def test_commands_reject_files_that_run_code(entry: str, capsys: pytest.CaptureFixture) -> None:
     arguments, said = ENTRIES[entry]()
     small = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
     assert exit_code(*arguments, *small) == 2
@@ -151,7 +151,7 @@ def test_refused(entry: str, capsys: pytest.CaptureFixture) -> None:
     assert not Path("ran").exists()
 
 
-def test_samples_and_references(capsys: pytest.CaptureFixture) -> None:
+def test_samples_and_references_are_rejected(capsys: pytest.CaptureFixture) -> None:
     write_judge(Path("runs/digits/teacher/judge.safetensors"))
     evil = np.array([RunsCode()], dtype=object)
     np.savez("evil.npz", arr_0=evil)
@@ -164,7 +164,7 @@ def test_samples_and_references(capsys: pytest.CaptureFixture) -> None:
     assert not Path("ran").exists()
 
 
-def test_a_part_of_samples() -> None:
+def test_parts_of_samples_are_rejected() -> None:
     writer = SampleWriter()
     writer._directory, writer._data = Path(), SimpleNamespace(num_parts=1, part=lambda part: range(2))
     Path("parts").mkdir()
@@ -178,7 +178,7 @@ def test_a_part_of_samples() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_shards(capsys: pytest.CaptureFixture) -> None:
+def test_sharded_checkpoints_are_rejected(capsys: pytest.CaptureFixture) -> None:
     sharded.save({"lr": RunsCode()}, checkpoint_id=LAST, no_dist=True)
     torch.save({"global_step": 1}, LAST / "meta.pt")
     with pytest.raises(SystemExit, match="2"):
@@ -189,7 +189,7 @@ def test_shards(capsys: pytest.CaptureFixture) -> None:
     assert not Path("ran").exists()
 
 
-def test_in_python() -> None:
+def test_loading_in_python_is_rejected() -> None:
     with pytest.raises(ValueError, match=f"evil.ckpt is not a readable checkpoint .*{REFUSED}"):
         GenerationPipeline.from_run(checkpoint())
     assert not Path("ran").exists()
@@ -204,7 +204,7 @@ UNSAFE = (
 )
 
 
-def test_no_line_of_the_project_asks_for_a_pickle() -> None:
+def test_no_production_line_unpickles() -> None:
     """What reads a file says so itself: a default may change."""
     own = [path for path in REPOSITORY.rglob("*.py") if not {".venv", "tests", "runs"} & set(path.parts)]
     assert len(own) > 100

@@ -1,4 +1,4 @@
-"""From a generator's run to samples, figures and a page, as a user calls them."""
+"""From a generator's run to samples, metrics and a report, as a user calls the programs."""
 
 import json
 from pathlib import Path
@@ -66,19 +66,19 @@ def test_every_preset_has_settings_that_fit(preset: str, monkeypatch: pytest.Mon
     assert built[0].datamodule.num_images >= 280 and built[0].model.sampler.guidance == 2.0
 
 
-def test_a_run_that_is_not_there_is_said_in_one_line(capsys: pytest.CaptureFixture) -> None:
+def test_a_missing_run_is_reported_in_one_line(capsys: pytest.CaptureFixture) -> None:
     assert predict(Path("runs/digits/stage2/fq_dual")) == 2
     assert "there is no checkpoint runs/digits/stage2/fq_dual" in capsys.readouterr().err
 
 
-def test_samples_of_a_first_stage_are_warned_of(capsys: pytest.CaptureFixture) -> None:
+def test_sampling_a_first_stage_warns(capsys: pytest.CaptureFixture) -> None:
     run = write_runs(Path("runs/digits"), sub_codes=[0], stage="stage1", image_size=32)
     with pytest.warns(UserWarning, match="first stage of a curriculum"):
         assert predict(run) == 0
     assert Path("runs/digits/samples/fq_dual/samples.npz").is_file()
 
 
-def test_samples_of_other_settings_are_refused_in_a_sentence(capsys: pytest.CaptureFixture) -> None:
+def test_samples_of_other_settings_are_rejected_in_one_sentence(capsys: pytest.CaptureFixture) -> None:
     run = write_runs(Path("runs/digits"), image_size=32)
     assert predict(run, "--data.init_args.classes", "[3, 10]") == 2
     assert "error: data.classes names class 10, and the generator knows" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What is asked of SLURM, and what runs in a job: with programs in the place of SLURM's."""
+"""Submission to SLURM, and the job script, with fake SLURM programs."""
 
 import os
 import subprocess
@@ -64,13 +64,13 @@ def test_a_refused_submission_ends_the_chain(slurm: FakeSlurm, tmp_path: Path) -
     assert len(slurm.calls()) == 1
 
 
-def test_what_is_no_stage_is_not_submitted(slurm: FakeSlurm) -> None:
+def test_only_stages_are_submitted(slurm: FakeSlurm) -> None:
     with pytest.raises(AssertionError, match="leave it out for test"):
         make("test")
     assert slurm.calls() == []
 
 
-def test_the_job_makes_its_stage_with_srun() -> None:
+def test_the_job_runs_its_stage_with_srun() -> None:
     job = {"SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS_PER_NODE": "8", "SLURM_CPUS_PER_TASK": "6"}
     arguments = ("tokenizer", "STRATEGY=ddp", "-n", "-B", "-o", ".venv/.ready")
     plan = run("bash", "scripts/train.sbatch", *arguments, "ARGS=--trainer.max_steps 5", **job)
@@ -95,7 +95,7 @@ def test_the_job_does_not_submit_itself_again() -> None:
     assert "srun" in plan and "sbatch" not in plan and not any(line.endswith(" x") for line in plan.splitlines())
 
 
-def test_the_job_says_when_it_ends(slurm: FakeSlurm, tmp_path: Path) -> None:
+def test_the_job_exports_its_end_time(slurm: FakeSlurm, tmp_path: Path) -> None:
     (tmp_path / "Makefile").write_text("said:\n\t@echo end $$SLURM_JOB_END_TIME\n")
     job = {"SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_ID": "9", "TZ": "UTC"}
     arguments = ("bash", "scripts/train.sbatch", "-f", str(tmp_path / "Makefile"), "said")
@@ -107,7 +107,7 @@ def test_the_job_says_when_it_ends(slurm: FakeSlurm, tmp_path: Path) -> None:
     assert [call.split()[3] for call in slurm.calls()] == ["9", "9", "9", "8_1"], "8 alone may stand for all tasks"
 
 
-def test_the_files_of_a_cluster_lie_over_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cluster_files_overlay_every_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning.pytorch.plugins.environments import SLURMEnvironment
 
     import cli

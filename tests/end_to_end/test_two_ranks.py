@@ -1,4 +1,4 @@
-"""Two ranks of which one is asked to stop leave together, and go on as if nothing had happened."""
+"""Two ranks, one of which is asked to stop, exit together, and resume bit for bit."""
 
 import json
 import os

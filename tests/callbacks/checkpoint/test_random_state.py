@@ -35,7 +35,7 @@ def through_a_file(callback: RandomState, trainer: SimpleNamespace = TRAINER) ->
     return torch.load(buffer, weights_only=True)
 
 
-def test_a_resumed_run_draws_what_the_other_would_have_drawn() -> None:
+def test_a_resumed_run_draws_the_same_numbers() -> None:
     first = RandomState()
     first.on_fit_start(TRAINER, MODULE)
     step(first)
@@ -51,7 +51,7 @@ def test_a_resumed_run_draws_what_the_other_would_have_drawn() -> None:
     assert [step(second), step(second)] == expected
 
 
-def test_what_happens_between_two_steps_changes_nothing() -> None:
+def test_draws_between_two_steps_change_nothing() -> None:
     torch.manual_seed(0)
     quiet = RandomState()
     quiet.on_fit_start(TRAINER, MODULE)
@@ -83,7 +83,7 @@ def test_each_rank_gets_its_own_state(monkeypatch: pytest.MonkeyPatch) -> None:
     assert step(again) != expected
 
 
-def test_ranks_of_one_seed_draw_numbers_of_their_own() -> None:
+def test_ranks_with_one_seed_draw_different_numbers() -> None:
     """Or eight ranks would drop the same labels, and put the same noise into the same places."""
 
     def first_step(rank: int, seed: int) -> list[float]:
@@ -100,7 +100,7 @@ def test_ranks_of_one_seed_draw_numbers_of_their_own() -> None:
     assert draws() == drawn[0], "one rank is as a run without ranks"
 
 
-def test_another_number_of_ranks_is_told() -> None:
+def test_a_different_number_of_ranks_warns() -> None:
     callback = RandomState()
     callback.on_fit_start(TRAINER, MODULE)
     checkpoint = through_a_file(callback)

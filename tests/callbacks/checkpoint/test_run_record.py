@@ -14,7 +14,7 @@ def start(directory: Path, command: str, config: str, resumes: bool = False, **t
     return record
 
 
-def test_every_start_leaves_its_own_file(tmp_path: Path) -> None:
+def test_every_start_writes_its_own_file(tmp_path: Path) -> None:
     start(tmp_path / "run", "fit", "died before its first checkpoint")
     start(tmp_path / "run", "fit", "first")
     for config in ("second", "third"):
@@ -30,7 +30,7 @@ def test_every_start_leaves_its_own_file(tmp_path: Path) -> None:
     }
 
 
-def test_other_ranks_and_trials_write_nothing(tmp_path: Path) -> None:
+def test_other_ranks_and_fast_dev_run_write_nothing(tmp_path: Path) -> None:
     start(tmp_path, "fit", "x", is_global_zero=False)
     start(tmp_path, "fit", "x", fast_dev_run=1)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Samples as files: whole, resumed, shared among ranks, and never of two minds."""
+"""Samples as files: complete, resumable, shared among ranks, and never of mixed settings."""
 
 import json
 from pathlib import Path
@@ -65,7 +65,7 @@ def images(directory: Path) -> np.ndarray:
     return np.concatenate(list(SamplesFile(directory / "samples.npz").batches(7))).astype(int)
 
 
-def test_npz_picture_and_record_are_written(directory: Path, run: Path) -> None:
+def test_npz_grid_and_record_are_written(directory: Path, run: Path) -> None:
     assert sorted(path.name for path in directory.iterdir()) == ["grid.png", "samples.json", "samples.npz"]
     with np.load(directory / "samples.npz", allow_pickle=False) as archive:
         assert archive["arr_0"].shape == (23, 16, 16, 3) and archive["arr_0"].dtype == np.uint8
@@ -80,7 +80,7 @@ def test_npz_picture_and_record_are_written(directory: Path, run: Path) -> None:
     assert picture.shape[0] >= 10 * 64 and picture.shape[1] >= 3 * 64
 
 
-def test_image_i_is_the_generators_image_i(directory: Path, run: Path) -> None:
+def test_image_i_is_image_i_of_the_generator(directory: Path, run: Path) -> None:
     module = SamplingModule(str(run))
     for index in (0, 9, 22):
         alone = module.generator.images(torch.tensor([index % 10]), CategoricalSampler(guidance=2.0), 3, index)
@@ -103,12 +103,12 @@ def test_a_finished_file_is_not_sampled_again(directory: Path, run: Path) -> Non
         ({"classes": [1]}, "classes was balanced and is"),
     ],
 )
-def test_other_settings_are_not_mixed(directory: Path, run: Path, changes: dict, says: str) -> None:
+def test_samples_of_other_settings_are_rejected(directory: Path, run: Path, changes: dict, says: str) -> None:
     with pytest.raises(FileExistsError, match=says):
         predict(directory, run, **changes)
 
 
-def test_what_was_interrupted_is_finished_as_if_it_had_not_been(run: Path, directory: Path, tmp_path: Path) -> None:
+def test_an_interrupted_prediction_resumes_bit_for_bit(run: Path, directory: Path, tmp_path: Path) -> None:
     with pytest.raises(InterruptedError):
         predict(tmp_path, run, fails_at=16)
     assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["00000.npy", "settings.json"]
@@ -120,7 +120,7 @@ def test_what_was_interrupted_is_finished_as_if_it_had_not_been(run: Path, direc
     assert (tmp_path / "samples.json").exists() and not (tmp_path / "parts").exists()
 
 
-def test_a_start_cut_short_by_the_trainer_says_so_and_keeps_its_parts(run: Path, tmp_path: Path) -> None:
+def test_limit_predict_batches_keeps_the_parts(run: Path, tmp_path: Path) -> None:
     module = Counting(str(run), CategoricalSampler(guidance=2.0), 3)
     trainer = quiet_trainer(tmp_path, [SampleWriter()], limit_predict_batches=3)
     trainer.predict(module, LabelDataModule(23, batch_size=5, part_size=10))
@@ -128,14 +128,14 @@ def test_a_start_cut_short_by_the_trainer_says_so_and_keeps_its_parts(run: Path,
     assert predict(tmp_path, run).sampled == list(range(10, 23))
 
 
-def test_samples_of_unknown_making_are_left_alone(run: Path, tmp_path: Path) -> None:
+def test_samples_without_a_record_are_not_overwritten(run: Path, tmp_path: Path) -> None:
     (tmp_path / "samples.npz").write_bytes(b"precious")
     with pytest.raises(FileExistsError, match="without a samples.json"):
         predict(tmp_path, run)
     assert (tmp_path / "samples.npz").read_bytes() == b"precious"
 
 
-def test_a_killed_join_is_done_again(run: Path, directory: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_killed_join_is_repeated(run: Path, directory: Path, tmp_path: Path, monkeypatch: Any) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("shutil.rmtree", lambda path: (_ for _ in ()).throw(InterruptedError))
         with pytest.raises(InterruptedError):
@@ -144,7 +144,7 @@ def test_a_killed_join_is_done_again(run: Path, directory: Path, tmp_path: Path,
     assert (images(tmp_path) == images(directory)).all() and not (tmp_path / "parts").exists()
 
 
-def test_a_class_that_is_not_there_names_both(run: Path, tmp_path: Path) -> None:
+def test_a_missing_class_is_named(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"class 10, and the generator knows the 10 classes 0 … 9"):
         predict(tmp_path, run, classes=[3, 10])
 
@@ -164,7 +164,7 @@ def test_two_ranks_write_what_one_writes(run: Path, directory: Path, tmp_path: P
     assert (images(tmp_path) == images(directory)).all() and not (tmp_path / "parts").exists()
 
 
-def test_samples_of_a_run_trained_on_since_are_made_anew(tmp_path: Path) -> None:
+def test_samples_of_a_run_trained_further_are_replaced(tmp_path: Path) -> None:
     run = write_runs(tmp_path / "runs")
     predict(tmp_path / "out", run)
     before = images(tmp_path / "out")

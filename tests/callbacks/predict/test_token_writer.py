@@ -1,4 +1,4 @@
-"""Prediction writes a store that neither a kill nor the number of ranks changes."""
+"""Prediction writes a store that depends neither on kills nor on the number of ranks."""
 
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ def test_the_store_holds_the_codes_of_all_views_of_all_images(whole: Path) -> No
 
 
 @pytest.mark.parametrize("after", [2, 10, 22, 24])
-def test_killed_and_started_again_is_the_same_store(whole: Path, tmp_path: Path, after: int) -> None:
+def test_a_killed_prediction_resumes_to_the_same_store(whole: Path, tmp_path: Path, after: int) -> None:
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         predict(tmp_path, Grey(fail_after=after))
     for split in ("train", "validation"):
@@ -114,13 +114,13 @@ def test_a_whole_store_is_not_computed_again(whole: Path) -> None:
     assert (whole / "train/manifest.json").stat().st_mtime_ns > before, "or make would come back each time"
 
 
-def test_unreadable_images_leave_no_hole_in_the_order(whole: Path, tmp_path: Path) -> None:
+def test_unreadable_images_leave_no_gap(whole: Path, tmp_path: Path) -> None:
     predict(tmp_path, source=data(bad=(3, 4, 21)))
     expected = [row for row in content(whole)["train"] if row[0] not in (3, 4, 21)]
     assert content(tmp_path)["train"] == expected
 
 
-def test_views_of_workers_are_the_same(whole: Path, tmp_path: Path) -> None:
+def test_data_workers_do_not_change_the_store(whole: Path, tmp_path: Path) -> None:
     predict(tmp_path, source=data(num_workers=2))
     assert content(tmp_path) == content(whole)
 
@@ -132,7 +132,7 @@ def test_two_ranks_write_what_one_writes(whole: Path, tmp_path: Path) -> None:
     assert content(tmp_path) == content(whole)
 
 
-def test_codes_wait_for_their_shard_in_the_type_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codes_are_collected_in_the_type_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shard of ImageNet's ten crops is 84 MB of uint16, and four times as much of int64."""
     write, held = TokenStoreWriter.write, []
 
@@ -145,7 +145,7 @@ def test_codes_wait_for_their_shard_in_the_type_on_disk(tmp_path: Path, monkeypa
     assert len(held) == 8 and set(held) == {np.dtype(np.uint16)}
 
 
-def test_codes_that_would_fit_only_once_wrapped_are_refused(tmp_path: Path) -> None:
+def test_codes_out_of_range_are_rejected_before_they_wrap(tmp_path: Path) -> None:
     class Far(Grey):
         def predict_step(self, *arguments: Any, **named: Any) -> dict[str, Tensor]:
             prediction = super().predict_step(*arguments, **named)
@@ -167,12 +167,12 @@ def test_part_of_the_batches_leaves_the_store_unfinished(tmp_path: Path) -> None
         (lambda: data(batch_size=3), "images_per_shard=4 is not a multiple of the batch size of prediction, 3"),
     ],
 )
-def test_data_that_cannot_be_written_is_refused(tmp_path: Path, source, said: str) -> None:
+def test_unsuitable_data_is_rejected(tmp_path: Path, source, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         predict(tmp_path, source=source())
 
 
-def test_predictions_must_not_pile_up(tmp_path: Path) -> None:
+def test_predictions_kept_in_memory_are_rejected(tmp_path: Path) -> None:
     trainer = quiet_trainer(callbacks=[TokenWriter(str(tmp_path), images_per_shard=4)])
     with pytest.raises(ValueError, match="set return_predictions to false"):
         trainer.predict(Grey(), data())

@@ -1,4 +1,4 @@
-"""A rank that is lost, whatever became of it, is named by the others, which end; what is on the disk is whole."""
+"""A lost rank is named by the others, which exit; the last checkpoint is intact."""
 
 import inspect
 import json
@@ -44,7 +44,7 @@ def test_a_lost_rank_is_named(tmp_path: Path) -> None:
         assert torch.load(last, weights_only=True)["global_step"] == 2
 
 
-def test_by_default_it_takes_less_than_a_minute() -> None:
+def test_the_defaults_detect_a_loss_within_a_minute() -> None:
     defaults = {name: value.default for name, value in inspect.signature(RankWatch).parameters.items()}
     assert defaults["seconds"] * (defaults["beats"] + 2) < 60
 
@@ -102,7 +102,7 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> list[RankWatch]:
         watch._leave("")
 
 
-def test_nobody_is_missed_who_ends_in_order(ranks: list[RankWatch]) -> None:
+def test_a_rank_that_finishes_is_not_lost(ranks: list[RankWatch]) -> None:
     ranks[1].on_exception(None, None, SystemExit(75))
     time.sleep(0.5)
     assert not ranks[2]._found.is_set()
@@ -112,7 +112,7 @@ def test_nobody_is_missed_who_ends_in_order(ranks: list[RankWatch]) -> None:
     assert not ranks[2]._found.is_set()
 
 
-def test_a_failure_before_the_watch_begins_is_told_the_others(
+def test_a_failure_before_the_watch_starts_is_reported(
     ranks: list[RankWatch], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ranks[1]._leave("")
@@ -125,16 +125,14 @@ def test_a_failure_before_the_watch_begins_is_told_the_others(
     assert ranks[0]._found.is_set() and ranks[2]._found.is_set()
 
 
-def test_those_that_fail_alike_speak_for_themselves(ranks: list[RankWatch], caplog: pytest.LogCaptureFixture) -> None:
+def test_ranks_that_fail_alike_report_themselves(ranks: list[RankWatch], caplog: pytest.LogCaptureFixture) -> None:
     for watch in ranks:
         watch.on_exception(None, None, ValueError("no such option"))
     time.sleep(0.3)
     assert not caplog.text
 
 
-def test_the_one_that_is_lost_is_found_by_the_one_whose_connection_broke(
-    ranks: list[RankWatch], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_broken_connection_names_the_lost_rank(ranks: list[RankWatch], caplog: pytest.LogCaptureFixture) -> None:
     ranks[2]._stop.set()  # no beats any more, and not a word
     start = time.monotonic()
     ranks[1].on_exception(None, None, RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer"))
@@ -145,7 +143,7 @@ def test_the_one_that_is_lost_is_found_by_the_one_whose_connection_broke(
     assert caplog.text.count("rank 2 was lost") == 2 and "rank 0 was lost" not in caplog.text
 
 
-def test_one_rank_alone_is_not_watched() -> None:
+def test_a_single_rank_is_not_watched() -> None:
     watch = RankWatch()
     watch.setup(None, None, "fit")
     watch.on_exception(None, None, ValueError())

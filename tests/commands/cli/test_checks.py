@@ -1,4 +1,4 @@
-"""A run goes on with the model it began with; only what costs memory and time may change."""
+"""A run resumes with the model that it was started with; only memory and time settings may change."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def model(**trunk: object) -> dict:
     return {"class_path": "models.Module", "init_args": {"trunk": {"dim": 8, **trunk}, "tokenizer": tokenizer}}
 
 
-def test_what_changes_no_number_may_change(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_settings_that_change_no_number_may_change(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     file = tmp_path / "last.ckpt"
     torch.save({MODEL_CONFIG: model(checkpointing=False, compile=False)}, file)
     now = model(checkpointing=True, compile=True)
@@ -33,7 +33,7 @@ def test_what_changes_no_number_may_change(tmp_path: Path, recwarn: pytest.Warni
     assert "checkpointing" not in str(refusal.value)
 
 
-def test_a_sharded_checkpoint_is_refused_by_a_strategy_that_reads_one_file(tmp_path: Path) -> None:
+def test_a_sharded_checkpoint_needs_a_sharding_strategy(tmp_path: Path) -> None:
     sharded, file = tmp_path / "far/fq_dual/checkpoints/last.ckpt", tmp_path / "whole.ckpt"
     sharded.mkdir(parents=True)
     file.touch()

@@ -86,7 +86,7 @@ def said(capsys: pytest.CaptureFixture, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("content", FILES)
-def test_mistake_in_a_file_is_named(content: str, capsys: pytest.CaptureFixture) -> None:
+def test_a_mistake_in_a_file_is_located(content: str, capsys: pytest.CaptureFixture) -> None:
     Path("mistake.yaml").write_text(content)
     text = said(capsys, "--config", "mistake.yaml")
     for part in [*FILES[content], "in mistake.yaml"]:
@@ -94,7 +94,7 @@ def test_mistake_in_a_file_is_named(content: str, capsys: pytest.CaptureFixture)
 
 
 @pytest.mark.parametrize("arguments", COMMAND_LINES)
-def test_mistake_on_the_command_line_is_named(arguments: str, capsys: pytest.CaptureFixture) -> None:
+def test_a_mistake_on_the_command_line_is_located(arguments: str, capsys: pytest.CaptureFixture) -> None:
     Path("mistake.yaml").write_text("")
     text = said(capsys, *arguments.split())
     for part in COMMAND_LINES[arguments]:
@@ -199,7 +199,7 @@ def refused(what: str) -> int:
         ("a mistake found on the way from a fault", "the weights do not fit"),
     ],
 )
-def test_what_is_refused_while_running_is_a_sentence(what: str, sentence: str, capsys: pytest.CaptureFixture) -> None:
+def test_a_user_error_while_running_is_one_sentence(what: str, sentence: str, capsys: pytest.CaptureFixture) -> None:
     assert refused(what) == 2
     text = capsys.readouterr().err
     assert f"error: {sentence}\n" in text and "Traceback" not in text

@@ -18,7 +18,7 @@ def test_a_run_does_not_leave_its_root(preset: str, stage: str | None) -> None:
         _ = RunConfig("runs", preset, stage).directory
 
 
-def test_only_what_was_left_open_is_filled() -> None:
+def test_only_empty_directories_are_filled() -> None:
     def component(**arguments: str | None) -> Namespace:
         return Namespace(class_path="x", init_args=Namespace(**arguments))
 
@@ -54,14 +54,14 @@ def test_files_of_other_runs_nearby_do_not_matter(tmp_path: Path) -> None:
     assert resolve_checkpoint("last", run, "fit") is None
 
 
-def test_the_previous_checkpoint_stands_in_for_a_broken_one(tmp_path: Path) -> None:
+def test_the_previous_checkpoint_replaces_a_broken_one(tmp_path: Path) -> None:
     run = RunConfig(str(tmp_path), "digits", "toy")
     last = write(run.last_checkpoint)
     others = [write(last.with_name(name)) for name in ("previous.ckpt", "step_5.ckpt")]
     for broken, instead in zip([last, *others], [*others, None], strict=True):
         broken.write_bytes(broken.read_bytes()[:-50])
         if instead is None:
-            with pytest.raises(UserError, match=r"last.ckpt cannot be read.*No checkpoint of this run is whole"):
+            with pytest.raises(UserError, match=r"last.ckpt cannot be read.*No checkpoint of this run is intact"):
                 resolve_checkpoint("last", run, "fit")
         else:
             with pytest.warns(
@@ -92,7 +92,7 @@ def write(path: Path) -> Path:
     return path
 
 
-def test_without_a_logger_nothing_asks_for_one() -> None:
+def test_a_run_without_a_logger_drops_its_monitor() -> None:
     callbacks = [Namespace(class_path="lightning.pytorch.callbacks.LearningRateMonitor"), Namespace(class_path="x")]
     trainer = Namespace(logger=False, callbacks=callbacks, default_root_dir=None)
     place_outputs(trainer, Path("runs/a"))
