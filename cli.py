@@ -26,6 +26,7 @@ from callbacks.steer.rank_watch import RankWatch
 from commands.cli.checks import check_drift, check_shards
 from commands.cli.errors import ParseError, Parser, explain
 from commands.cli.runs import RunConfig, check_directory, place_outputs, resolve_checkpoint
+from lightning_modules.resuming import ResumingModule
 from polytoken.errors import UserError
 
 
@@ -107,8 +108,8 @@ class CommandLine(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Check the strategy, and tell a generator early which checkpoint it resumes from."""
         check_shards(self.config[self.subcommand]["ckpt_path"], self.trainer)
-        if self.subcommand == "fit" and hasattr(self.model, "goes_on_from"):
-            self.model.goes_on_from = self.config[self.subcommand]["ckpt_path"]
+        if self.subcommand == "fit" and isinstance(self.model, ResumingModule):
+            self.model.resumes_from = self.config[self.subcommand]["ckpt_path"]
 
     def after_fit(self) -> None:
         """Validate the final weights: the last validation of the fit may be some steps older."""

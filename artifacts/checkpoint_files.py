@@ -19,10 +19,10 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from polytoken.errors import RunError
 from polytoken.files import PARTIAL, replacing, sync
-from polytoken.loading import SHARDED
+from polytoken.loading import LAST, SHARDED
 from polytoken.weights import why_unreadable
 
-LAST, PREVIOUS, BEST, NEXT = "last.ckpt", "previous.ckpt", "best.ckpt", "next.ckpt"
+PREVIOUS, BEST, NEXT = "previous.ckpt", "best.ckpt", "next.ckpt"
 # raised by zipfile and torch on damaged bytes
 DAMAGED = (
     pickle.UnpicklingError,

@@ -1,153 +1,135 @@
-"""Which codes a generator writes, and whose weights it began with: kept in its checkpoint and in lineage.json."""
+"""Start of a generator's run: its record, and the weights of an earlier stage."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from polytoken import records
 from polytoken.errors import UserError
-from polytoken.files import file_sha256, write_text
-from polytoken.generators.base import Generator
+from polytoken.files import file_sha256
+from polytoken.generators.base import Generator, SubCode
+from polytoken.generators.record import GeneratorRecord, InitFrom, Lineage
 from polytoken.handover import carry_over
-from polytoken.loading import load_generator, read_checkpoint, record_in, sub_codes
+from polytoken.loading import Checkpoint, checkpoint_path
+from polytoken.specs import TokenSpec
 
 if TYPE_CHECKING:
     from datamodules.tokens import TokenDataModule
 
-
-@dataclass(frozen=True)
-class TokensRead:
-    """The codes a run reads: some sub-codes (None: all) of one tokenizer, from one store."""
-
-    store: str
-    spec: dict[str, list]
-    full_spec: dict[str, list]
-    sub_codes: list[int] | None
-    tokenizer_run: str
-    tokenizer_fingerprint: str
-
-    @classmethod
-    def of(cls, data: TokenDataModule) -> TokensRead:
-        """What a data module reads."""
-        return cls(
-            store=str(data.store),
-            spec=data.spec.to_json(),
-            full_spec=data.full_spec.to_json(),
-            sub_codes=None if data.sub_codes is None else list(data.sub_codes),
-            tokenizer_run=str(data.tokenizer_run),
-            tokenizer_fingerprint=data.tokenizer_fingerprint,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for the checkpoint; where the store lies is not part of what the codes are."""
-        return {name: value for name, value in asdict(self).items() if name != "store"}
+LINEAGE = "lineage.json"
 
 
-def check_same_codes(record: dict[str, Any], tokens: TokensRead, checkpoint: Path, init_from: str | None) -> None:
-    """Compare what a checkpoint writes with what the store holds.
+def record_of(data: TokenDataModule) -> GeneratorRecord:
+    """Return the record of a generator that starts from scratch on the tokens of a data module."""
+    return GeneratorRecord(
+        spec=data.spec,
+        full_spec=data.full_spec,
+        sub_codes=tuple(data.sub_codes),
+        tokenizer_run=str(data.tokenizer_run),
+        tokenizer_fingerprint=data.tokenizer_fingerprint,
+        num_classes=data.num_classes,
+        class_to_idx=dict(data.class_to_idx),
+        lineage=Lineage(str(data.tokenizer_run), data.tokenizer_fingerprint, str(data.store)),
+    )
+
+
+def hand_over(init_from: str, generator: Generator, record: GeneratorRecord, trust: Sequence[str] = ()) -> InitFrom:
+    """Copy the weights of an earlier stage into a new generator.
+
+    Args:
+        init_from: run or checkpoint of the earlier stage.
+        generator: connected; changed in place.
+        record: of the new run.
+        trust: packages besides polytoken whose classes the earlier checkpoint may name.
 
     Raises:
-        ValueError: if they are other sub-codes, of another grid, or of another tokenizer.
+        MissingFileError: if there is no such run.
+        UserError: if it is not a generator's, its weights do not fit, or its tokenizer was trained since.
     """
-    if record["tokenizer_fingerprint"] != tokens.tokenizer_fingerprint:
+    checkpoint = Checkpoint.open(init_from)
+    source = checkpoint.record
+    sub_code = shared_sub_code(source, record, checkpoint.path)
+    handover = carry_over(checkpoint.generator(trust).state_dict(), generator, sub_code)
+    rank_zero_info(f"weights of {checkpoint.path}\n{handover}")
+    return InitFrom(
+        path=str(checkpoint.path),
+        sha256=checkpoint.sha256,
+        step=checkpoint.step,
+        tokenizer_fingerprint=source.tokenizer_fingerprint,
+        sub_codes=source.sub_codes,
+        sub_code=sub_code,
+        carried=handover.carried,
+        fresh=handover.fresh,
+        left_behind=handover.left_behind,
+    )
+
+
+def check_same_codes(before: GeneratorRecord, now: GeneratorRecord, checkpoint: Path, init_from: str | None) -> None:
+    """Compare the codes that a checkpoint generates with those of the store.
+
+    Warns if the earlier stage has changed since the run started from it.
+
+    Raises:
+        UserError: if they are other sub-codes, of another grid, or of another tokenizer.
+    """
+    store = now.lineage.store
+    remedy = "read the store it was trained on, or start another run (run.stage)"
+    if before.tokenizer_fingerprint != now.tokenizer_fingerprint:
         raise UserError(
-            f"{checkpoint} writes codes of {_tokenizer(record)}, and {tokens.store} holds codes of "
-            f"{_tokenizer(tokens.to_json())}: read the store it was trained on, or start another run (run.stage)"
+            f"{checkpoint} writes codes of {before.tokenizer}, and {store} holds codes of {now.tokenizer}: {remedy}"
         )
-    if record["full_spec"] != tokens.full_spec:
+    if before.full_spec != now.full_spec:
         raise UserError(
-            f"{checkpoint} writes codes of {_shape(record['full_spec'])}, and {tokens.store} holds codes of "
-            f"{_shape(tokens.full_spec)}: read the store it was trained on, or start another run (run.stage)"
+            f"{checkpoint} writes codes of {_shape(before.full_spec)}, and {store} holds codes of "
+            f"{_shape(now.full_spec)}: {remedy}"
         )
-    if sub_codes(record) != sub_codes(tokens.to_json()):
+    if before.sub_codes != now.sub_codes:
         raise UserError(
-            f"{checkpoint} writes the sub-codes {sub_codes(record)} of {_tokenizer(record)}, and the data are the "
-            f"sub-codes {sub_codes(tokens.to_json())}: set data.init_args.sub_codes to those of the checkpoint"
+            f"{checkpoint} writes the sub-codes {[*before.sub_codes]} of {before.tokenizer}, and the data are the "
+            f"sub-codes {[*now.sub_codes]}: set data.init_args.sub_codes to those of the checkpoint"
         )
-    source = record["lineage"]["init_from"]
+    source = before.lineage.init_from
     if init_from is not None and source is not None:
-        file = checkpoint_file(init_from)
-        if file.is_file() and file_sha256(file) != source["sha256"]:
+        file = checkpoint_path(init_from)
+        if file.is_file() and file_sha256(file) != source.sha256:
             rank_zero_warn(
                 f"{file} has changed since this run began with it; the run goes on with its own weights. "
                 "To begin with the new ones, delete the run's directory or set run.stage to a new name."
             )
 
 
-def begin_from(init_from: str | None, generator: Generator, tokens: TokensRead) -> dict[str, Any]:
-    """Hand the weights of an earlier stage over to a new generator, and return the lineage of the run.
+def shared_sub_code(source: GeneratorRecord, record: GeneratorRecord, path: Path) -> SubCode:
+    """Return which of a run's sub-codes an earlier stage was trained on.
+
+    ``all`` means the same ones in the same order. None means those of another tokenizer, or several others.
 
     Raises:
-        FileNotFoundError: if there is no such run.
-        ValueError: if it is not a generator's, its trunk has another shape, or its tokenizer was trained on since.
+        UserError: if both name the same tokenizer's run, but the tokenizer has changed.
     """
-    lineage: dict[str, Any] = {
-        "tokenizer_run": tokens.tokenizer_run,
-        "tokenizer_fingerprint": tokens.tokenizer_fingerprint,
-        "store": tokens.store,
-        "init_from": None,
-    }
-    if init_from is None:
-        return lineage
-    checkpoint, path = read_checkpoint(init_from)
-    source = record_in(checkpoint, path)
-    sub_code = sub_code_of(source, tokens, path)
-    handover = carry_over(load_generator(path).state_dict(), generator, sub_code)
-    rank_zero_info(f"weights of {path}\n{handover}")
-    lineage["init_from"] = {
-        "path": str(path),
-        "sha256": file_sha256(path),
-        "step": checkpoint["global_step"],
-        "tokenizer_fingerprint": source["tokenizer_fingerprint"],
-        "sub_codes": source["sub_codes"],
-        "sub_code": sub_code,
-        "carried": list(handover.carried),
-        "fresh": list(handover.fresh),
-        "left_behind": list(handover.left_behind),
-    }
-    return lineage
-
-
-def sub_code_of(source: dict[str, Any], tokens: TokensRead, path: Path) -> int | Literal["all"] | None:
-    """Which of a run's sub-codes the one of an earlier stage is; ``all`` if it wrote the very same ones.
-
-    None if it wrote another tokenizer's, or several that are not the same.
-
-    Raises:
-        ValueError: if both read the same run's tokenizer, but it is no longer the same tokenizer.
-    """
-    if source["tokenizer_fingerprint"] != tokens.tokenizer_fingerprint:
-        if Path(source["tokenizer_run"]).resolve() == Path(tokens.tokenizer_run).resolve():
+    if source.tokenizer_fingerprint != record.tokenizer_fingerprint:
+        if Path(source.tokenizer_run).resolve() == Path(record.tokenizer_run).resolve():
             raise UserError(
-                f"{path} was trained on codes of {_tokenizer(source)}, and {tokens.store} holds codes of "
-                f"{_tokenizer(tokens.to_json())}: the tokenizer was trained on in between, so train the earlier stage "
-                "anew on this store (delete its directory or give it another run.stage)"
+                f"{path} was trained on codes of {source.tokenizer}, and {record.lineage.store} holds codes of "
+                f"{record.tokenizer}: the tokenizer was trained on in between, so train the earlier stage again on "
+                "this store (delete its directory or give it another run.stage)"
             )
         return None
-    codes, here = sub_codes(source), sub_codes(tokens.to_json())
-    if codes == here:
+    if source.sub_codes == record.sub_codes:
         return "all"
-    return here.index(codes[0]) if len(codes) == 1 and codes[0] in here else None
+    first, *others = source.sub_codes
+    return record.sub_codes.index(first) if not others and first in record.sub_codes else None
 
 
-def checkpoint_file(run: str | Path) -> Path:
-    """The last checkpoint of a run's directory, or the file itself."""
-    return Path(run) / "checkpoints" / "last.ckpt" if Path(run).is_dir() else Path(run)
+def write_lineage(directory: Path, lineage: Lineage) -> None:
+    """Write ``lineage.json``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    records.write(directory / LINEAGE, lineage)
 
 
-def write_lineage(directory: Path, lineage: dict[str, Any]) -> None:
-    """Write ``lineage.json``, whole or not at all."""
-    write_text(directory / "lineage.json", json.dumps(lineage, indent=2) + "\n")
-
-
-def _shape(spec: dict[str, list]) -> str:
-    grids = ", ".join(f"{height} × {width}" for height, width in spec["scales"])
-    return f"{spec['codebook_sizes']} entries on a grid of {grids}"
-
-
-def _tokenizer(record: dict[str, Any]) -> str:
-    return f"the tokenizer {record['tokenizer_run']} (fingerprint {record['tokenizer_fingerprint'][:12]})"
+def _shape(spec: TokenSpec) -> str:
+    grids = ", ".join(f"{height} × {width}" for height, width in spec.scales)
+    return f"{[*spec.codebook_sizes]} entries on a grid of {grids}"

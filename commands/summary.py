@@ -1,14 +1,12 @@
-"""One-screen summary of a tokenizer run: `python -m commands.summary RUN_DIRECTORY`."""
+"""What a tokenizer's run came to, in a few lines: `python -m commands.summary RUN_DIRECTORY`."""
 
 from __future__ import annotations
 
-from argparse import Namespace
+import sys
 from pathlib import Path
 
 from artifacts.run_files import MetricsFile
-from commands.program import new_parser, run
 from polytoken import records
-from polytoken.errors import UserError
 
 NAMES = {
     "val/psnr": ("PSNR", "{:.2f} dB"),
@@ -20,24 +18,15 @@ NAMES = {
 }
 
 
-def work(given: Namespace) -> None:
-    """Print the metrics of the validation, and the place of the plot."""
-    file = given.run / "metrics.json"
-    if "validate" not in (sections := records.read(file, MetricsFile)):
-        raise UserError(f"{file} has no section validate: train the run to its end, or validate it")
-    metrics = sections["validate"]["metrics"]
+def main(directory: Path) -> None:
+    """Print the validation figures and where the picture is."""
+    sections = records.read_derived(directory / "metrics.json", MetricsFile) or {}
+    metrics = sections["validate"]["metrics"] if "validate" in sections else {}
     for key, (name, form) in NAMES.items():
-        if metrics.get(key) is not None:
+        if key in metrics:
             print(f"  {name:<26}{form.format(metrics[key])}")
-    print(f"  originals over reconstructions: {given.run / 'reconstructions.png'}")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the program."""
-    parser = new_parser("commands.summary", __doc__)
-    parser.add_argument("run", type=Path, help="run directory of a tokenizer")
-    run(parser, work, arguments)
+    print(f"  originals over reconstructions: {directory / 'reconstructions.png'}")
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

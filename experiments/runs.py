@@ -113,13 +113,13 @@ class Run:
             return None
         if self.kind.section == "validate":
             return section["metrics"]
-        return {name: metric["value"] for name, metric in section["metrics"]["samples"].items()}
+        return {name: figure["value"] for name, figure in section["figures"]["samples"].items()}
 
     def origin(self) -> dict[str, Any]:
         """What stands beside its figures: n, protocol, commit and machine; None is what `metrics.json` does not say."""
         section = self._measured() or {}
         if self.kind.section == "evaluate":
-            n = next((metric["n"] for metric in section.get("metrics", {}).get("samples", {}).values()), None)
+            n = next((figure["n"] for figure in section.get("figures", {}).get("samples", {}).values()), None)
             protocol = _compared(section)
         else:
             n = section.get("n")

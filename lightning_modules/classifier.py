@@ -14,13 +14,13 @@ from polytoken.teachers.stand_in import SmallVisionTransformer
 
 
 class ClassifierModule(pl.LightningModule):
-    """Trains a classifier by cross-entropy, and writes it to ``output`` after each validation.
+    """Cross-entropy over the labels; after each validation the classifier is written to ``output``.
 
     Args:
         classifier: the network.
-        output: safetensors file for the weights, with the validation accuracy in the header.
-        optimizer: optimizer and schedule.
-        label_smoothing: label smoothing of the cross-entropy.
+        output: safetensors it is saved to, its validation accuracy in the metadata.
+        optimizer: its optimizer and schedule.
+        label_smoothing: of the cross-entropy.
     """
 
     def __init__(
@@ -38,10 +38,11 @@ class ClassifierModule(pl.LightningModule):
         self.accuracy = MeanMetric()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One AdamW."""
         return self.optimizer_config.build(self.classifier.parameters())
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """Cross-entropy of one batch, a scalar."""
+        """Cross-entropy of one batch."""
         self.optimizer_config.set_learning_rate(self.optimizers(), self.global_step, self.trainer.max_steps)  # type: ignore[arg-type]
         logits = self.classifier(batch["image"])
         loss = functional.cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
@@ -49,13 +50,13 @@ class ClassifierModule(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        """Accuracy of one batch, without padding rows."""
+        """Accuracy of one batch, without the rows that pad it."""
         real = batch["index"] >= 0
-        if real.any():  # the last batch of a rank may hold only padding
+        if real.any():  # the last batch of a rank may be padding alone
             self.accuracy.update((self.classifier(batch["image"][real]).argmax(-1) == batch["label"][real]).float())
         self.log("val/accuracy", self.accuracy, prog_bar=True)
 
     def on_validation_end(self) -> None:
-        """Save the classifier with the accuracy of this validation."""
+        """Write the classifier with the accuracy just measured."""
         if self.trainer.is_global_zero:
             self.classifier.save(self.output, float(self.trainer.callback_metrics["val/accuracy"]))

@@ -1,4 +1,4 @@
-"""Codes of many images by a trained tokenizer, for the token store (SSQ section 4; LlamaGen's offline codes)."""
+"""Extraction of the codes of many images by a trained tokenizer, for the token store (as LlamaGen does)."""
 
 from __future__ import annotations
 

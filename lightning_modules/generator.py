@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
-from artifacts.lineage import TokensRead, begin_from, check_same_codes, write_lineage
-from lightning_modules.guards import check_generator_strategy, check_precision
+from artifacts.lineage import check_same_codes, hand_over, record_of, write_lineage
+from lightning_modules.resuming import ResumingModule
 from polytoken.errors import UserError
 from polytoken.generators.base import Generator
+from polytoken.generators.record import GeneratorRecord
 from polytoken.guard import NonFiniteGuard
-from polytoken.loading import KEY, read_metadata, record_in
+from polytoken.loading import GENERATOR, read_metadata, record_in
 from polytoken.optimization import OptimizerConfig, gradient_norm
-from polytoken.parallelize import shard
-from polytoken.specs import Tokens, TokenSpec
+from polytoken.parallelize import parallelize
+from polytoken.specs import Tokens
 
 TOTAL = "total"
 
 
-class GeneratorModule(pl.LightningModule):
+class GeneratorModule(ResumingModule):
     """Trains a generator, of any family, on the tokens of a data module (SSQ section 4).
 
     The generator's parameters are created when the trainer starts, for the codes and classes of the token store. Its
@@ -62,86 +63,83 @@ class GeneratorModule(pl.LightningModule):
         self.init_from = init_from
         self.carried_learning_rate = carried_learning_rate
         self.freeze_carried_steps = freeze_carried_steps
-        # The command line says it, as Lightning does only once the weights may be in pieces.
-        self.goes_on_from: str | None = None
-        self._record: dict[str, Any] = {}
+        self.record: GeneratorRecord | None = None  # set with the parameters
+        self._carried: list[nn.Parameter] = []
         self._guard = NonFiniteGuard(max_nonfinite_steps)
         self._losses: dict[str, Tensor] = {}
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Refuse a strategy that would train the generator wrongly, before it starts anything."""
-        check_generator_strategy(self.trainer, self.goes_on_from)
+        """Reject strategies that would train the generator wrongly, before they start processes."""
+        self.check_strategy(self.resumes_from)
         return []
 
     def configure_model(self) -> None:
-        """Build the generator for the codes of the store; under ModelParallelStrategy (FSDP2), in pieces.
+        """Create the parameters, hand weights over to a run that starts, then checkpoint, compile and shard.
+
+        Weights are handed over while they are unsharded, and before callbacks.EMA copies them. A run that resumes gets
+        its weights from Lightning afterwards.
 
         Raises:
-            ValueError: if the data are no token store, or the precision is fp16.
+            UserError: if the data are no token store, the precision is fp16, or the earlier stage does not fit.
         """
-        if self._record:
+        if self.record is not None:
             return
-        check_precision(self.trainer)
+        self.check_precision()
         data = getattr(self.trainer, "datamodule", None)
         if not hasattr(data, "tokenizer_fingerprint"):
             raise UserError(
                 f"GeneratorModule reads codes from a token store, and data is {type(data).__name__}: "
                 "set data.class_path to datamodules.TokenDataModule (make tokens writes the store)"
             )
-        self._tokens = TokensRead.of(data)
         self.generator.connect(data.spec, data.num_classes)
-        self._record = {
-            **self._tokens.to_json(),
-            "num_classes": data.num_classes,
-            "class_to_idx": dict(data.class_to_idx),
-            "lineage": None,
-        }
+        self._data_record = self.record = record_of(data)
+        if self.resumes_from is not None:
+            path = Path(self.resumes_from)
+            self.record = record_in(read_metadata(path), path)
+        elif self.init_from is not None and self.trainer.state.fn == "fit":
+            trust = type(self.generator).__module__.split(".")[0]  # the configuration names it already
+            source = hand_over(self.init_from, self.generator, self.record, (trust,))
+            self.record = replace(self.record, lineage=replace(self.record.lineage, init_from=source))
+        mesh = None
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
-            self._begin_in_pieces()
-
-    def _begin_in_pieces(self) -> None:
-        """Do what needs whole weights, and cut them up; their checkpoint is read only when the optimizer is there."""
-        if self.goes_on_from is not None:
-            path = Path(self.goes_on_from)
-            self._record = record_in(read_metadata(path), path)
-        elif self.trainer.state.fn == "fit":
-            self._record["lineage"] = begin_from(self.init_from, self.generator, self._tokens)
-        compute = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
-        assert self.device_mesh is not None
-        shard(self.generator, self.device_mesh["data_parallel"], compute)
+            assert self.device_mesh is not None
+            mesh = self.device_mesh["data_parallel"]
+        parallelize(self.generator, mesh, torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the lineage of the run.
+        """Restore the record.
 
         Raises:
-            ValueError: if the store holds other codes than the checkpoint writes.
+            UserError: if the store holds other codes than the checkpoint generates.
         """
-        check_generator_strategy(self.trainer, self.trainer.ckpt_path)
+        self.check_strategy(self.trainer.ckpt_path)
         path = Path(self.trainer.ckpt_path or "the checkpoint")
-        self._record = record_in(checkpoint, path)
-        check_same_codes(self._record, self._tokens, path, self.init_from)
+        self.record = record_in(checkpoint, path)
+        check_same_codes(self.record, self._data_record, path, self.init_from)
 
     def on_fit_start(self) -> None:
-        """Write where the weights come from beside the checkpoints."""
+        """Write ``lineage.json`` into the run's directory."""
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
-            write_lineage(Path(self.trainer.default_root_dir), self._record["lineage"])
+            assert self.record is not None
+            write_lineage(Path(self.trainer.default_root_dir), self.record.lineage)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say which codes the generator writes."""
-        checkpoint[KEY] = self._record
+        """Add the record."""
+        assert self.record is not None
+        checkpoint[GENERATOR] = self.record.to_plain()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One AdamW; carried weights have groups of their own where they have a rate of their own.
-
-        A run that begins takes over weights here: only now is it known that no checkpoint brings any, and averages of
-        the weights (callbacks.EMA) begin right after.
+        """Return AdamW; carried weights have groups of their own if they have a learning rate of their own.
 
         Raises:
-            ValueError: if all weights are carried and would be frozen.
+            UserError: if all weights are carried and would be frozen.
         """
-        if self._record["lineage"] is None:
-            self._record["lineage"] = begin_from(self.init_from, self.generator, self._tokens)
-        if self.freeze_carried_steps and len([*self._carried_parameters()]) == len([*self.generator.parameters()]):
+        assert self.record is not None
+        source = self.record.lineage.init_from
+        names = set(source.carried) if source else set()
+        parameters = dict(self.generator.named_parameters())
+        self._carried = [parameter for name, parameter in parameters.items() if name in names]
+        if self.freeze_carried_steps and len(self._carried) == len(parameters):
             raise UserError(
                 f"freeze_carried_steps is {self.freeze_carried_steps}, and all weights are carried over from "
                 f"{self.init_from}: nothing would be left to train, so set freeze_carried_steps to 0"
@@ -149,9 +147,8 @@ class GeneratorModule(pl.LightningModule):
         rate = self.carried_learning_rate
         if rate is None:
             return self.optimizer_config.build(self.parameters())
-        carried = {id(parameter) for parameter in self._carried_parameters()}
-        rest = (parameter for parameter in self.parameters() if id(parameter) not in carried)
-        return self.optimizer_config.build(rest, self._carried_parameters(), rate / self.optimizer_config.learning_rate)
+        rest = [parameter for name, parameter in parameters.items() if name not in names]
+        return self.optimizer_config.build(rest, self._carried, rate / self.optimizer_config.learning_rate)
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """Return the generator's loss, after logging its parts by name."""
@@ -164,10 +161,10 @@ class GeneratorModule(pl.LightningModule):
         return loss.total
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take the gradients of what is frozen, and all of them if one is not finite: no gradient, no update."""
+        """Drop the gradients of frozen parameters; drop all if any is non-finite, which skips the update."""
         if self.global_step < self.freeze_carried_steps:
-            # not requires_grad: under DDP the set of trained weights must stay the same
-            for parameter in self._carried_parameters():
+            # Not requires_grad: under DDP the set of trained weights must stay the same.
+            for parameter in self._carried:
                 parameter.grad = None
         norm = gradient_norm(self.parameters())
         self.log("train/gradient_norm", norm)
@@ -212,19 +209,46 @@ class GeneratorModule(pl.LightningModule):
         if self._loss.unit == "nats":
             nats = torch.stack([*means.values()])
             total = nats.mean()
-            bits = nats.sum() * self.spec.num_positions / math.log(2)
+            bits = nats.sum() * self.generator.spec.num_positions / math.log(2)
             self.log(f"{stage}/bits_per_image", bits, sync_dist=True)
         self.log(name, total, prog_bar=True, sync_dist=True)
 
     test_step = validation_step
     on_test_epoch_start = on_validation_epoch_start
 
-    @property
-    def spec(self) -> TokenSpec:
-        """Shape of the codes that the generator writes."""
-        return TokenSpec.from_json(self._record["spec"])
+    def check_strategy(self, resumes_from: str | Path | None) -> None:
+        """Reject strategies that would train the generator wrongly.
 
-    def _carried_parameters(self) -> Iterator[nn.Parameter]:
-        source = self._record["lineage"]["init_from"]
-        names = set(source["carried"]) if source else set()
-        return (parameter for name, parameter in self.generator.named_parameters() if name in names)
+        Raises:
+            UserError: for FSDP version 1, for mesh sizes other than data-parallel on all ranks, and for a sharded run
+                that resumes from an unsharded checkpoint.
+        """
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FSDPStrategy):
+            raise UserError(
+                "trainer.strategy is FSDP version 1, which cannot clip the norm of gradients and adds them up in "
+                "bfloat16: use ModelParallelStrategy (configs/cluster/fsdp.yaml) or ddp"
+            )
+        if not isinstance(strategy, ModelParallelStrategy):
+            return
+        ranks = self.trainer.num_devices * self.trainer.num_nodes
+        sizes = strategy._data_parallel_size, strategy._tensor_parallel_size  # Lightning has no public names for them
+        if sizes != (ranks, 1):
+            raise UserError(
+                f"trainer.strategy has data_parallel_size {sizes[0]} and tensor_parallel_size {sizes[1]}, and a "
+                f"generator is sharded over data alone, here on {ranks} devices: set "
+                f"trainer.strategy.init_args.data_parallel_size to {ranks} and tensor_parallel_size to 1"
+            )
+        if self.trainer.state.fn == "fit" and resumes_from is not None and not Path(resumes_from).is_dir():
+            raise UserError(
+                f"{resumes_from} is of a run that was not sharded, and Lightning would hand its optimizer's moments "
+                "to other weights: go on with the strategy it began with, or start another run with its weights "
+                "(init_from)"
+            )
+
+    def check_precision(self) -> None:
+        """Reject fp16, whose gradient scaler produces non-finite gradients by design."""
+        if str(self.trainer.precision) in ("16-mixed", "16-true"):
+            raise UserError(
+                f"trainer.precision={self.trainer.precision} is fp16, which is not supported: use bf16-mixed"
+            )

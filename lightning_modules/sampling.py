@@ -1,7 +1,8 @@
-"""Sampling from a trained generator by `cli.py predict`, and its measurement by `test`, on any number of devices."""
+"""Sampling from a trained generator: `cli.py predict` writes the images, `cli.py test` measures them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,16 +14,16 @@ from polytoken.sampling import CategoricalSampler
 
 
 class SamplingModule(pl.LightningModule):
-    """Generates the images whose classes and indices it is given; ``callbacks.SampleWriter`` keeps them.
+    """Generates images of the classes and indices of a batch; ``callbacks.SampleWriter`` writes them.
 
-    What an image shows depends on its class, its index, the sampler and the seed: not on batches or ranks, but for
-    rounding.
+    An image depends on its class, its index, the sampler and the seed; on batches and ranks only by rounding.
 
     Args:
         generator_run: run or checkpoint of the generator: ``runs/digits/stage2/fq_dual``.
         sampler: guidance, temperature, top-k, top-p.
         seed: of all images.
-        tokenizer_run: where the tokenizer is now; None is where it was when the generator was trained.
+        tokenizer_run: present place of the tokenizer; None is its place when the generator was trained.
+        trust: packages besides polytoken whose classes the checkpoints may name.
     """
 
     def __init__(
@@ -31,15 +32,16 @@ class SamplingModule(pl.LightningModule):
         sampler: CategoricalSampler | None = None,
         seed: int = 0,
         tokenizer_run: str | None = None,
+        trust: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.generator = GenerationPipeline.from_run(generator_run, tokenizer_run)
+        self.generator = GenerationPipeline.from_run(generator_run, tokenizer_run, trust)
         self.sampler = sampler or CategoricalSampler()
         self.seed = seed
 
     @property
     def num_classes(self) -> int:
-        """The classes that can be asked for."""
+        """Number of classes."""
         return self.generator.num_classes
 
     @property
@@ -48,7 +50,7 @@ class SamplingModule(pl.LightningModule):
         return self.generator.class_names
 
     def settings(self) -> dict[str, Any]:
-        """What the images depend on besides their classes, as plain data."""
+        """Return everything that the images depend on besides their classes, as plain data."""
         return {**self.generator.origin, "sampler": asdict(self.sampler), "seed": self.seed}
 
     def predict_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 
-from polytoken.frozen import hash_weights
+import torch
+
 from polytoken.tokenizers.base import Tokenizer
 
 
@@ -16,5 +17,8 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     """
     frozen = dict(sorted(tokenizer.frozen_identities().items()))
     digest = hashlib.sha256(json.dumps([tokenizer.spec and tokenizer.spec.to_json(), frozen]).encode())
-    hash_weights(digest, tokenizer)
+    for name, tensor in sorted(tokenizer.state_dict().items()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,151 +1,215 @@
-"""Networks rebuilt from the runs that trained them: what a checkpoint says the model is, and its weights."""
+"""Checkpoints of runs, and the networks rebuilt from them.
+
+Keys of a checkpoint, and who writes them: ``state_dict``, ``global_step``, ``callbacks``, ``loops`` and
+``optimizer_states`` by Lightning, ``callbacks.EMA`` by callbacks.EMA, ``model_config`` by callbacks.RunRecord, and
+``generator`` by lightning_modules.GeneratorModule.
+"""
 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
+from polytoken.building import build
 from polytoken.errors import MissingFileError, UserError
+from polytoken.files import file_sha256
 from polytoken.generators.base import Generator
-from polytoken.specs import TokenSpec
+from polytoken.generators.record import GeneratorRecord
 from polytoken.tokenizers import Tokenizer
 from polytoken.weights import why_unreadable
 
-WHOLE = "whole.ckpt"  # what commands.consolidate makes of a sharded checkpoint
+LAST = "last.ckpt"
+WHOLE = "whole.ckpt"  # written by commands.consolidate from a sharded checkpoint
 SHARDED = "meta.pt"  # Lightning writes it into a sharded checkpoint, which is a directory
-MODEL_CONFIG = "model_config"  # the key under which callbacks.checkpoint.run_record keeps the model section
-KEY = "generator"
+
+STATE_DICT = "state_dict"
+GLOBAL_STEP = "global_step"
+CALLBACKS = "callbacks"
+EMA = "EMA"
+AVERAGE = "average"
+MODEL_CONFIG = "model_config"
+GENERATOR = "generator"
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def load_tokenizer(run: str | Path) -> Tokenizer:
-    """The tokenizer of a run, in eval mode and frozen, on the CPU; its averaged weights where the run kept some.
+def load_tokenizer(run: str | Path, trust: Sequence[str] = ()) -> Tokenizer:
+    """Load the tokenizer of a run: frozen, in eval mode, on the CPU, with averaged weights where the run kept some.
 
     Args:
         run: the run's directory, e.g. ``runs/digits/tokenizer/fq_dual``, or a checkpoint file.
+        trust: packages besides polytoken whose classes the checkpoint may name.
 
     Raises:
-        FileNotFoundError: if there is no checkpoint.
-        ValueError: if the checkpoint is not of a tokenizer's run.
+        MissingFileError: if there is no checkpoint.
+        UserError: if the checkpoint is not of a tokenizer's run.
     """
-    checkpoint, path = read_checkpoint(run)
-    section = _init_args(checkpoint, path).get("tokenizer")
-    if not isinstance(section, dict):
-        raise UserError(f"{path} is not the checkpoint of a tokenizer: its model section has no tokenizer")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Tokenizer, "tokenizer")
-    tokenizer = _build(parser, {"tokenizer": section}, path).tokenizer
-    return _with_weights(tokenizer, "tokenizer", checkpoint, path)
+    return Checkpoint.open(run).tokenizer(trust)
 
 
-def load_generator(run: str | Path) -> Generator:
-    """The generator of a run, in eval mode and frozen, on the CPU; its averaged weights where the run kept some.
+def load_generator(run: str | Path, trust: Sequence[str] = ()) -> Generator:
+    """Load the generator of a run, as :func:`load_tokenizer` does a tokenizer.
 
     Args:
         run: the run's directory, e.g. ``runs/digits/stage2/fq_dual``, or a checkpoint file.
+        trust: packages besides polytoken whose classes the checkpoint may name.
 
     Raises:
-        FileNotFoundError: if there is no checkpoint.
-        ValueError: if the checkpoint is not of a generator's run.
+        MissingFileError: if there is no checkpoint.
+        UserError: if the checkpoint is not of a generator's run.
     """
-    checkpoint, path = read_checkpoint(run)
-    record = record_in(checkpoint, path)
-    section = _init_args(checkpoint, path).get("generator")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Generator, "generator")
-    generator = _build(parser, {"generator": section}, path).generator
-    generator.connect(TokenSpec.from_json(record["spec"]), record["num_classes"])
-    return _with_weights(generator, "generator", checkpoint, path)
+    return Checkpoint.open(run).generator(trust)
 
 
-def read_checkpoint(run: str | Path) -> tuple[dict[str, Any], Path]:
-    """The last checkpoint of a run (or the one named), its tensors memory-mapped, and its path.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of a run.
 
-    Of a sharded one it is the file that ``make consolidate`` has made of it.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is sharded and no such file is there, or unreadable.
+    Args:
+        path: the file.
+        content: all that it holds; tensors are memory-mapped.
     """
+
+    path: Path
+    content: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, run: str | Path) -> Checkpoint:
+        """Open the last checkpoint of a run's directory, or the file itself.
+
+        For a sharded checkpoint this is the file that ``make consolidate`` has made of it.
+
+        Raises:
+            MissingFileError: if there is none.
+            UserError: if it is unreadable, or sharded and not consolidated.
+        """
+        path = checkpoint_path(run)
+        if not path.exists():
+            raise MissingFileError(
+                f"there is no checkpoint {path}: train this run first, or name the run that you mean"
+            )
+        if not path.is_dir():
+            return cls(path, read_metadata(path))
+        file = path.with_name(WHOLE)
+        content = read_metadata(file) if file.exists() else {}
+        if content.get(GLOBAL_STEP) != read_metadata(path).get(GLOBAL_STEP):
+            raise UserError(
+                f"{path} is a sharded checkpoint, and {file} is {'of another step' if content else 'not there'}: make "
+                f"one file of it by `python -m commands.consolidate {path}` (make consolidate RUN={path.parent.parent})"
+            )
+        return cls(file, content)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of the file."""
+        return file_sha256(self.path)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        step = self.content.get(GLOBAL_STEP)
+        if not isinstance(step, int):
+            raise UserError(f"{self.path} is broken: {GLOBAL_STEP} is {step!r}")
+        return step
+
+    @property
+    def averaged(self) -> bool:
+        """Whether :meth:`weights` are averages (callbacks.EMA)."""
+        return bool(self._average)
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Arguments of the LightningModule, as the configuration gave them."""
+        section = self.content.get(MODEL_CONFIG)
+        arguments = section.get("init_args", {}) if isinstance(section, dict) else None
+        if not isinstance(arguments, dict):
+            raise UserError(f"{self.path} does not say what its model is: only runs of cli.py can be loaded")
+        return arguments
+
+    @property
+    def record(self) -> GeneratorRecord:
+        """The record of a generator's checkpoint."""
+        return record_in(self.content, self.path)
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """Return the state dict of a sub-module of the LightningModule, averaged where there are averages."""
+        prefix = f"{name}."
+        state = self.content.get(STATE_DICT)
+        if not isinstance(state, dict):
+            raise UserError(f"{self.path} holds no weights")
+        average = self._average
+        names = [key for key in state if key.startswith(prefix)]
+        return {key.removeprefix(prefix): average[key] if key in average else state[key] for key in names}
+
+    def tokenizer(self, trust: Sequence[str] = ()) -> Tokenizer:
+        """Rebuild the tokenizer; see :func:`load_tokenizer`."""
+        section = self.model.get("tokenizer")
+        if not isinstance(section, dict):
+            raise UserError(f"{self.path} is not the checkpoint of a tokenizer: its model section has no tokenizer")
+        return self._load(build(section, Tokenizer, str(self.path), trust), "tokenizer")  # type: ignore[type-abstract]
+
+    def generator(self, trust: Sequence[str] = ()) -> Generator:
+        """Rebuild the generator; see :func:`load_generator`."""
+        record = self.record
+        generator = build(self.model.get(GENERATOR), Generator, str(self.path), trust)  # type: ignore[type-abstract]
+        generator.connect(record.spec, record.num_classes)
+        return self._load(generator, GENERATOR)
+
+    def _load(self, network: Network, name: str) -> Network:
+        try:
+            network.load_state_dict(self.weights(name))
+        except RuntimeError as error:
+            raise UserError(f"the weights in {self.path} do not fit the {name} that it describes: {error}") from error
+        return network.eval().requires_grad_(False)
+
+    @property
+    def _average(self) -> dict[str, Tensor]:
+        average: Any = self.content
+        for key in (CALLBACKS, EMA, AVERAGE):
+            average = average.get(key) or {}
+            if not isinstance(average, dict):
+                raise UserError(f"{self.path} is broken: {CALLBACKS}.{EMA}.{AVERAGE} is no mapping")
+        return average
+
+
+def checkpoint_path(run: str | Path) -> Path:
+    """Return the last checkpoint of a run's directory, or ``run`` itself if it is a checkpoint."""
     path = Path(run)
-    if path.is_dir() and not (path / SHARDED).exists():
-        path = path / "checkpoints" / "last.ckpt"
-    if not path.exists():
-        raise MissingFileError(f"there is no checkpoint {path}: train this run first, or name the run that you mean")
-    if not path.is_dir():
-        return read_metadata(path), path
-    file = path.with_name(WHOLE)
-    checkpoint = read_metadata(file) if file.exists() else {}
-    if checkpoint.get("global_step") != read_metadata(path)["global_step"]:
-        raise UserError(
-            f"{path} is a sharded checkpoint, and {file} is {'of another step' if checkpoint else 'not there'}: make "
-            f"one file of it by `python -m commands.consolidate {path}` (make consolidate RUN={path.parent.parent})"
-        )
-    return checkpoint, file
+    return path / "checkpoints" / LAST if path.is_dir() and not (path / SHARDED).exists() else path
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What a checkpoint file holds, tensors memory-mapped; of a sharded one all but weights and optimizers.
+    """Read a checkpoint file with memory-mapped tensors; of a sharded one, all but weights and optimizers.
 
     Raises:
-        ValueError: if it is unreadable.
+        UserError: if it is unreadable.
     """
     try:
         file = path / SHARDED if path.is_dir() else path
-        return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise UserError(f"{path} is not a readable checkpoint ({why_unreadable(error)})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a readable checkpoint (it holds a {type(content).__name__})")
+    return content
 
 
-def _init_args(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
-    model = checkpoint.get(MODEL_CONFIG)
-    if not isinstance(model, dict):
-        raise UserError(f"{path} does not say what its model is: only runs of cli.py can be loaded")
-    return model.get("init_args", {})
-
-
-def _build(parser: ArgumentParser, section: dict[str, Any], path: Path) -> Any:
-    try:
-        return parser.instantiate_classes(parser.parse_object(section))
-    except ArgumentError as error:
-        raise UserError(
-            f"the model section recorded in {path} does not fit this version of the code: {error}"
-        ) from error
-
-
-def _with_weights(network: Network, name: str, checkpoint: dict[str, Any], path: Path) -> Network:
-    """Load one sub-module of the LightningModule; averages (callbacks.EMA) go before what training ended with."""
-    prefix = f"{name}."
-    average: dict[str, Tensor] = checkpoint.get("callbacks", {}).get("EMA", {}).get("average", {})
-    state = {
-        key.removeprefix(prefix): average.get(key, value)
-        for key, value in checkpoint["state_dict"].items()
-        if key.startswith(prefix)
-    }
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"the weights in {path} do not fit the {name} that it describes: {error}") from error
-    return network.eval().requires_grad_(False)
-
-
-def record_in(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
-    """What a checkpoint says of its generator.
+def record_in(content: Mapping[str, Any], path: Path) -> GeneratorRecord:
+    """Return the validated generator record of a checkpoint's content.
 
     Raises:
-        ValueError: if it is not a generator's.
+        UserError: if it is not a generator's, or its record is broken.
     """
-    if KEY not in checkpoint:
-        raise UserError(f"{path} is not the checkpoint of a generator: it does not say which codes it writes")
-    return checkpoint[KEY]
-
-
-def sub_codes(record: dict[str, Any]) -> list[int]:
-    """Which of the tokenizer's sub-codes a generator writes, in its order."""
-    chosen = record["sub_codes"]
-    return list(range(TokenSpec.from_json(record["full_spec"]).num_sub_codes)) if chosen is None else list(chosen)
+    if not isinstance(content.get(GENERATOR), dict):
+        raise UserError(
+            f"{path} is not the checkpoint of a generator: it has no record of the codes that it generates. Name a run "
+            "of stage 2 or of a baseline"
+        )
+    return GeneratorRecord.from_plain(content[GENERATOR], f"{path}: {GENERATOR}")

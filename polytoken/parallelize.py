@@ -1,4 +1,4 @@
-"""A generator in pieces on several devices, and single weights put together from them (FSDP2)."""
+"""Activation checkpointing, compilation and FSDP2 sharding of a generator, and gathering of sharded tensors."""
 
 from __future__ import annotations
 
@@ -14,34 +14,39 @@ if TYPE_CHECKING:
     from polytoken.generators.base import Generator
 
 
-def shard(generator: Generator, mesh: DeviceMesh, compute: torch.dtype | None = None) -> None:
-    """Cut every weight into as many pieces as the mesh has ranks; in place, names stay.
-
-    Each block of trunk and head is put together by itself when it is needed, embeddings and outputs with the whole.
-    Blocks are checkpointed and compiled already (``TrunkConfig``), in this order, inside of what is sharded.
+def parallelize(generator: Generator, mesh: DeviceMesh | None = None, compute: torch.dtype | None = None) -> None:
+    """Checkpoint, compile and shard a generator, in this order and in place; parameter names do not change.
 
     Args:
-        generator: whole, and the same on every rank.
-        mesh: one-dimensional, the ranks that read different data.
-        compute: type of the weights that are put together; None is their own. Gradients are summed in float32.
+        generator: connected, and the same on every rank.
+        mesh: one-dimensional, the ranks that read different data; None does not shard.
+        compute: type of the gathered weights; None is their own. Gradients are summed in float32.
     """
+    blocks = [*generator.blocks()]
+    for block in blocks if generator.checkpointing else ():
+        block.checkpointing = True  # type: ignore[assignment]
+    for block in blocks if generator.compile_blocks else ():
+        block.compile()
+    if mesh is None:
+        return
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
-    for block in generator.blocks():
+    for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-        register_fsdp_forward_method(block, "step")
-    # in pieces after every forward: what changes weights between two steps (an average in validation) changes pieces
+        if hasattr(block, "step"):
+            register_fsdp_forward_method(block, "step")
+    # Resharded after every forward, since what changes weights between two steps (EMA in validation) changes shards.
     fully_shard(generator, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     for name in generator.forward_methods:
         register_fsdp_forward_method(generator, name)
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor put together from its pieces, if it is in pieces; every rank must call it."""
+    """Return the whole tensor, gathered if it is sharded; every rank must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A tensor on the device of another one, and in the same pieces; whole, it must be the same on every rank."""
+    """Return a tensor on the device of another one and sharded like it; every rank passes the same whole tensor."""
     if isinstance(like, DTensor) and not isinstance(tensor, DTensor):
         tensor = tensor.to(like.device_mesh.device_type)
         return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)

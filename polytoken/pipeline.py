@@ -1,4 +1,4 @@
-"""A trained generator with its tokenizer: classes in, images out."""
+"""Images of given classes, by a trained generator and its tokenizer."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from PIL import Image
 from torch import Tensor, nn
 
 from polytoken.errors import UserError
-from polytoken.files import file_sha256
 from polytoken.fingerprint import fingerprint
 from polytoken.generators.base import Generator
-from polytoken.loading import load_generator, load_tokenizer, read_checkpoint, sub_codes
-from polytoken.metrics.images import to_uint8
+from polytoken.generators.record import GeneratorRecord
+from polytoken.images import to_uint8
+from polytoken.loading import Checkpoint, load_tokenizer
 from polytoken.sampling import CategoricalSampler, RowNoise
-from polytoken.specs import TokenSpec
+from polytoken.subspaces import keep_subspaces
 from polytoken.tokenizers import Tokenizer
 
 
 class GenerationPipeline(nn.Module):
-    """Draws images of given classes; usually built by :meth:`from_run`, moved with ``.to("cuda")``.
+    """Generates images of given classes; :meth:`from_run` loads it, ``.to("cuda")`` moves it.
 
     Args:
-        network: writes codes.
+        network: generates codes.
         tokenizer: decodes them.
-        sub_codes: which of the tokenizer's sub-codes the network writes, in its order.
-        class_to_idx: the numbering of the classes by name.
-        origin: where both come from, as plain data.
+        sub_codes: the tokenizer's sub-codes that the network generates, in its order.
+        class_to_idx: class names and their labels.
+        origin: runs and digests of both, as plain data.
     """
 
     def __init__(
@@ -49,42 +49,44 @@ class GenerationPipeline(nn.Module):
         self.origin = origin
 
     @classmethod
-    def from_run(cls, run: str | Path, tokenizer_run: str | Path | None = None) -> GenerationPipeline:
-        """The generator of a run, frozen, on the CPU; warns of a first stage that passes for a finished model.
+    def from_run(
+        cls, run: str | Path, tokenizer_run: str | Path | None = None, trust: Sequence[str] = ()
+    ) -> GenerationPipeline:
+        """Load the generator of a run and its tokenizer: frozen, on the CPU.
+
+        Warns if the run is a first stage, whose samples are not those of the finished model.
 
         Args:
             run: the run's directory, e.g. ``runs/digits/stage2/fq_dual``, or a checkpoint file.
-            tokenizer_run: where its tokenizer is now; None is where it was in training.
+            tokenizer_run: present place of its tokenizer; None is its place in training.
+            trust: packages besides polytoken whose classes the checkpoints may name.
 
         Raises:
-            FileNotFoundError: if one of the two is not there.
-            ValueError: if the run is no generator's, or was trained on the codes of another tokenizer.
+            MissingFileError: if one of the two does not exist.
+            UserError: if the run is no generator's, or was trained on the codes of another tokenizer.
         """
-        checkpoint, path = read_checkpoint(run)
-        record = checkpoint.get("generator")
-        if record is None:
-            raise UserError(f"{path} is not the checkpoint of a generator: name a run of stage 2 or of a baseline")
-        written = sub_codes(record)
-        _warn_of_first_stage(record, written, path)
-        place = Path(tokenizer_run or record["tokenizer_run"])
-        tokenizer = load_tokenizer(place)
+        checkpoint = Checkpoint.open(run)
+        record = checkpoint.record
+        _warn_of_first_stage(record, checkpoint.path)
+        place = Path(tokenizer_run or record.tokenizer_run)
+        tokenizer = load_tokenizer(place, trust)
         found = fingerprint(tokenizer)
-        if found != record["tokenizer_fingerprint"]:
+        if found != record.tokenizer_fingerprint:
             raise UserError(
-                f"{path} writes codes of a tokenizer with the fingerprint {record['tokenizer_fingerprint'][:12]}, and "
-                f"the one in {place} has {found[:12]}: name the run of its own tokenizer as tokenizer_run, or train "
-                "the generator anew on this one's codes"
+                f"{checkpoint.path} writes codes of a tokenizer with the fingerprint "
+                f"{record.tokenizer_fingerprint[:12]}, and the one in {place} has {found[:12]}: name the run of its "
+                "own tokenizer as tokenizer_run, or train the generator again on the codes of this one"
             )
         origin = {
             "generator": {
                 "run": str(run),
-                "sha256": file_sha256(path),
-                "step": checkpoint["global_step"],
-                "averaged": bool(checkpoint.get("callbacks", {}).get("EMA", {}).get("average")),
+                "sha256": checkpoint.sha256,
+                "step": checkpoint.step,
+                "averaged": checkpoint.averaged,
             },
             "tokenizer": {"run": str(place), "fingerprint": found},
         }
-        return cls(load_generator(path), tokenizer, written, dict(record["class_to_idx"]), origin)
+        return cls(checkpoint.generator(trust), tokenizer, record.sub_codes, record.class_to_idx, origin)
 
     @property
     def num_classes(self) -> int:
@@ -145,11 +147,12 @@ class GenerationPipeline(nn.Module):
         return images
 
     def _decode(self, codes: Tensor) -> Tensor:
-        """Codes (B, k', N) to images (B, 3, H, W); channels of subspaces that are not written are zero."""
-        full = codes.new_zeros(len(codes), len(self.tokenizer.subspace_channels), codes.shape[2])
+        """Decode codes (B, k', N) to images (B, 3, H, W); subspaces that are not generated are zero."""
+        widths = self.tokenizer.subspace_channels
+        full = codes.new_zeros(len(codes), len(widths), codes.shape[2])
         full[:, self.sub_codes] = codes
-        quantized = self.tokenizer.keep_subspaces(self.tokenizer.embed_codes(full), self.sub_codes)
-        return self.tokenizer.decode(quantized).image
+        subspaces = self.tokenizer.embed_codes(full).split(widths, dim=1)
+        return self.tokenizer.decode(keep_subspaces(subspaces, self.sub_codes)).image
 
     def _index(self, name: int | str) -> int:
         if not isinstance(name, str):
@@ -160,13 +163,12 @@ class GenerationPipeline(nn.Module):
         return self.class_to_idx[name]
 
 
-def _warn_of_first_stage(record: dict[str, Any], written: list[int], path: Path) -> None:
-    """Say that samples of a first stage are not those of the finished model."""
-    decoded = TokenSpec.from_json(record["full_spec"]).num_sub_codes
-    if len(written) < decoded:
+def _warn_of_first_stage(record: GeneratorRecord, path: Path) -> None:
+    decoded = record.full_spec.num_sub_codes
+    if len(record.sub_codes) < decoded:
         reason = (
-            f"It writes the sub-codes {written} of the {decoded} that its tokenizer decodes; the other subspaces are "
-            "set to zero"
+            f"It writes the sub-codes {[*record.sub_codes]} of the {decoded} that its tokenizer decodes; the other "
+            "subspaces are set to zero"
         )
     elif "stage1" in path.resolve().parts:
         reason = "Its tokenizer has one codebook, so that its samples can be decoded"

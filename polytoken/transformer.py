@@ -44,8 +44,8 @@ class TrunkConfig:
         class_dropout: share of labels replaced by the null class in training, which is what guidance needs.
         class_position: rotation of the class's position. ``zero`` is released code's: its queries and keys vanish, so
             that it attends to itself and weighs e⁰ for all others; ``identity`` leaves them as they are.
-        checkpointing: keep only block inputs for backward and compute the blocks twice.
-        compile: ``torch.compile`` each block separately, for training.
+        checkpointing: keep only block inputs for backward and compute the blocks twice (:mod:`polytoken.parallelize`).
+        compile: ``torch.compile`` every block by itself, for training (:mod:`polytoken.parallelize`).
     """
 
     dim: int
@@ -278,7 +278,7 @@ class Block(nn.Module):
 
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
-        self.checkpointing = config.checkpointing
+        self.checkpointing = False  # polytoken.parallelize sets it
         self.attention_norm = RMSNorm(config.dim)
         self.attention = Attention(config.dim, config.num_heads, config.resid_dropout)
         self.ffn_norm = RMSNorm(config.dim)
@@ -320,9 +320,6 @@ class BlockStack(nn.Module):
         self.grid = grid
         self.capacity = capacity
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        if config.compile:
-            for block in self.blocks:
-                block.compile()
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, n ≤ capacity, dim) to the same shape; position t sees positions up to t."""

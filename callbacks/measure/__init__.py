@@ -1,1 +1,1 @@
-"""Callbacks that measure a run and draw plots of it."""
+"""Measurements of validation images, figures and pictures."""

@@ -24,7 +24,7 @@ from commands.report.content import Entry, Picture, Section, Table, number
 from commands.report.drawing import curves
 from polytoken import records
 from polytoken.errors import UserError
-from polytoken.metrics.image_metrics import kind_of
+from polytoken.metrics.generation import kind_of
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +88,9 @@ def samples(directory: Path, preset: str) -> Section:
         entry.facts += _made(evaluated)
         entry.facts += [("note", note) for note in evaluated["notes"]]
         rows += [
-            [path.name, SETS[name], *_evaluated(evaluated["metrics"][name])]
+            [path.name, SETS[name], *_evaluated(evaluated["figures"][name])]
             for name in SETS
-            if name in evaluated["metrics"]
+            if name in evaluated["figures"]
         ]
     if not section.entries:
         section.missing = [f"make sample PRESET={preset}"]
@@ -167,9 +167,9 @@ def _sweep(sweep: Sweep) -> Iterator[Table]:
     if entries := sweep["scales"]:
         settings = entries[-1]["settings"]
         entries = [entry for entry in entries if entry["settings"] == settings]
-        names = list(entries[0]["metrics"])
+        names = list(entries[0]["figures"])
         rows = [
-            [f"{entry['guidance']:g}", *(number(entry["metrics"][name]["value"]) for name in names)]
+            [f"{entry['guidance']:g}", *(number(entry["figures"][name]["value"]) for name in names)]
             for entry in sorted(entries, key=lambda entry: entry["guidance"])
         ]
         yield Table(["guidance", *names], rows, f"Guidance: {_counted(settings)} samples a scale")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from polytoken.errors import UserError
-from polytoken.generators.base import Codec, Generator, GeneratorLoss
+from polytoken.generators.base import Codec, Generator, GeneratorLoss, SubCode
 from polytoken.generators.heads import Head
 from polytoken.generators.noise import NoisyCodes, SubTokenNoise
+from polytoken.handover import check_equal_shapes, fits, shape
 from polytoken.sampling import CategoricalSampler, Draw, RowNoise
 from polytoken.specs import Tokens, TokenSpec
 from polytoken.transformer import Block, KVCache, Trunk, TrunkConfig, initialise
@@ -44,6 +45,8 @@ class AutoregressiveGenerator(Generator):
         if aggregation not in ("concatenation", "sum"):
             raise UserError(f"aggregation is {aggregation!r}: choose concatenation or sum")
         self.config = trunk
+        self.checkpointing = trunk.checkpointing
+        self.compile_blocks = trunk.compile
         self.concatenates = aggregation == "concatenation"
         self.noise = noise
         # Sub-modules are initialised and listed in the order of registration, so connect() fills reserved places.
@@ -80,6 +83,62 @@ class AutoregressiveGenerator(Generator):
             if module is not None:
                 module.apply(initialise)
         self.head.reset_parameters()
+
+    def carried(self, source: Mapping[str, Tensor], sub_code: SubCode = None) -> dict[str, str]:
+        """Return which weights an earlier stage hands over (SSQ section 4.2).
+
+        The trunk must be equal and carries over, as do the class embedding and the head's norm. One sub-code also
+        brings its embedding table, and its output layer where the shapes agree. The same sub-codes bring every tensor
+        of equal name and shape.
+
+        Raises:
+            UserError: if the trunks differ, or ``sub_code`` does not fit.
+        """
+        state = self.state_dict()
+        check_equal_shapes(source, state, "trunk")
+        if sub_code == "all":
+            return super().carried(source)
+        pairs = {name: name for name in state if name.startswith("trunk.")}
+        optional = {"class_embedding.weight": "class_embedding.weight"}
+        optional |= {f"head.{name}": f"head.{origin}" for name, origin in self.head.carried(sub_code).items()}
+        if sub_code is not None:
+            self._check_sub_code(source, state, sub_code)
+            optional[f"embeddings.{sub_code}.weight"] = "embeddings.0.weight"
+        return pairs | {name: origin for name, origin in optional.items() if fits(source, origin, state, name)}
+
+    @torch.no_grad()
+    def after_handover(self, sub_code: SubCode) -> None:
+        """Remove the influence of the other sub-codes, so that the trunk's hidden states are the earlier stage's.
+
+        Their block of the aggregation becomes zero; when embeddings are summed, their tables do. Both have gradients.
+        """
+        if not isinstance(sub_code, int):
+            return
+        if self.aggregation is not None:
+            weight, bias = self.aggregation.weight, self.aggregation.bias
+            dim = weight.shape[0]
+            weight.zero_()
+            bias.zero_()
+            weight[:, sub_code * dim : (sub_code + 1) * dim].fill_diagonal_(1.0)
+            return
+        for i, table in enumerate(self.embeddings):
+            if i != sub_code:
+                cast(nn.Embedding, table).weight.zero_()
+
+    def _check_sub_code(self, source: Mapping[str, Tensor], state: Mapping[str, Tensor], sub_code: int) -> None:
+        tables = [name for name in source if name.startswith("embeddings.")]
+        if len(tables) != 1:
+            raise UserError(
+                f"sub_code is {sub_code}, but the weights to start from read {len(tables)} sub-codes: leave it out"
+            )
+        if not 0 <= sub_code < len(self.embeddings):
+            raise UserError(f"sub_code is {sub_code}, and this model has sub-codes 0 to {len(self.embeddings) - 1}")
+        table = f"embeddings.{sub_code}.weight"
+        if not fits(source, "embeddings.0.weight", state, table):
+            raise UserError(
+                f"the earlier stage's embedding table is {shape(source, 'embeddings.0.weight')} and that of sub-code "
+                f"{sub_code} is {shape(state, table)}: the codes differ, leave sub_code out or choose the right one"
+            )
 
     def blocks(self) -> Iterator[nn.Module]:
         """Return the transformer blocks of trunk and head."""

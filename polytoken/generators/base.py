@@ -31,7 +31,7 @@ class GeneratorLoss:
     Args:
         total: float32 scalar that training minimises.
         parts: float32 scalars by name. In nats they are the k sub-codes "0", "1", …, each a mean over images and
-            positions, and ``total`` is their mean.
+            positions.
         unit: "nats" for a negative log-likelihood, another name otherwise.
         is_bound: the likelihood is only bounded: ``parts`` are upper bounds of the nats.
         statistics: further scalars to log, such as the noise rate; nothing depends on them.
@@ -62,6 +62,10 @@ class Generator(nn.Module, ABC):
     num_classes: int
     forward_methods: ClassVar[tuple[str, ...]] = ("loss", "sample")
     """Methods that compute with the parameters, which FSDP2 must gather before each call."""
+    checkpointing: bool = False
+    """Recompute the blocks' activations in the backward pass (polytoken.parallelize)."""
+    compile_blocks: bool = False
+    """Compile each block (polytoken.parallelize)."""
 
     @abstractmethod
     def connect(self, spec: TokenSpec, num_classes: int, codec: Codec | None = None) -> None:
@@ -109,5 +113,8 @@ class Generator(nn.Module, ABC):
         """Adjust the weights that were not carried, in place; by default they keep their initial values."""
 
     def blocks(self) -> Iterable[nn.Module]:
-        """Return the repeated blocks, which are checkpointed, compiled and sharded one by one."""
+        """Return the repeated blocks, which :func:`~polytoken.parallelize.parallelize` wraps one by one.
+
+        A block checkpoints its forward pass if its attribute ``checkpointing`` is set.
+        """
         return ()

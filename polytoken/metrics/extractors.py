@@ -1,4 +1,4 @@
-"""Extractors by name."""
+"""Extractors by their names."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from polytoken.teachers import Teacher
 
 
 def load_extractor(name: str, weights: Path | None, device: torch.device) -> Extractor:
-    """Load an extractor.
+    """The network of a name, on its device.
 
     Args:
         name: ``judge``, ``inception``, or a teacher's: ``dinov2_base`` …
-        weights: file of its weights; None is the one of ``make weights``. A judge's must be named.
-        device: device of the network.
+        weights: its file; None takes that of ``make weights``. A judge has none there.
+        device: where it runs.
 
     Raises:
-        MissingFileError: if weights are missing.
-        UserError: if the name is unknown, a judge's file is not named, or the file holds something else.
+        FileNotFoundError: if weights are missing.
+        ValueError: if the name is unknown, a judge's file is not named, or the file holds something else.
     """
     if name == "judge":
         if weights is None:

@@ -1,4 +1,4 @@
-"""Similarity of two sets of features of the same images: CKNNA, linear CKA, cosines of subspaces."""
+"""How alike two sets of features of the same images are."""
 
 from __future__ import annotations
 
@@ -11,19 +11,14 @@ from polytoken.errors import UserError
 
 
 def cknna(first: Tensor, second: Tensor, k: int = 10) -> Tensor:
-    """CKNNA (arXiv 2405.07987, appendix A): alignment of the k nearest neighbours, at most 1; scalar float64.
+    """CKNNA of features (n, d₁) and (n, d₂) of the same n images: alignment of their k nearest neighbours, ≤ 1.
 
-    Kernels are products of rows scaled to unit length. Pairs that are not neighbours in both sets are set to 0, and an
-    unbiased HSIC is divided by those of each kernel with its own neighbours. The value depends on n and k: report both.
-    NaN if the neighbours of one set carry no signal.
-
-    Args:
-        first: features (n, d₁).
-        second: features (n, d₂) of the same images.
-        k: number of neighbours.
+    Kernels are products of rows scaled to unit length. Pairs that are not neighbours of one another in both are set to
+    0, then an unbiased HSIC is divided by those of each kernel with its own neighbours. Its value depends on n and k:
+    report both. Float64; NaN where the neighbours of one set carry no signal. Source: arXiv 2405.07987.
 
     Raises:
-        UserError: if k is below 2, there are at most k or 3 images, or their numbers differ.
+        ValueError: if k is below 2, or there are not more than k images, or fewer than 4, or their numbers differ.
     """
     count = _count(first, second)
     if k < 2:
@@ -39,13 +34,13 @@ def cknna(first: Tensor, second: Tensor, k: int = 10) -> Tensor:
 
 
 def linear_cka(first: Tensor, second: Tensor) -> Tensor:
-    """Linear CKA (arXiv 1905.00414, eq. 3 with linear kernels) of features (n, d₁) and (n, d₂): 0 … 1, float64.
+    """Linear CKA of features (n, d₁) and (n, d₂) of the same n images, columns centred: 0 … 1, float64.
 
-    It is not corrected for bias, and so far from 0 for independent features unless n is much greater than both widths.
-    NaN if one set does not vary.
+    NaN where one set does not vary. Source: arXiv 1905.00414 eq. 3 with linear kernels; not corrected for bias, so
+    that it is far from 0 for independent features unless n is much greater than both widths.
 
     Raises:
-        UserError: if the numbers of images differ.
+        ValueError: if the numbers of images differ.
     """
     _count(first, second)
     one, other = (features.double() - features.double().mean(0) for features in (first, second))
@@ -54,9 +49,9 @@ def linear_cka(first: Tensor, second: Tensor) -> Tensor:
 
 
 class SubspaceCosines(Metric):
-    """Cosine of the vectors of two subspaces at the same position: mean and mean square of each pair.
+    """Cosine of the vectors that two subspaces have at the same position: mean and mean square of each pair.
 
-    Pairs of unequal width have none. Sums over batches and ranks are float64.
+    Pairs of unequal width have none. Sums are float64, over batches and ranks.
 
     Args:
         num_subspaces: k.
@@ -74,9 +69,9 @@ class SubspaceCosines(Metric):
         self.add_state("cosines", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("squares", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, subspaces: tuple[Tensor, ...]) -> None:
+    def update(self, parts: tuple[Tensor, ...]) -> None:
         """Add the k subspaces' vectors (B, d, h, w)."""
-        unit = [functional.normalize(subspace.float(), dim=1) for subspace in subspaces]
+        unit = [functional.normalize(part.float(), dim=1) for part in parts]
         for row, one in enumerate(unit):
             for column, other in enumerate(unit):
                 if one.shape == other.shape:
@@ -86,7 +81,7 @@ class SubspaceCosines(Metric):
                     self.squares[row, column] += cosine.square().sum()
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Mean cosine and mean squared cosine (k, k), float64; NaN for unequal widths."""
+        """Mean cosine and mean squared cosine (k, k), float64; NaN where the widths differ."""
         return self.cosines / self.count, self.squares / self.count
 
 
@@ -97,13 +92,13 @@ def _count(first: Tensor, second: Tensor) -> int:
 
 
 def _neighbours(kernel: Tensor, k: int) -> Tensor:
-    """(n, n) bool: column j is among the k greatest of row i, without i itself."""
+    """(n, n) bool: whether column j is among the k greatest of row i, i itself left out."""
     nearest = kernel.clone().fill_diagonal_(-torch.inf).topk(k, dim=1).indices
     return torch.zeros_like(kernel, dtype=torch.bool).scatter_(1, nearest, True)
 
 
 def _unbiased_hsic(first: Tensor, second: Tensor) -> Tensor:
-    """Unbiased HSIC of two (n, n) kernels, which may be asymmetric."""
+    """Unbiased HSIC of two (n, n) kernels, which masks may have made asymmetric."""
     count = len(first)
     one, other = first.clone().fill_diagonal_(0), second.clone().fill_diagonal_(0)
     trace = (one * other.T).sum()

@@ -8,7 +8,7 @@ import torch
 
 import cli
 from commands.consolidate import consolidate
-from polytoken.loading import read_checkpoint
+from polytoken.loading import Checkpoint
 from tests.support.conditioned import conditioned
 from tests.support.generator_recipes import GENERATOR, tiny, write_digit_codes
 from tests.support.ranks import run_on_ranks
@@ -90,9 +90,9 @@ def test_two_ranks_equal_one_rank_with_twice_the_batch(tmp_path: Path, monkeypat
     for recipe in GENERATORS:
         fit(*generator(recipe, 16, f"alone/{recipe}"))
         consolidate(Path(f"runs/digits/fsdp/{recipe}/checkpoints/last.ckpt"))
-        expected = read_checkpoint(f"runs/digits/alone/{recipe}")[0]
+        expected = Checkpoint.open(f"runs/digits/alone/{recipe}").content
         for name in OVERLAYS:
-            found = read_checkpoint(f"runs/digits/{name}/{recipe}")[0]
+            found = Checkpoint.open(f"runs/digits/{name}/{recipe}").content
             assert found["global_step"] == 2 and len(found["random_state"]) == 2
             for key, value in expected["state_dict"].items():
                 where = f"{name} {recipe} {key}"

@@ -83,7 +83,7 @@ def test_from_a_tokenizer_to_figures_of_samples(
     measured = [json.loads(path.read_text()) for path in Path("runs/experiments").rglob("metrics.json")]
     names = {name for sections in measured for name in sections.get("validate", {}).get("metrics", {})}
     names |= {
-        name for sections in measured for name in sections.get("evaluate", {}).get("metrics", {}).get("samples", {})
+        name for sections in measured for name in sections.get("evaluate", {}).get("figures", {}).get("samples", {})
     }
     unknown = {name for name in names if not any(fnmatch(name, known) for known in METRICS)}
     assert len(names) > 20 and not unknown, "an experiment could not ask for these"

@@ -15,10 +15,10 @@ import torch
 from lightning.pytorch import Callback
 
 import cli
-from artifacts.lineage import TokensRead, sub_code_of
+from artifacts.lineage import shared_sub_code
 from lightning_modules import GeneratorModule
-from lightning_modules.guards import check_precision
 from polytoken.generators import AutoregressiveGenerator, LinearHead
+from polytoken.generators.record import GeneratorRecord, Lineage
 from polytoken.loading import load_generator
 from polytoken.optimization import gradient_norm
 from polytoken.specs import Tokens, TokenSpec
@@ -158,6 +158,7 @@ def test_validation_is_a_mean_over_images_and_drops_padding(store: Path, monkeyp
 
 def test_the_checkpoint_says_which_codes_it_writes(stage1: Path) -> None:
     record = torch.load(stage1 / "checkpoints/last.ckpt", weights_only=True)["generator"]
+    assert GeneratorRecord.from_plain(record, "").to_plain() == record
     assert record["spec"] == {"codebook_sizes": [8], "scales": [[2, 3]]}
     assert record["full_spec"] == {"codebook_sizes": [8, 8], "scales": [[2, 3]]}
     assert record["sub_codes"] == [1]
@@ -210,17 +211,19 @@ def test_weights_of_another_tokenizer_carry_over_without_its_codes(store: Path, 
     assert not any("embeddings." in name for name in source["carried"])
 
 
+def record(sub_codes: tuple[int, ...], run: str = "tokenizer", fingerprint: str = "a" * 64) -> GeneratorRecord:
+    spec = TokenSpec((8, 8, 8), ((2, 3),))
+    lineage = Lineage(run, fingerprint, "store")
+    return GeneratorRecord(spec.select(sub_codes), spec, sub_codes, run, fingerprint, 1, {"a": 0}, lineage)
+
+
 def test_which_sub_codes_an_earlier_run_wrote() -> None:
-    spec = TokenSpec((8, 8, 8), ((2, 3),)).to_json()
-    slots = {((1,), None): 1, ((1,), (1,)): "all", ((2,), (0, 1)): None, ((0, 1), (0, 1)): "all"}
-    slots |= {((0, 1), (1, 0)): None, ((0, 1), None): None, (None, None): "all", (None, (0, 1, 2)): "all"}
-    for (before, now), slot in slots.items():
-        source, here = (
-            TokensRead("store", spec, spec, codes and list(codes), "tokenizer", "a" * 64) for codes in (before, now)
-        )
-        assert sub_code_of(source.to_json(), here, Path("last.ckpt")) == slot, (before, now)
-    other = {**source.to_json(), "tokenizer_run": "other", "tokenizer_fingerprint": "b" * 64}
-    assert sub_code_of(other, here, Path("last.ckpt")) is None
+    pairs = {((1,), (0, 1, 2)): 1, ((1,), (1,)): "all", ((2,), (0, 1)): None, ((0, 1), (0, 1)): "all"}
+    pairs |= {((0, 1), (1, 0)): None, ((0, 1), (0, 1, 2)): None, ((2,), (1, 2)): 1}
+    for (before, now), expected in pairs.items():
+        assert shared_sub_code(record(before), record(now), Path("last.ckpt")) == expected, (before, now)
+    other = record((0,), "other", "b" * 64)
+    assert shared_sub_code(other, record((0,)), Path("last.ckpt")) is None
 
 
 def test_a_tokenizer_trained_on_between_the_stages_is_refused(
@@ -395,9 +398,12 @@ def test_settings_that_cannot_be_honoured_are_refused() -> None:
     for options in ({"carried_learning_rate": 1e-4}, {"freeze_carried_steps": 5}):
         with pytest.raises(ValueError, match="set init_from"):
             GeneratorModule(AutoregressiveGenerator(TRUNK, LinearHead()), **options)
-    check_precision(SimpleNamespace(precision="bf16-mixed"))
+    module = GeneratorModule(AutoregressiveGenerator(TRUNK, LinearHead()))
+    module._trainer = SimpleNamespace(precision="bf16-mixed")
+    module.check_precision()
+    module._trainer = SimpleNamespace(precision="16-mixed")
     with pytest.raises(ValueError, match="fp16.*use bf16-mixed"):  # a trainer without a GPU would take bf16 by itself
-        check_precision(SimpleNamespace(precision="16-mixed"))
+        module.check_precision()
 
 
 def test_images_are_not_codes(store: Path, capsys: pytest.CaptureFixture) -> None:

@@ -15,10 +15,10 @@ from torch.distributed.device_mesh import init_device_mesh
 import cli
 from artifacts.checkpoint_files import copy
 from commands.consolidate import consolidate, main
-from lightning_modules.guards import check_generator_strategy
-from polytoken.loading import load_generator, read_checkpoint
+from lightning_modules import GeneratorModule
+from polytoken.loading import Checkpoint, load_generator
 from polytoken.optimization import gradient_norm
-from polytoken.parallelize import placed_like, shard, whole
+from polytoken.parallelize import parallelize, placed_like, whole
 from polytoken.sampling import CategoricalSampler
 from polytoken.specs import Tokens
 from tests.support.commands import exit_code
@@ -65,7 +65,7 @@ def two_ranks(rank: int) -> None:
 
 
 def checkpoint_of(stage: str) -> dict:
-    return read_checkpoint(f"runs/digits/{stage}")[0]
+    return dict(Checkpoint.open(f"runs/digits/{stage}").content)
 
 
 def assert_alike(found: dict, expected: dict) -> None:
@@ -149,10 +149,10 @@ def test_what_is_not_sharded_or_not_whole_is_not_consolidated(tmp_path: Path, ca
     assert "cannot be read: .metadata is missing in it" in capsys.readouterr().err
     torch.save({"global_step": 2}, last.with_name("whole.ckpt"))
     with pytest.raises(ValueError, match="whole.ckpt is of another step"):
-        read_checkpoint(tmp_path)
+        Checkpoint.open(tmp_path)
     shutil.rmtree(last)
     with pytest.raises(FileNotFoundError):
-        read_checkpoint(tmp_path)
+        Checkpoint.open(tmp_path)
 
 
 def test_a_sharded_checkpoint_takes_the_place_of_a_file(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def in_pieces(rank: int) -> dict[str, object]:
     mesh = init_device_mesh("cpu", (2,))
     generator = small_generator(trunk=TRUNK.__class__(**(vars(TRUNK) | {"checkpointing": True})))
     names = list(generator.state_dict())
-    shard(generator, mesh)
+    parallelize(generator, mesh)
     codes, labels = random_codes(generator, 4)
     loss = generator.loss(Tokens(codes=codes), labels)
     loss.total.backward()
@@ -188,7 +188,7 @@ def in_pieces(rank: int) -> dict[str, object]:
     result["always in pieces"] = all(hasattr(value, "to_local") for value in generator.parameters())
     result["names"] = list(generator.state_dict()) == names  # which would put all in pieces
     rounded = small_generator()
-    shard(rounded, mesh, torch.bfloat16)
+    parallelize(rounded, mesh, torch.bfloat16)
     total = rounded.loss(Tokens(codes=codes), labels).total
     total.backward()
     result["bfloat16"] = {"total": total.detach(), "type": str(rounded.class_embedding.weight.grad.dtype)}
@@ -214,9 +214,12 @@ def test_a_generator_in_pieces_is_the_whole_one(tmp_path: Path) -> None:
 
 
 def test_strategies_that_would_train_a_generator_wrongly_are_refused(tmp_path: Path) -> None:
+    module = GeneratorModule(small_generator())
+
     def check(strategy: object, path: Path | None = None) -> None:
         trainer = {"num_devices": 4, "num_nodes": 2, "state": SimpleNamespace(fn="fit")}
-        check_generator_strategy(SimpleNamespace(strategy=strategy, **trainer), path)
+        module._trainer = SimpleNamespace(strategy=strategy, **trainer)
+        module.check_strategy(path)
 
     with pytest.raises(ValueError, match="FSDP version 1.*use ModelParallelStrategy"):
         check(FSDPStrategy())

@@ -48,7 +48,6 @@ def test_fingerprint_is_that_of_the_weights(run: Path) -> None:
 
 
 def test_what_cannot_be_loaded_is_said(run: Path, tmp_path: Path) -> None:
-    assert MODEL_CONFIG == MODEL_CONFIG
     with pytest.raises(FileNotFoundError, match="there is no checkpoint .*nowhere: train"):
         load_tokenizer(tmp_path / "nowhere")
     cut = tmp_path / "cut.ckpt"

@@ -143,7 +143,9 @@ def test_cache_is_allocated_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_checkpointing_changes_nothing() -> None:
     gradients = []
     for checkpointing in (False, True):
-        trunk = build(checkpointing=checkpointing)
+        trunk = build()
+        for block in trunk.blocks:
+            block.checkpointing = checkpointing
         features = torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
         torch.manual_seed(3)  # the same dropout
         trunk(features).square().sum().backward()
@@ -158,28 +160,6 @@ def test_each_dropout_is_at_work() -> None:
     for name in none:
         trunk = build(**(none | {name: 0.5}))
         assert not torch.equal(trunk(features), trunk.eval()(features)), name
-
-
-def test_blocks_are_compiled_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
-    build()
-    assert not compiled
-    build(compile=True)
-    assert compiled == ["Block", "Block"]
-
-
-def test_compiled_blocks_take_batches_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.compiler.reset()
-    in_earnest = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: in_earnest(self, backend="eager", dynamic=True))
-    plain, compiled = build().eval(), build(compile=True, checkpointing=True).eval()
-    compiled.load_state_dict(plain.state_dict())
-    for gradients in (True, False):
-        for batch in (2, 3, 5):
-            features = torch.randn(batch, 12, 32)
-            with torch.set_grad_enabled(gradients):
-                torch.testing.assert_close(compiled(features), plain(features))
 
 
 @pytest.mark.parametrize(

@@ -70,12 +70,14 @@ def write_runs(
     record = {
         "spec": spec.to_json(),
         "full_spec": full.to_json(),
-        "sub_codes": sub_codes,
+        "sub_codes": chosen,
         "num_classes": 10,
         "class_to_idx": {str(digit): digit for digit in range(10)},
         "tokenizer_run": str(tokenizer_run),
         "tokenizer_fingerprint": fingerprint(tokenizer),
     }
+    origin = {name: record[name] for name in ("tokenizer_run", "tokenizer_fingerprint")}
+    record["lineage"] = {**origin, "store": "store", "init_from": None}
     return _write(root / stage / "tiny", "generator", generator, model, generator=record)
 
 

@@ -9,6 +9,7 @@ from callbacks import (
     AffinityMatrix,
     CodebookUsage,
     CodeMap,
+    JudgeMetrics,
     ReconstructionDistance,
     ReconstructionMetrics,
     SubspaceAblation,
@@ -24,7 +25,7 @@ def measured(directory: Path, judge: Path, **arguments: object) -> dict[str, flo
     callbacks = [
         CodebookUsage(),
         ReconstructionMetrics(),
-        ReconstructionDistance("judge", str(judge)),
+        JudgeMetrics(str(judge)),
         ReconstructionDistance("stand_in", str(judge.with_name("mid.safetensors"))),
         AffinityMatrix(k=3),
         SubspaceAblation(max_images=1),

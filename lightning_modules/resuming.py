@@ -1,0 +1,15 @@
+"""Base of LightningModules that must know early whether a fit resumes."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+
+
+class ResumingModule(pl.LightningModule):
+    """LightningModule that reads ``resumes_from`` in configure_model.
+
+    ``resumes_from`` is the checkpoint that a fit resumes from, None for a run that starts. `cli.py` sets it before the
+    fit: Lightning exposes ``trainer.ckpt_path`` only after configure_model.
+    """
+
+    resumes_from: str | None = None

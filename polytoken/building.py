@@ -1,0 +1,100 @@
+"""Objects rebuilt from the class paths that a checkpoint records."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import msgspec
+
+from polytoken.errors import UserError
+
+LIBRARY = "polytoken"
+CLASS_PATH = "class_path"
+
+T = TypeVar("T")
+
+
+def build(section: Any, base: type[T], where: str, trust: Sequence[str] = ()) -> T:
+    """Instantiate ``{class_path, init_args}`` and the sections nested in its arguments.
+
+    A file may come from anybody, and importing a module runs its code. So classes are looked up in the package
+    ``polytoken`` alone, before anything else is imported. Jsonargparse would import whatever is named.
+
+    Args:
+        section: plain data.
+        base: the class must be one of its subclasses.
+        where: the file, for messages.
+        trust: further top-level packages to look up classes in.
+
+    Raises:
+        UserError: for a class of another package, or arguments that the class does not take.
+    """
+    _check_packages(section, where, (LIBRARY, *trust))
+    return _instantiate(section, (base,), where)
+
+
+def _check_packages(value: Any, where: str, packages: tuple[str, ...]) -> None:
+    if isinstance(value, Mapping):
+        path = value.get(CLASS_PATH, LIBRARY)
+        if not isinstance(path, str) or path.split(".")[0] not in packages:
+            raise UserError(
+                f"{where} names the class {path}, and only classes of {' and '.join(packages)} are loaded from a file, "
+                "since importing another module runs its code: if you know the file's origin, pass the module's "
+                "package as trust"
+            )
+        for item in value.values():
+            _check_packages(item, where, packages)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for item in value:
+            _check_packages(item, where, packages)
+
+
+def _instantiate(section: Any, bases: tuple[type, ...], where: str) -> Any:
+    names = " or ".join(base.__name__ for base in bases)
+    if not isinstance(section, Mapping) or CLASS_PATH not in section:
+        raise UserError(f"{where} does not say which class its {names} has")
+    path, arguments = section[CLASS_PATH], section.get("init_args") or {}
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{where} names the class {path}, which this version of the code does not have") from error
+    if not isinstance(found, type) or not issubclass(found, bases):
+        raise UserError(f"{where} names {path}, which is no {names}")
+    constructor = f"the arguments of {path} recorded in {where} do not fit this version of the code"
+    if not isinstance(arguments, Mapping):
+        raise UserError(f"{constructor}: they are no mapping")
+    try:
+        inspect.signature(found).bind(**arguments)
+    except TypeError as error:
+        raise UserError(f"{constructor}: {error}") from error
+    hints = get_type_hints(found.__init__)
+    values = {}
+    for key, value in arguments.items():
+        try:
+            values[key] = msgspec.convert(_nested(value, hints[key], where), hints[key])
+        except msgspec.ValidationError as error:
+            raise UserError(f"{constructor}: {key}: {error}") from error
+    return found(**values)
+
+
+def _nested(value: Any, hint: Any, where: str) -> Any:
+    """The value with its class sections replaced by objects."""
+    if isinstance(value, Mapping):
+        if CLASS_PATH in value:
+            return _instantiate(value, tuple(_classes(hint)), where)
+        return {key: _nested(item, hint, where) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_nested(item, hint, where) for item in value]
+    return value
+
+
+def _classes(hint: Any) -> Iterator[type]:
+    """All classes that a type hint mentions."""
+    if isinstance(hint, type) and not get_args(hint):
+        yield hint
+    for part in get_args(hint):
+        yield from _classes(part)

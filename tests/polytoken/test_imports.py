@@ -1,0 +1,18 @@
+"""The library loads runs with its own few dependencies alone."""
+
+import subprocess
+import sys
+
+from tests.support.commands import REPOSITORY
+
+PROGRAM = """
+import sys
+for name in ("lightning", "torchvision", "torchmetrics", "timm", "jsonargparse", "rich", "matplotlib"):
+    sys.modules[name] = None  # importing it raises ImportError
+import polytoken.pipeline, polytoken.handover, polytoken.parallelize
+"""
+
+
+def test_the_pipeline_needs_no_package_of_the_suite() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-800:]

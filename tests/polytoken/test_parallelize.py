@@ -1,0 +1,36 @@
+"""Checkpointing and compilation of a generator's blocks; tests/lightning_modules/test_generator_on_ranks.py shards."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from polytoken.parallelize import parallelize
+from tests.support.generators import TRUNK, random_tokens, small_generator
+
+
+def test_blocks_of_trunk_and_head_are_wrapped_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    plain = small_generator()
+    parallelize(plain)
+    assert not compiled and not any(block.checkpointing for block in plain.blocks())
+    generator = small_generator(trunk=replace(TRUNK, checkpointing=True, compile=True))
+    assert not compiled, "nothing happens in the constructor"
+    parallelize(generator)
+    assert compiled == ["Block"] * 4 and all(block.checkpointing for block in generator.blocks())
+
+
+def test_compiled_and_checkpointed_blocks_take_batches_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend="eager", dynamic=True))
+    plain = small_generator()
+    compiled = small_generator(trunk=replace(TRUNK, checkpointing=True, compile=True))
+    parallelize(compiled)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    for gradients in (True, False):
+        for batch in (2, 3, 5):
+            tokens, labels = random_tokens(plain, batch)
+            with torch.set_grad_enabled(gradients):
+                torch.testing.assert_close(compiled.loss(tokens, labels).total, plain.loss(tokens, labels).total)

@@ -1,0 +1,41 @@
+"""A second family of generators, which a new one needs no more than: independent codes, learned for each class."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from polytoken.generators import Codec, Generator, GeneratorLoss
+from polytoken.sampling import RowNoise
+from polytoken.specs import Tokens, TokenSpec
+
+
+class ToyGenerator(Generator):
+    """Code i at position n is drawn from a table of the class; the loss is called a bound to see where that goes.
+
+    Args:
+        scale: of the logits.
+    """
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def connect(self, spec: TokenSpec, num_classes: int, codec: Codec | None = None) -> None:
+        self.spec, self.num_classes = spec, num_classes
+        sizes = spec.codebook_sizes
+        self.tables = nn.ParameterList(torch.zeros(num_classes, spec.num_positions, size) for size in sizes)
+
+    def loss(self, tokens: Tokens, labels: Tensor, step: int = 0) -> GeneratorLoss:
+        assert tokens.codes is not None
+        parts = {
+            str(i): functional.cross_entropy((self.scale * table[labels]).flatten(0, 1), tokens.codes[:, i].flatten())
+            for i, table in enumerate(self.tables)
+        }
+        return GeneratorLoss(torch.stack([*parts.values()]).mean(), parts, "nats", is_bound=True)
+
+    @torch.no_grad()
+    def sample(self, labels: Tensor, sampler: Any, noise: RowNoise) -> Tokens:
+        codes = [(self.scale * table[labels]).argmax(2) for table in self.tables]
+        return Tokens(codes=torch.stack(codes, dim=1))
