@@ -1,4 +1,4 @@
-"""What is laid over a recipe for several devices: parsed with it, not built, as most of it needs a cluster."""
+"""Overlays for several devices, parsed with a recipe; not instantiated, since most need a cluster."""
 
 from pathlib import Path
 from typing import Any

@@ -25,8 +25,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["cli.py"])
 
 
-def test_every_recipe_belongs_to_a_preset_file() -> None:
-    """An overlay `presets/<preset>/<name>.yaml` is named after a recipe, or it would be laid over none."""
+def test_overlays_are_named_after_recipes() -> None:
+    """`presets/<preset>/<name>.yaml` without a recipe `<name>` would never be used."""
     for path in CONFIGS.glob("presets/*/*.yaml"):
         shared = ("tokenizer", "generator", "f8")
         assert path.stem in shared or (CONFIGS / f"{path.stem}.yaml").exists(), path
@@ -77,7 +77,7 @@ def test_two_steps_on_digits(recipe: str, tmp_path: Path) -> None:
 
 
 def test_validate_measures_the_average_in_the_checkpoint(tmp_path: Path) -> None:
-    """What `validate` reports of a checkpoint is what the run itself reported at its end."""
+    """`validate` reports of a checkpoint the metrics that the run reported at its end."""
     judge = write_judge(tmp_path / "runs/digits/teacher/judge.safetensors")
     overrides = ["--trainer.max_steps", "3", "--trainer.val_check_interval", "2", "--trainer.limit_val_batches", "2"]
     overrides += ["--data.init_args.batch_size", "4"]
