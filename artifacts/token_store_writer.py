@@ -85,7 +85,7 @@ class TokenStoreWriter:
             codes: (n, V, k, N), the codes of their views.
 
         Raises:
-            TokenStoreError: The shapes are not the plan's, or a code lies outside of its codebook.
+            TokenStoreError: The shapes are not the plan's, or a code or label lies outside of its range.
             RunError: The disk is full or read-only.
         """
         import pyarrow
@@ -102,6 +102,11 @@ class TokenStoreWriter:
         if len(indices) == 0 or indices.min() < images.start or indices.max() >= images.stop:
             raise TokenStoreError(f"shard {shard} of {self.path} is for images {images.start} to {images.stop - 1}")
         check_codes(codes, spec, f"shard {shard} of {self.path}")
+        if labels.min() < 0 or labels.max() >= len(self.plan.class_to_idx):
+            raise TokenStoreError(
+                f"shard {shard} of {self.path} has labels {labels.min()} to {labels.max()}, and there are "
+                f"{len(self.plan.class_to_idx)} classes"
+            )
         order = np.argsort(indices)
         flat = np.ascontiguousarray(codes[order].astype(self.plan.dtype, copy=False)).reshape(-1)
         table = pyarrow.table(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 
 from artifacts.provenance import commit
+from polytoken import records
 
 RESULTS = Path(__file__).parent / "results"
 PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192}
@@ -139,9 +139,8 @@ def write_results(what: str, results: list[Result]) -> Path:
         "commit": commit(),
         "results": [asdict(result) for result in results],
     }
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{date.today().isoformat()}-{what}{'-gpu' if on_gpu else ''}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    records.write(path, record)
     return path
 
 

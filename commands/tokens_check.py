@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 import yaml
 from jsonargparse import ArgumentParser
-from PIL import Image
 from torch import Tensor
 
 from artifacts.token_store import TokenStore, TokenStoreError, stores
@@ -24,6 +23,7 @@ from commands.program import new_parser, run
 from datamodules.images import ImageDataModule
 from polytoken.errors import MissingFileError
 from polytoken.fingerprint import fingerprint
+from polytoken.images import save_png
 from polytoken.loading import load_tokenizer
 from polytoken.metrics.images import psnr, to_uint8
 from polytoken.tokenizers import Tokenizer
@@ -100,7 +100,7 @@ def draw(compared: list[Comparison], file: Path) -> Path:
     """Draw images above their decoded codes, two rows per store."""
     rows = [[*to_uint8(side)] for comparison in compared for side in (comparison.images, comparison.decoded)]
     labels = [f"{comparison.store.plan.split}, {side}" for comparison in compared for side in ("images", "decoded")]
-    Image.fromarray(image_table(rows, row_labels=labels)).save(file)
+    save_png(file, image_table(rows, row_labels=labels))
     return file
 
 

@@ -19,6 +19,7 @@ from artifacts.run_files import StageFile
 from experiments import files
 from experiments.stages import KINDS, progress
 from polytoken import records
+from polytoken.files import write_text
 
 if TYPE_CHECKING:  # what it imports would cost each stage ten seconds
     from experiments.runs import Run
@@ -55,7 +56,7 @@ def start(directory: Path) -> int:
             code = _run_all([launched(command) for command in about["commands"]], log)
         finally:
             took = time.monotonic() - begun
-            (directory / SECONDS).write_text(f"{_seconds(directory) + took:.1f}\n", encoding="utf-8")
+            write_text(directory / SECONDS, f"{_seconds(directory) + took:.1f}\n")
     if code or progress(kind, directory) != "done":
         reason = f"exit code {code}" if code else "it ended without measuring"
         print(f"{label}: FAILED ({reason}), {directory / LOG}\n    {last_words(directory / LOG)}", flush=True)

@@ -1,12 +1,15 @@
-"""Opening image files, and conversion between 8 bits and [-1, 1]."""
+"""Image files, and conversion between 8 bits and [-1, 1]."""
 
 from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from torch import Tensor, uint8
+
+from polytoken.files import replacing
 
 # Pillow chooses a decoder by content, whatever the file is called, and its decoder of PostScript starts Ghostscript:
 # formats are named here, and no other is tried. JPEG includes the multi-picture files of cameras.
@@ -23,6 +26,12 @@ def open_image(source: str | Path | bytes) -> Image.Image:
     with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
         image.load()
     return image
+
+
+def save_png(path: str | Path, pixels: np.ndarray) -> None:
+    """Write uint8 (H, W, 3) as a PNG file, atomically."""
+    with replacing(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from PIL import Image
 from torch import Tensor
 
 from artifacts.provenance import commit, versions
@@ -22,6 +21,7 @@ from callbacks.measure.plots import image_table
 from polytoken import records
 from polytoken.errors import ExistingFileError, UserError
 from polytoken.files import file_sha256, replacing
+from polytoken.images import save_png
 
 NETWORKS = ("settings.generator.", "settings.tokenizer.")
 
@@ -109,7 +109,7 @@ class SampleWriter(pl.Callback):
     def _join(self) -> None:
         shape = self._read(0).shape[1:]
         write_samples(self._npz, self._pieces(), self._labels, shape)
-        Image.fromarray(self._grid()).save(self._directory / "grid.png")
+        save_png(self._directory / "grid.png", self._grid())
         records.write(
             self._record,
             {

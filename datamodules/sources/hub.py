@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 
+LARGEST_LABEL = 10_000_000  # one name is kept for each number below the largest
+
+
 class HubSource(ImageSource):
     """A labelled image data set of the `datasets` library.
 
@@ -116,6 +119,11 @@ class HubSource(ImageSource):
             return list(feature.names)
         values = np.unique(self._column(table))
         if np.issubdtype(values.dtype, np.integer):
+            if values.max() >= LARGEST_LABEL:
+                raise UserError(
+                    f"Column {self.label_column!r} of {self.path} holds the label {values.max()}: classes are numbered "
+                    "from 0; set data.source.label_column to the column of the classes."
+                )
             return [str(index) for index in range(int(values.max()) + 1)]
         return [str(value) for value in values]
 

@@ -302,3 +302,11 @@ def test_a_broken_note_of_what_was_verified_is_set_aside(tmp_path: Path) -> None
     assert records.read(store.path / "verified.json", dict[str, tuple[str, int]]).keys() == {
         shard.file for shard in store.shards
     }
+
+
+def test_labels_beyond_the_classes_are_not_written(tmp_path: Path) -> None:
+    writer = TokenStoreWriter(tmp_path / "train", plan_of("train"))
+    writer.begin()
+    codes = np.stack([random_codes(writer.plan, image) for image in range(8)])
+    with pytest.raises(TokenStoreError, match="has labels 0 to 7, and there are 2 classes"):
+        writer.write(0, np.arange(8), np.arange(8), codes)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from datamodules import DigitsSource, FolderSource, HubSource, ImageDataModule, PhotosSource
 from datamodules.sources.photos import PHOTOGRAPHS
+from polytoken.errors import UserError
 from tests.datamodules.memory import Diary, quiet_trainer
 
 
@@ -232,3 +233,13 @@ def test_photos_windows_are_a_function_of_the_seed() -> None:
 def test_photos_refuse_a_window_that_does_not_fit() -> None:
     with pytest.raises(ValueError, match=r"coins.*192 or less|chelsea.*225 or less"):
         PhotosSource(window=230).split("train")
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_hub_refuses_labels_that_number_no_classes(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    table = Dataset.from_dict({"image": [b"", b""], "label": [0, 1_000_000_000]})
+    DatasetDict(train=table, validation=table).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UserError, match="holds the label 1000000000: classes are numbered from 0"):
+        HubSource(str(tmp_path / "saved")).split("train")

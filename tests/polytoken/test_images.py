@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from polytoken.images import FORMATS, from_uint8, open_image, to_uint8
+from polytoken.errors import RunError
+from polytoken.images import FORMATS, from_uint8, open_image, save_png, to_uint8
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -33,6 +34,17 @@ def test_other_formats_are_refused_whatever_the_file_is_called(tmp_path: Path) -
         Image.new("RGB", (4, 4)).save(tmp_path / "image.png", format=kind)
         with pytest.raises(UnidentifiedImageError):
             open_image(tmp_path / "image.png")
+
+
+def test_pictures_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(40, 60, 3), dtype=np.uint8)
+    save_png(tmp_path / "new" / "grid.png", pixels)
+    before = (tmp_path / "new" / "grid.png").read_bytes()
+    assert np.array_equal(np.asarray(open_image(before)), pixels)
+    (tmp_path / "new" / "grid.png.partial").symlink_to("/dev/full")
+    with pytest.raises(RunError, match="grid.png cannot be written: No space left on device"):
+        save_png(tmp_path / "new" / "grid.png", pixels[::-1])
+    assert (tmp_path / "new" / "grid.png").read_bytes() == before
 
 
 def test_images_are_opened_here_and_nowhere_else() -> None:
