@@ -1,8 +1,8 @@
 """Definitions of the JSON files that a run leaves, for `polytoken.records`.
 
 Readers of these files decode them with these types, so a broken file is one sentence with the place inside it. Keys
-that a definition does not name are dropped by the decoder. The manifest of a token store is defined in
-`artifacts.token_store`, `lineage.json` in `artifacts.lineage`.
+that a definition does not name are dropped by the decoder. The files of a token store are defined in
+`artifacts.token_store`.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class InitFrom(TypedDict):
 
 
 class Lineage(TypedDict):
-    """`lineage.json`, as far as it is shown."""
+    """The part of `lineage.json` that the report shows; `artifacts.lineage` writes the file."""
 
     init_from: InitFrom | None
 

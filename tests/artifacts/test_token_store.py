@@ -211,7 +211,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     shard.write_bytes(whole[:-1] + b"\1")  # the mark at the end
     with pytest.raises(TokenStoreError, match="shard_00001.arrow is damaged, though of the size that manifest.json"):
         TokenStore.open(path)
-    assert not TokenStoreWriter(path, plan_of("train")).whole(), "it is written anew"
+    assert not TokenStoreWriter(path, plan_of("train")).whole(), "it must be written again"
     shard.write_bytes(whole[:-8])
     with pytest.raises(TokenStoreError, match=f"has {len(whole) - 8} bytes, and manifest.json says {len(whole)}"):
         TokenStore.open(path)

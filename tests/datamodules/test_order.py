@@ -23,13 +23,13 @@ def test_an_epoch_shows_each_image_at_most_once() -> None:
     assert {epoch for epoch, _ in draws} == {0}
 
 
-def test_iteration_begins_where_the_run_stands() -> None:
+def test_iteration_begins_at_the_position_of_the_run() -> None:
     first, second = training_draws(22, 4), training_draws(22, 4, position=5)
     assert training_draws(22, 4, position=3) == first[12:] + second[:12]
     assert {epoch for epoch, _ in second} == {1}
 
 
-def test_position_is_asked_for_anew_each_time() -> None:
+def test_position_is_read_at_each_iteration() -> None:
     places = iter([0, 5])
     order = TrainingOrder(22, 4, 0, 1, 0, lambda: next(places))
     assert list(order) == training_draws(22, 4) and list(order) == training_draws(22, 4, position=5)
