@@ -42,7 +42,7 @@ class TokenSpec:
         return self.num_positions * sum(math.log2(size) for size in self.codebook_sizes)
 
     def compression_ratio(self, image_size: int | tuple[int, int]) -> float:
-        """Bits of an 8-bit RGB image over bits of its codes (iFSQ eq. 12; eq. 13 for FSQ, where K = L^d).
+        """Bits of an 8-bit RGB image over bits of its codes (iFSQ eqs. 12 and 13; K = L^d for FSQ).
 
         Args:
             image_size: pixels a side, or (H, W).
