@@ -22,7 +22,10 @@ trainer:
     - {{class_path: callbacks.EMA, init_args: {{modules: [tokenizer]}}}}
     - {{class_path: tests.support.interrupt.KillAfter, init_args: {{step: {kill_after}}}}}
 data: {{init_args: {{num_workers: {workers}, batch_size: 4}}}}
-model: {{init_args: {{objective: {{adversarial: {{start_step: 5}}}}, accumulate_steps: {accumulate}}}}}
+model:
+  init_args:
+    objective: {{adversarial: {{start_step: 5, lecam: {{weight: 0.1}}, augmentation: {{probability: 0.5}}}}}}
+    accumulate_steps: {accumulate}
 """
 
 
