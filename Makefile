@@ -41,7 +41,7 @@ JUDGED := $(if $(wildcard configs/presets/$(PRESET)/judge.yaml),--trainer.callba
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR: # a run that was stopped while it measured its last weights is not finished
-.PHONY: help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate sweep report probe analysis pictures figure weights reference experiment consolidate test test-cluster drill lint format benchmark tensorboard clean
+.PHONY: help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate sweep report probe analysis pictures plot weights reference experiment consolidate test test-cluster drill lint format benchmark tensorboard clean
 
 help: ## Explain every target
 	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=$$(grep -l 'stage: tokenizer/' configs/*.yaml | sed 's|.*/||; s|\.yaml||' | paste -sd '|')]"
@@ -163,9 +163,9 @@ pictures: analysis sample ## Copy the pictures of the runs and of the analysis i
 	cp $(RUNS)/tokenizer/$(TOKENIZER)/reconstructions.png docs/images/$(PRESET).png
 	cp $(SAMPLED)/grid.png docs/images/$(PRESET)_samples.png
 
-figure: $(READY) ## Draw iFSQ Fig. 3 from its finished experiment into docs/images
+plot: $(READY) ## Plot iFSQ Fig. 3 from its finished experiment into docs/images
 	$(PYTHON) -m experiments show ifsq/fig3 --preset photos
-	$(PYTHON) -m experiments.ifsq_figure runs/experiments/results/ifsq/fig3_photos.csv docs/images/ifsq_fig3.png
+	$(PYTHON) -m experiments.ifsq_plot runs/experiments/results/ifsq/fig3_photos.json docs/images/ifsq_fig3.png
 
 weights: $(READY) ## Fetch the published weights (VGG-16 for LPIPS, Inception, and TEACHERS="clip_large_14 …") into weights/
 	$(PYTHON) -m commands.weights $(TEACHERS)

@@ -2,7 +2,7 @@
 
 Readers of these files decode them with these types, so a broken file is one sentence with the place inside it. Keys
 that a definition does not name are dropped by the decoder. The files of a token store are defined in
-`artifacts.token_store`.
+`artifacts.token_store`, the results of an experiment in `artifacts.results`.
 """
 
 from __future__ import annotations
@@ -161,41 +161,9 @@ class Lineage(TypedDict):
     init_from: InitFrom | None
 
 
-class Record(TypedDict):
-    """A metric of one run of an experiment."""
-
-    row: str
-    seed: int
-    metric: str
-    value: float
-    n: NotRequired[int | None]
-    protocol: NotRequired[str | None]
-    commit: NotRequired[str | None]
-    machine: NotRequired[str | None]
-
-
-class ResultTable(TypedDict):
-    """A table as text."""
-
-    caption: str
-    head: list[str]
-    rows: list[list[str]]
-
-
-class Results(TypedDict):
-    """The results of an experiment, `runs/experiments/results/<paper>/<table>_<preset>.json`."""
-
-    experiment: str
-    title: str
-    preset: str
-    tables: list[ResultTable]
-    figures: list[Record]
-
-
 class StageFile(TypedDict):
     """`stage.json` of a stage of an experiment."""
 
     label: str
     kind: str
-    recipe: str | None
     commands: list[list[str]]

@@ -1,1 +1,1 @@
-"""The papers' tables as files, their runner and their tables: `python -m experiments run ssq/table3`."""
+"""Tables of the papers as YAML files, and the programs that run and print them."""

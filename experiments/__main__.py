@@ -1,138 +1,129 @@
-"""`python -m experiments {run,show,status} EXPERIMENT --preset PRESET`."""
+"""`python -m experiments {list,run,show,status} EXPERIMENT --preset PRESET`: run the papers' tables, and print them."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 from pathlib import Path
 
 from commands.cli.places import nearest
 from experiments import schedule, start, table
 from experiments.adopt import adopt
-from experiments.runner import Task, begun, check, check_reference, plan
-from experiments.runs import ROOT, Run, nested
+from experiments.check import check, check_reference
 from experiments.specification import Experiment, load, names
+from experiments.tasks import ROOT, Task, expand, nested
 from polytoken.errors import UserError
 
+HELP = {
+    "run": "run what is missing, --jobs at once; a second call continues",
+    "show": "print the table and the direction of each comparison, and write all results as CSV and JSON",
+    "status": "list what is done and what is missing",
+}
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser("python -m experiments", description="The papers' tables.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    helps = {
-        "run": "run what is missing, --jobs at once; a second call goes on",
-        "show": "print the table and the direction of each comparison, and write every figure as CSV and JSON",
-        "status": "list what is done and what is missing",
-    }
-    for name, text in helps.items():
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    main_parser = argparse.ArgumentParser("python -m experiments", description="Tables of the papers.")
+    commands = main_parser.add_subparsers(dest="command", required=True)
+    for name, text in HELP.items():
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("experiment", help=f"one of {', '.join(names())}, or the path of a YAML file")
-        command.add_argument("--preset", help="data and sizes; by default the first that the experiment names")
-        command.add_argument("--seeds", type=_positive, help="how many: 0, 1, ...; by default those begun, or one")
+        command.add_argument("--preset", help="data and sizes (default: the first that the experiment names)")
+        command.add_argument("--seeds", type=_positive, help="number of seeds, from 0 on (default: those begun, or 1)")
         command.add_argument("--root", type=Path, default=ROOT, help="directory of all runs (default: %(default)s)")
     run = commands.choices["run"]
     run.add_argument("--dry-run", action="store_true", help="print the commands")
-    run.add_argument("--jobs", type=_positive, default=1, help="stages at once; they share the processors (1)")
-    run.add_argument("--sbatch", metavar="OPTIONS", help="each stage a SLURM job: --sbatch='options of sbatch'")
+    run.add_argument("--jobs", type=_positive, default=1, help="stages at once; they share the processors (default: 1)")
+    run.add_argument("--sbatch", metavar="OPTIONS", help="submit each stage as a SLURM job: --sbatch='OPTIONS'")
     commands.choices["show"].add_argument("--markdown", action="store_true", help="print Markdown, for docs")
-    return parser.parse_args(arguments)
+    commands.add_parser("list", help="list the experiments and their presets")
+    return main_parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code is 1 if a row failed, 2 for a mistake in the experiment's file."""
-    given = parse(arguments)
+    options = parser().parse_args(arguments)
     try:
-        experiment = load(given.experiment)
-        preset = given.preset or experiment.presets[0]
-        experiment = experiment.at(preset)
-        tasks = plan(experiment, preset, given.seeds or begun(experiment, preset, given.root), given.root)
-        if given.command == "run":
-            check(experiment, preset)
-            if not given.dry_run:
-                check_reference(tasks)
-            return _run(experiment, preset, tasks, given)
-        if given.command == "show":
-            _show(experiment, preset, tasks, given)
-        else:
-            _status(tasks)
+        if options.command == "list":
+            return _list()
+        experiment = load(options.experiment, options.preset)
+        tasks = expand(experiment, options.seeds, options.root)
+        return {"run": _run, "show": _show, "status": _status}[options.command](experiment, tasks, options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped: the same command goes on", file=sys.stderr)
+        print("\nstopped: the same command continues", file=sys.stderr)
         return 130
+
+
+def _list() -> int:
+    for name in names():
+        experiment = load(name)
+        print(f"{name:<14}{experiment.title}  ({', '.join(experiment.presets)})")
     return 0
 
 
-def _run(experiment: Experiment, preset: str, tasks: list[Task], given: argparse.Namespace) -> int:
-    if not given.dry_run:
-        for directory, hand in adopt(tasks).items():
-            print(f"{hand} was made by hand and is what {directory} is to be")
+def _run(experiment: Experiment, tasks: list[Task], options: argparse.Namespace) -> int:
+    check(experiment)
+    if not options.dry_run:
+        check_reference(tasks)
+        for directory, by_hand in adopt(tasks).items():
+            print(f"reusing {by_hand} for {directory} (same configuration)")
     todo = schedule.missing(tasks)
     runs = [run for run, _ in todo.values()]
-    print(
-        f"{'# ' * given.dry_run}{len(runs)} stages to run{_estimate(runs, given.jobs if given.sbatch else 1)}",
-        flush=True,
-    )
-    if given.dry_run:
+    summary = f"{len(runs)} stages to run{schedule.estimate(runs, options.jobs if options.sbatch else 1)}"
+    if options.dry_run:
+        print(f"# {summary}")
         for run in runs:
-            print(f"# {run.overrides}: {nested(run.stage.overrides)}")
-            for command in run.commands():
-                print(shlex.join(command))
+            print(f"# {run.overrides}: {nested(run.stage.overrides)}", *map(shlex.join, run.commands()), sep="\n")
         return 0
-    for run, label in todo.values():
-        start.write(run, label)
-    schedule.make(todo, given.jobs, given.sbatch)
-    every = plan(experiment, preset, begun(experiment, preset, given.root), given.root)
-    table.write(_results(experiment, preset, given), experiment, preset, every)  # for the report
-    stopped = [(task, next((run for run in task.runs if run.state() != "done"), None)) for task in tasks]
-    failed = [
-        f"  {task.row.label}, seed {task.seed}: {run.stage.stage}, {run.log}\n    {start.last_words(run.log)}"
-        for task, run in stopped
-        if run
-    ]
+    print(summary, flush=True)
+    schedule.run_all(todo, options.jobs, options.sbatch)
+    every = expand(experiment, root=options.root)
+    table.write(_results(experiment, options), table.results(experiment, every))  # for the report
+    failed = [(task, task.missing) for task in tasks if task.missing]
     if failed:
-        text = f"{len(failed)} of {len(tasks)} rows failed; the same command tries them again"
-        print("\n".join([text, *failed]), file=sys.stderr)
-    else:
-        root = "" if given.root == ROOT else f" --root {given.root}"
-        print(f"all {len(tasks)} rows are done; python -m experiments show {given.experiment} --preset {preset}{root}")
-    return 1 if failed else 0
+        print(f"{len(failed)} of {len(tasks)} rows failed; the same command tries them again", file=sys.stderr)
+        for task, run in failed:
+            words = start.last_words(run.log)
+            print(f"  {task.row.label}, seed {task.seed}: {run.stage.kind}, {run.log}\n    {words}", file=sys.stderr)
+        return 1
+    root = "" if options.root == ROOT else f" --root {options.root}"
+    command = f"python -m experiments show {options.experiment} --preset {experiment.preset}{root}"
+    print(f"all {len(tasks)} rows are done; {command}")
+    return 0
 
 
-def _estimate(runs: list[Run], jobs: int) -> str:
-    seconds = schedule.estimate(runs)
-    return "" if seconds is None else f", about {start.clock(seconds / min(jobs, len(runs)))}"
-
-
-def _show(experiment: Experiment, preset: str, tasks: list[Task], given: argparse.Namespace) -> None:
-    file = _results(experiment, preset, given)
-    content = table.write(file, experiment, preset, tasks)
-    if given.markdown:
-        print(table.markdown(content["tables"]))
-        return
-    found = {figure["metric"] for figure in content["figures"]}
+def _show(experiment: Experiment, tasks: list[Task], options: argparse.Namespace) -> int:
+    file, found = _results(experiment, options), table.results(experiment, tasks)
+    table.write(file, found)
+    if options.markdown:
+        print(table.markdown(found.tables))
+        return 0
+    measured = {name for task in tasks for run in task.runs for name in run.metrics()}
     for metric in experiment.metrics:
-        measured = {name for task in tasks for run in task.runs for name in run.metrics() or {}}
-        if measured and metric.name not in found:
+        if measured and metric.name not in {record.metric for record in found.records}:
             print(f"no run has measured '{metric.name}'; nearest is {nearest(metric.name, measured)}", file=sys.stderr)
-    table.rich(f"{experiment.title} ({preset})", content["tables"])
-    print(f"every figure: {file}, and .json")
+    table.show(f"{experiment.title} ({experiment.preset})", found.tables)
+    print(f"all results: {file}, and .json")
+    return 0
 
 
-def _results(experiment: Experiment, preset: str, given: argparse.Namespace) -> Path:
-    return given.root / "results" / f"{experiment.name}_{preset}.csv"
-
-
-def _status(tasks: list[Task]) -> None:
-    states = [(task, [run.state() for run in task.runs]) for task in tasks]
-    for task, found in states:
-        stages = ", ".join(f"{run.stage.stage} {state}" for run, state in zip(task.runs, found, strict=True))
+def _status(experiment: Experiment, tasks: list[Task], options: argparse.Namespace) -> int:
+    for task in tasks:
+        stages = ", ".join(f"{run.stage.kind} {run.state}" for run in task.runs)
         print(f"{task.row.label}, seed {task.seed}: {stages}  {task.runs[-1].directory}")
     runs = [run for run, _ in schedule.missing(tasks).values()]
-    left = f"; {len(runs)} stages to run{_estimate(runs, 1)}" if runs else ""
-    print(f"{sum(set(found) == {'done'} for _, found in states)} of {len(tasks)} rows done{left}")
+    left = f"; {len(runs)} stages to run{schedule.estimate(runs)}" if runs else ""
+    print(f"{sum(task.missing is None for task in tasks)} of {len(tasks)} rows done{left}")
+    return 0
+
+
+def _results(experiment: Experiment, options: argparse.Namespace) -> Path:
+    return options.root / "results" / f"{experiment.name}_{experiment.preset}.csv"
 
 
 def _positive(text: str) -> int:
@@ -142,4 +133,5 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""A stage that was made by hand, by `make tokenizer` for one, and is what an experiment asks for, is not made again."""
+"""Reuse of runs made by hand, for example by `make tokenizer`, that have the configuration of a missing stage."""
 
 from __future__ import annotations
 
@@ -11,74 +11,74 @@ from typing import Any
 import yaml
 
 from commands.cli.runs import place_outputs
-from experiments.runner import Task, compose
-from experiments.runs import Run, nested
+from experiments.check import compose
 from experiments.stages import measured, progress
+from experiments.tasks import Run, Task, nested
 
 PARTS = ("seed_everything", "model", "data", "trainer")
-PLACES = ("default_root_dir", "save_dir", "dirpath")  # where a run is says nothing of what it is
+PLACES = ("default_root_dir", "save_dir", "dirpath")  # the place of a run is no part of its identity
 
 
 def adopt(tasks: list[Task]) -> dict[Path, Path]:
-    """Put a link to a finished run of the same configuration in the place of each missing one; they are returned.
+    """Link finished runs of the same configuration in place of missing ones; returns the links and their targets.
 
-    Runs by hand lie beside the experiments' own root, in `runs/<preset>/<stage>/<name>`, with the configuration of each
-    of their starts. All of these but the place must be what is asked for, the stages that it is built upon included.
-    Samples are not adopted, for what they were compared with is no part of a configuration. A link whose run has been
-    trained further, trained anew or deleted since is taken away.
+    Runs by hand are in `runs/<preset>/<stage>/<name>`, next to the experiments' root, with the configuration of each
+    of their starts. Each must equal the stage's in all but places, inputs included. Samples are not adopted: their
+    reference is no part of a configuration. A link is removed if its run was trained further, retrained or deleted.
     """
     found: dict[Path, Path] = {}
     for run in (run for task in tasks for run in task.runs):
-        if run.kind.options is not None or run.kind.section == "evaluate":
+        if run.stage.is_program or run.kind.section == "evaluate":
             continue
         if run.directory.is_symlink():
-            if run.state() == "done" and _same(run, run.directory.resolve()):
+            if run.state == "done" and _is_same(run, run.directory.resolve()):
                 continue
             run.directory.unlink()
-        if run.state() == "missing":
+        if run.state == "missing":
             places = (run.root.parent / run.preset).glob("*/*")
-            hand = next((place for place in places if progress(run.kind, place) == "done" and _same(run, place)), None)
-            if hand is not None and _link(run, hand):
-                found[run.directory] = hand
+            by_hand = (place for place in places if progress(run.kind, place) == "done" and _is_same(run, place))
+            place = next(by_hand, None)
+            if place is not None and _link(run, place):
+                found[run.directory] = place
     return found
 
 
-def _same(run: Run, place: Path) -> bool:
+def _is_same(run: Run, place: Path) -> bool:
+    """True if every start of the run at this place had the stage's configuration, and its metrics are of its end."""
     predicts = run.kind.command == "predict"
-    files = (
-        [place / "config_predict.yaml"] if predicts else [place / "config.yaml", *place.glob("config_resume_*.yaml")]
-    )
-    if not all(file.exists() for file in files):
+    first = place / ("config_predict.yaml" if predicts else "config.yaml")
+    files = [first, *([] if predicts else place.glob("config_resume_*.yaml"))]
+    if not first.exists():
         return False
-    section, steps = measured(run.kind, place), set()
-    for file in files:
-        recorded = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if not _as_asked(run, place, recorded):
-            return False
-        steps.add(recorded["trainer"].get("max_steps"))
-    if section is None:  # a store of codes: its manifests are written last
+    configs = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
+    if not all(_has_configuration(run, place, config) for config in configs):
+        return False
+    section = measured(run.kind, place)
+    if section is None:  # a token store, whose manifests are written last
         return True
     written = (place / "metrics.json").stat().st_mtime
-    return {section.get("global_step")} == steps and all(file.stat().st_mtime <= written for file in files)
+    steps = {config["trainer"].get("max_steps") for config in configs}
+    return steps == {section.get("global_step")} and all(file.stat().st_mtime <= written for file in files)
 
 
-def _as_asked(run: Run, place: Path, recorded: dict[str, Any]) -> bool:
+def _has_configuration(run: Run, place: Path, recorded: dict[str, Any]) -> bool:
+    # a quick test first: composing takes a second
     recipe = yaml.safe_load(run.stage.configs(run.preset)[0].read_text(encoding="utf-8"))
-    said = {key: value for key, value in run.stage.overrides.items() if not key.endswith("+")}  # added to a list
-    said |= {"seed_everything": run.seed, "model.class_path": recipe["model"]["class_path"]}
-    if not _contains(recorded, nested(said)):
-        return False  # cheap to tell
+    overrides = {key: value for key, value in run.stage.overrides.items() if not key.endswith("+")}
+    overrides |= {"seed_everything": run.seed, "model.class_path": recipe["model"]["class_path"]}
+    if not _contains(recorded, nested(overrides)):
+        return False
     asked = compose(run)
     asked["trainer"]["enable_progress_bar"] = recorded["trainer"].get("enable_progress_bar")
     place_outputs(asked["trainer"], place)
-    for argument, upon in run.upon.items():
-        here, there = _take(asked, argument), _take(recorded, argument)
-        if here is None or there is None or Path(there).resolve() != upon.resolve():
+    for argument, directory in run.inputs.items():
+        here, there = _pop(asked, argument), _pop(recorded, argument)
+        if here is None or there is None or Path(there).resolve() != directory.resolve():
             return False
     return all(_contains(recorded.get(part), asked.get(part)) for part in PARTS)
 
 
-def _take(config: dict[str, Any], key: str) -> Any:
+def _pop(config: dict[str, Any], key: str) -> Any:
     *parents, last = key.split(".")
     node: Any = config
     for parent in parents:
@@ -87,7 +87,10 @@ def _take(config: dict[str, Any], key: str) -> Any:
 
 
 def _contains(recorded: Any, asked: Any) -> bool:
-    """Whether all that is asked for is as recorded; the record may say more: what one setting makes of another."""
+    """True if everything asked for is recorded; the record may hold more: values that one setting derives from another.
+
+    The keys of places do not count.
+    """
     if isinstance(asked, dict) and isinstance(recorded, dict):
         return all(_contains(recorded.get(key), value) for key, value in asked.items() if key not in PLACES)
     if isinstance(asked, list) and isinstance(recorded, list):
@@ -95,16 +98,16 @@ def _contains(recorded: Any, asked: Any) -> bool:
     return bool(recorded == asked)
 
 
-def _link(run: Run, hand: Path) -> bool:
-    """Whether the place was free: not if somebody has just begun to make the stage there."""
+def _link(run: Run, place: Path) -> bool:
+    """Replace the missing run by a link; False if another process has just started it."""
     run.directory.mkdir(parents=True, exist_ok=True)
     with run.log.open("a") as log:
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        if run.state() != "missing":
+        if run.state != "missing":
             return False
-        shutil.rmtree(run.directory)  # a log at most, of a start that did not get far
-        run.directory.symlink_to(os.path.relpath(hand, run.directory.parent), target_is_directory=True)
+        shutil.rmtree(run.directory)  # at most the log of a start that failed early
+        run.directory.symlink_to(os.path.relpath(place, run.directory.parent), target_is_directory=True)
     return True

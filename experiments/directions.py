@@ -1,84 +1,55 @@
-"""Whether a row differs from the one before it as the paper says: holds, fails, or within noise."""
+"""Direction of the change from row to row, compared with the paper: holds, fails, or within noise."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
 from statistics import fmean, stdev
 
 from scipy.special import stdtrit
 
-from experiments.results import Record
-from experiments.specification import Experiment, Row
+from artifacts.results import Comparison, Record, Table
+from experiments.specification import Experiment
 
 CONFIDENCE = 0.95
 CAPTION = (
-    "Does a row differ from the nearest one above it with a number of the paper as the paper says? "
+    "Does the change from the previous row (the nearest above that the paper also reports) have the paper's sign? "
     "Mean difference over the seeds ± half of its 95 % interval, both rows with the same seed"
 )
-HEAD = ("", "against", "of", "difference", "paper", "direction")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One row against another, by one metric.
-
-    Args:
-        row: label of the row.
-        against: label of the nearest row before it of which the paper has this number too.
-        metric: name of ours.
-        label: its column's head.
-        seeds: how many both rows have.
-        difference: mean over the seeds of the row's value less the other's of the same seed.
-        margin: half the width of Student's 95 % interval of that mean; None with one seed.
-        paper: the paper's number of the row less that of the other.
-        verdict: `holds`, `fails`, `within noise` or `one seed`.
-    """
-
-    row: str
-    against: str
-    metric: str
-    label: str
-    seeds: int
-    difference: float
-    margin: float | None
-    paper: float
-    verdict: str
+HEAD = ["", "against", "of", "difference", "paper", "direction"]
 
 
 def compare(experiment: Experiment, records: list[Record]) -> list[Comparison]:
-    """All comparisons that the paper has numbers for and ours have a seed for; metrics in the order of the columns."""
+    """All comparisons that the paper has numbers for and our runs a common seed; in the order of the columns."""
     made = []
     for metric in experiment.metrics:
-        if metric.paper is None:
-            continue
-        values = {(r["row"], r["seed"]): r["value"] for r in records if r["metric"] == metric.name}
-        told = [row for row in experiment.rows if metric.paper in row.paper]
-        for against, row in pairwise(told):
-            paper = row.paper[metric.paper] - against.paper[metric.paper]
-            differences = _paired(values, row, against)
-            if paper and differences:
+        values = {(record.row, record.seed): record.value for record in records if record.metric == metric.name}
+        seeds = sorted({seed for _, seed in values})
+        reported = [(row.label, row.paper[metric.paper]) for row in experiment.rows if metric.paper in row.paper]
+        for (against, paper_before), (row, paper) in pairwise(reported):
+            differences = [
+                values[row, seed] - values[against, seed]
+                for seed in seeds
+                if (row, seed) in values and (against, seed) in values
+            ]
+            change = paper - paper_before
+            if change and differences:
                 mean, margin = fmean(differences), _margin(differences)
-                verdict = _verdict(mean, margin, paper)
-                about = (row.label, against.label, metric.name, metric.label)
-                made.append(Comparison(*about, len(differences), mean, margin, paper, verdict))
+                verdict = _verdict(mean, margin, change)
+                made.append(
+                    Comparison(row, against, metric.name, metric.label, len(differences), mean, margin, change, verdict)
+                )
     return made
 
 
-def cells(comparisons: list[Comparison]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of their table."""
+def table(comparisons: list[Comparison]) -> Table:
+    """The comparisons as text."""
     rows = []
     for one in comparisons:
         margin = "" if one.margin is None else f" ± {one.margin:.2g}"
-        ours, paper = f"{one.difference:+.3g}{margin}", f"{one.paper:+.3g}"
-        rows.append([one.row, one.against, one.label, ours, paper, one.verdict])
-    return list(HEAD), rows
-
-
-def _paired(values: dict, row: Row, against: Row) -> list[float]:
-    seeds = sorted(seed for label, seed in values if label == row.label and (against.label, seed) in values)
-    return [values[row.label, seed] - values[against.label, seed] for seed in seeds]
+        difference, paper = f"{one.difference:+.3g}{margin}", f"{one.paper:+.3g}"
+        rows.append([one.row, one.against, one.label, difference, paper, one.verdict])
+    return Table(HEAD, rows, CAPTION)
 
 
 def _margin(differences: list[float]) -> float | None:

@@ -1,117 +1,104 @@
-"""What an experiment lacks, made by make, which knows what needs what, runs several at once, survives failures."""
+"""Run the missing stages of an experiment: several at once, each after its inputs, past failures."""
 
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from artifacts.repository import REPOSITORY
 from experiments import start
-from experiments.runner import Task
-from experiments.runs import Run
+from experiments.tasks import Run, Task
 
-FAILED = re.compile(r"make: (\*\*\* \[|Target .* not remade)")
 JOB = REPOSITORY / "scripts" / "train.sbatch"
+Missing = dict[Path, tuple[Run, str]]  # by directory: a run, and its label
 
 
-def missing(tasks: list[Task]) -> dict[Path, tuple[Run, str]]:
-    """The runs that are not done, each once, with what each is called: its first row's label, seed and kind."""
-    found: dict[Path, tuple[Run, str]] = {}
+def missing(tasks: list[Task]) -> Missing:
+    """The runs that are not done, each once, labelled by its first row, seed and kind."""
+    found: Missing = {}
     for number, task in enumerate(tasks, 1):
         for run in task.runs:
-            if run.state() != "done":
-                label = f"[{number}/{len(tasks)}] {task.row.label}, seed {task.seed}, {run.stage.stage}"
+            if run.state != "done":
+                label = f"[{number}/{len(tasks)}] {task.row.label}, seed {task.seed}, {run.stage.kind}"
                 found.setdefault(run.directory, (run, label))
     return found
 
 
-def estimate(runs: list[Run]) -> float | None:
-    """Seconds that these take one after another, by finished ones of the same kind; None before there are any."""
-    measured = [start.seconds_of(run.directory, {"kind": run.stage.stage, "recipe": run.stage.recipe}) for run in runs]
-    known = [seconds for seconds in measured if seconds is not None]
-    return sum(known) / len(known) * len(runs) if known else None
+def estimate(runs: list[Run], jobs: int = 1) -> str:
+    """`, about 0:12:34` by finished runs of the same kind; empty before there are any."""
+    known = [seconds for run in runs if (seconds := start.seconds_of(run.directory)) is not None]
+    return f", about {start.clock(sum(known) / len(known) * len(runs) / min(jobs, len(runs)))}" if known else ""
 
 
-def makefile(todo: dict[Path, tuple[Run, str]], sbatch: str | None = None) -> str:
-    """The graph of these runs. make decides by the graph alone which to run: a target is a name, and no file.
+def run_all(todo: Missing, jobs: int, sbatch: str | None = None) -> None:
+    """Run these stages, `jobs` at once, in their order as far as their inputs are done.
 
     Args:
-        todo: Those that are :func:`missing`, in the order in which they had better be run.
-        sbatch: Options of sbatch, if each is to be a SLURM job.
+        todo: The missing stages; their state tells afterwards which of them are done.
+        jobs: How many at once.
+        sbatch: Options of sbatch, if each stage is to be a SLURM job.
     """
-    names = {directory: f"run{number}" for number, directory in enumerate(todo, 1)}
-    lines = ["SHELL := bash", ".SHELLFLAGS := -o pipefail -c"]
-    lines += [f"all: {' '.join(names.values())}", f".PHONY: all {' '.join(names.values())}"]
-    for run, label in todo.values():
-        before = [names[directory] for directory in run.upon.values() if directory in names]
-        command = shlex.join([sys.executable, "-m", "experiments.start", str(run.directory)])
-        if sbatch is not None:
-            job = f"{run.stage.stage}-{run.digest}-{run.seed}"
-            command = " ".join(
-                [
-                    # one job at a time of a name: a second caller's waits without an allocation
-                    *("sbatch --wait --parsable --dependency=singleton", shlex.quote(f"--job-name={job}")),
-                    *(shlex.quote(f"--output={run.directory}/slurm-%j.log"), sbatch, shlex.quote(str(JOB))),
-                    shlex.join(["experiment-stage", f"RUN={run.directory}"]),
-                    f"| while read -r job; do echo {shlex.quote(label)}: job $job; done",
-                ]
-            )
-        lines += [f"{names[run.directory]}: {' '.join(before)}", "\t@" + command.replace("$", "$$")]
-    return "\n".join(lines) + "\n"
-
-
-def make(todo: dict[Path, tuple[Run, str]], jobs: int, sbatch: str | None = None) -> None:
-    """Have them made, ``jobs`` at once; whether each is done is seen by its state afterwards."""
-    if not todo:
-        return
-    # this program may have been started by make: that one's options are not meant for these
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
-    }
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-    if jobs > 1 and sbatch is None:  # they share the processors
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
-    command = ["make", "--silent", "--keep-going", f"--jobs={jobs}", "--file=-"]
-    # a group of its own, which is stopped as a whole, and gently: training saves at SIGTERM (callbacks.Requeue)
-    with (
-        _stopped_by_sigterm(),
-        subprocess.Popen(
-            command,
-            env=environment,
-            text=True,
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        ) as process,
-    ):
-        assert process.stdin and process.stderr
+    waiting = list(todo)
+    undone = set(todo)
+    started: list[subprocess.Popen[str]] = []
+    environment = _environment(jobs if sbatch is None else 1)
+    with ThreadPoolExecutor(jobs) as pool:
         try:
-            process.stdin.write(makefile(todo, sbatch))
-            process.stdin.close()
-            for line in process.stderr:
-                if not FAILED.match(line):  # a stage that failed says so itself
-                    print(line, end="", file=sys.stderr, flush=True)
+            running: dict[Future[bool], Path] = {}
+            while True:
+                ready = [directory for directory in waiting if undone.isdisjoint(todo[directory][0].inputs.values())]
+                for directory in ready[: jobs - len(running)]:
+                    waiting.remove(directory)
+                    process = _start(*todo[directory], environment, sbatch)
+                    started.append(process)
+                    prefix = f"{todo[directory][1]}: job " if sbatch is not None else ""
+                    running[pool.submit(_follow, process, prefix)] = directory
+                if not running:
+                    return  # what still waits has inputs that failed
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    directory = running.pop(future)
+                    if future.result():
+                        undone.remove(directory)
         except KeyboardInterrupt:
-            os.killpg(process.pid, signal.SIGTERM)
+            for process in started:
+                if process.poll() is None:  # training saves at SIGTERM (callbacks.Requeue)
+                    os.killpg(process.pid, signal.SIGTERM)
             raise
 
 
-@contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM counts as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _start(run: Run, label: str, environment: dict[str, str], sbatch: str | None) -> subprocess.Popen[str]:
+    start.write(run, label)
+    command = [sys.executable, "-m", "experiments.start", str(run.directory)]
+    if sbatch is not None:
+        # the job of a second caller has the same name and waits without an allocation
+        command = ["sbatch", "--wait", "--parsable", "--dependency=singleton"]
+        command += [
+            f"--job-name={run.stage.kind}-{run.digest}-{run.seed}",
+            f"--output={run.directory}/slurm-%j.log",
+            *shlex.split(sbatch),
+        ]
+        command += [str(JOB), "experiment-stage", f"RUN={run.directory}"]
+    # a process group of its own, which can be stopped as a whole
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, start_new_session=True)
+
+
+def _follow(process: subprocess.Popen[str], prefix: str) -> bool:
+    """Print each line as it comes; True if the process succeeded."""
+    with process:
+        assert process.stdout
+        for line in process.stdout:
+            print(f"{prefix}{line}", end="", flush=True)
+    return process.returncode == 0
+
+
+def _environment(jobs: int) -> dict[str, str]:
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    if jobs > 1:  # they share the processors
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
+    return environment

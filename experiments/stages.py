@@ -1,4 +1,4 @@
-"""The kinds of stages that a row is made of: what each is built upon, how it is run, and what shows that it is done."""
+"""Kinds of stages: their inputs, the command that runs them, and the files of a finished one."""
 
 from __future__ import annotations
 
@@ -16,43 +16,30 @@ class Kind:
     """One kind of stage.
 
     Args:
-        command: Of `cli.py`.
-        upon: What it is built upon: for each argument the kinds of which the latest stage before it in the row gives
-            its directory.
-        recipe: The recipe, where there is one only.
-        preset_file: The file of the preset, where there is one only.
+        command: Subcommand of `cli.py`, or of `experiments.programs`.
+        inputs: For each argument the kinds of stages that it may name. The latest such stage before this one in the
+            row gives its directory.
+        recipe: The recipe, for a kind that has only one.
+        preset_file: The file of the preset, for a kind that has only one.
         seeds: Arguments that get the seed, besides `seed_everything`.
-        files: What a finished run has besides `metrics.json`.
+        files: Files of a finished run besides `metrics.json`.
         section: The section of `metrics.json` that is written last; None for a stage that measures nothing.
-        begun: What an unfinished run has; one of these patterns.
-        options: None for a run of `cli.py`. Otherwise the stage trains nothing: it is the command of
-            `experiments.measure`, has neither recipe nor preset, and overrides are these options, all numbers.
+        begun: Patterns, one of which matches a file of an unfinished run.
+        options: None for a run of `cli.py`. Otherwise the stage is a program that trains nothing: it has neither
+            recipe nor preset, and its overrides are these options, all numbers.
     """
 
     command: str = "fit"
-    upon: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    inputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
     recipe: str | None = None
     preset_file: str | None = None
     seeds: tuple[str, ...] = ("data.init_args.seed",)
     files: tuple[str, ...] = ()
-    # A fit writes its own section first: without the other one it was stopped before its last validation.
+    # A fit writes its section "fit" first: without "validate" it was stopped before its last validation.
     section: str | None = "validate"
     begun: tuple[str, ...] = ("checkpoints/last.ckpt",)
     options: tuple[str, ...] | None = None
 
-
-# All that a stage can measure, by the names of `metrics.json`; `_raw` is of weights that are not averaged.
-METRICS = (
-    *(f"val/{name}{raw}" for name in ("psnr", "ssim") for raw in ("", "_raw")),
-    *(f"val/{name}{raw}/*" for name in ("rfd", "rfid", "rsfid", "ris", "lpips") for raw in ("", "_raw")),
-    *("val/psnr_painted", "val/judge_accuracy", "val/judge_accuracy_originals"),
-    *("val/usage/*", "val/perplexity/*", "val/dead/*"),
-    *("val/ks", "val/rmse_uniform", "val/entropy_ratio", "val/bins_hit"),
-    *("val/cosine/*", "val/squared_cosine/*", "val/cknna/*", "val/cka/*", "val/silhouette/*", "val/ablation/*"),
-    *("val/nll", "val/nll/*", "val/bits_per_image"),  # of a generator
-    *("gfd/*", "gfid/*", "gsfid/*", "gis/*", "gkid/*", "gkd/*", "recognised/*", "precision/*", "recall/*"),  # samples
-    *("probe/*", "ks", "rmse_uniform", "entropy_ratio"),  # of experiments.measure
-)
 
 STORE: dict[str, tuple[str, ...]] = {"data.init_args.store": ("tokens",)}
 
@@ -60,19 +47,21 @@ KINDS = {
     "tokenizer": Kind(),
     "tokens": Kind(
         command="predict",
-        upon={"model.init_args.tokenizer_run": ("tokenizer",)},
+        inputs={"model.init_args.tokenizer_run": ("tokenizer",)},
         recipe="tokens",
         preset_file="tokens",
         files=("train/manifest.json", "validation/manifest.json"),
         section=None,
         begun=("*.partial", "train"),
     ),
-    "stage1": Kind(upon=STORE, recipe="stage1", preset_file="generator"),
-    "stage2": Kind(upon={**STORE, "model.init_args.init_from": ("stage1",)}, recipe="stage2", preset_file="generator"),
-    "generator": Kind(upon=STORE, preset_file="generator"),  # from scratch
+    "stage1": Kind(inputs=STORE, recipe="stage1", preset_file="generator"),
+    "stage2": Kind(
+        inputs={**STORE, "model.init_args.init_from": ("stage1",)}, recipe="stage2", preset_file="generator"
+    ),
+    "generator": Kind(inputs=STORE, preset_file="generator"),  # from scratch
     "samples": Kind(  # sampled, then measured
         command="predict",
-        upon={"model.init_args.generator_run": ("stage2", "generator")},
+        inputs={"model.init_args.generator_run": ("stage2", "generator")},
         recipe="sample",
         preset_file="sample",
         seeds=("data.init_args.seed", "model.init_args.seed"),
@@ -80,31 +69,31 @@ KINDS = {
         section="evaluate",
         begun=("parts", "samples.npz"),
     ),
-    "probe": Kind(command="probe", upon={"run": ("tokenizer",)}, seeds=(), begun=(), options=("max_train",)),
+    "probe": Kind(command="probe", inputs={"run": ("tokenizer",)}, seeds=(), begun=(), options=("max_train",)),
     "normal": Kind(command="normal", seeds=(), begun=(), options=("alpha",)),
 }
 
 
-def built_upon(kinds: Sequence[str]) -> dict[str, int | None]:
-    """For each argument of the last of these stages, the place of the one it is built upon; None if that is missing."""
+def input_stages(kinds: Sequence[str]) -> dict[str, int | None]:
+    """For each input of the last of these stages the index of the stage that gives it; None if there is none."""
     *before, last = kinds
     return {
-        argument: max((place for place, kind in enumerate(before) if kind in fitting), default=None)
-        for argument, fitting in KINDS[last].upon.items()
+        argument: max((index for index, kind in enumerate(before) if kind in fitting), default=None)
+        for argument, fitting in KINDS[last].inputs.items()
     }
 
 
 def progress(kind: Kind, directory: Path) -> str:
-    """Whether a stage is done, unfinished or missing."""
-    figures = kind.section is None or measured(kind, directory) is not None
-    if figures and all((directory / file).exists() for file in kind.files):
+    """State of a stage: done, unfinished or missing."""
+    is_measured = kind.section is None or measured(kind, directory) is not None
+    if is_measured and all((directory / file).exists() for file in kind.files):
         return "done"
-    begun = any(True for pattern in kind.begun for _ in directory.glob(pattern))
-    return "unfinished" if begun else "missing"
+    is_begun = any(True for pattern in kind.begun for _ in directory.glob(pattern))
+    return "unfinished" if is_begun else "missing"
 
 
 def measured(kind: Kind, directory: Path) -> dict[str, Any] | None:
-    """What a stage has measured: the section of `metrics.json` that it writes last, or None."""
+    """The section of `metrics.json` that a stage writes last; None before that."""
     if kind.section is None:
         return None
     sections: dict[str, Any] = {**(records.read_derived(directory / "metrics.json", MetricsFile) or {})}

@@ -1,101 +1,120 @@
-"""What an experiment came to: tables beside the paper's numbers, for a terminal, for docs and for the report."""
+"""Results of an experiment: its table with the paper's numbers, for a terminal, for docs and for the report."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import csv
+import io
+from math import isfinite
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
+import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as Grid
 
-from experiments import directions, results
-from experiments.results import Record
-from experiments.runner import Task
-from experiments.specification import DIRECTIONS, Experiment, Row
+from artifacts.results import Record, Results, Table
+from experiments import directions
+from experiments.specification import Experiment, Row
+from experiments.tasks import Task, mean_of
+from polytoken import records
+from polytoken.files import write_text
 
 NOTHING = "—"
-Table = dict[str, Any]  # caption, head and rows, all text
+ARROWS = {"up": "↑", "down": "↓"}
 
 
-def write(file: Path, experiment: Experiment, preset: str, tasks: list[Task]) -> dict[str, Any]:
-    """Write every figure as CSV, and as JSON with the tables made of them; return the latter.
+def results(experiment: Experiment, tasks: list[Task]) -> Results:
+    """Every metric of the finished tasks, and the tables made of them."""
+    made = collect(experiment, tasks)
+    comparisons = directions.compare(experiment, made)
+    done = len({(record.row, record.seed) for record in made})
+    caption = f"{done} of {len(tasks)} runs of a row are done; paper: {experiment.paper.source}"
+    tables = [_table(experiment, made, caption)]
+    tables += [directions.table(comparisons)] if comparisons else []
+    return Results(experiment.name, experiment.title, experiment.preset, tables, comparisons, made)
 
-    Args:
-        file: the CSV; the JSON, which the report reads, stands beside it.
-        experiment: whose rows.
-        preset: whose runs.
-        tasks: the runs.
+
+def collect(experiment: Experiment, tasks: list[Task]) -> list[Record]:
+    """One record for each metric of each finished task; a metric that a run lacks, or that is not finite, has none.
+
+    A metric that several stages of a row have is that of the last one.
     """
-    records = results.figures(experiment, tasks)
-    comparisons = directions.compare(experiment, records)
-    done = len({(record["row"], record["seed"]) for record in records})
-    state = f"{done} of {len(tasks)} runs of a row are done; paper: {experiment.paper.source}"
-    tables = [_table(state, *cells(experiment, records))]
-    tables += [_table(directions.CAPTION, *directions.cells(comparisons))] if comparisons else []
-    content = {
-        "experiment": experiment.name,
-        "title": experiment.title,
-        "preset": preset,
-        "tables": tables,
-        "comparisons": [asdict(comparison) for comparison in comparisons],
-        "figures": records,
-    }
-    results.write_csv(file, records)
-    results.write_json(file.with_suffix(".json"), content)
-    return content
-
-
-def cells(experiment: Experiment, records: list[Record]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the table; the paper's columns stand beside ours, and after them those without one of ours."""
-    beside = [metric.paper for metric in experiment.metrics if metric.paper]
-    rest = [column for column in experiment.paper.columns if column not in beside]
-    head = [""]
-    for metric in experiment.metrics:
-        head.append(f"{metric.label} {DIRECTIONS[metric.direction]}")
-        head += [f"paper: {metric.paper}"] if metric.paper else []
-    head += [*(f"paper: {column}" for column in rest), "seeds"]
-    rows = []
-    for row in experiment.rows:
-        line = [row.label]
+    made: list[Record] = []
+    for task in tasks:
+        if task.missing:
+            continue  # or stage 1 would stand for stage 2
         for metric in experiment.metrics:
-            line.append(_mean([r["value"] for r in records if (r["row"], r["metric"]) == (row.label, metric.name)]))
-            line += [_paper(row, metric.paper)] if metric.paper else []
-        seeds = {record["seed"] for record in records if record["row"] == row.label}
-        rows.append([*line, *(_paper(row, column) for column in rest), str(len(seeds))])
-    return head, rows
+            found = [(run, mean_of(run.metrics(), metric.name)) for run in task.runs]
+            run, value = next((pair for pair in reversed(found) if pair[1] is not None), (None, None))
+            if run is not None and value is not None and isfinite(value):
+                record = Record(
+                    experiment=experiment.name,
+                    row=task.row.label,
+                    seed=task.seed,
+                    metric=metric.name,
+                    value=value,
+                    run=str(run.directory),
+                    **run.origin(),
+                )
+                made.append(record)
+    return made
 
 
-def rich(title: str, tables: list[Table]) -> None:
+def write(path: Path, found: Results) -> None:
+    """Write the records as CSV, and everything as JSON with the same name."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, Record.__struct_fields__, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(map(msgspec.structs.asdict, found.records))
+    write_text(path, text.getvalue())
+    records.write(path.with_suffix(".json"), found)
+
+
+def show(title: str, tables: list[Table]) -> None:
     """Print for a terminal."""
     print(title)
     for table in tables:
-        grid = Grid(title=table["caption"], title_justify="left", box=SIMPLE_HEAD)
-        for index, name in enumerate(table["head"]):  # in a narrow terminal, labels wrap first; no digit is cut off
+        grid = Grid(title=table.caption, title_justify="left", box=SIMPLE_HEAD)
+        for index, name in enumerate(table.head):  # in a narrow terminal, labels wrap first; no digit is cut off
             grid.add_column(name, justify="right" if index else "left", min_width=0 if index else 16, overflow="fold")
-        for row in table["rows"]:
+        for row in table.rows:
             grid.add_row(*row)
         Console().print(grid)
 
 
 def markdown(tables: list[Table]) -> str:
-    """The same for docs."""
+    """Text for docs; the first caption is left out."""
     parts = []
     for number, table in enumerate(tables):
-        parts += [table["caption"]] if number else []
-        lines = [table["head"], ["---", *["---:"] * (len(table["head"]) - 1)], *table["rows"]]
+        parts += [table.caption] if number else []
+        lines = [table.head, ["---", *["---:"] * (len(table.head) - 1)], *table.rows]
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join(parts)
 
 
-def _table(caption: str, head: list[str], rows: list[list[str]]) -> Table:
-    return {"caption": caption, "head": head, "rows": rows}
+def _table(experiment: Experiment, found: list[Record], caption: str) -> Table:
+    """A column a metric, followed by the paper's; then the paper's columns that correspond to no metric."""
+    metrics, used = experiment.metrics, {metric.paper for metric in experiment.metrics}
+    rest = [column for column in experiment.paper.columns if column not in used]
+    head = [""]
+    for metric in metrics:
+        head += [f"{metric.label} {ARROWS[metric.direction]}"]
+        head += [f"paper: {metric.paper}"] if metric.paper else []
+    head += [*(f"paper: {column}" for column in rest), "seeds"]
+    rows = []
+    for row in experiment.rows:
+        own = [record for record in found if record.row == row.label]
+        line = [row.label]
+        for metric in metrics:
+            line += [_mean([record.value for record in own if record.metric == metric.name])]
+            line += [_paper(row, metric.paper)] if metric.paper else []
+        rows.append([*line, *(_paper(row, column) for column in rest), str(len({record.seed for record in own}))])
+    return Table(head, rows, caption)
 
 
-def _mean(values: list) -> str:
-    """Mean ± standard deviation of the sample, which one seed has not."""
+def _mean(values: list[float]) -> str:
+    """Mean ± sample standard deviation (omitted for a single seed)."""
     if not values:
         return NOTHING
     return f"{fmean(values):.4g}" + (f" ± {stdev(values):.2g}" if len(values) > 1 else "")

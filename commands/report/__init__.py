@@ -1,1 +1,1 @@
-"""One page on all runs of a preset: what was run and where, curves, pictures, figures, and the papers' tables."""
+"""Report on all runs of a preset: settings, curves, pictures, metrics, and the papers' tables."""

@@ -1,46 +1,94 @@
-"""One page on all runs of a preset: `python -m commands.report --preset digits` writes runs/digits/report.html.
+"""Report on all runs of a preset: `python -m commands.report --preset digits` writes runs/digits/report.html.
 
-The page holds everything it shows, curves and pictures included, and loads nothing from elsewhere; report.md beside it
-says the same. Both read what is there, and say of the rest which make target makes it.
+The page contains all curves and pictures and loads nothing else; report.md next to it has the same content. Both show
+what exists, and name the make target of what is missing.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
+import os
+import re
+import shutil
+from argparse import Namespace
+from datetime import datetime
 from pathlib import Path
 
-from commands.report import experiments, runs, writing
-from commands.report.content import Section
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from artifacts.provenance import commit, machine
+from commands.program import new_parser, run
+from commands.report import experiments, stages
+from commands.report.content import Picture
+from polytoken.errors import MissingFileError
+from polytoken.files import write_text
 
 
-def sections(directory: Path, preset: str) -> list[Section]:
-    """All that is to be told of the runs in ``directory`` (runs/<preset>), and of the experiments beside it."""
+def write(page: Path, directory: Path, preset: str) -> None:
+    """Write the report on the runs in ``directory`` (runs/<preset>) and on the experiments next to it.
+
+    Args:
+        page: the HTML; the Markdown is next to it. Pictures drawn for the latter go to ``<name>_pictures``.
+        directory: the preset's runs.
+        preset: its name.
+    """
     results = experiments.read(directory.parent / "experiments" / "results", preset)
-    return [
-        *runs.stages(directory, preset),
-        runs.samples(directory / "samples", preset),
-        experiments.tables(results, preset),
-        experiments.discrepancy(results),
-    ]
+    content = {
+        "preset": preset,
+        "place": str(directory),
+        "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        "machine": machine(),
+        "commit": commit(),
+        "sections": [
+            *stages.sections(directory, preset),
+            stages.samples(directory / "samples", preset),
+            experiments.tables(results, preset),
+            experiments.discrepancy(results),
+        ],
+    }
+    drawn = page.with_name(f"{page.stem}_pictures")
+    shutil.rmtree(drawn, ignore_errors=True)
+
+    def link(target: Picture | Path) -> str:
+        file = target.path if isinstance(target, Picture) else target
+        if file is None:
+            drawn.mkdir(parents=True, exist_ok=True)
+            file = drawn / f"{re.sub(r'[^a-z0-9]+', '_', target.text.lower()).strip('_')}.svg"
+            file.write_bytes(target.content)
+        return Path(os.path.relpath(file, page.parent)).as_posix().replace(" ", "%20")
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=lambda name: name == "report.html.j2",
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(link=link, plain=_plain)
+    for file in (page.with_suffix(".md"), page):
+        write_text(file, environment.get_template(f"report{file.suffix}.j2").render(content))
+
+
+def _plain(text: str) -> str:
+    """Text without characters that mean something in Markdown."""
+    return " ".join(text.replace("<", "&lt;").replace("|", "\\|").split())
+
+
+def _work(options: Namespace) -> None:
+    directory = options.runs / options.preset
+    if not directory.is_dir():
+        raise MissingFileError(f"there are no runs in {directory}: make demo PRESET={options.preset} makes them")
+    page = options.output or directory / "report.html"
+    write(page, directory, options.preset)
+    print(f"{page}\n{page.with_suffix('.md')}")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write both and say where they are."""
-    description = (__doc__ or "").splitlines()[0]
-    parser = argparse.ArgumentParser(prog="python -m commands.report", description=description)
-    parser.add_argument("--preset", default="digits", help="whose runs")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="root of all runs")
-    parser.add_argument("--output", type=Path, help="the page; by default report.html beside the preset's runs")
-    options = parser.parse_args(arguments)
-    directory = options.runs / options.preset
-    if not directory.is_dir():
-        sys.exit(f"error: there are no runs in {directory}: make demo PRESET={options.preset} makes them")
-    page = options.output or directory / "report.html"
-    told = sections(directory, options.preset)
-    writing.write_markdown(page.with_suffix(".md"), options.preset, directory, told)
-    writing.write_html(page, options.preset, directory, told)
-    print(f"{page}\n{page.with_suffix('.md')}")
+    """Write both files and print their paths."""
+    parser = new_parser("commands.report", __doc__)
+    parser.add_argument("--preset", default="digits", help="preset of the runs (default: %(default)s)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="root of all runs (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="the page (default: report.html in the preset's runs)")
+    run(parser, _work, arguments)
 
 
 if __name__ == "__main__":

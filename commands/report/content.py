@@ -1,4 +1,4 @@
-"""What a report is made of, before it is HTML or Markdown."""
+"""Content of a report, before it becomes HTML or Markdown."""
 
 from __future__ import annotations
 
@@ -6,51 +6,27 @@ import base64
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from artifacts.results import Table
+
 
 @dataclass(frozen=True)
 class Picture:
-    """An image.
+    """An image with its description, which is unique in the report."""
 
-    Args:
-        kind: ``image/png`` or ``image/svg+xml``.
-        content: its bytes.
-        text: what it shows; no two of a report are alike.
-        path: its file, if a run has it; None if it was drawn for the report.
-    """
-
-    kind: str
+    kind: str  # image/png or image/svg+xml
     content: bytes
     text: str
-    path: Path | None = None
+    path: Path | None = None  # its file in a run; None if it was drawn for the report
 
     @property
     def uri(self) -> str:
-        """The image itself as ``data:``."""
+        """The image as ``data:``."""
         return f"data:{self.kind};base64,{base64.b64encode(self.content).decode()}"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text under a head; the first column names the row, the caption the table."""
-
-    head: list[str]
-    rows: list[list[str]]
-    caption: str = ""
 
 
 @dataclass
 class Entry:
-    """What is known of one run, or of one experiment.
-
-    Args:
-        name: the run's directory below the stage's, or the experiment's title.
-        facts: pairs of a word and a value.
-        config: the file of its configuration, if it is kept.
-        curves: one a group of logged values.
-        pictures: drawn by its callbacks.
-        metrics: by name.
-        tables: measured after it, by a sweep or by probes; of an experiment, all of it.
-    """
+    """One run or one experiment."""
 
     name: str
     facts: list[tuple[str, str]] = field(default_factory=list)
@@ -62,24 +38,15 @@ class Entry:
 
     @property
     def configuration(self) -> str:
-        """Its configuration as YAML text."""
+        """The configuration as YAML text."""
         return "" if self.config is None else self.config.read_text(encoding="utf-8")
 
 
 @dataclass
 class Section:
-    """One stage: its runs and their figures side by side, or what makes them.
+    """One stage: its runs, a table of their metrics, and the commands that make what is missing."""
 
-    Args:
-        key: its anchor.
-        title: its heading.
-        text: what is to be seen there.
-        missing: commands that make what is not there yet.
-        entries: runs or experiments.
-        table: of all of them.
-    """
-
-    key: str
+    key: str  # the anchor
     title: str
     text: str
     missing: list[str] = field(default_factory=list)

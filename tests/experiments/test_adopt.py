@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from commands.cli.runs import place_outputs
-from experiments import runs
+from experiments import tasks
 from experiments.__main__ import main
 from experiments.adopt import adopt
-from experiments.runner import compose, plan
-from experiments.runs import Run, runs_of
+from experiments.check import compose
 from experiments.specification import load
+from experiments.tasks import Run, expand, runs_of
 from tests.support.commands import exit_code
 from tests.support.experiments import PROGRAM, STAGED, write_experiment
 from tests.support.recipes import write_judge
@@ -45,7 +45,7 @@ def rows() -> list[Run]:
 
 
 def adopted() -> dict[Path, Path]:
-    return adopt(plan(load("paper/table.yaml"), "digits", 1))
+    return adopt(expand(load("paper/table.yaml"), 1))
 
 
 @pytest.mark.slow
@@ -54,13 +54,13 @@ def test_a_run_by_hand_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     hand = Path("runs/digits/tokenizer/fq_dual")
     record(tokenizer, hand)
     assert adopted() == {tokenizer.directory: hand}
-    assert tokenizer.state() == "done" and tokenizer.directory.resolve() == hand.resolve()
+    assert tokenizer.state == "done" and tokenizer.directory.resolve() == hand.resolve()
     assert adopted() == {}
 
     program = Path("program.py").absolute()
     program.write_text(PROGRAM)
-    monkeypatch.setattr(runs, "PROGRAM", program)
-    monkeypatch.setattr(runs, "EVALUATION", (str(program),))
+    monkeypatch.setattr(tasks, "PROGRAM", program)
+    monkeypatch.setattr(tasks, "EVALUATION", (str(program),))
     monkeypatch.setattr("experiments.__main__.check", lambda *_: None)
     assert main(["run", "paper/table.yaml"]) == 0
     assert str(tokenizer.directory) not in Path("starts.txt").read_text()
@@ -79,7 +79,7 @@ def test_a_real_run_by_hand_is_found_until_it_is_trained_further(monkeypatch: py
         arguments[arguments.index(option) + 1] = value
     assert exit_code(*arguments) == 0
     assert adopted() == {run.directory: Path("runs/digits/tokenizer/vq")}
-    assert run.state() == "done" and not run.directory.readlink().is_absolute()
+    assert run.state == "done" and not run.directory.readlink().is_absolute()
     assert exit_code(*arguments, "--trainer.max_steps", "3") == 0
     assert adopted() == {} and not run.directory.exists()
 
@@ -109,7 +109,7 @@ def test_what_somebody_is_at_is_left_to_them() -> None:
 def test_a_run_of_another_configuration_is_not(change: Callable[[dict], None]) -> None:
     tokenizer, *_ = rows()
     record(tokenizer, Path("runs/digits/tokenizer/fq_dual"), change)
-    assert adopted() == {} and tokenizer.state() == "missing"
+    assert adopted() == {} and tokenizer.state == "missing"
 
 
 @pytest.mark.slow

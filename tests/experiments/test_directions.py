@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from artifacts.results import Record
 from experiments import directions
 from experiments.__main__ import main
-from experiments.runner import plan
 from experiments.specification import Experiment, load
+from experiments.tasks import expand
 from tests.support.experiments import TEXT, write_experiment
 
 STAGE = {"stage": "tokenizer", "recipe": "vq", "preset_file": "tokenizer"}
@@ -24,9 +25,9 @@ def experiment(tmp_path: Path, papers: tuple[float | None, ...] = PAPERS) -> Exp
     return load(str(write_experiment(tmp_path, text=TEXT.split("rows:")[0] + f"rows: {json.dumps(rows)}\n")))
 
 
-def records(**values: list[float]) -> list[dict]:
+def records(**values: list[float]) -> list[Record]:
     return [
-        {"row": row, "seed": seed, "metric": "val/psnr", "value": value}
+        Record(experiment="paper/table", row=row, seed=seed, metric="val/psnr", value=value)
         for row, column in values.items()
         for seed, value in enumerate(column)
     ]
@@ -63,15 +64,15 @@ def test_seeds_are_paired_and_the_interval_is_students(tmp_path: Path) -> None:
     (made,) = directions.compare(experiment(tmp_path, (3.0, 2.0)), records(**far))
     assert made.difference == pytest.approx(-3.4 / 3) and made.verdict == "holds"
     assert made.margin == pytest.approx(4.302653 * 0.11547005 / 3**0.5, rel=1e-6)  # t of two degrees, 97.5 %
-    _, (row,) = directions.cells([made])
+    (row,) = directions.table([made]).rows
     assert row == ["b", "a", "PSNR", "-1.13 ± 0.29", "-1", "holds"]
 
 
 def test_nothing_is_said_where_the_paper_or_a_run_says_nothing(tmp_path: Path) -> None:
     assert directions.compare(experiment(tmp_path, (3.0, 3.0)), records(a=[5.0], b=[4.0])) == []
     assert directions.compare(experiment(tmp_path, (3.0, None)), records(a=[5.0], b=[4.0])) == []
-    apart = [record | {"seed": record["row"]} for record in records(a=[5.0], b=[4.0])]
-    assert directions.compare(experiment(tmp_path, (3.0, 2.0)), apart) == []
+    first, _, _, second = records(a=[5.0, 5.0], b=[4.0, 4.0])  # no seed in common
+    assert directions.compare(experiment(tmp_path, (3.0, 2.0)), [first, second]) == []
 
 
 def test_directions_stand_below_the_table_and_in_the_results(
@@ -79,17 +80,17 @@ def test_directions_stand_below_the_table_and_in_the_results(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     made = experiment(tmp_path, (3.0, 2.0))
-    for task in plan(made, "digits", 3):
+    for task in expand(made, 3):
         (run,) = task.runs
         run.directory.mkdir(parents=True)
         value = 5.0 + task.seed + (task.row.label == "b")
         (run.directory / "metrics.json").write_text(json.dumps({"validate": {"metrics": {"val/psnr": value}}}))
-    assert main(["show", str(made.file), "--markdown"]) == 0
+    assert main(["show", str(made.source.file), "--markdown"]) == 0
     table, caption, compared = capsys.readouterr().out.strip().split("\n\n")
     assert "| b | 7 ± 1 | 2 |" in table and caption == directions.CAPTION
     assert compared.splitlines()[2:] == ["| b | a | PSNR | +1 ± 0 | -1 | fails |"]
     content = json.loads(Path("runs/experiments/results/paper/table_digits.json").read_text())
     assert [one["verdict"] for one in content["comparisons"]] == ["fails"]
     assert content["tables"][1]["rows"] == [["b", "a", "PSNR", "+1 ± 0", "-1", "fails"]]
-    assert main(["show", str(made.file)]) == 0
+    assert main(["show", str(made.source.file)]) == 0
     assert "fails" in capsys.readouterr().out

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import runs
+from experiments import tasks
 from experiments.__main__ import main
-from experiments.runs import Run, runs_of
 from experiments.specification import load
+from experiments.tasks import Run, runs_of
 from tests.support.experiments import PROGRAM, STAGED, write_experiment
 
 GENERATOR = "      - {stage: generator, recipe: far_base}\n"
@@ -23,15 +23,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs, "PROGRAM", program)
-    monkeypatch.setattr(runs, "EVALUATION", (str(program),))
+    monkeypatch.setattr(tasks, "PROGRAM", program)
+    monkeypatch.setattr(tasks, "EVALUATION", (str(program),))
     monkeypatch.setattr("experiments.__main__.check", lambda *_: None)
 
 
 def rows(file: Path) -> dict[str, dict[str, Run]]:
     """The runs of the rows, by label and kind of stage."""
     made = load(str(file)).rows
-    return {row.label: {run.stage.stage: run for run in runs_of(row, "digits", seed=0)} for row in made}
+    return {row.label: {run.stage.kind: run for run in runs_of(row, "digits", seed=0)} for row in made}
 
 
 def digests(*changes: tuple[str, str]) -> dict[tuple[str, str], str]:
@@ -70,7 +70,7 @@ def test_a_stage_is_wired_to_those_before_it(capsys: pytest.CaptureFixture) -> N
     assert len(given) == 18 and len(evaluations) == 6
 
     for row in load(str(file)).rows:
-        made = {run.stage.stage: run for run in runs_of(row, "digits", seed=1)}
+        made = {run.stage.kind: run for run in runs_of(row, "digits", seed=1)}
         tokens = ("--data.init_args.store", "tokens")
         wires = {
             "tokenizer": (),
@@ -161,18 +161,18 @@ EVALUATED = {
 )
 def test_a_stage_is_done_when_its_last_file_is_there(kind: str, steps: list[tuple[str, object, str]]) -> None:
     run = rows(write_experiment(Path(), text=STAGED))["staged"][kind]
-    assert run.state() == "missing"
+    assert run.state == "missing"
     for name, content, state in steps:
         file = run.directory / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(content))
-        assert run.state() == state, name
+        assert run.state == state, name
 
 
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("      - stage: stage1\n", "", ["row 'staged'", "'stage2' is built upon 'stage1'", "line 23"]),
+        ("      - stage: stage1\n", "", ["row 'staged'", "'stage2' needs 'stage1'", "line 23"]),
         (GENERATOR, "", ["row 'from scratch'", "'stage2' or 'generator'", "line 16"]),
         ("recipe: far_base", "recipe: far_base, overrides: {data.init_args.store: x}", ["line 16", "not to be set"]),
         (

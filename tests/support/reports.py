@@ -75,7 +75,7 @@ def write_results(runs: Path, name: str = "ssq/table5", preset: str = "digits", 
     content = {
         **{"experiment": name, "title": "SSQ Table 5: stages | noise", "preset": preset},
         "tables": [{"caption": "6 of 6 runs", "head": head, "rows": rows}],
-        **{"comparisons": [], "figures": figures},
+        **{"comparisons": [], "records": figures},
         **changes,
     }
     file = runs / "experiments" / "results" / f"{name}_{preset}.json"

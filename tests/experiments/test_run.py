@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import runs, start
+from experiments import start, tasks
 from experiments.__main__ import main
-from experiments.runs import figure, nested, runs_of
 from experiments.specification import Row, Stage, load
+from experiments.tasks import mean_of, nested, runs_of
 from tests.support.commands import REPOSITORY
 from tests.support.experiments import PROGRAM, write_experiment
 
@@ -28,7 +28,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Experiments run in an empty directory, and start a program that takes no time."""
     (tmp_path / "program.py").write_text(PROGRAM)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs, "PROGRAM", tmp_path / "program.py")
+    monkeypatch.setattr(tasks, "PROGRAM", tmp_path / "program.py")
     monkeypatch.setattr("experiments.__main__.check", lambda *_: None)
 
 
@@ -75,9 +75,9 @@ def test_dotted_keys_become_mappings_and_the_later_counts() -> None:
 
 def test_a_metric_may_be_a_mean_over_codebooks() -> None:
     metrics = {"val/usage/0": 0.5, "val/usage/1": 1.0, "val/psnr": None}
-    assert figure(metrics, "val/usage/*") == 0.75
-    assert figure(metrics, "val/usage/1") == 1.0
-    assert isnan(figure(metrics, "val/psnr")) and figure(metrics, "val/rfd/judge") is None
+    assert mean_of(metrics, "val/usage/*") == 0.75
+    assert mean_of(metrics, "val/usage/1") == 1.0
+    assert isnan(mean_of(metrics, "val/psnr")) and mean_of(metrics, "val/rfd/judge") is None
 
 
 def test_a_dry_run_prints_the_commands_and_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -136,8 +136,10 @@ def test_two_callers_make_each_stage_once(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_runner_that_is_stopped_stops_what_it_started(tmp_path: Path) -> None:
     file = write_experiment(tmp_path)
-    program = f"from experiments import runs, __main__ as m; runs.PROGRAM = m.Path({str(runs.PROGRAM)!r}); "
-    program += f"m.check = lambda *_: None; raise SystemExit(m.main(['run', {str(file)!r}]))"
+    program = "import runpy, sys; from pathlib import Path; from experiments import check, tasks\n"
+    program += f"sys.argv[1:] = ['run', {str(file)!r}]\n"
+    program += f"tasks.PROGRAM, check.check = Path({str(tasks.PROGRAM)!r}), lambda *_: None\n"
+    program += "runpy.run_module('experiments', run_name='__main__')"
     path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "PAUSE": "60"}
     runner = subprocess.Popen([sys.executable, "-c", program], env=environment)
@@ -167,7 +169,7 @@ def test_a_slurm_job_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     sbatch.write_text(f'#!/bin/sh\necho "$@" >>sbatch.txt\nfor run; do :; done\n{set_by_the_job}\n{job}\n')
     sbatch.chmod(0o755)
     monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr(runs, "PROGRAM", tmp_path / "cli.py")
+    monkeypatch.setattr(tasks, "PROGRAM", tmp_path / "cli.py")
     (tmp_path / "program.py").rename(tmp_path / "cli.py")
     file = write_experiment(tmp_path)
     assert main(["run", str(file), "--jobs", "9", "--sbatch=--partition=gpu --gpus-per-node=8"]) == 0
@@ -212,7 +214,7 @@ def test_a_run_that_somebody_else_makes_is_waited_for(tmp_path: Path, capfd: pyt
     finisher.start()
     assert main(["run", str(file)]) == 0
     finisher.join()
-    assert "somebody else runs it, waiting" in capfd.readouterr().out
+    assert "running elsewhere, waiting" in capfd.readouterr().out
     assert str(run.directory) not in starts() and len(starts()) == 1
 
 
@@ -255,7 +257,7 @@ def test_the_table_stands_beside_the_paper(tmp_path: Path, capsys: pytest.Captur
 
     content = json.loads(Path("runs/experiments/results/paper/table_digits.json").read_text())
     assert [
-        {key: str(value if value is not None else "") for key, value in r.items()} for r in content["figures"]
+        {key: str(value if value is not None else "") for key, value in r.items()} for r in content["records"]
     ] == records
     assert content["tables"][0]["rows"][0] == ["plain", "21 ± 1", "3.5", "0.75 ± 0", "7", "3"]
     assert "5 of 6 runs of a row are done" in content["tables"][0]["caption"]
@@ -267,7 +269,7 @@ def test_running_leaves_the_results_of_all_seeds(tmp_path: Path) -> None:
     assert main(["run", str(file), "--seeds", "1"]) == 0
     content = json.loads(Path("runs/experiments/results/paper/table_digits.json").read_text())
     assert content["experiment"] == "paper/table" and content["preset"] == "digits"
-    assert {figure["seed"] for figure in content["figures"]} == {0, 1}
+    assert {record["seed"] for record in content["records"]} == {0, 1}
 
 
 def test_a_metric_that_no_run_has_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

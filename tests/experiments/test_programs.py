@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import measure
+from experiments import programs
 from experiments.__main__ import main
-from experiments.runs import runs_of
 from experiments.specification import load
+from experiments.tasks import runs_of
 from tests.support.experiments import STAGED, write_experiment
 
 PROBED = """
@@ -29,32 +29,32 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.__main__.check", lambda *_: None)
 
 
-def test_a_normal_latent_has_the_figures_that_the_documents_give() -> None:
+def test_a_normal_latent_has_the_metrics_that_the_documents_give() -> None:
     """KS and RMSE are those of docs/finite_scalar.md; the entropy was summed from the error function."""
     for alpha, ks, rmse, entropy in ((1.6, 0.0173, 0.0172, 0.98280), (2.0, 0.0442, 0.0626, 0.99247)):
-        figures, count = measure.normal(alpha)
+        metrics, count = programs.normal(alpha)
         assert count == 500_000
-        assert figures["ks"] == pytest.approx(ks, abs=5e-5)
-        assert figures["rmse_uniform"] == pytest.approx(rmse, abs=5e-5)
-        assert figures["entropy_ratio"] == pytest.approx(entropy, abs=1e-5)
+        assert metrics["ks"] == pytest.approx(ks, abs=5e-5)
+        assert metrics["rmse_uniform"] == pytest.approx(rmse, abs=5e-5)
+        assert metrics["entropy_ratio"] == pytest.approx(entropy, abs=1e-5)
 
 
 def test_such_stages_are_programs_of_their_own(capsys: pytest.CaptureFixture) -> None:
     file = str(write_experiment(Path(), text=STAGED + PROBED.removeprefix("\n")))
     assert main(["run", file, "--dry-run"]) == 0
-    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if "experiments.measure" in line]
-    rows = {row.label: runs_of(row, "digits", 0) for row in load(file).at("digits").rows}
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if "experiments.programs" in line]
+    rows = {row.label: runs_of(row, "digits", 0) for row in load(file).rows}
     tokenizer, probe = rows["probed"]
     (normal,) = rows["normal"]
     assert [line[1:] for line in lines] == [
-        ["-m", "experiments.measure", "probe", "--run", str(tokenizer.directory), "--max-train", "9"]
+        ["-m", "experiments.programs", "probe", "--run", str(tokenizer.directory), "--max-train", "9"]
         + ["--output", str(probe.directory)],
-        ["-m", "experiments.measure", "normal", "--alpha", "1.6", "--output", str(normal.directory)],
+        ["-m", "experiments.programs", "normal", "--alpha", "1.6", "--output", str(normal.directory)],
     ]
-    assert probe.directory.parts[3:5] == ("probe", "probe") and probe.state() == normal.state() == "missing"
+    assert probe.directory.parts[3:5] == ("probe", "probe") and probe.state == normal.state == "missing"
 
-    measure.main(lines[1][3:])
-    assert normal.state() == "done" and probe.state() == "missing"
+    programs.main(lines[1][3:])
+    assert normal.state == "done" and probe.state == "missing"
     assert (normal.metrics() or {})["ks"] == pytest.approx(0.0173, abs=6e-5)
     assert normal.origin()["n"] == 500_000
 
@@ -80,7 +80,7 @@ def test_probes_are_named_and_kept_beside_the_tokenizer(
         return {"probes": [found], "n_validation": 355}
 
     monkeypatch.setattr("commands.probe.probe", probe)
-    measure.main(["probe", "--run", "tokenizer", "--max-train", "9", "--output", "there"])
+    programs.main(["probe", "--run", "tokenizer", "--max-train", "9", "--output", "there"])
     assert asked["run"] == Path("tokenizer") and asked["max_train"] == 9
     section = json.loads(Path("there/metrics.json").read_text())["validate"]
     assert section["metrics"] == {"probe/linear/after/all": 0.75} and section["n"] == 355
@@ -89,7 +89,7 @@ def test_probes_are_named_and_kept_beside_the_tokenizer(
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="2"):
-        measure.main(["probe", "--run", "nowhere", "--output", "there"])
+        programs.main(["probe", "--run", "nowhere", "--output", "there"])
     assert "error: " in capsys.readouterr().err
 
 

@@ -1,15 +1,14 @@
-"""iFSQ Fig. 3, drawn from the figures of `experiments/ifsq/fig3.yaml`: what the slope α of the bound does.
+"""Plot of iFSQ Fig. 3 from the results of `experiments/ifsq/fig3.yaml`: effect of the slope α of the bound.
 
-Command: python -m experiments.ifsq_figure runs/experiments/results/ifsq/fig3_photos.csv fig3.png
+Command: python -m experiments.ifsq_plot runs/experiments/results/ifsq/fig3_photos.json fig3.png
 """
 
 from __future__ import annotations
 
-import csv
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from artifacts.results import Record, Results
+from polytoken import records
 from polytoken.errors import UserError
 from polytoken.metrics.uniformity import ks_to_uniform, rmse_to_uniform
 from polytoken.quantizers.finite_scalar import bound
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ALPHA = re.compile(r"α = (\d+(?:\.\d+)?)")  # as the rows are labelled
+ALPHA = re.compile(r"α = (\d+(?:\.\d+)?)")  # in the labels of the rows
 PANELS = (
     ("val/psnr", "PSNR of the reconstruction", "dB, higher is better"),
     ("val/ssim", "SSIM of the reconstruction", "higher is better"),
@@ -39,49 +40,39 @@ NAMED = {1.6: "iFSQ", 2.0: "tanh"}
 Curves = dict[str, dict[float, list[float]]]
 
 
-def figure(results: Path) -> Figure:
-    """The curves of a table of results: a point a seed, a line through their means, and N(0, 1) dashed beside.
-
-    Args:
-        results: CSV with columns row, metric and value; rows are labelled `α = 1.6 …`.
-
-    Raises:
-        ValueError: if no row is labelled so.
-    """
+def plot(curves: Curves) -> Figure:
+    """Points for the seeds, a line through their means, and N(0, 1) latents dashed."""
     from matplotlib.figure import Figure
 
-    curves = read(results)
-    picture = Figure(figsize=(12, 6.5), layout="constrained")
-    panels = picture.subplots(2, 3)
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    panels = figure.subplots(2, 3)
     for axes, (metric, title, unit) in zip(panels.flat[: len(PANELS)], PANELS, strict=True):
-        _draw(axes, curves.get(metric, {}))
-        if metric in IDEAL and metric in curves:
-            _draw_ideal(axes, min(curves[metric]), max(curves[metric]), IDEAL[metric])
+        if values := curves.get(metric):
+            _draw(axes, values)
+            if metric in IDEAL:
+                _draw_ideal(axes, min(values), max(values), IDEAL[metric])
+        else:
+            axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes)
         axes.set(title=title, xlabel="α of f(z) = 2σ(αz) − 1", ylabel=unit)
         axes.grid(alpha=0.3)
-    legend, legend_axes = panels.flat[3].get_legend_handles_labels(), panels.flat[5]
-    legend_axes.axis("off")
-    legend_axes.legend(*legend, loc="center", frameon=False)
-    picture.suptitle("Effect of α on finite scalar quantization (iFSQ, Fig. 3)")
-    return picture
+    panels.flat[5].axis("off")
+    panels.flat[5].legend(*panels.flat[3].get_legend_handles_labels(), loc="center", frameon=False)
+    figure.suptitle("Effect of α on finite scalar quantization (iFSQ, Fig. 3)")
+    return figure
 
 
-def read(results: Path) -> Curves:
-    """Values of the seeds by metric and α."""
+def read(found: Iterable[Record]) -> Curves:
+    """Values of the seeds by metric and ascending α; raises UserError if no row is labelled `α = …`."""
     curves: Curves = defaultdict(lambda: defaultdict(list))
-    with results.open(encoding="utf-8", newline="") as file:
-        for record in csv.DictReader(file):
-            if alpha := ALPHA.search(record["row"]):
-                curves[record["metric"]][float(alpha[1])].append(float(record["value"]))
+    for record in found:
+        if alpha := ALPHA.search(record.row):
+            curves[record.metric][float(alpha[1])].append(record.value)
     if not curves:
-        raise UserError(f"{results} has no row labelled 'α = …': is it the table of ifsq/fig3?")
+        raise UserError("no row is labelled 'α = …': expected the results of ifsq/fig3")
     return {metric: dict(sorted(values.items())) for metric, values in curves.items()}
 
 
 def _draw(axes: Axes, values: dict[float, list[float]]) -> None:
-    if not values:
-        axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes)
-        return
     seeds = [(alpha, value) for alpha, column in values.items() for value in column]
     axes.plot(list(values), [fmean(column) for column in values.values()], color="C0", label="mean of the seeds")
     axes.plot(*zip(*seeds, strict=True), "o", color="C0", label="a run")
@@ -94,11 +85,10 @@ def _draw(axes: Axes, values: dict[float, list[float]]) -> None:
 def _draw_ideal(axes: Axes, first: float, last: float, distance: Callable[[Tensor], Tensor]) -> None:
     normal = torch.special.ndtri((torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000)
     alphas = torch.linspace(first, last, 57, dtype=torch.float64).tolist()
-    curve = [distance(bound(normal, alpha)).item() for alpha in alphas]
-    axes.plot(alphas, curve, "--", color="C1", label="if latents were N(0, 1)")
+    axes.plot(alphas, [distance(bound(normal, a)).item() for a in alphas], "--", color="C1", label="N(0, 1) latents")
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("usage: python -m experiments.ifsq_figure RESULTS.csv PICTURE.png")
-    figure(Path(sys.argv[1])).savefig(sys.argv[2], dpi=150)
+        sys.exit("usage: python -m experiments.ifsq_plot RESULTS.json PICTURE.png")
+    plot(read(records.read(Path(sys.argv[1]), Results).records)).savefig(sys.argv[2], dpi=150)

@@ -1,20 +1,17 @@
-import csv
 from pathlib import Path
 
 import pytest
 
-from experiments.ifsq_figure import ALPHA, PANELS, figure, read
+from artifacts.results import Record
+from experiments.ifsq_plot import ALPHA, PANELS, plot, read
 from experiments.specification import load
 
 ALPHAS = (1.0, 1.2, 1.6, 1.8, 2.0, 2.4)
 
 
-def write(path: Path, rows: list[tuple[str, int, str, float]]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("experiment", "row", "seed", "metric", "value", "n", "run"))
-        writer.writerows(("ifsq/fig3", *row, "", "") for row in rows)
-    return path
+def records(rows: list[tuple[str, int, str, float]]) -> list[Record]:
+    names = ("row", "seed", "metric", "value")
+    return [Record(experiment="ifsq/fig3", **dict(zip(names, row, strict=True))) for row in rows]
 
 
 def test_every_seed_is_a_point_and_means_are_a_line(tmp_path: Path) -> None:
@@ -24,31 +21,31 @@ def test_every_seed_is_a_point_and_means_are_a_line(tmp_path: Path) -> None:
         for seed in (0, 1)
         for place, (metric, _, _) in enumerate(PANELS)
     ]
-    picture = figure(write(tmp_path / "fig3.csv", rows))
+    picture = plot(read(records(rows)))
     for place, (axes, (_, title, _)) in enumerate(zip(picture.axes[: len(PANELS)], PANELS, strict=True)):
         lines = {line.get_label(): line for line in axes.get_lines()}
         assert axes.get_title() == title and axes.get_xlabel() and axes.get_ylabel()
         assert tuple(lines["mean of the seeds"].get_xdata()) == ALPHAS
         assert lines["mean of the seeds"].get_ydata() == pytest.approx([place + alpha + 0.5 for alpha in ALPHAS])
         assert len(lines["a run"].get_xdata()) == 12
-        assert ("if latents were N(0, 1)" in lines) == (place in (2, 3))
-    ideal = {line.get_label(): line for line in picture.axes[2].get_lines()}["if latents were N(0, 1)"]
+        assert ("N(0, 1) latents" in lines) == (place in (2, 3))
+    ideal = {line.get_label(): line for line in picture.axes[2].get_lines()}["N(0, 1) latents"]
     assert ideal.get_ydata()[0] == pytest.approx(0.1174, abs=1e-3)
     picture.savefig(tmp_path / "fig3.png")
     assert (tmp_path / "fig3.png").stat().st_size > 10_000
 
 
-def test_a_table_without_one_of_the_figures_is_drawn(tmp_path: Path) -> None:
-    picture = figure(write(tmp_path / "fig3.csv", [("α = 1.6", 0, "val/psnr", 20.0)]))
+def test_missing_metrics_are_drawn_as_empty_panels() -> None:
+    picture = plot(read(records([("α = 1.6", 0, "val/psnr", 20.0)])))
     assert [text.get_text() for text in picture.axes[1].texts] == ["not measured"]
 
 
-def test_another_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has no row labelled"):
-        read(write(tmp_path / "table3.csv", [("plain", 0, "val/psnr", 20.0)]))
+def test_results_of_another_table_are_rejected() -> None:
+    with pytest.raises(ValueError, match="no row is labelled"):
+        read(records([("plain", 0, "val/psnr", 20.0)]))
 
 
-def test_the_experiment_labels_and_measures_what_the_figure_reads() -> None:
+def test_the_experiment_has_the_labels_and_metrics_that_the_plot_reads() -> None:
     experiment = load("ifsq/fig3")
     alphas = [float(ALPHA.search(row.label)[1]) for row in experiment.rows]
     overrides = [row.stages[0].overrides for row in experiment.rows]

@@ -1,0 +1,192 @@
+"""Runs of a preset, stage by stage, and their samples: settings, metrics and pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from artifacts.results import Table
+from artifacts.run_files import ImageMetric, Lineage, MetricsFile, Probes, Samples, SampleSettings, Sweep
+from commands.report.content import Entry, Picture, Section, number
+from commands.report.drawing import curves
+from polytoken import records
+from polytoken.errors import UserError
+from polytoken.metrics.generation import kind_of
+
+log = logging.getLogger(__name__)
+
+STAGES = {  # directory below runs/<preset>, which is the make target too: heading and text
+    "teacher": ("Judge and teachers", "Small networks that stand in for CLIP, DINOv2 and Inception."),
+    "tokenizer": ("Tokenizers", "Images to codes and back."),
+    "stage1": ("Generators, stage 1", "One code a patch: global structure."),
+    "stage2": ("Generators, stage 2", "All codes of a patch: local detail."),
+}
+PICTURES = {
+    "reconstructions.png": "Validation images over their reconstructions",
+    "grid.png": "Samples; the class is at the left of its row",
+    "usage.png": "How often the codes of each sub-codebook are used",
+    "affinity.png": "Similarity of the subspaces to one another and to teachers",
+    "subspaces.png": "Images decoded without one subspace, and from one alone",
+    "code_map.png": "Codes of each subspace, coloured by class",
+    "sweep.png": "Distance and score over the guidance",
+}
+SETS = {
+    "samples": "samples",
+    "reconstructions": "reconstructions of the validation images",
+    "validation": "real validation images",
+    "train": "real training images",
+}
+FILES = ("config.yaml", "metrics.json")  # a directory with one of these holds a run
+
+
+def sections(directory: Path, preset: str) -> Iterator[Section]:
+    """The curriculum's stages, followed by those of other generators."""
+    others = {path.name for path in directory.iterdir() if path.is_dir()} - {*STAGES, "tokens", "samples"}
+    for key in (*STAGES, *sorted(others)):
+        section = Section(key, *STAGES.get(key, (f"Runs in {key}", "")))
+        runs = [path for path in sorted((directory / key).glob("*")) if path.is_dir()]
+        section.entries = [_run(path) for path in runs if any((path / file).exists() for file in FILES)]
+        measured = [entry for entry in section.entries if entry.metrics]
+        names = sorted({name for entry in measured for name in entry.metrics})
+        if names:
+            rows = [[name, *(number(entry.metrics.get(name)) for entry in measured)] for name in names]
+            section.table = Table(["metric", *(entry.name for entry in measured)], rows)
+        if not section.entries:
+            section.missing = [f"make {key} PRESET={preset}"]
+        if section.entries or key in STAGES:
+            yield section
+
+
+def samples(directory: Path, preset: str) -> Section:
+    """Samples of the generators, and their evaluation."""
+    section = Section("samples", "Samples and their evaluation", "Images that the generators draw, seen by the judge.")
+    rows = []
+    for path in sorted(record.parent for record in directory.glob("*/samples.json")):
+        if (settings := _sample_settings(path / "samples.json")) is None:
+            continue
+        entry = Entry(path.name, pictures=list(_pictures(path)))
+        entry.facts = [
+            ("images", f"{settings['num_images']:,}, classes {settings['classes']}"),
+            ("generator", f"{settings['generator']['run']}, step {settings['generator']['step']:,}"),
+            ("sampler", ", ".join(f"{name} {value}" for name, value in settings["sampler"].items())),
+            ("seed", str(settings["seed"])),
+        ]
+        section.entries.append(entry)
+        evaluated = _metrics(path).get("evaluate")
+        if evaluated is None:
+            entry.facts.append(("evaluation", f"not done yet: make evaluate PRESET={preset}"))
+            continue
+        entry.facts += [("compared with", evaluated["reference"]["reference"]), *_provenance(evaluated)]
+        entry.facts += [("note", note) for note in evaluated["notes"]]
+        sets = {name: evaluated["figures"][name] for name in SETS if name in evaluated["figures"]}
+        rows += [[path.name, SETS[name], *_evaluated(metrics)] for name, metrics in sets.items()]
+    if not section.entries:
+        section.missing = [f"make sample PRESET={preset}"]
+    if rows:
+        head = ["generator", "images", "n", "recognised as their label", "judge score", "Fréchet distance"]
+        section.table = Table(head, rows)
+        section.text += " A Fréchet distance is followed by the number of real images that it compares with."
+    return section
+
+
+def _run(path: Path) -> Entry:
+    entry = Entry(path.name)
+    if (path / "config.yaml").exists():
+        entry.config = path / "config.yaml"
+        entry.facts += _settings(yaml.safe_load(entry.configuration) or {})
+    sections = _metrics(path)
+    measured: dict[str, Any] = {**(sections.get("validate") or sections.get("fit") or {})}
+    entry.metrics = {name: value for name, value in measured.get("metrics", {}).items() if not name.startswith("lr-")}
+    for word, key in (("step measured", "global_step"), ("images measured", "n")):
+        entry.facts += [(word, f"{measured[key]:,}")] if measured.get(key) is not None else []
+    entry.facts += _provenance(measured)
+    lineage = records.read_derived(path / "lineage.json", Lineage)
+    if lineage and lineage["init_from"]:
+        entry.facts.append(("initial weights", lineage["init_from"]["path"]))
+    entry.curves = list(curves(path))
+    entry.pictures = list(_pictures(path))
+    sweep = records.read_derived(path / "sweep.json", Sweep)
+    probes = records.read_derived(path / "probes.json", Probes)
+    entry.tables = [*(_sweep(sweep) if sweep else ()), *(_probes(probes) if probes else ())]
+    return entry
+
+
+def _settings(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The few settings that a reader looks for first."""
+    trainer, data = config.get("trainer") or {}, (config.get("data") or {}).get("init_args") or {}
+    settings = {
+        "model": str((config.get("model") or {}).get("class_path", "")).rpartition(".")[2] or None,
+        "steps": trainer.get("max_steps"),
+        "batch size": data.get("batch_size"),
+        "precision": trainer.get("precision"),
+        "seed": config.get("seed_everything"),
+    }
+    yield from ((name, str(value)) for name, value in settings.items() if value is not None)
+
+
+def _provenance(measured: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Versions, machine and commit."""
+    if measured.get("versions"):
+        yield "versions", ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
+    yield from ((word, measured[word]) for word in ("machine", "commit") if measured.get(word))
+
+
+def _sweep(sweep: Sweep) -> Iterator[Table]:
+    """A row for each guidance scale of the latest settings."""
+    if scales := sweep["scales"]:
+        settings = scales[-1]["settings"]
+        scales = sorted((one for one in scales if one["settings"] == settings), key=lambda one: one["guidance"])
+        names = list(scales[0]["figures"])
+        rows = [[f"{one['guidance']:g}", *(number(one["figures"][name]["value"]) for name in names)] for one in scales]
+        yield Table(["guidance", *names], rows, f"Guidance: {settings.get('num_images', '?')} samples a scale")
+
+
+def _probes(found: Probes) -> Iterator[Table]:
+    """A row for each subspace before and after quantization, a column for each probe."""
+    if probes := found["probes"]:
+        kinds = list(dict.fromkeys(probe["probe"] for probe in probes))
+        rows: dict[tuple[str, str], dict[str, str]] = {}
+        for probe in probes:
+            accuracy = f"{probe['value']:.1%} ± {probe['standard_error']:.1%}"
+            rows.setdefault((probe["subspace"], probe["vectors"]), {})[probe["probe"]] = accuracy
+        caption = (
+            f"Probes: accuracy on {found['n_validation']:,} validation images; chance {found['chance']:.1%}; "
+            "± is one standard error"
+        )
+        body = [[*key, *(row.get(kind, "–") for kind in kinds)] for key, row in rows.items()]
+        yield Table(["subspace", "quantization", *(kind.replace("_", " ") for kind in kinds)], body, caption)
+
+
+def _evaluated(metrics: dict[str, ImageMetric]) -> list[str]:
+    """Number of images, share recognised, score and distance of one set of images."""
+    cells = {kind_of(name): metric for name, metric in metrics.items() if metric["value"] is not None}
+    texts = [f"{next(iter(metrics.values()))['n']:,}"]
+    texts += [f"{cells['recognised']['value']:.1%}" if "recognised" in cells else "–"]
+    texts += [number(cells["is"]["value"]) if "is" in cells else "–"]
+    distance = cells.get("fid") or cells.get("fd") or {"value": None}
+    compared = f" (to {distance['reference_n']:,})" if distance.get("reference_n") else ""
+    return [*texts, number(distance["value"]) + compared]
+
+
+def _pictures(path: Path) -> Iterator[Picture]:
+    for name, text in PICTURES.items():
+        if (file := path / name).exists():
+            yield Picture("image/png", file.read_bytes(), f"{text} ({path.parent.name}/{path.name})", file)
+
+
+def _metrics(path: Path) -> MetricsFile:
+    return records.read_derived(path / "metrics.json", MetricsFile) or {}
+
+
+def _sample_settings(path: Path) -> SampleSettings | None:
+    """The settings in `samples.json`; None with a warning if they are broken."""
+    record = records.read_derived(path, Samples)
+    try:
+        return record and records.decode(record["settings"], SampleSettings, f"the settings in {path}")
+    except UserError as error:
+        log.warning("%s: these samples are left out", error)
+        return None

@@ -1,0 +1,107 @@
+"""Validation of the configurations of an experiment by the parser of `cli.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import tempfile
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from commands.cli.places import nearest
+from experiments.specification import Experiment, Row
+from experiments.tasks import REFERENCE, Run, Task, runs_of
+from polytoken.errors import MissingFileError, UserError
+
+
+def check(experiment: Experiment, composed: set[str] | None = None) -> None:
+    """Compose the configuration of every stage as `cli.py` would; raise UserError for the first wrong one.
+
+    Args:
+        experiment: At its preset.
+        composed: Configurations that were composed before and are skipped; the others are added.
+    """
+    composed = set() if composed is None else composed
+    for index, row in enumerate(experiment.rows):
+        for number, run in enumerate(runs_of(row, experiment.preset, seed=0)):
+            stage = run.stage
+            # configurations that differ only in numbers parse alike: one of each shape is checked
+            files = [experiment.preset, stage.kind, stage.recipe, stage.preset_file]
+            shape = json.dumps([*files, _shape(stage.overrides)])
+            if shape in composed or stage.is_program:
+                continue
+            try:
+                compose(run)
+            except UserError as error:
+                path = (f"rows[{index}]", f"stages[{number}]")
+                raise UserError(_translate(str(error), experiment, row, run, path)) from None
+            composed.add(shape)
+
+
+def check_reference(tasks: list[Task]) -> None:
+    """Raise UserError if the file that samples are compared with is missing: sampling them takes days."""
+    if any(run.needs_reference for task in tasks for run in task.runs) and not REFERENCE.exists():
+        raise MissingFileError(
+            f"{REFERENCE} is missing, the reference of gFID: put ADM's there "
+            "(openai/guided-diffusion, evaluations, ImageNet 256 × 256)"
+        )
+
+
+def compose(run: Run) -> dict[str, Any]:
+    """The whole configuration of a run, by the parser of `cli.py`; nothing is instantiated."""
+    import cli  # takes ten seconds, which `show` does not need
+
+    printed = io.StringIO()
+    with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(printed), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+        overrides = Path(directory) / "overrides.yaml"
+        run.write_overrides(overrides)
+        with contextlib.suppress(SystemExit):  # printing the configuration ends the program
+            cli.CommandLine([*run.arguments(overrides), "--print_config"])
+    return yaml.safe_load(printed.getvalue())
+
+
+def _shape(value: Any) -> Any:
+    """Overrides with each number replaced by its type's name."""
+    if isinstance(value, dict):
+        return {key: _shape(inner) for key, inner in sorted(value.items())}
+    if isinstance(value, list):
+        return sorted({json.dumps(_shape(inner)) for inner in value})
+    return type(value).__name__ if isinstance(value, int | float) else value
+
+
+def _translate(text: str, experiment: Experiment, row: Row, run: Run, path: tuple[str, ...]) -> str:
+    """The parser's error with the experiment's file and line in place of those of the temporary overrides."""
+    first, *lines = text.split("\n")
+    rest = [line for line in lines if not re.match(r"  in .*overrides\.yaml, line", line)]
+    stage = run.stage
+    key = next((key for key in sorted(stage.overrides, key=len, reverse=True) if _names(first, key)), None)
+    if key is None or len(rest) == len(lines):  # recipe and preset do not fit, whatever the overrides
+        return f"row '{row.label}': {text}\n  {experiment.source.where(path)}"
+    where = experiment.source.where(*experiment.source.overrides(path, stage.kind, run.preset, key))
+    if "is not an option" in first and not any("did you mean" in line for line in rest):
+        plain = replace(run, stage=msgspec.structs.replace(stage, overrides={}))
+        match = nearest(key, _keys(compose(plain)))
+        rest += [f"  did you mean {match}?"] if match else []
+    return "\n".join([f"row '{row.label}': {first}", f"  {where}", *rest])
+
+
+def _names(line: str, key: str) -> bool:
+    """True if an error names this override, a section above it or a key inside its value."""
+    named = line.split(" ")[0].rstrip(":")
+    return f"{named}.".startswith(f"{key}.") or f"{key}.".startswith(f"{named}.")
+
+
+def _keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    """All keys with dots."""
+    keys = []
+    for key, value in tree.items():
+        keys += [f"{prefix}{key}", *(_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [])]
+    return keys
