@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear layer, its logits computed and dropped chunk by chunk."""
+"""Cross-entropy of a linear layer whose logits are computed and freed chunk by chunk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_LOGITS = 2**24
 
 
 def linear_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, max_logits: int = MAX_LOGITS) -> Tensor:
-    """Mean cross-entropy, in nats, of ``features @ weight.T`` against targets.
+    """Return the mean cross-entropy, in nats, of ``features @ weight.T`` against targets.
 
     Args:
         features: (M, dim).

@@ -1,4 +1,4 @@
-"""Noisy sub-tokens: some of the codes a generator reads are random, those it must predict are not (SSQ section 4.2)."""
+"""Noisy sub-tokens: random input codes, clean targets (SSQ section 4.2)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from polytoken.errors import UserError
 
 
 class NoisyCodes(NamedTuple):
-    """What the generator reads.
+    """Input of a generator.
 
     Args:
         trunk: codes (B, k, N) for the trunk's input.
         head: codes (B, k, N) for the head's input.
-        rate: share of the sub-codes drawn anew, a float32 scalar.
+        rate: share of the sub-codes that were replaced, a float32 scalar.
     """
 
     trunk: Tensor
@@ -29,12 +29,12 @@ class SubTokenNoise:
     """Replace input sub-codes by uniform draws from their own codebooks; targets stay clean.
 
     Args:
-        probability: expected share of the sub-codes drawn anew, once the schedule is over.
-        per: ``sub_code`` draws each one by itself; ``patch`` draws the same number of each patch's k sub-codes, at
-            random which (probability · k, a fraction of one by chance).
+        probability: expected share of replaced sub-codes, once the schedule is over.
+        per: ``sub_code`` replaces each one independently; ``patch`` replaces the same number of each patch's k
+            sub-codes, chosen at random (probability · k, its fraction by chance).
         where: what reads the noisy codes: the trunk's input, the head's, or both (the same ones).
         start_step: step before which nothing is noisy.
-        ramp_steps: steps over which the probability then grows linearly from 0; 0 is at once.
+        ramp_steps: steps over which the probability then grows linearly from 0; 0 skips the ramp.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class SubTokenNoise:
         self.ramp_steps = ramp_steps
 
     def probability_at(self, step: int) -> float:
-        """The scheduled probability."""
+        """Return the scheduled probability."""
         if step < self.start_step:
             return 0.0
         if step >= self.start_step + self.ramp_steps:
@@ -68,7 +68,7 @@ class SubTokenNoise:
         return self.probability * (step - self.start_step) / self.ramp_steps
 
     def __call__(self, codes: Tensor, codebook_sizes: Sequence[int], step: int) -> NoisyCodes:
-        """Clean codes (B, k, N) to what trunk and head read at a step."""
+        """Return what trunk and head read at a step, for clean codes (B, k, N)."""
         drawn = self._drawn(codes, self.probability_at(step))
         sizes = torch.tensor(codebook_sizes, device=codes.device).view(1, -1, 1)
         uniform = torch.rand(codes.shape, device=codes.device, dtype=torch.float64)  # float32 would round up to K
