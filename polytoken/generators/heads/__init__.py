@@ -3,6 +3,7 @@
 from polytoken.generators.heads.autoregressive import AutoregressiveHead
 from polytoken.generators.heads.base import ClassifierHead, Head, HeadLoss
 from polytoken.generators.heads.linear import LinearHead, MultiLinearHead
+from polytoken.generators.heads.masked_bits import MaskedBitHead
 from polytoken.generators.heads.mlp import MultiMLPHead
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Head",
     "HeadLoss",
     "LinearHead",
+    "MaskedBitHead",
     "MultiLinearHead",
     "MultiMLPHead",
 ]
