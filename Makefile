@@ -37,7 +37,6 @@ CFG ?= 1.0 1.5 2.0 2.5 3.0
 # ARGS are for the targets that are named, not for those they need
 ARGS_OF = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 # sets the last callback of configs/analysis.yaml, which measures with the judge of an embedded preset
-JUDGED := $(if $(wildcard configs/presets/$(PRESET)/judge.yaml),--trainer.callbacks.init_args.judge $(RUNS)/teacher/judge.safetensors)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR: # a run that was stopped while it measured its last weights is not finished
@@ -153,7 +152,7 @@ probe: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Probe the subspaces of TOK
 
 analysis: tokenizer ## Draw what the subspaces of TOKENIZER have learnt: affinity, ablation, code maps
 	@touch -r $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json $(RUNS)/.trained
-	$(PYTHON) cli.py validate $(SIZED) --config configs/analysis.yaml $(JUDGED) $(ROOT) $(ARGS)
+	$(PYTHON) cli.py validate $(SIZED) --config configs/analysis.yaml --config configs/presets/$(PRESET)/analysis.yaml $(ROOT) $(ARGS)
 	@touch -r $(RUNS)/.trained $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json && rm $(RUNS)/.trained # measured again, not trained
 
 endif

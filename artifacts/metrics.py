@@ -9,7 +9,7 @@ from typing import Any
 from artifacts.provenance import commit, machine, versions
 from polytoken import records
 from polytoken.metrics.extractor import Extractor
-from polytoken.metrics.generation import Figures, Target
+from polytoken.metrics.image_metrics import Metrics, Target
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "torch-fidelity")  # metrics of images depend on their versions
 
@@ -28,20 +28,20 @@ def merge_section(path: Path, name: str, section: Mapping[str, Any], within: str
     records.write(path, {**sections, name: content})
 
 
-def comparison(
-    figures: dict[str, Figures], samples: dict[str, Any], extractor: Extractor, target: Target, notes: Sequence[str]
+def comparison_section(
+    metrics: dict[str, Metrics], samples: dict[str, Any], extractor: Extractor, target: Target, notes: Sequence[str]
 ) -> dict[str, Any]:
     """A section on sets of images (:class:`artifacts.run_files.Comparison`): metrics, and all that they depend on.
 
     Args:
-        figures: by set: ``samples``, ``reconstructions``, ``validation`` …
+        metrics: by set: ``samples``, ``reconstructions``, ``validation`` …
         samples: the images: their number, their settings.
         extractor: the network.
         target: the real images of the distances.
         notes: warnings for the reader, in sentences.
     """
     return {
-        "figures": figures,
+        "metrics": metrics,
         "samples": samples,
         "extractor": {"name": extractor.name, "sha256": extractor.sha256, "resize": extractor.resize},
         "reference": target.about,

@@ -23,7 +23,8 @@ from polytoken.errors import MissingFileError, UserError
 from polytoken.files import file_sha256
 from polytoken.metrics.extractor import Extractor
 from polytoken.metrics.frechet import Gaussian
-from polytoken.metrics.generation import Kind, Target, Use
+from polytoken.metrics.image_metrics import Kind, Target
+from polytoken.metrics.image_set import Use
 
 BATCH = 64
 

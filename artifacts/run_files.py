@@ -66,7 +66,7 @@ class Drawn(TypedDict):
 class Comparison(TypedDict):
     """The section `evaluate` of `metrics.json`, and one network's entry of the section `reconstruction`."""
 
-    figures: dict[str, dict[str, ImageMetric]]  # by set of images, then by name
+    metrics: dict[str, dict[str, ImageMetric]]  # by set of images, then by name
     samples: Drawn
     extractor: Network
     reference: Real
@@ -117,7 +117,7 @@ class SweepEntry(TypedDict):
     """One guidance scale of a sweep."""
 
     guidance: float
-    figures: dict[str, ImageMetric]
+    metrics: dict[str, ImageMetric]
     settings: dict[str, Any]
     notes: list[str]
     origin: NotRequired[dict[str, Any]]

@@ -8,7 +8,6 @@ from callbacks.measure.affinity_matrix import AffinityMatrix
 from callbacks.measure.code_map import CodeMap
 from callbacks.measure.codebook_usage import CodebookUsage
 from callbacks.measure.generation_metrics import GenerationMetrics
-from callbacks.measure.judge_metrics import JudgeMetrics
 from callbacks.measure.metrics_file import MetricsFile
 from callbacks.measure.perceptual_distance import PerceptualDistance
 from callbacks.measure.psnr_by_class import PSNRByClass
@@ -31,7 +30,6 @@ __all__ = [
     "CodeMap",
     "CodebookUsage",
     "GenerationMetrics",
-    "JudgeMetrics",
     "LastCheckpoint",
     "LossSpike",
     "MetricsFile",

@@ -1,38 +1,33 @@
-"""The real images that figures are compared with, read from the configuration of a preset or of a run."""
+"""Real images and judge of a preset, read from its configuration files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
-from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from artifacts.repository import PRESETS
 from datamodules.dataset import ImageDataset, collate
 from datamodules.images import ImageDataModule
 from datamodules.sources.base import Split
-from polytoken.classifier import SmallClassifier
 from polytoken.errors import UserError
-from polytoken.metrics.judge import Judge
 
 BATCH = 128
-LABELLED = tuple[Tensor, "Tensor | None"]  # images (B, 3, H, W) in [-1, 1], labels (B,)
 
 
 def image_data(config: Path, root: str | None = None) -> ImageDataModule:
-    """The images that a configuration reads, built from its section ``data``; in another folder if one is given.
+    """Build the image data module of a configuration's section ``data``, optionally with another folder of images.
 
     Raises:
-        UserError: if there is no such file, or its data are no images.
+        UserError: if the file does not exist, or its data are not images.
     """
     if not config.is_file():
-        raise UserError(f"there is no {config}, which says where the images are")
+        raise UserError(f"there is no {config}, which names the images")
     section = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("data")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(ImageDataModule, "data")
@@ -44,23 +39,26 @@ def image_data(config: Path, root: str | None = None) -> ImageDataModule:
         raise UserError(f"{config}: {error}") from error
 
 
-def real_images(
-    data: ImageDataModule, split: Split, at_most: int | None = None, batch_size: int = BATCH
-) -> Iterator[LABELLED]:
-    """Real images as they are fed to a tokenizer in validation; evenly chosen if fewer are wanted."""
+def real_images(data: ImageDataModule, split: Split, rows: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
+    """Batches of real images as validation shows them to a tokenizer; of these rows, or of all."""
     images: Any = ImageDataset(data.source.split(split), data.evaluation_transform, split, 0, replace_unreadable=False)
-    if at_most is not None and at_most < len(images):
-        images = Subset(images, [row * len(images) // at_most for row in range(at_most)])
-    for batch in DataLoader(images, batch_size, collate_fn=collate, num_workers=data.num_workers):
-        yield batch["image"], batch["label"]
+    if rows is not None:
+        images = Subset(images, rows)
+    yield from DataLoader(images, BATCH, collate_fn=collate, num_workers=data.num_workers)
+
+
+def spread(count: int, wanted: int | None) -> list[int] | None:
+    """At most ``wanted`` of ``count`` rows, evenly spread; None, which stands for all, if that is no restriction."""
+    return None if wanted is None or wanted >= count else [row * count // wanted for row in range(wanted)]
 
 
 @dataclass(frozen=True)
 class Preset:
-    """The real images of a preset.
+    """Data of a preset.
 
-    Raises (in :meth:`load`):
-        UserError: if there is no such preset.
+    Args:
+        name: its folder in configs/presets.
+        data: its images.
     """
 
     name: str
@@ -68,7 +66,11 @@ class Preset:
 
     @classmethod
     def load(cls, name: str, root: str | None = None) -> Preset:
-        """Read the preset's data from its tokenizer's configuration; its images from another folder if one is given."""
+        """Read the data of the tokenizer's configuration, optionally with another folder of images.
+
+        Raises:
+            UserError: if there is no such preset.
+        """
         config = PRESETS / name / "tokenizer.yaml"
         if not config.exists():
             known = ", ".join(sorted(path.parent.name for path in PRESETS.glob("*/tokenizer.yaml")))
@@ -77,21 +79,20 @@ class Preset:
 
     @property
     def has_judge(self) -> bool:
-        """Whether figures lean on a judge of its own, as those of embedded presets do."""
+        """An embedded preset trains a judge of its own."""
         return (PRESETS / self.name / "judge.yaml").exists()
 
-    def judge(self, runs: Path, device: torch.device) -> Judge:
-        """Its judge, which ``make teacher`` trains.
+    def judge_file(self, runs: Path) -> Path:
+        """File of the judge, which ``make teacher`` trains.
 
         Raises:
-            FileNotFoundError: if it was not trained yet.
             UserError: if the preset has none.
         """
         if not self.has_judge:
-            raise UserError(f"the preset {self.name} has no judge: its figures lean on Inception")
-        path = runs / self.name / "teacher" / "judge.safetensors"
-        return Judge(SmallClassifier.load(path).to(device), path)
+            raise UserError(f"the preset {self.name} has no judge: measure it by inception")
+        return runs / self.name / "teacher" / "judge.safetensors"
 
-    def real(self, split: Split, at_most: int | None = None) -> Iterator[LABELLED]:
-        """Real images as they are fed to a tokenizer in validation; evenly chosen if fewer are wanted."""
-        return real_images(self.data, split, at_most)
+    def images(self, split: Split, at_most: int | None = None) -> Iterator[tuple[Any, Any]]:
+        """Images (B, 3, H, W) in [-1, 1] and labels (B,) of a split, evenly spread if fewer are wanted."""
+        for batch in real_images(self.data, split, spread(len(self.data.source.split(split)), at_most)):
+            yield batch["image"], batch["label"]

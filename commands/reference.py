@@ -1,29 +1,27 @@
-"""Statistics of real images, which FID is a distance to: `python -m commands.reference --preset imagenet`.
+"""Statistics of real images, the reference of FID: `python -m commands.reference --preset imagenet`.
 
-Measures all images of a split, centre-cropped as they are fed to a tokenizer in validation, or all of an npz, and
+Measures all images of a split, centre-cropped as validation shows them to a tokenizer, or all images of an npz, and
 writes a file that `python -m commands.evaluate --reference` and ADM's evaluator read. See docs/evaluation.md.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from rich.progress import Progress
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 
 from artifacts.reference import Reference, ReferenceProtocol, write_reference
 from artifacts.samples import SamplesFile
-from commands.extractors import HELP, extractor_named
-from commands.preset import BATCH, Preset
-from datamodules.dataset import ImageDataset, collate
+from commands.comparison import add_extractor_arguments, extractor_of
+from commands.preset import BATCH, Preset, real_images, spread
+from commands.program import new_parser, run
 from datamodules.sources.base import Split
 from polytoken.errors import UserError
 from polytoken.metrics.extractor import Extractor
@@ -31,161 +29,127 @@ from polytoken.metrics.image_set import ImageSet
 from polytoken.metrics.images import to_uint8
 
 
-class Images(Protocol):
-    """Where images come from."""
-
-    name: str
-    image_size: int
-
-    def __len__(self) -> int:
-        """How many there should be."""
-
-    def batches(self, rows: list[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images uint8 (B, 3, H, W) and their rows (B,), of all rows or of these; unreadable ones are left out."""
-
-
-class SplitImages:
-    """The images of a preset's split, as an evaluation sees them."""
-
-    def __init__(self, preset: Preset, split: Split) -> None:
-        self.name = f"{split} images of {preset.name}, centre-cropped"
-        self.image_size = preset.data.image_size
-        self._workers = preset.data.num_workers
-        records, transform = preset.data.source.split(split), preset.data.evaluation_transform
-        self._images = ImageDataset(records, transform, split, 0, replace_unreadable=False)
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def batches(self, rows: list[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """See :class:`Images`."""
-        images: Any = self._images if rows is None else Subset(self._images, rows)
-        for batch in DataLoader(images, BATCH, collate_fn=collate, num_workers=self._workers):
-            yield to_uint8(batch["image"]), batch["index"]
-
-
-class NpzImages:
-    """The images of anyone's npz."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = SamplesFile(path)
-        height, width = self._file.image_size
-        if height != width:
-            raise UserError(f"{path} holds images of {height} × {width} px: a reference is of square ones")
-        self.name, self.image_size = f"{path.name}, SHA-256 {self._file.digest()}", height
-
-    def __len__(self) -> int:
-        return len(self._file)
-
-    def batches(self, rows: list[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """See :class:`Images`."""
-        wanted = None if rows is None else np.isin(np.arange(len(self)), rows)
-        for start, batch in zip(range(0, len(self), BATCH), self._file.batches(BATCH), strict=True):
-            indices = np.arange(start, start + len(batch))
-            if wanted is not None:
-                batch, indices = batch[wanted[indices]], indices[wanted[indices]]
-            yield torch.from_numpy(batch.copy()).permute(0, 3, 1, 2), torch.from_numpy(indices)
-
-
 @dataclass(frozen=True)
-class Plan:
-    """What is measured, and where it goes.
+class Source:
+    """Images to measure.
 
     Args:
-        images: the images.
-        kind: training or validation images.
-        extractor: the network.
-        num_images: images that the file keeps for precision and recall, evenly chosen.
-        output: the npz.
+        name: their origin, in words.
+        count: their number, including unreadable ones.
+        image_size: pixels per side.
+        batches: yields images uint8 (B, 3, H, W) and their rows (B,), of the given rows or of all; unreadable images
+            are left out.
     """
 
-    images: Images
-    kind: Split
-    extractor: Extractor
-    num_images: int
-    output: Path
+    name: str
+    count: int
+    image_size: int
+    batches: Callable[[list[int] | None], Iterator[tuple[Tensor, Tensor]]]
+
+    @classmethod
+    def of_preset(cls, preset: Preset, split: Split) -> Source:
+        """Images of a preset's split."""
+
+        def batches(rows: list[int] | None) -> Iterator[tuple[Tensor, Tensor]]:
+            for batch in real_images(preset.data, split, rows):
+                yield to_uint8(batch["image"]), batch["index"]
+
+        count = len(preset.data.source.split(split))
+        return cls(f"{split} images of {preset.name}, centre-cropped", count, preset.data.image_size, batches)
+
+    @classmethod
+    def of_npz(cls, path: Path) -> Source:
+        """Images of an npz.
+
+        Raises:
+            UserError: if they are not square.
+        """
+        file = SamplesFile(path)
+        height, width = file.image_size
+        if height != width:
+            raise UserError(f"{path} holds images of {height} × {width} px: a reference needs square ones")
+
+        def batches(rows: list[int] | None) -> Iterator[tuple[Tensor, Tensor]]:
+            start = 0
+            for batch in file.batches(BATCH):
+                indices = np.arange(start, start + len(batch))
+                start += len(batch)
+                kept = np.isin(indices, rows) if rows is not None else slice(None)
+                yield torch.from_numpy(batch[kept].copy()).permute(0, 3, 1, 2), torch.from_numpy(indices[kept])
+
+        return cls(f"{path.name}, SHA-256 {file.digest()}", len(file), height, batches)
 
 
-def measure(plan: Plan) -> Reference:
-    """Measure the images, write the file and read it again.
+def measure(source: Source, kind: Split, extractor: Extractor, num_images: int, output: Path) -> Reference:
+    """Measure the images, write the file and read it.
+
+    Args:
+        source: the images.
+        kind: their split.
+        extractor: the network.
+        num_images: images that the file keeps for precision and recall, evenly spread.
+        output: the npz.
 
     Raises:
-        ValueError: if features are not finite, or an npz is damaged.
+        UserError: if features are not finite, or an npz is damaged.
     """
-    measured_set, readable = ImageSet(plan.extractor), []
+    image_set, readable = ImageSet(extractor), []
     with Progress() as progress:
-        bar = progress.add_task(f"{plan.extractor.name} of {plan.kind} images", total=len(plan.images))
-        for images, rows in plan.images.batches():
-            measured_set.add(images)
+        bar = progress.add_task(f"{extractor.name} of {kind} images", total=source.count)
+        for images, rows in source.batches(None):
+            image_set.add(images)
             readable += rows.tolist()
             progress.advance(bar, len(rows))
-    measured = measured_set.compute()
-    kept = min(max(plan.num_images, 0), len(readable))
-    chosen = [readable[row * len(readable) // kept] for row in range(kept)]
+    found = image_set.compute()
+    kept = min(max(num_images, 0), len(readable))
+    chosen = [readable[row] for row in spread(len(readable), kept) or range(kept)]
+    missing = source.count - found.count
     protocol = ReferenceProtocol(
-        kind=plan.kind,
-        source=plan.images.name,
-        number=measured.count,
-        image_size=plan.images.image_size,
-        extractor=plan.extractor.name,
-        extractor_sha256=plan.extractor.sha256,
-        resize=plan.extractor.resize,
+        kind=kind,
+        source=source.name + (f", {missing} of which cannot be read" if missing else ""),
+        number=found.count,
+        image_size=source.image_size,
+        extractor=extractor.name,
+        extractor_sha256=extractor.sha256,
+        resize=extractor.resize,
     )
-    if measured.count < len(plan.images):
-        missing = len(plan.images) - measured.count
-        protocol = replace(protocol, source=f"{protocol.source}, {missing} of which cannot be read")
-    pieces = (images.permute(0, 2, 3, 1).numpy() for images, _ in plan.images.batches(chosen)) if kept else iter(())
-    write_reference(plan.output, protocol, measured.features, measured.spatial, pieces, kept)
-    return Reference.read(plan.output)
+    pieces = (images.permute(0, 2, 3, 1).numpy() for images, _ in source.batches(chosen)) if kept else iter(())
+    write_reference(output, protocol, found.features, found.spatial, pieces, kept)
+    return Reference.read(output)
 
 
-def plan_of(given: argparse.Namespace) -> Plan:
-    """What the options ask for.
-
-    Raises:
-        UserError: if the preset is unknown.
-        FileNotFoundError: if weights or images are missing.
-        ValueError: if the network is unknown, or a file is not what it should be.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def work(given: Namespace) -> None:
+    """Measure, write, and print the place of the file."""
     preset = None if given.npz else Preset.load(given.preset, given.data)
-    images: Images = NpzImages(given.npz) if preset is None else SplitImages(preset, given.split)
-    extractor = extractor_named(given.extractor, preset, given.runs, given.weights, device)
-    place = given.runs / (given.preset if preset is not None else "any")
-    name = f"{given.split if preset is not None else given.npz.stem}_{extractor.name}.npz"
-    return Plan(images, given.split, extractor, given.images, given.output or place / "reference" / name)
+    source = Source.of_npz(given.npz) if preset is None else Source.of_preset(preset, given.split)
+    extractor = extractor_of(given, preset)
+    place = given.runs / ("any" if preset is None else preset.name) / "reference"
+    name = f"{given.npz.stem if preset is None else given.split}_{extractor.name}.npz"
+    found = measure(source, given.split, extractor, given.images, given.output or place / name)
+    own = found.protocol
+    print(f"{own.number} {own.source}: {len(found.features.mean)} features by {own.extractor}")
+    if found.features.shortage is not None:
+        print(f"note: {found.features.shortage}")
+    print(f"the reference is {found.path} (SHA-256 {found.sha256})")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, write, and say where it is."""
-    parser = argparse.ArgumentParser(prog="python -m commands.reference", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--preset", default="digits", help="whose images")
-    parser.add_argument("--data", help="folder of the preset's images, where it is another than the preset says")
+    """Run the program."""
+    parser = new_parser("commands.reference", __doc__)
+    add_extractor_arguments(parser)
+    parser.add_argument("--data", help="folder of the preset's images, if it differs from the preset's")
     parser.add_argument("--npz", type=Path, help="measure the images of this npz (arr_0) instead of a preset's")
     parser.add_argument(
         "--split",
         choices=get_args(Split),
         default="validation",
-        help="which images: validation for rFID, train for gFID; of an npz, which they are",
+        help="images to measure: validation for rFID, train for gFID; for an npz, the split that it holds",
     )
-    parser.add_argument("--extractor", help=HELP)
-    parser.add_argument("--weights", type=Path, help="of the extractor; by default those of `make weights`")
     parser.add_argument("--images", type=int, default=10_000, help="images kept for precision and recall; 0 keeps none")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="root of all runs")
     parser.add_argument(
         "--output", type=Path, help="the npz; by default <runs>/<preset>/reference/<split>_<network>.npz"
     )
-    try:
-        plan = plan_of(parser.parse_args(arguments))
-        reference = measure(plan)
-    except (UserError, OSError, RuntimeError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    own = reference.protocol
-    print(f"{own.number} {own.source}: {len(reference.features.mean)} features by {own.extractor}")
-    if reference.features.shortage is not None:
-        print(f"note: {reference.features.shortage}")
-    print(f"the reference is {reference.path} (SHA-256 {reference.sha256})")
+    run(parser, work, arguments)
 
 
 if __name__ == "__main__":

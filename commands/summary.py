@@ -1,12 +1,14 @@
-"""What a tokenizer's run came to, in a few lines: `python -m commands.summary RUN_DIRECTORY`."""
+"""One-screen summary of a tokenizer run: `python -m commands.summary RUN_DIRECTORY`."""
 
 from __future__ import annotations
 
-import sys
+from argparse import Namespace
 from pathlib import Path
 
 from artifacts.run_files import MetricsFile
+from commands.program import new_parser, run
 from polytoken import records
+from polytoken.errors import UserError
 
 NAMES = {
     "val/psnr": ("PSNR", "{:.2f} dB"),
@@ -18,15 +20,24 @@ NAMES = {
 }
 
 
-def main(directory: Path) -> None:
-    """Print the validation figures and where the picture is."""
-    sections = records.read_derived(directory / "metrics.json", MetricsFile) or {}
-    metrics = sections["validate"]["metrics"] if "validate" in sections else {}
+def work(given: Namespace) -> None:
+    """Print the metrics of the validation, and the place of the plot."""
+    file = given.run / "metrics.json"
+    if "validate" not in (sections := records.read(file, MetricsFile)):
+        raise UserError(f"{file} has no section validate: train the run to its end, or validate it")
+    metrics = sections["validate"]["metrics"]
     for key, (name, form) in NAMES.items():
-        if key in metrics:
+        if metrics.get(key) is not None:
             print(f"  {name:<26}{form.format(metrics[key])}")
-    print(f"  originals over reconstructions: {directory / 'reconstructions.png'}")
+    print(f"  originals over reconstructions: {given.run / 'reconstructions.png'}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the program."""
+    parser = new_parser("commands.summary", __doc__)
+    parser.add_argument("run", type=Path, help="run directory of a tokenizer")
+    run(parser, work, arguments)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

@@ -204,7 +204,7 @@ def _options(pairs: list[tuple[str, Any]]) -> list[str]:
 
 
 def _of_samples(section: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return section.get("figures", {}).get("samples", {})
+    return section.get("metrics", {}).get("samples", {})
 
 
 def _protocol(evaluated: dict[str, Any]) -> str | None:

@@ -154,7 +154,7 @@ def result(directory: Path) -> dict[str, Any]:
     found["codes"] = [shard.sha256 for store in stores(directory / PLACES["tokens"], True) for shard in store.shards]
     found["samples"] = SamplesFile(directory / PLACES["samples"] / "samples.npz").digest()
     metrics = json.loads((directory / PLACES["evaluate"] / "metrics.json").read_text())
-    found["evaluate: figures"] = metrics["evaluate"]["figures"]
+    found["evaluate: metrics"] = metrics["evaluate"]["metrics"]
     return found
 
 

@@ -1,1 +1,1 @@
-"""Measurements of validation images, figures and pictures."""
+"""Callbacks that measure a run and draw plots of it."""

@@ -1,4 +1,4 @@
-"""How alike the subspaces of a tokenizer are, to one another and to foundation models (SSQ appendix A.2, Fig. 6)."""
+"""Similarity of a tokenizer's subspaces to one another and to foundation models (SSQ appendix A.2, Fig. 6)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from callbacks.measure.measurement import SubsetMeasurement
-from callbacks.measure.plots import draw_matrix, new_figure, publish, render
+from callbacks.measure.plots import draw_matrix, new_plot, publish, render
 from polytoken import records
 from polytoken.errors import UserError
 from polytoken.metrics.gather import gather_rows
@@ -24,15 +24,15 @@ from polytoken.specs import Encoding
 class AffinityMatrix(SubsetMeasurement):
     """Draws and logs two tables: subspace × subspace, and subspace × teacher.
 
-    ``cosine/i_j`` and ``squared_cosine/i_j`` are means over positions, of the code vectors two subspaces of equal width
-    have at the same position. ``cknna/i_<teacher>`` and ``cka/i_<teacher>`` compare a subspace with a teacher of the
+    ``cosine/i_j`` and ``squared_cosine/i_j`` are means over positions, of the code vectors of two subspaces of equal
+    width at the same position. ``cknna/i_<teacher>`` and ``cka/i_<teacher>`` compare a subspace with a teacher of the
     objective, both averaged over positions. Writes ``affinity.png``, and ``affinity.json`` with k, the number of images
-    and all entries; CKNNA depends on both numbers, so compare it at equal ones only.
+    and all entries; CKNNA compares only at equal k and equal numbers of images.
 
     Args:
-        max_images: the most images, evenly spread over the set; memory grows with their square.
+        max_images: upper bound of the images, evenly spread over the set; memory grows with their square.
         k: neighbours of CKNNA.
-        teacher_features: what of a teacher is compared: the mean of its patches, or its class token.
+        teacher_features: features of a teacher: the mean of its patches, or its class token.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class AffinityMatrix(SubsetMeasurement):
         self.teacher_features = teacher_features
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start collecting anew; teachers that training did not need are loaded now."""
+        """Reset, and load the teachers that training did not need."""
         super().begin(trainer, pl_module)
         self._teachers = pl_module.objective.teachers
         for teacher in self._teachers.values():
@@ -60,17 +60,16 @@ class AffinityMatrix(SubsetMeasurement):
         self._tables: dict[str, Tensor] = {}
 
     def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
-        """Add positions to the cosines, and keep each image's mean feature vectors."""
         self._cosines.update(encoding.subspaces)
-        for kept, part in zip(self._subspaces, encoding.subspaces, strict=True):
-            kept.append(part.float().mean((2, 3)))
+        for kept, subspace in zip(self._subspaces, encoding.subspaces, strict=True):
+            kept.append(subspace.float().mean((2, 3)))
         for name, teacher in self._teachers.items():
             (features,) = teacher.features(images)
             pooled = features.cls if self.teacher_features == "cls" else features.patches.mean((1, 2))
             self._guides[name].append(pooled.float())
 
     def results(self) -> dict[str, Tensor]:
-        """Upper triangle of the first table, and all of the second."""
+        """Upper triangle of the first table, and all entries of the second."""
         if not self._num_subspaces:
             return {}
         subspaces = [gather_rows(kept, self._cosines.device) for kept in self._subspaces]
@@ -80,10 +79,10 @@ class AffinityMatrix(SubsetMeasurement):
         if guides:
             self._tables["cknna"] = _table(subspaces, guides, self._cknna)
             self._tables["cka"] = _table(subspaces, guides, linear_cka)
-        return self._figures()
+        return self._entries()
 
     def draw(self, trainer: pl.Trainer) -> None:
-        """Write the picture and the file."""
+        """Write the plot and the file."""
         if not self._tables:
             return
         what = "class token" if self.teacher_features == "cls" else "mean of patches"
@@ -94,7 +93,7 @@ class AffinityMatrix(SubsetMeasurement):
             "cka": f"linear CKA, {what}",
         }
         subspaces = [str(index) for index in range(self._num_subspaces)]
-        figure, axes = new_figure(columns=len(self._tables))
+        plot, axes = new_plot(columns=len(self._tables))
         for panel, (name, table) in zip(axes[0], self._tables.items(), strict=True):
             among = name in ("cosine", "squared_cosine")
             draw_matrix(
@@ -105,29 +104,29 @@ class AffinityMatrix(SubsetMeasurement):
                 (subspaces, subspaces if among else list(self._teachers)),
                 (-1, 1) if name == "cosine" else (0, 1),
             )
-        figure.suptitle(f"Affinity of the subspaces, {self._num_images} images")
-        publish(trainer, "affinity", render(figure))
+        plot.suptitle(f"Affinity of the subspaces, {self._num_images} images")
+        publish(trainer, "affinity", render(plot))
         records.write(Path(trainer.default_root_dir) / "affinity.json", self._record())
 
     def _cknna(self, one: Tensor, other: Tensor) -> Tensor:
         if self._num_images > max(self.k, 3):
             return cknna(one, other, self.k)
         rank_zero_warn(
-            f"AffinityMatrix met {self._num_images} images, and CKNNA with k = {self.k} needs more than "
-            f"{max(self.k, 3)}, so it is left out: raise trainer.limit_val_batches, or lower k."
+            f"AffinityMatrix got {self._num_images} images, and CKNNA with k = {self.k} needs more than "
+            f"{max(self.k, 3)}, so it is omitted: raise trainer.limit_val_batches, or lower k."
         )
         return torch.tensor(torch.nan)
 
-    def _figures(self) -> dict[str, Tensor]:
-        figures = {}
+    def _entries(self) -> dict[str, Tensor]:
+        entries = {}
         for name in ("cosine", "squared_cosine"):
             for row, column in combinations(range(self._num_subspaces), 2):
-                if not self._tables[name][row, column].isnan():  # of unequal widths
-                    figures[f"{name}/{row}_{column}"] = self._tables[name][row, column]
+                if not self._tables[name][row, column].isnan():  # unequal widths
+                    entries[f"{name}/{row}_{column}"] = self._tables[name][row, column]
         for name in ("cknna", "cka"):
             for row, values in enumerate(self._tables.get(name, ())):
-                figures |= {f"{name}/{row}_{guide}": value for guide, value in zip(self._guides, values, strict=True)}
-        return figures
+                entries |= {f"{name}/{row}_{guide}": value for guide, value in zip(self._guides, values, strict=True)}
+        return entries
 
     def _record(self) -> dict[str, Any]:
         tables = {
@@ -139,5 +138,5 @@ class AffinityMatrix(SubsetMeasurement):
 
 
 def _table(rows: list[Tensor], columns: list[Tensor], compare: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """``compare`` of every row with every column, both features (n, d)."""
+    """Table of ``compare`` for every row and column, both features (n, d)."""
     return torch.tensor([[compare(row, column) for column in columns] for row in rows])

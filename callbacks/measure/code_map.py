@@ -1,4 +1,4 @@
-"""Where images of different classes lie in each subspace: t-SNE maps (SSQ Fig. 7, FQGAN Figs. 4 and 6)."""
+"""t-SNE maps of code vectors by class, for each subspace (SSQ Fig. 7, FQGAN Figs. 4 and 6)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from callbacks.measure.measurement import Measurement
-from callbacks.measure.plots import new_figure, publish, render, tensorboard_writers
+from callbacks.measure.plots import new_plot, publish, render, tensorboard_writers
 from polytoken.errors import UserError
 from polytoken.metrics.gather import gather_rows
 from polytoken.specs import Encoding
 
 Level = Literal["image", "patch"]
-PATCHES_PER_IMAGE = 16  # so many positions of an image are held, others in each image
+PATCHES_PER_IMAGE = 16  # random positions kept per image
 
 
 @dataclass
@@ -32,17 +32,17 @@ class _Points:
 
 
 class CodeMap(Measurement):
-    """Maps the code vectors of some classes, of whole images (mean over positions) and of single patches.
+    """Maps the code vectors of some classes: of whole images (mean over positions) and of single patches.
 
-    Works only when validation is the command, as it is at the end of every fit: the maps take a while. Logs
+    Runs in a validate command and in the validation at the end of a fit only, since the maps are slow. Logs
     ``silhouette/image/i`` and ``silhouette/patch/i`` of subspace i, between -1 and 1: the mean silhouette of the
-    vectors themselves (Euclidean, grouped by class), not of the map, which shows clusters where there are none. Writes
+    vectors (Euclidean, grouped by class), not of the map, which can show clusters where there are none. Writes
     ``code_map.png``, and the vectors to TensorBoard's projector.
 
     Args:
-        classes: names of the classes, or how many to take, the first by number.
-        max_points: the most points of one map; the images are shared out evenly among the classes.
-        seed: of t-SNE, and of the choice of patches.
+        classes: names of the classes, or the number of classes to take in their order.
+        max_points: upper bound of the points of a map; each class gets an equal share of the images.
+        seed: seed of t-SNE and of the choice of patches.
     """
 
     def __init__(self, classes: int | list[str] = 10, max_points: int = 1000, seed: int = 0) -> None:
@@ -57,7 +57,7 @@ class CodeMap(Measurement):
         self.seed = seed
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Look the classes up now, so that a wrong name stops the run before its first step."""
+        """Look up the classes now, so that a wrong name stops the run before its first step."""
         known: dict[str, int] = trainer.datamodule.class_to_idx  # type: ignore[attr-defined]
         if isinstance(self.classes, int):
             names = sorted(known, key=known.__getitem__)[: self.classes]
@@ -71,12 +71,11 @@ class CodeMap(Measurement):
         self._names = {known[name]: name for name in names}
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start collecting anew, if validation is the command."""
         self._device = pl_module.device
         self._active = trainer.state.fn == TrainerFn.VALIDATING
         self._maps: list[_Points] = []
         self._num_subspaces = len(pl_module.tokenizer.subspace_channels)
-        # each class may fill its share on a single rank; what is too much goes once all are gathered
+        # each rank keeps a whole share per class, since it cannot know those of the others; results() drops the rest
         self._share = self.max_points // len(self._names)
         self._labels: list[Tensor] = []
         self._vectors: list[list[Tensor]] = [[] for _ in range(self._num_subspaces)]
@@ -84,7 +83,6 @@ class CodeMap(Measurement):
         self._generator = torch.Generator().manual_seed(self.seed)
 
     def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
-        """Keep the vectors of the first images of each chosen class."""
         if not self._active:
             return
         before = torch.cat(self._labels) if self._labels else labels[:0]
@@ -92,23 +90,22 @@ class CodeMap(Measurement):
         if not kept.any():
             return
         self._labels.append(labels[kept])
-        for index, part in enumerate(encoding.subspaces):
-            vectors = part[kept].float().flatten(2)
+        for index, subspace in enumerate(encoding.subspaces):
+            vectors = subspace[kept].float().flatten(2)
             self._vectors[index].append(vectors.mean(2))
             if index == 0:  # all subspaces at the same positions
                 order = torch.rand(len(vectors), vectors.shape[2], generator=self._generator)
-                places = order.argsort(1)[:, None, :PATCHES_PER_IMAGE].to(part.device)
+                places = order.argsort(1)[:, None, :PATCHES_PER_IMAGE].to(subspace.device)
             self._patches[index].append(vectors.gather(2, places.expand(-1, vectors.shape[1], -1)).transpose(1, 2))
 
     def results(self) -> dict[str, float]:
-        """Silhouettes by level and subspace."""
         if not self._active or not self._num_subspaces:
             return {}
         labels = gather_rows(self._labels, self._device)
         kept = first_of_each(labels, list(self._names), self._share)
         if not kept.any():
             rank_zero_warn(
-                f"CodeMap met no image of {', '.join(self._names.values())}, so it draws no map: take others, or "
+                f"CodeMap got no image of {', '.join(self._names.values())} and draws no map: name other classes, or "
                 "raise trainer.limit_val_batches."
             )
             return {}
@@ -122,16 +119,16 @@ class CodeMap(Measurement):
         return {f"silhouette/{points.level}/{points.subspace}": points.silhouette for points in self._maps}
 
     def draw(self, trainer: pl.Trainer) -> None:
-        """Write the picture and the projector's vectors."""
+        """Write the plot and the projector's vectors."""
         if not self._maps:
             return
         from matplotlib.lines import Line2D
 
-        figure, axes = new_figure(columns=self._num_subspaces, rows=2)
+        plot, axes = new_plot(columns=self._num_subspaces, rows=2)
         colours = dict(zip(self._names, _colours(len(self._names)), strict=True))
         for panel, points in zip(axes.flat, self._maps, strict=True):
             places = _tsne(points.vectors, self.seed)
-            # in one call, class after class by chance: many patches share a code, and the last class would cover all
+            # one call with mixed classes: many patches share a code, and a class drawn last would cover the others
             panel.scatter(places[:, 0], places[:, 1], s=8, color=[colours[label] for label in points.labels.tolist()])
             what = f"{len(places)} {'images' if points.level == 'image' else 'patches'}"
             panel.set_title(f"subspace {points.subspace}: {what}, silhouette {points.silhouette:.2f}", fontsize=10)
@@ -141,9 +138,9 @@ class CodeMap(Measurement):
                 tag = f"codes_{points.level}_{points.subspace}"
                 writer.add_embedding(points.vectors, names, tag=tag, global_step=trainer.global_step)
         handles = [Line2D([], [], marker="o", linestyle="", color=colours[label]) for label in self._names]
-        figure.legend(handles, list(self._names.values()), loc="outside right center", title="class")
-        figure.suptitle("t-SNE of code vectors, by class")
-        publish(trainer, "code_map", render(figure))
+        plot.legend(handles, list(self._names.values()), loc="outside right center", title="class")
+        plot.suptitle("t-SNE of code vectors, by class")
+        publish(trainer, "code_map", render(plot))
 
     def _add(self, level: Level, subspace: int, vectors: Tensor, labels: Tensor) -> None:
         from sklearn.metrics import silhouette_score
@@ -151,7 +148,7 @@ class CodeMap(Measurement):
         chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(self.seed))[: self.max_points]
         points, classes = vectors.cpu()[chosen].numpy(), labels.cpu()[chosen].numpy()
         groups = len(np.unique(classes))
-        # silhouettes want two classes, and one of them with two members
+        # a silhouette needs two classes, one of them with two members
         silhouette = silhouette_score(points, classes) if 2 <= groups < len(points) else float("nan")
         self._maps.append(_Points(level, subspace, points, classes, float(silhouette)))
 
@@ -163,8 +160,8 @@ def first_of_each(labels: Tensor, classes: list[int], limit: int) -> Tensor:
 
 
 def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
-    """Vectors (n, d) on a plane (n, 2)."""
-    if len(vectors) < 4:  # too few for neighbourhoods: all in the middle
+    """Map vectors (n, d) to a plane (n, 2)."""
+    if len(vectors) < 4:  # too few for neighbourhoods
         return np.zeros((len(vectors), 2))
     from sklearn.manifold import TSNE
 
@@ -173,7 +170,7 @@ def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _colours(number: int) -> np.ndarray:
-    """So many colours that can be told apart."""
+    """Distinguishable colours (number, 4)."""
     from matplotlib import colormaps
 
     if number <= 10:

@@ -1,4 +1,4 @@
-"""How much of each codebook is in use, over the validation set and over the last training steps."""
+"""Usage of each codebook, over the validation set and over the last training steps."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from callbacks.measure.measurement import Measurement
-from callbacks.measure.plots import new_figure, publish, render, tensorboard_writers
+from callbacks.measure.plots import new_plot, publish, render, tensorboard_writers
 from polytoken.errors import UserError
-from polytoken.metrics.codebook import CodebookFigures, CodebookStatistics, JointCodeStatistics, RecentUsage
+from polytoken.metrics.codebook import CodebookMetrics, CodebookStatistics, JointCodeStatistics, RecentUsage
 from polytoken.specs import Encoding
 
 if TYPE_CHECKING:
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 class CodebookUsage(Measurement):
-    """Counts codes. A bottleneck without codes has nothing to count.
+    """Counts codes; a continuous bottleneck has none.
 
-    Logs over the whole set, per sub-codebook i, ``usage/i`` (share of codes seen), ``perplexity/i`` (2^H, at most K)
-    and ``dead/i`` (codes never seen). Of the tuples that several sub-codes form at a position, ``usage/joint`` is how
-    many differ, as a share of the *positions*, and ``perplexity/joint`` their 2^H. Writes ``usage.png``: how often each
-    code is used, most used first, and TensorBoard gets the same as a histogram; 1 is uniform use. While training,
-    ``train/usage/i`` is the share of the last steps.
+    Logs over the whole set, for codebook i, ``usage/i`` (share of codes seen), ``perplexity/i`` (2^H, at most K) and
+    ``dead/i`` (codes never seen). For the tuples that several sub-codes form at a position, ``usage/joint`` is the
+    number of distinct tuples divided by the number of *positions*, and ``perplexity/joint`` their 2^H. Writes
+    ``usage.png``, the use of each code in descending order with 1 for uniform use, and the same histogram to
+    TensorBoard. During training, ``train/usage/i`` is the share over the last steps.
 
     Args:
-        window: training batches, on each rank, that ``train/usage`` looks back; it is logged once so many have passed
-            since the start or a resume.
+        window: training batches per rank that ``train/usage`` covers; it is logged from that many batches after the
+            start or a resume.
     """
 
     def __init__(self, window: int = 100) -> None:
@@ -39,18 +39,17 @@ class CodebookUsage(Measurement):
         self._recent: RecentUsage | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start looking back anew."""
         spec = pl_module.tokenizer.spec
         self._recent = RecentUsage(spec.codebook_sizes, self.window, pl_module.device) if spec else None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take note of the codes that the training step returned, and log their share when it is time."""
+        """Record the codes that the training step returned, and log their share."""
         if self._recent is None or not outputs:
             return
         self._recent.update(outputs["codes"])
-        # The batches after which Lightning writes its log: what is said at others gets lost.
+        # Lightning writes its log after these batches only
         every = trainer.log_every_n_steps
         time = every > 0 and (trainer.fit_loop.total_batch_idx + 1) % every == 0
         if time and self._recent.steps >= self.window:
@@ -58,26 +57,23 @@ class CodebookUsage(Measurement):
                 pl_module.log(f"train/usage/{index}", share, rank_zero_only=True)
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start counting anew."""
         spec = pl_module.tokenizer.spec
         self._statistics = CodebookStatistics(spec.codebook_sizes).to(pl_module.device) if spec else None
         joint = spec is not None and spec.num_sub_codes > 1
         self._joint = JointCodeStatistics(spec.codebook_sizes, pl_module.device) if joint else None
-        self._figures: CodebookFigures | None = None
+        self._found: CodebookMetrics | None = None
 
     def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
-        """Count the codes."""
         if self._statistics is not None and encoding.codes is not None:
             self._statistics.update(encoding.codes)
             if self._joint is not None:
                 self._joint.update(encoding.codes)
 
     def results(self) -> dict[str, float]:
-        """Figures by name and codebook."""
         if self._statistics is None:
             return {}
-        self._figures = figures = self._statistics.compute()
-        named = {"usage": figures.usage, "perplexity": figures.perplexity, "dead": figures.dead}
+        self._found = found = self._statistics.compute()
+        named = {"usage": found.usage, "perplexity": found.perplexity, "dead": found.dead}
         results = {
             f"{name}/{index}": float(value) for name, values in named.items() for index, value in enumerate(values)
         }
@@ -86,32 +82,32 @@ class CodebookUsage(Measurement):
         return results
 
     def draw(self, trainer: pl.Trainer) -> None:
-        """Write the picture and the histograms."""
-        if self._figures is None:
+        """Write the plot and the histograms."""
+        if self._found is None:
             return
         uses = [
-            (counts.double() * len(counts) / counts.sum().clamp_min(1)).cpu().numpy() for counts in self._figures.counts
+            (counts.double() * len(counts) / counts.sum().clamp_min(1)).cpu().numpy() for counts in self._found.counts
         ]
-        figure, axes = new_figure(columns=len(uses), size=4)
+        plot, axes = new_plot(columns=len(uses), size=4)
         for index, panel in enumerate(axes[0]):
             draw_uses(panel, uses[index])
             panel.set_title(
-                f"sub-codebook {index}: {self._figures.usage[index]:.1%} of {len(uses[index]):,} codes used\n"
-                f"perplexity {self._figures.perplexity[index]:,.1f}, {self._figures.dead[index]:,} dead",
+                f"codebook {index}: {self._found.usage[index]:.1%} of {len(uses[index]):,} codes used\n"
+                f"perplexity {self._found.perplexity[index]:,.1f}, {self._found.dead[index]:,} dead",
                 fontsize=10,
             )
-        publish(trainer, "usage", render(figure))
+        publish(trainer, "usage", render(plot))
         for writer in tensorboard_writers(trainer):
             for index, relative in enumerate(uses):
                 writer.add_histogram(f"code_use/{index}", relative, trainer.global_step)
 
 
 def draw_uses(axes: Axes, uses: np.ndarray) -> None:
-    """Draw how often the codes of one codebook are used, most used first, on a logarithmic axis.
+    """Draw the use of each code of a codebook, in descending order on a logarithmic axis.
 
     Args:
-        axes: where.
-        uses: (K,), 1 being uniform use; codes of 0 are dead, and grey.
+        axes: the panel.
+        uses: (K,), 1 for uniform use; codes of 0 are dead and drawn grey.
     """
     from matplotlib.ticker import MaxNLocator
 

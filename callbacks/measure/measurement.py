@@ -1,4 +1,4 @@
-"""What the callbacks that measure a tokenizer share: a fresh start, no padding rows, figures under val/ or test/."""
+"""Base classes of the callbacks that measure reconstructions."""
 
 from __future__ import annotations
 
@@ -18,25 +18,24 @@ class Measurement(pl.Callback, ABC):
 
     @abstractmethod
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start measuring anew."""
+        """Reset all sums before a validation or test."""
 
     @abstractmethod
     def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
-        """Add images (B, 3, H, W) in [-1, 1], their reconstructions (not clamped), labels (B,) and encoding."""
+        """Add a batch: images (B, 3, H, W) in [-1, 1], their reconstructions (not clamped), labels (B,), encoding."""
 
     @abstractmethod
     def results(self) -> dict[str, Any]:
-        """Figures of all ranks together, by name; every rank calls it."""
+        """Metrics of all ranks by name, logged under val/ or test/; a collective that every rank calls."""
 
     def draw(self, trainer: pl.Trainer) -> None:  # noqa: B027 - most draw nothing
-        """Write files and pictures of what `results` found; rank zero calls it, after a validation."""
+        """Write the files and plots of `results`; called on rank zero after a validation."""
 
     def rows(self, index: Tensor) -> Tensor:
-        """Mask of the images to measure, by their index (B,) in the set: all but rows that only pad a batch."""
+        """Mask (B,) of the images to measure, by their index in the set; a negative index pads a batch."""
         return index >= 0
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start measuring anew."""
         self.begin(trainer, pl_module)
 
     def on_validation_batch_end(
@@ -47,7 +46,6 @@ class Measurement(pl.Callback, ABC):
         batch: dict[str, Tensor],
         *_: Any,
     ) -> None:
-        """Add one batch, without the rows that are not measured."""
         kept = self.rows(batch["index"])
         if kept.any():
             encoding = outputs["encoding"].rows(kept)
@@ -55,13 +53,11 @@ class Measurement(pl.Callback, ABC):
                 self.measure(batch["image"][kept], outputs["reconstruction"][kept], batch["label"][kept], encoding)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the figures."""
         prefix = "test" if trainer.testing else "val"
         for name, value in self.results().items():
             pl_module.log(f"{prefix}/{name}", value, prog_bar=name == "psnr", rank_zero_only=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw."""
         if trainer.is_global_zero:
             self.draw(trainer)
 
@@ -71,10 +67,10 @@ class Measurement(pl.Callback, ABC):
 
 
 class SubsetMeasurement(Measurement):
-    """Measures a fixed part of the set: every n-th image, so that sets sorted by class are covered evenly.
+    """Measures every n-th image, so that sets sorted by class are covered evenly.
 
     Args:
-        max_images: the most images, of all ranks together.
+        max_images: upper bound of the images of all ranks together.
     """
 
     def __init__(self, max_images: int) -> None:
@@ -83,13 +79,11 @@ class SubsetMeasurement(Measurement):
         self.max_images = max_images
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find out which images to take."""
         loader = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
         batches = (trainer.num_test_batches if trainer.testing else trainer.num_val_batches)[0]
         images = min(len(loader.dataset), int(batches) * loader.batch_size * trainer.world_size)
         stride = -(-images // self.max_images)
-        self._stride = stride | 1  # odd, or with 2, 4, 8 … ranks that take turns it would fall on some of them only
+        self._stride = stride | 1  # an even stride would select images of some ranks only, since ranks take turns
 
     def rows(self, index: Tensor) -> Tensor:
-        """Mask of every n-th image."""
         return (index >= 0) & (index % self._stride == 0)

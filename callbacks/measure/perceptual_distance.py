@@ -15,10 +15,11 @@ from polytoken.specs import Encoding
 class PerceptualDistance(Measurement):
     """LPIPS v0.1 over VGG-16, averaged over images; lower is better.
 
-    ``lpips/vgg`` is of 8-bit images, ``lpips_raw/vgg`` of the decoder's output as it is, neither clamped nor rounded.
-    Together they cost four passes of VGG-16 an image, 160 GFLOP at 256 px, where an f16 tokenizer takes 400.
+    ``lpips/vgg`` compares 8-bit images, ``lpips_raw/vgg`` the decoder's output, neither clamped nor rounded. Together
+    they cost four passes of VGG-16 per image: 160 GFLOP at 256 px, where an f16 tokenizer takes 400.
 
-    A callback of its own, since a preset can append one to a recipe's list but not change one that stands there.
+    It is separate from ReconstructionMetrics because a preset can append a callback to a recipe's list but not change
+    one in the list.
 
     Args:
         weights: torchvision's VGG-16 state dict (``make weights`` fetches it).
@@ -33,12 +34,10 @@ class PerceptualDistance(Measurement):
         self._network = self._term.load_network()
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start measuring anew."""
         self._network.to(pl_module.device)
         self._means = {name: MeanMetric().to(pl_module.device) for name in ("lpips/vgg", "lpips_raw/vgg")}
 
     def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
-        """Compare images with their reconstructions."""
         pairs = {
             "lpips/vgg": (as_displayed(reconstruction), as_displayed(images)),
             "lpips_raw/vgg": (reconstruction.float(), images.float()),
@@ -47,5 +46,4 @@ class PerceptualDistance(Measurement):
             self._means[name].update(self._term.distance(self._network, *pair), weight=len(images))
 
     def results(self) -> dict[str, Tensor]:
-        """The means over images."""
         return {name: mean.compute() for name, mean in self._means.items()}

@@ -1,4 +1,4 @@
-"""Pictures of a run: drawn without a display, written into the run's directory and to TensorBoard."""
+"""Plots of a run: drawn without a display, written into the run's directory and to TensorBoard."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ GAP = 2
 FONT_SIZE = 12
 
 
-def publish(trainer: pl.Trainer, name: str, picture: np.ndarray) -> None:
+def publish(trainer: pl.Trainer, name: str, plot: np.ndarray) -> None:
     """Write uint8 (H, W, 3) to ``<name>.png`` in the run's directory, and to TensorBoard."""
     directory = Path(trainer.default_root_dir)
     directory.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(directory / f"{name}.png")
+    Image.fromarray(plot).save(directory / f"{name}.png")
     for writer in tensorboard_writers(trainer):
-        writer.add_image(name, picture, trainer.global_step, dataformats="HWC")
+        writer.add_image(name, plot, trainer.global_step, dataformats="HWC")
 
 
 def tensorboard_writers(trainer: pl.Trainer) -> Iterator[Any]:
@@ -43,13 +43,13 @@ def image_table(
     column_titles: Sequence[str] = (),
     pixels: int = 64,
 ) -> np.ndarray:
-    """Images uint8 (3, H, W) of one size in rows, with labels at the left and titles above; uint8 (H, W, 3).
+    """Table of images uint8 (3, H, W) of one size, with labels at the left and titles above; uint8 (H, W, 3).
 
     Args:
-        rows: the images; a short row leaves white at its end.
-        row_labels: one a row, or none.
-        column_titles: one a column, or none.
-        pixels: least height of an image in the picture; small images are enlarged without smoothing.
+        rows: the images; a short row is filled up with white.
+        row_labels: one per row, or none.
+        column_titles: one per column, or none.
+        pixels: minimum height of an image in the plot; small images are enlarged without smoothing.
     """
     scale = max(1, -(-pixels // rows[0][0].shape[-2]))
     height, width = (side * scale for side in rows[0][0].shape[-2:])
@@ -72,19 +72,19 @@ def image_table(
     return np.array(table)
 
 
-def new_figure(columns: int, rows: int = 1, size: float = 4.5) -> tuple[Figure, np.ndarray]:
-    """A figure of its own, apart from pyplot, and its axes (rows, columns), each ``size`` inches wide and high."""
+def new_plot(columns: int, rows: int = 1, size: float = 4.5) -> tuple[Figure, np.ndarray]:
+    """A matplotlib figure, independent of pyplot, and its axes (rows, columns), each ``size`` inches wide and high."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(columns * size, rows * size), layout="constrained", dpi=100)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    plot = Figure(figsize=(columns * size, rows * size), layout="constrained", dpi=100)
+    return plot, plot.subplots(rows, columns, squeeze=False)
 
 
-def render(figure: Figure) -> np.ndarray:
-    """A figure as uint8 (H, W, 3)."""
+def render(plot: Figure) -> np.ndarray:
+    """Pixels of a plot, uint8 (H, W, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    canvas = FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(plot)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
@@ -97,15 +97,15 @@ def draw_matrix(
     names: tuple[Sequence[str], Sequence[str]],
     limits: tuple[float, float],
 ) -> None:
-    """Draw a matrix as coloured cells with their numbers; NaN is a white cell with a dash.
+    """Draw a matrix as coloured cells with their values; NaN is a white cell with a dash.
 
     Args:
-        axes: where.
+        axes: the panel.
         matrix: (rows, columns).
-        title: above it.
-        labels: of the vertical and of the horizontal axis.
-        names: of the rows and of the columns.
-        limits: values of the two ends of the colour bar.
+        title: title above the panel.
+        labels: labels of the vertical and the horizontal axis.
+        names: names of the rows and of the columns.
+        limits: values at the ends of the colour bar.
     """
     values = matrix.detach().double().cpu().numpy()
     colours = "RdBu_r" if limits[0] < 0 else "viridis"

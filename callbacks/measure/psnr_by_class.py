@@ -1,4 +1,4 @@
-"""PSNR of each class beside the PSNR of painting every patch in its mean colour."""
+"""PSNR per class, next to the PSNR of filling every patch with its mean colour."""
 
 from __future__ import annotations
 
@@ -16,27 +16,24 @@ from polytoken.specs import Encoding
 
 
 class PSNRByClass(Measurement):
-    """Compares a tokenizer, class by class, with painting each f × f patch in its mean colour.
+    """Compares a tokenizer, class by class, with filling each patch of its grid with the mean colour.
 
-    Logs ``psnr_painted`` over all images, and writes ``psnr_by_class.json`` into the run's directory: for each class
-    both figures in dB. A table is printed whenever validation is the command, as it is at the end of every fit.
+    Logs ``psnr_painted`` over all images, and writes both PSNRs of each class in dB to ``psnr_by_class.json`` in the
+    run's directory. A validate command prints them as a table; so does the validation at the end of a fit.
     """
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start measuring anew."""
         self._classes: dict[str, int] = trainer.datamodule.class_to_idx  # type: ignore[attr-defined]
-        self._patch_size = pl_module.tokenizer.downsampling
+        self._grid_height = pl_module.tokenizer.grid[0]
         self._tokenizer = GroupedMean(len(self._classes)).to(pl_module.device)
         self._painted = GroupedMean(len(self._classes)).to(pl_module.device)
 
     def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
-        """Compare images with their reconstructions, and with themselves painted."""
-        originals = to_uint8(images)
+        originals, patch_size = to_uint8(images), images.shape[2] // self._grid_height
         self._tokenizer.update(psnr(to_uint8(reconstruction), originals), labels)
-        self._painted.update(psnr(to_uint8(paint_patches(images, self._patch_size)), originals), labels)
+        self._painted.update(psnr(to_uint8(paint_patches(images, patch_size)), originals), labels)
 
     def results(self) -> dict[str, Tensor]:
-        """The baseline over all images; the rest goes to the file."""
         (tokenizer, tokenizer_overall), (painted, painted_overall) = self._tokenizer.compute(), self._painted.compute()
         pairs = {name: (tokenizer[index], painted[index]) for name, index in self._classes.items()}
         pairs["all images"] = (tokenizer_overall, painted_overall)
@@ -44,7 +41,6 @@ class PSNRByClass(Measurement):
         return {"psnr_painted": painted_overall}
 
     def draw(self, trainer: pl.Trainer) -> None:
-        """Write the file, and print the table if validation is the command."""
         path = Path(trainer.default_root_dir) / "psnr_by_class.json"
         rows = {name: {"tokenizer": one, "painted": other} for name, (one, other) in self._rows.items()}
         records.write(path, rows)

@@ -1,33 +1,41 @@
-"""What a network makes of reconstructions, beside the images that were fed in: rFID, rIS."""
+"""rFID, inception score and accuracy of reconstructions by any network."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 
-from artifacts.metrics import comparison, merge_section
+from artifacts.metrics import comparison_section, merge_section
 from callbacks.checkpoint.ema import EMA
 from callbacks.measure.measurement import Measurement
 from polytoken.errors import UserError
 from polytoken.files import file_sha256
 from polytoken.metrics.extractors import load_extractor
-from polytoken.metrics.generation import Figures, Target, begin, figures_of
-from polytoken.metrics.images import to_uint8
+from polytoken.metrics.image_metrics import Metrics, Target, image_metrics
+from polytoken.metrics.image_set import ImageSet
+from polytoken.metrics.images import as_displayed, to_uint8
+from polytoken.metrics.judge import Judge
 from polytoken.specs import Encoding
 
 
 class ReconstructionDistance(Measurement):
-    """Fréchet distance of 8-bit reconstructions to the very images that were fed in, and their inception score.
+    """Fréchet distance of 8-bit reconstructions to their own originals, and their inception score.
 
-    Logs ``rfid/inception``, ``rsfid/inception``, ``ris/inception``; of another network ``rfd/<name>``, and
-    ``ris/<name>`` and ``recognised/<name>`` if it knows classes. The section ``reconstruction`` of the run's
-    ``metrics.json`` says what they depend on, and the originals' own score, the best to be expected.
+    Logs ``rfid/inception``, ``rsfid/inception``, ``ris/inception``; for another network ``rfd/<name>``, and
+    ``ris/<name>`` if it has classes. A judge knows the labels and takes images of any range: it adds
+    ``judge_accuracy``, accuracy and score of the originals as ``…_originals``, which are the best to be expected, and
+    ``rfd_raw/judge`` and ``ris_raw/judge`` of the decoder's output, neither clamped nor rounded.
+
+    A validate or test command adds the section ``reconstruction`` to the run's ``metrics.json``, with the settings that
+    the metrics depend on. Metrics of different networks do not compare with each other.
 
     Args:
-        extractor: ``inception``, ``judge``, or a teacher: ``dinov2_base`` …
-        weights: its file; None takes that of ``make weights``. A judge's must be named.
+        extractor: ``inception``, ``judge``, or a teacher such as ``dinov2_base``.
+        weights: file of its weights; None is the one of ``make weights``. A judge's must be named.
     """
 
     def __init__(self, extractor: str = "inception", weights: str | None = None) -> None:
@@ -37,50 +45,57 @@ class ReconstructionDistance(Measurement):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Load the network now, so that a missing file stops the run before its first step."""
         weights = None if self.weights is None else Path(self.weights)
-        self._network = load_extractor(self.extractor, weights, trainer.strategy.root_device)
+        network = load_extractor(self.extractor, weights, trainer.strategy.root_device)
+        self._judged = isinstance(network, Judge)
+        self._network = replace(network, floats=True) if isinstance(network, Judge) else network
+        self._rounded = as_displayed if self._judged else to_uint8
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start measuring anew."""
-        self._reconstructions, self._originals = (
-            begin(self._network, 0, keep_rows=False, use="reconstruction") for _ in range(2)
+        self._reconstructions, self._originals, self._raw = (
+            ImageSet.for_use(self._network, 0, keep_rows=False, use="reconstruction") for _ in range(3)
         )
 
     def rows(self, index: Tensor) -> Tensor:
-        """All but rows that only pad; the splits of the score go by their positions."""
         kept = super().rows(index)
-        self._positions = index[kept]
+        self._positions = index[kept]  # they determine the splits of the score
         return kept
 
     def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
-        """Add images and reconstructions, both as a PNG would hold them.
-
-        Raises:
-            ValueError: if a reconstruction is not finite.
-        """
         if not bool(reconstruction.isfinite().all()):  # in 8 bits it would pass for a black one
             raise UserError("a reconstruction is not finite: these weights are broken, name an earlier checkpoint")
-        self._reconstructions.add(to_uint8(reconstruction), labels, self._positions)
-        self._originals.add(to_uint8(images), labels, self._positions)
+        self._reconstructions.add(self._rounded(reconstruction), labels, self._positions)
+        self._originals.add(self._rounded(images), labels, self._positions)
+        if self._judged:
+            self._raw.add(reconstruction.float(), labels, self._positions)
 
-    def results(self) -> dict[str, float]:
-        """Distances and score of the reconstructions."""
+    def results(self) -> dict[str, float | Tensor]:
         originals, found = self._originals.compute(), self._reconstructions.compute()
         self._target = Target.of_images(originals, "the images that were fed in")
         self._notes = [found.features.shortage] if found.features.shortage else []
-        self._figures: dict[str, Figures] = {
-            "reconstructions": figures_of(found, self._target, "r"),
-            "validation": figures_of(originals, None, ""),
+        self._metrics: dict[str, Metrics] = {
+            "reconstructions": image_metrics(found, self._target, "r"),
+            "validation": image_metrics(originals, None, ""),
         }
-        figures = self._figures["reconstructions"]
-        return {name: figure["value"] for name, figure in figures.items() if figure["value"] is not None}
+        if not self._judged:
+            return self._values(self._metrics["reconstructions"])
+        name = self._network.name
+        reconstructed, original = (self._values(metrics) for metrics in self._metrics.values())
+        raw = self._values(image_metrics(self._raw.compute(), self._target, "r"))
+        return {
+            f"{name}_accuracy": float(reconstructed[f"recognised/{name}"]),
+            f"{name}_accuracy_originals": float(original[f"recognised/{name}"]),
+            f"rfd/{name}": reconstructed[f"rfd/{name}"],
+            f"rfd_raw/{name}": raw[f"rfd/{name}"],
+            f"ris/{name}": reconstructed[f"ris/{name}"],
+            f"ris_raw/{name}": raw[f"ris/{name}"],
+            f"ris/{name}_originals": original[f"is/{name}"],
+        }
 
     def draw(self, trainer: pl.Trainer) -> None:
-        """Write the figures with what they depend on, beside those of other networks."""
-        if trainer.fast_dev_run or trainer.sanity_checking:
+        """Add the section of metrics.json; not during a fit, whose metrics.json appears when it ends."""
+        if trainer.fast_dev_run or trainer.state.fn == "fit":
             return
-        count = self._target.about["reference_n"]
-        # Lightning keeps the file that a fit went on from; the weights that it measures are others
-        checkpoint = None if trainer.state.fn == "fit" else trainer.ckpt_path
+        checkpoint = trainer.ckpt_path
         settings = {
             "checkpoint": checkpoint,
             "checkpoint_sha256": file_sha256(checkpoint) if checkpoint and Path(checkpoint).is_file() else None,
@@ -90,11 +105,20 @@ class ReconstructionDistance(Measurement):
             ),
             "precision": str(trainer.precision),
         }
+        count = self._target.about["reference_n"]
         about = {"path": None, "n": count, "use": "reconstruction", "settings": settings}
-        section = comparison(self._figures, about, self._network, self._target, self._notes)
+        section = comparison_section(self._metrics, about, self._network, self._target, self._notes)
         path = Path(trainer.default_root_dir) / "metrics.json"
         merge_section(path, "reconstruction", section, within=self._network.name)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write them after a test as well."""
         self.on_validation_end(trainer, pl_module)
+
+    def _values(self, metrics: Metrics) -> dict[str, Tensor]:
+        """Values as float64 tensors, since Lightning rounds Python floats to float32."""
+        device = self._network.device
+        return {
+            name: torch.tensor(metric["value"], dtype=torch.float64, device=device)
+            for name, metric in metrics.items()
+            if metric["value"] is not None
+        }

@@ -1,4 +1,4 @@
-"""How well a tokenizer reconstructs the validation images."""
+"""PSNR and SSIM of reconstructions."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from polytoken.specs import Encoding
 class ReconstructionMetrics(Measurement):
     """PSNR and SSIM, each averaged over images.
 
-    ``psnr`` and ``ssim`` are of 8-bit images with a data range of 255; SSIM has an 11 × 11 Gaussian window of σ 1.5 and
-    counts the border too, mirrored, where skimage and Wang et al. leave out five pixels.
-    ``psnr_raw`` and ``ssim_raw`` are of the decoder's output as it is, data range 2: what clamping and rounding make
-    good shows here.
+    ``psnr`` and ``ssim`` compare 8-bit images with a data range of 255. SSIM has an 11 × 11 Gaussian window of σ 1.5
+    and includes the border, mirrored; skimage and Wang et al. leave out five pixels. ``psnr_raw`` and ``ssim_raw``
+    compare the decoder's output, neither clamped nor rounded, with a data range of 2.
     """
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start measuring anew."""
         from torchmetrics.image import StructuralSimilarityIndexMeasure
 
         ssim = StructuralSimilarityIndexMeasure(data_range=255.0, sigma=1.5)
@@ -30,7 +28,6 @@ class ReconstructionMetrics(Measurement):
         self._metrics: dict[str, Metric] = {name: metric.to(pl_module.device) for name, metric in metrics.items()}
 
     def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
-        """Compare images with their reconstructions."""
         originals, reconstructed = to_uint8(images), to_uint8(reconstruction)
         self._metrics["psnr"].update(psnr(reconstructed, originals))
         self._metrics["psnr_raw"].update(psnr_unclamped(reconstruction, images))
@@ -38,5 +35,4 @@ class ReconstructionMetrics(Measurement):
         self._metrics["ssim_raw"].update(reconstruction.float(), images.float())
 
     def results(self) -> dict[str, Tensor]:
-        """The means."""
         return {name: metric.compute() for name, metric in self._metrics.items()}

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run beside its curves: the curves that belong together, and its hyper-parameters."""
+"""Layout of TensorBoard's Custom Scalars, and the hyper-parameters of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.measure.plots import tensorboard_writers
 
-# Group, chart, and what the names of its curves begin with (regular expressions).
+# group, chart, and regular expressions of the names of its curves
 LAYOUT = {
     "reconstruct": {
         "PSNR, dB": [r"val/psnr(_raw|_painted)?$"],
@@ -33,18 +33,18 @@ LAYOUT = {
         "share of noisy sub-tokens": [r"train/noise_rate$"],
     },
 }
-SETTINGS = ("max_steps", "precision")  # of the trainer
+SETTINGS = ("max_steps", "precision")  # settings of the trainer
 
 
 class TensorBoardOverview(Callback):
-    """Writes into the events of a fit the layout of the tab Custom Scalars, and the settings for the tab HParams.
+    """Writes the layout of the tab Custom Scalars and the settings of the tab HParams into the events of a fit.
 
-    HParams takes the last value of each curve for its figure, and the validation that ends a fit logs the last ones.
-    The settings are those of `config.yaml` in the run's directory; without that file there are none.
+    HParams shows the last value of each curve, which the validation at the end of a fit logs. The settings are those of
+    `config.yaml` in the run's directory; without that file there are none.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write both, at the beginning: so they are there while the run goes on."""
+        """Write both at the start, so that they are shown during the run."""
         if not trainer.is_global_zero:
             return
         from torch.utils.tensorboard.summary import hparams
@@ -64,7 +64,7 @@ class TensorBoardOverview(Callback):
 
 
 def settings(config: dict[str, Any]) -> dict[str, bool | float | str]:
-    """Seed, steps, and all of model and data but what is null, by name: `model.tokenizer.quantizer.codebook_size`."""
+    """Seed, steps and all non-null settings of model and data, by name: `model.tokenizer.quantizer.codebook_size`."""
     trainer = config.get("trainer") or {}
     chosen = {
         "seed": config.get("seed_everything"),

@@ -15,7 +15,7 @@ from commands.report.content import Entry, Picture, Section, number
 from commands.report.drawing import curves
 from polytoken import records
 from polytoken.errors import UserError
-from polytoken.metrics.generation import kind_of
+from polytoken.metrics.image_metrics import kind_of
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def samples(directory: Path, preset: str) -> Section:
             continue
         entry.facts += [("compared with", evaluated["reference"]["reference"]), *_provenance(evaluated)]
         entry.facts += [("note", note) for note in evaluated["notes"]]
-        sets = {name: evaluated["figures"][name] for name in SETS if name in evaluated["figures"]}
+        sets = {name: evaluated["metrics"][name] for name in SETS if name in evaluated["metrics"]}
         rows += [[path.name, SETS[name], *_evaluated(metrics)] for name, metrics in sets.items()]
     if not section.entries:
         section.missing = [f"make sample PRESET={preset}"]
@@ -140,8 +140,8 @@ def _sweep(sweep: Sweep) -> Iterator[Table]:
     if scales := sweep["scales"]:
         settings = scales[-1]["settings"]
         scales = sorted((one for one in scales if one["settings"] == settings), key=lambda one: one["guidance"])
-        names = list(scales[0]["figures"])
-        rows = [[f"{one['guidance']:g}", *(number(one["figures"][name]["value"]) for name in names)] for one in scales]
+        names = list(scales[0]["metrics"])
+        rows = [[f"{one['guidance']:g}", *(number(one["metrics"][name]["value"]) for name in names)] for one in scales]
         yield Table(["guidance", *names], rows, f"Guidance: {settings.get('num_images', '?')} samples a scale")
 
 

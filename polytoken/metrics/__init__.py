@@ -1,6 +1,11 @@
-"""What a run is judged by; torchmetrics does the sums over batches and ranks."""
+"""Metrics of images, codes and features.
 
-from polytoken.metrics.codebook import CodebookFigures, CodebookStatistics, JointCodeStatistics, RecentUsage
+Accumulators are torchmetrics' Metric, which sums over batches and ranks. Modules of this package may import
+torchmetrics, torch-fidelity and scikit-learn, which the extra `suite` installs; `import polytoken` imports none of
+them.
+"""
+
+from polytoken.metrics.codebook import CodebookMetrics, CodebookStatistics, JointCodeStatistics, RecentUsage
 from polytoken.metrics.frechet import FeatureStatistics, Gaussian, frechet_distance
 from polytoken.metrics.gather import gather_rows
 from polytoken.metrics.grouped import GroupedMean
@@ -9,7 +14,7 @@ from polytoken.metrics.inception_score import InceptionScore
 from polytoken.metrics.similarity import SubspaceCosines, cknna, linear_cka
 
 __all__ = [
-    "CodebookFigures",
+    "CodebookMetrics",
     "CodebookStatistics",
     "FeatureStatistics",
     "Gaussian",

@@ -1,4 +1,4 @@
-"""How much of its codebooks a tokenizer uses, counted over a whole data set."""
+"""Codebook usage and perplexity, counted over a whole data set."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torchmetrics import Metric
 from polytoken.metrics.gather import gather_rows
 
 
-class CodebookFigures(NamedTuple):
-    """What :class:`CodebookStatistics` finds, one entry a codebook.
+class CodebookMetrics(NamedTuple):
+    """Result of :class:`CodebookStatistics`, one entry per codebook.
 
     Args:
         usage: share of the codes that were seen.
         perplexity: 2^H of the codes' frequencies, between 1 and K.
         dead: codes that were never seen.
-        counts: (K,) int64, how often each was seen.
+        counts: (K,) int64, occurrences of each code.
     """
 
     usage: list[float]
@@ -30,7 +30,7 @@ class CodebookFigures(NamedTuple):
 
 
 class CodebookStatistics(Metric):
-    """Counts of every code of k codebooks; summed over batches and ranks.
+    """Occurrences of every code of k codebooks, summed over batches and ranks.
 
     Args:
         codebook_sizes: K_1 … K_k.
@@ -51,11 +51,11 @@ class CodebookStatistics(Metric):
         flat = codes + self.offsets[:, None]
         self.counts += torch.bincount(flat.flatten(), minlength=len(self.counts))
 
-    def compute(self) -> CodebookFigures:
-        """Figures of each codebook."""
+    def compute(self) -> CodebookMetrics:
+        """Usage, perplexity and dead codes of each codebook."""
         counts = list(self.counts.split(self.codebook_sizes))
         seen = [int((one > 0).sum()) for one in counts]
-        return CodebookFigures(
+        return CodebookMetrics(
             usage=[number / len(one) for number, one in zip(seen, counts, strict=True)],
             perplexity=[perplexity(one) for one in counts],
             dead=[len(one) - number for number, one in zip(seen, counts, strict=True)],
@@ -64,14 +64,14 @@ class CodebookStatistics(Metric):
 
 
 class JointCodeStatistics:
-    """Counts of the tuples that the k sub-codes of a position form, over batches and ranks.
+    """Occurrences of the tuples of k sub-codes at a position, over batches and ranks.
 
     A tuple is one int64 while the product of the codebook sizes allows it, and a row of k codes where it does not
-    (from five codebooks of 16,384 on). Only tuples that occur are held: at most one a position.
+    (from five codebooks of 16,384 on). Only tuples that occur are held: at most one per position.
 
     Args:
         codebook_sizes: K_1 … K_k.
-        device: where the tuples are held.
+        device: device of the tuples.
     """
 
     def __init__(self, codebook_sizes: Sequence[int], device: torch.device | None = None) -> None:
@@ -88,12 +88,12 @@ class JointCodeStatistics:
         """Count the tuples of codes (B, k, N)."""
         rows = codes.transpose(1, 2).flatten(0, 1)
         self._pending.append(rows if self._strides is None else (rows * self._strides).sum(1, keepdim=True))
-        # Merged only once as much is waiting as is held, so that each tuple is sorted a few times in all.
+        # merging only when as much is pending as is held sorts each tuple a few times in all
         if sum(len(pending) for pending in self._pending) > max(2**20, len(self._keys)):
             self._merge()
 
     def compute(self) -> tuple[float, float]:
-        """Distinct tuples over positions, and 2^H of the tuples' frequencies; every rank must call it."""
+        """Distinct tuples per position, and 2^H of the tuples' frequencies; every rank must call it."""
         self._merge()
         gathered = gather_rows([torch.cat([self._keys, self._counts[:, None]], 1)], self._keys.device)
         _, counts = _add_up(gathered[:, :-1], gathered[:, -1])
@@ -107,12 +107,12 @@ class JointCodeStatistics:
 
 
 class RecentUsage:
-    """Share of each codebook that the last steps used, in the memory of one number a code.
+    """Share of each codebook that the last steps used; stores one number per code.
 
     Args:
         codebook_sizes: K_1 … K_k.
-        window: steps that count.
-        device: of the codes.
+        window: number of steps.
+        device: device of the codes.
     """
 
     def __init__(self, codebook_sizes: Sequence[int], window: int, device: torch.device | None = None) -> None:
@@ -123,12 +123,12 @@ class RecentUsage:
         self._last_seen = torch.full((sum(self.codebook_sizes),), -1, device=device)
 
     def update(self, codes: Tensor) -> None:
-        """Take note of one step's codes (B, k, N)."""
+        """Record one step's codes (B, k, N)."""
         self._last_seen[(codes + self._offsets[:, None]).flatten()] = self.steps
         self.steps += 1
 
     def compute(self) -> list[Tensor]:
-        """Shares over the last ``window`` steps, or over all if there were fewer; every rank must call it."""
+        """Shares over the last ``window`` steps, or over all of fewer; every rank must call it."""
         last_seen = self._last_seen.clone()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(last_seen, torch.distributed.ReduceOp.MAX)
@@ -137,12 +137,12 @@ class RecentUsage:
 
 
 def code_offsets(codebook_sizes: Sequence[int]) -> Tensor:
-    """Where each codebook begins when all are laid end to end; (k,) int64."""
+    """Offsets (k,) int64 of the codebooks when they are concatenated."""
     return torch.tensor([0, *codebook_sizes]).cumsum(0)[:-1]
 
 
 def perplexity(counts: Tensor) -> float:
-    """2^H of frequencies in proportion to counts (n,): n if all are equal, 1 if there is but one."""
+    """2^H of counts (n,): n if all are equal, 1 if only one is above 0."""
     frequency = counts.double() / counts.sum().clamp_min(1)
     return float((-torch.special.xlogy(frequency, frequency).sum()).exp())
 

@@ -1,4 +1,4 @@
-"""What a network that figures lean on must be, whichever it is: the judge, Inception, DINOv2, CLIP."""
+"""Interface of feature extractors for image metrics: the judge, Inception, DINOv2, CLIP."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from polytoken.errors import UserError
 
 
 class ImageFeatures(NamedTuple):
-    """What a network makes of B images, float32."""
+    """Features of B images, float32.
+
+    Args:
+        pooled: (B, D).
+        logits: (B, C), from a network that knows classes.
+        spatial: (B, S), from a network whose maps are measured as well (sFID).
+    """
 
     pooled: Tensor
-    """(B, D)."""
     logits: Tensor | None = None
-    """(B, C), of a network that knows classes."""
     spatial: Tensor | None = None
-    """(B, S), of a network whose maps are measured too (sFID)."""
 
 
 class Extractor(Protocol):
-    """A frozen network, which stands in the names of the figures that lean on it: ``gfd/judge``."""
+    """A frozen network that names the metrics computed from its features: ``gfd/judge``."""
 
     @property
     def name(self) -> str:
-        """What figures are called by."""
+        """Name in the metrics."""
 
     @property
     def num_features(self) -> int:
@@ -42,36 +45,36 @@ class Extractor(Protocol):
 
     @property
     def resize(self) -> str:
-        """What becomes of an image's size before the network sees it, in words."""
+        """Resizing of an image before the network sees it, in words."""
 
     @property
     def sha256(self) -> str | None:
-        """Digest of the file of weights; None if they came straight from a hub."""
+        """Digest of the weights' file; None if they came from a hub."""
 
     @property
     def device(self) -> torch.device:
-        """Where the network is; images are brought there."""
+        """Device of the network, to which images are moved."""
 
     def __call__(self, images: Tensor) -> ImageFeatures:
-        """Images uint8 (B, 3, H, W) to their features, in float32 whatever precision is set around the call.
+        """Features of images uint8 (B, 3, H, W), computed in float32 regardless of autocast and TF32.
 
-        The memory layout of the images does not matter; their number in a batch does, in the last bits of float32.
+        The result does not depend on the memory layout of the images; the batch size changes the last bits of float32.
         """
 
 
 def check_images(images: Tensor) -> None:
-    """Refuse what is no batch of 8-bit colour images.
+    """Raise unless images are a batch of 8-bit colour images.
 
     Args:
-        images: should be uint8 (B, 3, H, W).
+        images: expected to be uint8 (B, 3, H, W).
 
     Raises:
-        TypeError: if they are no uint8, e.g. floats in [-1, 1].
-        ValueError: if their shape is another one.
+        TypeError: if the dtype is not uint8, e.g. floats in [-1, 1].
+        UserError: if the shape is wrong.
     """
     if images.dtype != torch.uint8:
         raise TypeError(
-            f"images are {images.dtype}, and metrics want uint8 from 0 to 255: polytoken.metrics.to_uint8 makes it"
+            f"images are {images.dtype}, expected uint8 from 0 to 255: convert them by polytoken.metrics.to_uint8"
         )
     if images.ndim != 4 or images.shape[1] != 3:
-        raise UserError(f"images have the shape {tuple(images.shape)}, and metrics want (B, 3, H, W)")
+        raise UserError(f"images have the shape {tuple(images.shape)}, expected (B, 3, H, W)")

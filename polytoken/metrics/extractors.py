@@ -1,4 +1,4 @@
-"""Extractors by their names."""
+"""Extractors by name."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from polytoken.teachers import Teacher
 
 
 def load_extractor(name: str, weights: Path | None, device: torch.device) -> Extractor:
-    """The network of a name, on its device.
+    """Load an extractor.
 
     Args:
         name: ``judge``, ``inception``, or a teacher's: ``dinov2_base`` …
-        weights: its file; None takes that of ``make weights``. A judge has none there.
-        device: where it runs.
+        weights: file of its weights; None is the one of ``make weights``. A judge's must be named.
+        device: device of the network.
 
     Raises:
-        FileNotFoundError: if weights are missing.
-        ValueError: if the name is unknown, a judge's file is not named, or the file holds something else.
+        MissingFileError: if weights are missing.
+        UserError: if the name is unknown, a judge's file is not named, or the file holds something else.
     """
     if name == "judge":
         if weights is None:

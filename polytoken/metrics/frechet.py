@@ -1,4 +1,8 @@
-"""Fréchet distance between two sets of images in the features of any network (arXiv 1706.08500)."""
+"""Fréchet distance between two sets of images in the features of any network (arXiv 1706.08500).
+
+torch-fidelity needs all features of a set in memory and eigenvalues of a non-symmetric product; here float64 sums are
+streamed over batches and ranks, and the eigendecompositions are symmetric.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +17,21 @@ from polytoken.errors import UserError
 
 
 class Gaussian(NamedTuple):
-    """Mean (D,) and covariance (D, D) of feature vectors, float64; the covariance divides by their number − 1."""
+    """Mean and covariance of feature vectors, float64.
+
+    Args:
+        number: number of feature vectors; None if the file does not say (ADM's).
+        mean: (D,).
+        covariance: (D, D), the sum divided by ``number`` − 1.
+    """
 
     number: int | None
-    """Feature vectors; None if whoever computed it did not say (ADM's files)."""
     mean: Tensor
     covariance: Tensor
 
     @property
     def shortage(self) -> str | None:
-        """What to say of fewer vectors than dimensions, whose covariance is singular; None if there are enough."""
+        """Warning for at most as many vectors as dimensions, whose covariance is singular; None for more."""
         if self.number is None or self.number > len(self.mean):
             return None
         return (
@@ -31,12 +40,12 @@ class Gaussian(NamedTuple):
         )
 
     def to(self, device: torch.device) -> Gaussian:
-        """The same on another device."""
+        """Copy on another device."""
         return Gaussian(self.number, self.mean.to(device), self.covariance.to(device))
 
 
 class FeatureStatistics(Metric):
-    """Mean and covariance of feature vectors from float64 sums, which batches and ranks add to.
+    """Mean and covariance of feature vectors from float64 sums over batches and ranks.
 
     Args:
         num_features: D.
@@ -61,10 +70,10 @@ class FeatureStatistics(Metric):
         self.outer += rows.T @ rows
 
     def compute(self) -> Gaussian:
-        """The Gaussian with their mean and covariance.
+        """Gaussian with their mean and covariance.
 
         Raises:
-            ValueError: of fewer than two vectors, which have no covariance.
+            UserError: for fewer than two vectors, which have no covariance.
         """
         count = int(self.count)
         if count < 2:
@@ -81,10 +90,10 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> Tensor:
     eigendecompositions, so nothing is complex, and covariances of fewer images than features need no offset.
 
     Warns:
-        UserWarning: if a Gaussian has no more images than features.
+        UserWarning: if a Gaussian has at most as many images as features.
 
     Raises:
-        ValueError: if the two have different sizes, or one is not finite.
+        UserError: if the two have different sizes, or one is not finite.
     """
     if first.mean.shape != second.mean.shape:
         raise UserError(
@@ -93,7 +102,7 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> Tensor:
         )
     for gaussian in (first, second):
         if not bool(gaussian.mean.isfinite().all() and gaussian.covariance.isfinite().all()):
-            raise UserError("a Fréchet distance of features that are not finite: measure the images anew")
+            raise UserError("a Fréchet distance of features that are not finite: measure the images again")
         if gaussian.shortage is not None:
             warnings.warn(gaussian.shortage, stacklevel=2)
     shared = torch.linalg.svdvals(_root(first.covariance) @ _root(second.covariance)).sum()
@@ -102,6 +111,6 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> Tensor:
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """The symmetric square root of a positive semi-definite matrix; eigenvalues that round below 0 count as 0."""
+    """Symmetric square root of a positive semi-definite matrix; eigenvalues rounded to below 0 count as 0."""
     values, vectors = torch.linalg.eigh(covariance.double())
     return (vectors * values.clamp_min(0).sqrt()) @ vectors.T

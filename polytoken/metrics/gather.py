@@ -1,4 +1,4 @@
-"""Rows of all ranks together, however many each of them has."""
+"""Gathering of rows from all ranks."""
 
 from __future__ import annotations
 
@@ -7,28 +7,27 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 
 def gather_rows(parts: list[Tensor], device: torch.device) -> Tensor:
-    """All rows of tensors (n, …), those of rank 0 first; on every rank, and every rank must call it.
+    """Rows of all ranks, those of rank 0 first; a collective that every rank must call.
+
+    torchmetrics gathers any numbers of rows, but a rank without any must know the shape and dtype of the others' rows,
+    which are exchanged here first.
 
     Args:
-        parts: tensors on ``device``, alike but for n; a rank may have none.
-        device: where the result goes.
+        parts: tensors (n, …) on ``device`` that differ in n only; a rank may have none.
+        device: device of the result.
     """
     rows = torch.cat(parts) if parts else torch.empty(0, device=device)
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return rows
-    shapes: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(shapes, (rows.shape, rows.dtype) if parts else None)
-    counts = [shape[0][0] if shape else 0 for shape in shapes]
-    known = [shape for shape in shapes if shape]
-    if not sum(counts):
+    kinds: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(kinds, (rows.shape[1:], rows.dtype) if len(rows) else None)
+    known = next((kind for kind in kinds if kind is not None), None)
+    if known is None:
         return rows
-    # collectives want equal shapes
-    padded = torch.zeros((max(counts), *known[0][0][1:]), dtype=known[0][1], device=device)
-    if len(rows):
-        padded[: len(rows)] = rows
-    gathered = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(gathered, padded)
-    return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
+    return torch.cat(
+        gather_all_tensors(rows if len(rows) else torch.empty(0, *known[0], dtype=known[1], device=device))
+    )

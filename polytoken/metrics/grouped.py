@@ -1,4 +1,4 @@
-"""A mean for each class."""
+"""Mean per class."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class GroupedMean(Metric):
         self.add_state("counts", torch.zeros(num_groups, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, values: Tensor, labels: Tensor) -> None:
-        """Add values (B,) of labels (B,)."""
+        """Add values (B,) with labels (B,)."""
         self.sums.index_add_(0, labels, values.double())
         self.counts += torch.bincount(labels, minlength=len(self.counts))
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Mean of each group (num_groups,), NaN where a group is empty, and the mean of all values."""
+        """Mean of each group (num_groups,), NaN for an empty group, and the mean of all values."""
         return self.sums / self.counts, self.sums.sum() / self.counts.sum()

@@ -1,8 +1,9 @@
-"""A set of images in the eyes of a network: one pass, all figures."""
+"""Statistics of a set of images by one network, gathered in a single pass over batches and ranks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -14,37 +15,46 @@ from polytoken.metrics.frechet import FeatureStatistics, Gaussian
 from polytoken.metrics.gather import gather_rows
 from polytoken.metrics.inception_score import InceptionScore
 
+Use = Literal["generation", "reconstruction"]
+
+SPLIT = 5000  # images per split of the inception score, as in ADM's evaluator
+RECONSTRUCTION_SPLITS = 10  # with 50,000 images, as many images per split
+
 
 @dataclass(frozen=True)
-class Measured:
-    """What a set of images is to a network."""
+class ImageStatistics:
+    """Statistics of a set of images by one network.
+
+    Args:
+        extractor: name of the network.
+        count: number of images.
+        features: Gaussian of the pooled features, for FID.
+        spatial: Gaussian of the maps, for sFID; None if the network gives none.
+        score: mean of the splits' inception scores; None if the network knows no classes.
+        splits: splits of the score, in words.
+        recognised: share of the labelled images that the network assigns to their label; None without labels.
+        rows: pooled features (N, D) float32 on the CPU, ordered by index, for precision, recall and KID; None if they
+            were not kept.
+    """
 
     extractor: str
-    """Name of the network."""
     count: int
-    """Images."""
     features: Gaussian
-    """Mean and covariance of the pooled features: FID."""
     spatial: Gaussian | None
-    """Mean and covariance of the maps: sFID; None if the network gives none."""
     score: float | None
-    """Mean of the splits' inception scores; None if the network knows no classes."""
     splits: str
-    """Of the score, in words."""
     recognised: float | None
-    """Share of the labelled images that the network gives their label, 0 … 1; None if none has a label."""
     rows: Tensor | None
-    """Pooled features (N, D) float32 on the CPU, by index: precision, recall, KID; None if they were not kept."""
 
 
 class ImageSet:
-    """Gathers what figures need of a set of images, batch by batch and rank by rank.
+    """Accumulator of :class:`ImageStatistics`.
 
     Args:
         extractor: the network.
         num_splits: splits of the inception score.
-        split_size: images a split of the score, see :class:`InceptionScore`.
-        keep_rows: keep each image's pooled features: 50,000 of Inception's take 410 MB, and twice that at the end.
+        split_size: images per split of the score, see :class:`InceptionScore`.
+        keep_rows: keep the pooled features of each image: 50,000 of Inception's take 410 MB, and twice that at the end.
     """
 
     def __init__(
@@ -66,19 +76,32 @@ class ImageSet:
         self._indices: list[Tensor] = []
         self._counts = torch.zeros(3, dtype=torch.int64)  # images, labelled, recognised
 
+    @classmethod
+    def for_use(cls, extractor: Extractor, count: int, keep_rows: bool, use: Use = "generation") -> ImageSet:
+        """Empty set for ``count`` images: ADM's splits of the score for Inception, one split for other networks.
+
+        Reconstructions are dealt out to ten splits: a validation set is sorted by class, and 5,000 of its images in a
+        row show a tenth of the classes.
+        """
+        if extractor.name != "inception":
+            return cls(extractor, keep_rows=keep_rows)
+        if use == "reconstruction":
+            return cls(extractor, num_splits=RECONSTRUCTION_SPLITS, keep_rows=keep_rows)
+        return cls(extractor, num_splits=-(-count // SPLIT), split_size=SPLIT, keep_rows=keep_rows)
+
     @torch.inference_mode()
     def add(self, images: Tensor, labels: Tensor | None = None, indices: Tensor | None = None) -> None:
         """Add a batch.
 
         Args:
-            images: uint8 (B, 3, H, W).
+            images: (B, 3, H, W) as the network takes them, usually uint8.
             labels: (B,), where they are known.
-            indices: (B,) positions in the whole set, which splits go by; one process may leave them out and counts
-                on. Images of a negative index pad a rank's last batch, and are not measured.
+            indices: (B,) positions in the whole set, which determine the splits. A single process may omit them, and
+                they count on. Images with a negative index pad a rank's last batch and are skipped.
 
         Raises:
-            TypeError: if the images are no uint8.
-            ValueError: if their shape is another one, features are not finite, or a rank leaves out the indices.
+            TypeError: if the images do not have the dtype that the network takes.
+            UserError: if the shape is wrong, features are not finite, or one of several ranks omits the indices.
         """
         if indices is None:
             if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -105,15 +128,15 @@ class ImageSet:
             self._rows.append(pooled.cpu())
             self._indices.append(indices)
 
-    def compute(self) -> Measured:
-        """The figures of all images of all ranks; every rank must call it.
+    def compute(self) -> ImageStatistics:
+        """Statistics of all images of all ranks; every rank must call it.
 
         Raises:
-            ValueError: of fewer than two images.
+            UserError: for fewer than two images.
         """
         device = self._extractor.device
         count, labelled, recognised = gather_rows([self._counts[None].to(device)], device).sum(0).tolist()
-        return Measured(
+        return ImageStatistics(
             extractor=self._extractor.name,
             count=count,
             features=self._features.compute().to(torch.device("cpu")),

@@ -1,4 +1,4 @@
-"""Images as they are measured: 8 bits a channel, like the PNG files of the published protocols."""
+"""8-bit images and PSNR."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from polytoken.images import from_uint8, to_uint8
 
 
 def as_displayed(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as a viewer sees them: clamped and rounded to 8 bits, again in [-1, 1], float32."""
+    """Images in [-1, 1], clamped and rounded to 8 bits as a file holds them, as float32 in [-1, 1]."""
     return from_uint8(to_uint8(images))
 
 
 def paint_patches(images: Tensor, patch_size: int) -> Tensor:
-    """Every patch_size × patch_size patch in its mean colour: the baseline a tokenizer of that grid must beat."""
+    """Fill every patch_size × patch_size patch with its mean colour, the baseline of a tokenizer of that grid."""
     means = functional.avg_pool2d(images, patch_size)
     return functional.interpolate(means, scale_factor=patch_size, mode="nearest")
 
@@ -23,7 +23,7 @@ def paint_patches(images: Tensor, patch_size: int) -> Tensor:
 def psnr(first: Tensor, second: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each pair of uint8 images, in dB; (B, 3, H, W) twice to (B,) float64.
 
-    Equal images are as good as half a grey level of error in one value, which keeps means finite.
+    Equal images count as an error of half a grey level in one value, which keeps means finite.
     """
     squared = (first.double() - second.double()).square().flatten(1)
     error = squared.mean(1).clamp_min(0.25 / squared.shape[1])
@@ -31,9 +31,9 @@ def psnr(first: Tensor, second: Tensor) -> Tensor:
 
 
 def psnr_unclamped(first: Tensor, second: Tensor) -> Tensor:
-    """The same of float images in [-1, 1], neither clamped nor rounded; (B, 3, H, W) twice to (B,) float64.
+    """PSNR of float images in [-1, 1], neither clamped nor rounded; (B, 3, H, W) twice to (B,) float64.
 
-    Equal images have 106 dB, which keeps means finite.
+    Equal images get 106 dB, which keeps means finite.
     """
     error = (first.double() - second.double()).square().flatten(1).mean(1)
     return 10 * torch.log10(2.0**2 / error.clamp_min(1e-10))

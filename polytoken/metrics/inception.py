@@ -1,4 +1,4 @@
-"""The Inception network of published figures: TensorFlow's of 2015 in torch-fidelity's translation.
+"""Inception network of published metrics: TensorFlow's of 2015 in torch-fidelity's translation.
 
 Published FID, sFID, IS, precision and recall all come from one graph, ``classify_image_graph_def.pb``, which
 torch-fidelity has translated weight by weight, with TensorFlow 1's bilinear resize to 299 px and its average pooling.
@@ -30,19 +30,19 @@ CHANNELS, SIDE = 7, 17
 class Inception:
     """Inception as an extractor, outside autocast and without TF32.
 
-    ``pooled`` is pool_3 (2,048), of which FID, KID, precision and recall are made. ``logits`` (1,008, of which 1,000
+    ``pooled`` is pool_3 (2,048), the features of FID, KID, precision and recall. ``logits`` (1,008, of which 1,000
     are ImageNet's classes) are those without bias, as ADM's evaluator and torch-fidelity score them. ``spatial`` are
     the first 7 channels of ``mixed_6/conv`` (``Mixed_6d.branch1x1`` here), height × width × channel like
     TensorFlow's: the 2,023 features of sFID (arXiv 2103.03841; ADM's evaluations/evaluator.py).
 
     Args:
         path: torch-fidelity's file of weights; nothing is ever downloaded.
-        device: where it runs.
-        sha256: the digest that the file must have.
+        device: device of the network.
+        sha256: expected digest of the file.
 
     Raises:
-        FileNotFoundError: if the file is missing.
-        ValueError: if it has another digest, is no file of tensors, or holds another network.
+        MissingFileError: if the file is missing.
+        UserError: if it has another digest, is no file of tensors, or holds another network.
     """
 
     name = "inception"
@@ -64,7 +64,6 @@ class Inception:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> ImageFeatures:
-        """Images uint8 (B, 3, H, W) of any size to pooled features, logits and maps."""
         check_images(images)
         with full_precision(self.device):
             pooled, logits = self._network(images.to(self.device).contiguous())
@@ -72,14 +71,14 @@ class Inception:
 
 
 def _network(path: Path, sha256: str) -> FeatureExtractorInceptionV3:
-    """The network with the weights of a file."""
+    """Build the network with the weights of a file."""
     if not path.is_file():
         raise MissingFileError(f"no Inception weights at {path}: {REMEDY}")
     found = file_sha256(path)
     if found != sha256:
         raise UserError(f"{path} has the SHA-256 {found}, and Inception's is {sha256}: {REMEDY}")
     state, _ = load_state(path, REMEDY)
-    # torch-fidelity unpickles what it is given: it gets the tensors that were read without
+    # torch-fidelity unpickles its file: give it a copy of the tensors that load_state read without unpickling
     tensors = io.BytesIO()
     torch.save(state, tensors)
     tensors.seek(0)

@@ -1,4 +1,8 @@
-"""How sure and how varied a classifier finds a set of images (arXiv 1606.03498)."""
+"""Inception score of any classifier (arXiv 1606.03498).
+
+torch-fidelity needs all logits at once and shuffles them by a seed; here float64 sums are streamed over batches and
+ranks, and the position of an image determines its split.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,10 @@ from polytoken.errors import UserError
 class InceptionScore(Metric):
     """Mean over splits of exp(E[KL(p(y|x) ‖ p(y))]) of any classifier; between 1 and the number of classes.
 
-    A small split knows p(y) less well and scores lower, so a score belongs to its splits. ADM's are 5,000 consecutive
-    images each (``num_splits=ceil(n / 5000), split_size=5000``), and ten of other published scores are shuffled; here
-    image i is in split i mod num_splits, which mixes sorted classes as well and needs no seed. One split, which counts
-    all images together, comes out a little higher than published scores.
+    A small split estimates p(y) less well and scores lower, so scores compare at equal splits only. ADM's are 5,000
+    consecutive images each (``num_splits=ceil(n / 5000), split_size=5000``), and ten of other published scores are
+    shuffled; here image i is in split i mod num_splits, which mixes sorted classes as well and needs no seed. One
+    split, which counts all images together, comes out a little higher than published scores.
 
     Args:
         num_classes: C.
@@ -40,7 +44,7 @@ class InceptionScore(Metric):
         """Add logits (B, C) of the images with these positions (B,) in the whole set.
 
         Raises:
-            ValueError: if positions are left out where there are several splits, or lie behind the last split.
+            UserError: if positions are omitted although there are several splits, or lie after the last split.
         """
         splits = self._splits(logits, indices)
         logarithms = logits.double().log_softmax(1)
@@ -50,7 +54,7 @@ class InceptionScore(Metric):
         self.negative_entropy.index_add_(0, splits, (probabilities * logarithms).sum(1))
 
     def compute(self) -> Tensor:
-        """The score, a float64 scalar; splits without images do not count."""
+        """Score, a float64 scalar; empty splits do not count."""
         filled = self.count > 0
         count = self.count[filled]
         marginal = self.probabilities[filled] / count[:, None]
@@ -65,7 +69,7 @@ class InceptionScore(Metric):
         splits = indices % self.num_splits if self.split_size is None else indices // self.split_size
         if len(splits) and int(splits.max()) >= self.num_splits:
             raise UserError(
-                f"image {int(indices.max())} lies behind {self.num_splits} splits of {self.split_size} images: "
-                "more images came than were announced"
+                f"image {int(indices.max())} lies after {self.num_splits} splits of {self.split_size} images: "
+                "there are more images than announced"
             )
         return splits

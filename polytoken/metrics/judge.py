@@ -1,4 +1,4 @@
-"""The classifier of an embedded preset where published protocols have Inception."""
+"""Judge: the small classifier that takes the place of Inception for an embedded preset."""
 
 from __future__ import annotations
 
@@ -18,51 +18,50 @@ from polytoken.precision import full_precision
 
 @dataclass(frozen=True)
 class Judge:
-    """A small classifier as an extractor: its pooled features and its logits, of images in their own size.
+    """Extractor over a small classifier: its pooled features and its logits, of images in their own size.
 
     Args:
         network: the classifier, frozen.
         path: its file.
-        name: what figures are called by.
+        name: name in the metrics.
+        floats: take float images in [-1, 1], such as the unclamped output of a decoder, in their own memory layout,
+            instead of uint8.
     """
 
     network: SmallClassifier
     path: Path
     name: str = "judge"
+    floats: bool = False
 
     @property
     def num_features(self) -> int:
-        """D of its pooled features."""
         return self.network.widths[-1]
 
     @property
     def num_classes(self) -> int:
-        """C of its logits."""
         return self.network.num_classes
 
     @property
     def num_spatial(self) -> None:
-        """It is not asked for maps."""
+        return None
 
     @property
     def resize(self) -> str:
-        """Images are seen as they are."""
         return "none"
 
     @property
     def device(self) -> torch.device:
-        """Where it is."""
         return self.network.linear.weight.device
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of its file."""
         return file_sha256(self.path)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> ImageFeatures:
-        """Images uint8 (B, 3, H, W) to pooled features and logits."""
-        check_images(images)
+        if not self.floats:
+            check_images(images)
+            images = from_uint8(images.to(self.device).contiguous())
         with full_precision(self.device):
-            pooled = self.network.embed(from_uint8(images.to(self.device).contiguous()))
+            pooled = self.network.embed(images.to(self.device))
             return ImageFeatures(pooled, self.network.linear(pooled))

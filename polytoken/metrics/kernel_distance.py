@@ -1,4 +1,7 @@
-"""Kernel distance between two sets of images (KID, arXiv 1801.01401): unbiased, and fit for few images."""
+"""Kernel distance between two sets of images (KID, arXiv 1801.01401): unbiased, also for few images.
+
+torch-fidelity computes it in float32 on the CPU; here it is float64 on the device of the features.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,15 @@ from polytoken.errors import UserError
 
 
 class KernelDistance(NamedTuple):
-    """Of the subsets' distances."""
+    """Distance over random subsets.
+
+    Args:
+        mean: KID; slightly below 0 for similar sets, since the estimate is unbiased.
+        deviation: standard deviation over the subsets.
+    """
 
     mean: float
-    """KID; slightly below 0 for sets that are alike, since the estimate has no bias."""
     deviation: float
-    """Standard deviation over the subsets."""
 
 
 def kernel_distance(
@@ -30,12 +36,12 @@ def kernel_distance(
     Args:
         first: features (N, D).
         second: features (M, D).
-        num_subsets: subsets that are averaged.
-        subset_size: images of either set in a subset.
-        seed: which subsets.
+        num_subsets: number of subsets.
+        subset_size: images of each set in a subset.
+        seed: seed of the subsets.
 
     Raises:
-        ValueError: if the sets have other dimensions, fewer images than a subset, or values that are not finite.
+        UserError: if dimensions differ, a set has fewer images than a subset, or values are not finite.
     """
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
         raise UserError(
@@ -48,7 +54,7 @@ def kernel_distance(
             "between 2 and the smaller number"
         )
     if not bool(torch.isfinite(first).all() and torch.isfinite(second).all()):
-        raise UserError("a kernel distance of features that are not finite: measure the images anew")
+        raise UserError("a kernel distance of features that are not finite: measure the images again")
     generator = torch.Generator().manual_seed(seed)
     distances = torch.stack(
         [_discrepancy(*(_subset(rows, subset_size, generator) for rows in (first, second))) for _ in range(num_subsets)]
@@ -61,7 +67,7 @@ def _subset(rows: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
 
 def _discrepancy(first: Tensor, second: Tensor) -> Tensor:
-    """The unbiased estimate from (m, D) twice: pairs of an image with itself do not count."""
+    """Unbiased estimate from (m, D) twice, without pairs of an image with itself."""
     size = len(first)
     own = sum(kernel.sum() - kernel.trace() for kernel in (_kernel(first, first), _kernel(second, second)))
     return own / (size * (size - 1)) - 2 * _kernel(first, second).mean()

@@ -1,4 +1,8 @@
-"""Precision and recall of generated images: how many lie among the real ones, and how many of those they cover."""
+"""Improved precision and recall of generated images (arXiv 1904.06991).
+
+torch-fidelity holds at least one row of blocks of the distances on the CPU and takes ``torch.cdist`` as it comes; here
+the memory is a few blocks, and the arithmetic is ADM's.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,15 @@ from polytoken.precision import full_precision
 
 
 class PrecisionRecall(NamedTuple):
-    """Shares, 0 … 1."""
+    """Shares, 0 … 1.
+
+    Args:
+        precision: share of the generated images within a real image's ball.
+        recall: share of the real images within a generated image's ball.
+    """
 
     precision: float
-    """Of the generated images, those within a real image's ball."""
     recall: float
-    """Of the real images, those within a generated image's ball."""
 
 
 def precision_recall(
@@ -30,21 +37,21 @@ def precision_recall(
 ) -> PrecisionRecall:
     """Improved precision and recall (arXiv 1904.06991), as ADM's evaluator computes them.
 
-    An image's ball reaches to its k-th nearest neighbour in its own set, itself not counted; what lies on the surface
-    is inside. Squared distances are |a|² − 2 a·b + |b|² in ``dtype``, of features less the real mean, which cancels
-    less; ADM's evaluator computes them in float16 where that does not overflow, so its shares may differ in a few
-    images. A few blocks of block² distances and of rows are held at a time, beside the features.
+    An image's ball reaches to its k-th nearest neighbour in its own set, without itself, and includes its surface.
+    Squared distances are |a|² − 2 a·b + |b|² in ``dtype``, of features less the real mean, which cancels less; ADM's
+    evaluator computes them in float16 where that does not overflow, so its shares may differ in a few images. Besides
+    the features, a few blocks of block² distances and of rows are held at a time.
 
     Args:
         real: features (N, D) of real images; ADM's are 10,000 Inception ``pooled``.
         generated: features (M, D) of generated images; ADM's are 50,000.
         neighbours: k.
-        block: rows of a block.
-        device: where distances are computed; None is the features' own.
-        dtype: of the distances.
+        block: rows per block.
+        device: device of the distances; None is that of the features.
+        dtype: dtype of the distances.
 
     Raises:
-        ValueError: if the sets have other dimensions, too few images for k neighbours, or values that are not finite.
+        UserError: if dimensions differ, a set has too few images for k neighbours, or values are not finite.
     """
     if real.ndim != 2 or generated.ndim != 2 or real.shape[1] != generated.shape[1]:
         raise UserError(
@@ -55,7 +62,7 @@ def precision_recall(
         if len(features) <= neighbours:
             raise UserError(f"{len(features)} {name} images have no {neighbours} neighbours each: measure more")
         if not bool(torch.isfinite(features).all()):
-            raise UserError(f"features of {name} images are not finite: measure them anew")
+            raise UserError(f"features of {name} images are not finite: measure them again")
     device = device or real.device
     real_blocks, generated_blocks = real.split(block), generated.split(block)
     centre = real.mean(0).to(device, dtype)
@@ -67,7 +74,7 @@ def precision_recall(
         return products.add_(columns.square().sum(1)).clamp_min_(0)
 
     def radii(blocks: tuple[Tensor, ...]) -> Tensor:
-        """Squared distance (N,) of each row to its k-th nearest neighbour; the nearest of all is the row itself."""
+        """Squared distance (N,) of each row to its k-th nearest neighbour; the first neighbour is the row itself."""
         found = []
         for first in blocks:
             nearest = torch.empty(len(first), 0, device=device, dtype=dtype)

@@ -1,4 +1,4 @@
-"""How alike two sets of features of the same images are."""
+"""Similarity of two sets of features of the same images: CKNNA, linear CKA, cosines of subspaces."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from polytoken.errors import UserError
 
 
 def cknna(first: Tensor, second: Tensor, k: int = 10) -> Tensor:
-    """CKNNA of features (n, d₁) and (n, d₂) of the same n images: alignment of their k nearest neighbours, ≤ 1.
+    """CKNNA (arXiv 2405.07987, appendix A): alignment of the k nearest neighbours, at most 1; scalar float64.
 
-    Kernels are products of rows scaled to unit length. Pairs that are not neighbours of one another in both are set to
-    0, then an unbiased HSIC is divided by those of each kernel with its own neighbours. Its value depends on n and k:
-    report both. Float64; NaN where the neighbours of one set carry no signal. Source: arXiv 2405.07987.
+    Kernels are products of rows scaled to unit length. Pairs that are not neighbours in both sets are set to 0, and an
+    unbiased HSIC is divided by those of each kernel with its own neighbours. The value depends on n and k: report both.
+    NaN if the neighbours of one set carry no signal.
+
+    Args:
+        first: features (n, d₁).
+        second: features (n, d₂) of the same images.
+        k: number of neighbours.
 
     Raises:
-        ValueError: if k is below 2, or there are not more than k images, or fewer than 4, or their numbers differ.
+        UserError: if k is below 2, there are at most k or 3 images, or their numbers differ.
     """
     count = _count(first, second)
     if k < 2:
@@ -34,13 +39,13 @@ def cknna(first: Tensor, second: Tensor, k: int = 10) -> Tensor:
 
 
 def linear_cka(first: Tensor, second: Tensor) -> Tensor:
-    """Linear CKA of features (n, d₁) and (n, d₂) of the same n images, columns centred: 0 … 1, float64.
+    """Linear CKA (arXiv 1905.00414, eq. 3 with linear kernels) of features (n, d₁) and (n, d₂): 0 … 1, float64.
 
-    NaN where one set does not vary. Source: arXiv 1905.00414 eq. 3 with linear kernels; not corrected for bias, so
-    that it is far from 0 for independent features unless n is much greater than both widths.
+    It is not corrected for bias, and so far from 0 for independent features unless n is much greater than both widths.
+    NaN if one set does not vary.
 
     Raises:
-        ValueError: if the numbers of images differ.
+        UserError: if the numbers of images differ.
     """
     _count(first, second)
     one, other = (features.double() - features.double().mean(0) for features in (first, second))
@@ -49,9 +54,9 @@ def linear_cka(first: Tensor, second: Tensor) -> Tensor:
 
 
 class SubspaceCosines(Metric):
-    """Cosine of the vectors that two subspaces have at the same position: mean and mean square of each pair.
+    """Cosine of the vectors of two subspaces at the same position: mean and mean square of each pair.
 
-    Pairs of unequal width have none. Sums are float64, over batches and ranks.
+    Pairs of unequal width have none. Sums over batches and ranks are float64.
 
     Args:
         num_subspaces: k.
@@ -69,9 +74,9 @@ class SubspaceCosines(Metric):
         self.add_state("cosines", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("squares", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, parts: tuple[Tensor, ...]) -> None:
+    def update(self, subspaces: tuple[Tensor, ...]) -> None:
         """Add the k subspaces' vectors (B, d, h, w)."""
-        unit = [functional.normalize(part.float(), dim=1) for part in parts]
+        unit = [functional.normalize(subspace.float(), dim=1) for subspace in subspaces]
         for row, one in enumerate(unit):
             for column, other in enumerate(unit):
                 if one.shape == other.shape:
@@ -81,7 +86,7 @@ class SubspaceCosines(Metric):
                     self.squares[row, column] += cosine.square().sum()
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Mean cosine and mean squared cosine (k, k), float64; NaN where the widths differ."""
+        """Mean cosine and mean squared cosine (k, k), float64; NaN for unequal widths."""
         return self.cosines / self.count, self.squares / self.count
 
 
@@ -92,13 +97,13 @@ def _count(first: Tensor, second: Tensor) -> int:
 
 
 def _neighbours(kernel: Tensor, k: int) -> Tensor:
-    """(n, n) bool: whether column j is among the k greatest of row i, i itself left out."""
+    """(n, n) bool: column j is among the k greatest of row i, without i itself."""
     nearest = kernel.clone().fill_diagonal_(-torch.inf).topk(k, dim=1).indices
     return torch.zeros_like(kernel, dtype=torch.bool).scatter_(1, nearest, True)
 
 
 def _unbiased_hsic(first: Tensor, second: Tensor) -> Tensor:
-    """Unbiased HSIC of two (n, n) kernels, which masks may have made asymmetric."""
+    """Unbiased HSIC of two (n, n) kernels, which may be asymmetric."""
     count = len(first)
     one, other = first.clone().fill_diagonal_(0), second.clone().fill_diagonal_(0)
     trace = (one * other.T).sum()

@@ -1,4 +1,4 @@
-"""Foundation models as extractors: Fréchet distances in the eyes of DINOv2 or CLIP (arXiv 2306.04675)."""
+"""Foundation models as extractors, for Fréchet distances in DINOv2 or CLIP features (arXiv 2306.04675)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from polytoken.teachers import WEIGHTS, Teacher
 
 
 class TeacherExtractor:
-    """The class token of a teacher, or the mean of its patches where it has none.
+    """Extractor over a teacher: its class token, or the mean of its patches if it has none.
 
     Args:
-        teacher: DINOv2, CLIP …; figures are called after it: ``gfd/dinov2_base``, ``gfd/dinov2_base_block9``.
-        device: where it runs.
+        teacher: DINOv2, CLIP …; it names the metrics: ``gfd/dinov2_base``, ``gfd/dinov2_base_block9``.
+        device: device of the network.
 
     Raises:
-        FileNotFoundError: if its weights are neither on disk nor on a hub that answers.
-        ValueError: if its file holds another architecture.
+        MissingFileError: if its weights are neither on disk nor on a reachable hub.
+        UserError: if its file holds another architecture.
     """
 
     def __init__(self, teacher: Teacher, device: torch.device) -> None:
@@ -34,25 +34,23 @@ class TeacherExtractor:
 
     @property
     def name(self) -> str:
-        """The teacher's, and its block where that is not the last."""
+        """Name of the teacher, and its block if that is not the last."""
         return self.teacher.name if self.teacher.block is None else f"{self.teacher.name}_block{self.teacher.block}"
 
     @property
     def num_features(self) -> int:
-        """D of the class token."""
         return self.teacher.width
 
     @property
     def num_classes(self) -> None:
-        """It knows no classes."""
+        return None
 
     @property
     def num_spatial(self) -> None:
-        """It is not asked for maps."""
+        return None
 
     @property
     def resize(self) -> str:
-        """To the teacher's own size."""
         return f"bicubic, antialiased, to {self.teacher.image_size} px"
 
     @cached_property
@@ -63,7 +61,6 @@ class TeacherExtractor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> ImageFeatures:
-        """Images uint8 (B, 3, H, W) to class tokens."""
         check_images(images)
         with full_precision(self.device):
             inputs = from_uint8(images.to(self.device).contiguous())

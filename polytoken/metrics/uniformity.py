@@ -1,57 +1,71 @@
-"""How evenly bounded latents fill [−1, 1] and their levels: the figures of iFSQ (arXiv 2601.17124, eqs. 5–6, fig. 2).
+"""Uniformity of bounded latents on [−1, 1] and over their levels (iFSQ, arXiv 2601.17124, eqs. 5–6, Fig. 2).
 
-The functions are exact on samples; :class:`UniformityStatistics` is for whole data sets, over batches and ranks.
+The functions are exact for samples; :class:`UniformityStatistics` measures whole data sets, over batches and ranks.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 
+@runtime_checkable
+class ScalarQuantizer(Protocol):
+    """A quantizer that bounds every channel to [−1, 1] and rounds it to its levels."""
+
+    levels: Tensor
+    """L of the d channels, of any shape."""
+
+    def digits(self, latents: Tensor) -> Tensor:
+        """Levels (n, d) 0 … L − 1 of bounded latents (n, d)."""
+
+
 class Uniformity(NamedTuple):
-    """Figures of all channels; each is a mean over them."""
+    """Means over channels.
+
+    Args:
+        ks: Kolmogorov–Smirnov distance to U(−1, 1), 0 … 1 (iFSQ eq. 6).
+        rmse_uniform: root mean square distance to U(−1, 1) of sorted samples (iFSQ eq. 5).
+        entropy_ratio: entropy of the levels over log L, 0 … 1.
+        bins_hit: share of the L levels that occur.
+    """
 
     ks: float
-    """Kolmogorov–Smirnov distance to U(−1, 1), 0 … 1."""
     rmse_uniform: float
-    """Root mean square distance to U(−1, 1), sample by sample in sorted order."""
     entropy_ratio: float
-    """Entropy of the levels over log L, 0 … 1."""
     bins_hit: float
-    """Share of the L levels that occur."""
 
 
 def ks_to_uniform(samples: Tensor) -> Tensor:
-    """sup_x |F(x) − (x + 1)/2| of samples (n,), F their empirical distribution function; scalar float64."""
+    """Kolmogorov–Smirnov distance (iFSQ eq. 6) of samples (n,): sup_x |F(x) − (x + 1)/2|; scalar float64."""
     ideal = (samples.double().sort().values + 1) / 2
     ranks = torch.arange(len(samples) + 1, dtype=torch.float64, device=samples.device) / len(samples)
-    return torch.maximum(ranks[1:] - ideal, ideal - ranks[:-1]).max()  # F jumps at each sample: look at both sides
+    return torch.maximum(ranks[1:] - ideal, ideal - ranks[:-1]).max()  # F jumps at each sample: compare both sides
 
 
 def rmse_to_uniform(samples: Tensor) -> Tensor:
-    """Root mean square of x_(i) − u_i, the i-th smallest of samples (n,) against u_i = 2(i − ½)/n − 1; scalar float64.
+    """RMSE to U(−1, 1) (iFSQ eq. 5): root mean square of x_(i) − u_i for samples (n,); scalar float64.
 
-    The paper does not say which ideal value a sample is paired with; its own quantile is the pairing with the smallest
-    distance.
+    x_(i) is the i-th smallest sample and u_i = 2(i − ½)/n − 1. The paper does not define the ideal value of a sample;
+    its quantile gives the smallest distance.
     """
     ranks = torch.arange(len(samples), dtype=torch.float64, device=samples.device)
     return (samples.double().sort().values - (2 * (ranks + 0.5) / len(samples) - 1)).square().mean().sqrt()
 
 
 def entropy_ratio(counts: Tensor) -> Tensor:
-    """Entropy of counts (L,) over log L, the most it can be; scalar float64."""
+    """Entropy of counts (L,) divided by its maximum log L; scalar float64."""
     frequency = counts.double() / counts.sum().clamp_min(1)
     return -torch.special.xlogy(frequency, frequency).sum() / math.log(len(counts))
 
 
 def bins_hit(counts: Tensor) -> Tensor:
-    """Share of counts (L,) that are not 0; scalar float64."""
+    """Share of counts (L,) above 0; scalar float64."""
     return (counts > 0).double().mean()
 
 
@@ -63,7 +77,7 @@ class UniformityStatistics(Metric):
 
     Args:
         levels: L_1 … L_d.
-        resolution: bins.
+        resolution: number of bins.
     """
 
     full_state_update = False
@@ -89,7 +103,7 @@ class UniformityStatistics(Metric):
         self.level_counts += torch.bincount((digits + offsets).flatten(), minlength=len(self.level_counts))
 
     def compute(self) -> Uniformity:
-        """The four figures."""
+        """Means over channels."""
         per_level = self.level_counts.split(self.levels)
         return Uniformity(
             ks=float(torch.stack([_histogram_ks(counts) for counts in self.value_counts]).mean()),
@@ -100,7 +114,7 @@ class UniformityStatistics(Metric):
 
 
 def _histogram_ks(counts: Tensor) -> Tensor:
-    """The distance at the edges of the bins, between which the distribution functions move by 1/len(counts) at most."""
+    """Distance at the edges of the bins, between which the distribution functions change by at most 1/len(counts)."""
     share = torch.arange(1, len(counts) + 1, dtype=torch.float64, device=counts.device) / len(counts)
     return (counts.cumsum(0).double() / counts.sum().clamp_min(1) - share).abs().max()
 

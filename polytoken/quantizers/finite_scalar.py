@@ -67,6 +67,10 @@ class FiniteScalarQuantizer(Quantizer):
             latents=bounded.split(self.subspace_channels, dim=1),
         )
 
+    def digits(self, latents: Tensor) -> Tensor:
+        """Levels (n, d) 0 … L − 1 of bounded latents (n, d)."""
+        return vectors_to_digits(latents, self.levels.flatten(), self.cells)
+
     def embed_codes(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
         """Codes (B, k, h·w) to their vectors (B, d, h, w) float32."""
         self.check_codes(codes, grid)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 
+import torch
 from torch import Tensor, nn
 
 from polytoken.errors import UserError
@@ -54,6 +56,11 @@ class Tokenizer(nn.Module, ABC):
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Codes (B, k, N) of the shape that ``spec`` states to images (B, 3, H, W), not clamped."""
         return self.decode(self.embed_codes(codes)).image
+
+    def keep_subspaces(self, quantized: Tensor, kept: Collection[int]) -> Tensor:
+        """Quantized features (B, C, h, w) with the channels of all other subspaces set to zero."""
+        subspaces = quantized.split(self.subspace_channels, dim=1)
+        return torch.cat([one if i in kept else torch.zeros_like(one) for i, one in enumerate(subspaces)], dim=1)
 
     def forward(self, images: Tensor) -> tuple[Decoded, Encoding]:
         """Images (B, 3, H, W) to their reconstruction and its encoding."""

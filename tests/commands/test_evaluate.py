@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from commands import evaluate, reference
-from commands.measuring import Measuring
+from commands.comparison import Comparison
 from commands.preset import Preset
 from datamodules import DigitsSource
 from polytoken.classifier import SmallClassifier
@@ -53,7 +53,7 @@ def test_real_validation_images_as_samples_are_as_good_as_real(
     images, labels = digits("validation")
     np.savez(tmp_path / "samples.npz", images, labels)
     result = run(tmp_path / "samples.npz", runs)
-    samples, real = result["figures"]["samples"], result["figures"]["validation"]
+    samples, real = result["metrics"]["samples"], result["metrics"]["validation"]
     assert samples["gfd/judge"]["value"] == pytest.approx(0, abs=1e-6)
     assert samples["recognised/judge"]["value"] == real["recognised/judge"]["value"]
     assert samples["gis/judge"]["value"] == pytest.approx(real["is/judge"]["value"])
@@ -71,7 +71,7 @@ def test_distance_and_share_are_those_of_the_judge(runs: Path, tmp_path: Path) -
     images, labels = digits("train")
     noisy = np.clip(images.astype(int) + np.random.default_rng(0).integers(-60, 60, images.shape), 0, 255)[:300]
     np.savez(tmp_path / "samples.npz", noisy.astype(np.uint8), labels[:300])
-    result = run(tmp_path / "samples.npz", runs)["figures"]
+    result = run(tmp_path / "samples.npz", runs)["metrics"]
 
     judge = SmallClassifier.load(runs / "digits/teacher/judge.safetensors")
 
@@ -131,22 +131,22 @@ def test_the_tokenizer_of_the_reconstructions_is_recorded(runs: Path, tmp_path: 
     result = run(tmp_path / "samples.npz", runs, "--tokenizer", str(tokenizer))
     known = {"run": str(tokenizer), "fingerprint": fingerprint(load_tokenizer(tokenizer))}
     assert result["samples"]["reconstructed_by"] == known
-    assert result["figures"]["reconstructions"]["rfd/judge"]["value"] > 0
+    assert result["metrics"]["reconstructions"]["rfd/judge"]["value"] > 0
 
 
 def test_images_that_are_not_finite_are_no_black_ones(runs: Path) -> None:
     path = runs / "digits/teacher/judge.safetensors"
-    measuring = Measuring(Judge(SmallClassifier.load(path), path), Preset.load("digits"))
+    comparison = Comparison(Judge(SmallClassifier.load(path), path), Preset.load("digits"))
     images = torch.zeros(4, 3, 32, 32)
     images[3, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="images are not finite"):
-        measuring.measure([(images, None)])
+        comparison.measure([(images, None)])
 
 
 def test_few_samples_and_unknown_labels_are_said(runs: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "samples.npz", digits("validation")[0][:20])
     result = run(tmp_path / "samples.npz", runs)
-    assert result["figures"]["samples"]["recognised/judge"]["value"] is None
+    assert result["metrics"]["samples"]["recognised/judge"]["value"] is None
     assert any("20 samples for 32 features" in note for note in result["notes"])
     assert any("no labels" in note for note in result["notes"])
 
@@ -209,8 +209,8 @@ def test_anyones_samples_are_measured_against_a_reference(
     arguments = ["--samples", str(tmp_path / "theirs.npz"), "--preset", "imagenet"]
     evaluate.main([*arguments, "--reference", str(references["train"])])
     result = json.loads((tmp_path / "theirs_metrics.json").read_text())["evaluate"]
-    figures = result["figures"].pop("samples")
-    assert result["figures"] == {}  # nothing else is measured
+    figures = result["metrics"].pop("samples")
+    assert result["metrics"] == {}  # nothing else is measured
     assert set(figures) == {f"{name}/inception" for name in ("gis", "gfid", "gsfid", "precision", "recall", "gkid")}
     assert figures["precision/inception"]["value"] > 0.7 and figures["gis/inception"]["splits"] == "5000 images a split"
 
@@ -246,8 +246,8 @@ def test_a_reference_of_the_wrong_split_or_size_is_refused_unless_forced(
     assert result["reference"]["forced"] is True and result["reference"]["reference_kind"] == "validation"
     assert any("compares with no published one" in note for note in result["notes"])
     result = run(samples, runs, *wrong, "--use", "reconstruction")
-    assert result["reference"]["forced"] is False and "rfid/inception" in result["figures"]["samples"]
-    assert result["figures"]["samples"]["ris/inception"]["splits"] == "10 splits, images dealt out in turn"
+    assert result["reference"]["forced"] is False and "rfid/inception" in result["metrics"]["samples"]
+    assert result["metrics"]["samples"]["ris/inception"]["splits"] == "10 splits, images dealt out in turn"
     assert any("the reference is of 1200 images where these are 100" in note for note in result["notes"])
     np.savez(samples, noise(1200, 0))
     assert run(samples, runs, *wrong, "--use", "reconstruction")["notes"] == []

@@ -92,10 +92,8 @@ def test_images_that_cannot_be_read_are_left_out_and_said(runs: Path, tmp_path: 
     preset.data.num_workers, preset.data.image_size = 0, 256
     path = runs / "digits/teacher/judge.safetensors"
     extractor = Judge(SmallClassifier.load(path), path)
-    plan = reference.Plan(
-        reference.SplitImages(preset, "validation"), "validation", extractor, 4, tmp_path / "reference.npz"
-    )
-    found = reference.measure(plan)
+    source = reference.Source.of_preset(preset, "validation")
+    found = reference.measure(source, "validation", extractor, 4, tmp_path / "reference.npz")
     assert (found.protocol.number, found.num_images) == (5, 4)
     assert found.protocol.source == "validation images of imagenet, centre-cropped, 1 of which cannot be read"
 

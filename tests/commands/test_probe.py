@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from commands import probe
-from commands.preset import image_data, real_images
+from commands.preset import image_data, real_images, spread
 from polytoken.files import file_sha256
 from polytoken.loading import load_tokenizer
 from polytoken.metrics.probes import Labelled, accuracy, logistic_regression, nearest_class_mean, standardise
@@ -46,9 +46,10 @@ def test_probes_are_those_of_the_frozen_vectors(run: Path, capsys: pytest.Captur
     tokenizer, data = load_tokenizer(run), image_data(run / "config.yaml")
 
     def vectors(split: str, at_most: int | None) -> dict[tuple[str, str], Labelled]:
-        batches = list(real_images(data, split, at_most))  # type: ignore[arg-type]
-        labels = torch.cat([labels for _, labels in batches])
-        encodings = [tokenizer.encode(images) for images, _ in batches]
+        rows = spread(len(data.source.split(split)), at_most)  # type: ignore[arg-type]
+        batches = list(real_images(data, split, rows))  # type: ignore[arg-type]
+        labels = torch.cat([batch["label"] for batch in batches])
+        encodings = [tokenizer.encode(batch["image"]) for batch in batches]
         after, before = (
             [torch.cat([getattr(e, name)[i] for e in encodings]).mean((2, 3)) for i in range(2)]
             for name in ("subspaces", "latents")
@@ -93,7 +94,7 @@ def test_what_cannot_be_probed_is_said(run: Path, tmp_path: Path, capsys: pytest
     assert "not the checkpoint of a tokenizer" in refusal(run.parent.parent / "stage2/tiny")
     assert "no checkpoint" in refusal(tmp_path / "none")
     (run / "config.yaml").unlink()
-    assert "config.yaml, which says where the images are" in refusal(run)
+    assert "config.yaml, which names the images" in refusal(run)
     assert not (run / "probes.json").exists()
 
 

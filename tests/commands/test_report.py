@@ -149,7 +149,7 @@ def test_sweep_and_probes_stand_in_their_runs(runs: Path) -> None:
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(generator / "sweep.png")
     scales = [
         {
-            **{"guidance": scale, "figures": {"gfd/judge": {"value": value, "n": images}}},
+            **{"guidance": scale, "metrics": {"gfd/judge": {"value": value, "n": images}}},
             **{"settings": {"num_images": images}, "notes": []},
         }
         for scale, value, images in ((1.0, 0.999, 40), (2.5, 0.321, 500), (1.5, 0.456, 500))

@@ -9,7 +9,9 @@ import torch
 
 from commands import sweep
 from commands.preset import Preset
-from polytoken.metrics.generation import Target, begin, figures_of
+from polytoken.metrics.extractors import load_extractor
+from polytoken.metrics.image_metrics import Target, image_metrics
+from polytoken.metrics.image_set import ImageSet
 from polytoken.metrics.images import to_uint8
 from polytoken.pipeline import GenerationPipeline
 from polytoken.sampling import CategoricalSampler
@@ -47,31 +49,31 @@ def swept(run: Path, *scales: float, more: tuple[str, ...] = ()) -> list[dict]:
     return json.loads((run / "sweep.json").read_text())["scales"]
 
 
-def test_each_scale_has_the_figures_of_its_images(run: Path, capsys: pytest.CaptureFixture) -> None:
+def test_each_scale_has_the_image_metrics_its_images(run: Path, capsys: pytest.CaptureFixture) -> None:
     entries = swept(run, 3, 1)
     assert [entry["guidance"] for entry in entries] == [1, 3]
     generator, preset = GenerationPipeline.from_run(run), Preset.load("digits")
-    judge = preset.judge(Path("runs"), torch.device("cpu"))
-    real = begin(judge, 355, keep_rows=True)
-    for images, labels in preset.real("validation"):
+    judge = load_extractor("judge", preset.judge_file(Path("runs")), torch.device("cpu"))
+    real = ImageSet.for_use(judge, 355, keep_rows=True)
+    for images, labels in preset.images("validation"):
         real.add(to_uint8(images), labels)
     target = Target.of_images(real.compute(), "digits validation images")
     for entry in entries:
-        images = begin(judge, 40, keep_rows=True)
+        images = ImageSet.for_use(judge, 40, keep_rows=True)
         for start in (0, 20):
             labels = torch.arange(start, start + 20) % 10
             drawn = generator.images(labels, CategoricalSampler(guidance=entry["guidance"]), 0, start)
             images.add(drawn.permute(0, 3, 1, 2), labels)
-        for name, figure in figures_of(images.compute(), target).items():
-            assert entry["figures"][name]["value"] == pytest.approx(figure["value"]), name
-        assert entry["figures"]["gfd/judge"]["reference"] == "digits validation images"
-        assert entry["figures"]["gfd/judge"]["n"] == 40
+        for name, figure in image_metrics(images.compute(), target).items():
+            assert entry["metrics"][name]["value"] == pytest.approx(figure["value"]), name
+        assert entry["metrics"]["gfd/judge"]["reference"] == "digits validation images"
+        assert entry["metrics"]["gfd/judge"]["n"] == 40
         assert entry["settings"]["generator_sha256"] == generator.origin["generator"]["sha256"]
         assert entry["settings"]["extractor_sha256"] == judge.sha256
         assert entry["versions"].keys() == {"python", "torch", "lightning", "torchmetrics", "torch-fidelity"}
-    assert entries[0]["figures"] != entries[1]["figures"]
+    assert entries[0]["metrics"] != entries[1]["metrics"]
     assert (run / "sweep.png").read_bytes().startswith(b"\x89PNG") and not list(run.glob("*.partial"))
-    assert "40 samples a scale by judge" in capsys.readouterr().out
+    assert "40 samples per scale by judge" in capsys.readouterr().out
 
 
 def test_nothing_is_sampled_twice(run: Path, sampled: list[float], capsys: pytest.CaptureFixture) -> None:
@@ -101,11 +103,11 @@ def test_nothing_is_sampled_twice(run: Path, sampled: list[float], capsys: pytes
 def test_the_best_scales_are_told_apart() -> None:
     def entry(guidance: float, distance: float, score: float) -> dict:
         figures = {"gis/inception": {"value": score}, "gsfid/inception": {"value": -1}}
-        return {"guidance": guidance, "figures": figures | {"gfid/inception": {"value": distance}}}
+        return {"guidance": guidance, "metrics": figures | {"gfid/inception": {"value": distance}}}
 
     entries = [entry(1.0, 5.0, 50.0), entry(1.5, 2.5, 90.0), entry(2.0, 3.0, 120.0)]
     assert sweep.best(entries) == (1.5, 2.0)
-    assert sweep.best([{"guidance": 1.0, "figures": {}}]) == (None, None)
+    assert sweep.best([{"guidance": 1.0, "metrics": {}}]) == (None, None)
 
 
 def test_what_cannot_be_swept_is_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

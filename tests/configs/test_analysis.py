@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from polytoken.files import file_sha256
-from tests.support.commands import REPOSITORY, exit_code
+from tests.support.commands import exit_code
 from tests.support.recipes import CONFIGS, digits, write_judge
 
 
@@ -18,7 +19,7 @@ def test_analysis_and_reconstructions_of_a_run(tmp_path: Path, monkeypatch: pyte
     arguments = [*digits("fq_dual", judge), "--trainer.limit_val_batches", "2", "--data.init_args.batch_size", "16"]
     arguments += ["--trainer.max_steps", "1"]
     assert exit_code("fit", *arguments) == 0
-    analysis = ["--config", str(CONFIGS / "analysis.yaml"), "--trainer.callbacks.init_args.judge", str(judge)]
+    analysis = [f"--config={CONFIGS / name}" for name in ("analysis.yaml", "presets/digits/analysis.yaml")]
     assert exit_code("validate", *arguments, *analysis) == 0
     run = tmp_path / "runs/digits/tokenizer/fq_dual"
     pictures = {"affinity.png", "code_map.png", "reconstructions.png", "subspaces.png", "affinity.json"}
@@ -31,15 +32,17 @@ def test_analysis_and_reconstructions_of_a_run(tmp_path: Path, monkeypatch: pyte
     assert exit_code("validate", *arguments, "--config", str(CONFIGS / "reconstruction.yaml"), *by_teacher) == 0
     sections = json.loads((run / "metrics.json").read_text())
     record = sections["reconstruction"]["stand_in"]
-    figure = record["figures"]["reconstructions"]["rfd/stand_in"]
+    figure = record["metrics"]["reconstructions"]["rfd/stand_in"]
     assert figure["value"] == pytest.approx(sections["validate"]["metrics"]["val/rfd/stand_in"], rel=1e-5)
     assert figure["n"] == sections["validate"]["n"] == 32
     settings = record["samples"]["settings"]
     assert settings["checkpoint_sha256"] == file_sha256(run / "checkpoints/last.ckpt") and settings["averaged"]
 
 
-def test_the_judge_reaches_the_ablation_alone() -> None:
-    """`--trainer.callbacks.init_args.judge` sets the last callback of the list."""
-    lines = (CONFIGS / "analysis.yaml").read_text().splitlines()
-    assert lines[-1].endswith("callbacks.SubspaceAblation")
-    assert "--trainer.callbacks.init_args.judge" in (REPOSITORY / "Makefile").read_text()
+@pytest.mark.parametrize("preset", [path.name for path in sorted((CONFIGS / "presets").iterdir())])
+def test_a_preset_names_its_own_judge(preset: str) -> None:
+    directory = CONFIGS / "presets" / preset
+    (callback,) = yaml.safe_load((directory / "analysis.yaml").read_text())["trainer"]["callbacks+"]
+    assert callback["class_path"] == "callbacks.SubspaceAblation"
+    judge = yaml.safe_load((directory / "judge.yaml").read_text()) if (directory / "judge.yaml").exists() else None
+    assert callback.get("init_args", {}).get("judge") == (judge and judge["model"]["init_args"]["output"])

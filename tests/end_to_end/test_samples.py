@@ -42,8 +42,8 @@ def test_samples_are_written_measured_and_reported(capsys: pytest.CaptureFixture
     evaluate.main(["--samples", str(samples)])
     result = json.loads(samples.with_name("metrics.json").read_text())["evaluate"]
     assert result["samples"]["settings"] == settings
-    assert set(result["figures"]) == {"samples", "validation", "train", "reconstructions"}
-    assert result["figures"]["reconstructions"]["rfd/judge"]["value"] > 0
+    assert set(result["metrics"]) == {"samples", "validation", "train", "reconstructions"}
+    assert result["metrics"]["reconstructions"]["rfd/judge"]["value"] > 0
     write_report([])
     assert "reconstructions of the validation images" in Path("runs/digits/report.html").read_text()
 

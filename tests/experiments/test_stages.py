@@ -122,7 +122,7 @@ def test_rows_run_to_their_samples_and_a_failure_is_its_own(capfd: pytest.Captur
 
 
 EVALUATED = {
-    **{"figures": {"samples": {}}, "samples": {}, "extractor": {"name": "judge", "sha256": None}},
+    **{"metrics": {"samples": {}}, "samples": {}, "extractor": {"name": "judge", "sha256": None}},
     **{"reference": {"reference": "validation images"}, "notes": []},
 }
 

@@ -79,7 +79,7 @@ PROGRAM = dedent("""\
             "reference": {"reference": "validation images", "reference_n": 30},
             "notes": [],
         }
-        record = {"evaluate": {"figures": figures, **about}}
+        record = {"evaluate": {"metrics": figures, **about}}
         pathlib.Path(sys.argv[2]).with_name("metrics.json").write_text(json.dumps(record))
         sys.exit()
     given = dict(zip(sys.argv[2::2], sys.argv[3::2]))  # the last --config counts

@@ -52,7 +52,7 @@ def write_runs(root: Path, pixels: int = 4) -> Path:
         "validation": {"recognised/judge": {"value": 0.98, "n": 355}, "is/judge": {"value": 9.0, "n": 355}},
     }
     evaluated = {
-        **{"figures": figures, "samples": {"n": 500}, "extractor": {"name": "judge", "sha256": None}},
+        **{"metrics": figures, "samples": {"n": 500}, "extractor": {"name": "judge", "sha256": None}},
         **{"reference": {"reference": "digits images"}, "notes": ["a <note>"]},
     }
     (samples / "metrics.json").write_text(json.dumps({"evaluate": evaluated}))

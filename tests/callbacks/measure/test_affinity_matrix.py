@@ -87,7 +87,7 @@ def test_without_teachers_and_with_few_images(tmp_path: Path) -> None:
 
 
 def test_a_validation_too_short_for_cknna_goes_on(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="met 6 images, and CKNNA with k = 10 needs more than 10"):
+    with pytest.warns(UserWarning, match="got 6 images, and CKNNA with k = 10 needs more than 10"):
         found, _ = measure(tmp_path, AffinityMatrix(), tiny_tokenizer(), {"mid": FakeTeacher()}, count=6)
     assert np.isnan(found["val/cknna/0_mid"]) and np.isfinite(found["val/cka/0_mid"])
     assert json.loads((tmp_path / "affinity.json").read_text())["cknna"] == [[None], [None]]

@@ -48,10 +48,10 @@ def test_a_generator_is_measured_as_its_samples_are(run: Path, monkeypatch: pyte
     np.savez("samples.npz", torch.cat(images).numpy(), labels.numpy())
     evaluate.main(["--samples", "samples.npz", "--reference", "runs/digits/reference/train_judge.npz"])
     expected = json.loads(Path("metrics.json").read_text())["evaluate"]
-    for name, figure in expected["figures"]["samples"].items():
-        assert section["figures"]["samples"][name] == pytest.approx(figure), name
+    for name, figure in expected["metrics"]["samples"].items():
+        assert section["metrics"]["samples"][name] == pytest.approx(figure), name
         assert sections["test"]["metrics"][f"test/{name}"] == pytest.approx(figure["value"], rel=1e-5)
-    assert "precision/judge" in expected["figures"]["samples"]
+    assert "precision/judge" in expected["metrics"]["samples"]
     assert section["extractor"] == expected["extractor"] and section["reference"] == expected["reference"]
     settings = section["samples"]["settings"]
     assert settings["sampler"]["guidance"] == 2.0 and settings["num_images"] == 50

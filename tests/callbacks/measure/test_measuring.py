@@ -17,14 +17,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from callbacks import (
     CodebookUsage,
-    JudgeMetrics,
     PerceptualDistance,
     PSNRByClass,
+    ReconstructionDistance,
     ReconstructionGrid,
     ReconstructionMetrics,
 )
 from callbacks.measure.codebook_usage import draw_uses
-from callbacks.measure.plots import new_figure, render
+from callbacks.measure.plots import new_plot, render
 from polytoken.classifier import SmallClassifier
 from polytoken.metrics import FeatureStatistics, InceptionScore, frechet_distance, paint_patches, psnr, to_uint8
 from tests.support.tokenizers import tiny_tokenizer
@@ -36,7 +36,7 @@ from tests.support.vgg import random_vgg
 def measured(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     directory = tmp_path_factory.mktemp("run")
     SmallClassifier(num_classes=2, widths=(8,)).save(directory / "judge.safetensors", 0.5)
-    judge = JudgeMetrics(str(directory / "judge.safetensors"))
+    judge = ReconstructionDistance("judge", str(directory / "judge.safetensors"))
     callbacks = [CodebookUsage(), judge, PSNRByClass(), ReconstructionGrid(columns=4, rows=2), ReconstructionMetrics()]
     trainer = quiet_trainer(directory, callbacks, logger=TensorBoardLogger(directory, name="", version=""))
     module = module_of(tiny_tokenizer())
@@ -86,7 +86,7 @@ def test_usage_counts_the_whole_set(measured: SimpleNamespace) -> None:
 
 
 def test_judge(measured: SimpleNamespace) -> None:
-    judge = measured.judge._judge
+    judge = measured.judge._network.network
     features = {}
     for name, shown in (
         ("ris/judge", to_uint8(measured.reconstruction) / 127.5 - 1),
@@ -154,7 +154,7 @@ def test_picture_of_code_use(measured: SimpleNamespace, monkeypatch: pytest.Monk
     assert 0 < dead < 15
     perplexity = measured.metrics["val/perplexity/1"]
     assert panel.get_title() == (
-        f"sub-codebook 1: {(16 - dead) / 16:.1%} of 16 codes used\nperplexity {perplexity:.1f}, {dead:.0f} dead"
+        f"codebook 1: {(16 - dead) / 16:.1%} of 16 codes used\nperplexity {perplexity:.1f}, {dead:.0f} dead"
     )
     assert panel.get_yscale() == "log" and panel.get_xlabel() and panel.get_ylabel() and panel.get_legend()
     (bars,) = (patch for patch in panel.patches if isinstance(patch, StepPatch))
@@ -166,7 +166,7 @@ def test_picture_of_code_use(measured: SimpleNamespace, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("uses", [[0.0] * 4, [1.0] * 4, [4.0, 0, 0, 0]])
 def test_code_use_at_its_ends(uses: list[float]) -> None:
     """No code in use, all equally, one only."""
-    figure, axes = new_figure(1)
+    figure, axes = new_plot(1)
     draw_uses(axes[0, 0], np.array(uses))
     assert render(figure).std() > 10
     assert [text.get_text() for text in axes[0, 0].get_legend().get_texts()][-1] == "uniform use"
@@ -192,7 +192,10 @@ def test_lpips(tmp_path: Path) -> None:
 
 
 def test_missing_weights_stop_before_the_first_batch(tmp_path: Path) -> None:
-    for callback in (PerceptualDistance(str(tmp_path / "none.pth")), JudgeMetrics(str(tmp_path / "none.safetensors"))):
+    for callback in (
+        PerceptualDistance(str(tmp_path / "none.pth")),
+        ReconstructionDistance("judge", str(tmp_path / "none.safetensors")),
+    ):
         with pytest.raises(FileNotFoundError, match="no weights at .*none.*make"):
             quiet_trainer(tmp_path, [callback]).validate(module_of(tiny_tokenizer()), Images(), verbose=False)
 

@@ -9,7 +9,6 @@ from callbacks import (
     AffinityMatrix,
     CodebookUsage,
     CodeMap,
-    JudgeMetrics,
     ReconstructionDistance,
     ReconstructionMetrics,
     SubspaceAblation,
@@ -25,7 +24,7 @@ def measured(directory: Path, judge: Path, **arguments: object) -> dict[str, flo
     callbacks = [
         CodebookUsage(),
         ReconstructionMetrics(),
-        JudgeMetrics(str(judge)),
+        ReconstructionDistance("judge", str(judge)),
         ReconstructionDistance("stand_in", str(judge.with_name("mid.safetensors"))),
         AffinityMatrix(k=3),
         SubspaceAblation(max_images=1),

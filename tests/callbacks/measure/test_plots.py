@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from callbacks.measure.plots import draw_matrix, image_table, new_figure, render
+from callbacks.measure.plots import draw_matrix, image_table, new_plot, render
 
 
 def test_table_puts_images_where_they_belong() -> None:
@@ -21,7 +21,7 @@ def test_table_puts_images_where_they_belong() -> None:
 
 
 def test_matrix_shows_its_numbers_and_what_is_missing() -> None:
-    figure, axes = new_figure(columns=2)
+    figure, axes = new_plot(columns=2)
     matrix = torch.tensor([[1.0, torch.nan], [-0.25, 0.5]])
     names = (["0", "1"], ["mid", "high"])
     for panel, limits in zip(axes[0], ((-1, 1), (0, 1)), strict=True):

@@ -9,7 +9,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from callbacks import EMA, JudgeMetrics, ReconstructionDistance
+from callbacks import EMA, ReconstructionDistance
 from callbacks.measure.metrics_file import MetricsFile
 from polytoken.classifier import SmallClassifier
 from polytoken.files import file_sha256
@@ -54,32 +54,37 @@ def test_inceptions_figures_are_those_of_8_bit_images(tmp_path: Path, monkeypatc
     assert sections["validate"]["n"] == 25
     record = sections["reconstruction"]["inception"]
     assert record["extractor"] == {"name": "inception", "sha256": "0" * 64, "resize": "none"}
-    figure = record["figures"]["reconstructions"]["rfid/inception"]
+    figure = record["metrics"]["reconstructions"]["rfid/inception"]
     assert figure["value"] == pytest.approx(expected, rel=1e-5)
     assert (figure["n"], figure["reference_n"], figure["reference"]) == (25, 25, "the images that were fed in")
-    originals = record["figures"]["validation"]["is/inception"]
+    originals = record["metrics"]["validation"]["is/inception"]
     assert originals["value"] == pytest.approx(inception_score(other.logits), rel=1e-5)
     assert originals["splits"] == "10 splits, images dealt out in turn"
 
 
-def test_a_judge_finds_what_its_own_callback_finds(tmp_path: Path) -> None:
+def test_a_judge_also_measures_accuracy_originals_and_raw_output(tmp_path: Path) -> None:
     path = tmp_path / "judge.safetensors"
     SmallClassifier(num_classes=2, widths=(8,)).save(path, 0.5)
-
-    def measured(*callbacks: ReconstructionDistance | JudgeMetrics | MetricsFile) -> dict[str, float]:
-        trainer = quiet_trainer(tmp_path, callbacks)
-        trainer.test(module_of(tiny_tokenizer()), Images(), verbose=False)
-        return figures(trainer)
-
-    found = measured(ReconstructionDistance("judge", str(path)), MetricsFile())
-    expected = measured(JudgeMetrics(str(path)))
-    names = {"rfd/judge": "rfd/judge", "ris/judge": "ris/judge", "recognised/judge": "judge_accuracy"}
-    assert found.keys() == {f"test/{name}" for name in names}
-    for name, other in names.items():
-        assert found[f"test/{name}"] == pytest.approx(expected[f"test/{other}"], rel=1e-4), name
+    trainer = quiet_trainer(tmp_path, [ReconstructionDistance("judge", str(path)), MetricsFile()])
+    trainer.test(module_of(tiny_tokenizer()), Images(), verbose=False)
+    found = figures(trainer)
+    names = {"judge_accuracy", "rfd/judge", "ris/judge", "rfd_raw/judge", "ris_raw/judge"}
+    assert found.keys() == {f"test/{name}" for name in (*names, "judge_accuracy_originals", "ris/judge_originals")}
     sections = json.loads((tmp_path / "metrics.json").read_text())
     assert sections.keys() == {"test", "reconstruction"}
-    assert sections["reconstruction"]["judge"]["extractor"]["sha256"] == file_sha256(path)
+    record = sections["reconstruction"]["judge"]
+    assert record["extractor"]["sha256"] == file_sha256(path)
+    for name, key in (("recognised/judge", "judge_accuracy"), ("rfd/judge", "rfd/judge"), ("ris/judge", "ris/judge")):
+        assert record["metrics"]["reconstructions"][name]["value"] == pytest.approx(found[f"test/{key}"], rel=1e-6)
+
+
+def test_a_fit_writes_no_section(tmp_path: Path) -> None:
+    """metrics.json tells make that the fit is over."""
+    path = tmp_path / "judge.safetensors"
+    SmallClassifier(num_classes=2, widths=(8,)).save(path, 0.5)
+    trainer = quiet_trainer(tmp_path, [ReconstructionDistance("judge", str(path))], max_epochs=1)
+    trainer.fit(module_of(tiny_tokenizer()), Images())
+    assert "val/rfd/judge" in figures(trainer) and not (tmp_path / "metrics.json").exists()
 
 
 def test_averages_are_recorded_where_there_are_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,6 @@ def test_two_ranks_log_what_one_logs(tmp_path: Path) -> None:
 
 def test_a_codebook_is_refused(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, [Uniformity()], max_steps=1, max_epochs=-1)
-    with pytest.raises(ValueError, match="bottleneck is FactorizedQuantizer: leave the callback out"):
+    with pytest.raises(ValueError, match="this tokenizer's is FactorizedQuantizer: leave the callback out"):
         trainer.fit(module_of(tiny_tokenizer()), Images())
     assert trainer.global_step == 0, "before the first step"

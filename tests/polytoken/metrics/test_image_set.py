@@ -100,7 +100,7 @@ def test_judge_and_teachers_serve_alike(tmp_path: Path) -> None:
         assert pooled.shape == (24, extractor.num_features) and spatial is None
         assert (None if logits is None else logits.shape[1]) == extractor.num_classes
         assert extractor.sha256 is not None and len(extractor.sha256) == 64
-        with pytest.raises(TypeError, match="want uint8"):
+        with pytest.raises(TypeError, match="expected uint8"):
             extractor(images().float())
         whole = ImageSet(extractor)
         whole.add(images())

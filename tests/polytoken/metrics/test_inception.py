@@ -10,7 +10,7 @@ from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from polytoken.files import file_sha256
-from polytoken.metrics.generation import Target, figures_of
+from polytoken.metrics.image_metrics import Target, image_metrics
 from polytoken.metrics.image_set import ImageSet
 from polytoken.metrics.inception import Inception
 
@@ -76,7 +76,7 @@ def test_figures_are_torch_fidelitys_from_the_images_on(
     inception: Inception, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both read the same file of weights; KID's one subset is the whole set, so that all of them are alike."""
-    monkeypatch.setattr("polytoken.metrics.generation.KID_SUBSET", 12)
+    monkeypatch.setattr("polytoken.metrics.image_metrics.KID_SUBSET", 12)
     generated, real = Pictures(0, 240), Pictures(1, 256)
     theirs = calculate_metrics(
         input1=generated,
@@ -96,7 +96,7 @@ def test_figures_are_torch_fidelitys_from_the_images_on(
         for batch in pictures.images.split(6):
             whole.add(batch)
         measured.append(whole.compute())
-    ours = figures_of(measured[0], Target.of_images(measured[1], "real ones"))
+    ours = image_metrics(measured[0], Target.of_images(measured[1], "real ones"))
     for own, other in (
         ("gfid", "frechet_inception_distance"),
         ("gis", "inception_score_mean"),
@@ -141,7 +141,7 @@ def test_precision_around_the_call_does_not_matter(inception: Inception, images:
 
 
 def test_what_is_no_image_is_refused(inception: Inception, images: Tensor) -> None:
-    with pytest.raises(TypeError, match=r"images are torch\.float32, and metrics want uint8"):
+    with pytest.raises(TypeError, match=r"images are torch\.float32, expected uint8"):
         inception(images.float() / 127.5 - 1)
     with pytest.raises(ValueError, match=r"shape \(2, 40, 40, 3\)"):
         inception(images.permute(0, 2, 3, 1))

@@ -58,5 +58,5 @@ def test_sorted_classes_do_not_fill_splits_of_their_own() -> None:
 def test_positions_are_needed_and_checked() -> None:
     with pytest.raises(ValueError, match="10 splits needs the images' positions"):
         InceptionScore(6, 10).update(random_logits(3))
-    with pytest.raises(ValueError, match="image 40 lies behind 2 splits of 20 images"):
+    with pytest.raises(ValueError, match="image 40 lies after 2 splits of 20 images"):
         InceptionScore(6, 2, 20).update(random_logits(1), torch.tensor([40]))

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from artifacts.reference import target_of_file
 from polytoken.metrics.frechet import Gaussian
-from polytoken.metrics.generation import Target, begin, figures_of
+from polytoken.metrics.image_metrics import Target, image_metrics
+from polytoken.metrics.image_set import ImageSet
 from tests.support.extractors import MeanColours
 
 
@@ -28,7 +29,7 @@ def images(number: int = 40) -> Tensor:
 
 def test_reconstructions_are_dealt_out_and_samples_are_split_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Certain of three classes that come one after the other: one in each third, all in every tenth."""
-    monkeypatch.setattr("polytoken.metrics.generation.SPLIT", 10)
+    monkeypatch.setattr("polytoken.metrics.image_set.SPLIT", 10)
     shades = torch.zeros(30, 3, 4, 4, dtype=torch.uint8)
     for row in range(30):
         shades[row, row // 10] = 255
@@ -36,32 +37,32 @@ def test_reconstructions_are_dealt_out_and_samples_are_split_in_order(monkeypatc
         ("generation", "10 images a split", 1.0),
         ("reconstruction", "10 splits, images dealt out in turn", 3.0),
     ):
-        whole = begin(Colours(), 30, False, use)  # type: ignore[arg-type]
+        whole = ImageSet.for_use(Colours(), 30, False, use)  # type: ignore[arg-type]
         whole.add(shades)
         measured = whole.compute()
         assert measured.splits == splits and measured.score == pytest.approx(score)
 
 
 def test_what_is_no_number_is_no_perfect_distance() -> None:
-    whole = begin(Colours(), 40, keep_rows=False)
+    whole = ImageSet.for_use(Colours(), 40, keep_rows=False)
     whole.add(images())
     measured = whole.compute()
     broken = Gaussian(40, measured.features.mean, measured.features.covariance)
     target = replace(Target.of_images(measured, "these"), features=broken)
-    assert figures_of(measured, target)["gfid/inception"]["value"] == pytest.approx(0, abs=1e-9)
-    assert figures_of(measured, target)["gfid/inception"]["value"] >= 0
+    assert image_metrics(measured, target)["gfid/inception"]["value"] == pytest.approx(0, abs=1e-9)
+    assert image_metrics(measured, target)["gfid/inception"]["value"] >= 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("polytoken.metrics.generation.frechet_distance", lambda first, second: torch.tensor(torch.nan))
-        assert np.isnan(figures_of(measured, target)["gfid/inception"]["value"])
-        patch.setattr("polytoken.metrics.generation.frechet_distance", lambda first, second: torch.tensor(-1e-12))
-        assert figures_of(measured, target)["gfid/inception"]["value"] == 0  # rounded
+        patch.setattr("polytoken.metrics.image_metrics.frechet_distance", lambda first, second: torch.tensor(torch.nan))
+        assert np.isnan(image_metrics(measured, target)["gfid/inception"]["value"])
+        patch.setattr("polytoken.metrics.image_metrics.frechet_distance", lambda first, second: torch.tensor(-1e-12))
+        assert image_metrics(measured, target)["gfid/inception"]["value"] == 0  # rounded
 
 
 def test_a_distance_says_of_which_split_it_is_and_of_how_many_images(tmp_path: Path) -> None:
-    whole = begin(Colours(), 40, keep_rows=True)
+    whole = ImageSet.for_use(Colours(), 40, keep_rows=True)
     whole.add(images())
     measured = whole.compute()
-    figure = figures_of(measured, Target.of_images(measured, "digits validation images"))["gfid/inception"]
+    figure = image_metrics(measured, Target.of_images(measured, "digits validation images"))["gfid/inception"]
     assert figure["reference_kind"] == "validation" and figure["reference_n"] == 40
     few = {"kind": "train", "source": "two", "number": 3, "image_size": 8, "extractor": "inception"}
     protocol = json.dumps({**few, "extractor_sha256": None, "resize": None})
