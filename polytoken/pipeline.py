@@ -18,7 +18,6 @@ from polytoken.generators.record import GeneratorRecord
 from polytoken.images import to_uint8
 from polytoken.loading import Checkpoint, load_tokenizer
 from polytoken.sampling import CategoricalSampler, RowNoise
-from polytoken.subspaces import keep_subspaces
 from polytoken.tokenizers import Tokenizer
 
 
@@ -148,11 +147,10 @@ class GenerationPipeline(nn.Module):
 
     def _decode(self, codes: Tensor) -> Tensor:
         """Decode codes (B, k', N) to images (B, 3, H, W); subspaces that are not generated are zero."""
-        widths = self.tokenizer.subspace_channels
-        full = codes.new_zeros(len(codes), len(widths), codes.shape[2])
+        full = codes.new_zeros(len(codes), len(self.tokenizer.subspace_channels), codes.shape[2])
         full[:, self.sub_codes] = codes
-        subspaces = self.tokenizer.embed_codes(full).split(widths, dim=1)
-        return self.tokenizer.decode(keep_subspaces(subspaces, self.sub_codes)).image
+        quantized = self.tokenizer.keep_subspaces(self.tokenizer.embed_codes(full), self.sub_codes)
+        return self.tokenizer.decode(quantized).image
 
     def _index(self, name: int | str) -> int:
         if not isinstance(name, str):
