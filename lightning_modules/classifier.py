@@ -14,13 +14,13 @@ from polytoken.teachers.stand_in import SmallVisionTransformer
 
 
 class ClassifierModule(pl.LightningModule):
-    """Cross-entropy over the labels; after each validation the classifier is written to ``output``.
+    """Trains a classifier by cross-entropy, and writes it to ``output`` after each validation.
 
     Args:
         classifier: the network.
-        output: safetensors it is saved to, its validation accuracy in the metadata.
-        optimizer: its optimizer and schedule.
-        label_smoothing: of the cross-entropy.
+        output: safetensors file for the weights, with the validation accuracy in the header.
+        optimizer: optimizer and schedule.
+        label_smoothing: label smoothing of the cross-entropy.
     """
 
     def __init__(
@@ -38,11 +38,10 @@ class ClassifierModule(pl.LightningModule):
         self.accuracy = MeanMetric()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One AdamW."""
         return self.optimizer_config.build(self.classifier.parameters())
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """Cross-entropy of one batch."""
+        """Cross-entropy of one batch, a scalar."""
         self.optimizer_config.set_learning_rate(self.optimizers(), self.global_step, self.trainer.max_steps)  # type: ignore[arg-type]
         logits = self.classifier(batch["image"])
         loss = functional.cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
@@ -50,13 +49,13 @@ class ClassifierModule(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        """Accuracy of one batch, without the rows that pad it."""
+        """Accuracy of one batch, without padding rows."""
         real = batch["index"] >= 0
-        if real.any():  # the last batch of a rank may be padding alone
+        if real.any():  # the last batch of a rank may hold only padding
             self.accuracy.update((self.classifier(batch["image"][real]).argmax(-1) == batch["label"][real]).float())
         self.log("val/accuracy", self.accuracy, prog_bar=True)
 
     def on_validation_end(self) -> None:
-        """Write the classifier with the accuracy just measured."""
+        """Save the classifier with the accuracy of this validation."""
         if self.trainer.is_global_zero:
             self.classifier.save(self.output, float(self.trainer.callback_metrics["val/accuracy"]))

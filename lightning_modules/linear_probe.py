@@ -1,4 +1,4 @@
-"""A linear layer on features that are too many for scikit-learn's solver."""
+"""Linear probe on feature sets too large for scikit-learn's solver."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch.nn import functional
 
 
 class LinearProbe(pl.LightningModule):
-    """Multinomial logistic regression by AdamW, a cosine to zero over the run; it begins with all classes alike.
+    """Multinomial logistic regression, trained from zero weights by AdamW with a cosine schedule to zero.
 
-    Batches are features (B, D) float32 and classes 0 … C − 1 (B,).
+    Batches are features (B, D) float32 and classes (B,) int64 from 0 to C − 1.
 
     Args:
         num_features: D.
         num_classes: C.
-        learning_rate: at the first step.
-        weight_decay: of the weights.
+        learning_rate: rate of the first step.
+        weight_decay: weight decay of all parameters.
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class LinearProbe(pl.LightningModule):
         return self.linear(features)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        """Cross-entropy."""
+        """Cross-entropy of one batch, a scalar."""
         features, classes = batch
         loss = functional.cross_entropy(self(features), classes)
         self.log("loss", loss, prog_bar=True)
         return loss
 
     def configure_optimizers(self) -> dict:
-        """AdamW and its schedule, a step a batch."""
+        """AdamW, and its schedule by step."""
         optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

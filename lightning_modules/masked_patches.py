@@ -1,4 +1,4 @@
-"""Training of the stand-in for a mid-level teacher: it learns from pixels alone, patch by patch."""
+"""Training of the stand-in for a mid-level teacher by masked image modelling (SimMIM, arXiv 2111.09886)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from polytoken.teachers.stand_in import SmallVisionTransformer
 
 
 class MaskedPatchModule(pl.LightningModule):
-    """Error of hidden patches' pixels, predicted from the patches in sight (SimMIM, arXiv 2111.09886).
+    """Trains a network to predict the pixels of masked patches from the visible ones.
 
-    After each validation the network is written to ``output``, without the linear layer to the pixels.
+    After each validation the network is written to ``output``, without the linear layer that predicts pixels.
 
     Args:
         network: the stand-in.
-        output: safetensors it is saved to.
-        optimizer: its optimizer and schedule.
-        mask_ratio: share of the patches that are hidden, i.e. grey.
+        output: safetensors file for the weights.
+        optimizer: optimizer and schedule.
+        mask_ratio: fraction of the patches that are masked, i.e. grey.
     """
 
     def __init__(
@@ -42,28 +42,27 @@ class MaskedPatchModule(pl.LightningModule):
         self.to_pixels = nn.Linear(network.width, 3 * network.patch_size**2)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One AdamW."""
         return self.optimizer_config.build(self.parameters())
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """Error of one batch under fresh masks."""
+        """Error of one batch under random masks, a scalar."""
         self.optimizer_config.set_learning_rate(self.optimizers(), self.global_step, self.trainer.max_steps)  # type: ignore[arg-type]
         loss = self._error(batch["image"], self._random_mask(batch["image"]))
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        """Error of one batch under a chequered mask, without the rows that pad it."""
+        """Error of one batch under a chequered mask, without padding rows."""
         images = batch["image"][batch["index"] >= 0]
         rows, columns = (side // self.network.patch_size for side in images.shape[-2:])
         chequered = (torch.arange(rows)[:, None] + torch.arange(columns)) % 2 == 1
         mask = chequered.to(images.device).expand(len(images), -1, -1)
-        if len(images):  # the last batch of a rank may be padding alone
+        if len(images):  # the last batch of a rank may hold only padding
             self.error.update(self._error(images, mask), weight=len(images))
         self.log("val/error", self.error, prog_bar=True)
 
     def on_validation_end(self) -> None:
-        """Write the network."""
+        """Save the network."""
         if self.trainer.is_global_zero:
             self.network.save(self.output)
 

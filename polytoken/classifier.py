@@ -1,4 +1,4 @@
-"""A small classifier of the embedded data: the judge that metrics and perceptual distances lean on offline."""
+"""Small classifier of the embedded data: the judge, whose features replace Inception and VGG without a network."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Metadata(TypedDict):
 
 
 class SmallClassifier(nn.Module):
-    """Strided convolution stages, average pooling, one linear layer.
+    """Strided convolution stages, average pooling and a linear layer.
 
     Args:
-        num_classes: logits.
-        widths: channels of each stage, multiples of 4; every stage halves the map.
+        num_classes: number of logits.
+        widths: channels of each stage, multiples of 4; every stage halves the resolution.
     """
 
     def __init__(self, num_classes: int = 10, widths: Sequence[int] = (32, 64, 128)) -> None:
@@ -67,13 +67,13 @@ class SmallClassifier(nn.Module):
         return self.linear(self.embed(images))
 
     def save(self, path: str | Path, accuracy: float) -> None:
-        """Write safetensors that :meth:`load` can rebuild, with the validation accuracy in its metadata."""
+        """Write safetensors that :meth:`load` reads, with the validation accuracy in the header."""
         metadata = {"num_classes": self.num_classes, "widths": list(self.widths), "accuracy": accuracy}
         save_state(path, self, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> SmallClassifier:
-        """The frozen classifier in a file of :meth:`save`: eval mode, no gradients."""
+        """The classifier in a file of :meth:`save`, in eval mode and without gradients of its weights."""
         state, metadata = load_state(path, "run `make teacher PRESET=…`, which trains it")
         if "widths" not in metadata:
             raise UserError(f"{path} was not written by SmallClassifier.save: run `make teacher PRESET=…`")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-import torch
-
+from polytoken.frozen import hash_weights
 from polytoken.tokenizers.base import Tokenizer
 
 
@@ -17,8 +16,5 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     """
     frozen = dict(sorted(tokenizer.frozen_identities().items()))
     digest = hashlib.sha256(json.dumps([tokenizer.spec and tokenizer.spec.to_json(), frozen]).encode())
-    for name, tensor in sorted(tokenizer.state_dict().items()):
-        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
+    hash_weights(digest, tokenizer)
     return digest.hexdigest()

@@ -40,9 +40,13 @@ class FrozenNetwork(Generic[Network]):
 
     def sha256(self) -> str:
         """SHA-256 in hex over name, type, shape and bytes of all weights; loads the network if necessary."""
-        network = self.on(self._device or torch.device("cpu"))
         digest = hashlib.sha256()
-        for name, tensor in sorted(network.state_dict().items()):
-            digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        hash_weights(digest, self.on(self._device or torch.device("cpu")))
         return digest.hexdigest()
+
+
+def hash_weights(digest: hashlib._Hash, network: nn.Module) -> None:
+    """Add name, type, shape and bytes of every tensor of the state dict; device and memory layout do not matter."""
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

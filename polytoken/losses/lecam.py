@@ -20,7 +20,7 @@ class LeCam(nn.Module):
     agree where real logits exceed α_F and fake ones stay below α_R.
 
     Args:
-        weight: factor beside the discriminator's loss; 0.001 in ImageFolder.
+        weight: factor relative to the discriminator's loss; 0.001 in ImageFolder.
         decay: of the moving averages, which start at 0.
     """
 

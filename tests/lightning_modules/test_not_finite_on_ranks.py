@@ -17,7 +17,7 @@ from tests.lightning_modules.test_tokenizer import batches, build
 from tests.support.generator_recipes import tiny, write_digit_codes
 from tests.support.ranks import run_on_ranks
 
-BORNE = "step 1: perceptual on rank 1 not finite, so this step was left out (1 in a row, 2 allowed)"
+REPORTED = "step 1: perceptual on rank 1 not finite, so this step was left out (1 in a row, 2 allowed)"
 
 
 class Heard(logging.Handler):
@@ -95,7 +95,7 @@ def two_ranks(rank: int) -> dict[str, object]:
     heard = Heard()
     logging.getLogger("polytoken.guard").addHandler(heard)
     result: dict[str, object] = {}
-    result["tokenizer"], result["borne"] = train_tokenizer({2}, rank)
+    result["tokenizer"], result["tolerated"] = train_tokenizer({2}, rank)
     _, result["ended"] = train_tokenizer(set(range(2, 100)), rank)
     result["generator"] = train_generator(rank)
     return {**result, "said": heard.said}
@@ -116,9 +116,9 @@ def test_not_finite_on_one_rank(tmp_path: Path) -> None:
             assert all(value.isfinite().all() for value in mine.values())
         one, left_out, then = first[network][:3]
         assert equal(one, left_out) and not equal(left_out, then)
-    assert first["borne"] == second["borne"] == ""
+    assert first["tolerated"] == second["tolerated"] == ""
     said = "step 1: perceptual on rank 1 not finite, so this step was left out; 3 in a row is more than"
     assert first["ended"].startswith(said) and second["ended"] == first["ended"]
-    assert first["said"][0] == BORNE and second["said"] == [], "said once"
+    assert first["said"][0] == REPORTED and second["said"] == [], "said once"
     of_generator = first["said"][-1]
     assert of_generator.startswith("step 1: gradient on rank 0; nll/0, gradient on rank 1 not finite")
