@@ -1,0 +1,86 @@
+"""Every shell line of README and docs is accepted by the program that it starts.
+
+The parser of cli.py composes lines that train, and `make -n` expands lines of make; `tests/end_to_end` runs the same stages
+at tiny sizes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.commands import REPOSITORY
+
+DOCS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+ELSEWHERE = {"sbatch": "tests/cluster", "sudo": "tests/cluster", "eval": "tests/cluster", "source": "a shell's own"}
+
+
+def shell_lines() -> list[tuple[str, str]]:
+    """(file, line) of all bash blocks; continued lines joined, comments dropped, variables of a block replaced."""
+    found = []
+    for file in DOCS:
+        for block in re.findall(r"```bash\n(.*?)```", file.read_text(), re.DOTALL):
+            variables: dict[str, str] = {}
+            for line in block.replace("\\\n", " ").splitlines():
+                line = re.sub(r"\s+# .*$", "", line).strip()
+                if assigned := re.fullmatch(r"(\w+)=(\S+)", line):
+                    variables[assigned[1]] = assigned[2]
+                    continue
+                for name, value in variables.items():
+                    line = line.replace(f"${name}", value)
+                if line and not line.startswith("#"):
+                    found.append((file.name, line))
+    return found
+
+
+LINES = shell_lines()
+
+
+def lines_of(program: str) -> list[str]:
+    return sorted({line for _, line in LINES if line.startswith(program)})
+
+
+def test_every_line_is_known() -> None:
+    known = ("make ", "python cli.py ", "python -m ", "pip install .", *(f"{name} " for name in ELSEWHERE))
+    assert LINES and not [line for _, line in LINES if not line.startswith(known)]
+
+
+@pytest.mark.parametrize("line", lines_of("make "))
+def test_make_expands(line: str) -> None:
+    result = subprocess.run(
+        ["make", "-n", *shlex.split(line)[1:]], cwd=REPOSITORY, capture_output=True, text=True, env=_environment()
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("line", lines_of("python cli.py "))
+def test_cli_composes_the_configuration(line: str, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    import cli
+
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(sys, "argv", ["cli.py"])
+    with pytest.raises(SystemExit) as left:
+        cli.main([*shlex.split(line)[2:], "--print_config"])
+    assert left.value.code in (None, 0), capsys.readouterr().err
+    assert "class_path" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", lines_of("python -m "))
+def test_programs_accept_their_options(line: str, tmp_path) -> None:
+    module, *options = shlex.split(line)[2:]
+    if module == "experiments" and options[0] == "run":
+        options.append("--dry-run")
+    command = [sys.executable, "-m", module, *options]
+    environment = {**_environment(), "PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    accepted = result.returncode == 0 or (result.returncode == 2 and "usage:" not in result.stderr)
+    assert accepted, result.stderr
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
