@@ -6,9 +6,11 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
 from torch import Tensor, uint8
 
+from polytoken.errors import MissingFileError, UserError
 from polytoken.files import replacing
 
 # Pillow chooses a decoder by content, whatever the file is called, and its decoder of PostScript starts Ghostscript:
@@ -32,6 +34,34 @@ def save_png(path: str | Path, pixels: np.ndarray) -> None:
     """Write uint8 (H, W, 3) as a PNG file, atomically."""
     with replacing(path) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG")
+
+
+def read_image(path: str | Path, size: int) -> Tensor:
+    """Read a file as (1, 3, size, size) float32 in [-1, 1]: its centre square, resized bicubically.
+
+    Raises:
+        MissingFileError: if there is no such file.
+        UserError: if it is no image of `FORMATS`.
+    """
+    if not Path(path).is_file():
+        raise MissingFileError(f"there is no image {path}")
+    try:
+        square = ImageOps.fit(open_image(path).convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read as an image ({', '.join(FORMATS)}): {error}") from error
+    return from_uint8(torch.from_numpy(np.array(square)).permute(2, 0, 1).unsqueeze(0))
+
+
+def write_image(image: Tensor, path: str | Path) -> None:
+    """Write one image (1, 3, H, W) or (3, H, W) in [-1, 1] to a PNG file.
+
+    Raises:
+        UserError: if there is more than one image.
+    """
+    if image.ndim == 4 and len(image) != 1:
+        raise UserError(f"write_image writes one image, and the tensor holds {len(image)}: select one, images[0]")
+    pixels = to_uint8(image.detach().cpu()).reshape(image.shape[-3:]).permute(1, 2, 0)
+    save_png(path, pixels.contiguous().numpy())
 
 
 def to_uint8(images: Tensor) -> Tensor:

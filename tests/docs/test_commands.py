@@ -1,7 +1,7 @@
 """Every shell line of README and docs is accepted by the program that it starts.
 
-The parser of cli.py composes lines that train, and `make -n` expands lines of make; `tests/end_to_end` runs the same stages
-at tiny sizes.
+The parser of cli.py composes lines that train, and `make -n` expands lines of make. The tests in `tests/end_to_end` run
+the same stages at tiny sizes.
 """
 
 from __future__ import annotations

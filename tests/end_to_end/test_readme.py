@@ -5,8 +5,6 @@ import re
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from tests.support.commands import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
@@ -19,25 +17,6 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
-@pytest.mark.slow
-def test_the_python_example_runs() -> None:
-    example = blocks("python")[0]  # the second one wants a finished curriculum
-    names: dict = {}
-    exec(example, names)
-    assert names["codes"].shape == (1, 2, 256)
-    assert names["images"].shape == (1, 3, 256, 256)
-    assert len([line for line in example.splitlines() if not line.startswith(("import", "from"))]) <= 5
-
-
-def test_every_make_command_of_the_readme_would_run() -> None:
-    commands = [line.split("#")[0].split() for block in blocks("bash") for line in block.splitlines()]
-    targets = [command[1:] for command in commands if command and command[0] == "make"]
-    assert ["demo"] in targets and ["test"] in targets
-    for target in targets:
-        result = make("-n", *target)
-        assert result.returncode == 0, result.stderr
 
 
 def test_links_and_pictures_exist() -> None:

@@ -51,3 +51,23 @@ def test_images_are_opened_here_and_nowhere_else() -> None:
     own = [path for path in REPOSITORY.rglob("*.py") if not {".venv", "tests", "runs"} & set(path.parts)]
     found = [path for path in own if re.search(r"\bImage\.open\(|imread\(|read_image\(", path.read_text())]
     assert found == [REPOSITORY / "polytoken/images.py"]
+
+
+def test_an_image_is_read_as_its_centre_square_and_written_back(tmp_path: Path) -> None:
+    pixels = np.zeros((8, 12, 3), np.uint8)
+    pixels[:, 2:10, 0] = 255
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    image = read_image(tmp_path / "wide.png", 8)
+    assert image.shape == (1, 3, 8, 8) and torch.equal(image[0, 0], torch.ones(8, 8))
+    write_image(image, tmp_path / "square.png")
+    assert torch.equal(read_image(tmp_path / "square.png", 8), image)
+
+
+def test_files_that_are_no_images_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(UserError, match=r"text\.png cannot be read as an image"):
+        read_image(tmp_path / "text.png", 8)
+    with pytest.raises(UserError, match="there is no image"):
+        read_image(tmp_path / "missing.png", 8)
+    with pytest.raises(UserError, match="holds 2: select one"):
+        write_image(torch.zeros(2, 3, 8, 8), tmp_path / "two.png")
