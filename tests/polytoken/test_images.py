@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from polytoken.errors import RunError
-from polytoken.images import FORMATS, from_uint8, open_image, save_png, to_uint8
+from polytoken.errors import RunError, UserError
+from polytoken.images import FORMATS, from_uint8, open_image, read_image, save_png, to_uint8, write_image
 
 REPOSITORY = Path(__file__).parents[2]
 
