@@ -36,7 +36,6 @@ MEASURED := $(if $(filter samples.npz,$(notdir $(SAMPLES))),$(dir $(SAMPLES))met
 CFG ?= 1.0 1.5 2.0 2.5 3.0
 # ARGS are for the targets that are named, not for those they need
 ARGS_OF = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
-# sets the last callback of configs/analysis.yaml, which measures with the judge of an embedded preset
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR: # a run that was stopped while it measured its last weights is not finished

@@ -12,18 +12,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import lightning
 import torch
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 
 from artifacts.provenance import commit, versions
 from commands.preset import BATCH, image_data, real_images, spread
 from commands.program import best_device, new_parser, print_table, run
 from datamodules.images import ImageDataModule
 from datamodules.sources.base import Split
-from lightning_modules.linear_probe import LinearProbe
+from lightning_modules.linear_probe import EPOCHS, FIT_BATCH, fit_in_batches
 from polytoken import records
 from polytoken.errors import UserError
 from polytoken.loading import Checkpoint, load_tokenizer
@@ -42,7 +40,6 @@ from polytoken.tokenizers import Tokenizer
 
 ALL = "all"
 MOST_ENTRIES = 2**27  # of float64: 1 GiB
-EPOCHS, FIT_BATCH = 10, 4096
 
 
 def probe(
@@ -115,26 +112,6 @@ def fit_linear(train: Labelled, features: Tensor) -> tuple[Tensor, str]:
     if size <= MOST_ENTRIES:
         return logistic_regression(train, features), "scikit-learn, lbfgs, C=1"
     return fit_in_batches(train, features), f"AdamW, {EPOCHS} epochs, batches of {FIT_BATCH}"
-
-
-def fit_in_batches(train: Labelled, features: Tensor, epochs: int = EPOCHS, batch_size: int = FIT_BATCH) -> Tensor:
-    """Labels (n,) by a linear layer that AdamW trains, in an order of fixed seed."""
-    classes, targets = train.labels.unique(return_inverse=True)
-    model = LinearProbe(train.features.shape[1], len(classes))
-    order = torch.Generator().manual_seed(0)
-    loader = DataLoader(TensorDataset(train.features, targets), batch_size, shuffle=True, generator=order)
-    trainer = lightning.pytorch.Trainer(
-        max_epochs=epochs,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    trainer.fit(model, loader)
-    model.cpu().eval()
-    with torch.no_grad():
-        return classes[torch.cat([model(batch).argmax(1) for batch in features.split(batch_size)])]
 
 
 def _probes(train: Labelled, validation: Labelled) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,11 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from polytoken.metrics.probes import Labelled
+
+EPOCHS, FIT_BATCH = 10, 4096
 
 
 class LinearProbe(pl.LightningModule):
@@ -47,3 +52,22 @@ class LinearProbe(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def fit_in_batches(train: Labelled, features: Tensor, epochs: int = EPOCHS, batch_size: int = FIT_BATCH) -> Tensor:
+    """Labels (n,) of features (n, D) by a linear probe fitted to ``train``, in an order of fixed seed."""
+    classes, targets = train.labels.unique(return_inverse=True)
+    model = LinearProbe(train.features.shape[1], len(classes))
+    order = torch.Generator().manual_seed(0)
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(model, DataLoader(TensorDataset(train.features, targets), batch_size, shuffle=True, generator=order))
+    model.cpu().eval()
+    with torch.no_grad():
+        return classes[torch.cat([model(batch).argmax(1) for batch in features.split(batch_size)])]

@@ -57,7 +57,7 @@ def test_a_section_is_written_over_a_broken_file(kind: str, tmp_path: Path) -> N
     path.write_bytes(BROKEN[kind])
     merge_section(path, "fit", {"metrics": {"loss": 1.0}})
     assert json.loads(path.read_text())["fit"] == {"metrics": {"loss": 1.0}}
-    merge_section(path, "reconstruction", {"figures": {}}, within="judge")
-    merge_section(path, "reconstruction", {"figures": {"x": {}}}, within="inception")
+    merge_section(path, "reconstruction", {"metrics": {}}, within="judge")
+    merge_section(path, "reconstruction", {"metrics": {"x": {}}}, within="inception")
     assert json.loads(path.read_text())["reconstruction"].keys() == {"judge", "inception"}
     assert path.with_name("metrics.json.broken").read_bytes() == BROKEN[kind]

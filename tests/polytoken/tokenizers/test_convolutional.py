@@ -49,3 +49,11 @@ def test_impossible_sizes_are_refused() -> None:
         tiny_tokenizer(image_size=20)
     with pytest.raises(ValueError, match="20 × 16 pixels do not divide"):
         tiny_tokenizer()(torch.zeros(1, 3, 20, 16))
+
+
+def test_other_subspaces_are_set_to_zero() -> None:
+    tokenizer = tiny_tokenizer()
+    width = tokenizer.subspace_channels[0]
+    quantized = torch.randn(2, sum(tokenizer.subspace_channels), 2, 2)
+    kept = tokenizer.keep_subspaces(quantized, [1])
+    assert not kept[:, :width].any() and torch.equal(kept[:, width:], quantized[:, width:])
