@@ -1,1 +1,1 @@
-"""Throughput, memory and the share of a bound measured in the same run."""
+"""Benchmarks: throughput and memory, each with a bound measured in the same run."""

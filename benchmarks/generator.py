@@ -2,10 +2,9 @@
 
     python -m benchmarks.generator [--repeats 5] [--positions 48] [--device cuda]
 
-Training is held against the machine's own product of two matrices (2,048², on a GPU 8,192² and TF32 for float32),
-sampling against one read of all weights that a position needs at the machine's own reading rate, or its arithmetic at
-the rate of a product of half that size where that is slower; both are measured between the timed calls. Memory in a
-process of its own.
+The bound of training is the machine's product of two matrices (2,048²; on a GPU 8,192², with TF32 for float32). The
+bound of sampling is one read of all weights that a position needs, or its arithmetic at the rate of a product of half
+that size, whichever is slower. Both are measured between the timed calls. Memory is measured in a separate process.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ def training(repeats: int) -> list[Result]:
     batch = TRAINING_BATCH[device]
     generator = llamagen_base()
     codes, labels = random_batch(generator, batch)
-    two = random_batch(generator, 2)  # of more rows the loss computes its logits twice, which is no useful work
+    two = random_batch(generator, 2)  # for more rows the loss computes its logits twice, which is not useful work
     flops = count_flops(lambda: train_step(generator, *two)) * batch / 2
     name = f"generator/llamagen_b/train_step/batch{batch}"
     results = [Result(f"{name}/flop", flops / 1e9, "GFLOP")]
@@ -104,7 +103,7 @@ def training(repeats: int) -> list[Result]:
 
 
 def training_memory() -> list[Result]:
-    """Memory that a training step (gradients included, no optimizer) adds; run in a process of its own."""
+    """Memory added by a training step (gradients included, no optimizer); run in a separate process."""
     generator = llamagen_base()
     batch = TRAINING_BATCH[device_in_use()]
     codes, labels = random_batch(generator, batch)
@@ -114,7 +113,7 @@ def training_memory() -> list[Result]:
 
 
 def sampling_memory(positions: int) -> list[Result]:
-    """Memory that sampling adds, against the two halves' keys and values; run in a process of its own."""
+    """Memory added by sampling, with the keys and values of trunk and head as the bound; run in a separate process."""
     generator = far_base()
     caches = [generator.trunk.new_cache(2), generator.head.new_cache(2)]
     cache_bytes = sum(cache.nbytes for cache in caches if cache is not None)
@@ -126,7 +125,7 @@ def sampling_memory(positions: int) -> list[Result]:
 
 
 class _EnoughPositionsError(Exception):
-    """Ends a generation early."""
+    """Raised to end a generation early."""
 
 
 def position_seconds(
@@ -160,7 +159,7 @@ def position_seconds(
 
 
 def sampling(positions: int) -> list[Result]:
-    """Positions/s of one image and of some, and without a cache."""
+    """Positions/s of one image, of several, and without a cache."""
     torch.set_float32_matmul_precision("highest")  # as `cli.py predict` multiplies
     generator = far_base()
     results = []
@@ -169,7 +168,7 @@ def sampling(positions: int) -> list[Result]:
         needed = [
             parameter
             for name, parameter in generator.named_parameters()
-            if not name.startswith(("embeddings", "class_embedding"))  # a row of these is nothing
+            if not name.startswith(("embeddings", "class_embedding"))  # one row of these is negligible
         ]
         for batch in SAMPLING_BATCHES[device_in_use()]:
             reads: list[float] = []
@@ -204,7 +203,7 @@ def position_flops(generator: AutoregressiveGenerator, rows: int) -> float:
 
 
 def uncached_position(generator: AutoregressiveGenerator, codes: Tensor, labels: Tensor) -> Tensor:
-    """What sampling a position would cost without a cache: the trunk over all of them, then the head."""
+    """Sampling of one position without a cache: the trunk over all positions, then the head."""
     hidden = generator.hidden(codes, labels)[:, -1]
     scales = torch.full((1, generator.spec.num_sub_codes), GUIDANCE)
     draw = Draw(CategoricalSampler(), RowNoise(0, 0, 1, hidden.device), scales)
@@ -212,7 +211,7 @@ def uncached_position(generator: AutoregressiveGenerator, codes: Tensor, labels:
 
 
 def main() -> None:
-    """Measure all; each memory figure in a fresh process, so that no earlier call has warmed the allocator."""
+    """Measure everything; memory in fresh processes, where no earlier call has warmed the allocator."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="timed training steps of each kind")
     parser.add_argument("--positions", type=int, default=48, help="timed positions of each kind of sampling, of 256")

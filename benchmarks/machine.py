@@ -1,4 +1,4 @@
-"""What a figure is measured on and against: machine, versions, commit, the rate of a matrix product, memory."""
+"""Environment of a benchmark: machine, versions, commit, rate of a matrix product, memory."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ READ_MEGABYTES = {"cpu": 256, "cuda": 4096}
 
 @dataclass
 class Result:
-    """One figure, with the bound it is held against.
+    """One measurement and its bound.
 
     Args:
         name: what was measured, e.g. ``tokenizer/fq_dual_f16/forward/batch1/float32``.
-        value: the figure.
+        value: the measured value.
         unit: its unit.
         bound: the best this machine could do, or the most that is allowed, measured or set in the same run.
         of_bound: value over bound.
@@ -41,31 +41,31 @@ class Result:
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    """Say where to measure: the GPU, if there is one."""
+    """Add `--device`: the GPU by default, if there is one."""
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default, help="default here: %(default)s")
 
 
 def use(device: str) -> None:
-    """Build everything on this device, and multiply float32 there as ``cli.py fit`` does (TF32 on a GPU)."""
-    if device == "cuda":  # else left alone: a default device makes every call of torch a little slower
+    """Make this the default device, and multiply float32 on it as ``cli.py fit`` does (TF32 on a GPU)."""
+    if device == "cuda":  # not on the CPU: a default device slows every call of torch
         torch.set_default_device(device)
         torch.set_float32_matmul_precision("high")
 
 
 def device_in_use() -> str:
-    """What :func:`use` was told."""
+    """The device set by :func:`use`."""
     return torch.get_default_device().type
 
 
 def wait() -> None:
-    """Until a GPU has done what it was given."""
+    """Wait for the GPU."""
     if device_in_use() == "cuda":
         torch.cuda.synchronize()
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Wall-clock seconds of one call, until its work is done."""
+    """Wall-clock seconds of one call, GPU work included."""
     wait()
     start = time.perf_counter()
     function()
@@ -74,7 +74,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def matrix_product_rate(dtype: torch.dtype, size: int | None = None, repeats: int = 5) -> float:
-    """FLOP/s of a size³ matrix product: the median of some calls."""
+    """FLOP/s of a size³ matrix product, median over some calls."""
     size = size or PRODUCT_SIZE[device_in_use()]
     first, second = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
     first @ second
@@ -82,7 +82,7 @@ def matrix_product_rate(dtype: torch.dtype, size: int | None = None, repeats: in
 
 
 def read_rate(repeats: int = 3) -> float:
-    """Bytes/s at which all threads together read memory that no cache holds: the median of some sums."""
+    """Bytes/s of all threads together reading memory beyond the caches, median over some sums."""
     memory = torch.ones(READ_MEGABYTES[device_in_use()] * 2**18)
     memory.sum()
     return memory.nbytes / statistics.median(seconds(memory.sum) for _ in range(repeats))
@@ -91,7 +91,7 @@ def read_rate(repeats: int = 3) -> float:
 def time_against_rate(function: Callable[[], object], dtype: torch.dtype, repeats: int) -> tuple[float, float]:
     """Median seconds of a call, and the median matrix-product rate measured between the calls.
 
-    The two alternate, so that a machine that slows down slows both.
+    The two alternate, so that a slower machine slows both.
     """
     function()
     times, rates = [], []
@@ -102,12 +102,12 @@ def time_against_rate(function: Callable[[], object], dtype: torch.dtype, repeat
 
 
 def resident_bytes() -> int:
-    """Memory this process holds now; on a GPU, what its tensors take."""
+    """Memory of this process; on a GPU, of its tensors."""
     return torch.cuda.memory_allocated() if device_in_use() == "cuda" else _status_bytes("VmRSS")
 
 
 def peak_bytes(function: Callable[[], object]) -> int:
-    """The most memory this process held during one call, read after resetting the high-water mark."""
+    """Peak memory of this process during one call, read after a reset of the high-water mark."""
     if device_in_use() == "cuda":
         torch.cuda.reset_peak_memory_stats()
         function()

@@ -2,9 +2,9 @@
 
     python -m benchmarks.metrics [--repeats 3] [--images 10000]
 
-Time is held against one matrix product of the same size and type in the same run, memory against what is allowed;
-each memory figure is measured in a process of its own. Memory that is `added` is the peak above what the process held
-when the call began; `held` is that peak itself, features and libraries included.
+The bound of a time is one matrix product of the same size and type in the same run; the bound of memory is a limit.
+Memory is measured in separate processes. `added` is the peak above the memory of the process when the call began;
+`held` is that peak itself, features and libraries included.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ NEIGHBOURS_ALLOWED = 4.0  # GB in all, for 50,000 × 10,000
 
 
 def features(number: int, seed: int = 0, width: int = FEATURES) -> Tensor:
-    """Not negative and correlated, like Inception's."""
+    """Non-negative, correlated features, like Inception's."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(number, width, generator=generator) + torch.randn(number, 1, generator=generator)).relu_()
 
 
 def gaussian(seed: int) -> Gaussian:
-    """Of more images than features."""
+    """Gaussian of more images than features."""
     measured = FeatureStatistics(FEATURES)
     measured.update(features(FEATURES + 500, seed))
     return measured.compute()
@@ -62,7 +62,7 @@ def distance_time(repeats: int) -> Result:
 
 
 def neighbours_time(images: int, repeats: int) -> Result:
-    """Precision and recall of two sets against one product of all their features; three are the least."""
+    """Precision and recall of two sets against one product of all their features; three are the minimum."""
     real, generated = features(images), features(images, 1)
     name = f"polytoken/metrics/precision_recall/{images}x{images}"
     return against_product(name, lambda: precision_recall(real, generated), real, generated.T, repeats)
@@ -77,7 +77,7 @@ def kernel_time(repeats: int) -> Result:
 
 
 def measure_statistics(images: int) -> Gaussian:
-    """Mean and covariance of so many images, batch by batch."""
+    """Mean and covariance of the images, batch by batch."""
     measured = FeatureStatistics(FEATURES)
     for start in range(0, images, BATCH):
         measured.update(features(min(BATCH, images - start), start))
@@ -92,7 +92,7 @@ def statistics_time(images: int, repeats: int) -> Result:
 
 
 def statistics_memory(images: int) -> list[Result]:
-    """What mean and covariance of the images add."""
+    """Memory added by mean and covariance of the images."""
     before = resident_bytes()
     added = (peak_bytes(lambda: measure_statistics(images)) - before) / GIGABYTE
     name = f"polytoken/metrics/statistics/{images}x{FEATURES}/memory_added"
@@ -100,7 +100,7 @@ def statistics_memory(images: int) -> list[Result]:
 
 
 def neighbours_memory(real: int, generated: int, width: int) -> list[Result]:
-    """What precision and recall add to the features, and everything that the process then holds."""
+    """Memory added by precision and recall, and held by the process in all."""
     first, second = features(real, width=width), features(generated, 1, width)
     before = resident_bytes()
     peak = peak_bytes(lambda: precision_recall(first, second))
@@ -113,7 +113,7 @@ def neighbours_memory(real: int, generated: int, width: int) -> list[Result]:
 
 
 def main() -> None:
-    """Measure all."""
+    """Measure everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="timed calls of each kind")
     parser.add_argument("--images", type=int, default=10_000, help="images of either set")

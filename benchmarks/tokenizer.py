@@ -2,14 +2,15 @@
 
     python -m benchmarks.tokenizer [--repeats 5] [--device cuda]
 
-Every time is a median; the bound of a rate is the machine's own product of two matrices of the same type (2,048², on
-a GPU 8,192² and TF32 for float32), measured between the timed calls.
+Every time is a median. The bound of a rate is the machine's product of two matrices of the same type (2,048²; on a GPU
+8,192², with TF32 for float32), measured between the timed calls.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import time
 from collections.abc import Callable
 
 import torch
@@ -22,9 +23,9 @@ from benchmarks.machine import (
     device_in_use,
     peak_bytes,
     resident_bytes,
-    seconds,
     time_against_rate,
     use,
+    wait,
     write_results,
 )
 from polytoken.quantizers import FactorizedQuantizer, VectorQuantizer
@@ -46,12 +47,12 @@ def build() -> ConvolutionalTokenizer:
 
 
 def random_images(batch: int) -> Tensor:
-    """Noise of the right size."""
+    """Uniform noise (batch, 3, 256, 256) in [-1, 1]."""
     return torch.rand(batch, 3, 256, 256) * 2 - 1
 
 
 def count_flops(function: Callable[[], object]) -> float:
-    """Multiplications and additions of a call; run with gradients on, where no fused kernel hides some."""
+    """Multiplications and additions of a call; gradients must be on, since fused kernels hide some otherwise."""
     with FlopCounterMode(display=False) as counter:
         function()
     return float(counter.get_total_flops())
@@ -66,7 +67,7 @@ def train_step(tokenizer: ConvolutionalTokenizer, images: Tensor) -> None:
 
 
 def inference(repeats: int) -> list[Result]:
-    """Encode, decode and forward of one and of some images, and the share of forward that is look-up."""
+    """Encode, decode and forward of one and several images, and the look-up's share of forward."""
     tokenizer = build().eval()
     flops = count_flops(lambda: tokenizer(random_images(1)))
     results = [Result(f"{NAME}/forward/flop", flops / 1e9, "GFLOP/image")]
@@ -93,25 +94,25 @@ def inference(repeats: int) -> list[Result]:
 
 
 def look_up_seconds(tokenizer: ConvolutionalTokenizer, images: Tensor) -> float:
-    """Seconds that all codebooks together take inside one forward."""
-    spent: list[float] = []
-    forward = VectorQuantizer.forward
+    """Seconds of all codebooks inside one forward."""
+    times: list[float] = []
 
-    def timed(self: VectorQuantizer, latents: Tensor) -> object:
-        result: list[object] = []
-        spent.append(seconds(lambda: result.append(forward(self, latents))))
-        return result[0]
+    def note(*_: object) -> None:
+        wait()
+        times.append(time.perf_counter())
 
-    VectorQuantizer.forward = timed  # type: ignore[method-assign,assignment]
-    try:
-        tokenizer(images)
-    finally:
-        VectorQuantizer.forward = forward  # type: ignore[method-assign]
-    return sum(spent)
+    handles = []
+    for module in tokenizer.modules():
+        if isinstance(module, VectorQuantizer):
+            handles += [module.register_forward_pre_hook(note), module.register_forward_hook(note)]
+    tokenizer(images)
+    for handle in handles:
+        handle.remove()
+    return sum(times[1::2]) - sum(times[::2])
 
 
 def training(repeats: int) -> list[Result]:
-    """One training step of one and of some images, without perceptual and adversarial terms."""
+    """One training step of one and several images, without perceptual and adversarial terms."""
     results = []
     flops = count_flops(lambda: train_step(build(), random_images(1)))
     for name, dtype in DTYPES.items():
@@ -126,7 +127,7 @@ def training(repeats: int) -> list[Result]:
 
 
 def forward_memory(batch: int) -> list[Result]:
-    """Memory that a forward in inference mode adds to the loaded model, float32; run in a process of its own."""
+    """Memory added by a forward in inference mode to the loaded model, float32; run in a separate process."""
     tokenizer, images = build().eval(), random_images(batch)
     held = resident_bytes()
     with torch.inference_mode():
@@ -135,7 +136,7 @@ def forward_memory(batch: int) -> list[Result]:
 
 
 def training_memory(batch: int) -> list[Result]:
-    """Memory that a training step (gradients included, no optimizer) adds; run in a process of its own."""
+    """Memory added by a training step (gradients included, no optimizer); run in a separate process."""
     tokenizer, images = build(), random_images(batch)
     held = resident_bytes()
     added = (peak_bytes(lambda: train_step(tokenizer, images)) - held) / GIGABYTE
@@ -147,7 +148,7 @@ def _memory_result(name: str, added: float, limit: float) -> Result:
 
 
 def main() -> None:
-    """Measure all; each memory figure in a fresh process, so that no earlier call has warmed the allocator."""
+    """Measure everything; memory in fresh processes, where no earlier call has warmed the allocator."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each kind")
     add_device_argument(parser)
