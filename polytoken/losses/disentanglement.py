@@ -17,10 +17,10 @@ from polytoken.tokenizers import Tokenizer
 class Disentanglement(LossTerm):
     """Squared cosine of two subspaces at the same position, averaged over images, positions and pairs of subspaces.
 
-    The papers write (1/n) Σ_i (q_1ᵀ q_2)² over n samples, for two subspaces. Reading (1/n) Σ as the mean over the
-    positions of all images, and more than two subspaces as the mean over unordered pairs, is ours. Independent codes of
-    d dimensions score 1/d. By default the gradient reaches the encoder alone, through the straight-through outputs, as
-    in the released FQGAN.
+    The papers write (1/n) Σ_i (q_1ᵀ q_2)² over n samples, for two subspaces (SSQ eq. 8, FQGAN eq. 7). Our reading:
+    (1/n) Σ is the mean over the positions of all images, and more than two subspaces take the mean over unordered
+    pairs. Independent codes of d dimensions score 1/d. By default the gradient reaches the encoder alone, through the
+    straight-through outputs, as in the released FQGAN.
 
     Args:
         weight: factor in the total; λ_1 = 0.1 in FQGAN.

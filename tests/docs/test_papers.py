@@ -47,7 +47,7 @@ def docstring(file: str, symbol: str) -> str:
         node = named[name]
         nodes = node.body
     assert isinstance(node, ast.FunctionDef | ast.ClassDef)
-    return ast.get_docstring(node) or ""
+    return re.sub(r"\s+", " ", ast.get_docstring(node) or "")
 
 
 def cited(text: str, paper: str) -> set[str]:

@@ -106,7 +106,7 @@ class ClassifierHead(Head):
             nn.init.zeros_(cast(nn.Linear, output).weight)
 
     def loss(self, hidden: Tensor, codes: Tensor, embeddings: nn.ModuleList, inputs: Tensor | None = None) -> HeadLoss:
-        """Return the cross-entropies, whose mean over the sub-codes is the total."""
+        """Return the cross-entropies (iFSQ eq. 10); the total is their mean over the sub-codes."""
         read = (codes if inputs is None else inputs).transpose(1, 2).flatten(0, 1)
         states = self.states(hidden.flatten(0, 1), read, embeddings)
         per_code = torch.stack(
