@@ -5,25 +5,24 @@ Each writes its metrics into `metrics.json` of the directory, as the validation 
 
 from __future__ import annotations
 
-import argparse
-import sys
+from argparse import Namespace
 from pathlib import Path
 
 import torch
 
 from artifacts.provenance import commit, machine
+from commands.program import best_device, new_parser, run
 from polytoken import records
-from polytoken.errors import UserError
 
 POINTS = 500_000  # as many as iFSQ draws
 LEVELS = 17  # the paper's 4 bits
 
 
-def probe(run: Path, max_train: int | None = None) -> tuple[dict[str, float], int]:
+def probe(directory: Path, max_train: int | None = None) -> tuple[dict[str, float], int]:
     """Accuracy of linear and nearest-class-mean probes of a tokenizer; also writes its `probes.json`.
 
     Args:
-        run: Directory of the tokenizer's run.
+        directory: The tokenizer's run.
         max_train: Maximum number of training images, evenly chosen; None means all.
 
     Returns:
@@ -31,9 +30,8 @@ def probe(run: Path, max_train: int | None = None) -> tuple[dict[str, float], in
     """
     from commands.probe import probe as measure
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = measure(run, max_train=max_train, device=device)
-    records.write(run / "probes.json", found)
+    found = measure(directory, max_train=max_train, device=best_device())
+    records.write(directory / "probes.json", found)
     named = {f"probe/{one['probe']}/{one['vectors']}/{one['subspace']}": one["value"] for one in found["probes"]}
     return named, found["n_validation"]
 
@@ -58,9 +56,15 @@ def normal(alpha: float, points: int = POINTS) -> tuple[dict[str, float], int]:
     return {name: float(value) for name, value in metrics.items()}, points
 
 
+def _work(options: Namespace) -> None:
+    metrics, n = probe(options.run, options.max_train) if options.command == "probe" else normal(options.alpha)
+    section = {"metrics": metrics, "n": n, "machine": machine(), "commit": commit()}
+    records.write(options.output / "metrics.json", {"validate": section})
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure and write; exits with code 2 on bad input."""
-    parser = argparse.ArgumentParser("python -m experiments.programs", description=(__doc__ or "").split("\n")[0])
+    parser = new_parser("experiments.programs", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for_probe = commands.add_parser("probe", help="class information in a tokenizer's vectors")
     for_probe.add_argument("--run", type=Path, required=True, help="directory of the tokenizer's run")
@@ -69,14 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     for_normal.add_argument("--alpha", type=float, required=True, help="slope of the bound")
     for command in (for_probe, for_normal):
         command.add_argument("--output", type=Path, required=True, help="directory of metrics.json")
-    options = parser.parse_args(arguments)
-    try:
-        metrics, n = probe(options.run, options.max_train) if options.command == "probe" else normal(options.alpha)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    section = {"metrics": metrics, "n": n, "machine": machine(), "commit": commit()}
-    records.write(options.output / "metrics.json", {"validate": section})
+    run(parser, _work, arguments)
 
 
 if __name__ == "__main__":

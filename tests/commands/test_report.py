@@ -1,4 +1,4 @@
-"""The report: sound HTML, nothing from elsewhere, a word on what is missing, and the same as Markdown."""
+"""The report: valid, self-contained HTML, commands for missing parts, and the same content as Markdown."""
 
 import base64
 import json
@@ -54,7 +54,7 @@ def page(runs: Path) -> Page:
     return Page((runs / "digits/report.html").read_text(encoding="utf-8"))
 
 
-def test_page_is_sound_and_needs_nothing_else(runs: Path) -> None:
+def test_the_page_is_valid_and_self_contained(runs: Path) -> None:
     html = page(runs)
     assert not html.all("script") and not html.all("link") and not html.all("iframe")
     sources = [attributes["src"] or "" for attributes in html.all("img")]
@@ -74,7 +74,7 @@ def test_page_is_sound_and_needs_nothing_else(runs: Path) -> None:
     assert all(attributes["alt"] for attributes in html.all("img"))
 
 
-def test_pictures_and_curves_are_whole(runs: Path) -> None:
+def test_pictures_and_curves_are_embedded(runs: Path) -> None:
     sources = [str(attributes["src"]) for attributes in page(runs).all("img")]
     kinds = sorted(source.split(";")[0] for source in sources)
     assert kinds == ["data:image/png"] * 2 + ["data:image/svg+xml"] * 2  # the two usages share a picture
@@ -89,7 +89,7 @@ def test_pictures_and_curves_are_whole(runs: Path) -> None:
             assert content.startswith(b"\x89PNG")
 
 
-def test_it_tells_what_was_run_and_measured(runs: Path) -> None:
+def test_the_page_has_settings_and_metrics(runs: Path) -> None:
     html = page(runs)
     for expected in (
         "24.78",
@@ -109,7 +109,7 @@ def test_it_tells_what_was_run_and_measured(runs: Path) -> None:
     assert all(attributes.get("class") == "scroll" for attributes in html.all("div") if "tabindex" in attributes)
 
 
-def test_missing_parts_name_the_target_that_makes_them(runs: Path) -> None:
+def test_missing_parts_name_their_make_target(runs: Path) -> None:
     text = page(runs).text
     for target in ("teacher", "stage1", "stage2"):
         assert f"make {target} PRESET=digits\n" in text
@@ -118,7 +118,7 @@ def test_missing_parts_name_the_target_that_makes_them(runs: Path) -> None:
     assert "not done yet: make evaluate PRESET=digits" in page(runs).text
 
 
-def test_an_empty_preset_has_a_page_and_a_missing_one_has_none(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_an_empty_preset_has_a_page_and_a_missing_one_an_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "runs/digits").mkdir(parents=True)
     assert "make sample PRESET=digits\n" in page(tmp_path / "runs").text
     with pytest.raises(SystemExit, match="2"):
@@ -126,7 +126,7 @@ def test_an_empty_preset_has_a_page_and_a_missing_one_has_none(tmp_path: Path, c
     assert re.search("there are no runs in .*photos: make demo PRESET=photos", capsys.readouterr().err)
 
 
-def test_baselines_have_a_section_of_their_own(runs: Path) -> None:
+def test_other_generators_have_their_own_section(runs: Path) -> None:
     (runs / "digits/tokenizer/fq_dual").rename(runs / "digits/moved")
     (runs / "digits/llamagen").mkdir()
     (runs / "digits/moved").rename(runs / "digits/llamagen/vq")
@@ -134,7 +134,7 @@ def test_baselines_have_a_section_of_their_own(runs: Path) -> None:
     assert "Runs in llamagen" in text and "24.78" in text and "Runs in tokens" not in text
 
 
-def test_sweep_and_probes_stand_in_their_runs(runs: Path) -> None:
+def test_sweep_and_probes_are_in_their_runs(runs: Path) -> None:
     assert "Probes:" not in page(runs).text and "Guidance:" not in page(runs).text
     probes = [
         {"probe": kind, "subspace": "all", "vectors": "after", "value": value, "standard_error": 0.0123}
@@ -164,7 +164,7 @@ def test_sweep_and_probes_stand_in_their_runs(runs: Path) -> None:
     assert len(html.all("img")) == 5 and len(captions) == 2
 
 
-def test_experiments_stand_beside_the_paper_and_say_what_is_not_run(runs: Path) -> None:
+def test_tables_of_experiments_and_commands_for_missing_ones(runs: Path) -> None:
     text = page(runs).text
     assert "make experiment EXPERIMENT=ssq/table3 PRESET=digits" in text and "ifsq/fig3" not in text
     write_results(runs)
@@ -183,13 +183,13 @@ def test_experiments_stand_beside_the_paper_and_say_what_is_not_run(runs: Path) 
     assert "of another preset" not in html.text
 
 
-def test_an_experiment_without_a_finished_row_is_one_to_run(runs: Path) -> None:
+def test_an_experiment_without_a_finished_row_is_missing(runs: Path) -> None:
     write_results(runs, records=[], title="An empty table")
     text = page(runs).text
     assert "An empty table" not in text and text.count("make experiment EXPERIMENT=ssq/table5 PRESET=digits") == 2
 
 
-def test_reconstruction_is_drawn_against_generation(runs: Path) -> None:
+def test_generation_is_plotted_over_reconstruction(runs: Path) -> None:
     assert "No experiment here has measured both" in page(runs).text
     write_results(runs)
     html = page(runs)
@@ -201,7 +201,7 @@ def test_reconstruction_is_drawn_against_generation(runs: Path) -> None:
     assert "No experiment here has measured both" not in html.text
 
 
-def test_markdown_says_the_same_and_links_pictures_that_are_there(runs: Path, tmp_path: Path) -> None:
+def test_markdown_has_the_same_content_and_links_existing_pictures(runs: Path, tmp_path: Path) -> None:
     write_results(runs)
     elsewhere = tmp_path / "docs/a_report.html"
     for output, stem in ((runs / "digits/report.html", "report"), (elsewhere, "a_report")):

@@ -1,4 +1,4 @@
-"""The report in a real browser, without a window: Debian's package `chromium`."""
+"""The report in a headless browser: Debian's package `chromium`."""
 
 import json
 import re
@@ -54,7 +54,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no browser: apt-get in
 
 
 def look(page: Path, directory: Path) -> tuple[list[dict[str, Any]], str]:
-    """What the page says of itself at each width, and what the browser printed."""
+    """Measurements of the page at each width, and the output of the browser."""
     probed, around = directory / "probed.html", directory / "around.html"
     probed.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
     frames = "".join(f'<iframe src="{probed.name}" width="{width}" height="800"></iframe>' for width in WIDTHS)
@@ -93,8 +93,8 @@ def test_the_page_renders_on_a_phone_and_on_a_screen(page: Path, tmp_path: Path)
     assert {one["width"]: one["scrolls"] for one in found}[390]  # so a wide table was there to overflow
 
 
-def test_the_check_sees_what_it_is_for(page: Path, tmp_path: Path) -> None:
-    """A page that is too wide, lacks an image and says an error is found out."""
+def test_the_check_detects_broken_pages(page: Path, tmp_path: Path) -> None:
+    """A page that is too wide, lacks an image and raises an error is detected."""
     broken = tmp_path / "broken.html"
     text = page.read_text(encoding="utf-8").replace("overflow-x: auto", "overflow-x: visible")
     text = text.replace('<main id="main"', '<img src="nowhere.png" alt=""><script>missing()</script><main id="main"')

@@ -1,4 +1,4 @@
-"""A stage that was made by hand and is what a row asks for is found; one that differs is not."""
+"""Adoption of runs by hand that have the configuration of a stage."""
 
 import fcntl
 import json
@@ -28,7 +28,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def record(run: Run, hand: Path, change: Callable[[dict], None] = lambda config: None) -> None:
-    """As `cli.py` records a run by hand: a whole configuration, with places of its own."""
+    """Record a run by hand as `cli.py` does: a whole configuration with its own places."""
     config = compose(run)
     config["run"] = {"root": "runs", "preset": run.preset, "stage": hand.name}
     config["trainer"]["enable_progress_bar"] = True
@@ -49,7 +49,7 @@ def adopted() -> dict[Path, Path]:
 
 
 @pytest.mark.slow
-def test_a_run_by_hand_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_by_hand_is_adopted(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, _, _, _, _ = rows()
     hand = Path("runs/digits/tokenizer/fq_dual")
     record(tokenizer, hand)
@@ -69,7 +69,7 @@ def test_a_run_by_hand_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_real_run_by_hand_is_found_until_it_is_trained_further(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_run_by_hand_is_adopted_until_it_is_trained_further(monkeypatch: pytest.MonkeyPatch) -> None:
     write_judge(Path("runs/digits/teacher/judge.safetensors"))
     (run,) = runs_of(load(str(write_experiment(Path()))).rows[1], "digits", 0)
     run.write_overrides(Path("overrides.yaml"))
@@ -85,7 +85,7 @@ def test_a_real_run_by_hand_is_found_until_it_is_trained_further(monkeypatch: py
 
 
 @pytest.mark.slow
-def test_what_somebody_is_at_is_left_to_them() -> None:
+def test_a_stage_locked_by_another_process_is_not_replaced() -> None:
     tokenizer, *_ = rows()
     record(tokenizer, Path("runs/digits/tokenizer/fq_dual"))
     tokenizer.directory.mkdir(parents=True)
@@ -106,14 +106,14 @@ def test_what_somebody_is_at_is_left_to_them() -> None:
         lambda config: config["model"]["init_args"]["optimizer"].update(learning_rate=0.5),
     ],
 )
-def test_a_run_of_another_configuration_is_not(change: Callable[[dict], None]) -> None:
+def test_a_run_of_another_configuration_is_not_adopted(change: Callable[[dict], None]) -> None:
     tokenizer, *_ = rows()
     record(tokenizer, Path("runs/digits/tokenizer/fq_dual"), change)
     assert adopted() == {} and tokenizer.state == "missing"
 
 
 @pytest.mark.slow
-def test_nor_is_one_upon_other_codes() -> None:
+def test_a_run_on_other_codes_is_not_adopted() -> None:
     *_, generator, _ = runs_of(load(str(write_experiment(Path(), *CHANGES, text=STAGED))).rows[0], "digits", 0)
     hand = Path("runs/digits/far_base/fq_dual")
     record(generator, hand, lambda config: config["data"]["init_args"].update(store="runs/digits/tokens/vq"))

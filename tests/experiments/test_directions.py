@@ -1,4 +1,4 @@
-"""The direction of each comparison with the paper: paired over seeds, and silent where the paper is."""
+"""Direction of each comparison with the paper."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def records(**values: list[float]) -> list[Record]:
     ]
 
 
-def test_a_row_is_held_against_the_nearest_above_that_the_paper_has(tmp_path: Path) -> None:
+def test_a_row_is_compared_with_the_nearest_above_that_the_paper_reports(tmp_path: Path) -> None:
     made = directions.compare(experiment(tmp_path), records(a=[5.0], b=[9.0], c=[4.0], d=[6.0]))
     assert [(one.row, one.against, one.difference, one.paper) for one in made] == [
         ("c", "a", -1.0, -1.0),
@@ -53,13 +53,13 @@ def test_a_row_is_held_against_the_nearest_above_that_the_paper_has(tmp_path: Pa
         ([4.0, 3.0], "within noise"),  # two seeds of one sign say little
     ],
 )
-def test_the_verdict_is_that_of_the_interval(tmp_path: Path, ours: list[float], verdict: str) -> None:
+def test_the_verdict_follows_from_the_interval(tmp_path: Path, ours: list[float], verdict: str) -> None:
     (made,) = directions.compare(experiment(tmp_path, (3.0, 2.0)), records(a=[5.0, 5.0, 5.0], b=ours))
     assert made.verdict == verdict and made.seeds == len(ours)
 
 
 def test_seeds_are_paired_and_the_interval_is_students(tmp_path: Path) -> None:
-    """Seeds that differ by far more than the rows do: only their differences count, of seeds that both have."""
+    """Seeds differ by far more than the rows: only differences of common seeds count."""
     far = {"a": [10.0, 20.0, 30.0, 40.0], "b": [9.0, 18.8, 28.8]}
     (made,) = directions.compare(experiment(tmp_path, (3.0, 2.0)), records(**far))
     assert made.difference == pytest.approx(-3.4 / 3) and made.verdict == "holds"
@@ -68,14 +68,14 @@ def test_seeds_are_paired_and_the_interval_is_students(tmp_path: Path) -> None:
     assert row == ["b", "a", "PSNR", "-1.13 ± 0.29", "-1", "holds"]
 
 
-def test_nothing_is_said_where_the_paper_or_a_run_says_nothing(tmp_path: Path) -> None:
+def test_no_comparison_without_numbers_of_paper_and_runs(tmp_path: Path) -> None:
     assert directions.compare(experiment(tmp_path, (3.0, 3.0)), records(a=[5.0], b=[4.0])) == []
     assert directions.compare(experiment(tmp_path, (3.0, None)), records(a=[5.0], b=[4.0])) == []
     first, _, _, second = records(a=[5.0, 5.0], b=[4.0, 4.0])  # no seed in common
     assert directions.compare(experiment(tmp_path, (3.0, 2.0)), [first, second]) == []
 
 
-def test_directions_stand_below_the_table_and_in_the_results(
+def test_directions_are_below_the_table_and_in_the_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Stages that train nothing: probes of a tokenizer, and how uniform a bounded normal variable is."""
+"""Stages that train nothing: probes of a tokenizer, and uniformity of a bounded normal variable."""
 
 import json
 import shlex
@@ -29,7 +29,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.__main__.check", lambda *_: None)
 
 
-def test_a_normal_latent_has_the_metrics_that_the_documents_give() -> None:
+def test_uniformity_of_a_normal_latent_equals_the_documented_values() -> None:
     """KS and RMSE are those of docs/finite_scalar.md; the entropy was summed from the error function."""
     for alpha, ks, rmse, entropy in ((1.6, 0.0173, 0.0172, 0.98280), (2.0, 0.0442, 0.0626, 0.99247)):
         metrics, count = programs.normal(alpha)
@@ -39,7 +39,7 @@ def test_a_normal_latent_has_the_metrics_that_the_documents_give() -> None:
         assert metrics["entropy_ratio"] == pytest.approx(entropy, abs=1e-5)
 
 
-def test_such_stages_are_programs_of_their_own(capsys: pytest.CaptureFixture) -> None:
+def test_stages_without_training_run_as_programs(capsys: pytest.CaptureFixture) -> None:
     file = str(write_experiment(Path(), text=STAGED + PROBED.removeprefix("\n")))
     assert main(["run", file, "--dry-run"]) == 0
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if "experiments.programs" in line]
@@ -69,7 +69,7 @@ def test_a_probe_of_another_tokenizer_is_another_run() -> None:
     assert len({digest(), *map(digest, others)}) == 3
 
 
-def test_probes_are_named_and_kept_beside_the_tokenizer(
+def test_probes_are_named_and_saved_with_the_tokenizer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     asked: dict[str, object] = {}

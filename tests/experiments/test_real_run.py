@@ -20,7 +20,7 @@ from tests.support.recipes import write_judge
 def test_two_rows_through_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
-    """One row trains two steps with a term set to null, the other cannot: its judge is missing."""
+    """One row trains two steps with a term set to null; the other fails without its judge."""
     monkeypatch.chdir(tmp_path)
     write_judge(tmp_path / "runs/digits/teacher/judge.safetensors")
     missing = "model.init_args.objective.perceptual.init_args.weights: missing.safetensors"
@@ -48,7 +48,7 @@ def test_two_rows_through_the_command_line(
 def test_from_a_tokenizer_to_metrics_of_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """The stages find each other, and the table finds what they measured; in one process, which saves the imports."""
+    """Stages find their inputs, and the table finds the metrics; in one process, to save imports."""
     monkeypatch.chdir(tmp_path)
     write_judge(tmp_path / "runs/digits/teacher/judge.safetensors")
 

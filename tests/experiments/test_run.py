@@ -25,7 +25,7 @@ from tests.support.experiments import PROGRAM, write_experiment
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Experiments run in an empty directory, and start a program that takes no time."""
+    """Run experiments in an empty directory with a program that takes no time."""
     (tmp_path / "program.py").write_text(PROGRAM)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tasks, "PROGRAM", tmp_path / "program.py")
@@ -40,7 +40,7 @@ def directories(stage: Stage, seed: int = 0) -> Path:
     return runs_of(Row("", (stage,)), "digits", seed)[-1].directory
 
 
-def test_the_directory_says_what_the_run_is() -> None:
+def test_the_directory_identifies_the_run() -> None:
     stage = Stage("tokenizer", "vq", "tokenizer", {"trainer.max_steps": 2, "a.b": None})
     same = Stage("tokenizer", "vq", "tokenizer", {"a": {"b": None}, "trainer": {"max_steps": 2}})
     assert directories(stage) == directories(same)
@@ -54,7 +54,7 @@ def test_the_directory_says_what_the_run_is() -> None:
     assert len({directories(stage), *others}) == 5
 
 
-def test_the_directory_follows_what_the_files_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_directory_depends_on_the_content_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("trainer: {max_steps: 2}\n")
     monkeypatch.setattr(Stage, "configs", lambda *_: [config])
@@ -80,7 +80,7 @@ def test_a_metric_may_be_a_mean_over_codebooks() -> None:
     assert isnan(mean_of(metrics, "val/psnr")) and mean_of(metrics, "val/rfd/judge") is None
 
 
-def test_a_dry_run_prints_the_commands_and_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_dry_run_only_prints_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["run", str(write_experiment(tmp_path)), "--seeds", "2", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     commands = [shlex.split(line) for line in lines if not line.startswith("#")]
@@ -89,7 +89,9 @@ def test_a_dry_run_prints_the_commands_and_does_nothing(tmp_path: Path, capsys: 
     assert not Path("runs").exists()
 
 
-def test_what_is_done_is_not_done_again_and_failures_are_survived(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_finished_stages_are_skipped_and_failures_do_not_stop_the_others(
+    tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
     rows = "  - {label: LABEL, stages: [{stage: tokenizer, recipe: vq, preset_file: tokenizer, overrides: {VALUES}}]}\n"
     fails = rows.replace("LABEL", "fails").replace("VALUES", "data.init_args.batch_size: 13")
     again = rows.replace("LABEL", "like the first").replace("VALUES", "trainer.max_steps: 2")
@@ -115,14 +117,14 @@ def test_what_is_done_is_not_done_again_and_failures_are_survived(tmp_path: Path
     assert "6 of 10 rows done; 2 stages to run, about 0:00:0" in capfd.readouterr().out
 
 
-def test_several_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_experiment(tmp_path)
     monkeypatch.setenv("MEET", "4")  # the program waits until as many have started
     assert main(["run", str(file), "--seeds", "2", "--jobs", "4"]) == 0
     assert len(starts()) == 4
 
 
-def test_two_callers_make_each_stage_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_callers_run_each_stage_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = str(write_experiment(tmp_path))
     monkeypatch.setenv("PAUSE", "1")
     codes: list[int] = []
@@ -134,7 +136,7 @@ def test_two_callers_make_each_stage_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(starts()) == 2 and set(starts().values()) == {1}
 
 
-def test_a_runner_that_is_stopped_stops_what_it_started(tmp_path: Path) -> None:
+def test_sigterm_stops_the_runner_and_its_stages(tmp_path: Path) -> None:
     file = write_experiment(tmp_path)
     program = "import runpy, sys; from pathlib import Path; from experiments import check, tasks\n"
     program += f"sys.argv[1:] = ['run', {str(file)!r}]\n"
@@ -153,7 +155,7 @@ def test_a_runner_that_is_stopped_stops_what_it_started(tmp_path: Path) -> None:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_what_sbatch_says_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+def test_errors_of_sbatch_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     (tmp_path / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition: gpuu' >&2\nexit 1\n")
     (tmp_path / "sbatch").chmod(0o755)
@@ -161,7 +163,7 @@ def test_what_sbatch_says_is_passed_on(tmp_path: Path, monkeypatch: pytest.Monke
     assert "invalid partition: gpuu" in capfd.readouterr().err
 
 
-def test_a_slurm_job_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_stage_is_a_slurm_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sbatch = tmp_path / "bin/sbatch"
     sbatch.parent.mkdir()
     job = f'exec {sys.executable} -m experiments.start "${{run#RUN=}}"'
@@ -182,7 +184,7 @@ def test_a_slurm_job_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert log.read_text().startswith("$ env MEET=1 ") and "--some here" in log.read_text()
 
 
-def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
+def test_a_killed_run_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
     file = write_experiment(tmp_path)
     monkeypatch.setenv("KILL", "1")
     assert main(["run", str(file)]) == 1
@@ -196,7 +198,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert log.read_text().count("started") == 2
 
 
-def test_a_run_that_somebody_else_makes_is_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_stage_running_elsewhere_is_waited_for(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     file = write_experiment(tmp_path)
     (run,) = runs_of(load(str(file)).rows[0], "digits", 0)
     run.directory.mkdir(parents=True)
@@ -218,7 +220,7 @@ def test_a_run_that_somebody_else_makes_is_waited_for(tmp_path: Path, capfd: pyt
     assert str(run.directory) not in starts() and len(starts()) == 1
 
 
-def test_the_last_words_are_those_of_the_last_start(tmp_path: Path) -> None:
+def test_the_reason_of_a_failure_is_from_the_last_start(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     log.write_text("$ one\nerror: old\n$ two\nerror: no such key\n  in a.yaml, line 3\n  did you mean b?\n")
     assert start.last_words(log) == "error: no such key"
@@ -226,7 +228,7 @@ def test_the_last_words_are_those_of_the_last_start(tmp_path: Path) -> None:
     assert start.last_words(log) == "Killed"
 
 
-def test_the_table_stands_beside_the_paper(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_table_has_the_papers_columns(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = write_experiment(tmp_path)
     assert main(["run", str(file), "--seeds", "3"]) == 0
     for metrics in Path("runs").rglob("vq/*/seed_2/metrics.json"):
@@ -263,7 +265,7 @@ def test_the_table_stands_beside_the_paper(tmp_path: Path, capsys: pytest.Captur
     assert "5 of 6 runs of a row are done" in content["tables"][0]["caption"]
 
 
-def test_running_leaves_the_results_of_all_seeds(tmp_path: Path) -> None:
+def test_run_writes_the_results_of_all_seeds(tmp_path: Path) -> None:
     file = write_experiment(tmp_path)
     assert main(["run", str(file), "--seeds", "2"]) == 0
     assert main(["run", str(file), "--seeds", "1"]) == 0
@@ -279,6 +281,6 @@ def test_a_metric_that_no_run_has_is_named(tmp_path: Path, capsys: pytest.Captur
     assert "no run has measured 'val/ssim'; nearest is val/psnr" in capsys.readouterr().err
 
 
-def test_a_table_without_runs_is_empty_and_not_wrong(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_table_without_runs_is_empty(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["show", str(write_experiment(tmp_path)), "--markdown"]) == 0
     assert "| plain | — | 3.5 | — | 7 | 0 |" in capsys.readouterr().out

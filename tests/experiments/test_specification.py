@@ -32,7 +32,7 @@ def test_shipped_experiment_can_be_composed(name: str) -> None:
         check(load(name, preset), COMPOSED)
 
 
-def test_rows_carry_the_shared_overrides(tmp_path: Path) -> None:
+def test_rows_have_the_shared_overrides(tmp_path: Path) -> None:
     experiment = load(str(write_experiment(tmp_path)))
     plain, other = experiment.rows
     assert experiment.name == "paper/table"
@@ -68,7 +68,7 @@ def test_a_preset_has_sizes_and_columns_of_its_own(tmp_path: Path) -> None:
     assert [metric.label for metric in load(file, "photos").metrics] == ["PSNR", "codes used"]
 
 
-def test_of_overrides_that_contradict_the_later_counts() -> None:
+def test_the_later_of_two_contradicting_overrides_counts() -> None:
     assert nested(merged({"a": None, "a.b": 1}, {"a": None})) == {"a": None}
     assert nested(merged({"a.b": 1, "a": None}, {"a.b": 2})) == {"a": {"b": 2}}
 
@@ -107,7 +107,7 @@ def test_of_overrides_that_contradict_the_later_counts() -> None:
         ),
     ],
 )
-def test_a_mistake_is_named_with_its_place(
+def test_errors_name_file_line_and_row(
     old: str, new: str, expected: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     text = refused(write_experiment(tmp_path, (old, new)), capsys)
@@ -155,7 +155,7 @@ def test_a_wrong_override_is_named_before_anything_runs(
     assert not Path("runs").exists()
 
 
-def test_unknown_names_are_answered_with_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_unknown_names_suggest_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(UserError, match="did you mean ssq/table3"):
         load("ssq/tabel3")
     assert main(["run", str(write_experiment(tmp_path)), "--preset", "photos"]) == 2

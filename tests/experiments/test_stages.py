@@ -1,4 +1,4 @@
-"""Rows of several stages: what they share, how they are wired, and when they are done."""
+"""Rows of several stages: shared stages, inputs, states."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ GENERATOR = "      - {stage: generator, recipe: far_base}\n"
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Experiments run in an empty directory, and start a program that takes no time."""
+    """Run experiments in an empty directory with a program that takes no time."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     monkeypatch.chdir(tmp_path)
@@ -56,12 +56,12 @@ def test_equal_stages_are_shared_between_rows() -> None:
         ("- stage: stage1", "- {stage: generator, recipe: far_large}\n      - stage: stage1", set()),  # the last counts
     ],
 )
-def test_a_digest_covers_what_a_stage_is_built_upon_and_nothing_else(old: str, new: str, changed: set[str]) -> None:
+def test_a_digest_covers_a_stage_and_its_inputs_only(old: str, new: str, changed: set[str]) -> None:
     before, after = digests(), digests((old, new))
     assert {kind for (label, kind), digest in before.items() if after[label, kind] != digest} == changed
 
 
-def test_a_stage_is_wired_to_those_before_it(capsys: pytest.CaptureFixture) -> None:
+def test_a_stage_gets_its_inputs_from_the_stages_before_it(capsys: pytest.CaptureFixture) -> None:
     file = write_experiment(Path(), text=STAGED)
     assert main(["run", str(file), "--seeds", "2", "--dry-run"]) == 0
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
@@ -91,7 +91,7 @@ def test_a_stage_is_wired_to_those_before_it(capsys: pytest.CaptureFixture) -> N
         assert ["--samples", f"{made['samples'].directory}/samples.npz", "--preset", "digits"] in evaluations
 
 
-def test_rows_run_to_their_samples_and_a_failure_is_its_own(capfd: pytest.CaptureFixture) -> None:
+def test_rows_run_to_their_samples_and_a_failure_stops_one_row_only(capfd: pytest.CaptureFixture) -> None:
     file = write_experiment(Path(), ("batch_size: 8", "batch_size: 13"), text=STAGED)
     assert main(["run", str(file)]) == 1
     printed = capfd.readouterr().out
@@ -159,7 +159,7 @@ EVALUATED = {
         ),
     ],
 )
-def test_a_stage_is_done_when_its_last_file_is_there(kind: str, steps: list[tuple[str, object, str]]) -> None:
+def test_a_stage_is_done_with_its_last_file(kind: str, steps: list[tuple[str, object, str]]) -> None:
     run = rows(write_experiment(Path(), text=STAGED))["staged"][kind]
     assert run.state == "missing"
     for name, content, state in steps:
@@ -184,7 +184,7 @@ def test_a_stage_is_done_when_its_last_file_is_there(kind: str, steps: list[tupl
         (", recipe: far_base}", "}", ["row 'from scratch'", "'recipe' is missing", "line 16"]),
     ],
 )
-def test_a_mistake_in_the_stages_is_named_with_its_place(
+def test_errors_in_stages_name_file_line_and_row(
     old: str, new: str, expected: list[str], capsys: pytest.CaptureFixture
 ) -> None:
     assert main(["run", str(write_experiment(Path(), (old, new), text=STAGED))]) == 2

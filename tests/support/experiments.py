@@ -67,7 +67,7 @@ STAGED = dedent("""\
           - stage: samples
     """)
 
-# Writes what cli.py and the evaluation write; batches of 13 fail.
+# Writes the files of cli.py and of the evaluation; batches of 13 fail.
 PROGRAM = dedent("""\
     import json, os, pathlib, sys, time, yaml
 
@@ -117,7 +117,7 @@ PROGRAM = dedent("""\
 
 
 def write_experiment(directory: Path, *changes: tuple[str, str], text: str = TEXT) -> Path:
-    """The experiment, with some of its text replaced."""
+    """Write an experiment, with parts of its text replaced."""
     for old, new in changes:
         assert old in text, old
         text = text.replace(old, new, 1)

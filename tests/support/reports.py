@@ -1,4 +1,4 @@
-"""Runs as a report finds them: a tokenizer with curves and a picture, evaluated samples, an experiment's results."""
+"""Input of a report: a tokenizer with curves and a picture, evaluated samples, results of an experiment."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def write_runs(root: Path, pixels: int = 4) -> Path:
 
 
 def write_results(runs: Path, name: str = "ssq/table5", preset: str = "digits", **changes: Any) -> None:
-    """What `python -m experiments` leaves of one experiment."""
+    """Write the results of one experiment as `python -m experiments` does."""
     figures = [
         {
             **{"experiment": name, "row": row, "seed": seed, "metric": metric, "value": value, "n": 355},
