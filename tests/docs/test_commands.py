@@ -55,7 +55,9 @@ def test_make_expands(line: str) -> None:
     result = subprocess.run(
         ["make", "-n", *shlex.split(line)[1:]], cwd=REPOSITORY, capture_output=True, text=True, env=_environment()
     )
-    assert result.returncode == 0, result.stderr
+    # a file that an earlier line makes, or the reader brings along
+    made_elsewhere = re.search(r"No rule to make target '(runs/|[\w/]+\.npz)", result.stderr)
+    assert result.returncode == 0 or made_elsewhere, result.stderr
 
 
 @pytest.mark.parametrize("line", lines_of("python cli.py "))
