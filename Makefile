@@ -14,11 +14,11 @@ PYTHON := $(VENV)/bin/python
 UV     := $(VENV)/bin/uv
 READY  := $(VENV)/.ready
 RUNS   := runs/$(PRESET)
-# a job on a cluster sets these: how ranks are started, and what is laid over each recipe
+# set by a job on a cluster: the launcher of the ranks, and the overlay of each recipe
 LAUNCHER ?=
 CLUSTER  ?=
 CONFIG  = --config configs/$(1).yaml --config configs/presets/$(PRESET)/$(2).yaml $(CLUSTER)
-# what a preset changes in one recipe
+# overlay of a preset for one recipe
 OVERLAY := $(wildcard configs/presets/$(PRESET)/$(TOKENIZER).yaml)
 SIZED   = $(call CONFIG,$(TOKENIZER),tokenizer) $(OVERLAY:%=--config %)
 CLI    := $(LAUNCHER) $(PYTHON) cli.py
@@ -29,16 +29,16 @@ CODES  := $(TOKENS)/validation/manifest.json# the store that is written last
 STAGE1 ?= $(RUNS)/stage1/$(TOKENIZER)
 # a generator's recipe on the tokens of TOKENIZER
 GENERATE = $(FIT) $(call CONFIG,$(1),generator) --run.stage $(1)/$(TOKENIZER) --data.init_args.store $(TOKENS)
-# samples of another generator than stage 2 have its name as well
+# samples of a generator other than stage 2 carry its name as well
 SAMPLED := $(RUNS)/samples/$(TOKENIZER)$(if $(filter-out stage2,$(GENERATOR)),_$(GENERATOR))
 SAMPLES ?= $(SAMPLED)/samples.npz
 MEASURED := $(if $(filter samples.npz,$(notdir $(SAMPLES))),$(dir $(SAMPLES))metrics.json,$(SAMPLES:.npz=_metrics.json))
 CFG ?= 1.0 1.5 2.0 2.5 3.0
-# ARGS are for the targets that are named, not for those they need
+# ARGS apply to the targets on the command line, not to their prerequisites
 ARGS_OF = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 
 .DEFAULT_GOAL := help
-.DELETE_ON_ERROR: # a run that was stopped while it measured its last weights is not finished
+.DELETE_ON_ERROR: # a run that was stopped during its last validation is not finished
 .PHONY: help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate sweep report probe analysis pictures plot weights reference experiment consolidate test test-cluster drill lint format benchmark tensorboard clean
 
 help: ## Explain every target
@@ -87,7 +87,7 @@ $(RUNS)/teacher/%.safetensors: configs/teacher_%.yaml configs/presets/$(PRESET)/
 	@echo "the teacher is $@"
 endif
 
-tokenizer: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Train TOKENIZER on PRESET, or go on with it
+tokenizer: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Train TOKENIZER on PRESET, or resume its training
 
 $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json: $(TEACHERS_HERE) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/tokenizer.yaml $(OVERLAY) | $(READY)
 	$(FIT) $(SIZED) $(ROOT) $(call ARGS_OF,tokenizer)
@@ -100,7 +100,7 @@ $(CODES): $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json configs/tokens.yaml config
 	$(CLI) predict $(call CONFIG,tokens,tokens) --model.init_args.tokenizer_run $(RUNS)/tokenizer/$(TOKENIZER) --run.stage tokens/$(TOKENIZER) $(ROOT) $(call ARGS_OF,tokens)
 	@echo "the codes are in $(TOKENS) (train/, validation/); next: make stage1"
 
-tokens-check: $(CODES) ## Decode a few of the stored codes beside their images, and verify all checksums
+tokens-check: $(CODES) ## Decode a few of the stored codes next to their images, and verify all checksums
 	$(PYTHON) -m commands.tokens_check $(TOKENS) $(call ARGS_OF,tokens-check)
 
 stage1: $(RUNS)/stage1/$(TOKENIZER)/metrics.json ## Train a generator on one code a patch: global structure
@@ -109,7 +109,7 @@ $(RUNS)/stage1/$(TOKENIZER)/metrics.json: $(CODES) configs/stage1.yaml configs/p
 	$(call GENERATE,stage1) $(call ARGS_OF,stage1)
 	@echo "stage 1 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); next: make stage2"
 
-stage2: $(RUNS)/stage2/$(TOKENIZER)/metrics.json ## Train it on all codes, beginning with the run STAGE1: local dependencies
+stage2: $(RUNS)/stage2/$(TOKENIZER)/metrics.json ## Train it on all codes, starting from the run STAGE1: local dependencies
 
 $(RUNS)/stage2/$(TOKENIZER)/metrics.json: $(CODES) $(STAGE1)/metrics.json configs/stage2.yaml configs/presets/$(PRESET)/generator.yaml | $(READY)
 	$(call GENERATE,stage2) --model.init_args.init_from $(STAGE1) $(call ARGS_OF,stage2)
@@ -129,13 +129,13 @@ $(SAMPLED)/samples.npz: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json configs/s
 	$(CLI) predict $(call CONFIG,sample,sample) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(TOKENIZER) --run.stage samples/$(notdir $(SAMPLED)) $(call ARGS_OF,sample)
 	@echo "the samples are in $(@D) (samples.npz, grid.png); next: make evaluate"
 
-evaluate: $(MEASURED) ## Measure SAMPLES=any.npz beside real images and reconstructions
+evaluate: $(MEASURED) ## Measure SAMPLES=any.npz, real images and reconstructions
 
-# with ARGS, another reference or network may be meant than that of the figures which are there
+# ARGS may name another reference or network than that of the existing metrics
 .PHONY: measure-again
 $(MEASURED): $(SAMPLES) $(TEACHERS_HERE) $(if $(call ARGS_OF,evaluate),measure-again) | $(READY)
 	$(PYTHON) -m commands.evaluate --samples $(SAMPLES) --preset $(PRESET) $(call ARGS_OF,evaluate)
-	@echo "the figures are in $@; next: make report"
+	@echo "the metrics are in $@; next: make report"
 
 sweep: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json $(TEACHERS_HERE) ## Measure GENERATOR at each guidance of CFG="1.0 1.5 2.0": sweep.json, sweep.png
 	$(PYTHON) -m commands.sweep --run $(RUNS)/$(GENERATOR)/$(TOKENIZER) --guidance $(CFG) --preset $(PRESET) $(ARGS)
@@ -149,7 +149,7 @@ $(RUNS)/report.html: $(MEASURED) $(wildcard runs/experiments/results/*/*_$(PRESE
 probe: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Probe the subspaces of TOKENIZER for the class: probes.json
 	$(PYTHON) -m commands.probe --run $(RUNS)/tokenizer/$(TOKENIZER) $(ARGS)
 
-analysis: tokenizer ## Draw what the subspaces of TOKENIZER have learnt: affinity, ablation, code maps
+analysis: tokenizer ## Analyse the subspaces of TOKENIZER: affinity, ablation, code maps
 	@touch -r $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json $(RUNS)/.trained
 	$(PYTHON) cli.py validate $(SIZED) --config configs/analysis.yaml --config configs/presets/$(PRESET)/analysis.yaml $(ROOT) $(ARGS)
 	@touch -r $(RUNS)/.trained $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json && rm $(RUNS)/.trained # measured again, not trained
@@ -184,16 +184,16 @@ experiment-stage: | $(READY)
 
 # --- development -----------------------------------------------------------------------------------------------------
 
-# the ARGS are pytest's, and not those of a make that a test runs
+# these ARGS are pytest's; a make that a test runs must not inherit them
 PYTEST := OMP_NUM_THREADS=1 env -u ARGS -u MAKEFLAGS -u MAKELEVEL $(PYTHON) -m pytest
 
 test: $(READY) ## Run all tests of a single process, two at a time with a thread each
 	$(PYTEST) --numprocesses 2 --dist worksteal $(ARGS)
 
-test-cluster: $(READY) ## Run what needs several processes, and jobs of a real SLURM (as root; else skipped with the reason)
+test-cluster: $(READY) ## Run the tests of several processes, and jobs of a real SLURM (as root; else skipped with the reason)
 	$(PYTEST) -m cluster --numprocesses 2 --dist loadfile -rs $(ARGS)
 
-drill: $(READY) ## Kill a curriculum on digits 20 times at random: it ends as one left in peace; ARGS='--kills 5 --seed 1'
+drill: $(READY) ## Kill a curriculum on digits 20 times at random: it ends like an uninterrupted one; ARGS='--kills 5 --seed 1'
 	$(PYTHON) -m tests.drill $(ARGS)
 
 lint: $(READY) ## Check style, types and imports
@@ -202,7 +202,7 @@ lint: $(READY) ## Check style, types and imports
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 
-format: $(READY) ## Put the code into shape
+format: $(READY) ## Format the code
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 

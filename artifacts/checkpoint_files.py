@@ -72,9 +72,9 @@ def move(path: Path, target: Path) -> None:
         aside.rename(target)
     if aside.exists():
         shutil.rmtree(aside)
-    if target.is_dir():  # nothing can be renamed over a directory that is not empty
+    if target.is_dir():  # a rename over a non-empty directory fails
         target.rename(aside)
-    elif path.is_dir():  # nor a directory over a file
+    elif path.is_dir():  # and so does a rename of a directory over a file
         target.unlink(missing_ok=True)
     path.replace(target)
     if aside.exists():

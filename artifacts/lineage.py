@@ -97,7 +97,7 @@ def check_same_codes(before: GeneratorRecord, now: GeneratorRecord, checkpoint: 
         file = checkpoint_path(init_from)
         if file.is_file() and file_sha256(file) != source.sha256:
             rank_zero_warn(
-                f"{file} has changed since this run began with it; the run goes on with its own weights. "
+                f"{file} has changed since this run began with it; the run continues with its own weights. "
                 "To begin with the new ones, delete the run's directory or set run.stage to a new name."
             )
 

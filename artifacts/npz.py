@@ -1,4 +1,4 @@
-"""Npz archives, read and written in pieces: sizes are checked against the header before anything is read.
+"""Npz archives, read and written in chunks: sizes are checked against the header before anything is read.
 
 Nothing in a file is ever unpickled.
 """

@@ -1,4 +1,4 @@
-"""The machine, the code and the library versions behind a number."""
+"""Machine, commit and library versions of a measurement."""
 
 from __future__ import annotations
 

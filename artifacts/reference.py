@@ -69,7 +69,7 @@ class Reference:
         protocol: what was measured, and how.
         features: Gaussian of the pooled features.
         spatial: Gaussian of the maps, for sFID; None if the file has none.
-        num_images: images in ``arr_0``, which ``SamplesFile(path)`` reads; 0 if there are none.
+        num_images: images in ``arr_0``, which ``SamplesFile(path)`` reads; 0 without images.
     """
 
     path: Path
@@ -199,7 +199,7 @@ def _gaussian(archive: ZipFile, mean: str, covariance: str, number: int | None) 
 
 
 def _protocol(archive: ZipFile, names: set[str], image_size: int | None) -> ReferenceProtocol:
-    """The recorded protocol, or what the arrays of a file without one tell."""
+    """The recorded protocol; for a file without one, the protocol inferred from its arrays."""
     if "protocol" not in names:
         adm = {"mu_s", "sigma_s", "arr_0"} <= names
         source = "ADM's reference batch" if adm else "not said"
@@ -229,7 +229,7 @@ def target_of_file(
     reference.require_same(extractor, image_size)
     note = reference.require(use, forced)
     rows = None
-    if reference.num_images:  # every rank measures all of them: no ImageSet, which adds up the ranks
+    if reference.num_images:  # every rank measures all of them, so ImageSet, which sums over the ranks, does not apply
         batches = SamplesFile(path).batches(BATCH)
         rows = torch.cat([extractor(torch.from_numpy(b.copy()).permute(0, 3, 1, 2)).pooled.cpu() for b in batches])
     about = {

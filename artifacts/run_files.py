@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
 
-Metrics = dict[str, float | None]  # by name; None stands for NaN and infinity, which JSON lacks
+Metrics = dict[str, float | None]  # by name; None means NaN or infinity, which JSON lacks
 
 
 class Measured(TypedDict):

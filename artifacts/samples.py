@@ -1,7 +1,7 @@
 """Files of generated images in the format that ADM's evaluator reads.
 
 An npz with `arr_0` uint8 (n, H, W, 3) and, if the labels are known, `arr_1` int64 (n,). 50,000 images of 256 px take
-9.8 GB, so images are read and written in pieces.
+9.8 GB, so images are read and written in chunks.
 """
 
 from __future__ import annotations

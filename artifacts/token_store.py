@@ -99,7 +99,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`manifest.json`, which lists the shards; the fields of the plan stand next to these."""
+    """`manifest.json`, which lists the shards next to the fields of the plan."""
 
     images: int
     shards: tuple[Shard, ...]

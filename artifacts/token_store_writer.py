@@ -61,7 +61,7 @@ class TokenStoreWriter:
         records.write(self.partial / PLAN, self.plan)
 
     def whole(self) -> bool:
-        """Whether the store exists, of this plan and with all its shards."""
+        """True if the store exists, of this plan and with all its shards."""
         if _read(self.path / MANIFEST, StorePlan) != self.plan:
             return False
         try:

@@ -1,1 +1,1 @@
-"""What the command line does before and after Lightning: run directories, resuming, messages."""
+"""Programs of the command line: evaluation, conversion, downloads, the report, and the plumbing of cli.py."""

@@ -160,7 +160,7 @@ def _reconstructions(comparison: Comparison, tokenizer: Tokenizer) -> Iterator[t
 
 
 def _sidecar(samples: Path, digest: str) -> dict[str, Any]:
-    """Record of the sample writer in ``samples.json``; empty if there is none."""
+    """Record of the sample writer in ``samples.json``; empty without that file."""
     path = samples.with_suffix(".json")
     if not path.exists():
         return {}

@@ -48,7 +48,7 @@ def real_images(data: ImageDataModule, split: Split, rows: Sequence[int] | None 
 
 
 def spread(count: int, wanted: int | None) -> list[int] | None:
-    """At most ``wanted`` of ``count`` rows, evenly spread; None, which stands for all, if that is no restriction."""
+    """At most ``wanted`` of ``count`` rows, evenly spread; None, which means all, if that is no restriction."""
     return None if wanted is None or wanted >= count else [row * count // wanted for row in range(wanted)]
 
 

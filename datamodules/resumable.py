@@ -196,7 +196,7 @@ class ResumableLoader(DataLoader[Any]):
 
 
 def _leave_signals_to_the_rank(worker: int) -> None:
-    # SLURM signals every process, and a worker that dies takes the rank along before it has saved. Some ranks end their
+    # SLURM signals every process, and a dead worker would end its rank before it has saved. Some ranks end their
     # workers by SIGTERM, so that signal does end a worker, with a delay.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_AFTER_SIGTERM))

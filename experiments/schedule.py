@@ -59,7 +59,7 @@ def run_all(todo: Missing, jobs: int, sbatch: str | None = None) -> None:
                     prefix = f"{todo[directory][1]}: job " if sbatch is not None else ""
                     running[pool.submit(_follow, process, prefix)] = directory
                 if not running:
-                    return  # what still waits has inputs that failed
+                    return  # the remaining stages have inputs that failed
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     directory = running.pop(future)
                     if future.result():

@@ -75,7 +75,7 @@ KINDS = {
 
 
 def input_stages(kinds: Sequence[str]) -> dict[str, int | None]:
-    """For each input of the last of these stages the index of the stage that gives it; None if there is none."""
+    """For each input of the last of these stages the index of the stage that provides it, or None."""
     *before, last = kinds
     return {
         argument: max((index for index, kind in enumerate(before) if kind in fitting), default=None)

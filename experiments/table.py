@@ -43,7 +43,7 @@ def collect(experiment: Experiment, tasks: list[Task]) -> list[Record]:
     made: list[Record] = []
     for task in tasks:
         if task.missing:
-            continue  # or stage 1 would stand for stage 2
+            continue  # otherwise stage 1 would count as stage 2
         for metric in experiment.metrics:
             found = [(run, mean_of(run.metrics(), metric.name)) for run in task.runs]
             run, value = next((pair for pair in reversed(found) if pair[1] is not None), (None, None))

@@ -208,7 +208,7 @@ def _of_samples(section: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _protocol(evaluated: dict[str, Any]) -> str | None:
-    """How samples were drawn, which network measured them, and what they were compared with."""
+    """Sampling settings, network and reference of a measurement, in words."""
     network, real = evaluated.get("extractor") or {}, evaluated.get("reference") or {}
     settings = (evaluated.get("samples") or {}).get("settings") or {}
     words = [f"{name} {value}" for name, value in settings.get("sampler", {}).items() if value is not None]

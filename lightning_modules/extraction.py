@@ -13,7 +13,7 @@ from polytoken.specs import TokenSpec
 
 
 class ExtractionModule(pl.LightningModule):
-    """Runs a trained tokenizer over the views of images, in float32; `callbacks.TokenWriter` writes what it predicts.
+    """Runs a trained tokenizer over the views of images, in float32; `callbacks.TokenWriter` writes the codes.
 
     Args:
         tokenizer_run: the run directory of the tokenizer, e.g. ``runs/digits/tokenizer/fq_dual``, or a checkpoint.
@@ -40,7 +40,7 @@ class ExtractionModule(pl.LightningModule):
         return spec
 
     def setup(self, stage: str) -> None:
-        """Refuse a precision that would round the latents before they are compared with the codes."""
+        """Raise an error for a precision that rounds the latents before they are compared with the codes."""
         if str(self.trainer.precision) != "32-true":
             raise UserError(
                 f"trainer.precision={self.trainer.precision}, and codes are computed in float32: "

@@ -36,8 +36,8 @@ class GeneratorModule(ResumingModule):
     Args:
         generator: the network and its loss.
         optimizer: of all weights.
-        init_from: run or checkpoint of an earlier stage, whose weights this run starts from. Weights only: to resume
-            the same run, start it again.
+        init_from: run or checkpoint of an earlier stage, whose weights this run starts from. Only weights are taken:
+            to resume the same run, repeat its command.
         carried_learning_rate: peak learning rate of the carried weights; None is that of the others.
         freeze_carried_steps: updates during which carried weights stay as they are.
         max_nonfinite_steps: consecutive non-finite updates tolerated before raising.
@@ -242,7 +242,7 @@ class GeneratorModule(ResumingModule):
         if self.trainer.state.fn == "fit" and resumes_from is not None and not Path(resumes_from).is_dir():
             raise UserError(
                 f"{resumes_from} is of a run that was not sharded, and Lightning would hand its optimizer's moments "
-                "to other weights: go on with the strategy it began with, or start another run with its weights "
+                "to other weights: continue with the strategy it began with, or start another run with its weights "
                 "(init_from)"
             )
 

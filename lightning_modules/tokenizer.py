@@ -88,7 +88,7 @@ class TokenizerModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor] | None:
         """Gradients of both networks from the same reconstructions, one check, one update of each.
 
-        Returns the codes, which callbacks count; None if the step was rejected or there are none.
+        Returns the codes, which callbacks count; None if the step was rejected or the tokenizer has none.
         """
         buffers = [buffer.clone() for buffer in self.buffers()]
         step = self._reconstruct(batch["image"])
@@ -250,7 +250,7 @@ class TokenizerModule(pl.LightningModule):
 
 
 class _Network(NamedTuple):
-    """One of the two networks, and what updates it."""
+    """One of the two networks, and the optimizer that updates it."""
 
     name: str
     parameters: list[nn.Parameter]

@@ -20,8 +20,8 @@ T = TypeVar("T")
 def build(section: Any, base: type[T], where: str, trust: Sequence[str] = ()) -> T:
     """Instantiate ``{class_path, init_args}`` and the sections nested in its arguments.
 
-    A file may come from anybody, and importing a module runs its code. So classes are looked up in the package
-    ``polytoken`` alone, before anything else is imported. Jsonargparse would import whatever is named.
+    A file may come from an unknown source, and importing a module runs its code. So classes are looked up in the
+    package ``polytoken`` alone, before anything else is imported. jsonargparse would import any module.
 
     Args:
         section: plain data.
@@ -66,7 +66,7 @@ def _instantiate(section: Any, bases: tuple[type, ...], where: str) -> Any:
         raise UserError(f"{where} names {path}, which is no {names}")
     constructor = f"the arguments of {path} recorded in {where} do not fit this version of the code"
     if not isinstance(arguments, Mapping):
-        raise UserError(f"{constructor}: they are no mapping")
+        raise UserError(f"{constructor}: they are not a mapping")
     try:
         inspect.signature(found).bind(**arguments)
     except TypeError as error:

@@ -20,4 +20,4 @@ class ExistingFileError(UserError, FileExistsError):
 
 
 class RunError(UserError, RuntimeError):
-    """A condition found during a run that makes its continuation pointless."""
+    """A condition, found during a run, that prevents it from continuing."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from polytoken.errors import RunError, UserError
 
-PARTIAL = ".partial"  # the suffix of everything that is not yet whole
+PARTIAL = ".partial"  # suffix of incomplete files
 
 # conditions of the disk, not faults of the code
 DISK = {
@@ -85,7 +85,7 @@ def _renamed(path: Path, name: str) -> Iterator[Path]:
 
 
 def _condition_of_disk(error: BaseException | None) -> str | None:
-    """The operating system's word for a full or read-only disk, also where a library raised its own error after it."""
+    """Message of the operating system for a full or read-only disk, also if a library raised its own error after it."""
     while error is not None and not isinstance(error, UserError):
         rust = re.search(r"\(os error (\d+)\)", str(error))  # safetensors
         code = int(rust[1]) if rust else getattr(error, "errno", None)

@@ -14,7 +14,7 @@ from polytoken.errors import MissingFileError, UserError
 from polytoken.files import replacing
 
 # Pillow chooses a decoder by content, whatever the file is called, and its decoder of PostScript starts Ghostscript:
-# formats are named here, and no other is tried. JPEG includes the multi-picture files of cameras.
+# only the formats named here are tried. JPEG includes the multi-picture files of cameras.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 

@@ -92,16 +92,14 @@ class Checkpoint:
         """
         path = checkpoint_path(run)
         if not path.exists():
-            raise MissingFileError(
-                f"there is no checkpoint {path}: train this run first, or name the run that you mean"
-            )
+            raise MissingFileError(f"there is no checkpoint {path}: train this run first, or name another run")
         if not path.is_dir():
             return cls(path, read_metadata(path))
         file = path.with_name(WHOLE)
         content = read_metadata(file) if file.exists() else {}
         if content.get(GLOBAL_STEP) != read_metadata(path).get(GLOBAL_STEP):
             raise UserError(
-                f"{path} is a sharded checkpoint, and {file} is {'of another step' if content else 'not there'}: make "
+                f"{path} is a sharded checkpoint, and {file} is {'of another step' if content else 'missing'}: make "
                 f"one file of it by `python -m commands.consolidate {path}` (make consolidate RUN={path.parent.parent})"
             )
         return cls(file, content)
@@ -121,7 +119,7 @@ class Checkpoint:
 
     @property
     def averaged(self) -> bool:
-        """Whether :meth:`weights` are averages (callbacks.EMA)."""
+        """True if :meth:`weights` are averages (callbacks.EMA)."""
         return bool(self._average)
 
     @property

@@ -1,4 +1,4 @@
-"""Typed reading and writing of small records: JSON files, and plain data inside of checkpoints."""
+"""Typed reading and writing of small records: JSON files, and plain data inside checkpoints."""
 
 from __future__ import annotations
 

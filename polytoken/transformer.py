@@ -21,7 +21,7 @@ INITIAL_DEVIATION = 0.02
 
 
 def check_head_width(dim: int, num_heads: int, owner: str) -> None:
-    """Refuse attention heads that two axes of rotated pairs do not fit into."""
+    """Raise UserError unless an attention head divides into rotated pairs for two axes."""
     if dim % num_heads or dim // num_heads % 4:
         raise UserError(
             f"{owner}: {dim} channels over {num_heads} attention heads leave {dim / num_heads:g} channels a head, "
@@ -366,5 +366,5 @@ class Trunk(BlockStack):
         self.token_dropout = nn.Dropout(config.token_dropout)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Embedded class and codes (B, N, dim) to what predicts the codes (B, N, dim)."""
+        """Embedded class and codes (B, N, dim) to the features (B, N, dim) that the head reads."""
         return super().forward(self.token_dropout(features))

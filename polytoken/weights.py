@@ -64,7 +64,7 @@ def read_shapes(path: str | Path, remedy: str) -> dict[str, tuple[int, ...]]:
 
 
 def why_unreadable(error: Exception) -> str:
-    """The reason of a reader's error, in a few words; torch's own text advises to read with ``weights_only=False``."""
+    """Short reason of a reader's error; torch's own text advises ``weights_only=False``."""
     text = str(error)
     if not isinstance(error, pickle.UnpicklingError):
         return (text.splitlines() or [type(error).__name__])[0][:200]

@@ -17,7 +17,7 @@ fail() {
     exit "${code:-1}"
 }
 
-running() { # whether the process of $1.pid is what still runs under that number
+running() { # true if the process of $1.pid still runs, and no other has its number
     local pid
     pid=$(cat "$HERE/$1.pid" 2>/dev/null) && [[ $(cat "/proc/$pid/comm" 2>/dev/null) == "$1" ]]
 }
@@ -31,7 +31,7 @@ ready() {
     [[ $(sinfo --noheader --format=%t 2>/dev/null) =~ ^(idle|mix|alloc)$ ]]
 }
 
-free_port() { # nothing answers on it
+free_port() { # a port on which nothing answers
     local port
     while port=$((20000 + RANDOM % 10000)); (: </dev/tcp/127.0.0.1/$port) 2>/dev/null; do :; done
     echo $port
@@ -59,9 +59,9 @@ configure() {
 	SelectTypeParameters=CR_CPU
 	SlurmdParameters=config_overrides
 	ReturnToService=2
-	# so long does scontrol show a job that has ended
+	# seconds for which scontrol shows a finished job
 	MinJobAge=3600
-	# more processors than there are, so that small jobs run side by side; ranks find each other by the node's name
+	# more processors than the machine has, so that small jobs run in parallel; ranks resolve the node's name
 	NodeName=localhost NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 CPUs=8
 	PartitionName=local Nodes=ALL Default=YES MaxTime=INFINITE
 	END
@@ -69,7 +69,7 @@ configure() {
 
 start() {
     ((${#HERE} < 90)) || fail "$HERE is too long a path for a socket: name a shorter directory"
-    local program fd code=3 # it cannot be had here, which is no failure
+    local program fd code=3 # unavailable here, which is not a failure
     [[ $EUID == 0 ]] || fail "only root can start SLURM: slurmd starts jobs in the name of those who submit them"
     for program in munged slurmctld slurmd sbatch; do
         command -v $program >/dev/null || fail "$program is not installed: sudo scripts/local_slurm.sh install"
@@ -78,7 +78,7 @@ start() {
     mkdir -p "$HERE/state" "$HERE/spool"
     [[ -s $SLURM_CONF ]] || configure
     [[ -s $HERE/munge.key ]] || (umask 077 && head -c 1024 /dev/urandom >"$HERE/munge.key")
-    for fd in /proc/$BASHPID/fd/*; do # daemons would keep what is open, a lock of the caller's say; 255 is this file
+    for fd in /proc/$BASHPID/fd/*; do # daemons would keep inherited files, e.g. a lock of the caller; 255 is this file
         ((${fd##*/} <= 2 || ${fd##*/} == 255)) || eval "exec ${fd##*/}>&-"
     done
     running munged || munged --force --num-threads=2 --key-file="$HERE/munge.key" --socket="$HERE/munge.socket" \
@@ -92,7 +92,7 @@ start() {
 stop() {
     local jobs name
     if running slurmctld && jobs=$(squeue --noheader --format=%i) && [[ $jobs ]]; then
-        # killed, for one that is asked takes its time; what has ended meanwhile is no matter
+        # SIGKILL, since a daemon is slow to end at SIGTERM; one that has ended already is ignored
         scancel --quiet --full --signal=KILL $jobs 2>/dev/null || true
         scancel --quiet $jobs 2>/dev/null || true
         await eval '[[ -z $(squeue --noheader) ]]' || fail "jobs $jobs do not end: see $HERE/slurmd.log"

@@ -1,5 +1,5 @@
-# Stages as SLURM jobs, for `make TARGET LAUNCH=slurm`; docs/clusters.md explains it. A job runs `make TARGET` again, in
-# its allocation, so that what a stage needs and does is written in one place only, the Makefile.
+# Stages as SLURM jobs, for `make TARGET LAUNCH=slurm` (docs/clusters.md). A job runs `make TARGET` again, in
+# its allocation, so that the Makefile alone defines a stage.
 
 NODES      ?= 1
 GPUS       ?= 1
@@ -10,21 +10,21 @@ STRATEGY   ?=
 SBATCH_ARGS ?=
 
 TASKS       = $(if $(filter 0,$(GPUS)),1,$(GPUS))
-# the order of the chain; there are no teachers to train where a preset uses published networks
+# order of the chain; a preset with published networks trains no teachers
 CURRICULUM := $(if $(wildcard configs/presets/$(PRESET)/judge.yaml),teacher) tokenizer tokens \
 	$(if $(filter stage2,$(GENERATOR)),stage1 stage2,generator) sample evaluate report
 SUBMITTED  := teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate sweep report probe analysis
-# these are one process each, which does not divide its work
+# stages of a single process
 SINGLE     := tokens-check evaluate sweep report probe analysis teacher
 HANDED_ON  := PRESET TOKENIZER GENERATOR DATA STAGE1 SAMPLES CFG
 
-# $(1) is the stage: what is asked of SLURM, and what the job makes
+# $(1) is the stage: options of sbatch, and arguments of the job's make
 ASKED = --job-name=$(PRESET)-$(1) --output=$(RUNS)/slurm/%x-%j.log --time=$(TIME) $(PARTITION:%=--partition=%) \
 	$(if $(filter $(1),$(SINGLE)),$(call SHAPE,1,$(if $(filter 0,$(GPUS)),0,1),1),$(call SHAPE,$(NODES),$(GPUS),$(TASKS))) $(SBATCH_ARGS)
 SHAPE = --nodes=$(1) --ntasks-per-node=$(3) $(if $(filter-out 0,$(2)),--gpus-per-node=$(2)) --cpus-per-task=$(CPUS)
 MADE  = $(1) $(foreach name,$(HANDED_ON),$(if $(findstring command,$(origin $(name))),'$(name)=$($(name))')) \
 	$(if $(filter-out $(SINGLE),$(1)),$(addprefix STRATEGY=,$(or $(STRATEGY),$(if $(filter tokenizer,$(1)),$(SEVERAL:%=ddp)))))
-# tokenizers need more than what Lightning takes by itself for several devices
+# tokenizers need another strategy than Lightning's default for several devices
 SEVERAL = $(filter-out 1 1-1,$(NODES)-$(TASKS))
 
 define newline

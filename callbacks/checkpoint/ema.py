@@ -40,7 +40,7 @@ class EMA(pl.Callback):
 
     @property
     def has_average(self) -> bool:
-        """Whether there is an average; a checkpoint may hold none."""
+        """True if there is an average; a checkpoint may hold none."""
         return bool(self._average)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: the last one, the one before, the best one, and those that stay."""
+"""The checkpoints of a run: the last, the previous, the best, and the permanent ones."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class LastCheckpoint(Checkpoint):
         return str(self._directory / LAST)
 
     def holds(self, step: int) -> bool:
-        """Whether `last.ckpt` was written at this step."""
+        """True if `last.ckpt` was written at this step."""
         return step == self._step_in_file
 
     def state_dict(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if this step is due; the last one is saved here too, so that a longer max_steps can resume from it."""
+        """Save if this step is due; the last step is saved here too, so that a longer max_steps can resume from it."""
         # Batches that only accumulate gradients do not advance the step, and no checkpoint holds their gradients.
         step, before = trainer.global_step, self._step
         self._step = step
@@ -150,7 +150,7 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
 
     def _time_is_up(self, trainer: Trainer) -> bool:
-        """Whether every_minutes have passed since the last save on rank 0; all ranks get the same answer."""
+        """True if every_minutes have passed since the last save on rank 0; all ranks get the same answer."""
         if self.every_minutes is None:
             return False
         passed = time.monotonic() - self._saved_at >= 60 * self.every_minutes
@@ -181,7 +181,7 @@ class LastCheckpoint(Checkpoint):
 
 
 def _validates_next(trainer: Trainer) -> bool:
-    """Whether the trainer validates after this batch, by step; by time, the clocks of ranks may differ."""
+    """True if the trainer validates after this batch, by step; by time, the clocks of ranks may differ."""
     # private: no hook precedes a validation with the raw weights in place, and the rule (epochs, fractions, iterable
     # data, early stopping) is too long to repeat
     by_time = trainer._val_check_time_interval is not None

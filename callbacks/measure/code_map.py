@@ -36,7 +36,7 @@ class CodeMap(Measurement):
 
     Runs in a validate command and in the validation at the end of a fit only, since the maps are slow. Logs
     ``silhouette/image/i`` and ``silhouette/patch/i`` of subspace i, between -1 and 1: the mean silhouette of the
-    vectors (Euclidean, grouped by class), not of the map, which can show clusters where there are none. Writes
+    vectors (Euclidean, grouped by class), not of the map, which can show spurious clusters. Writes
     ``code_map.png``, and the vectors to TensorBoard's projector.
 
     Args:

@@ -40,7 +40,7 @@ class TensorBoardOverview(Callback):
     """Writes the layout of the tab Custom Scalars and the settings of the tab HParams into the events of a fit.
 
     HParams shows the last value of each curve, which the validation at the end of a fit logs. The settings are those of
-    `config.yaml` in the run's directory; without that file there are none.
+    `config.yaml` in the run's directory; without that file the tab is empty.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -52,7 +52,7 @@ class SampleWriter(pl.Callback):
             ExistingFileError: the directory holds samples of other settings.
         """
         if stage != "predict":
-            raise UserError(f"SampleWriter writes the images of predict, and has no use in {stage}: leave it out")
+            raise UserError(f"SampleWriter writes the images of predict and cannot run in {stage}: leave it out")
         self._data = trainer.datamodule  # type: ignore[attr-defined]
         self._directory = Path(self.output or trainer.default_root_dir)
         settings = {**pl_module.settings(), **self._data.settings(), "precision": str(trainer.precision)}
@@ -74,8 +74,8 @@ class SampleWriter(pl.Callback):
         self._data.leave_out(range(self._data.num_parts) if self._finished else done)
         if trainer.is_global_zero:
             if self._finished:
-                self._npz.touch()  # for make, which asks whether it is older than the generator
-            if self._finished or outdated:  # parts are left where a kill came while they were cleared away
+                self._npz.touch()  # for make, which compares its time with the generator's
+            if self._finished or outdated:  # a kill during the clean-up leaves parts behind
                 shutil.rmtree(self._parts, ignore_errors=True)
             if not self._finished:
                 records.write(self._parts / "settings.json", {"settings": self._settings})
@@ -152,7 +152,7 @@ class SampleWriter(pl.Callback):
             raise UserError(f"{path} cannot be read as an array: delete it, and start predict again") from error
 
     def _outdated(self) -> bool:
-        """Whether existing samples are of earlier weights of the same runs; raises if other settings differ."""
+        """True if existing samples are of earlier weights of the same runs; raises if other settings differ."""
         record = next((path for path in (self._record, self._parts / "settings.json") if path.exists()), None)
         remedy = "Delete the directory, or sample into another one by --run.stage samples/NEW_NAME."
         if record is None:

@@ -62,18 +62,18 @@ class RankWatch(pl.Callback):
         store = _get_default_store()
         self._store = dist.PrefixStore(f"watch {self._rounds}", store.clone() if clone else store)
         self._counts: dict[int, int] = {}
-        self._left: dict[int, str] = {}  # why a rank has exited; empty if it finished
+        self._left: dict[int, str] = {}  # reason for the exit of a rank; empty if it finished
         self._patience = self.beats
         self._breaks_off, self._stop, self._found = False, threading.Event(), threading.Event()
         return True
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Tell the others that this rank has finished."""
+        """Publish that this rank has finished."""
         if self._threads:
             self._leave("")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Tell the others why this rank exits; if another rank is the cause, wait for its name."""
+        """Publish the reason for this rank's exit; if another rank is the cause, wait for its name."""
         if not self._threads and (_broke_off(exception) or not self._meet(clone=False)):
             return  # a failure before the threads started
         if not isinstance(exception, Exception):  # e.g. SystemExit of callbacks.Requeue
@@ -147,7 +147,7 @@ class RankWatch(pl.Callback):
 
 
 def _broke_off(error: BaseException) -> bool:
-    """Whether the connection to another rank broke; errors of gloo are plain RuntimeErrors."""
+    """True if the connection to another rank broke; errors of gloo are plain RuntimeErrors."""
     text = str(error)
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "NCCL", "onnection"))

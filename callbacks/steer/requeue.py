@@ -27,7 +27,7 @@ ENDED_BY_SLURM = ("CANCELLED", "COMPLETING")  # a cancelled job must not return;
 
 
 class Requeue(Checkpoint):
-    """Ends a run with exit code 75 after the batch in which SIGUSR1 or SIGTERM arrived, or in which time ran short.
+    """Ends a run with exit code 75 after the batch in which SIGUSR1 or SIGTERM arrived, or time ran out.
 
     All ranks agree first, since a signal may reach them in different batches, or only one of them. Then they write
     `last.ckpt`, rank 0 calls `scontrol requeue` if this is a SLURM job, and all exit. A validation is abandoned, since
@@ -116,7 +116,7 @@ class Requeue(Checkpoint):
         self._received = signal.Signals(signum)
 
     def _reason(self) -> str | None:
-        """Why this rank has to exit, or None."""
+        """Reason for this rank to exit, or None."""
         if self._received is not None:
             return self._received.name
         return "the allocation ends" if self._leave_at is not None and time.time() >= self._leave_at else None

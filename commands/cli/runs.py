@@ -99,7 +99,7 @@ def resolve_checkpoint(ckpt_path: str | None, run: RunConfig, subcommand: str) -
 
 
 def _last_readable(last: Path, subcommand: str) -> str | None:
-    """The newest intact checkpoint; None if there is none and the command is fit."""
+    """The newest intact checkpoint; None if the command is fit and none exists."""
     faults = []
     for path in candidates(last.parent):
         if (reason := fault(path)) is None:
@@ -121,7 +121,7 @@ def _last_readable(last: Path, subcommand: str) -> str | None:
 
 
 def _has_open(component: Any, argument: str) -> bool:
-    """Whether a `class_path` entry has this argument, and it is empty."""
+    """True if a `class_path` entry has this argument, and it is empty."""
     if not hasattr(component, "get") or not component.get("init_args"):
         return False
     arguments = component["init_args"]

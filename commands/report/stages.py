@@ -20,7 +20,7 @@ from polytoken.metrics.image_metrics import kind_of
 log = logging.getLogger(__name__)
 
 STAGES = {  # directory below runs/<preset>, which is the make target too: heading and text
-    "teacher": ("Judge and teachers", "Small networks that stand in for CLIP, DINOv2 and Inception."),
+    "teacher": ("Judge and teachers", "Small networks in place of CLIP, DINOv2 and Inception."),
     "tokenizer": ("Tokenizers", "Images to codes and back."),
     "stage1": ("Generators, stage 1", "One code a patch: global structure."),
     "stage2": ("Generators, stage 2", "All codes of a patch: local detail."),
@@ -63,7 +63,7 @@ def sections(directory: Path, preset: str) -> Iterator[Section]:
 
 def samples(directory: Path, preset: str) -> Section:
     """Samples of the generators, and their evaluation."""
-    section = Section("samples", "Samples and their evaluation", "Images that the generators draw, seen by the judge.")
+    section = Section("samples", "Samples and their evaluation", "Images of the generators, measured by the judge.")
     rows = []
     for path in sorted(record.parent for record in directory.glob("*/samples.json")):
         if (settings := _sample_settings(path / "samples.json")) is None:
@@ -116,7 +116,7 @@ def _run(path: Path) -> Entry:
 
 
 def _settings(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The few settings that a reader looks for first."""
+    """The most important settings."""
     trainer, data = config.get("trainer") or {}, (config.get("data") or {}).get("init_args") or {}
     settings = {
         "model": str((config.get("model") or {}).get("class_path", "")).rpartition(".")[2] or None,

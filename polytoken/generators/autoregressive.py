@@ -145,7 +145,7 @@ class AutoregressiveGenerator(Generator):
         return (module for module in self.modules() if isinstance(module, Block))
 
     def hidden(self, codes: Tensor, labels: Tensor) -> Tensor:
-        """What the head reads: trunk output (B, N, dim) for codes (B, k, N) int64 and labels (B,) int64.
+        """Return the head's input: trunk output (B, N, dim) for codes (B, k, N) int64 and labels (B,) int64.
 
         Position t has seen the class and the codes before t. In training mode labels and channels are dropped.
 

@@ -30,7 +30,7 @@ class LeCam(nn.Module):
         super().__init__()
         self.weight = weight
         self.decay = decay
-        # A buffer, so that a resumed run goes on with it. DDP overwrites buffers with those of rank 0, which are equal.
+        # A buffer, so that checkpoints hold it. DDP overwrites buffers with those of rank 0, which are equal.
         self.register_buffer("averages", torch.zeros(2))
 
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:

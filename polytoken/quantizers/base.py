@@ -51,7 +51,7 @@ class Quantizer(nn.Module, ABC):
             raise NotImplementedError(f"{type(self).__name__} has parameters and must define reset_parameters")
 
     def check_codes(self, codes: Tensor, grid: tuple[int, int]) -> None:
-        """Refuse codes (B, k, N) whose k or N is not the one of this quantizer over ``grid``."""
+        """Raise UserError unless codes (B, k, N) have this quantizer's k, and its N over ``grid``."""
         if codes.shape[1] != len(self.codebook_sizes):
             raise UserError(f"expected {len(self.codebook_sizes)} sub-codes a position, got {codes.shape[1]}")
         positions = sum(height * width for height, width in self.scales(grid))

@@ -40,7 +40,7 @@ class ContinuousBottleneck(Quantizer):
         return Encoding(codes=None, quantized=sample, subspaces=(sample,), losses=losses, latents=(mean,))
 
     def embed_codes(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Refuse: there is nothing to look up."""
+        """Raise UserError: there is no codebook."""
         raise UserError(
             "a continuous bottleneck has no codes: pass its latents to decode, or train a tokenizer with codes"
         )

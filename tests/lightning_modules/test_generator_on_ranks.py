@@ -100,7 +100,7 @@ def test_two_ranks_are_one_of_twice_the_batch(
     assert_alike(checkpoint_of("ddp"), expected)
 
     sharded = Path("runs/digits/fsdp/checkpoints/last.ckpt")
-    with pytest.raises(ValueError, match="is a sharded checkpoint, and .*whole.ckpt is not there.*make consolidate"):
+    with pytest.raises(ValueError, match="is a sharded checkpoint, and .*whole.ckpt is missing.*make consolidate"):
         load_generator("runs/digits/fsdp")
     main(["runs/digits/fsdp"])
     assert "as one file is runs/digits/fsdp/checkpoints/whole.ckpt" in capsys.readouterr().out

@@ -38,10 +38,10 @@ class Digit(NamedTuple):
 class MaskedBitHead(Head):
     """Masked modelling of the m digits of a position, written in a few parallel steps (BAR).
 
-    A digit is a bit or a sub-code. In training a random share r of a position's digits is masked, and the others tell
-    of them: r = clamp(1 - sigmoid(N(0, 0.8²)), 1/m, 1). The loss weighs the cross-entropy of masked digits by 1 and of
-    visible ones by 0.1. In eval mode ``per_code`` is the order-agnostic bound of the negative log-likelihood, E over a
-    uniform count n of masked digits of m / n times their cross-entropies (arXiv 2110.02037), with fixed random masks.
+    A digit is a bit or a sub-code. In training a random share r of a position's digits is masked, and predicted from
+    the others: r = clamp(1 - sigmoid(N(0, 0.8²)), 1/m, 1). The loss weighs the cross-entropy of masked digits by 1 and
+    of visible ones by 0.1. In eval mode ``per_code`` is the order-agnostic bound of the negative log-likelihood, E over
+    a uniform count n of masked digits of m / n times their cross-entropies (arXiv 2110.02037), with fixed random masks.
 
     Args:
         digits: ``bits`` splits sub-codes of 2^b codes into b bits; ``codes`` takes each sub-code whole.
