@@ -84,7 +84,7 @@ class Reference:
         """Read a file; nothing in it is ever unpickled.
 
         Raises:
-            MissingFileError: if there is none.
+            MissingFileError: if the file does not exist.
             UserError: if it is cut short, pickled, lacks an array, or holds arrays of wrong shapes or NaN.
         """
         path = Path(path)
@@ -221,7 +221,7 @@ def target_of_file(
     """The target in a reference file, ADM's or one of ``make reference``; images in it, if any, are measured.
 
     Raises:
-        MissingFileError: if there is none.
+        MissingFileError: if the file does not exist.
         UserError: if it is damaged, of another network or size, or (unless forced) of another split than published
             metrics of this use.
     """

@@ -87,7 +87,7 @@ class Checkpoint:
         For a sharded checkpoint this is the file that ``make consolidate`` has made of it.
 
         Raises:
-            MissingFileError: if there is none.
+            MissingFileError: if it does not exist.
             UserError: if it is unreadable, or sharded and not consolidated.
         """
         path = checkpoint_path(run)

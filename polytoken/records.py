@@ -78,7 +78,7 @@ def read(path: Path, type: type[T]) -> T:
 
 
 def read_derived(path: Path, type: type[T]) -> T | None:
-    """Read a JSON file that can be made again; None if there is none.
+    """Read a JSON file that can be regenerated; None if it does not exist.
 
     A broken one is renamed to `<name>.broken` with a warning, and None is returned.
     """
