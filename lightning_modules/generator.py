@@ -210,7 +210,8 @@ class GeneratorModule(ResumingModule):
             nats = torch.stack([*means.values()])
             total = nats.mean()
             bits = nats.sum() * self.generator.spec.num_positions / math.log(2)
-            self.log(f"{stage}/bits_per_image", bits, sync_dist=True)
+            bound = "_bound" if self._loss.is_bound else ""
+            self.log(f"{stage}/bits_per_image{bound}", bits, sync_dist=True)
         self.log(name, total, prog_bar=True, sync_dist=True)
 
     test_step = validation_step

@@ -29,7 +29,9 @@ LAYOUT = {
     },
     "generate": {
         "nats a sub-code": [r"(train|val)/nll(/\d+)?$"],
-        "bits an image": [r"val/bits_per_image$"],
+        "upper bound of the nats a sub-code": [r"(train|val)/nll_bound(/\d+)?$"],
+        "loss a sub-code, no likelihood": [r"(train|val)/loss/"],
+        "bits an image": [r"val/bits_per_image(_bound)?$"],
         "share of noisy sub-tokens": [r"train/noise_rate$"],
     },
 }

@@ -174,7 +174,7 @@ class AutoregressiveGenerator(Generator):
         hidden = self._hidden(read.trunk, labels)
         loss = self.head.loss(hidden, codes, self.embeddings, read.head)
         parts = {str(i): value for i, value in enumerate(loss.per_code)}
-        return GeneratorLoss(loss.total, parts, "nats", loss.is_bound, statistics)
+        return GeneratorLoss(loss.total, parts, loss.unit, loss.is_bound, statistics)
 
     @torch.no_grad()
     def generate(self, labels: Tensor, sampler: CategoricalSampler, seed: int, first_index: int = 0) -> Tensor:

@@ -19,13 +19,15 @@ class HeadLoss(NamedTuple):
 
     Args:
         total: what training minimises, a float32 scalar.
-        per_code: (k,) float32, mean over images and positions in nats.
+        per_code: (k,) float32, mean over images and positions.
         is_bound: ``per_code`` bounds the negative log-likelihood from above and does not equal it.
+        unit: of ``per_code``: "nats" for a negative log-likelihood or its bound, another name otherwise.
     """
 
     total: Tensor
     per_code: Tensor
     is_bound: bool = False
+    unit: str = "nats"
 
 
 class Head(nn.Module, ABC):

@@ -134,7 +134,7 @@ class MaskedBitHead(Head):
             weights = torch.where(masked, 1.0, VISIBLE_WEIGHT)
             total = (losses * weights).sum() / weights.sum()
             per_code = self._per_code((losses * weights).sum(dim=0) / weights.sum(dim=0))
-            return HeadLoss(total, per_code, is_bound=True)
+            return HeadLoss(total, per_code, unit="weighted nats")  # visible digits count too: this is no bound
         per_code = self._per_code((losses * masked * count / num_masked).mean(dim=0))
         return HeadLoss(per_code.mean(), per_code, is_bound=True)
 

@@ -69,7 +69,7 @@ def test_settings_have_the_names_of_the_configuration() -> None:
 def test_every_chart_is_of_names_that_are_known() -> None:
     """The names as docs/callbacks.md and the modules have them."""
     known = """val/psnr val/ssim val/rfd/judge train/perceptual train/usage/0 val/perplexity/0 train/entropy val/ks
-        train/nll/0 val/nll val/bits_per_image train/noise_rate""".split()
+        train/nll/0 val/nll val/nll_bound val/bits_per_image train/loss/0 train/noise_rate""".split()
     for charts in LAYOUT.values():
         for title, names in charts.items():
             assert any(re.match(name, tag) for name in names for tag in known), title
