@@ -1,4 +1,4 @@
-"""configs/analysis.yaml and reconstruction.yaml, laid over a run."""
+"""configs/analysis.yaml and reconstruction.yaml as overlays of a run."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.support.recipes import CONFIGS, digits, write_judge
 
 
 @pytest.mark.slow
-def test_analysis_and_reconstructions_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_analysis_and_reconstruction_overlays_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["cli.py"])
     judge = write_judge(tmp_path / "runs/digits/teacher/judge.safetensors")
@@ -40,7 +40,7 @@ def test_analysis_and_reconstructions_of_a_run(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("preset", [path.name for path in sorted((CONFIGS / "presets").iterdir())])
-def test_a_preset_names_its_own_judge(preset: str) -> None:
+def test_each_preset_names_its_judge(preset: str) -> None:
     directory = CONFIGS / "presets" / preset
     (callback,) = yaml.safe_load((directory / "analysis.yaml").read_text())["trainer"]["callbacks+"]
     assert callback["class_path"] == "callbacks.SubspaceAblation"

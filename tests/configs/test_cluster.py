@@ -13,12 +13,12 @@ OVERLAYS = ("ddp", "fsdp", "slurm")
 DDP = "ddp_find_unused_parameters_true"
 
 
-def test_no_overlay_is_forgotten() -> None:
+def test_every_overlay_is_tested() -> None:
     assert sorted(path.stem for path in CONFIGS.glob("cluster/*.yaml")) == list(OVERLAYS)
 
 
 def parsed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *files: str, command: str = "fit") -> Any:
-    """The configuration of a command, as it would be instantiated."""
+    """The parsed configuration of a command."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["cli.py"])
     configs: list[Any] = []
@@ -36,7 +36,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *files: str, command
     ("recipe", "preset", "command"),
     [("fq_dual", "tokenizer", "fit"), ("stage2", "generator", "fit"), ("tokens", "tokens", "predict")],
 )
-def test_overlays_fit_over_recipes(
+def test_overlays_parse_with_recipes(
     recipe: str, preset: str, command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     files = [f"{recipe}.yaml", f"presets/imagenet/{preset}.yaml"]
@@ -50,7 +50,7 @@ def test_overlays_fit_over_recipes(
     ]
 
 
-def test_a_generator_is_sharded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_fsdp_overlay_shards_a_generator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = parsed(
         monkeypatch,
         tmp_path,

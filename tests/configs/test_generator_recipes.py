@@ -1,4 +1,4 @@
-"""Recipes of generators: built at their own size on the meta device, and two steps at the size of a test."""
+"""Recipes of generators: built at full size on the meta device, and trained for two steps at test size."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def built(recipe: str, preset: str, store: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[cli.CommandLine, Any]:
-    """The command line with everything instantiated, and the generator that training would build."""
+    """The instantiated command line, and the generator that training would build."""
     made: list[cli.CommandLine] = []
 
     def stop(self: cli.CommandLine) -> None:
@@ -78,9 +78,7 @@ def test_published_sizes(
 
 @pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "imagenet"])
 @pytest.mark.parametrize("recipe", GENERATORS)
-def test_a_preset_sets_sizes_and_leaves_the_rest(
-    recipe: str, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_preset_changes_only_sizes(recipe: str, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid, size = {"digits": ((4, 4), 64), "photos": ((8, 8), 1024)}[preset]
     store = write_digit_codes(tmp_path / "codes", TokenSpec((size,) * (1 if recipe == "llamagen" else 2), (grid,)))
     command, generator = built(recipe, preset, store, monkeypatch)

@@ -1,4 +1,4 @@
-"""Every YAML that ships is parsed, instantiated and, at the size of the digits, trained for two steps."""
+"""Every shipped YAML file is parsed, instantiated and, at the size of the digits, trained for two steps."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def test_overlays_are_named_after_recipes() -> None:
 def test_recipe_with_preset_is_built_on_the_meta_device(
     recipe: str, preset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Parsed and instantiated whole, big networks without memory; stopped before anything runs."""
+    """The whole configuration is parsed and instantiated, networks without memory; nothing runs."""
     if preset != "imagenet":
         write_judge(Path(f"runs/{preset}/teacher/judge.safetensors"))
     commands: list[cli.CommandLine] = []
@@ -77,7 +77,7 @@ def test_two_steps_on_digits(recipe: str, tmp_path: Path) -> None:
 
 
 def test_validate_measures_the_average_in_the_checkpoint(tmp_path: Path) -> None:
-    """`validate` reports of a checkpoint the metrics that the run reported at its end."""
+    """`validate` reports the same metrics as the end of the run."""
     judge = write_judge(tmp_path / "runs/digits/teacher/judge.safetensors")
     overrides = ["--trainer.max_steps", "3", "--trainer.val_check_interval", "2", "--trainer.limit_val_batches", "2"]
     overrides += ["--data.init_args.batch_size", "4"]
@@ -94,7 +94,7 @@ def test_validate_measures_the_average_in_the_checkpoint(tmp_path: Path) -> None
         assert of_the_checkpoint["metrics"][name] == pytest.approx(of_the_run["metrics"][name], abs=1e-6), name
 
 
-def test_f8_is_the_published_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_f8_matches_the_published_model(monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
 
     def stop(self: cli.CommandLine) -> None:
@@ -126,8 +126,8 @@ def test_two_steps_of_a_teacher(preset: str, teacher: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("preset", sorted(path.parent.name for path in CONFIGS.glob("presets/*/judge.yaml")))
-def test_two_steps_of_the_judge_and_again(preset: str, tmp_path: Path) -> None:
-    """A finished judge can be started again: it is measured and written once more."""
+def test_a_finished_judge_can_be_started_again(preset: str, tmp_path: Path) -> None:
+    """A finished judge, started again, is measured and written once more."""
     arguments = ["--config", str(CONFIGS / "judge.yaml"), "--config", str(CONFIGS / f"presets/{preset}/judge.yaml")]
     arguments += ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2"]
     written = tmp_path / f"runs/{preset}/teacher/judge.safetensors"
@@ -140,26 +140,26 @@ def test_two_steps_of_the_judge_and_again(preset: str, tmp_path: Path) -> None:
     assert metrics["validate"]["global_step"] == 2
 
 
-def figures(run: Path) -> set[str]:
+def logged_metrics(run: Path) -> set[str]:
     return set(json.loads((run / "metrics.json").read_text())["validate"]["metrics"])
 
 
-def test_what_scalar_and_continuous_recipes_measure(tmp_path: Path) -> None:
-    """The figures of iFSQ's Fig. 3 for levels, and no counts of codes where there are none."""
+def test_metrics_of_scalar_and_continuous_recipes(tmp_path: Path) -> None:
+    """Scalar quantizers log the metrics of iFSQ's Fig. 3; a continuous bottleneck logs no counts of codes."""
     judge = write_judge(tmp_path / "runs/digits/teacher/judge.safetensors")
     overrides = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "1", "--data.init_args.batch_size", "4"]
     for recipe in ("ifsq", "vae"):
         assert exit_code("fit", *digits(recipe, judge), *overrides) == 0
     runs = tmp_path / "runs/digits/tokenizer"
     uniformity = {"val/ks", "val/rmse_uniform", "val/entropy_ratio", "val/bins_hit"}
-    assert uniformity | {"val/psnr", "val/ssim", "val/usage/0"} <= figures(runs / "ifsq")
-    assert {"val/psnr", "val/ssim", "train/kl"} <= figures(runs / "vae") | {
+    assert uniformity | {"val/psnr", "val/ssim", "val/usage/0"} <= logged_metrics(runs / "ifsq")
+    assert {"val/psnr", "val/ssim", "train/kl"} <= logged_metrics(runs / "vae") | {
         name for name in json.loads((runs / "vae/metrics.json").read_text())["fit"]["metrics"]
     }
-    assert not any("usage" in name or name in uniformity for name in figures(runs / "vae"))
+    assert not any("usage" in name or name in uniformity for name in logged_metrics(runs / "vae"))
 
 
-def test_predict_says_that_an_autoencoder_has_no_codes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_predict_rejects_an_autoencoder(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     judge = write_judge(tmp_path / "runs/digits/teacher/judge.safetensors")
     overrides = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "1", "--data.init_args.batch_size", "4"]
     assert exit_code("fit", *digits("ae", judge), *overrides) == 0
@@ -170,7 +170,7 @@ def test_predict_says_that_an_autoencoder_has_no_codes(tmp_path: Path, capsys: p
 
 
 @pytest.mark.parametrize(("recipe", "alpha"), [("fsq", 2.0), ("ifsq", 1.6)])
-def test_scalar_recipes_are_the_papers_model(recipe: str, alpha: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scalar_recipes_match_the_paper(recipe: str, alpha: float, monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
 
     def stop(self: cli.CommandLine) -> None:

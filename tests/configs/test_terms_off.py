@@ -1,4 +1,4 @@
-"""Each term of fq_triple's objective is switched off by one word of the command line, for the ablation."""
+"""One command-line option switches off each term of fq_triple's objective, for the ablation."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ SWITCHES = {
     "commitment": f"{BRANCH}.commitment_weight",
     "entropy": f"{BRANCH}.entropy_weight",
 }
-FILES = {"perceptual": "judge", "alignment_mid": "mid", "alignment_high": "high"}  # what a term's network is read from
+FILES = {"perceptual": "judge", "alignment_mid": "mid", "alignment_high": "high"}  # the file of a term's network
 
 
 @pytest.mark.parametrize("off", [None, *SWITCHES])
@@ -35,7 +35,7 @@ def test_a_term_of_weight_0_is_neither_computed_nor_built(
     monkeypatch.setattr("sys.argv", ["cli.py"])
     judge = write_judge(tmp_path / "runs/digits/teacher/judge.safetensors")
     if off in FILES:
-        judge.with_name(f"{FILES[off]}.safetensors").unlink()  # nothing asks for it
+        judge.with_name(f"{FILES[off]}.safetensors").unlink()  # no term reads it
     built: list[TokenizerModule] = []
 
     def stop(self: cli.CommandLine) -> None:

@@ -1,4 +1,4 @@
-"""configs/tokens.yaml under every preset."""
+"""configs/tokens.yaml with every preset."""
 
 from pathlib import Path
 
@@ -12,8 +12,10 @@ from tests.support.tokenizers import tiny_tokenizer
 
 
 @pytest.mark.parametrize(("preset", "views"), [("digits", 1), ("photos", 2), ("imagenet", 10)])
-def test_tokens_are_set_up(preset: str, views: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parsed and instantiated whole, but for the tokenizer; stopped before anything runs."""
+def test_the_token_recipe_is_instantiated_under_each_preset(
+    preset: str, views: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything but the tokenizer is parsed and instantiated; nothing runs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["cli.py"])
     asked: list[str] = []

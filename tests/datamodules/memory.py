@@ -1,4 +1,4 @@
-"""A source that holds its images in memory, some of them damaged on purpose; and a module that writes down batches."""
+"""A source that holds its images in memory, some of them damaged on purpose; and a module that records batches."""
 
 import hashlib
 
@@ -44,7 +44,7 @@ class MemorySource(ImageSource):
 
 
 class Diary(LightningModule):
-    """Writes down, batch by batch, which images came and a hash of their pixels."""
+    """Records the images of each batch and a hash of their pixels."""
 
     def __init__(self) -> None:
         super().__init__()

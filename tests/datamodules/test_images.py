@@ -66,7 +66,7 @@ def test_padding_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [batch["index"].tolist() for batch in datamodule.val_dataloader()] == [[1, 3, 5, -1]]
 
 
-def test_lightnings_own_sampler_is_refused_on_several_ranks() -> None:
+def test_lightnings_sampler_is_rejected_on_several_ranks() -> None:
     datamodule = data(MemorySource())
     datamodule.trainer = quiet_trainer(devices=2, strategy="ddp_spawn", use_distributed_sampler=True)
     with pytest.raises(ValueError, match="use_distributed_sampler=false"):
@@ -79,7 +79,7 @@ def test_overfit_batches_repeats_one_batch() -> None:
     assert diary.batches == [diary.batches[0]] * 2
 
 
-def test_limited_epochs_go_on_through_the_images() -> None:
+def test_limited_epochs_continue_through_the_images() -> None:
     whole, limited = Diary(), Diary()
     quiet_trainer(max_steps=6, limit_val_batches=0).fit(whole, datamodule=data(MemorySource()))
     quiet_trainer(max_steps=6, limit_val_batches=0, limit_train_batches=2).fit(limited, datamodule=data(MemorySource()))
@@ -87,7 +87,7 @@ def test_limited_epochs_go_on_through_the_images() -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_unreadable_training_images_are_replaced_and_named_once(
+def test_unreadable_training_images_are_replaced_and_reported_once(
     num_workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     diary = Diary()
@@ -98,7 +98,7 @@ def test_unreadable_training_images_are_replaced_and_named_once(
     assert messages == ["rank 0 skips an unreadable train image: memory/0/5.png (OSError: image file is truncated)"]
     assert [len(indices) for indices, _ in diary.batches] == [4] * 15
     assert all(5 not in indices for indices, _ in diary.batches)
-    # nothing but the bad image's place has changed
+    # only the row of the unreadable image has changed
     intact = Diary()
     quiet_trainer(max_epochs=3, limit_val_batches=0).fit(intact, datamodule=data(MemorySource()))
     for (with_bad, _), (without, _) in zip(diary.batches, intact.batches, strict=True):
@@ -126,7 +126,7 @@ def test_a_batch_without_any_readable_image() -> None:
         quiet_trainer().validate(Diary(), datamodule=datamodule, verbose=False)
 
 
-def test_a_mistake_in_the_code_is_no_bad_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_code_is_not_an_unreadable_image(monkeypatch: pytest.MonkeyPatch) -> None:
     datamodule = data(MemorySource())
     monkeypatch.setattr(datamodule.dataset("train").records, "load", lambda index: None.size)
     with pytest.raises(AttributeError):
@@ -155,15 +155,15 @@ def test_a_config_names_the_source() -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"seed": -1}, {"max_bad_fraction": 1.5}, {"crop_fraction": (0.0, 1.0)}])
-def test_impossible_arguments_are_refused(arguments: dict) -> None:
+def test_invalid_arguments_are_rejected(arguments: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         data(MemorySource(), **arguments)
 
 
-def test_importing_stays_cheap() -> None:
+def test_imports_are_cheap() -> None:
     heavy = {"datasets", "sklearn", "skimage", "torchvision"}
     for path in Path(datamodules.__file__).parent.rglob("*.py"):
-        for node in ast.parse(path.read_text()).body:  # what runs on import; functions may import what they like
+        for node in ast.parse(path.read_text()).body:  # statements that run on import; functions may import anything
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             assert not heavy & {name.split(".")[0] for name in names}, path

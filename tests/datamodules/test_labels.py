@@ -1,4 +1,4 @@
-"""Labels to sample: which, in which order, and by which rank."""
+"""Labels to sample: values, order, and distribution over ranks."""
 
 from types import SimpleNamespace
 
@@ -21,7 +21,7 @@ def drawn(data: LabelDataModule, rank: int = 0, ranks: int = 1, num_classes: int
     return dict(pairs)
 
 
-def test_balanced_labels_are_balanced_from_the_first_on() -> None:
+def test_balanced_labels_cycle_through_the_classes() -> None:
     labels = LabelDataModule(10).labels(4)
     assert labels.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
 
@@ -35,14 +35,14 @@ def test_a_list_is_repeated_and_random_follows_the_seed() -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 @pytest.mark.parametrize("batch_size", [1, 3, 5])
-def test_ranks_share_all_images_whatever_the_batches(ranks: int, batch_size: int) -> None:
+def test_ranks_share_all_images_for_any_batch_size(ranks: int, batch_size: int) -> None:
     data = LabelDataModule(23, batch_size=batch_size, part_size=5)
     shares = [drawn(data, rank, ranks) for rank in range(ranks)]
     together = {index: label for share in shares for index, label in share.items()}
     assert sum(map(len, shares)) == 23 and together == {i: i % 4 for i in range(23)}
 
 
-def test_finished_parts_are_left_out_and_the_rest_dealt_evenly() -> None:
+def test_finished_parts_are_skipped_and_the_rest_shared_evenly() -> None:
     data = LabelDataModule(23, batch_size=5, part_size=5)
     data.leave_out({0, 2})
     shares = [drawn(data, rank, 2) for rank in range(2)]
@@ -50,7 +50,7 @@ def test_finished_parts_are_left_out_and_the_rest_dealt_evenly() -> None:
 
 
 @pytest.mark.parametrize("label", [-1, 4])
-def test_a_class_out_of_range_names_both_sides(label: int) -> None:
+def test_a_class_out_of_range_is_rejected(label: int) -> None:
     with pytest.raises(ValueError, match=rf"class {label}, and the generator knows the 4 classes 0 … 3"):
         LabelDataModule(5, [0, label]).labels(4)
 
@@ -64,6 +64,6 @@ def test_a_class_out_of_range_names_both_sides(label: int) -> None:
         ({"num_images": 1, "seed": -1}, "seed=-1"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(arguments: dict, says: str) -> None:
+def test_invalid_settings_are_rejected(arguments: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         LabelDataModule(**arguments)

@@ -1,4 +1,4 @@
-"""PostScript under the name of an image: Pillow would hand it to Ghostscript, which runs whatever it says."""
+"""PostScript named like an image: Pillow would pass it to Ghostscript, which executes it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ POSTSCRIPT = (
 
 @pytest.fixture(autouse=True)
 def ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program `gs` on the path, that leaves a file when it is started."""
+    """A program `gs` on PATH that writes a file when it is started."""
     program = tmp_path / "bin" / "gs"
     program.parent.mkdir()
     program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\nexit 1\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow remembers that there was none
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow caches the absence of Ghostscript
     return tmp_path / "ran"
 
 
@@ -55,7 +55,7 @@ def hub(root: Path) -> ImageSource:
     return HubSource(str(root / "saved"))
 
 
-def test_without_the_list_of_formats_it_would_run(ghostscript: Path, tmp_path: Path) -> None:
+def test_ghostscript_would_run_without_the_list_of_formats(ghostscript: Path, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(POSTSCRIPT)
     with pytest.raises(Exception), Image.open(tmp_path / "x.png") as image:  # noqa: B017
         image.load()
@@ -63,7 +63,9 @@ def test_without_the_list_of_formats_it_would_run(ghostscript: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("source", [folder, hub])
-def test_it_is_an_unreadable_image(source, ghostscript: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_postscript_is_an_unreadable_image(
+    source, ghostscript: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     images = source(tmp_path / "data")
     split = images.split("validation")
     for index in range(1, len(split)):

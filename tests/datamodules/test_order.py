@@ -11,7 +11,7 @@ def batches(draws: list, batch_size: int) -> list:
     return [draws[start : start + batch_size] for start in range(0, len(draws), batch_size)]
 
 
-def test_two_ranks_make_the_global_batch_of_one() -> None:
+def test_two_ranks_draw_the_global_batch_of_one() -> None:
     alone = batches(training_draws(22, 4), 4)
     left, right = (batches(training_draws(22, 2, rank, 2), 2) for rank in range(2))
     assert [a + b for a, b in zip(left, right, strict=True)] == alone
@@ -42,7 +42,7 @@ def test_order_depends_on_seed_and_epoch() -> None:
     assert images[0] != images[1]
 
 
-def test_too_few_images_for_one_global_batch() -> None:
+def test_too_few_images_for_one_global_batch_are_rejected() -> None:
     with pytest.raises(ValueError, match="holds 7 images, fewer than one global batch of 8"):
         TrainingOrder(7, 4, 0, 2, 0, lambda: 0)
 
@@ -59,6 +59,6 @@ def test_evaluation_shows_every_image_once(length: int, world_size: int) -> None
         assert indices == list(range(length))
 
 
-def test_streams_do_not_meet() -> None:
+def test_random_streams_differ() -> None:
     keys = [("order", 3, 1), ("augmentation", 3, 1, 0), ("augmentation", 3, 1, 1), ("replacement", 3, 1, 0)]
     assert len({int(seeded_generator(*key).integers(2**62)) for key in keys}) == 4

@@ -1,4 +1,4 @@
-"""Interrupted and resumed is uninterrupted: the same images with the same pixels, batch by batch."""
+"""A resumed run equals an uninterrupted one: the same images with the same pixels, batch by batch."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[list, Path]
     return fit(data(), enable_checkpointing=True, callbacks=[every]), folder
 
 
-def test_epochs_differ_in_order_and_leave_out_the_rest(uninterrupted: tuple[list, Path]) -> None:
+def test_epochs_differ_in_order_and_drop_the_remainder(uninterrupted: tuple[list, Path]) -> None:
     batches, _ = uninterrupted
     assert len(batches) == STEPS
     first, second = ([index for indices, _ in batches[start : start + 5] for index in indices] for start in (0, 5))
@@ -86,7 +86,7 @@ class SaveAfterValidation(Callback):
 def test_resume_after_validation(uninterrupted: tuple[list, Path], tmp_path: Path) -> None:
     validation = {"limit_val_batches": 1, "val_check_interval": 2, "num_sanity_val_steps": 2}
     batches = fit(data(), callbacks=[SaveAfterValidation(tmp_path)], **validation)
-    assert batches == uninterrupted[0]  # validating in between, and before, disturbs nothing
+    assert batches == uninterrupted[0]  # a validation before or in between changes nothing
     assert fit(data(), tmp_path / "2.ckpt", **validation) == batches[2:]
     assert fit(data(2), tmp_path / "7.ckpt", **validation) == batches[7:]
 
@@ -114,7 +114,7 @@ def test_a_batch_that_failed_is_trained_again(uninterrupted: tuple[list, Path], 
     assert fit(data(), tmp_path / "failed.ckpt") == uninterrupted[0][8:]
 
 
-def test_asking_for_the_number_of_steps_early_loses_nothing(uninterrupted: tuple[list, Path]) -> None:
+def test_reading_estimated_steps_early_loses_no_batch(uninterrupted: tuple[list, Path]) -> None:
     class Early(Diary):
         def configure_optimizers(self) -> torch.optim.Optimizer:
             assert self.trainer.estimated_stepping_batches > 0
@@ -122,7 +122,7 @@ def test_asking_for_the_number_of_steps_early_loses_nothing(uninterrupted: tuple
 
     batches, folder = uninterrupted
     diary, trainer = Early(), quiet_trainer(max_epochs=3, limit_val_batches=0)
-    # with workers the loader runs ahead as soon as it is asked for
+    # with workers the loader prefetches as soon as it is created
     trainer.fit(diary, datamodule=data(num_workers=2), ckpt_path=folder / "step=3.ckpt", weights_only=True)
     assert diary.batches[: STEPS - 3] == batches[3:]
 
@@ -142,14 +142,16 @@ def test_loading_does_not_touch_the_global_generator() -> None:
         ({"source": MemorySource(length=24)}, "length was 22 and is 24"),
     ],
 )
-def test_another_order_is_refused_inside_an_epoch(uninterrupted: tuple[list, Path], change: dict, message: str) -> None:
+def test_another_order_is_rejected_inside_an_epoch(
+    uninterrupted: tuple[list, Path], change: dict, message: str
+) -> None:
     _, folder = uninterrupted
     with pytest.raises(ValueError, match=message):
         fit(data(**change), folder / "step=3.ckpt")
-    fit(data(**change), folder / "step=5.ckpt")  # between epochs it is the user's business
+    fit(data(**change), folder / "step=5.ckpt")  # between epochs the user may change it
 
 
-def test_another_batch_size_begins_at_the_next_epoch(uninterrupted: tuple[list, Path], tmp_path: Path) -> None:
+def test_another_batch_size_starts_at_the_next_epoch(uninterrupted: tuple[list, Path], tmp_path: Path) -> None:
     every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     resumed = fit(
         data(batch_size=2),
@@ -160,33 +162,33 @@ def test_another_batch_size_begins_at_the_next_epoch(uninterrupted: tuple[list, 
     )
     images = [index for indices, _ in resumed for index in indices]
     assert images == [index for indices, _ in uninterrupted[0][10:] for index in indices][:10]
-    # and the moved count resumes as well
+    # and the adjusted position resumes as well
     assert fit(data(batch_size=2), tmp_path / "step=12.ckpt", max_steps=15) == resumed[2:]
 
 
-def test_other_classes_are_refused(uninterrupted: tuple[list, Path]) -> None:
+def test_other_classes_are_rejected(uninterrupted: tuple[list, Path]) -> None:
     source = MemorySource()
     source.classes = {"even": 1, "odd": 0}
     with pytest.raises(ValueError, match="'even': class 0 in the checkpoint, 1 in the data"):
         fit(data(source=source), uninterrupted[1] / "step=5.ckpt")
-    # evaluating on other data is no resume
+    # evaluation on other data is allowed
     quiet_trainer().validate(
         Diary(), datamodule=data(source=source), ckpt_path=uninterrupted[1] / "step=5.ckpt", verbose=False
     )
 
 
-def test_workers_outlive_the_signals_of_a_cluster() -> None:
+def test_workers_survive_the_signals_of_a_cluster() -> None:
     module = data(num_workers=1)
     loader = module._loader(range(8), range(8), batch_size=2, collate=list)
     batches = iter(loader)
     first = next(batches)
     for signum in (signal.SIGUSR1, signal.SIGTERM):
         os.kill(batches._workers[0].pid, signum)
-    time.sleep(0.2)  # a worker that dies makes the main process raise
+    time.sleep(0.2)  # a dead worker would raise in the main process
     assert [first, *batches] == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
-def test_a_killed_worker_is_named() -> None:
+def test_a_killed_worker_is_reported() -> None:
     batches = iter(data(num_workers=1)._loader(range(100), range(100), batch_size=2, collate=list))
     next(batches)
     worker = batches._workers[0].pid
@@ -195,8 +197,8 @@ def test_a_killed_worker_is_named() -> None:
         list(batches)
 
 
-def test_a_killed_worker_is_named_in_spite_of_torchs_own_error(caplog: pytest.LogCaptureFixture) -> None:
-    """Torch's handler of SIGCHLD raises while the worker is waited for, whose end comes after its connections'."""
+def test_a_killed_worker_is_reported_despite_torchs_own_error(caplog: pytest.LogCaptureFixture) -> None:
+    """torch's SIGCHLD handler raises while the data module waits for the worker to end."""
 
     class Worker:
         pid, exitcode = 7, None

@@ -20,7 +20,7 @@ def write(path: Path, shade: int) -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Two classes; the shade of an image is ten times its place in the listing."""
+    """Two classes; the grey level of an image is ten times its index."""
     root = tmp_path / "imagenet"
     names = ["n01/b.JPEG", "n01/c.png", "n02/a.jpeg", "n02/d.PNG", "n02/e.jpg"]
     for shade, name in enumerate(names):
@@ -52,7 +52,7 @@ def test_folder_accepts_validation_for_val_and_a_class_without_validation_images
     assert len(records) == 1 and records.label(0) == 1
 
 
-def test_folder_names_the_path_and_the_remedy(tree: Path) -> None:
+def test_folder_errors_name_path_and_remedy(tree: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere is not a folder: set data.source.root"):
         FolderSource("nowhere").split("train")
     (tree / "train" / "n03").mkdir()
@@ -168,7 +168,7 @@ def test_hub_numbers_plain_labels(tmp_path: Path, train: list, validation: list,
 
 
 @pytest.mark.usefixtures("hub_cache")
-def test_hub_refuses_unlabelled_rows_and_wrong_paths(tmp_path: Path) -> None:
+def test_hub_rejects_unlabelled_rows_and_wrong_paths(tmp_path: Path) -> None:
     from datasets import DatasetDict
 
     DatasetDict(train=hub_table([2, 0], 0), validation=hub_table([-1], 0)).save_to_disk(str(tmp_path / "saved"))
@@ -179,7 +179,7 @@ def test_hub_refuses_unlabelled_rows_and_wrong_paths(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("hub_cache")
-def test_hub_lists_damaged_images_and_loading_them_says_so(tmp_path: Path) -> None:
+def test_hub_lists_damaged_images_and_loading_them_fails(tmp_path: Path) -> None:
     from datasets import DatasetDict
 
     tables = DatasetDict(train=hub_table([2, 0], 0), validation=hub_table([1], 0, cut=True))
@@ -230,13 +230,13 @@ def test_photos_windows_are_a_function_of_the_seed() -> None:
     assert first.describe(300).startswith("data/brick.png, window at row ")
 
 
-def test_photos_refuse_a_window_that_does_not_fit() -> None:
+def test_photos_reject_a_window_that_does_not_fit() -> None:
     with pytest.raises(ValueError, match=r"coins.*192 or less|chelsea.*225 or less"):
         PhotosSource(window=230).split("train")
 
 
 @pytest.mark.usefixtures("hub_cache")
-def test_hub_refuses_labels_that_number_no_classes(tmp_path: Path) -> None:
+def test_hub_rejects_labels_that_number_no_classes(tmp_path: Path) -> None:
     from datasets import Dataset, DatasetDict
 
     table = Dataset.from_dict({"image": [b"", b""], "label": [0, 1_000_000_000]})

@@ -1,4 +1,4 @@
-"""Codes as batches: views by epoch, exact resuming, selection of sub_codes, and stores that do not fit."""
+"""Batches of codes: views by epoch, exact resuming, selection of sub-codes, and incompatible stores."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 class Diary(LightningModule):
-    """Writes down which batches came."""
+    """Records the batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def test_workers_and_interruptions_change_nothing(
     assert fit(data, folder / f"step={step}.ckpt" if step else None) == batches[step:]
 
 
-def test_validation_is_the_centre_of_each_image_in_order(root: Path) -> None:
+def test_validation_reads_the_centre_crops_in_order(root: Path) -> None:
     diary = Diary()
     data = TokenDataModule(str(root), sub_codes=[1], batch_size=4, num_workers=0)
     quiet_trainer().validate(diary, datamodule=data, verbose=False)
@@ -94,7 +94,7 @@ def test_validation_is_the_centre_of_each_image_in_order(root: Path) -> None:
     assert {value.dtype for value in batch.values()} == {torch.int64}
 
 
-def test_specs_speak_of_the_codes_that_come(root: Path) -> None:
+def test_specs_describe_the_selected_codes(root: Path) -> None:
     data = TokenDataModule(str(root), sub_codes=[1])
     assert data.spec == TokenSpec((12,), ((2, 3),)) and data.full_spec == TokenSpec((16, 12), ((2, 3),))
     assert (data.num_classes, data.class_to_idx) == (2, {"even": 0, "odd": 1})
@@ -105,26 +105,28 @@ def test_specs_speak_of_the_codes_that_come(root: Path) -> None:
 @pytest.mark.parametrize(
     ("sub_codes", "said"), [([2], "has sub-codes 0 to 1, and no 2"), ([], "name each"), ([0, 0], "name each")]
 )
-def test_codebooks_that_are_not_there_are_refused(root: Path, sub_codes: list[int], said: str) -> None:
+def test_missing_sub_codes_are_rejected(root: Path, sub_codes: list[int], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         TokenDataModule(str(root), sub_codes)
 
 
-def test_splits_of_two_tokenizers_are_refused(tmp_path: Path) -> None:
+def test_splits_of_two_tokenizers_are_rejected(tmp_path: Path) -> None:
     write_store(tmp_path / "train", plan_of("train"))
     write_store(tmp_path / "validation", plan_of("validation", 7, tokenizer_fingerprint="f" * 64))
     with pytest.raises(TokenStoreError, match=r"validation holds .*\(ffffffffffff…\), and that of .*train is another"):
         TokenDataModule(str(tmp_path))
 
 
-def test_a_run_does_not_go_on_with_codes_of_another_tokenizer(tmp_path: Path, uninterrupted: tuple[list, Path]) -> None:
+def test_a_run_does_not_resume_with_codes_of_another_tokenizer(
+    tmp_path: Path, uninterrupted: tuple[list, Path]
+) -> None:
     other = TokenDataModule(str(write_stores(tmp_path, tokenizer_fingerprint="f" * 64)), batch_size=4, seed=3)
     with pytest.raises(TokenStoreError, match=r"\(ffffffffffff…\), and the one whose codes this run was trained on"):
         fit(other, uninterrupted[1] / "step=3.ckpt")
 
 
 def test_a_flipped_code_is_found_before_the_first_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within its codebook, in a file of the old size and time; and what is whole is read but once."""
+    """The code stays within its codebook, and the file keeps size and time; an intact store is read only once."""
     write_stores(tmp_path)
     data = TokenDataModule(str(tmp_path), batch_size=4, num_workers=0)
     fit(data, max_steps=1)
@@ -147,8 +149,8 @@ def test_a_flipped_code_is_found_before_the_first_fit(tmp_path: Path, monkeypatc
     quiet_trainer().validate(Diary(), datamodule=damaged, verbose=False)
 
 
-def test_codes_beyond_their_codebook_are_named(tmp_path: Path) -> None:
-    """A store whose manifest is not of its shards: nothing wrong is fed to an embedding table."""
+def test_codes_beyond_their_codebook_are_reported(tmp_path: Path) -> None:
+    """A manifest that does not match its shards; no invalid code reaches an embedding table."""
     write_stores(tmp_path)
     manifest = tmp_path / "train/manifest.json"
     text = manifest.read_text()
@@ -158,7 +160,7 @@ def test_codes_beyond_their_codebook_are_named(tmp_path: Path) -> None:
         next(iter(data.train_dataloader()))
 
 
-def test_classes_beyond_the_stores_own_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_beyond_those_of_the_store_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Classes are checked here, since checks in a training step would make the host wait for the device."""
     write_stores(tmp_path)
     monkeypatch.setattr(TokenStore, "label", lambda self, row: len(self.class_to_idx))

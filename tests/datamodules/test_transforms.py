@@ -14,7 +14,7 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def box_halved(pixels: np.ndarray) -> np.ndarray:
-    """Mean of each 2 x 2 block, written out."""
+    """Mean of each 2 x 2 block."""
     height, width = pixels.shape[0] // 2 * 2, pixels.shape[1] // 2 * 2
     blocks = pixels[:height, :width].astype(np.float64).reshape(height // 2, 2, width // 2, 2, 3)
     return blocks.mean(axis=(1, 3))
@@ -22,7 +22,9 @@ def box_halved(pixels: np.ndarray) -> np.ndarray:
 
 def test_halves_with_box_then_ends_with_bicubic() -> None:
     image = noise(200, 96)
-    halved = resize_short_side(image, 48)  # one halving reaches the target, and bicubic to the same size is nothing
+    halved = resize_short_side(
+        image, 48
+    )  # one halving reaches the target, and bicubic to the same size changes nothing
     assert halved.size == (100, 48)
     assert np.abs(np.asarray(halved) - box_halved(np.asarray(image))).max() <= 1  # two roundings
     not_halved = resize_short_side(image, 49)  # 96 < 2 x 49: bicubic alone
@@ -42,7 +44,7 @@ def test_small_images_are_enlarged() -> None:
 
 
 @pytest.mark.parametrize("size", [(101, 64), (64, 101), (64, 64)])
-def test_evaluation_takes_the_middle(size: tuple[int, int]) -> None:
+def test_evaluation_crops_the_centre(size: tuple[int, int]) -> None:
     image = noise(*size)
     out = EvaluationTransform(64)(image)
     left, top = (size[0] - 64) // 2, (size[1] - 64) // 2
@@ -90,7 +92,7 @@ def test_flip_can_be_switched_off_and_fractions_narrowed() -> None:
         assert torch.equal(transform(image, np.random.default_rng(seed)), EvaluationTransform(32)(image))
 
 
-def test_training_crop_depends_on_the_generator_alone() -> None:
+def test_training_crop_depends_on_the_generator_only() -> None:
     image, transform = noise(60, 60), TrainingTransform(32)
     first = transform(image, np.random.default_rng(1))
     np.random.default_rng(2).random()
@@ -99,7 +101,7 @@ def test_training_crop_depends_on_the_generator_alone() -> None:
 
 
 @pytest.mark.parametrize("fraction", [(0.0, 1.0), (0.9, 0.8), (0.8, 1.1)])
-def test_impossible_crop_fractions_are_refused(fraction: tuple[float, float]) -> None:
+def test_invalid_crop_fractions_are_rejected(fraction: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="crop_fraction"):
         TrainingTransform(32, fraction)
 
@@ -144,6 +146,6 @@ def test_palettes_with_and_without_transparency() -> None:
 @pytest.mark.parametrize(
     "image", [Image.new("I", (2, 2), 70000), Image.new("I", (2, 2), -1), Image.new("F", (2, 2), float("nan"))]
 )
-def test_values_outside_the_range_are_refused(image: Image.Image) -> None:
+def test_values_outside_the_range_are_rejected(image: Image.Image) -> None:
     with pytest.raises(ValueError, match=f"mode {image.mode} "):
         to_rgb(image)

@@ -13,7 +13,7 @@ def picture(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def test_the_centre_is_what_evaluation_shows() -> None:
+def test_the_centre_view_equals_the_evaluation_crop() -> None:
     image = picture(45, 37)
     views = ViewsTransform(16, Views())(image)
     assert views.shape == (1, 3, 16, 16)
@@ -22,8 +22,8 @@ def test_the_centre_is_what_evaluation_shows() -> None:
     assert torch.equal(both[0], views[0]) and torch.equal(both[1], views[0].flip(-1))
 
 
-def test_ten_crop_is_four_corners_and_the_centre_of_281_pixels_and_their_mirror_images() -> None:
-    image = picture(281, 281)  # so that nothing is resized
+def test_ten_crop_has_corners_and_centre_of_281_pixels_and_mirror_images() -> None:
+    image = picture(281, 281)  # no resizing
     pixels = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy()) / 127.5 - 1
     views = ViewsTransform(256, Views("ten_crop", flip=True))(image)
     places = [(12, 12), (0, 0), (0, 25), (25, 0), (25, 25)]  # centre first, then the corners
@@ -34,7 +34,7 @@ def test_ten_crop_is_four_corners_and_the_centre_of_281_pixels_and_their_mirror_
     assert len(views) == 10
 
 
-def test_views_are_named_in_their_order() -> None:
+def test_names_follow_the_order_of_the_views() -> None:
     assert Views().names == ("centre of 1",)
     five = Views("ten_crop").names
     assert five == tuple(
@@ -48,6 +48,6 @@ def test_views_are_named_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("enlargements", [(), (0.9,)])
-def test_views_smaller_than_the_image_are_refused(enlargements: tuple[float, ...]) -> None:
+def test_views_smaller_than_the_image_are_rejected(enlargements: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="views.enlargements=.*at least 1"):
         Views("ten_crop", enlargements=enlargements)

@@ -89,8 +89,8 @@ def test_a_stage_locked_by_another_process_is_not_replaced() -> None:
     tokenizer, *_ = rows()
     record(tokenizer, Path("runs/digits/tokenizer/fq_dual"))
     tokenizer.directory.mkdir(parents=True)
-    with tokenizer.log.open("a") as somebody:
-        fcntl.flock(somebody, fcntl.LOCK_EX)
+    with tokenizer.log.open("a") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
         assert adopted() == {}
     assert [*adopted()] == [tokenizer.directory]
 

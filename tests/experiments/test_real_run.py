@@ -17,7 +17,7 @@ from tests.support.recipes import write_judge
 
 
 @pytest.mark.slow
-def test_two_rows_through_the_command_line(
+def test_a_failing_row_does_not_stop_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     """One row trains two steps with a term set to null; the other fails without its judge."""
@@ -45,7 +45,7 @@ def test_two_rows_through_the_command_line(
 
 
 @pytest.mark.slow
-def test_from_a_tokenizer_to_metrics_of_samples(
+def test_a_row_runs_from_tokenizer_to_sample_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """Stages find their inputs, and the table finds the metrics; in one process, to save imports."""

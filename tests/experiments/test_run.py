@@ -65,7 +65,7 @@ def test_the_directory_depends_on_the_content_of_the_files(tmp_path: Path, monke
     assert directories(Stage("tokenizer", "vq", "tokenizer")) != before
 
 
-def test_dotted_keys_become_mappings_and_the_later_counts() -> None:
+def test_dotted_keys_become_mappings_and_later_keys_win() -> None:
     assert nested({"a.b.c": 1, "a.b.d": None, "e": [1]}) == {"a": {"b": {"c": 1, "d": None}}, "e": [1]}
     assert nested({"a.b.c": 1, "a.b": None}) == {"a": {"b": None}}
     value = {"class_path": "X"}
@@ -274,7 +274,7 @@ def test_run_writes_the_results_of_all_seeds(tmp_path: Path) -> None:
     assert {record["seed"] for record in content["records"]} == {0, 1}
 
 
-def test_a_metric_that_no_run_has_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_an_unknown_metric_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = write_experiment(tmp_path, ("val/psnr", "val/ssim"))
     assert main(["run", str(file)]) == 0
     assert main(["show", str(file)]) == 0

@@ -25,7 +25,7 @@ COMPOSED: set[str] = set()  # many tables share stages
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", names())
-def test_shipped_experiment_can_be_composed(name: str) -> None:
+def test_every_shipped_experiment_composes(name: str) -> None:
     experiment = load(name)
     assert experiment.name == name
     for preset in experiment.presets:
@@ -53,7 +53,7 @@ PRESETS = (
 )
 
 
-def test_a_preset_has_sizes_and_columns_of_its_own(tmp_path: Path) -> None:
+def test_sizes_and_columns_depend_on_the_preset(tmp_path: Path) -> None:
     file = str(write_experiment(tmp_path, *PRESETS))
     sizes = ("trainer.max_steps", "trainer.val_check_interval", "data.init_args.batch_size")
 
@@ -145,7 +145,7 @@ def test_errors_name_file_line_and_row(
         ),
     ],
 )
-def test_a_wrong_override_is_named_before_anything_runs(
+def test_a_wrong_override_is_reported_before_anything_runs(
     old: str, new: str, expected: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     text = refused(write_experiment(tmp_path, (old, new)), capsys)

@@ -1,4 +1,4 @@
-"""Stage 1, stage 2 and what passes between them, through the command line on a store of a few images."""
+"""Stage 1, stage 2 and the handover between them, through the command line on a store of a few images."""
 
 import hashlib
 import json
@@ -49,8 +49,8 @@ def fit(recipe: str, store: Path, *overrides: str, stage: str | None = None) -> 
     return torch.load(f"runs/digits/{stage}/checkpoints/last.ckpt", weights_only=True)
 
 
-def refused(capsys: pytest.CaptureFixture, command: str, *arguments: str) -> str:
-    """What a command says that it cannot do."""
+def error_of(capsys: pytest.CaptureFixture, command: str, *arguments: str) -> str:
+    """Error message of a command."""
     assert exit_code(command, *arguments) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
@@ -84,7 +84,7 @@ def stage2(store: Path, *overrides: str, stage: str | None = None) -> dict[str, 
 
 
 class Watch(Callback):
-    """What happens to weights from step to step: the module's own checkpoints would be too few."""
+    """Records weights at every step, since checkpoints are too few."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, torch.Tensor]] = []
@@ -122,7 +122,7 @@ def section(recipe: str, command: str = "validate") -> dict[str, float]:
 
 
 def test_losses_before_and_after_training(store: Path) -> None:
-    """Zero-initialised outputs: ln K for every sub-code; and bits an image count all positions and sub-codes."""
+    """Zero-initialised outputs give ln K for every sub-code; bits per image count all positions and sub-codes."""
     assert exit_code("validate", *tiny("far_base", store), "--ckpt_path", "null") == 0
     before = section("far_base")
     for name in ("val/nll", "val/nll/0", "val/nll/1"):
@@ -138,7 +138,7 @@ def test_losses_before_and_after_training(store: Path) -> None:
 
 
 def test_validation_is_a_mean_over_images_and_drops_padding(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same figure in batches of 4 (the last one short), with two rows that pad it, and in one batch."""
+    """Equal in batches of 4 (the last one short), with two padding rows, and in one batch."""
     fit("far_base", store)
     expected = section("far_base")
     assert exit_code("validate", *tiny("far_base", store), "--data.init_args.batch_size", "4") == 0
@@ -156,7 +156,7 @@ def test_validation_is_a_mean_over_images_and_drops_padding(store: Path, monkeyp
     assert section("far_base")["val/bits_per_image"] == pytest.approx(expected["val/bits_per_image"], abs=1e-4)
 
 
-def test_the_checkpoint_says_which_codes_it_writes(stage1: Path) -> None:
+def test_the_checkpoint_records_its_codes(stage1: Path) -> None:
     record = torch.load(stage1 / "checkpoints/last.ckpt", weights_only=True)["generator"]
     assert GeneratorRecord.from_plain(record, "").to_plain() == record
     assert record["spec"] == {"codebook_sizes": [8], "scales": [[2, 3]]}
@@ -171,10 +171,10 @@ def test_the_checkpoint_says_which_codes_it_writes(stage1: Path) -> None:
     assert load_generator(stage1).spec.codebook_sizes == (8,)
 
 
-def test_stage_2_begins_where_stage_1_ended(
+def test_stage_2_starts_from_the_hidden_states_of_stage_1(
     stage1: Path, store: Path, watch: Watch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Equal hidden states, of the averaged weights stage 1 is judged by; and all that is said of it."""
+    """Hidden states equal those of stage 1's averaged weights; messages and lineage describe the handover."""
     with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
         checkpoint = stage2(store)
     before, generator = load_generator(stage1), load_generator(run("stage2"))
@@ -195,8 +195,8 @@ def test_stage_2_begins_where_stage_1_ended(
     assert "\nfresh (" in caplog.text and "\nleft behind (0)" in caplog.text
 
 
-def test_the_average_starts_from_what_was_handed_over(stage1: Path, store: Path) -> None:
-    """After one update with decay 2/11, an average that began with fresh weights would be far away."""
+def test_the_average_starts_from_the_handed_over_weights(stage1: Path, store: Path) -> None:
+    """After one update with decay 2/11, an average that started from fresh weights would be far away."""
     checkpoint = stage2(store, "--model.init_args.freeze_carried_steps", "9")
     average = checkpoint["callbacks"]["EMA"]["average"]
     torch.testing.assert_close(average[f"generator.{WEIGHT}"], checkpoint["state_dict"][f"generator.{WEIGHT}"])
@@ -217,7 +217,7 @@ def record(sub_codes: tuple[int, ...], run: str = "tokenizer", fingerprint: str 
     return GeneratorRecord(spec.select(sub_codes), spec, sub_codes, run, fingerprint, 1, {"a": 0}, lineage)
 
 
-def test_which_sub_codes_an_earlier_run_wrote() -> None:
+def test_sub_codes_of_an_earlier_run_are_identified() -> None:
     pairs = {((1,), (0, 1, 2)): 1, ((1,), (1,)): "all", ((2,), (0, 1)): None, ((0, 1), (0, 1)): "all"}
     pairs |= {((0, 1), (1, 0)): None, ((0, 1), (0, 1, 2)): None, ((2,), (1, 2)): 1}
     for (before, now), expected in pairs.items():
@@ -226,38 +226,38 @@ def test_which_sub_codes_an_earlier_run_wrote() -> None:
     assert shared_sub_code(other, record((0,)), Path("last.ckpt")) is None
 
 
-def test_a_tokenizer_trained_on_between_the_stages_is_refused(
+def test_a_tokenizer_trained_further_between_the_stages_is_rejected(
     stage1: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     again = write_digit_codes(tmp_path / "again", tokenizer_fingerprint="c" * 64)
-    error = refused(capsys, "fit", *tiny("stage2", again), "--model.init_args.init_from", str(stage1))
+    error = error_of(capsys, "fit", *tiny("stage2", again), "--model.init_args.init_from", str(stage1))
     assert "trained on in between" in error and FINGERPRINT[:12] in error and "cccccccccccc" in error
 
 
-def test_a_trunk_of_other_sizes_and_another_grid_are_refused(
+def test_a_different_trunk_or_grid_is_rejected(
     stage1: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     begin = ("--model.init_args.init_from", str(stage1))
-    error = refused(
+    error = error_of(
         capsys, "fit", *tiny("stage2", store), *begin, "--model.init_args.generator.init_args.trunk.depth", "3"
     )
     assert "the trunks differ: trunk.blocks.2." in error and "is missing in the weights to start from" in error
     wide = write_digit_codes(tmp_path / "wide", TokenSpec((8, 8), ((2, 4),)))
     one = ("--data.init_args.sub_codes", "[1]")
-    error = refused(capsys, "fit", *tiny("stage1", wide), *one)
+    error = error_of(capsys, "fit", *tiny("stage1", wide), *one)
     assert "[8, 8] entries on a grid of 2 × 3, and" in error and "[8, 8] entries on a grid of 2 × 4" in error
 
 
-def test_what_is_no_earlier_stage_is_refused(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_init_from_must_be_a_generator(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = [*tiny("stage2", store), "--model.init_args.init_from"]
     assert exit_code("fit", *arguments, str(tmp_path / "nowhere")) == 2
     assert "nowhere" in capsys.readouterr().err
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
-    error = refused(capsys, "fit", *arguments, str(tmp_path / "other.ckpt"))
+    error = error_of(capsys, "fit", *arguments, str(tmp_path / "other.ckpt"))
     assert "other.ckpt is not the checkpoint of a generator" in error
 
 
-def test_frozen_weights_rest_for_as_long_as_is_said(stage1: Path, store: Path, watch: Watch) -> None:
+def test_carried_weights_are_frozen_for_the_configured_steps(stage1: Path, store: Path, watch: Watch) -> None:
     checkpoint = stage2(store, "--model.init_args.freeze_carried_steps", "2", "--trainer.max_steps", "3")
     carried = checkpoint["generator"]["lineage"]["init_from"]["carried"]
     start, _, frozen, free = watch.states
@@ -269,21 +269,21 @@ def test_frozen_weights_rest_for_as_long_as_is_said(stage1: Path, store: Path, w
     assert not torch.equal(start["embeddings.0.weight"], frozen["embeddings.0.weight"])
 
 
-def test_freezing_all_weights_is_refused(stage1: Path, store: Path, capsys: pytest.CaptureFixture) -> None:
+def test_freezing_all_weights_is_rejected(stage1: Path, store: Path, capsys: pytest.CaptureFixture) -> None:
     begin = ("--model.init_args.init_from", str(stage1), "--data.init_args.sub_codes", "[1]", "--run.stage", "again")
-    error = refused(capsys, "fit", *tiny("stage1", store), *begin, "--model.init_args.freeze_carried_steps", "2")
+    error = error_of(capsys, "fit", *tiny("stage1", store), *begin, "--model.init_args.freeze_carried_steps", "2")
     assert "all weights are carried over from" in error and "set freeze_carried_steps to 0" in error
 
 
-def test_the_norm_of_no_gradients_is_where_the_weights_are() -> None:
-    """Or the guard could not look at it together with losses on a GPU."""
+def test_the_norm_of_no_gradients_is_on_the_device_of_the_weights() -> None:
+    """The guard reads it together with losses on a GPU."""
     weight = torch.nn.Parameter(torch.ones(2, device="meta"))
     assert gradient_norm(iter([weight])).device == weight.device
     weight = torch.nn.Parameter(torch.ones(2))
     assert gradient_norm([weight]) == 0
 
 
-def test_carried_weights_have_a_rate_of_their_own(stage1: Path, store: Path, watch: Watch) -> None:
+def test_carried_weights_have_a_separate_learning_rate(stage1: Path, store: Path, watch: Watch) -> None:
     rates = ["--model.init_args.carried_learning_rate", "1e-4", "--model.init_args.optimizer.learning_rate", "1e-3"]
     constant = ["--model.init_args.optimizer.schedule", "constant", "--model.init_args.optimizer.warmup_steps", "0"]
     checkpoint = stage2(store, *rates, *constant)
@@ -302,8 +302,8 @@ def test_carried_weights_have_a_rate_of_their_own(stage1: Path, store: Path, wat
     assert again["global_step"] == 4 and watch.rates[-1] == pytest.approx(expected), "resumed"
 
 
-def test_interrupted_and_resumed_is_uninterrupted(stage1: Path, store: Path) -> None:
-    """Dropout, class dropout, noise, views and order all go on; also when stage 1 is gone by then."""
+def test_a_resumed_run_equals_an_uninterrupted_one(stage1: Path, store: Path) -> None:
+    """Dropout, class dropout, noise, views and order continue, even if stage 1 was deleted."""
     options = ["--model.init_args.optimizer.schedule", "constant", "--model.init_args.freeze_carried_steps", "3"]
     whole = stage2(store, *options, "--trainer.max_steps", "5", stage="stage2/whole")
     stage2(store, *options)
@@ -314,20 +314,20 @@ def test_interrupted_and_resumed_is_uninterrupted(stage1: Path, store: Path) -> 
     assert resumed["generator"] == whole["generator"]
 
 
-def test_a_resumed_run_reads_the_codes_it_began_with(
+def test_a_resumed_run_must_read_the_same_codes(
     stage1: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     other = write_digit_codes(tmp_path / "other", tokenizer_fingerprint="c" * 64)
     both = f"{FINGERPRINT[:12]}.*cccccccccccc|cccccccccccc.*{FINGERPRINT[:12]}"
     second = ("--data.init_args.sub_codes", "[1]")
-    assert re.search(both, refused(capsys, "fit", *tiny("stage1", other), *second))
-    error = refused(capsys, "validate", *tiny("stage1", other), *second)
+    assert re.search(both, error_of(capsys, "fit", *tiny("stage1", other), *second))
+    error = error_of(capsys, "validate", *tiny("stage1", other), *second)
     assert re.search(f"writes codes of the tokenizer .*{both}", error)
-    error = refused(capsys, "fit", *tiny("stage1", store))
+    error = error_of(capsys, "fit", *tiny("stage1", store))
     assert re.search(r"sub-codes \[1\].*sub-codes \[0\].*data.init_args.sub_codes", error)
 
 
-def test_a_changed_stage_1_is_warned_of_and_not_read(stage1: Path, store: Path) -> None:
+def test_a_changed_stage_1_causes_a_warning_and_is_not_read(stage1: Path, store: Path) -> None:
     before = stage2(store)
     fit("stage1", store, "--data.init_args.sub_codes", "[1]", "--trainer.max_steps", "3")
     with pytest.warns(UserWarning, match="has changed since this run began with it"):
@@ -336,7 +336,7 @@ def test_a_changed_stage_1_is_warned_of_and_not_read(stage1: Path, store: Path) 
 
 
 class Poison(Callback):
-    """Makes a weight's gradient not a number at some steps."""
+    """Sets a weight's gradient to NaN at some steps."""
 
     def __init__(self, steps: set[int]) -> None:
         self.steps = steps
@@ -346,7 +346,7 @@ class Poison(Callback):
             next(module.parameters()).grad[0] = float("nan")
 
 
-def test_an_update_that_is_not_finite_is_left_out(
+def test_a_non_finite_update_is_skipped(
     store: Path,
     watch: Watch,
     monkeypatch: pytest.MonkeyPatch,
@@ -370,10 +370,10 @@ def test_an_update_that_is_not_finite_is_left_out(
     assert not torch.equal(second["head.outputs.0.weight"], third["head.outputs.0.weight"])
 
     poisoned |= {3}
-    borne = ["--model.init_args.max_nonfinite_steps", "1", "--trainer.max_steps", "6"]
-    fit("stage1", store, *borne, stage="stage1/borne")  # two, but not in a row
+    tolerated = ["--model.init_args.max_nonfinite_steps", "1", "--trainer.max_steps", "6"]
+    fit("stage1", store, *tolerated, stage="stage1/tolerated")  # two, but not in a row
     poisoned |= {4}
-    error = refused(capsys, "fit", *tiny("stage1", store), *borne, "--run.stage", "stage1/bad")
+    error = error_of(capsys, "fit", *tiny("stage1", store), *tolerated, "--run.stage", "stage1/bad")
     assert "2 in a row is more than max_nonfinite_steps=1" in error
 
 
@@ -394,7 +394,7 @@ def test_noise_is_logged_and_off_in_validation(stage1: Path, store: Path) -> Non
     assert section("stage2")["val/nll"] == pytest.approx(figures["val/nll"], abs=1e-6)
 
 
-def test_settings_that_cannot_be_honoured_are_refused() -> None:
+def test_unsupported_settings_are_rejected() -> None:
     for options in ({"carried_learning_rate": 1e-4}, {"freeze_carried_steps": 5}):
         with pytest.raises(ValueError, match="set init_from"):
             GeneratorModule(AutoregressiveGenerator(TRUNK, LinearHead()), **options)
@@ -402,11 +402,11 @@ def test_settings_that_cannot_be_honoured_are_refused() -> None:
     module._trainer = SimpleNamespace(precision="bf16-mixed")
     module.check_precision()
     module._trainer = SimpleNamespace(precision="16-mixed")
-    with pytest.raises(ValueError, match="fp16.*use bf16-mixed"):  # a trainer without a GPU would take bf16 by itself
+    with pytest.raises(ValueError, match="fp16.*use bf16-mixed"):  # a trainer without a GPU would choose bf16
         module.check_precision()
 
 
-def test_images_are_not_codes(store: Path, capsys: pytest.CaptureFixture) -> None:
+def test_an_image_data_module_is_rejected(store: Path, capsys: pytest.CaptureFixture) -> None:
     overlay = Path("images.yaml")
     overlay.write_text(
         "data: {class_path: datamodules.ImageDataModule, init_args: {source: {class_path: datamodules.DigitsSource}, "
@@ -414,12 +414,12 @@ def test_images_are_not_codes(store: Path, capsys: pytest.CaptureFixture) -> Non
     )
     arguments = tiny("llamagen", store)
     keep = arguments[: arguments.index("--data.init_args.store")]
-    error = refused(capsys, "fit", *keep, "--config", str(overlay))
+    error = error_of(capsys, "fit", *keep, "--config", str(overlay))
     assert "reads codes from a token store, and data is ImageDataModule" in error
 
 
-def test_a_batch_of_padding_is_computed_and_not_counted() -> None:
-    """Ranks whose weights are in pieces wait for each other in every forward."""
+def test_a_batch_of_padding_is_computed_but_not_counted() -> None:
+    """Ranks with sharded weights wait for each other in every forward pass."""
     module = GeneratorModule(small_generator(1, LinearHead()))
     module._record = {"spec": module.generator.spec.to_json()}
     forwards: list[int] = []

@@ -1,4 +1,4 @@
-"""A new family of generators is one class: trained, handed over, loaded and sampled without another line."""
+"""A new family of generators is one class: training, handover, loading and sampling need no further code."""
 
 import json
 import warnings
@@ -37,7 +37,9 @@ trainer:
 """
 
 
-def test_a_second_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_a_second_family_is_trained_handed_over_loaded_and_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["cli.py"])
     tokenizer = write_runs(tmp_path / "given").parent.parent / "tokenizer/tiny"

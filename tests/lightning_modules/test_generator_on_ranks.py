@@ -1,4 +1,4 @@
-"""Two ranks with batches of b train a generator as one rank with batches of 2b does, each with all of it or a half."""
+"""Two ranks with batches of b train a generator like one rank with batches of 2b, unsharded or sharded."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ from tests.support.generators import TRUNK, per_code, random_codes, small_genera
 from tests.support.ranks import run_on_ranks
 from tests.support.recipes import CONFIGS
 
-STEPS = ("2", "3")  # each run is stopped after the second step, and goes on
+STEPS = ("2", "3")  # each run is stopped after the second step, and resumed
 EQUAL = (
     *(part for name in ("resid", "ffn", "token", "class") for part in (f"--{GENERATOR}.trunk.{name}_dropout", "0")),
     *(f"--{GENERATOR}.noise.init_args.probability", "0", "--trainer.val_check_interval", "1"),
@@ -60,7 +60,7 @@ def two_ranks(rank: int) -> None:
         for steps in STEPS:
             fit(stage, steps, *begin(), *overlay)
             if stage == "fsdp" and rank == 0 and steps == STEPS[0]:
-                Path("runs/digits/stage1").rename("gone")  # what goes on has no need of it
+                Path("runs/digits/stage1").rename("gone")  # resuming does not need it
             dist.barrier()
 
 
@@ -69,7 +69,7 @@ def checkpoint_of(stage: str) -> dict:
 
 
 def assert_alike(found: dict, expected: dict) -> None:
-    """Weights, averages and moments."""
+    """Compare weights, averages and moments."""
     average = [state["callbacks"]["EMA"]["average"] for state in (found, expected)]
     for one, other in ((found["state_dict"], expected["state_dict"]), average):
         assert one.keys() == other.keys()
@@ -84,10 +84,10 @@ def assert_alike(found: dict, expected: dict) -> None:
 
 
 @pytest.mark.cluster
-def test_two_ranks_are_one_of_twice_the_batch(
+def test_two_ranks_equal_one_rank_with_twice_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """Also stopped and gone on with; the sharded one becomes one file, and goes on on one device."""
+    """Also when interrupted and resumed; the sharded checkpoint is consolidated, and resumed on one device."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["cli.py"])
     write_digit_codes(tmp_path / "codes", validation=11)
@@ -131,7 +131,7 @@ def test_two_ranks_are_one_of_twice_the_batch(
     assert sharded.is_file() and sharded.with_name("previous.ckpt").is_dir()
 
 
-def test_what_is_not_sharded_or_not_whole_is_not_consolidated(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_only_whole_sharded_checkpoints_are_consolidated(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path)])
     last = tmp_path / "checkpoints/last.ckpt"
@@ -155,7 +155,7 @@ def test_what_is_not_sharded_or_not_whole_is_not_consolidated(tmp_path: Path, ca
         Checkpoint.open(tmp_path)
 
 
-def test_a_sharded_checkpoint_takes_the_place_of_a_file(tmp_path: Path) -> None:
+def test_a_sharded_checkpoint_replaces_a_file(tmp_path: Path) -> None:
     (tmp_path / "next.ckpt").mkdir()
     (tmp_path / "next.ckpt/meta.pt").touch()
     (tmp_path / "previous.ckpt").touch()
@@ -167,8 +167,8 @@ SAMPLER = CategoricalSampler(guidance=2.0)
 LABELS = torch.tensor([0, 3, 1])
 
 
-def in_pieces(rank: int) -> dict[str, object]:
-    """What a generator gives that is sharded over two ranks, both reading the same codes."""
+def results_of_shards(rank: int) -> dict[str, object]:
+    """Results of a generator that is sharded over two ranks, both reading the same codes."""
     mesh = init_device_mesh("cpu", (2,))
     generator = small_generator(trunk=TRUNK.__class__(**(vars(TRUNK) | {"checkpointing": True})))
     names = list(generator.state_dict())
@@ -185,8 +185,8 @@ def in_pieces(rank: int) -> dict[str, object]:
         weight.copy_(placed_like(torch.zeros(weight.shape), weight))
         result["zero"] = float(whole(weight).abs().sum())
         generator.loss(Tokens(codes=codes), labels)
-    result["always in pieces"] = all(hasattr(value, "to_local") for value in generator.parameters())
-    result["names"] = list(generator.state_dict()) == names  # which would put all in pieces
+    result["always sharded"] = all(hasattr(value, "to_local") for value in generator.parameters())
+    result["names"] = list(generator.state_dict()) == names  # a call that could shard everything
     rounded = small_generator()
     parallelize(rounded, mesh, torch.bfloat16)
     total = rounded.loss(Tokens(codes=codes), labels).total
@@ -196,24 +196,24 @@ def in_pieces(rank: int) -> dict[str, object]:
 
 
 @pytest.mark.cluster
-def test_a_generator_in_pieces_is_the_whole_one(tmp_path: Path) -> None:
+def test_a_sharded_generator_equals_the_unsharded_one(tmp_path: Path) -> None:
     generator = small_generator()
     codes, labels = random_codes(generator, 4)
     loss = generator.loss(Tokens(codes=codes), labels)
     loss.total.backward()
-    for found in run_on_ranks(in_pieces, tmp_path):
+    for found in run_on_ranks(results_of_shards, tmp_path):
         torch.testing.assert_close(found["loss"], per_code(loss).detach())
         torch.testing.assert_close(found["norm"], gradient_norm(generator.parameters()))
         for name, parameter in generator.named_parameters():
             torch.testing.assert_close(found["gradients"][name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
         assert torch.equal(found["generated"], generator.generate(LABELS, SAMPLER, seed=3))
-        assert found["half"] == [48, 32] and found["zero"] == 0 and found["names"] and found["always in pieces"]
+        assert found["half"] == [48, 32] and found["zero"] == 0 and found["names"] and found["always sharded"]
         assert found["bfloat16"]["type"] == "torch.float32", "summed in float32"
         total = float(found["bfloat16"]["total"])
         assert total == pytest.approx(float(loss.total.detach()), rel=2e-2) and total != float(loss.total.detach())
 
 
-def test_strategies_that_would_train_a_generator_wrongly_are_refused(tmp_path: Path) -> None:
+def test_unsupported_strategies_are_rejected(tmp_path: Path) -> None:
     module = GeneratorModule(small_generator())
 
     def check(strategy: object, path: Path | None = None) -> None:
@@ -234,15 +234,15 @@ def test_strategies_that_would_train_a_generator_wrongly_are_refused(tmp_path: P
     check(sharded)
 
 
-def test_a_refusal_is_a_sentence(
+def test_an_unsupported_strategy_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """Before any process is started, by the size of the overlay on fewer devices."""
+    """Raised before any process starts, if the overlay's size exceeds the devices."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["cli.py"])
     arguments = [*tiny("llamagen", write_digit_codes(tmp_path / "codes")), "--data.init_args.sub_codes", "[0]"]
     overlay = ("--config", str(CONFIGS / "cluster/fsdp.yaml"), "--trainer.devices", "1", "--trainer.accelerator", "cpu")
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")  # or Lightning would start ranks
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")  # otherwise Lightning would start ranks
     for name in ("RANK", "LOCAL_RANK", "GROUP_RANK"):
         monkeypatch.setenv(name, "0")
     monkeypatch.setenv("WORLD_SIZE", "1")

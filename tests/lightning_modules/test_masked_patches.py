@@ -11,7 +11,7 @@ def build() -> MaskedPatchModule:
     return MaskedPatchModule(network, "unused.safetensors").eval()
 
 
-def test_only_hidden_patches_count_and_none_of_them_is_seen() -> None:
+def test_the_loss_counts_masked_patches_only_and_the_network_sees_none() -> None:
     module = build()
     images = torch.rand(2, 3, 16, 16)
     mask = torch.zeros(2, 4, 4, dtype=torch.bool)

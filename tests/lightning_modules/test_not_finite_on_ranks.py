@@ -1,4 +1,4 @@
-"""A value that is not finite on one of two ranks: both leave the step out, and the rank is named."""
+"""A non-finite value on one of two ranks: both skip the step, and the message names the rank."""
 
 import copy
 import logging
@@ -30,7 +30,7 @@ class Heard(logging.Handler):
 
 
 class Weights(pl.Callback):
-    """Copies of all weights after each batch."""
+    """Copies all weights after each batch."""
 
     def __init__(self) -> None:
         self.after: list[dict[str, torch.Tensor]] = []
@@ -64,7 +64,7 @@ def train_tokenizer(poison: set[int], rank: int) -> tuple[list[dict], str]:
 
 
 def train_generator(rank: int) -> list[dict]:
-    """Weights after each of three updates; the loss of the second is not finite on rank 1."""
+    """Weights after each of three updates; the second loss is non-finite on rank 1."""
     loss, calls, weights = AutoregressiveGenerator.loss, [], Weights()
     build_trainer = cli.CommandLine.instantiate_trainer
 
@@ -106,7 +106,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.cluster
-def test_not_finite_on_one_rank(tmp_path: Path) -> None:
+def test_a_non_finite_value_on_one_rank_rejects_the_step_on_both(tmp_path: Path) -> None:
     write_digit_codes(tmp_path / "codes")
     first, second = run_on_ranks(two_ranks, tmp_path)
     for network, batches_trained in (("tokenizer", 4), ("generator", 3)):
@@ -119,6 +119,6 @@ def test_not_finite_on_one_rank(tmp_path: Path) -> None:
     assert first["tolerated"] == second["tolerated"] == ""
     said = "step 1: perceptual on rank 1 not finite, so this step was left out; 3 in a row is more than"
     assert first["ended"].startswith(said) and second["ended"] == first["ended"]
-    assert first["said"][0] == REPORTED and second["said"] == [], "said once"
+    assert first["said"][0] == REPORTED and second["said"] == [], "logged once"
     of_generator = first["said"][-1]
     assert of_generator.startswith("step 1: gradient on rank 0; nll/0, gradient on rank 1 not finite")

@@ -26,7 +26,7 @@ from tests.support.tokenizers import tiny_tokenizer
 
 
 class Poison(LossTerm):
-    """Not finite at the given calls."""
+    """Returns non-finite values at the given calls."""
 
     def __init__(self, calls: set[int]) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ def test_global_step_counts_batches_and_both_networks_move(tmp_path: Path, preci
     assert changed(before.objective.adversarial, module.objective.adversarial)
 
 
-def test_discriminator_rests_before_its_start(tmp_path: Path) -> None:
+def test_discriminator_does_not_train_before_its_start(tmp_path: Path) -> None:
     module = build(adversarial_start=3)
     before = copy.deepcopy(module.objective.adversarial)
     fit(module, tmp_path, 3)
@@ -105,7 +105,7 @@ def test_discriminator_rests_before_its_start(tmp_path: Path) -> None:
 
 
 def test_accumulation_equals_a_larger_batch(tmp_path: Path) -> None:
-    """Without losses that look at the whole batch, two batches of two are one of four."""
+    """Without losses over the whole batch, two batches of two equal one of four."""
     large, small = build(None), build(None, accumulate_steps=2)
     for module in (large, small):  # Adam would magnify the rounding of gradients near zero
         module.optimizer_config.build = lambda parameters, network: torch.optim.SGD(list(parameters))
@@ -143,7 +143,7 @@ def test_learning_rate_follows_the_schedule(tmp_path: Path) -> None:
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(module.optimizer_config.learning_rate_at(3, 4))
 
 
-def test_a_non_finite_step_is_named_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_non_finite_step_is_reported_and_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     module = build(poison={2})
     with caplog.at_level(logging.WARNING):
         trainer = fit(module, tmp_path, 3)
@@ -161,7 +161,7 @@ def test_too_many_non_finite_steps_in_a_row_stop_the_run(tmp_path: Path) -> None
 
 
 def test_non_finite_gradients_count_in_a_row_as_well(tmp_path: Path) -> None:
-    """A finite loss may have an infinite gradient; failures in a row must add up although each loss was fine."""
+    """A finite loss may have an infinite gradient; such steps count as consecutive failures too."""
     module = build(None, max_nonfinite_steps=3)
     module.tokenizer.decoder.conv_out.weight.register_hook(lambda gradient: gradient * float("inf"))
     before = copy.deepcopy([*module.parameters()])
@@ -177,18 +177,18 @@ def test_non_finite_gradients_count_in_a_row_as_well(tmp_path: Path) -> None:
         ({"gradient_clip_val": 0.5}, "model.init_args.gradient_clip=0.5"),
     ],
 )
-def test_trainer_flags_are_refused_with_our_names(tmp_path: Path, options: dict, message: str) -> None:
+def test_trainer_flags_are_rejected_with_the_module_arguments(tmp_path: Path, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit(build(), tmp_path, 1, **options)
 
 
-def test_precisions_without_float32_are_refused(tmp_path: Path) -> None:
+def test_precisions_without_float32_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="use 32-true or bf16-mixed"):
         fit(build(), tmp_path, 1, precision="bf16-true")
 
 
 def test_a_non_finite_image_never_reaches_the_discriminator(tmp_path: Path) -> None:
-    """Batch-norm statistics would keep it for good."""
+    """Otherwise batch-norm statistics would stay non-finite."""
     module = build(max_nonfinite_steps=2)
     with torch.no_grad():
         module.tokenizer.decoder.conv_out.bias.fill_(float("nan"))
@@ -215,7 +215,7 @@ def test_predict_returns_codes(tmp_path: Path) -> None:
     assert first["index"].tolist() == [0, 1]
 
 
-def test_predict_refuses_a_tokenizer_without_codes(tmp_path: Path) -> None:
+def test_predict_rejects_a_tokenizer_without_codes(tmp_path: Path) -> None:
     tokenizer = ConvolutionalTokenizer(ContinuousBottleneck(), 16, 32, (1, 1), num_res_blocks=1, attention=False)
     module = TokenizerModule(tokenizer, TokenizerObjective(reconstruction=Reconstruction()))
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", default_root_dir=tmp_path)
@@ -247,7 +247,7 @@ def test_a_rejected_step_leaves_no_trace(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("accumulate_steps", [1, 2])
 def test_a_training_step_reads_the_device_once(tmp_path: Path, accumulate_steps: int) -> None:
-    """Both networks trained, adaptive weight, LeCam and augmentation on; optimizers apart (Adam counts on the host)."""
+    """With both networks, adaptive weight, LeCam and augmentation; without optimizers (Adam counts on the host)."""
     module = build(accumulate_steps=accumulate_steps)
     block = module.objective.adversarial
     block.adaptive, block.lecam, block.augmentation = True, LeCam(), DiffAugment()

@@ -1,4 +1,4 @@
-"""Two ranks with batches of b train a tokenizer as one rank with batches of 2b does; what they cannot do is said."""
+"""Two ranks with batches of b train a tokenizer like one rank with batches of 2b; unsupported strategies raise."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ DDP = "ddp_find_unused_parameters_true"
 
 
 def build(gather: bool, teacher: str) -> TokenizerModule:
-    """Every network there is, and every term that looks at the whole batch; no batch norm in the discriminator."""
+    """All networks, and all terms over the whole batch; no batch norm in the discriminator."""
     tokenizer = tiny_tokenizer()
     for codebook in tokenizer.quantizer.branches:
         codebook.entropy_weight, codebook.entropy_temperature, codebook.entropy_gather = 1.0, 1.0, gather
@@ -88,7 +88,7 @@ def entropy_of(rows: torch.Tensor, gather: bool) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.cluster
-def test_two_ranks_are_one_of_twice_the_batch(tmp_path: Path) -> None:
+def test_two_ranks_equal_one_rank_with_twice_the_batch(tmp_path: Path) -> None:
     SmallVisionTransformer(16, 4, width=16, depth=1, num_heads=2).save(tmp_path / "high.safetensors")
     alone = trained(0, 1, True, str(tmp_path / "high.safetensors"))
     start = build(True, str(tmp_path / "high.safetensors")).state_dict()
@@ -117,7 +117,7 @@ def test_two_ranks_are_one_of_twice_the_batch(tmp_path: Path) -> None:
     assert all("use ddp_find_unused_parameters_true" in found["plain ddp"] for found in ranks)
 
 
-def test_strategies_that_cannot_train_a_tokenizer_are_refused() -> None:
+def test_unsupported_strategies_are_rejected() -> None:
     def check(strategy: Strategy, fn: str = "fit") -> None:
         fitting = {"accumulate_grad_batches": 1, "gradient_clip_val": None, "precision": "32-true"}
         TokenizerModule.check_trainer(SimpleNamespace(**fitting, strategy=strategy, state=SimpleNamespace(fn=fn)))
@@ -131,8 +131,8 @@ def test_strategies_that_cannot_train_a_tokenizer_are_refused() -> None:
     check(DDPStrategy(find_unused_parameters=True))
 
 
-def test_nothing_that_counts_is_a_buffer(tmp_path: Path) -> None:
-    """DDP lays rank 0's buffers over the others' at each forward: only batch norm's may be lost, nothing reads them."""
+def test_only_batch_norm_has_buffers(tmp_path: Path) -> None:
+    """DDP overwrites buffers with rank 0's at each forward pass, so only unread ones (batch norm) may exist."""
     SmallVisionTransformer(16, 4, width=16, depth=1, num_heads=2).save(tmp_path / "high.safetensors")
     module = build(True, str(tmp_path / "high.safetensors"))
     module.objective.adversarial = Adversarial(PatchDiscriminator(base_channels=8, num_layers=1))
@@ -140,7 +140,7 @@ def test_nothing_that_counts_is_a_buffer(tmp_path: Path) -> None:
     assert names == {"running_mean", "running_var", "num_batches_tracked"}
 
 
-def test_the_adaptive_weight_is_of_all_ranks_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_adaptive_weight_uses_gradients_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     last = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
     losses = (last.square().sum(), 3 * last.sum())
     expected = adaptive_weight(*losses, last)

@@ -22,7 +22,7 @@ def section(head: Any = None, **arguments: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module on the path that writes this file when it is imported."""
+    """A module on the path; importing it writes this file."""
     ran = tmp_path / "ran"
     (tmp_path / "evil_module.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -59,13 +59,13 @@ def test_nested_sections_and_plain_values_become_arguments() -> None:
         [],
     ],
 )
-def test_a_foreign_class_is_refused_and_not_imported(recorded: Any, evil: Path) -> None:
+def test_a_foreign_class_is_rejected_and_not_imported(recorded: Any, evil: Path) -> None:
     with pytest.raises(ValueError, match=r"last\.ckpt"):
         build(recorded, Generator, "last.ckpt")
     assert not evil.exists() and "evil_module" not in sys.modules
 
 
-def test_the_refusal_names_file_and_class_and_trust_lifts_it(evil: Path) -> None:
+def test_the_error_names_file_and_class_and_trust_allows_it(evil: Path) -> None:
     recorded = section({"class_path": "evil_module.Head"})
     with pytest.raises(ValueError, match=r"^last\.ckpt names the class evil_module\.Head, .*pass .*as trust$"):
         build(recorded, Generator, "last.ckpt")
@@ -83,6 +83,6 @@ def test_the_refusal_names_file_and_class_and_trust_lifts_it(evil: Path) -> None
         ({"trunk": {**TRUNK, "depth": 0}}, "trunk.depth is 0"),
     ],
 )
-def test_arguments_of_another_version_are_said(arguments: dict[str, Any], says: str) -> None:
+def test_arguments_of_another_version_are_reported(arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         build(section(**arguments), Generator, "last.ckpt")

@@ -40,7 +40,7 @@ def test_a_leftover_of_a_killed_writer_is_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 10_000, 10_000_000])
-def test_a_full_disk_is_one_sentence_whatever_the_library_makes_of_it(tmp_path: Path, size: int) -> None:
+def test_a_full_disk_is_one_sentence_from_any_library(tmp_path: Path, size: int) -> None:
     path = tmp_path / "weights.pt"
     (tmp_path / f"weights.pt{PARTIAL}").symlink_to("/dev/full")
     with pytest.raises(RunError, match=r"weights.pt cannot be written: No space left on device"):
@@ -50,19 +50,19 @@ def test_a_full_disk_is_one_sentence_whatever_the_library_makes_of_it(tmp_path: 
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_directory_that_is_not_writable(tmp_path: Path) -> None:
+def test_an_unwritable_directory_is_reported(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(RunError, match="Permission denied"):
         write_bytes(tmp_path / "file", b"")
     tmp_path.chmod(0o700)
 
 
-def test_a_full_disk_in_the_words_of_safetensors(tmp_path: Path) -> None:
+def test_a_full_disk_reported_by_safetensors(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="file cannot be written: No space left on device"), replacing(tmp_path / "file"):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
-def test_a_file_in_the_place_of_the_directory(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_directory(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
     with pytest.raises(RunError, match=r"metrics.json cannot be written: (File exists|Not a directory)"):
         write_text(tmp_path / "runs" / "metrics.json", "{}")

@@ -15,7 +15,7 @@ def test_one_bit_of_a_weight_changes_it() -> None:
 
 
 def test_frozen_networks_outside_the_state_dict_change_it() -> None:
-    """Codes of a frozen encoder depend on weights that no checkpoint holds."""
+    """Codes of a frozen encoder depend on weights outside the checkpoint."""
     seen = set()
     for identities in ({}, {"encoder": "siglip 1111"}, {"encoder": "siglip 2222"}, {"target": "siglip 1111"}):
         tokenizer = tiny_tokenizer()

@@ -22,7 +22,7 @@ def test_the_first_stage_is_named_and_failures_in_a_row_are_counted(caplog: pyte
         guard.accept({"loss": BAD}, step=8)
 
 
-def test_a_good_step_costs_one_read() -> None:
+def test_a_finite_step_costs_one_read() -> None:
     with host_syncs() as counts:
         NonFiniteGuard(0).accept({"output": GOOD}, {"loss": GOOD, "other": GOOD}, step=0)
     assert counts.total() == 1

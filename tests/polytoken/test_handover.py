@@ -33,7 +33,7 @@ def stage_one() -> AutoregressiveGenerator:
 
 @pytest.mark.parametrize("aggregation", ["concatenation", "sum"])
 @pytest.mark.parametrize("sub_code", [0, 1, 2])
-def test_hidden_states_are_those_of_stage_one(stage_one, aggregation: str, sub_code: int) -> None:
+def test_hidden_states_equal_those_of_stage_one(stage_one, aggregation: str, sub_code: int) -> None:
     target = stage_two(aggregation=aggregation)
     handover = carry_over(stage_one.state_dict(), target, sub_code)
     codes, labels = random_codes(stage_one, 3)
@@ -55,8 +55,8 @@ def test_a_linear_head_predicts_as_stage_one_did(stage_one) -> None:
 
 
 @pytest.mark.parametrize("aggregation", ["concatenation", "sum"])
-def test_silenced_sub_codes_learn(stage_one, aggregation: str) -> None:
-    """They start without influence, not without gradient."""
+def test_silenced_sub_codes_receive_gradients(stage_one, aggregation: str) -> None:
+    """They start without influence, but with gradients."""
     target = stage_two(aggregation=aggregation)
     carry_over(stage_one.state_dict(), target, sub_code=0)
     target.loss(Tokens(codes=torch.randint(11, (3, 3, 12))), torch.tensor([0, 1, 2])).total.backward()
@@ -65,7 +65,7 @@ def test_silenced_sub_codes_learn(stage_one, aggregation: str) -> None:
 
 
 @pytest.mark.parametrize("aggregation", ["concatenation", "sum"])
-def test_the_same_codes_carry_over_whatever_fits(aggregation: str) -> None:
+def test_the_same_codes_carry_over_all_tensors_that_fit(aggregation: str) -> None:
     source = small_generator(2, aggregation=aggregation)
     target = build_generator(source.spec, NUM_CLASSES, TRUNK, AutoregressiveHead(2), aggregation).eval()
     handover = carry_over(source.state_dict(), target, "all")
@@ -98,7 +98,7 @@ def test_the_three_lists_are_complete(stage_one) -> None:
     assert f"left behind (2): {', '.join(handover.left_behind)}" in str(handover)
 
 
-def test_what_does_not_fit_outside_the_trunk_stays_fresh(stage_one) -> None:
+def test_mismatched_tensors_outside_the_trunk_stay_fresh(stage_one) -> None:
     target = stage_two(AutoregressiveHead(1, width=16), num_classes=9)
     handover = carry_over(stage_one.state_dict(), target, sub_code=0)
     assert {"class_embedding.weight", "head.norm.weight", "head.outputs.0.weight"} <= set(handover.fresh)
@@ -115,7 +115,7 @@ def test_what_does_not_fit_outside_the_trunk_stays_fresh(stage_one) -> None:
         ({"ffn_multiple": 256}, "trunk.blocks.0.feed_forward.w1.weight is 96 × 32 .* and 256 × 32"),
     ],
 )
-def test_another_trunk_is_refused_and_nothing_moves(stage_one, changes: dict, message: str) -> None:
+def test_another_trunk_is_rejected_and_nothing_changes(stage_one, changes: dict, message: str) -> None:
     target = stage_two(trunk=replace(TRUNK, **changes))
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
     with pytest.raises(ValueError, match=message):
@@ -123,7 +123,7 @@ def test_another_trunk_is_refused_and_nothing_moves(stage_one, changes: dict, me
     assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
 
 
-def test_sub_codes_that_do_not_fit(stage_one) -> None:
+def test_incompatible_sub_codes_are_rejected(stage_one) -> None:
     with pytest.raises(ValueError, match="sub-codes 0 to 2"):
         carry_over(stage_one.state_dict(), stage_two(), sub_code=3)
     with pytest.raises(ValueError, match="read 2 sub-codes: leave it out"):

@@ -1,4 +1,4 @@
-"""Headers of judge and teacher files that describe no network: one sentence, before anything is built."""
+"""Invalid headers of judge and teacher files raise one sentence before anything is built."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from polytoken.images import FORMATS, from_uint8, open_image, read_image, save_p
 REPOSITORY = Path(__file__).parents[2]
 
 
-def test_8_bits_survive_the_way_to_floats_and_back() -> None:
+def test_8_bits_survive_the_conversion_to_floats_and_back() -> None:
     values = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(from_uint8(values)), values)
     assert from_uint8(values)[[0, 255]].tolist() == [-1, 1]
@@ -29,14 +29,14 @@ def test_each_format_is_decoded_from_a_file_and_from_bytes(kind: str, tmp_path: 
         assert open_image(source).size == (6, 4)
 
 
-def test_other_formats_are_refused_whatever_the_file_is_called(tmp_path: Path) -> None:
+def test_other_formats_are_rejected_under_any_file_name(tmp_path: Path) -> None:
     for kind in ("EPS", "ICO", "TGA", "PDF"):
         Image.new("RGB", (4, 4)).save(tmp_path / "image.png", format=kind)
         with pytest.raises(UnidentifiedImageError):
             open_image(tmp_path / "image.png")
 
 
-def test_pictures_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_images_are_written_atomically(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(256, size=(40, 60, 3), dtype=np.uint8)
     save_png(tmp_path / "new" / "grid.png", pixels)
     before = (tmp_path / "new" / "grid.png").read_bytes()
@@ -47,7 +47,7 @@ def test_pictures_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "grid.png").read_bytes() == before
 
 
-def test_images_are_opened_here_and_nowhere_else() -> None:
+def test_images_are_opened_in_one_module() -> None:
     own = [path for path in REPOSITORY.rglob("*.py") if not {".venv", "tests", "runs"} & set(path.parts)]
     found = [path for path in own if re.search(r"\bImage\.open\(|imread\(|read_image\(", path.read_text())]
     assert found == [REPOSITORY / "polytoken/images.py"]
@@ -63,7 +63,7 @@ def test_an_image_is_read_as_its_centre_square_and_written_back(tmp_path: Path) 
     assert torch.equal(read_image(tmp_path / "square.png", 8), image)
 
 
-def test_files_that_are_no_images_are_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_rejected_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(UserError, match=r"text\.png cannot be read as an image"):
         read_image(tmp_path / "text.png", 8)

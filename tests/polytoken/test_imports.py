@@ -1,4 +1,4 @@
-"""The library loads runs with its own few dependencies alone."""
+"""The library loads runs with only its own few dependencies."""
 
 import subprocess
 import sys

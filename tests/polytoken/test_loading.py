@@ -1,4 +1,4 @@
-"""A tokenizer comes back from its run with the weights it was judged with."""
+"""A tokenizer is loaded from its run with the weights of its validation."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_without_an_average_the_last_weights_are_loaded(run: Path, tmp_path: Pat
         assert torch.equal(value, checkpoint["state_dict"][f"tokenizer.{key}"]), key
 
 
-def test_fingerprint_is_that_of_the_weights(run: Path) -> None:
+def test_fingerprint_follows_the_loaded_weights(run: Path) -> None:
     tokenizer = load_tokenizer(run)
     before = fingerprint(tokenizer)
     assert before == fingerprint(load_tokenizer(run / "checkpoints/last.ckpt")) and len(before) == 64
@@ -47,7 +47,7 @@ def test_fingerprint_is_that_of_the_weights(run: Path) -> None:
     assert fingerprint(tokenizer) != before
 
 
-def test_what_cannot_be_loaded_is_said(run: Path, tmp_path: Path) -> None:
+def test_unloadable_runs_are_reported(run: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no checkpoint .*nowhere: train"):
         load_tokenizer(tmp_path / "nowhere")
     cut = tmp_path / "cut.ckpt"

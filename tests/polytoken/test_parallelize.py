@@ -16,7 +16,7 @@ def test_blocks_of_trunk_and_head_are_wrapped_where_asked(monkeypatch: pytest.Mo
     parallelize(plain)
     assert not compiled and not any(block.checkpointing for block in plain.blocks())
     generator = small_generator(trunk=replace(TRUNK, checkpointing=True, compile=True))
-    assert not compiled, "nothing happens in the constructor"
+    assert not compiled, "the constructor changes nothing"
     parallelize(generator)
     assert compiled == ["Block"] * 4 and all(block.checkpointing for block in generator.blocks())
 

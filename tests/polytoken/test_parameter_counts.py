@@ -1,4 +1,4 @@
-"""The networks are the papers' networks: parameter counts to the unit, on the meta device."""
+"""Parameter counts of the papers' networks, exact to the unit, on the meta device."""
 
 import pytest
 import torch

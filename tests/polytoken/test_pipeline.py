@@ -1,4 +1,4 @@
-"""The embedded generator: classes in, pictures out, and runs that cannot give any."""
+"""The generation pipeline: images of classes, and runs that it rejects."""
 
 import warnings
 from pathlib import Path
@@ -29,13 +29,13 @@ def pixels(images: list) -> np.ndarray:
     return np.stack([np.asarray(image) for image in images]).astype(int)
 
 
-def test_pictures_follow_seed_class_and_place_but_not_the_batch(generator: GenerationPipeline) -> None:
+def test_images_depend_on_seed_class_and_index_but_not_the_batch(generator: GenerationPipeline) -> None:
     images = pixels(generator.sample([3, "3", 4, 4, 9], guidance=2.0, seed=5))
     assert images.shape == (5, 16, 16, 3)
     again = pixels(generator.sample([3, 3, 4, 4, 9], guidance=2.0, seed=5, batch_size=2))
-    assert abs(images - again).max() <= 1  # another batch size may round otherwise
+    assert abs(images - again).max() <= 1  # another batch size may round differently
     assert (pixels(generator.sample([3, 3], guidance=2.0, seed=5, batch_size=2)) == again[:2]).all()
-    assert abs(images[0] - images[1]).max() > 1  # the same class at another place
+    assert abs(images[0] - images[1]).max() > 1  # the same class at another index
     for other in (
         generator.sample([3], guidance=2.0, seed=6),
         generator.sample([4], guidance=2.0, seed=5),
@@ -45,7 +45,7 @@ def test_pictures_follow_seed_class_and_place_but_not_the_batch(generator: Gener
         assert abs(pixels(other)[0] - images[0]).max() > 1
 
 
-def test_images_are_those_of_the_generated_codes(generator: GenerationPipeline) -> None:
+def test_images_are_decoded_from_the_generated_codes(generator: GenerationPipeline) -> None:
     labels, sampler = torch.tensor([1, 2, 3]), CategoricalSampler(guidance=1.5)
     codes = generator.network.generate(labels, sampler, seed=2, first_index=4)
     decoded = generator.tokenizer.decode_codes(codes)
@@ -69,7 +69,7 @@ def test_classes_may_be_any_integers(generator: GenerationPipeline) -> None:
     assert (pixels(generator.sample(torch.tensor([3, 1]))) == expected).all()
 
 
-def test_it_says_where_it_comes_from(generator: GenerationPipeline, run: Path) -> None:
+def test_origin_names_the_runs(generator: GenerationPipeline, run: Path) -> None:
     assert generator.origin["generator"]["step"] == 7 and len(generator.origin["generator"]["sha256"]) == 64
     assert generator.origin["tokenizer"]["run"].endswith("tokenizer/tiny")
     assert generator.class_names[:2] == ["0", "1"]
@@ -85,13 +85,13 @@ def test_it_says_where_it_comes_from(generator: GenerationPipeline, run: Path) -
         ({"classes": [1], "top_p": 0.0}, "top_p is 0"),
     ],
 )
-def test_what_cannot_be_sampled_is_refused(generator: GenerationPipeline, arguments: dict, says: str) -> None:
+def test_invalid_classes_and_settings_are_rejected(generator: GenerationPipeline, arguments: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         generator.sample(**arguments)
 
 
 @pytest.mark.parametrize("codebook", [0, 1])
-def test_a_first_stage_of_some_codes_is_decoded_by_them_alone_and_warned_of(tmp_path: Path, codebook: int) -> None:
+def test_a_first_stage_decodes_its_own_sub_codes_and_warns(tmp_path: Path, codebook: int) -> None:
     run = write_runs(tmp_path, sub_codes=[codebook], stage="stage1")
     says = rf"first stage.*writes the sub-codes \[{codebook}\] of the 2.*set to zero.*make stage2"
     with pytest.warns(UserWarning, match=says):
@@ -107,7 +107,7 @@ def test_a_first_stage_of_some_codes_is_decoded_by_them_alone_and_warned_of(tmp_
     assert (expected - generator.images(labels, sampler, 2).permute(0, 3, 1, 2)).abs().max() <= 0.51
 
 
-def test_sub_codes_in_another_order_are_put_in_the_tokenizers(tmp_path: Path) -> None:
+def test_reordered_sub_codes_are_restored_for_the_tokenizer(tmp_path: Path) -> None:
     generator = GenerationPipeline.from_run(write_runs(tmp_path, sub_codes=[1, 0]))
     codes = generator.network.generate(torch.tensor([1, 2]), CategoricalSampler(), seed=2)
     expected = (generator.tokenizer.decode_codes(codes.flip(1)).clamp(-1, 1) + 1) * 127.5
@@ -115,14 +115,14 @@ def test_sub_codes_in_another_order_are_put_in_the_tokenizers(tmp_path: Path) ->
     assert (expected - images.permute(0, 3, 1, 2)).abs().max() <= 0.51
 
 
-def test_a_first_stage_of_a_single_codebook_is_warned_of(tmp_path: Path) -> None:
+def test_a_first_stage_of_a_single_codebook_warns(tmp_path: Path) -> None:
     run = write_runs(tmp_path, num_subspaces=1, stage="stage1")
     with pytest.warns(UserWarning, match="first stage"):
         generator = GenerationPipeline.from_run(run)
     assert len(generator.sample([0, 1])) == 2
 
 
-def test_the_tokenizer_must_be_the_one_of_training_wherever_it_is(tmp_path: Path) -> None:
+def test_the_tokenizer_must_have_the_fingerprint_of_training(tmp_path: Path) -> None:
     run = write_runs(tmp_path / "here")
     (tmp_path / "here/tokenizer/tiny").rename(tmp_path / "moved")
     with pytest.raises(FileNotFoundError, match="tokenizer/tiny"):
@@ -139,7 +139,7 @@ def test_the_tokenizer_must_be_the_one_of_training_wherever_it_is(tmp_path: Path
         GenerationPipeline.from_run(run, tmp_path / "moved")
 
 
-def test_other_runs_are_refused(run: Path, tmp_path: Path) -> None:
+def test_other_runs_are_rejected(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not the checkpoint of a generator"):
         GenerationPipeline.from_run(run.parent.parent / "tokenizer/tiny")
     with pytest.raises(FileNotFoundError, match="no checkpoint"):

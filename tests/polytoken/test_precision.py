@@ -1,4 +1,4 @@
-"""TF32 trains, and neither chooses codes nor measures."""
+"""TF32 is used in training only, not for codes or metrics."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def restored():
     torch.set_float32_matmul_precision(before)
 
 
-def test_float32_is_float32_for_as_long_as_it_is_asked_for() -> None:
+def test_autocast_and_tf32_are_off_inside_the_context() -> None:
     torch.set_float32_matmul_precision("high")
     tf32 = torch.backends.cudnn.allow_tf32
     with pytest.raises(KeyError), torch.autocast("cpu", torch.bfloat16), full_precision(torch.device("cpu")):

@@ -53,24 +53,24 @@ def test_broken_records_are_one_sentence(data: bytes | dict, sentence: str) -> N
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
 
 
-def test_dataclasses_come_back_as_they_were_written(tmp_path: Path) -> None:
+def test_dataclasses_round_trip(tmp_path: Path) -> None:
     plan = Plan(TokenSpec((16, 8), ((4, 4),)), ("centre",))
     records.write(tmp_path / "plan.json", plan)
     assert records.read(tmp_path / "plan.json", Plan) == plan
     assert records.decode({"spec": plan.spec.to_json(), "views": ["centre"]}, Plan, "checkpoint") == plan
 
 
-def test_json_knows_no_nan_and_unknown_fields_are_ignored(tmp_path: Path) -> None:
+def test_nan_becomes_null_and_unknown_fields_are_ignored(tmp_path: Path) -> None:
     records.write(tmp_path / "metrics.json", {"validate": {"metrics": {"psnr": float("nan")}, "later": 1}})
     assert records.read(tmp_path / "metrics.json", Metrics) == Metrics(Section({"psnr": None}))
 
 
-def test_text_that_is_no_unicode() -> None:
+def test_invalid_unicode_is_rejected() -> None:
     with pytest.raises(UserError, match="not valid Unicode"):
         records.encode({"class": "\ud800"})
 
 
-def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_files_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingFileError, match="metrics.json does not exist"):
         records.read(tmp_path / "metrics.json", Metrics)
     with pytest.raises(UserError, match="cannot be read: Is a directory"):

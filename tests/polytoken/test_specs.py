@@ -1,4 +1,4 @@
-"""Sizes of codes and latents, and what their containers refuse."""
+"""Sizes of codes and latents, and validation of their containers."""
 
 import json
 
@@ -39,14 +39,14 @@ def test_compression_ratio_of_latents() -> None:
     assert LatentSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
-def test_select_keeps_the_order_asked_for() -> None:
+def test_select_keeps_the_requested_order() -> None:
     spec = TokenSpec((3, 5, 7), ((2, 3),))
     assert spec.select([2, 0]) == TokenSpec((7, 3), ((2, 3),))
     with pytest.raises(ValueError, match="sub-code 3 does not exist"):
         spec.select([3])
 
 
-def test_latent_spec_refuses_statistics_of_other_channels() -> None:
+def test_latent_spec_rejects_statistics_of_other_channels() -> None:
     with pytest.raises(ValueError, match="4 channels needs as many means"):
         LatentSpec(4, (2, 2), (0.0,), (1.0,))
 

@@ -38,7 +38,7 @@ def test_rotary_turns_adjacent_pairs() -> None:
     assert torch.allclose(turned[4:6], torch.tensor([5 * cosine - 6 * sine, 6 * cosine + 5 * sine]))
 
 
-def test_rotary_table_is_float32_whatever_the_weights() -> None:
+def test_rotary_table_is_float32_for_any_weights() -> None:
     trunk = build().eval()
     features = torch.randn(1, 12, 32)
     expected = trunk(features)
@@ -65,7 +65,7 @@ def test_norm_computes_in_float32() -> None:
 
 
 def test_feed_forward() -> None:
-    """w2(silu(w1 x) · w3 x), Llama's names: released weights say which is which."""
+    """w2(silu(w1 x) · w3 x), with Llama's names, which released weights use."""
     layer = FeedForward(6, 4, 0.0)
     features = torch.randn(3, 6)
     gate, value = features @ layer.w1.weight.T, features @ layer.w3.weight.T
@@ -75,8 +75,8 @@ def test_feed_forward() -> None:
 
 
 @pytest.mark.parametrize("class_position", ["zero", "identity"])
-def test_what_the_first_code_hears_of_the_class(class_position: str) -> None:
-    """With the zero rotation the class's logit is 0 whatever its key; position 1, grid (0, 0), is not turned at all."""
+def test_attention_of_the_first_code_to_the_class(class_position: str) -> None:
+    """With the zero rotation the class's logit is 0 for any key; position 1, grid (0, 0), is not rotated."""
     trunk = build(class_position=class_position).eval()
     attention = trunk.blocks[0].attention
     features = torch.randn(1, 2, 32)
@@ -91,7 +91,7 @@ def test_what_the_first_code_hears_of_the_class(class_position: str) -> None:
     assert torch.allclose(attended[0], attention.wo(values[0].flatten()), atol=1e-6)
 
 
-def test_steps_equal_the_whole_sequence() -> None:
+def test_cached_steps_equal_the_whole_sequence() -> None:
     trunk = build().eval()
     features = torch.randn(2, 12, 32)
     whole = trunk(features)
@@ -140,7 +140,7 @@ def test_cache_is_allocated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not made
 
 
-def test_checkpointing_changes_nothing() -> None:
+def test_checkpointing_changes_no_gradient() -> None:
     gradients = []
     for checkpointing in (False, True):
         trunk = build()
@@ -153,7 +153,7 @@ def test_checkpointing_changes_nothing() -> None:
     assert all(torch.allclose(first, second) for first, second in zip(*gradients, strict=True))
 
 
-def test_each_dropout_is_at_work() -> None:
+def test_each_dropout_is_applied() -> None:
     features = torch.randn(2, 12, 32)
     none = {"resid_dropout": 0.0, "ffn_dropout": 0.0, "token_dropout": 0.0}
     assert torch.equal(build(**none)(features), build(**none).eval()(features))
@@ -172,6 +172,6 @@ def test_each_dropout_is_at_work() -> None:
         ({"class_position": "nowhere"}, "choose zero or identity"),
     ],
 )
-def test_bad_sizes(changes: dict, message: str) -> None:
+def test_invalid_sizes_are_rejected(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrunkConfig(**({"dim": 32, "depth": 2, "num_heads": 2} | changes))

@@ -17,13 +17,13 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["layer.safetensors"]
 
 
-def test_missing(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere.safetensors: run `make weights`"):
         load_state(tmp_path / "nowhere.safetensors", "run `make weights`")
 
 
 @pytest.mark.parametrize("name", ["cut.safetensors", "cut.pth"])
-def test_truncated(tmp_path: Path, name: str) -> None:
+def test_a_truncated_file_is_reported(tmp_path: Path, name: str) -> None:
     layer, path = nn.Linear(64, 64), tmp_path / name
     if name.endswith("pth"):
         torch.save(layer.state_dict(), path)
@@ -39,7 +39,7 @@ class Malice:
         return os.mkdir, ("owned",)
 
 
-def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_that_runs_code_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"weight": Malice()}, tmp_path / "malice.pth")
     with pytest.raises(ValueError, match="not a readable weights file"):

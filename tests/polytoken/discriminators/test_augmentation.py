@@ -61,7 +61,7 @@ def test_gradients_reach_the_images(images: torch.Tensor) -> None:
     assert torch.autograd.gradcheck(augmented, images)
 
 
-def test_draws_are_by_image_within_their_ranges_and_reproducible() -> None:
+def test_draws_are_per_image_within_their_ranges_and_reproducible() -> None:
     images = torch.ones(64, 3, 16, 16)
     torch.manual_seed(1)
     moved = DiffAugment(("translation",))(images)
@@ -76,7 +76,7 @@ def test_draws_are_by_image_within_their_ranges_and_reproducible() -> None:
     assert torch.equal(DiffAugment(("translation",))(images), moved)
 
 
-def test_the_coin_is_of_the_whole_batch() -> None:
+def test_the_probability_applies_to_the_whole_batch() -> None:
     images = torch.rand(8, 3, 16, 16)
     torch.manual_seed(0)
     same = [torch.equal(DiffAugment(("color",), probability=0.5)(images), images) for _ in range(40)]

@@ -64,8 +64,8 @@ def test_labels_are_dropped_in_training_only() -> None:
     assert 0.25 < dropped < 0.75
 
 
-def test_noise_reaches_what_it_should() -> None:
-    """Noise on all sub-codes: hidden states move with the trunk's input, targets never."""
+def test_noise_changes_inputs_but_not_targets() -> None:
+    """With noise on all sub-codes, hidden states change with the trunk's input, targets do not."""
     for where in ("trunk", "head", "both"):
         generator = small_generator(2, noise=SubTokenNoise(1.0, where=where))
         tokens, labels = random_tokens(generator, 4)
@@ -113,7 +113,7 @@ def test_samples_follow_the_distribution() -> None:
 
 
 def test_guidance_moves_samples_towards_the_class() -> None:
-    """Log-ratio of the class against none, of samples drawn with more and more guidance."""
+    """The log-ratio of class to null class grows with the guidance of the samples."""
     generator = small_generator(1, LinearHead())
     labels = torch.full((64,), 2)
     ratios = []
@@ -134,7 +134,7 @@ def test_guidance_moves_samples_towards_the_class() -> None:
         (CategoricalSampler(guidance=2.0, guidance_schedule="interval", interval=(0.25, 0.5)), [6] * 6 + [3] * 6),
     ],
 )
-def test_the_second_half_runs_only_where_needed(sampler: CategoricalSampler, rows: list[int]) -> None:
+def test_the_unconditional_half_runs_only_where_needed(sampler: CategoricalSampler, rows: list[int]) -> None:
     generator = small_generator(2)
     seen = []
     step = generator.trunk.step
@@ -143,21 +143,21 @@ def test_the_second_half_runs_only_where_needed(sampler: CategoricalSampler, row
     assert seen == rows
 
 
-def test_each_sub_code_has_its_own_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_sub_code_has_its_own_guidance_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     scales = []
     monkeypatch.setattr(categorical, "guide", lambda logits, scale: scales.append(float(scale)) or logits[:3])
     small_generator(2).generate(torch.tensor([0, 1, 2]), CategoricalSampler(guidance=[1.5, 3.0]), seed=0)
     assert scales == [1.5, 3.0] * 12
 
 
-def test_nothing_is_dropped_while_sampling() -> None:
+def test_sampling_disables_dropout() -> None:
     generator, labels = small_generator(2), torch.tensor([0, 1, 2])
     expected = generator.generate(labels, CategoricalSampler(guidance=2.0), seed=0)
     assert torch.equal(generator.train().generate(labels, CategoricalSampler(guidance=2.0), seed=0), expected)
     assert generator.training
 
 
-def test_dropping_the_second_half_changes_nothing() -> None:
+def test_dropping_the_unconditional_half_changes_no_sample() -> None:
     """An interval's samples equal those of the same scales with both halves kept to the end."""
     generator = small_generator(2)
     labels = torch.tensor([0, 1, 2])
@@ -168,7 +168,7 @@ def test_dropping_the_second_half_changes_nothing() -> None:
     assert not torch.equal(generator.generate(labels, CategoricalSampler(guidance=3.0), seed=0), short)
 
 
-def test_caches_are_allocated_once_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caches_are_allocated_once_per_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     build = KVCache.__init__
     monkeypatch.setattr(KVCache, "__init__", lambda self, *args: made.append(args[0]) or build(self, *args))
@@ -184,7 +184,7 @@ def test_sampling_in_bfloat16() -> None:
         assert generator.generate(torch.tensor([0, 1]), CategoricalSampler(guidance=2.0), seed=0).shape == (2, 2, 12)
 
 
-def test_bad_input() -> None:
+def test_invalid_input_is_rejected() -> None:
     generator = small_generator(2)
     codes, labels = random_codes(generator, 2)
     with pytest.raises(ValueError, match=r"\(2, 2, 10\).*2 sub-codes, 12 positions of a 3 × 4 grid"):

@@ -40,7 +40,7 @@ def write(generator: AutoregressiveGenerator, sampler: CategoricalSampler, compi
 @parametrize_heads
 @pytest.mark.parametrize("position", [7, torch.tensor(7)], ids=["integer", "tensor"])
 @pytest.mark.parametrize("guided", [False, True])
-def test_a_decoding_step_never_waits_for_the_device(head, num_sub_codes: int, position, guided: bool) -> None:
+def test_a_decoding_step_does_not_synchronise_with_the_host(head, num_sub_codes: int, position, guided: bool) -> None:
     generator = small_generator(num_sub_codes, head())
     rows = 6 if guided else 3
     caches = generator.trunk.new_cache(rows), generator.head.new_cache(rows)
@@ -51,7 +51,7 @@ def test_a_decoding_step_never_waits_for_the_device(head, num_sub_codes: int, po
 
 
 @parametrize_heads
-def test_a_training_step_never_waits_for_the_device(head, num_sub_codes: int) -> None:
+def test_a_training_step_does_not_synchronise_with_the_host(head, num_sub_codes: int) -> None:
     generator = small_generator(num_sub_codes, head()).train()
     tokens, labels = random_tokens(generator, 3)
     with host_syncs() as counts:

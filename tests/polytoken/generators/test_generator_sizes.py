@@ -1,4 +1,4 @@
-"""The generators are the papers' generators: parameter counts to the unit (facts B1), on the meta device."""
+"""Parameter counts of the papers' generators, exact to the unit, on the meta device."""
 
 import pytest
 import torch
@@ -46,6 +46,6 @@ def test_far(size: str, depth: int, num_sub_codes: int, expected: int) -> None:
     assert count(SIZES[size], AutoregressiveHead(depth), num_sub_codes) == expected
 
 
-def test_far_summed_is_the_size_in_the_papers_table() -> None:
-    """415M of FQGAN Table 2, which the released code's aggregation layer exceeds (facts D1)."""
+def test_far_with_summed_embeddings_has_the_papers_size() -> None:
+    """415M in FQGAN Table 2, which the released code's aggregation layer exceeds."""
     assert count(SIZES["FAR-Base"], AutoregressiveHead(3), 2, "sum") == 415_006_720

@@ -45,8 +45,8 @@ def test_bfloat16_sums_in_float32() -> None:
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_under_autocast_gradients_add_up_in_float32() -> None:
-    """Single rows as chunks: were they added in bfloat16, the sum would lose the small ones."""
+def test_gradients_are_summed_in_float32_under_autocast() -> None:
+    """Chunks of one row; a bfloat16 sum would lose the small ones."""
     tensors = problem(500)
     exact = value_and_gradients(plain, *tensors)
     with torch.autocast("cpu", torch.bfloat16):
@@ -57,7 +57,7 @@ def test_under_autocast_gradients_add_up_in_float32() -> None:
 
 
 @pytest.mark.parametrize("torch_has_it", [True, False])
-def test_the_logits_are_never_held(torch_has_it: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_logits_are_never_held_whole(torch_has_it: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not torch_has_it:
         monkeypatch.setattr(module, "_torch_has_it", lambda: False)
     largest = Largest()
@@ -71,7 +71,7 @@ def test_the_logits_are_never_held(torch_has_it: bool, monkeypatch: pytest.Monke
 
 
 class Largest(torch.utils._python_dispatch.TorchDispatchMode):
-    """The most entries of any tensor an operation returned."""
+    """Records the size of the largest tensor that an operation returned."""
 
     entries = 0
 

@@ -43,7 +43,7 @@ def test_draws_are_uniform_over_their_own_codebook() -> None:
         assert chi_squared < size - 1 + 4.5 * (2 * (size - 1)) ** 0.5
 
 
-def test_where() -> None:
+def test_where_selects_the_noisy_input() -> None:
     clean = codes(4)
     kept = clean.clone()
     trunk = SubTokenNoise(1.0, where="trunk")(clean, SIZES, 0)
@@ -73,6 +73,6 @@ def test_schedule() -> None:
         ({"ramp_steps": -1}, "must not be negative"),
     ],
 )
-def test_bad_arguments(arguments: dict, message: str) -> None:
+def test_invalid_arguments_are_rejected(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SubTokenNoise(**arguments)

@@ -14,7 +14,7 @@ RECORD = GeneratorRecord(
 )
 
 
-def test_plain_data_and_back() -> None:
+def test_a_record_round_trips_through_plain_data() -> None:
     plain = RECORD.to_plain()
     assert plain["spec"] == SPEC.to_json() and plain["sub_codes"] == [0, 1]
     assert plain["lineage"]["init_from"]["sub_code"] == "all"

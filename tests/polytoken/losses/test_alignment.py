@@ -60,7 +60,7 @@ def test_contrastive_loss_is_float32_under_autocast() -> None:
         assert contrastive_loss(predictions, targets, 0.01, gather=False).item() == expected.item()
 
 
-def test_the_sum_of_its_losses(teacher: Teacher) -> None:
+def test_the_term_is_the_weighted_sum_of_its_losses(teacher: Teacher) -> None:
     term = FeatureAlignment("high", subspace=1, contrastive=2.0, patch_cosine=3.0, patch_mse=5.0)
     _, parts, step = take_step(TokenizerObjective(alignment_high=term, teachers={"high": teacher}))
     (features,) = teacher.features(step.images)
@@ -74,7 +74,7 @@ def test_the_sum_of_its_losses(teacher: Teacher) -> None:
     assert parts["alignment_high"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_gradient_reaches_the_guided_subspace_alone(teacher: Teacher) -> None:
+def test_gradient_reaches_only_the_guided_subspace(teacher: Teacher) -> None:
     term = FeatureAlignment("high", subspace=1, patch_cosine=1.0)
     loss, _, step = take_step(TokenizerObjective(alignment_high=term, teachers={"high": teacher}))
     aligned = term(step)
@@ -83,7 +83,7 @@ def test_gradient_reaches_the_guided_subspace_alone(teacher: Teacher) -> None:
     assert guided.abs().sum() > 0
 
 
-def test_a_teacher_is_asked_once_a_step_and_only_if_a_term_is_on(
+def test_a_teacher_runs_once_a_step_and_only_for_active_terms(
     teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
@@ -156,12 +156,12 @@ def test_teachers_stay_out_of_the_checkpoint(teacher: Teacher) -> None:
         ({"terms": {"loss": FeatureAlignment("high", subspace=1)}}, "'loss', the name of another part"),
     ],
 )
-def test_what_does_not_fit_is_refused_at_construction(terms: dict, message: str, teacher: Teacher) -> None:
+def test_incompatible_terms_are_rejected_when_connected(terms: dict, message: str, teacher: Teacher) -> None:
     with pytest.raises(ValueError, match=message):
         TokenizerObjective(**terms, teachers={"high": teacher}).connect(tiny_tokenizer())
 
 
-def test_grids_must_match_for_patches_only(tmp_path: Path) -> None:
+def test_grids_must_match_only_for_patches(tmp_path: Path) -> None:
     SmallVisionTransformer(image_size=16, patch_size=4, width=16, depth=1).save(tmp_path / "mid.safetensors")
     teachers = {"mid": Teacher("stand_in", str(tmp_path / "mid.safetensors"))}
     patches = FeatureAlignment("mid", subspace=0, patch_cosine=1.0)
@@ -173,7 +173,7 @@ def test_grids_must_match_for_patches_only(tmp_path: Path) -> None:
     TokenizerObjective(alignment_mid=FeatureAlignment("mid", subspace=0), teachers=teachers).connect(tiny_tokenizer())
 
 
-def test_an_alignment_without_loss_is_refused() -> None:
+def test_an_alignment_without_loss_is_rejected() -> None:
     with pytest.raises(ValueError, match="contrastive, patch_cosine or patch_mse"):
         FeatureAlignment("high", subspace=1, contrastive=0.0)
     with pytest.raises(ValueError, match="none below"):
@@ -187,7 +187,7 @@ def test_predictors_resample_to_other_grids() -> None:
 
 
 def aligned(rows: slice) -> dict[str, list[float]]:
-    """Loss of these of six images, its gradient at the predictor and at the images' own codes."""
+    """Loss of some of six images, and its gradients at the predictor and at their codes."""
     torch.manual_seed(0)
     term = FeatureAlignment("high", subspace=0, temperature=0.1, gather=True)
     term.class_predictor = ClassTokenPredictor(4, 16, (2, 2), depth=1)
@@ -202,7 +202,7 @@ def aligned(rows: slice) -> dict[str, list[float]]:
 
 
 def aligned_on_rank(rank: int) -> dict[str, object]:
-    signal.alarm(120)  # ranks that wait for one another for good fail the test
+    signal.alarm(120)  # a deadlock fails the test
     result: dict[str, object] = {"equal": aligned(slice(0, 3) if rank == 0 else slice(3, 6))}
     for name, rows in (("unequal", (slice(0, 2), slice(2, 6))), ("one each", (slice(0, 1), slice(1, 2)))):
         try:

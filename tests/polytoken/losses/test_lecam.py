@@ -67,7 +67,7 @@ def averages_on_rank(rank: int) -> list[float]:
 
 
 @pytest.mark.cluster
-def test_averages_are_of_all_ranks(tmp_path: Path) -> None:
+def test_averages_cover_all_ranks(tmp_path: Path) -> None:
     first, second = run_on_ranks(averages_on_rank, tmp_path)
     assert first == second
     together = LeCam(decay=0.9)

@@ -111,7 +111,7 @@ def test_objective_sums_weighted_terms_and_respects_starts() -> None:
 
 
 class FeatureError(LossTerm):
-    """A term in a file of its own would look like this."""
+    """Example of a term in a user's own file."""
 
     reads = frozenset({"features:deep"})
 

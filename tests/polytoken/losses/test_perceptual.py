@@ -45,7 +45,7 @@ def test_frozen_networks_stay_out_of_parameters_and_checkpoints(tmp_path: Path, 
     assert term.state_dict() == {}
 
 
-def test_missing_and_foreign_weights_name_the_remedy(tmp_path: Path) -> None:
+def test_missing_and_foreign_weights_raise_an_error_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="make weights"):
         LPIPS(str(tmp_path / "nowhere.pth")).prepare(torch.device("cpu"))
     torch.save({"something": torch.zeros(1)}, tmp_path / "other.pth")
@@ -67,7 +67,7 @@ def test_judge_features(tmp_path: Path, images: tuple[torch.Tensor, torch.Tensor
     assert term(make_step(images[0], images[0])).item() == 0
 
 
-def test_a_file_that_is_no_judge_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_judge_is_rejected(tmp_path: Path) -> None:
     save_file({"linear.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="make teacher"):
         JudgeFeatures(str(tmp_path / "other.safetensors")).prepare(torch.device("cpu"))

@@ -28,7 +28,7 @@ def joint_by_hand(codes: torch.Tensor) -> tuple[float, float]:
     ("sizes", "width"),
     [([3, 5], 1), ([2**31, 2**31], 1), ([2**32, 2**31], 2), ([16384] * 4, 1), ([16384] * 5, 5)],
 )
-def test_joint_usage_whatever_the_product_of_the_sizes(
+def test_joint_usage_for_any_product_of_the_sizes(
     sizes: list[int], width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -40,10 +40,10 @@ def test_joint_usage_whatever_the_product_of_the_sizes(
         statistics.update(batch)
         statistics._merge()
     assert statistics.compute() == pytest.approx(joint_by_hand(codes))
-    assert statistics.compute() == pytest.approx(joint_by_hand(codes))  # asking changes nothing
+    assert statistics.compute() == pytest.approx(joint_by_hand(codes))  # compute changes no state
 
 
-def test_tuples_differ_by_their_order() -> None:
+def test_the_order_of_sub_codes_distinguishes_tuples() -> None:
     statistics = JointCodeStatistics([3, 3])
     statistics.update(torch.tensor([[[0, 1], [1, 0]]]))
     assert statistics.compute() == pytest.approx((1.0, 2.0))
@@ -59,7 +59,7 @@ def test_pending_tuples_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(merges) == 1 and len(statistics._keys) == 1
 
 
-def test_recent_usage_forgets() -> None:
+def test_recent_usage_covers_the_window_only() -> None:
     usage = RecentUsage([4, 2], window=2)
     usage.update(torch.tensor([[[0, 1], [0, 0]]]))
     assert [float(share) for share in usage.compute()] == [0.5, 0.5]

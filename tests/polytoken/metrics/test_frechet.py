@@ -19,7 +19,7 @@ def statistics(features: torch.Tensor) -> Gaussian:
     return metric.compute()
 
 
-def test_statistics_are_numpys() -> None:
+def test_statistics_equal_numpy() -> None:
     features = torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) + 30
     count, mean, covariance = statistics(features)
     assert count == 50
@@ -29,7 +29,7 @@ def test_statistics_are_numpys() -> None:
         statistics(features[:1])
 
 
-def test_closed_forms() -> None:
+def test_distance_equals_closed_forms() -> None:
     one = gaussian([0, 0], torch.diag(torch.tensor([4.0, 9.0])))
     other = gaussian([3, 4], torch.diag(torch.tensor([1.0, 25.0])))
     assert frechet_distance(one, other).item() == pytest.approx(25 + (2 - 1) ** 2 + (3 - 5) ** 2)
@@ -38,7 +38,7 @@ def test_closed_forms() -> None:
     assert frechet_distance(one, scaled).item() == pytest.approx((3 - 1) ** 2 * 13)
 
 
-def test_equals_scipys_root_of_the_product() -> None:
+def test_distance_equals_scipys_matrix_root() -> None:
     generator = torch.Generator().manual_seed(1)
     one = statistics(torch.randn(200, 12, generator=generator) @ torch.randn(12, 12, generator=generator))
     other = statistics(torch.randn(200, 12, generator=generator) @ torch.randn(12, 12, generator=generator) + 1)
@@ -57,7 +57,7 @@ def test_equals_torch_fidelity_and_torchmetrics() -> None:
     found = frechet_distance(one, other).item()
     pair = [fid_features_to_statistics(features.double()) for features in (first, second)]
     assert found == pytest.approx(fid_statistics_to_metric(*pair, False)["frechet_inception_distance"], rel=1e-9)
-    network = torch.nn.Flatten()  # features stand in for images
+    network = torch.nn.Flatten()  # features in place of images
     network.num_features = 64
     theirs = FrechetInceptionDistance(network).set_dtype(torch.float64)
     theirs.update(first.double(), real=True)
@@ -66,14 +66,14 @@ def test_equals_torch_fidelity_and_torchmetrics() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:20 images for 64 features")
-def test_fewer_images_than_features() -> None:
+def test_fewer_images_than_features_warn() -> None:
     features = torch.randn(20, 64, generator=torch.Generator().manual_seed(2))
     assert frechet_distance(statistics(features), statistics(features)).item() == pytest.approx(0, abs=1e-8)
     shifted = frechet_distance(statistics(features), statistics(features + 0.5)).item()
     assert shifted == pytest.approx(64 * 0.25, rel=1e-6)
 
 
-def test_what_cannot_be_right_is_said() -> None:
+def test_invalid_statistics_are_rejected() -> None:
     features = torch.randn(20, 20, generator=torch.Generator().manual_seed(2))
     with pytest.warns(UserWarning, match="20 images for 20 features: the covariance is singular"):
         frechet_distance(statistics(features), statistics(features))

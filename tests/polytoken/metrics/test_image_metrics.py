@@ -1,4 +1,4 @@
-"""Figures by name: what stands beside them, and what must not pass for a good one."""
+"""Metrics by name, with their references, and rejection of non-finite values."""
 
 import json
 from dataclasses import replace
@@ -17,7 +17,7 @@ from tests.support.extractors import MeanColours
 
 
 class Colours(MeanColours):
-    """Where Inception would be."""
+    """Network of mean colours in place of Inception."""
 
     name = "inception"
 
@@ -27,8 +27,8 @@ def images(number: int = 40) -> Tensor:
     return torch.randint(0, 256, (number, 3, 8, 8), dtype=torch.uint8, generator=generator)
 
 
-def test_reconstructions_are_dealt_out_and_samples_are_split_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Certain of three classes that come one after the other: one in each third, all in every tenth."""
+def test_reconstructions_are_split_in_turn_and_samples_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three sorted classes, each predicted with certainty: one in each third, all in every tenth image."""
     monkeypatch.setattr("polytoken.metrics.image_set.SPLIT", 10)
     shades = torch.zeros(30, 3, 4, 4, dtype=torch.uint8)
     for row in range(30):
@@ -43,7 +43,7 @@ def test_reconstructions_are_dealt_out_and_samples_are_split_in_order(monkeypatc
         assert measured.splits == splits and measured.score == pytest.approx(score)
 
 
-def test_what_is_no_number_is_no_perfect_distance() -> None:
+def test_nan_is_not_clamped_to_zero() -> None:
     whole = ImageSet.for_use(Colours(), 40, keep_rows=False)
     whole.add(images())
     measured = whole.compute()
@@ -58,7 +58,7 @@ def test_what_is_no_number_is_no_perfect_distance() -> None:
         assert image_metrics(measured, target)["gfid/inception"]["value"] == 0  # rounded
 
 
-def test_a_distance_says_of_which_split_it_is_and_of_how_many_images(tmp_path: Path) -> None:
+def test_a_distance_records_its_split_and_number_of_images(tmp_path: Path) -> None:
     whole = ImageSet.for_use(Colours(), 40, keep_rows=True)
     whole.add(images())
     measured = whole.compute()

@@ -22,7 +22,7 @@ def images(number: int = 24) -> Tensor:
     return torch.randint(0, 256, (number, 3, 8, 8), dtype=torch.uint8, generator=generator)
 
 
-def test_one_pass_measures_all() -> None:
+def test_one_pass_gives_all_statistics() -> None:
     extractor = MeanColours()
     measured_set = ImageSet(extractor, num_splits=2, keep_rows=True)
     whole, labels = images(), torch.arange(24) % 3
@@ -45,7 +45,7 @@ def test_one_pass_measures_all() -> None:
     assert measured.score == pytest.approx(float((score(probabilities[::2]) + score(probabilities[1::2])) / 2))
 
 
-def test_only_images_with_a_label_can_be_recognised() -> None:
+def test_unlabelled_images_are_not_counted_as_recognised() -> None:
     whole, extractor = ImageSet(MeanColours()), MeanColours()
     logits = extractor(images()).logits
     assert logits is not None
@@ -72,7 +72,7 @@ def test_order_and_padding_do_not_matter() -> None:
     torch.testing.assert_close(first.features.covariance, second.features.covariance)
 
 
-def test_features_that_are_not_finite_are_refused() -> None:
+def test_non_finite_features_are_rejected() -> None:
     class Broken(MeanColours):
         def __call__(self, images: Tensor) -> ImageFeatures:
             return super().__call__(images)._replace(spatial=torch.full((len(images), 4), torch.nan))
@@ -90,7 +90,7 @@ def extractors(directory: Path) -> list[Extractor]:
     return [Judge(SmallClassifier.load(path), path), teacher]
 
 
-def test_judge_and_teachers_serve_alike(tmp_path: Path) -> None:
+def test_judge_and_teachers_are_interchangeable(tmp_path: Path) -> None:
     names = []
     for extractor in extractors(tmp_path):
         with torch.autocast("cpu", torch.bfloat16):

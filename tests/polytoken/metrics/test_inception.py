@@ -1,4 +1,4 @@
-"""Inception from a file in the published format with random weights: the figures' numbers need the real ones."""
+"""Inception from a file in the published format with random weights; published values need the real ones."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def images() -> Tensor:
     return torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
-def test_features_are_torch_fidelitys(inception: Inception, weights: Path, images: Tensor) -> None:
+def test_features_equal_torch_fidelity(inception: Inception, weights: Path, images: Tensor) -> None:
     pooled, logits = FeatureExtractorInceptionV3("own", LAYERS, str(weights))(images)
     found = inception(images)
     assert found.pooled.shape == (2, 2048) and found.pooled.std() > 0.01
@@ -57,7 +57,7 @@ def test_features_are_torch_fidelitys(inception: Inception, weights: Path, image
 
 
 class Pictures(Dataset[Tensor]):
-    """Noise uint8 (3, 24, 24), brighter or darker."""
+    """Noise images uint8 (3, 24, 24), brighter or darker."""
 
     def __init__(self, seed: int, brightest: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -72,10 +72,10 @@ class Pictures(Dataset[Tensor]):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:12 images for 2048 features")
-def test_figures_are_torch_fidelitys_from_the_images_on(
+def test_metrics_equal_torch_fidelity_end_to_end(
     inception: Inception, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both read the same file of weights; KID's one subset is the whole set, so that all of them are alike."""
+    """Both read one weights file; KID's only subset is the whole set, so no random choice differs."""
     monkeypatch.setattr("polytoken.metrics.image_metrics.KID_SUBSET", 12)
     generated, real = Pictures(0, 240), Pictures(1, 256)
     theirs = calculate_metrics(
@@ -107,7 +107,7 @@ def test_figures_are_torch_fidelitys_from_the_images_on(
         assert ours[f"{own}/inception"]["value"] == pytest.approx(theirs[other], rel=1e-4), own
 
 
-def test_the_spatial_features_are_seven_maps_of_mixed_6_channel_last(inception: Inception, images: Tensor) -> None:
+def test_spatial_features_are_seven_channel_last_maps_of_mixed_6(inception: Inception, images: Tensor) -> None:
     network = inception._network
     before: list[Tensor] = []
     handle = network.Mixed_6c.register_forward_hook(lambda module, inputs, output: before.append(output))
@@ -121,7 +121,7 @@ def test_the_spatial_features_are_seven_maps_of_mixed_6_channel_last(inception: 
 
 
 def test_images_are_resized_as_in_tensorflow_1(inception: Inception) -> None:
-    """Column j is read at j · width / 299: no half pixels, no antialiasing; the last column is repeated."""
+    """Column j samples j · width / 299, without half pixels and antialiasing; the last column is repeated."""
     ramp = (torch.arange(20) * 10).to(torch.uint8).expand(1, 3, 20, 20)
     seen: list[Tensor] = []
     handle = inception._network.Conv2d_1a_3x3.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -131,7 +131,7 @@ def test_images_are_resized_as_in_tensorflow_1(inception: Inception) -> None:
     torch.testing.assert_close(seen[0][0, 0, 7], (positions * 10 - 128) / 128, atol=1e-5, rtol=0)
 
 
-def test_precision_around_the_call_does_not_matter(inception: Inception, images: Tensor) -> None:
+def test_autocast_and_tf32_do_not_change_features(inception: Inception, images: Tensor) -> None:
     alone = inception(images)
     with torch.autocast("cpu", torch.bfloat16):
         within = inception(images)
@@ -140,14 +140,14 @@ def test_precision_around_the_call_does_not_matter(inception: Inception, images:
         assert second.dtype == torch.float32 and torch.equal(first, second)
 
 
-def test_what_is_no_image_is_refused(inception: Inception, images: Tensor) -> None:
+def test_invalid_images_are_rejected(inception: Inception, images: Tensor) -> None:
     with pytest.raises(TypeError, match=r"images are torch\.float32, expected uint8"):
         inception(images.float() / 127.5 - 1)
     with pytest.raises(ValueError, match=r"shape \(2, 40, 40, 3\)"):
         inception(images.permute(0, 2, 3, 1))
 
 
-def test_what_is_not_its_file_is_refused(weights: Path, tmp_path: Path) -> None:
+def test_other_weight_files_are_rejected(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="run `make weights`"):
         Inception(tmp_path / "none.pth")
     with pytest.raises(ValueError, match=f"SHA-256 {file_sha256(weights)}, and Inception's is 6726825d"):

@@ -28,8 +28,8 @@ def test_extremes_and_definition() -> None:
     assert score(logits) == pytest.approx(divergence.exp().item())
 
 
-def test_consecutive_splits_are_adms() -> None:
-    """The last split holds what remains, and counts as much as the others: 20 + 20 + 7 images."""
+def test_consecutive_splits_match_adm() -> None:
+    """The last split holds the remainder, with equal weight: 20 + 20 + 7 images."""
     logits = random_logits(47)
     expected = []
     for part in np.split(logits.double().softmax(1).numpy(), [20, 40]):
@@ -40,22 +40,22 @@ def test_consecutive_splits_are_adms() -> None:
     assert score(logits, 3, 20) < score(logits)
 
 
-def test_ten_splits_are_torch_fidelitys() -> None:
+def test_ten_splits_match_torch_fidelity() -> None:
     logits = random_logits(50)
     assert score(logits, 10, 5) == pytest.approx(isc_features_to_metric(logits, 10, False)["inception_score_mean"])
-    # dealt out in turn: torch-fidelity's splits of the images in that order
+    # images in turn: torch-fidelity's splits of the reordered images
     order = torch.arange(50).view(5, 10).T.flatten()
     theirs = isc_features_to_metric(logits[order], 10, False)["inception_score_mean"]
     assert score(logits, 10) == pytest.approx(theirs)
 
 
-def test_sorted_classes_do_not_fill_splits_of_their_own() -> None:
+def test_sorted_classes_are_spread_over_the_splits() -> None:
     certain = torch.eye(5).repeat_interleave(10, 0) * 100
     assert score(certain, 5, 10) == pytest.approx(1)
     assert score(certain, 5) == pytest.approx(5)
 
 
-def test_positions_are_needed_and_checked() -> None:
+def test_positions_are_required_and_checked() -> None:
     with pytest.raises(ValueError, match="10 splits needs the images' positions"):
         InceptionScore(6, 10).update(random_logits(3))
     with pytest.raises(ValueError, match="image 40 lies after 2 splits of 20 images"):

@@ -29,23 +29,23 @@ def test_equals_torch_fidelity() -> None:
     theirs = kid_features_to_metric(first.double(), second.double(), **arguments)
     found = kernel_distance(first, second, num_subsets=2, subset_size=60)
     assert found.mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6)
-    # other subsets are drawn than torch-fidelity's: the means differ by their standard error
+    # subsets differ from torch-fidelity's, so the means agree within their standard error
     arguments = {"kid_subsets": 100, "kid_subset_size": 30, "verbose": False}
     theirs = kid_features_to_metric(first.double(), second.double(), **arguments)
     found = kernel_distance(first, second, num_subsets=100, subset_size=30)
     assert found.deviation == pytest.approx(theirs["kernel_inception_distance_std"], rel=0.3)
     assert abs(found.mean - theirs["kernel_inception_distance_mean"]) < 4 * found.deviation / 10
     assert found == kernel_distance(first, second, num_subsets=100, subset_size=30)
-    assert kernel_distance(first, second, num_subsets=1, subset_size=30).deviation == 0  # of the subsets that there are
+    assert kernel_distance(first, second, num_subsets=1, subset_size=30).deviation == 0  # over all subsets
 
 
-def test_sets_alike_are_at_distance_zero_on_average() -> None:
+def test_similar_sets_have_mean_distance_zero() -> None:
     found = [kernel_distance(rows(40, seed=i), rows(40, seed=100 + i), 1, 40).mean for i in range(50)]
     assert min(found) < 0 < max(found)
     assert abs(sum(found) / 50) < 0.02
 
 
-def test_bad_input() -> None:
+def test_invalid_input_is_rejected() -> None:
     with pytest.raises(ValueError, match="40 and 9 images for subsets of 20"):
         kernel_distance(rows(40), rows(9), subset_size=20)
     with pytest.raises(ValueError, match="measured by the same network"):

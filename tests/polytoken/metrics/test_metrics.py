@@ -23,7 +23,7 @@ def test_psnr() -> None:
     assert math.isfinite(values[1].item()) and values[1] > 60
 
 
-def test_psnr_of_floats_sees_what_clamping_hides() -> None:
+def test_psnr_of_floats_includes_values_outside_the_range() -> None:
     first = torch.zeros(2, 3, 4, 4)
     second = first.clone()
     second[0] += 0.2

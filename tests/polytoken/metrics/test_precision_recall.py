@@ -12,7 +12,7 @@ def cloud(number: int, dimensions: int = 8, seed: int = 0) -> Tensor:
 
 
 def naive(real: Tensor, generated: Tensor, neighbours: int) -> tuple[float, float]:
-    """The definition, pair by pair, in float64."""
+    """Precision and recall by the definition, pair by pair, in float64."""
     first, second = real.double().numpy(), generated.double().numpy()
 
     def share(of: np.ndarray, within: np.ndarray) -> float:
@@ -24,10 +24,10 @@ def naive(real: Tensor, generated: Tensor, neighbours: int) -> tuple[float, floa
 
 @pytest.mark.parametrize("neighbours", [1, 3])
 @pytest.mark.parametrize("block", [16, 37, 1000])
-def test_equals_the_definition_whatever_the_blocks(neighbours: int, block: int) -> None:
+def test_equals_the_definition_for_any_block_size(neighbours: int, block: int) -> None:
     real, generated = cloud(90), cloud(70, seed=1) * 0.9 + 0.8
     expected = naive(real, generated, neighbours)
-    assert 0.05 < min(expected) < max(expected) < 0.95  # or the test would say little
+    assert 0.05 < min(expected) < max(expected) < 0.95  # otherwise the test would be trivial
     assert precision_recall(real, generated, neighbours, block) == pytest.approx(expected)
     far = real + 1000, generated + 1000  # where float32 has no digits left for |a|² − 2 a·b + |b|²
     assert precision_recall(*far, neighbours, block) == pytest.approx(naive(*far, neighbours))
@@ -54,7 +54,7 @@ def test_the_surface_of_a_ball_is_inside() -> None:
     assert precision_recall(line, beyond).precision == precision_recall(beyond, line).recall == 0
 
 
-def test_bad_input() -> None:
+def test_invalid_input_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"\(9, 8\) and \(9, 4\): both sets must be measured by the same network"):
         precision_recall(cloud(9), cloud(9, 4))
     with pytest.raises(ValueError, match="3 generated images have no 3 neighbours"):

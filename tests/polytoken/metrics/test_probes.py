@@ -1,4 +1,4 @@
-"""Probes against slow references, and against data whose answer is known."""
+"""Probes against slow references, and on data with known answers."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from polytoken.metrics.probes import (
 
 
 def clouds(count: int, spread: float, seed: int) -> Labelled:
-    """Three clouds in the plane, of the classes 2, 5 and 7."""
+    """Three clusters in the plane, of the classes 2, 5 and 7."""
     generator = torch.Generator().manual_seed(seed)
     which = torch.arange(count) % 3
     centres = torch.tensor([[0.0, 0.0], [6.0, 0.0], [0.0, 6.0]])
@@ -24,7 +24,7 @@ def clouds(count: int, spread: float, seed: int) -> Labelled:
     return Labelled(centres[which] + noise, torch.tensor([2, 5, 7])[which])
 
 
-def test_nearest_class_mean_is_the_slow_one() -> None:
+def test_nearest_class_mean_equals_a_loop() -> None:
     train, validation = clouds(90, 4.0, 0), clouds(60, 4.0, 1)
     far = Labelled(train.features + 1000, train.labels)  # where |x|² would swallow the difference in float32
     expected = []
@@ -39,7 +39,7 @@ def test_nearest_class_mean_is_the_slow_one() -> None:
     assert len(set(expected)) == 3
 
 
-def test_a_linear_probe_finds_what_a_line_divides_and_nothing_else() -> None:
+def test_a_linear_probe_separates_linearly_separable_classes_only() -> None:
     train, validation = clouds(90, 0.5, 0), clouds(60, 0.5, 1)
     assert accuracy(logistic_regression(train, validation.features), validation.labels).value == 1.0
     signs = torch.randn(400, 2, generator=torch.Generator().manual_seed(2))
@@ -50,7 +50,7 @@ def test_a_linear_probe_finds_what_a_line_divides_and_nothing_else() -> None:
         logistic_regression(Labelled(train.features, torch.zeros(90).long()), validation.features)
 
 
-def test_features_are_standardised_by_training_alone() -> None:
+def test_features_are_standardised_by_training_statistics() -> None:
     generator = torch.Generator().manual_seed(0)
     train = torch.randn(500, 3, generator=generator) * torch.tensor([1e-3, 1.0, 50.0]) + torch.tensor([5.0, 0.0, -9.0])
     train[:, 1] = 0.1  # constant
@@ -65,7 +65,7 @@ def test_features_are_standardised_by_training_alone() -> None:
     assert torch.allclose(asked[:, 1], torch.full((7,), 0.1))
 
 
-def test_the_mean_forgets_the_place_and_flattening_keeps_it() -> None:
+def test_mean_pooling_drops_positions_and_flattening_keeps_them() -> None:
     maps = torch.zeros(2, 3, 2, 2, dtype=torch.bfloat16)
     maps[0, :, 0, 0] = maps[1, :, 1, 1] = 4.0
     pooled, flat = pool(maps, "mean"), pool(maps, "flatten")

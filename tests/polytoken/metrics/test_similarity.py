@@ -62,7 +62,7 @@ def test_cknna_properties() -> None:
     assert cknna(first, second * lengths).item() == pytest.approx(cknna(first, second).item(), rel=1e-9)
 
 
-def test_cknna_says_what_it_needs() -> None:
+def test_cknna_rejects_unsuitable_k() -> None:
     with pytest.raises(ValueError, match="k=10 needs more than 10 images, got 10"):
         cknna(features(10, 3, 0), features(10, 3, 1))
     with pytest.raises(ValueError, match="set k to 2 or more"):

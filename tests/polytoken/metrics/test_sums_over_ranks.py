@@ -1,4 +1,4 @@
-"""Figures of two ranks, which hold different and unequally many rows, are those of all rows at once."""
+"""Metrics of two ranks with different numbers of rows equal those of all rows at once."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def rows(start: int, stop: int) -> dict[str, torch.Tensor]:
     }
 
 
-def figures(part: dict[str, torch.Tensor]) -> dict[str, object]:
+def metrics_of_ranks(part: dict[str, torch.Tensor]) -> dict[str, object]:
     result: dict[str, object] = {}
     usage = CodebookStatistics([4, 4])
     usage.update(part["codes"])
@@ -90,12 +90,12 @@ def gaussian(rows: torch.Tensor) -> Gaussian:
 
 
 def of_rank(rank: int) -> dict[str, object]:
-    return figures(rows(0, 2) if rank == 0 else rows(2, 5))
+    return metrics_of_ranks(rows(0, 2) if rank == 0 else rows(2, 5))
 
 
 @pytest.mark.cluster
-def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
-    expected = figures(rows(0, 5))
+def test_two_ranks_equal_one(tmp_path: Path) -> None:
+    expected = metrics_of_ranks(rows(0, 5))
     expected["gathered of one rank"] = rows(2, 3)["codes"].tolist()
     for found in run_on_ranks(of_rank, tmp_path):
         assert found.keys() == expected.keys()
@@ -104,4 +104,4 @@ def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
         for name in ("set", "set's distances"):
             assert found[name] == pytest.approx(expected[name], rel=1e-6), name
     shares = expected["set's distances"][2:4]
-    assert all(0 < share < 1 for share in shares)  # neither is a share of nothing or all
+    assert all(0 < share < 1 for share in shares)  # neither 0 nor 1

@@ -7,7 +7,9 @@ from polytoken.metrics.uniformity import UniformityStatistics, bins_hit, entropy
 from polytoken.quantizers.finite_scalar import bound, vectors_to_digits
 
 COUNT = 500_000  # of the paper's figure 2
-NORMAL = torch.special.ndtri((torch.arange(COUNT, dtype=torch.float64) + 0.5) / COUNT)  # N(0, 1), falling evenly
+NORMAL = torch.special.ndtri(
+    (torch.arange(COUNT, dtype=torch.float64) + 0.5) / COUNT
+)  # evenly spaced quantiles of N(0, 1)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,7 @@ def test_distance_of_a_bounded_normal_to_the_uniform(alpha: float, ks: float, rm
     bounded = bound(NORMAL, alpha)
     assert ks_to_uniform(bounded).item() == pytest.approx(ks, abs=1e-5)
     assert rmse_to_uniform(bounded).item() == pytest.approx(rmse, abs=1e-5)
-    # the same as integrals: sup |Φ(z) − σ(αz)|, and the distance of f(z) to 2Φ(z) − 1 under the normal density
+    # equal to the integrals sup |Φ(z) − σ(αz)|, and the distance of f(z) to 2Φ(z) − 1 under the normal density
     z = torch.linspace(-8, 8, 160_001, dtype=torch.float64)
     gap = torch.special.ndtr(z) - torch.sigmoid(alpha * z)
     density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
@@ -38,14 +40,14 @@ def test_distance_of_a_bounded_normal_to_the_uniform(alpha: float, ks: float, rm
     assert (torch.trapezoid(4 * gap.square() * density, z)).sqrt().item() == pytest.approx(rmse, abs=1e-5)
 
 
-def test_a_random_draw_of_the_papers_size_comes_close() -> None:
-    """500,000 draws move the RMSE by up to a few per cent, which is what figures from samples are worth."""
+def test_a_random_draw_of_the_papers_size_is_close() -> None:
+    """The RMSE of 500,000 draws varies by up to a few per cent."""
     draws = torch.randn(COUNT, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert ks_to_uniform(bound(draws, 1.6)).item() == pytest.approx(0.01727, abs=0.002)
     assert rmse_to_uniform(bound(draws, 1.6)).item() == pytest.approx(0.01717, abs=0.001)
 
 
-def test_minima_lie_beside_the_papers_grid() -> None:
+def test_minima_lie_between_points_of_the_papers_grid() -> None:
     """KS is least at 1.702, the logistic constant, and RMSE near 1.65; on the paper's grids both are least at 1.6."""
     alphas = torch.arange(1.600, 1.760, 0.002, dtype=torch.float64).tolist()
     coarse = NORMAL[::25]
@@ -56,11 +58,11 @@ def test_minima_lie_beside_the_papers_grid() -> None:
         assert min(grid, key=lambda alpha: distance(bound(NORMAL, alpha))) == 1.6
 
 
-def test_distances_look_at_both_sides_of_a_jump() -> None:
+def test_distances_compare_both_sides_of_a_jump() -> None:
     assert ks_to_uniform(torch.zeros(10)).item() == pytest.approx(0.5)
-    assert ks_to_uniform(torch.tensor([1.0])).item() == 1.0  # all of F is still to come
+    assert ks_to_uniform(torch.tensor([1.0])).item() == 1.0  # all of F lies above
     assert ks_to_uniform(torch.tensor([-1.0])).item() == 1.0
-    assert rmse_to_uniform(torch.tensor([0.5, -0.5])).item() == 0.0  # paired in order, not as they come
+    assert rmse_to_uniform(torch.tensor([0.5, -0.5])).item() == 0.0  # paired after sorting
     assert rmse_to_uniform(torch.tensor([1.0, 1.0])).item() == pytest.approx(math.sqrt((0.5**2 + 1.5**2) / 2))
 
 
@@ -78,7 +80,7 @@ ENTROPIES = {  # (L, cells): the share of log L at α = 1.6 and at α = 2
 
 @pytest.mark.parametrize(("levels", "cells"), ENTROPIES)
 def test_entropy_of_the_levels_of_a_bounded_normal(levels: int, cells: str) -> None:
-    """Tanh fills the published cells better than 1.6 does; of equal cells the reverse is true."""
+    """Tanh has the higher entropy for the published cells, α = 1.6 for equal cells."""
     ratios = []
     for alpha in (1.6, 2.0):
         digits = vectors_to_digits(bound(NORMAL, alpha)[:, None], torch.tensor([levels]), cells)
@@ -102,7 +104,7 @@ def sample(channels: int, count: int = 20_000) -> torch.Tensor:
     return bound(scale * torch.randn(count, channels, generator=generator) + 0.1, 1.6)
 
 
-def test_histogram_is_within_its_bound_of_the_exact_figures() -> None:
+def test_histogram_is_within_its_bound_of_the_exact_values() -> None:
     values, levels = sample(3), torch.tensor([3, 5, 8])
     digits = vectors_to_digits(values, levels)
     for resolution in (16, 256, 4096):
@@ -117,7 +119,7 @@ def test_histogram_is_within_its_bound_of_the_exact_figures() -> None:
         assert figures.entropy_ratio == pytest.approx(sum(entropy_ratio(count).item() for count in counts) / 3)
 
 
-def test_batches_add_up_and_levels_are_counted_by_channel() -> None:
+def test_batches_are_summed_and_levels_counted_per_channel() -> None:
     values, levels = sample(2, 1000), torch.tensor([17, 4])
     values[:, 1] = values[:, 1].clamp(max=-0.5)
     digits = vectors_to_digits(values, levels)

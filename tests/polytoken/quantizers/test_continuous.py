@@ -51,7 +51,7 @@ def test_works_in_float32_under_autocast() -> None:
     assert encoding.quantized.dtype == encoding.losses["kl"].dtype == torch.float32
 
 
-def test_a_tokenizer_of_it_has_no_codes() -> None:
+def test_a_tokenizer_with_it_has_no_codes() -> None:
     tokenizer = ConvolutionalTokenizer(
         ContinuousBottleneck(),
         image_size=16,

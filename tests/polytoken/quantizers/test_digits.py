@@ -6,7 +6,7 @@ import torch
 from polytoken.quantizers.digits import codes_to_digits, digits_to_codes
 
 
-def test_index_of_the_paper() -> None:
+def test_codes_follow_the_papers_equation() -> None:
     digits, levels = torch.tensor([2, 2, 1, 0]), torch.tensor([3, 3, 3, 3])
     assert digits_to_codes(digits, levels).item() == 75
     assert digits_to_codes(digits, levels, "little_endian").item() == 2 + 2 * 3 + 1 * 9 + 0 * 27

@@ -13,7 +13,7 @@ from polytoken.specs import Encoding
 
 
 @pytest.mark.parametrize("num_branches", [1, 2, 3, 4])
-def test_codebooks_side_by_side(num_branches: int) -> None:
+def test_branches_are_concatenated(num_branches: int) -> None:
     torch.manual_seed(0)
     quantizer = FactorizedQuantizer(VectorQuantizer(16, 4, entropy_weight=0.1), num_branches)
     assert quantizer.in_subspaces == quantizer.subspace_channels == (4,) * num_branches
@@ -52,7 +52,7 @@ def test_branches_without_codes() -> None:
 
 
 class Dropping(VectorQuantizer):
-    """Says of one sample that it dropped a scale."""
+    """Reports that one sample dropped a scale."""
 
     def forward(self, features: Tensor) -> Encoding:
         encoding = super().forward(features)
@@ -60,13 +60,13 @@ class Dropping(VectorQuantizer):
         return encoding
 
 
-def test_kept_marks_what_every_branch_kept() -> None:
+def test_kept_is_true_where_every_branch_kept_the_sample() -> None:
     quantizer = FactorizedQuantizer(Dropping(16, 4), 2)
     assert quantizer(torch.randn(3, 8, 2, 2)).kept.tolist() == [True, False, True]
     assert FactorizedQuantizer(VectorQuantizer(16, 4), 2)(torch.randn(3, 8, 2, 2)).kept is None
 
 
-def test_parameters_without_reset_are_refused() -> None:
+def test_parameters_without_reset_are_rejected() -> None:
     class Careless(Quantizer):
         def __init__(self) -> None:
             super().__init__((4,), (4,), (16,))
@@ -82,7 +82,7 @@ def test_parameters_without_reset_are_refused() -> None:
         FactorizedQuantizer(Careless(), 2)
 
 
-def test_wrong_number_of_sub_codes_is_refused() -> None:
+def test_wrong_number_of_sub_codes_is_rejected() -> None:
     with pytest.raises(ValueError, match="expected 2 sub-codes a position, got 3"):
         FactorizedQuantizer(VectorQuantizer(16, 4), 2).embed_codes(torch.zeros(1, 3, 16, dtype=torch.int64), (4, 4))
     with pytest.raises(ValueError, match="num_branches must be at least 1"):

@@ -13,7 +13,7 @@ def build(**changes) -> FiniteScalarQuantizer:
 
 
 def normal_quantiles(count: int = 500_000) -> torch.Tensor:
-    """What `count` draws from N(0, 1) would be if they fell evenly."""
+    """Evenly spaced quantiles (count,) of N(0, 1)."""
     return torch.special.ndtri((torch.arange(count, dtype=torch.float64) + 0.5) / count)
 
 
@@ -67,7 +67,7 @@ def test_odd_levels_follow_algorithm_1() -> None:
 @pytest.mark.parametrize("cells", ["rounding", "equal"])
 @pytest.mark.parametrize("order", ["big_endian", "little_endian"])
 @pytest.mark.parametrize("num_sub_codes", [1, 2, 4])
-def test_codes_and_vectors_name_each_other(num_sub_codes: int, order: str, cells: str) -> None:
+def test_codes_and_vectors_are_inverse(num_sub_codes: int, order: str, cells: str) -> None:
     quantizer = build(levels=[3, 4, 5, 2], num_sub_codes=num_sub_codes, order=order, cells=cells).eval()
     encoding = quantizer(3 * torch.randn(2, 4, 4, 3))
     assert encoding.codes.shape == (2, num_sub_codes, 12)
@@ -84,7 +84,7 @@ def test_codes_and_vectors_name_each_other(num_sub_codes: int, order: str, cells
     assert encoding.losses == {} and encoding.code_vectors == ()
 
 
-def test_a_sub_code_reads_its_own_channels_in_row_major_order() -> None:
+def test_a_sub_code_covers_its_channels_in_row_major_order() -> None:
     quantizer = build(levels=[5, 5, 5, 5], num_sub_codes=2).eval()
     encoding = quantizer(3 * torch.randn(1, 4, 2, 3))
     digits = vectors_to_digits(torch.cat(encoding.latents, 1).permute(0, 2, 3, 1), torch.tensor([5] * 4))
@@ -104,7 +104,7 @@ def test_gradient_goes_straight_through_the_rounding(cells: str) -> None:
 
 
 def test_bounds_and_rounds_in_float32_under_autocast() -> None:
-    """bfloat16 has 8 bits for the 17 levels and would move codes."""
+    """bfloat16 has 8 bits for the 17 levels and would change codes."""
     quantizer = build().eval()
     latents = torch.randn(1, 4, 64, 64)
     expected = quantizer(latents)
@@ -117,8 +117,8 @@ def test_bounds_and_rounds_in_float32_under_autocast() -> None:
 
 
 @pytest.mark.parametrize(("levels", "share"), [(17, 0.027), (257, 0.135)])
-def test_bounding_in_bfloat16_would_move_levels(levels: int, share: float) -> None:
-    """Why it is not done; the numbers are in docs/finite_scalar.md."""
+def test_bounding_in_bfloat16_would_change_levels(levels: int, share: float) -> None:
+    """The reason for float32; docs/finite_scalar.md has the numbers."""
     latents, sizes = torch.randn(500_000, 1, generator=torch.Generator().manual_seed(0)), torch.tensor([levels])
     coarse = 2 * torch.sigmoid(1.6 * latents.bfloat16()) - 1
     moved = vectors_to_digits(bound(latents, 1.6), sizes) != vectors_to_digits(coarse.float(), sizes)
@@ -147,18 +147,18 @@ def test_spread_of_the_vectors_of_a_standard_normal(levels: int, alpha: float, s
         ({"alpha": 0.0}, "alpha must be above 0"),
     ],
 )
-def test_impossible_arguments_are_named_with_a_remedy(changes: dict, message: str) -> None:
+def test_invalid_arguments_are_rejected_with_a_remedy(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(**changes)
 
 
-def test_several_sub_codes_admit_what_one_codebook_cannot() -> None:
+def test_several_sub_codes_allow_more_channels_than_one() -> None:
     quantizer = build(levels=[17] * 6, num_sub_codes=3)
     assert quantizer.codebook_sizes == (289, 289, 289)
     assert math.prod(quantizer.codebook_sizes) == 17**6
 
 
-def test_wrong_number_of_sub_codes_is_named() -> None:
+def test_wrong_number_of_sub_codes_is_rejected() -> None:
     with pytest.raises(ValueError, match="expected 2 sub-codes a position, got 3"):
         build(num_sub_codes=2).embed_codes(torch.zeros(1, 3, 4, dtype=torch.int64), (2, 2))
 

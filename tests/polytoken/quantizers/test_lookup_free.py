@@ -27,7 +27,7 @@ def reference(rows: Tensor, magnitude: float, temperature: float, diversity: flo
 
 @pytest.mark.parametrize("sphere", [False, True])
 @pytest.mark.parametrize("num_sub_codes", [1, 2, 3])
-def test_codes_and_vectors_name_each_other(num_sub_codes: int, sphere: bool) -> None:
+def test_codes_and_vectors_are_inverse(num_sub_codes: int, sphere: bool) -> None:
     torch.manual_seed(0)
     quantizer = LookupFreeQuantizer(6, num_sub_codes, sphere).eval()
     encoding = quantizer(torch.randn(2, 6, 4, 3))
@@ -45,7 +45,7 @@ def test_codes_and_vectors_name_each_other(num_sub_codes: int, sphere: bool) -> 
     assert encoding.losses == {} and encoding.code_vectors == () and not quantizer.state_dict()
 
 
-def test_index_of_magvit() -> None:
+def test_codes_follow_magvit() -> None:
     """Σ 2^(i−1) 1{z_i > 0}; a zero counts as negative. The vectors are the nearest of all."""
     quantizer = LookupFreeQuantizer(3, 1).eval()
     latents = torch.tensor([0.5, -2.0, 0.1, 0.0, 1.0, -1.0]).view(2, 3, 1, 1)
@@ -85,13 +85,13 @@ def test_entropy_equals_the_explicit_codebooks(
     assert torch.allclose(got.double(), wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_entropy_of_sure_rows_stays_finite() -> None:
-    """Probabilities of 0 and 1, which a low temperature gives, have no gradient and no infinite logarithm."""
+def test_entropy_of_saturated_rows_is_finite() -> None:
+    """Probabilities of 0 and 1 (low temperature) have zero gradient and finite logarithms."""
     features = (1e4 * torch.randn(1, 6, 2, 2, generator=torch.Generator().manual_seed(0))).requires_grad_()
     encoding = LookupFreeQuantizer(6, 1, entropy_weight=1.0, commitment_weight=0.0)(features)
     share = encoding.codes.unique(return_counts=True)[1] / encoding.codes.numel()
     value = encoding.losses["entropy"]
-    assert value.item() == pytest.approx((share * share.log()).sum().item()), "no row is unsure"
+    assert value.item() == pytest.approx((share * share.log()).sum().item()), "every row is saturated"
     (gradient,) = torch.autograd.grad(value, features)
     assert torch.isfinite(gradient).all()
 
@@ -146,7 +146,7 @@ def test_works_as_a_branch() -> None:
         ({"bits": 18, "entropy_bits": 2}, "entropy_bits=2 does not divide the 9 bits"),
     ],
 )
-def test_impossible_arguments_are_refused_with_a_remedy(arguments: dict, message: str) -> None:
+def test_invalid_arguments_are_rejected_with_a_remedy(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LookupFreeQuantizer(**arguments)
 

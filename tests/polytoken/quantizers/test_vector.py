@@ -6,7 +6,7 @@ from polytoken.quantizers.vector import VectorQuantizer, entropy_gap, nearest_co
 
 
 def brute_force(rows: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """Squared distances written out, in float64."""
+    """Nearest codes by squared distances in float64."""
     difference = rows.double()[:, None] - codebook.double()[None]
     return difference.square().sum(-1).argmin(-1)
 
@@ -76,7 +76,7 @@ def test_losses_and_straight_through_gradient() -> None:
     assert torch.autograd.grad(result.losses["codebook"], codebook)[0].abs().sum() > 0
 
 
-def test_eval_mode_owes_no_losses() -> None:
+def test_eval_mode_returns_no_losses() -> None:
     assert VectorQuantizer(16, 4).eval()(torch.randn(1, 4, 2, 2)).losses == {}
 
 

@@ -54,6 +54,6 @@ def test_rules_per_sub_code() -> None:
         ({"interval": (0.5, 0.5)}, r"sampler.interval is \[0.5, 0.5\]"),
     ],
 )
-def test_bad_rules(rules: dict, message: str) -> None:
+def test_invalid_rules_are_rejected(rules: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CategoricalSampler(**rules)

@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 MASK = 2**64 - 1
 
 
-def test_noise_belongs_to_the_row() -> None:
+def test_noise_depends_on_the_row_only() -> None:
     whole = RowNoise(5, 10, 4, CPU).gumbel((3, 1), 50)
     assert torch.equal(RowNoise(5, 12, 1, CPU).gumbel((3, 1), 50), whole[2:3])
     others = [
@@ -25,8 +25,8 @@ def test_noise_belongs_to_the_row() -> None:
     assert len(torch.unique(torch.cat([whole, *others]))) == 6 * whole.numel()
 
 
-def test_bits_are_splitmix64() -> None:
-    """Against the generator's own definition, with Python's integers."""
+def test_bits_equal_splitmix64() -> None:
+    """Reference implementation with Python integers."""
 
     def output(state: int) -> int:
         value = (state + 0x9E3779B97F4A7C15) & MASK

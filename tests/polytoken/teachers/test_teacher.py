@@ -1,4 +1,4 @@
-"""Every published model is read as its authors meant: size, normalisation, prefix tokens, activation, norm."""
+"""Settings of the published models: size, normalisation, prefix tokens, activation, norm."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def stand_in(path: Path, **architecture) -> Path:
 
 
 @pytest.mark.parametrize("name", TIMM)
-def test_the_table_says_what_timm_says(name: str) -> None:
+def test_the_table_agrees_with_timm(name: str) -> None:
     import timm
 
     model = FOUNDATION_MODELS[name]
@@ -34,7 +34,7 @@ def test_the_table_says_what_timm_says(name: str) -> None:
     assert network.num_prefix_tokens == model.prefix_tokens
     assert (network.embed_dim, len(network.blocks)) == (model.width, model.depth)
     activation = type(network.blocks[0].mlp.act).__name__
-    assert (activation == "QuickGELU") == ("openai" in model.model), "OpenAI's CLIP is right with QuickGELU alone"
+    assert (activation == "QuickGELU") == ("openai" in model.model), "OpenAI's CLIP needs QuickGELU"
 
     teacher = Teacher(name)
     inputs = torch.empty(2, 3, model.image_size, model.image_size, device="meta")
@@ -44,7 +44,7 @@ def test_the_table_says_what_timm_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FOUNDATION_MODELS)
-def test_transform_is_resize_and_normalisation(name: str) -> None:
+def test_transform_resizes_and_normalises(name: str) -> None:
     teacher = Teacher(name)
     mean, deviation = FOUNDATION_MODELS[name].normalization
     values = torch.tensor([-0.5, 0.0, 0.5]).view(1, 3, 1, 1)
@@ -55,7 +55,7 @@ def test_transform_is_resize_and_normalisation(name: str) -> None:
         assert inputs[0, channel].mean().item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_transform_leaves_no_overshoot() -> None:
+def test_transform_clamps_bicubic_overshoot() -> None:
     edge = torch.ones(1, 3, 32, 32)
     edge[..., 16:] = -1
     inputs = Teacher("siglip2_large").transform(edge)
@@ -64,12 +64,12 @@ def test_transform_leaves_no_overshoot() -> None:
 
 @pytest.mark.parametrize(("name", "normalised"), [("dino_small_16", True), ("clip_base_16", False)])
 def test_features_from_a_local_file(name: str, normalised: bool, tmp_path: Path) -> None:
-    """DINO behind its last norm, CLIP before it; the class token and the patches each where they belong."""
+    """DINO is read after its last norm, CLIP before it; class token and patches are separated."""
     torch.manual_seed(0)
     network = build_network(FOUNDATION_MODELS[name], 32, pretrained=False).eval()
     torch.nn.init.uniform_(network.norm.weight, 0.5, 2.0)
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
-    foreign = {**state, "head.weight": torch.zeros(1)}  # a head nobody asks for, and a header as hubs write it
+    foreign = {**state, "head.weight": torch.zeros(1)}  # an unused head, and a header as hubs write it
     save_file(foreign, tmp_path / "weights.safetensors", {"format": "pt"})
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     teacher = Teacher(name, str(tmp_path / "weights.safetensors"), image_size=32)
@@ -85,7 +85,7 @@ def test_features_from_a_local_file(name: str, normalised: bool, tmp_path: Path)
 
 
 def test_positions_of_a_local_file_are_resampled(tmp_path: Path) -> None:
-    """A file saved at 32 px serves at 48: what timm itself does with its hub's files."""
+    """A file saved at 32 px loads at 48 px, as timm's own hub files do."""
     from timm.layers import resample_abs_pos_embed
 
     state = build_network(FOUNDATION_MODELS["dino_small_16"], 32, pretrained=False).state_dict()
@@ -110,7 +110,7 @@ def test_open_clip_and_timm_agree_on_the_interface() -> None:
     assert "QuickGELU" in repr(network)
 
 
-def test_any_block(tmp_path: Path) -> None:
+def test_features_of_any_block(tmp_path: Path) -> None:
     path = stand_in(tmp_path / "mid.safetensors", class_token=False)
     images = torch.rand(3, 3, 16, 16) * 2 - 1
     trunk = SmallVisionTransformer.load(path).trunk
@@ -119,14 +119,16 @@ def test_any_block(tmp_path: Path) -> None:
     torch.testing.assert_close(first.patches.flatten(1, 2), expected)
     torch.testing.assert_close(first.cls, expected.mean(1))  # no class token: the mean of the patches
     last, again = Teacher("stand_in", str(path)).features(images, [None, 1])
-    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True)), "in one pass as alone"
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True)), (
+        "one pass equals single passes"
+    )
     torch.testing.assert_close(
         last.patches.flatten(1, 2),
         functional.layer_norm(trunk.blocks[1](expected), (16,), trunk.norm.weight, trunk.norm.bias, trunk.norm.eps),
     )
 
 
-def test_the_identity_is_name_and_weights(tmp_path: Path) -> None:
+def test_the_identity_has_name_and_digest(tmp_path: Path) -> None:
     first, again = (Teacher("stand_in", str(stand_in(tmp_path / f"{name}.safetensors"))) for name in ("one", "two"))
     assert first.identity == again.identity and first.identity.startswith("stand_in ")
     state = load_file(tmp_path / "one.safetensors")
@@ -137,7 +139,7 @@ def test_the_identity_is_name_and_weights(tmp_path: Path) -> None:
     assert Teacher("stand_in", str(tmp_path / "two.safetensors")).identity != first.identity
 
 
-def test_a_teacher_shifts_no_random_stream(tmp_path: Path) -> None:
+def test_building_a_teacher_draws_no_random_numbers(tmp_path: Path) -> None:
     path = stand_in(tmp_path / "high.safetensors")
     torch.manual_seed(1)
     expected = torch.rand(1)
@@ -146,7 +148,7 @@ def test_a_teacher_shifts_no_random_stream(tmp_path: Path) -> None:
     assert torch.rand(1) == expected
 
 
-def test_mistakes_name_the_remedy(tmp_path: Path) -> None:
+def test_invalid_settings_are_rejected_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no teacher is called 'clip'; known are clip_base_16"):
         Teacher("clip")
     with pytest.raises(ValueError, match="multiple of its patch size 14"):
@@ -162,8 +164,8 @@ def test_mistakes_name_the_remedy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["width", "lack"])
-def test_a_stand_in_that_is_not_what_its_header_says(change: str, tmp_path: Path) -> None:
-    """Refused when it is connected, with the remedy for a stand-in; and so is a file that is not there."""
+def test_a_stand_in_must_match_its_header(change: str, tmp_path: Path) -> None:
+    """Raised on connect, with the remedy for a stand-in; a missing file likewise."""
     path = stand_in(tmp_path / "high.safetensors")
     with safe_open(path, framework="pt") as file:
         header = file.metadata()
@@ -179,8 +181,8 @@ def test_a_stand_in_that_is_not_what_its_header_says(change: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["dinov2_small", "open_clip_base_16"])
-def test_a_published_file_is_known_by_its_shapes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A larger model of the same family has the same names; positions of another image size are welcome."""
+def test_a_published_file_is_checked_by_its_shapes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A larger model of the family has the same names; positions of another image size are accepted."""
     monkeypatch.chdir(tmp_path)
     Path("weights").mkdir()
     model = FOUNDATION_MODELS[name]
@@ -188,7 +190,7 @@ def test_a_published_file_is_known_by_its_shapes(name: str, tmp_path: Path, monk
         shapes = {
             key: tensor.shape for key, tensor in build_network(model, 4 * model.patch_size, False).state_dict().items()
         }
-    state = {key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}  # a number each on disk
+    state = {key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}  # one number per tensor on disk
     random_state = torch.get_rng_state()
     torch.save(state, "right.pth")
     Teacher(name, "right.pth").check()
@@ -199,12 +201,12 @@ def test_a_published_file_is_known_by_its_shapes(name: str, tmp_path: Path, monk
         Teacher(name, "wrong.pth").check()
     assert torch.equal(torch.get_rng_state(), random_state)
     save_file({"a": torch.zeros(1)}, f"weights/{name}.safetensors")
-    with pytest.raises(ValueError, match=f"weights/{name}.safetensors lacks"):  # the file it takes by itself
+    with pytest.raises(ValueError, match=f"weights/{name}.safetensors lacks"):  # the default file
         Teacher(name).check()
-    Teacher("dino_small_16").check()  # on a hub: looked at when it is loaded
+    Teacher("dino_small_16").check()  # on a hub: checked when loaded
 
 
-def test_a_file_of_another_architecture(tmp_path: Path) -> None:
+def test_a_file_of_another_architecture_is_rejected(tmp_path: Path) -> None:
     SmallClassifier(10, (4, 4)).save(tmp_path / "judge.safetensors", accuracy=0.5)
     with pytest.raises(ValueError, match=r"judge.safetensors is no stand-in teacher"):
         Teacher("stand_in", str(tmp_path / "judge.safetensors")).prepare(torch.device("cpu"))
@@ -212,12 +214,12 @@ def test_a_file_of_another_architecture(tmp_path: Path) -> None:
     for look in (
         foreign.check,
         lambda: foreign.prepare(torch.device("cpu")),
-    ):  # when it is built, and when it is loaded
+    ):  # on construction and on loading
         with pytest.raises(ValueError, match="it is not vit_small_patch16_224.dino"):
             look()
 
 
-def test_without_file_or_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_file_and_network_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
 
     def unreachable(*arguments: object, **options: object) -> None:

@@ -44,7 +44,7 @@ def test_training_and_inference_agree() -> None:
     assert torch.allclose(fast, slow, atol=1e-5)
 
 
-def test_impossible_sizes_are_refused() -> None:
+def test_invalid_sizes_are_rejected() -> None:
     with pytest.raises(ValueError, match="image_size 20 is not a multiple"):
         tiny_tokenizer(image_size=20)
     with pytest.raises(ValueError, match="20 × 16 pixels do not divide"):

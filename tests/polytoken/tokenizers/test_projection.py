@@ -5,7 +5,7 @@ from polytoken.tokenizers.projection import SubspaceProjection
 
 
 @pytest.mark.parametrize("adapter", ["transformer", "convolutional", "none"])
-def test_subspaces_side_by_side(adapter: str) -> None:
+def test_subspaces_are_concatenated(adapter: str) -> None:
     torch.manual_seed(0)
     projection = SubspaceProjection(32, (4, 6), channels=16, adapter=adapter, adapter_depth=1, grid_size=4).eval()
     features = torch.randn(2, 32, 4, 4)
@@ -14,8 +14,8 @@ def test_subspaces_side_by_side(adapter: str) -> None:
     assert torch.equal(second, projection.tails[1](projection.adapters[1](features)))
 
 
-def test_adapters_start_apart() -> None:
-    """Each adapter and each of its layers has random weights of its own."""
+def test_adapters_start_with_different_weights() -> None:
+    """Adapters and their layers have independent random weights."""
     adapters = SubspaceProjection(32, (4, 4), 16, "transformer", adapter_depth=2, grid_size=4).adapters
     first, second = (adapter.blocks[0].linear1.weight for adapter in adapters)
     assert not torch.equal(first, second)

@@ -31,7 +31,7 @@ parametrize_heads = pytest.mark.parametrize(("head", "num_sub_codes"), HEADS.val
 @pytest.mark.parametrize("aggregation", ["concatenation", "sum"])
 @pytest.mark.parametrize("guided", [False, True])
 def test_sampling_equals_teacher_forcing(head, num_sub_codes: int, aggregation: str, guided: bool) -> None:
-    """Log-probabilities of a forced sequence, written position by position through both caches."""
+    """Log-probabilities of a forced sequence, decoded position by position through both caches."""
     generator = small_generator(num_sub_codes, head(), aggregation=aggregation)
     codes, labels = random_codes(generator, 3)
     rows = torch.cat([labels, torch.full_like(labels, 5)]) if guided else labels
@@ -77,14 +77,14 @@ def test_causality(head, num_sub_codes: int) -> None:
 
 
 def state_matrix(generator, codes, labels) -> torch.Tensor:
-    """Logits' inputs (k, N, width) of one image."""
+    """Inputs of the output layers (k, N, width) for one image."""
     hidden = generator.hidden(codes, labels).flatten(0, 1)
     states = generator.head.states(hidden, codes.transpose(1, 2).flatten(0, 1), generator.embeddings)
     return torch.stack(list(states)).detach()
 
 
 @parametrize_heads
-def test_targets_are_the_codes_whatever_the_head_reads(head, num_sub_codes: int) -> None:
+def test_targets_are_the_codes_for_any_head_input(head, num_sub_codes: int) -> None:
     generator = small_generator(num_sub_codes, head())
     codes, noisy = (random_codes(generator, 2, seed)[0] for seed in (1, 2))
     hidden = torch.randn(2, 12, 32)
@@ -110,7 +110,7 @@ def test_heads_without_a_stack_read_the_normed_trunk(head) -> None:
 
 
 @parametrize_heads
-def test_starts_uniform(head, num_sub_codes: int) -> None:
+def test_first_predictions_are_uniform(head, num_sub_codes: int) -> None:
     head = head()
     generator = small_generator(num_sub_codes, head)
     head.reset_parameters()
@@ -119,8 +119,8 @@ def test_starts_uniform(head, num_sub_codes: int) -> None:
     assert torch.allclose(per_code(generator.loss(Tokens(codes=codes), labels)), expected)
 
 
-def test_slots_have_the_first_rotations() -> None:
-    """Slot 0 zeros, slot 1 identity, slot 2 column 1; the trunk's table, not one of its own."""
+def test_slots_use_the_first_rotations_of_the_trunk() -> None:
+    """Slot 0 has zeros, slot 1 the identity, slot 2 column 1 of the trunk's table."""
     head = AutoregressiveHead(1)
     head.connect(TRUNK, (11, 12, 13), GRID)
     table = head.new_cache(2).rotary
@@ -132,7 +132,7 @@ def test_slots_have_the_first_rotations() -> None:
     assert [keys.shape for keys in head.new_cache(2).keys] == [(2, 2, 3, 16)]
 
 
-def test_slot_zero_holds_the_trunk_output_as_it_is() -> None:
+def test_slot_zero_holds_the_unchanged_trunk_output() -> None:
     """With blocks that add nothing, sub-code 0's logits are the linear head's."""
     generator = small_generator(2, AutoregressiveHead(1))
     for block in generator.head.stack.blocks:
@@ -160,19 +160,19 @@ def test_last_embedding_is_not_read_by_the_head() -> None:
         (AutoregressiveHead(), (11,) * 14, "14 slots; a 3 × 4 grid"),
     ],
 )
-def test_heads_that_do_not_fit(head: Head, sizes: tuple[int, ...], message: str) -> None:
+def test_incompatible_heads_are_rejected(head: Head, sizes: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         head.connect(TRUNK, sizes, GRID)
 
 
-def test_bad_arguments() -> None:
+def test_invalid_arguments_are_rejected() -> None:
     with pytest.raises(ValueError, match="depth is 0"):
         AutoregressiveHead(depth=0)
     with pytest.raises(ValueError, match="hidden 0"):
         MultiMLPHead(hidden=0)
 
 
-def test_perceptrons_keep_the_variance_of_what_they_read():
+def test_perceptrons_keep_the_variance_of_their_input():
     torch.manual_seed(0)
     generator = build_generator(TokenSpec((8, 8), ((2, 2),)), 3, TrunkConfig(128, 1, 2), MultiMLPHead())
     states = generator.head.states(torch.randn(256, 128), torch.empty(256, 0), generator.embeddings)

@@ -52,7 +52,7 @@ def test_codes_are_split_into_bits_and_joined_again() -> None:
     assert torch.equal(whole.join(codes), codes)
 
 
-def test_sizes_are_bars() -> None:
+def test_sizes_match_bar() -> None:
     head = head_of((2**16,), TrunkConfig(1024, 1, 16))
     assert head.output.weight.shape == (2 * 16, 2048)
     assert len(head.blocks) == 3
@@ -62,7 +62,7 @@ def test_sizes_are_bars() -> None:
     assert head_of((2**16,), steps=[2, 2, 5, 7]).amounts == [2, 2, 5, 7]
 
 
-def test_first_loss_is_bars() -> None:
+def test_first_loss_matches_bar() -> None:
     """Blocks start as the identity; logits have a deviation of 0.02 · √width."""
     head = head_of((2**16,), width=1024).train()
     loss = head.loss(torch.randn(8, 64, 32), codes_of((2**16,), 8, 64), torch.nn.ModuleList())
@@ -70,7 +70,7 @@ def test_first_loss_is_bars() -> None:
     assert loss.per_code.item() == pytest.approx(16 * 0.787, abs=0.3)
 
 
-def test_training_masks_as_bar_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_masks_match_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     """E[r] = 0.5 and P(8 of 16 masked) = 0.1245; masked digits weigh 1, visible ones 0.1."""
     head = head_of((2**16,), width=32, depth=1).train()
     seen = {}
@@ -108,7 +108,7 @@ def test_masked_digits_are_not_read(digits: str) -> None:
 
 
 def test_the_validation_loss_is_the_order_agnostic_bound() -> None:
-    """The mean over many positions nears the expectation over counts and subsets, and bounds the exact likelihood."""
+    """The mean over many positions approaches the expectation over counts and subsets, and bounds the exact NLL."""
     generator = generator_of((4,))
     head = generator.head
     hidden = torch.randn(1, 1, 32).expand(1, 20000, 32)
@@ -182,7 +182,7 @@ def test_each_step_fixes_its_share() -> None:
 
 
 @parametrize_digits
-def test_no_step_waits_for_the_device(digits: str) -> None:
+def test_no_step_synchronises_with_the_host(digits: str) -> None:
     generator = generator_of(digits=digits)
     draw = Draw(RULES, RowNoise(0, 0, 3, torch.device("cpu")), torch.ones(12, 2))
     with torch.no_grad(), host_syncs() as counts:
@@ -216,6 +216,6 @@ def test_one_graph_serves_all_positions(monkeypatch: pytest.MonkeyPatch) -> None
         ({"temperature": 0.0}, "temperature 0.0 positive"),
     ],
 )
-def test_bad_arguments(arguments: dict, message: str) -> None:
+def test_invalid_arguments_are_rejected(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         head_of((11, 12), **arguments)
