@@ -3,8 +3,8 @@
     python -m tests.drill --kills 20 --seed 0                  (make drill)
 
 Tokenizer, tokens, both generator stages, samples and their evaluation run twice, at a size of seconds. The second time
-SIGKILL comes at random moments, to the program and all that it started, and the same command is started again. Weights,
-averages, figures, codes and samples of both must be equal, bit for bit. Judge and teachers have random weights.
+SIGKILL hits the program and its children at random moments, and the same command is started again. Weights,
+averages, metrics, codes and samples of both must be equal, bit for bit. Judge and teachers have random weights.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.support.generator_recipes import tiny
 from tests.support.recipes import CONFIGS, digits, write_judge
 
 RUNS = Path("runs/digits")
-WRITES = {"evaluate": "samples"}  # the others have directories of their own names
+WRITES = {"evaluate": "samples"}  # the other stages have directories of their own names
 STAGES = ("tokenizer", "tokens", "stage1", "stage2", "samples", "evaluate")
 PLACES = {stage: RUNS / WRITES.get(stage, stage) / "fq_dual" for stage in STAGES}
 TRAINED = ("tokenizer", "stage1", "stage2")
@@ -42,7 +42,7 @@ PART = 10  # samples in a file, until all are in one
 
 
 def commands(steps: int, samples: int) -> dict[str, list[str]]:
-    """The command of each stage, in a directory with ``runs`` and the overlays."""
+    """The command of each stage, for a directory with ``runs`` and the overlays."""
     cli, quiet = str(REPOSITORY / "cli.py"), ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
     fit = [*quiet, "--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(steps // 2)]
     adversarial = ["--model.init_args.objective.adversarial.start_step", str(steps // 2)]
@@ -132,7 +132,7 @@ def reached(stage: str, directory: Path) -> int:
     if stage == "tokens":
         return len([*place.rglob("*.arrow")])
     if stage == "samples":
-        with suppress(FileNotFoundError):  # to join the parts counts as one more
+        with suppress(FileNotFoundError):  # joining the parts counts as one more
             return -(-len(np.load(place / "samples.npz", allow_pickle=False)["arr_1"]) // PART) + 1
         return len([*place.glob("parts/*.npy")])
     return 0
@@ -159,7 +159,7 @@ def result(directory: Path) -> dict[str, Any]:
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Whether two values are equal bit for bit."""
+    """True if two values are equal bit for bit."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
@@ -190,10 +190,10 @@ def drill(directory: Path, kills: int, seed: int, steps: int, samples: int) -> d
         say(stage, "undisturbed", after=seconds[stage])
     planned, left = [*islice(cycle(stages), kills)], 0  # each stage has its share
     for stage, command in stages.items():
-        left += planned.count(stage)  # and those before which an earlier stage had ended
+        left += planned.count(stage)  # and starts after the end of an earlier stage
         killed, total = True, reached(stage, peace)
-        while killed or (left and stage == "evaluate"):  # which can be started again and again
-            # each start has its share of what is left to do, and dies before it begins or between two writes
+        while killed or (left and stage == "evaluate"):  # which can be started repeatedly
+            # each start does its share of the rest, and is killed before its first write or between two writes
             units = draw.randint(0, 2 * (total - reached(stage, fire)) // (left + 1)) if left else 0
             write = (seconds[stage] - begins[stage]) / max(1, total) * (CHECKPOINT if stage in TRAINED else 1)
             delay = draw.uniform(0, write) if units else draw.uniform(0.5, 1) * begins[stage]

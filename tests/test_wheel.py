@@ -1,4 +1,4 @@
-"""The wheel holds the library alone, and the README's Python examples run on it without the suite."""
+"""The wheel holds only the library, and the README's Python examples run on it without the suite."""
 
 from __future__ import annotations
 

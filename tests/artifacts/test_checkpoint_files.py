@@ -25,14 +25,14 @@ def write_sharded(path: Path, text: str = "shard") -> Path:
     optimizer = {"state": {"weight": {"step": torch.tensor(3.0)}}, "betas": (0.9, 0.95), "name": "all", "lr": 1e-3}
     weights = {"weight": STATE["weight"].bfloat16(), "bias": torch.zeros(2, 3)}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there are no ranks
+        warnings.simplefilter("ignore")  # a message that there are no ranks
         sharded.save({"state_dict": weights, "optimizer_0": optimizer}, checkpoint_id=path, no_dist=True)
     (path / "name").write_text(text)
     torch.save(STATE, path / "meta.pt")
     return path
 
 
-def test_what_is_written_is_synced_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_synced_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, seen = tmp_path / "new" / "last.ckpt", []
     fsync = os.fsync
 
@@ -48,7 +48,7 @@ def test_what_is_written_is_synced_before_it_gets_its_name(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("full_after", [0, 100_000])
-def test_a_full_disk(tmp_path: Path, full_after: int) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path, full_after: int) -> None:
     last = write(tmp_path / "last.ckpt")
     before = last.read_bytes()
     (tmp_path / "last.ckpt.partial").symlink_to("/dev/full")  # every write to it fails as a full disk does
@@ -57,7 +57,7 @@ def test_a_full_disk(tmp_path: Path, full_after: int) -> None:
     assert last.read_bytes() == before and list(tmp_path.iterdir()) == [last]
 
 
-def test_a_directory_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_directory_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_the_way = tmp_path / "checkpoints"
     in_the_way.write_text("a file")
     with pytest.raises(RuntimeError, match=r"no checkpoint can be written to .*checkpoints: File exists.*run\.root"):
@@ -74,7 +74,7 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.
         check_writable(tmp_path / "other")
 
 
-def test_a_second_name_outlives_the_first(tmp_path: Path) -> None:
+def test_a_second_name_survives_the_first(tmp_path: Path) -> None:
     last, kept = write(tmp_path / "last.ckpt"), tmp_path / "step_3.ckpt"
     copy(last, kept)
     assert kept.samefile(last)  # no second copy on the disk
@@ -90,7 +90,7 @@ def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (tmp_path / "best.ckpt").read_bytes() == last.read_bytes()
 
 
-def test_sharded_checkpoints_change_places_too(tmp_path: Path) -> None:
+def test_sharded_checkpoints_are_replaced_too(tmp_path: Path) -> None:
     last, previous = write_sharded(tmp_path / "last.ckpt", "old"), tmp_path / "previous.ckpt"
     for text in ("new", "newer"):
         copy(last, previous)
@@ -102,9 +102,7 @@ def test_sharded_checkpoints_change_places_too(tmp_path: Path) -> None:
     assert fault(last) == ".metadata is missing in it"
 
 
-def test_a_kill_among_sharded_checkpoints_leaves_no_part_of_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_leaves_no_partial_sharded_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     last = write_sharded(tmp_path / "last.ckpt", "old")
     following = write_sharded(tmp_path / "next.ckpt", "new")
     with monkeypatch.context() as killed:
@@ -114,7 +112,7 @@ def test_a_kill_among_sharded_checkpoints_leaves_no_part_of_one(
     assert fault(last) is None and (last / "name").read_text() == "new"
     with monkeypatch.context() as killed:
         killed.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):  # the one moment at which neither has the name
+        with pytest.raises(KeyboardInterrupt):  # the moment at which neither has the name
             move(write_sharded(tmp_path / "next.ckpt", "newest"), last)
     with monkeypatch.context() as killed:
         killed.setattr(shutil, "rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -126,7 +124,7 @@ def test_a_kill_among_sharded_checkpoints_leaves_no_part_of_one(
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_whatever_byte_is_damaged_it_is_said_and_not_raised(seed: int, tmp_path: Path) -> None:
+def test_damage_of_any_byte_is_described_without_an_exception(seed: int, tmp_path: Path) -> None:
     path = write(tmp_path / "last.ckpt")
     damaged, chance = bytearray(path.read_bytes()), random.Random(seed)
     tail = len(damaged) - chance.randrange(1, 600)  # the directory of the archive
@@ -135,7 +133,7 @@ def test_whatever_byte_is_damaged_it_is_said_and_not_raised(seed: int, tmp_path:
     assert fault(path) is None or isinstance(fault(path), str)
 
 
-def test_what_is_wrong_with_a_checkpoint_is_said(tmp_path: Path) -> None:
+def test_damage_of_a_checkpoint_is_described(tmp_path: Path) -> None:
     path = write(tmp_path / "last.ckpt")
     whole = path.read_bytes()
     assert fault(path) is None
@@ -143,12 +141,12 @@ def test_what_is_wrong_with_a_checkpoint_is_said(tmp_path: Path) -> None:
         path.write_bytes(whole[:length])
         assert fault(path) == "it is cut short, or no checkpoint"
     changed = bytearray(whole)
-    changed[len(whole) // 2] ^= 1  # one bit of the weights, which torch loads without a word
+    changed[len(whole) // 2] ^= 1  # one bit of the weights, which torch loads silently
     path.write_bytes(changed)
     assert "the checksum of its part" in (fault(path) or "")
 
 
-def test_a_sharded_checkpoint_without_one_of_its_parts_is_not_whole(tmp_path: Path) -> None:
+def test_a_sharded_checkpoint_without_one_part_is_damaged(tmp_path: Path) -> None:
     last = write_sharded(tmp_path / "last.ckpt")
     assert fault(last) is None
     part = next(last.glob("*.distcp"))
@@ -167,13 +165,13 @@ class RunsCode:
         return os.mkdir, (str(self.marker),)
 
 
-def test_a_checkpoint_that_runs_code_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_that_runs_code_is_rejected(tmp_path: Path) -> None:
     torch.save({"state_dict": RunsCode(tmp_path / "ran")}, tmp_path / "last.ckpt")
     assert "it names posix.mkdir, and to read it could run code" in (fault(tmp_path / "last.ckpt") or "")
     assert not (tmp_path / "ran").exists()
 
 
-def test_an_index_of_shards_that_runs_code_is_refused(tmp_path: Path) -> None:
+def test_an_index_of_shards_that_runs_code_is_rejected(tmp_path: Path) -> None:
     """torch itself unpickles the index, and every value that is no tensor."""
     last = write_sharded(tmp_path / "last.ckpt")
     index = (last / ".metadata").read_bytes()

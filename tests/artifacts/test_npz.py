@@ -1,4 +1,4 @@
-"""Hostile and damaged archives: one sentence each, and no memory taken before sizes are checked."""
+"""Hostile and damaged archives raise one sentence each, and allocate no memory before sizes are checked."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read(path: Path) -> None:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_damaged_streams(codec: str, tmp_path: Path) -> None:
+def test_damaged_streams_are_reported(codec: str, tmp_path: Path) -> None:
     content = io.BytesIO()
     np.save(content, np.random.default_rng(0).integers(256, size=(7, 16, 16, 3), dtype=np.uint8))
     path = archive(tmp_path / "file.npz", "arr_0", content.getvalue(), CODECS[codec])
@@ -61,12 +61,12 @@ def test_damaged_streams(codec: str, tmp_path: Path) -> None:
         ("'''", "is not a file of samples"),
     ],
 )
-def test_headers(header: str, says: str, tmp_path: Path) -> None:
+def test_invalid_headers_are_reported(header: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=says):
         read(archive(tmp_path / "file.npz", "arr_0", npy(header, b"\0\0\0")))
 
 
-def test_an_encrypted_member(tmp_path: Path) -> None:
+def test_an_encrypted_member_is_reported(tmp_path: Path) -> None:
     path = archive(tmp_path / "file.npz", "arr_0", b"content")
     content = bytearray(path.read_bytes())
     content[6] |= 1  # the flag, in the local header and in the directory

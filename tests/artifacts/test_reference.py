@@ -1,4 +1,4 @@
-"""References are files that come from elsewhere: what they say, what is refused, and that ADM's format is kept."""
+"""Reference files: reading, writing, validation, and compatibility with ADM's format."""
 
 import io
 import json
@@ -47,7 +47,7 @@ def npy(array: np.ndarray) -> bytes:
     return content.getvalue()
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_reference_round_trips(tmp_path: Path) -> None:
     path = written(tmp_path / "new/reference.npz")
     reference = Reference.read(path)
     assert reference.protocol == PROTOCOL
@@ -64,7 +64,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["reference.npz"]
 
 
-def test_adms_file_is_training_images_of_unsaid_number(tmp_path: Path) -> None:
+def test_adms_file_is_training_images_of_unknown_number(tmp_path: Path) -> None:
     reference = Reference.read(adm(tmp_path / "adm.npz"))
     assert reference.protocol == ReferenceProtocol(
         "adm train", "ADM's reference batch", None, 8, "inception", None, None
@@ -76,7 +76,7 @@ def test_adms_file_is_training_images_of_unsaid_number(tmp_path: Path) -> None:
     assert Reference.read(tmp_path / "fid.npz").protocol.kind == "unknown"
 
 
-def test_one_where_the_other_belongs_is_refused_unless_forced(tmp_path: Path) -> None:
+def test_a_reference_of_the_other_split_is_rejected_unless_forced(tmp_path: Path) -> None:
     validation = Reference.read(written(tmp_path / "validation.npz"))
     train = Reference.read(written(tmp_path / "train.npz", replace(PROTOCOL, kind="train")))
     assert validation.require("reconstruction") is None and train.require("generation") is None
@@ -90,7 +90,7 @@ def test_one_where_the_other_belongs_is_refused_unless_forced(tmp_path: Path) ->
             Reference.read(tmp_path / "fid.npz").require(use)
 
 
-def test_another_network_or_size_is_refused(tmp_path: Path) -> None:
+def test_another_network_or_size_is_rejected(tmp_path: Path) -> None:
     extractor = MeanColours()
     reference = Reference.read(written(tmp_path / "reference.npz"))
     reference.require_same(extractor, (8, 8))
@@ -113,7 +113,7 @@ def test_another_network_or_size_is_refused(tmp_path: Path) -> None:
         wide.require_same(extractor)
 
 
-def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
+def test_damaged_and_foreign_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="make reference"):
         Reference.read(tmp_path / "none.npz")
     whole = written(tmp_path / "whole.npz").read_bytes()
@@ -123,7 +123,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="file.npz is no reference file: File is not a zip file"):
             Reference.read(path)
     flipped = bytearray(whole)
-    flipped[whole.index(b"NUMPY") + 130] ^= 0xFF  # in mu, which the zip knows a checksum of
+    flipped[whole.index(b"NUMPY") + 130] ^= 0xFF  # in mu, which has a checksum in the zip
     path.write_bytes(flipped)
     with pytest.raises(ValueError, match="no reference file: Bad CRC-32"):
         Reference.read(path)
@@ -143,7 +143,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             Reference.read(adm(path, **arrays))
     with zipfile.ZipFile(adm(path), "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
-        archive.writestr("arr_0.npy", npy(pictures())[:-1])  # a reader finds the last of that name
+        archive.writestr("arr_0.npy", npy(pictures())[:-1])  # zipfile reads the last member of that name
     with pytest.raises(ValueError, match=r"arr_0 has 959 bytes, and its header says uint8 \(5, 8, 8, 3\): 960"):
         Reference.read(path)
     np.savez(path, pictures())
@@ -154,7 +154,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         Reference.read(path)
 
 
-def test_nothing_half_written_stays(tmp_path: Path) -> None:
+def test_no_partial_file_stays(tmp_path: Path) -> None:
     path = tmp_path / "reference.npz"
     for images, message in (([pictures(4)], "expected 5 images, got 4"), ([pictures(5, 9)], r"\(9, 9, 3\)")):
         with pytest.raises(ValueError, match=message):

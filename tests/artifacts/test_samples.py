@@ -1,4 +1,4 @@
-"""Files of samples: numpy reads what we write, and we read what others write, or say why not."""
+"""Files of samples: numpy reads ours, and foreign files are read or rejected with a reason."""
 
 import io
 import zipfile
@@ -13,7 +13,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (7, 4, 6, 3), dtype=np.uint8)
 LABELS = np.arange(7) % 3
 
 
-def test_numpy_reads_what_is_written_in_pieces(tmp_path: Path) -> None:
+def test_numpy_reads_files_written_in_chunks(tmp_path: Path) -> None:
     path = tmp_path / "samples.npz"
     write_samples(path, iter([IMAGES[:3], IMAGES[3:]]), LABELS, (4, 6, 3))
     with np.load(path, allow_pickle=False) as archive:
@@ -24,7 +24,7 @@ def test_numpy_reads_what_is_written_in_pieces(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_files_of_others_are_read_in_batches(save: object, tmp_path: Path) -> None:
+def test_foreign_files_are_read_in_batches(save: object, tmp_path: Path) -> None:
     path = tmp_path / "others.npz"
     save(path, IMAGES, LABELS.astype(np.int32))  # type: ignore[operator]
     samples = SamplesFile(path)
@@ -35,7 +35,7 @@ def test_files_of_others_are_read_in_batches(save: object, tmp_path: Path) -> No
     assert (np.concatenate(batches) == IMAGES).all()
 
 
-def test_labels_may_be_unknown(tmp_path: Path) -> None:
+def test_labels_are_optional(tmp_path: Path) -> None:
     np.savez(tmp_path / "bare.npz", IMAGES)
     assert SamplesFile(tmp_path / "bare.npz").labels is None
 
@@ -54,7 +54,7 @@ def test_labels_may_be_unknown(tmp_path: Path) -> None:
         ((IMAGES, np.array([None] * 7)), "arr_1 is a pickle"),
     ],
 )
-def test_what_is_no_file_of_samples_is_refused(arrays: tuple[np.ndarray, ...], says: str, tmp_path: Path) -> None:
+def test_files_without_samples_are_rejected(arrays: tuple[np.ndarray, ...], says: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.npz"
     np.savez(path, *arrays)
     with pytest.raises(ValueError, match=says) as caught:
@@ -62,7 +62,7 @@ def test_what_is_no_file_of_samples_is_refused(arrays: tuple[np.ndarray, ...], s
     assert str(path) in str(caught.value)
 
 
-def test_another_archive_and_a_missing_file_are_refused(tmp_path: Path) -> None:
+def test_another_archive_and_a_missing_file_are_rejected(tmp_path: Path) -> None:
     np.savez(tmp_path / "named.npz", images=IMAGES)
     with pytest.raises(ValueError, match="no array arr_0, only images"):
         SamplesFile(tmp_path / "named.npz")
@@ -70,7 +70,7 @@ def test_another_archive_and_a_missing_file_are_refused(tmp_path: Path) -> None:
         SamplesFile(tmp_path / "missing.npz")
 
 
-def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_file_is_rejected(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, IMAGES)
     path = tmp_path / "short.npz"
@@ -80,7 +80,7 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
             SamplesFile(path)
 
 
-def test_images_in_0_1_that_were_cast_are_noticed(tmp_path: Path) -> None:
+def test_images_cast_from_floats_in_0_1_are_detected(tmp_path: Path) -> None:
     path = tmp_path / "dark.npz"
     np.savez(path, IMAGES // 255)
     with pytest.raises(ValueError, match="dark.npz holds only black images"):
@@ -91,7 +91,7 @@ def test_images_in_0_1_that_were_cast_are_noticed(tmp_path: Path) -> None:
     assert len(list(SamplesFile(path).batches(3))) == 3
 
 
-def test_a_damaged_byte_is_noticed(tmp_path: Path) -> None:
+def test_a_damaged_byte_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "damaged.npz"
     np.savez(path, IMAGES)
     content = bytearray(path.read_bytes())
@@ -101,7 +101,7 @@ def test_a_damaged_byte_is_noticed(tmp_path: Path) -> None:
         list(SamplesFile(path).batches(7))
 
 
-def test_more_or_fewer_images_than_the_header_promises_are_noticed(tmp_path: Path) -> None:
+def test_a_wrong_number_of_images_is_detected(tmp_path: Path) -> None:
     content = io.BytesIO()
     np.save(content, IMAGES)
     for changed, says in (
@@ -114,7 +114,7 @@ def test_more_or_fewer_images_than_the_header_promises_are_noticed(tmp_path: Pat
             SamplesFile(tmp_path / "other.npz")
 
 
-def test_nothing_is_written_when_pieces_and_labels_disagree(tmp_path: Path) -> None:
+def test_nothing_is_written_if_images_and_labels_disagree(tmp_path: Path) -> None:
     path = tmp_path / "samples.npz"
     with pytest.raises(ValueError, match="expected 7 images, got 3"):
         write_samples(path, iter([IMAGES[:3]]), LABELS, (4, 6, 3))

@@ -1,4 +1,4 @@
-"""A store is whole or not there, is read in place, and says what is wrong with it."""
+"""A token store is complete or absent, is read in place, and reports damage."""
 
 import json
 import pickle
@@ -27,7 +27,7 @@ def assert_holds(store: TokenStore, plan: StorePlan) -> None:
         assert (store.label(row), store.index(row)) == (row % 2, row)
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_a_store_round_trips(tmp_path: Path) -> None:
     plan = plan_of("train")
     store = write_store(tmp_path / "train", plan)
     assert_holds(store, plan)
@@ -45,7 +45,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 
 
 def test_codes_are_read_in_place(tmp_path: Path) -> None:
-    """Neither opening nor reading takes memory: a chunk is a view of the file."""
+    """Opening and reading allocate no memory: a chunk is a view of the file."""
     store = write_store(tmp_path / "train", plan_of("train", 800, images_per_shard=400))
     before = pyarrow.total_allocated_bytes()
     store = TokenStore.open(tmp_path / "train")
@@ -55,7 +55,7 @@ def test_codes_are_read_in_place(tmp_path: Path) -> None:
     assert np.array_equal(codes, random_codes(store.plan, 577)[1])
 
 
-def test_a_worker_maps_the_files_itself(tmp_path: Path) -> None:
+def test_a_worker_maps_the_files_after_unpickling(tmp_path: Path) -> None:
     store = write_store(tmp_path / "train", plan_of("train", 800, images_per_shard=400))
     sent = pickle.dumps(store)
     assert len(sent) < 2000
@@ -80,7 +80,7 @@ def test_unreadable_images_are_left_out(tmp_path: Path) -> None:
     assert np.array_equal(store.codes(8, 2), random_codes(store.plan, 10)[2])
 
 
-def test_a_second_attempt_writes_what_is_missing(tmp_path: Path) -> None:
+def test_a_second_attempt_writes_the_missing_shards(tmp_path: Path) -> None:
     plan = plan_of("train")
     first = TokenStoreWriter(tmp_path / "train", plan)
     first.begin()
@@ -117,7 +117,7 @@ def test_a_shard_without_its_note_or_of_another_size_is_written_again(tmp_path: 
     assert writer.missing() == [0, 1]
 
 
-def test_what_was_begun_for_another_tokenizer_is_not_mixed_in(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_shards_of_another_tokenizer_are_not_reused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     begun = TokenStoreWriter(tmp_path / "train", plan_of("train"))
     begun.begin()
     write_shard(begun, 0)
@@ -127,7 +127,7 @@ def test_what_was_begun_for_another_tokenizer_is_not_mixed_in(tmp_path: Path, ca
     assert "was begun with another tokenizer_fingerprint, 0123456789abcdef" in caplog.text
 
 
-def test_the_old_store_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_old_store_stays_until_the_new_one_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = plan_of("train")
     write_store(tmp_path / "train", old)
     new = plan_of("train", tokenizer_fingerprint="f" * 64)
@@ -153,9 +153,7 @@ def test_the_old_store_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("moment", ["before", "between", "after"])
-def test_an_exchange_that_is_cut_short_is_finished(
-    tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_exchange_is_completed(tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write_store(tmp_path / "train", plan_of("train"))
     new = plan_of("train", tokenizer_fingerprint="f" * 64)
     writer = TokenStoreWriter(tmp_path / "train", new)
@@ -181,7 +179,7 @@ def test_an_exchange_that_is_cut_short_is_finished(
     assert_holds(TokenStore.open(tmp_path / "train"), new)
 
 
-def test_an_exchange_that_is_cut_short_leaves_the_old_store_to_another_plan(tmp_path: Path) -> None:
+def test_an_interrupted_exchange_keeps_the_old_store_for_another_plan(tmp_path: Path) -> None:
     old = plan_of("train")
     store = write_store(tmp_path / "train", old)
     store.path.rename(tmp_path / "train.replaced")
@@ -189,14 +187,14 @@ def test_an_exchange_that_is_cut_short_leaves_the_old_store_to_another_plan(tmp_
     assert_holds(TokenStore.open(tmp_path / "train"), old)
 
 
-def test_what_is_no_store_is_not_overwritten(tmp_path: Path) -> None:
+def test_other_directories_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train/holiday.jpg").touch()
     with pytest.raises(TokenStoreError, match="train exists and is no token store: move it"):
         TokenStoreWriter(tmp_path / "train", plan_of("train")).begin()
 
 
-def test_damage_is_named(tmp_path: Path) -> None:
+def test_damage_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "train"
     with pytest.raises(FileNotFoundError, match="the token store .*train is not there: `make tokens`"):
         TokenStore.open(path)
@@ -208,7 +206,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     TokenStore.open(path)  # cheap: sizes only
     with pytest.raises(TokenStoreError, match="shard_00001.arrow has the SHA-256 .*, and manifest.json says .*again"):
         TokenStore.open(path, verify=True)
-    shard.write_bytes(whole[:-1] + b"\1")  # the mark at the end
+    shard.write_bytes(whole[:-1] + b"\1")  # the magic number at the end
     with pytest.raises(TokenStoreError, match="shard_00001.arrow is damaged, though of the size that manifest.json"):
         TokenStore.open(path)
     assert not TokenStoreWriter(path, plan_of("train")).whole(), "it must be written again"
@@ -228,7 +226,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
         TokenStore.open(path)
 
 
-def test_another_tokenizer_is_named(tmp_path: Path) -> None:
+def test_another_tokenizer_is_reported(tmp_path: Path) -> None:
     store = write_store(tmp_path / "train", plan_of("train"))
     store.check_tokenizer(store.tokenizer_fingerprint, "it")
     with pytest.raises(
@@ -238,7 +236,7 @@ def test_another_tokenizer_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("code", "said"), [(12, "code 12 in codebook 1, which has codes 0 to 11"), (-1, "code -1")])
-def test_codes_out_of_their_codebook_are_not_written(tmp_path: Path, code: int, said: str) -> None:
+def test_codes_outside_their_codebook_are_not_written(tmp_path: Path, code: int, said: str) -> None:
     writer = TokenStoreWriter(tmp_path / "train", plan_of("train"))
     writer.begin()
     codes = np.zeros((8, 3, 2, 6), int)
@@ -247,7 +245,7 @@ def test_codes_out_of_their_codebook_are_not_written(tmp_path: Path, code: int, 
         writer.write(0, np.arange(8), np.zeros(8, int), codes)
 
 
-def test_codes_of_another_shape_or_place_are_not_written(tmp_path: Path) -> None:
+def test_codes_of_another_shape_or_shard_are_not_written(tmp_path: Path) -> None:
     writer = TokenStoreWriter(tmp_path / "train", plan_of("train"))
     writer.begin()
     with pytest.raises(TokenStoreError, match=r"shape \(3, 2, 9\).*says \(3, 2, 6\): is data.image_size \(8\)"):
@@ -284,7 +282,7 @@ def broken(changes: dict) -> Callable[[dict], dict]:
         (broken({"num_images": 20}), "train has the index 20, beyond 0 to 19"),
     ],
 )
-def test_a_manifest_is_not_believed(change: Callable[[dict], object], says: str, tmp_path: Path) -> None:
+def test_a_manifest_is_validated(change: Callable[[dict], object], says: str, tmp_path: Path) -> None:
     write_store(tmp_path / "train", plan_of("train"))
     manifest = tmp_path / "train/manifest.json"
     manifest.write_text(json.dumps(change(json.loads(manifest.read_text()))))
@@ -293,7 +291,7 @@ def test_a_manifest_is_not_believed(change: Callable[[dict], object], says: str,
     assert "\n" not in str(caught.value)
 
 
-def test_a_broken_note_of_what_was_verified_is_set_aside(tmp_path: Path) -> None:
+def test_a_broken_record_of_the_verification_is_set_aside(tmp_path: Path) -> None:
     store = write_store(tmp_path / "train", plan_of("train"))
     for text in ("[", "[1]", '{"shard_00000.arrow": 3}'):
         (store.path / "verified.json").write_text(text)

@@ -31,7 +31,7 @@ ONE_CORE = ("LAUNCH=slurm", "GPUS=0", "CPUS=1", "TIME=60")
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[LocalSlurm]:
-    with tempfile.TemporaryDirectory(prefix="slurm") as directory:  # a short path, as it has sockets
+    with tempfile.TemporaryDirectory(prefix="slurm") as directory:  # a short path, since it holds sockets
         slurm = LocalSlurm(Path(directory))
         slurm.start()
         yield slurm
@@ -39,18 +39,18 @@ def slurm() -> Iterator[LocalSlurm]:
 
 
 def make(slurm: LocalSlurm, here: Path, *arguments: str) -> list[str]:
-    """Submit, and return the numbers of the jobs, which end what is said of each."""
+    """Submit, and return the numbers of the jobs from the output's lines."""
     said = slurm.run("make", "--no-print-directory", *arguments, *ONE_CORE, cwd=here)
     return [line.split()[-1] for line in said.splitlines() if "job " in line]
 
 
 def nothing(slurm: LocalSlurm) -> int:
-    """The number of a job that does nothing: one more than that of the job before it."""
+    """Submit a job that does nothing, and return its number."""
     return int(slurm.run("sbatch", "--parsable", "--output=/dev/null", "--wrap", "true"))
 
 
 def make_here(here: Path, *arguments: str) -> None:
-    """What make would run without SLURM, in this process, which saves the imports of each."""
+    """Run the commands of make without SLURM, in this process, to save imports."""
     plan = subprocess.run(["make", "-n", *arguments], cwd=here, check=True, capture_output=True, text=True).stdout
     commands = [shlex.split(line) for line in plan.splitlines() if " cli.py " in line]
     assert commands, plan
@@ -64,7 +64,7 @@ def state(run: Path) -> dict:
 
 
 def with_codes(directory: Path, pause: list[str]) -> Path:
-    """A working copy that has the codes of a tokenizer, so that a generator can be trained at once."""
+    """A working copy with the codes of a tokenizer, so that a generator can be trained at once."""
     here = working_copy(directory, pause)
     (here / RUNS / "tokenizer/fq_dual").mkdir(parents=True)
     (here / RUNS / "tokenizer/fq_dual/metrics.json").touch()
@@ -72,7 +72,7 @@ def with_codes(directory: Path, pause: list[str]) -> Path:
     return here
 
 
-def test_it_runs_a_job(slurm: LocalSlurm, tmp_path: Path) -> None:
+def test_slurm_runs_a_job(slurm: LocalSlurm, tmp_path: Path) -> None:
     slurm.start()  # which starts nothing twice
     assert slurm.run(str(SCRIPT), "status", str(slurm.directory)).startswith("PARTITION")
     job = slurm.run("sbatch", "--parsable", f"--output={tmp_path}/log", "--wrap", "srun hostname").strip()
@@ -91,8 +91,8 @@ def test_a_failed_stage_removes_later_ones_from_the_queue(slurm: LocalSlurm, tmp
     assert "No rule to make target" in log.read_text()
 
 
-def test_a_stage(slurm: LocalSlurm, tmp_path: Path) -> None:
-    """One that there is nothing to do for ends at once, and submits nothing."""
+def test_a_stage_runs_as_a_job(slurm: LocalSlurm, tmp_path: Path) -> None:
+    """A finished stage ends at once, and submits nothing."""
     here = working_copy(tmp_path / "here")
     (job,) = make(slurm, here, "teacher")
     slurm.operate([job], {})
@@ -103,7 +103,7 @@ def test_a_stage(slurm: LocalSlurm, tmp_path: Path) -> None:
 
 
 def test_a_signal_before_the_handlers_are_installed(slurm: LocalSlurm, tmp_path: Path) -> None:
-    """It comes while a rank imports, or 300 s before the end of a job that has four minutes."""
+    """The signal arrives while a rank imports, or 300 s before the end of a job of four minutes."""
     (tmp_path / "Makefile").write_text(
         "said:\n\t$(LAUNCHER) python3 -c 'import os, signal; os.kill(os.getpid(), signal.SIGUSR1); "
         """print("alive until", os.environ["SLURM_JOB_END_TIME"])'\n"""
@@ -120,7 +120,7 @@ def test_a_signal_before_the_handlers_are_installed(slurm: LocalSlurm, tmp_path:
 
 @pytest.fixture(scope="module")
 def chain(slurm: LocalSlurm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, dict[str, str]]]:
-    """A curriculum by jobs, two of them interrupted, one without SLURM, and what SLURM knows of the jobs."""
+    """A curriculum as jobs, two of them interrupted; one without SLURM; and SLURM's records of the jobs."""
     root = tmp_path_factory.mktemp("chain")
     here = working_copy(root / "jobs", pause=["tokenizer/fq_dual", "stage1/fq_dual"])
     jobs = dict(zip(STAGES, make(slurm, here, "curriculum"), strict=True))
@@ -160,14 +160,14 @@ def test_a_chain_equals_stages_run_by_hand(chain: tuple[Path, Path, dict[str, di
         found, expected = state(here / run), state(alone / run)
         assert expected["global_step"] == 5
         assert_equal(found, expected)
-        assert (here / run / "config_resume_1.yaml").exists() == (stage != "stage2"), "it went on, and at step 3"
+        assert (here / run / "config_resume_1.yaml").exists() == (stage != "stage2"), "it resumed at step 3"
     samples = RUNS / "samples/fq_dual/samples.npz"
     with np.load(here / samples, allow_pickle=False) as found, np.load(alone / samples, allow_pickle=False) as expected:
         assert np.array_equal(found["arr_0"], expected["arr_0"]) and found["arr_0"].shape == (60, 32, 32, 3)
 
 
-def test_an_array(slurm: LocalSlurm, tmp_path: Path) -> None:
-    """One task is left alone, one is asked to stop and comes back, one is cancelled and does not."""
+def test_tasks_of_an_array_are_independent(slurm: LocalSlurm, tmp_path: Path) -> None:
+    """One task runs through, one is signalled and requeued, one is cancelled and stays so."""
     here = with_codes(tmp_path / "jobs", pause=["seeds/1", "seeds/2"])
     asked = "ARGS=--seed_everything {0} --run.stage seeds/{0}"
     log = f"--output={here}/%a.log"
@@ -203,8 +203,8 @@ def test_an_array(slurm: LocalSlurm, tmp_path: Path) -> None:
     assert state(here / runs[2])["global_step"] == 3
 
 
-def test_an_experiment(slurm: LocalSlurm, tmp_path: Path) -> None:
-    """Each stage is a job, two of them at once; the runner waits for them, and has nothing to do afterwards."""
+def test_an_experiment_submits_its_stages(slurm: LocalSlurm, tmp_path: Path) -> None:
+    """Each stage is a job, two at once; the runner waits for them, and a second call has nothing to do."""
     here = working_copy(tmp_path / "jobs")
     size = "--sbatch=--nodes=1 --ntasks-per-node=1 --cpus-per-task=1 --time=60"
     file = write_experiment(here, ("data.init_args.batch_size: 4", "trainer.accelerator: cpu"))
@@ -223,8 +223,8 @@ def test_an_experiment(slurm: LocalSlurm, tmp_path: Path) -> None:
     assert nothing(slurm) == before + 1, "it submitted something"
 
 
-def test_two_ranks(slurm: LocalSlurm, tmp_path: Path) -> None:
-    """srun starts them, and the signal goes to both."""
+def test_a_signal_reaches_two_ranks(slurm: LocalSlurm, tmp_path: Path) -> None:
+    """srun starts both ranks, and the signal reaches both."""
     here = with_codes(tmp_path / "jobs", pause=["interrupted"])
     two = ("stage1", "STRATEGY=ddp", "SBATCH_ARGS=--ntasks-per-node=2")
     jobs = [make(slurm, here, *two, f"ARGS=--run.stage {stage}")[0] for stage in ("whole", "interrupted")]

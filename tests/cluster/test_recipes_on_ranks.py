@@ -1,4 +1,4 @@
-"""Every family of recipes on two ranks, by the command line and the files of configs/cluster, for two steps."""
+"""Two steps of every family of recipes on two ranks, by the command line with the files of configs/cluster."""
 
 import sys
 from pathlib import Path
@@ -23,7 +23,7 @@ QUICK = (
     *("--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.limit_val_batches", "1"),
     *("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"),
 )
-# no random numbers of a rank's own, and steps in proportion to the gradients
+# no rank-specific random numbers, and steps proportional to the gradients
 EQUAL = (
     *(part for name in ("resid", "ffn", "token", "class") for part in (f"--{GENERATOR}.trunk.{name}_dropout", "0")),
     *("--model.init_args.optimizer.learning_rate", "0.3", "--model.init_args.optimizer.schedule", "constant"),
@@ -79,7 +79,7 @@ def test_tokenizers(tmp_path: Path) -> None:
     for recipe in TOKENIZERS:
         state = torch.load(tmp_path / f"runs/digits/tokenizer/{recipe}/checkpoints/last.ckpt", weights_only=True)
         assert state["global_step"] == 2 and len(state["random_state"]) == 2
-        assert len(state["optimizer_states"]) == 2, "of both networks"
+        assert len(state["optimizer_states"]) == 2, "both networks are compared"
 
 
 def test_two_ranks_equal_one_rank_with_twice_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ FILES = ("metrics.json", "lineage.json", "sweep.json", "probes.json")
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_the_report_goes_on(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_report_skips_broken_files(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     reports.write_runs(tmp_path)
     run, samples = tmp_path / "runs/digits/tokenizer/fq_dual", tmp_path / "runs/digits/samples/fq_dual"
     results = tmp_path / "runs/experiments/results/paper/x_digits.json"
@@ -43,7 +43,9 @@ def test_the_report_goes_on(kind: str, tmp_path: Path, caplog: pytest.LogCapture
 
 
 @pytest.mark.parametrize("content", [{"scales": 3}, {"scales": [{"guidance": "1"}]}, {"scales": [3]}, {}])
-def test_a_wrong_shape_is_named_with_its_place(content: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_wrong_type_is_reported_with_its_place(
+    content: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     reports.write_runs(tmp_path)
     sweep = tmp_path / "runs/digits/tokenizer/fq_dual/sweep.json"
     sweep.write_text(json.dumps(content))
@@ -52,7 +54,7 @@ def test_a_wrong_shape_is_named_with_its_place(content: dict, tmp_path: Path, ca
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_section_is_written_over_a_broken_file(kind: str, tmp_path: Path) -> None:
+def test_a_section_replaces_a_broken_file(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     path.write_bytes(BROKEN[kind])
     merge_section(path, "fit", {"metrics": {"loss": 1.0}})

@@ -1,4 +1,4 @@
-"""Evaluation of samples: figures against known answers, and what is refused."""
+"""Evaluation of samples: metrics with known values, and validation of the input."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def refusal(samples: Path, runs: Path, capsys: pytest.CaptureFixture, *more: str
     return capsys.readouterr().err
 
 
-def test_real_validation_images_as_samples_are_as_good_as_real(
+def test_real_images_as_samples_score_like_real_images(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     images, labels = digits("validation")
@@ -67,7 +67,7 @@ def test_real_validation_images_as_samples_are_as_good_as_real(
     assert "real, validation" in capsys.readouterr().out
 
 
-def test_distance_and_share_are_those_of_the_judge(runs: Path, tmp_path: Path) -> None:
+def test_distance_and_recognised_share_use_the_judge(runs: Path, tmp_path: Path) -> None:
     images, labels = digits("train")
     noisy = np.clip(images.astype(int) + np.random.default_rng(0).integers(-60, 60, images.shape), 0, 255)[:300]
     np.savez(tmp_path / "samples.npz", noisy.astype(np.uint8), labels[:300])
@@ -94,9 +94,7 @@ def test_distance_and_share_are_those_of_the_judge(runs: Path, tmp_path: Path) -
     assert 0 < result["train"]["fd/judge"]["value"] < result["samples"]["gfd/judge"]["value"]
 
 
-def test_settings_come_from_the_file_beside_the_samples(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_settings_come_from_samples_json(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     images, labels = digits("validation")
     np.savez(tmp_path / "samples.npz", images[:40], labels[:40])
     made = {
@@ -118,7 +116,7 @@ def test_settings_come_from_the_file_beside_the_samples(
     assert run(tmp_path / "samples.npz", runs)["samples"]["settings"] is None
 
 
-def test_the_judge_that_is_named_measures(runs: Path, tmp_path: Path) -> None:
+def test_the_named_judge_is_used(runs: Path, tmp_path: Path) -> None:
     SmallClassifier(10, (8, 8)).save(tmp_path / "other.safetensors", accuracy=0.5)
     np.savez(tmp_path / "samples.npz", *(part[:20] for part in digits("validation")))
     result = run(tmp_path / "samples.npz", runs, "--weights", str(tmp_path / "other.safetensors"))
@@ -134,7 +132,7 @@ def test_the_tokenizer_of_the_reconstructions_is_recorded(runs: Path, tmp_path: 
     assert result["metrics"]["reconstructions"]["rfd/judge"]["value"] > 0
 
 
-def test_images_that_are_not_finite_are_no_black_ones(runs: Path) -> None:
+def test_non_finite_images_are_rejected(runs: Path) -> None:
     path = runs / "digits/teacher/judge.safetensors"
     comparison = Comparison(Judge(SmallClassifier.load(path), path), Preset.load("digits"))
     images = torch.zeros(4, 3, 32, 32)
@@ -143,7 +141,7 @@ def test_images_that_are_not_finite_are_no_black_ones(runs: Path) -> None:
         comparison.measure([(images, None)])
 
 
-def test_few_samples_and_unknown_labels_are_said(runs: Path, tmp_path: Path) -> None:
+def test_few_samples_and_missing_labels_are_noted(runs: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "samples.npz", digits("validation")[0][:20])
     result = run(tmp_path / "samples.npz", runs)
     assert result["metrics"]["samples"]["recognised/judge"]["value"] is None
@@ -151,9 +149,7 @@ def test_few_samples_and_unknown_labels_are_said(runs: Path, tmp_path: Path) -> 
     assert any("no labels" in note for note in result["notes"])
 
 
-def test_what_does_not_fit_is_refused_with_both_sides(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_mismatched_images_are_rejected(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     images, labels = digits("validation")
     small, wrong, floats, short = (tmp_path / name for name in ("small.npz", "wrong.npz", "floats.npz", "short.npz"))
     np.savez(small, images[:, ::2, ::2], labels)
@@ -171,7 +167,7 @@ def test_what_does_not_fit_is_refused_with_both_sides(
 
 
 class Colours:
-    """Stands in for Inception, whose weights are not ours to ship: means and deviations of the colours."""
+    """Network in place of Inception, whose weights cannot be shipped: means and deviations of the colours."""
 
     name, num_features, num_classes, num_spatial, resize = "inception", 6, 3, 2, "none"
     sha256, device = "5" * 64, torch.device("cpu")
@@ -186,7 +182,7 @@ class Colours:
 
 @pytest.fixture
 def references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """Of noise in three colours, as Inception sees it."""
+    """References of noise in three colours, by the fake Inception."""
     monkeypatch.setattr("polytoken.metrics.extractors.Inception", Colours)
     np.savez(tmp_path / "real.npz", noise(1200, 0))
     files = {}
@@ -201,10 +197,10 @@ def noise(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3)).astype(np.uint8)
 
 
-def test_anyones_samples_are_measured_against_a_reference(
+def test_foreign_samples_are_measured_against_a_reference(
     references: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """No preset, no judge and no labels are needed, whatever the file is called."""
+    """No preset, judge or labels are needed, under any file name."""
     np.savez(tmp_path / "theirs.npz", noise(1100, 1))
     arguments = ["--samples", str(tmp_path / "theirs.npz"), "--preset", "imagenet"]
     evaluate.main([*arguments, "--reference", str(references["train"])])
@@ -233,7 +229,7 @@ def test_anyones_samples_are_measured_against_a_reference(
     assert "FID" in capsys.readouterr().out
 
 
-def test_a_reference_of_the_wrong_split_or_size_is_refused_unless_forced(
+def test_a_reference_of_the_wrong_split_or_size_is_rejected_unless_forced(
     references: dict[str, Path], runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     samples = tmp_path / "samples.npz"
@@ -263,7 +259,7 @@ def test_a_reference_of_the_wrong_split_or_size_is_refused_unless_forced(
     assert "measured by inception, not by judge" in refusal(samples, runs, capsys, "--reference", right[-1])
 
 
-def test_samples_in_the_order_of_their_classes_are_said_to_be(
+def test_samples_sorted_by_class_are_noted(
     references: dict[str, Path], runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("commands.evaluate.SPLIT", 50)

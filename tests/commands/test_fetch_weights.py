@@ -17,7 +17,7 @@ def test_an_existing_file_is_not_fetched_again(tmp_path: Path) -> None:
     target = fetch(file, tmp_path / "weights")
     assert target.read_bytes() == b"weights"
     (tmp_path / "served.pth").unlink()
-    assert fetch(file, tmp_path / "weights") == target, "what is there is not fetched again"
+    assert fetch(file, tmp_path / "weights") == target, "an existing file is not fetched again"
 
 
 def test_a_wrong_digest_leaves_no_file(tmp_path: Path) -> None:

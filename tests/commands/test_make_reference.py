@@ -1,4 +1,4 @@
-"""Statistics of real images in a file: those of the images, of all that can be read, and what is refused."""
+"""Statistics of real images in a file: their values, unreadable images, and validation of the input."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def refusal(capsys: pytest.CaptureFixture, *arguments: object) -> str:
     return capsys.readouterr().err
 
 
-def test_of_a_presets_split(runs: Path, capsys: pytest.CaptureFixture) -> None:
+def test_reference_of_a_preset(runs: Path, capsys: pytest.CaptureFixture) -> None:
     reference.main(["--runs", str(runs), "--images", "50"])
     path = runs / "digits/reference/validation_judge.npz"
     found, records = Reference.read(path), DigitsSource().split("validation")
@@ -60,8 +60,8 @@ def test_of_a_presets_split(runs: Path, capsys: pytest.CaptureFixture) -> None:
     assert f"{path} (SHA-256 {found.sha256})" in capsys.readouterr().out.replace("\n", "")
 
 
-def test_of_anyones_npz_by_inception(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The judge stands in for Inception, whose weights are not here."""
+def test_reference_of_an_npz_by_inception(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge replaces Inception, whose weights are not available."""
     path = runs / "digits/teacher/judge.safetensors"
     monkeypatch.setattr(
         "polytoken.metrics.extractors.Inception",
@@ -79,7 +79,7 @@ def test_of_anyones_npz_by_inception(runs: Path, tmp_path: Path, monkeypatch: py
     np.testing.assert_array_equal(next(SamplesFile(found.path).batches(7)), images[rows])
 
 
-def test_images_that_cannot_be_read_are_left_out_and_said(runs: Path, tmp_path: Path) -> None:
+def test_unreadable_images_are_left_out_and_reported(runs: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "images/val" / name).mkdir(parents=True)
         (tmp_path / "images/train" / name).mkdir(parents=True)
@@ -98,7 +98,7 @@ def test_images_that_cannot_be_read_are_left_out_and_said(runs: Path, tmp_path: 
     assert found.protocol.source == "validation images of imagenet, centre-cropped, 1 of which cannot be read"
 
 
-def test_what_is_missing_is_named(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_missing_files_are_reported(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert "there is no preset cats" in refusal(capsys, "--preset", "cats")
     assert "no Inception weights at" in refusal(capsys, "--extractor", "inception", "--weights", tmp_path / "none")
     assert "no samples at" in refusal(capsys, "--npz", tmp_path / "none.npz", "--extractor", "inception")

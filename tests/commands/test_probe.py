@@ -1,4 +1,4 @@
-"""Probes of a tokenizer's run: which vectors they read, what they write, and what they refuse."""
+"""Probes of a tokenizer's run: their vectors, their output, and validation of the input."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def probed(run: Path, *more: str) -> dict:
     return json.loads((run / "probes.json").read_text())
 
 
-def test_probes_are_those_of_the_frozen_vectors(run: Path, capsys: pytest.CaptureFixture) -> None:
+def test_probes_use_the_frozen_vectors(run: Path, capsys: pytest.CaptureFixture) -> None:
     result = probed(run)
     rows = {(row["probe"], row["subspace"], row["vectors"]): row for row in result["probes"]}
     assert len(rows) == 12 and rows["linear", "all", "after"]["num_features"] == 8
@@ -82,7 +82,7 @@ def test_subspace_side_and_pooling_are_arguments(run: Path) -> None:
     ]
 
 
-def test_what_cannot_be_probed_is_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_invalid_input_is_rejected(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     def refusal(place: Path, *more: str) -> str:
         with pytest.raises(SystemExit) as stop:
             probe.main(["--run", str(place), *more])

@@ -41,7 +41,7 @@ addEventListener("load", () => {
 });
 </script>
 """
-# Headless windows may not be as narrow as a phone, frames may.
+# Headless windows cannot be as narrow as a phone, but frames can.
 AROUND = """<!DOCTYPE html><meta charset="utf-8"><pre id="found"></pre>
 <script>
 addEventListener("message", event => {

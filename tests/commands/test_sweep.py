@@ -1,4 +1,4 @@
-"""A guidance sweep: its figures, what is not sampled twice, and what is refused."""
+"""A guidance sweep: its metrics, reuse of measured scales, and validation of the input."""
 
 import json
 from dataclasses import replace
@@ -28,7 +28,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def sampled(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The scales that images are drawn at."""
+    """Scales at which images were sampled."""
     seen: list[float] = []
     draw = GenerationPipeline.images
 
@@ -49,7 +49,7 @@ def swept(run: Path, *scales: float, more: tuple[str, ...] = ()) -> list[dict]:
     return json.loads((run / "sweep.json").read_text())["scales"]
 
 
-def test_each_scale_has_the_image_metrics_its_images(run: Path, capsys: pytest.CaptureFixture) -> None:
+def test_each_scale_has_the_metrics_of_its_images(run: Path, capsys: pytest.CaptureFixture) -> None:
     entries = swept(run, 3, 1)
     assert [entry["guidance"] for entry in entries] == [1, 3]
     generator, preset = GenerationPipeline.from_run(run), Preset.load("digits")
@@ -76,7 +76,7 @@ def test_each_scale_has_the_image_metrics_its_images(run: Path, capsys: pytest.C
     assert "40 samples per scale by judge" in capsys.readouterr().out
 
 
-def test_nothing_is_sampled_twice(run: Path, sampled: list[float], capsys: pytest.CaptureFixture) -> None:
+def test_measured_scales_are_not_sampled_again(run: Path, sampled: list[float], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(KeyboardInterrupt):
         swept(run, 1, 2, 9)
     assert sampled == [1, 2, 9]
@@ -88,7 +88,7 @@ def test_nothing_is_sampled_twice(run: Path, sampled: list[float], capsys: pytes
     capsys.readouterr()
     again = swept(run, 1)
     assert sampled == [] and again == first
-    assert "│        3 │" in capsys.readouterr().out  # what is known is shown as well
+    assert "│        3 │" in capsys.readouterr().out  # known scales are shown as well
     other = swept(run, 1, more=("--seed", "1"))
     assert sampled == [1] and len(other) == 4 and other[:3] == first
     sampled.clear()
@@ -100,7 +100,7 @@ def test_nothing_is_sampled_twice(run: Path, sampled: list[float], capsys: pytes
     assert sampled == [1]
 
 
-def test_the_best_scales_are_told_apart() -> None:
+def test_the_best_scales_are_found() -> None:
     def entry(guidance: float, distance: float, score: float) -> dict:
         figures = {"gis/inception": {"value": score}, "gsfid/inception": {"value": -1}}
         return {"guidance": guidance, "metrics": figures | {"gfid/inception": {"value": distance}}}
@@ -110,7 +110,7 @@ def test_the_best_scales_are_told_apart() -> None:
     assert sweep.best([{"guidance": 1.0, "metrics": {}}]) == (None, None)
 
 
-def test_what_cannot_be_swept_is_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_invalid_input_is_rejected(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     def refusal(place: Path, *more: str) -> str:
         with pytest.raises(SystemExit) as stop:
             sweep.main(["--run", str(place), "--num-images", "10", "--guidance", *more])
@@ -131,7 +131,7 @@ def test_a_broken_file_is_set_aside(run: Path) -> None:
     assert (run / "sweep.json.broken").read_text() == "[]"
 
 
-def test_a_sampler_keeps_all_but_its_guidance(run: Path) -> None:
+def test_the_plan_keeps_all_settings_but_guidance(run: Path) -> None:
     entry = swept(run, 2, more=("--temperature", "0.9", "--top-k", "4"))[0]
     expected = {**vars(replace(CategoricalSampler(), temperature=0.9, top_k=4))}
     expected.pop("guidance")

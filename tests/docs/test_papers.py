@@ -39,7 +39,7 @@ def entries() -> list[Entry]:
 
 
 def docstring(file: str, symbol: str) -> str:
-    """Docstring of a function, class or method; KeyError where there is none of that name."""
+    """Docstring of a function, class or method; KeyError if the name does not exist."""
     nodes: list[ast.stmt] = ast.parse((REPOSITORY / file).read_text()).body
     node: ast.stmt | None = None
     for name in symbol.split("."):

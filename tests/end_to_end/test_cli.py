@@ -32,7 +32,7 @@ def state(path: Path = LAST) -> dict:
 
 
 def assert_equal(one: Any, other: Any, where: str = "checkpoint") -> None:
-    """Compare bit for bit all that training goes on from."""
+    """Compare bit for bit all state that training resumes from."""
     if where == "checkpoint":
         one, other = ({key: state[key] for key in GOES_ON_FROM} for state in (one, other))
     if isinstance(one, torch.Tensor):

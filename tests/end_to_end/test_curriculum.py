@@ -25,7 +25,7 @@ def predict(stage: str, *overrides: str) -> int:
 
 @pytest.mark.slow
 def test_from_images_to_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every stage finds the one before it where the recipes say, and knows whose codes it reads."""
+    """Every stage finds the previous one at the recipes' default place, and checks the codes that it reads."""
     trained_tokenizer(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["cli.py"])

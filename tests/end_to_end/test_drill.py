@@ -60,9 +60,9 @@ def test_every_kill_happens_and_differences_are_reported(
     entries = [entry["what"] for entry in report["log"]]
     assert entries.count("killed") == 7 and entries.count("undisturbed") == 6
     killed = {entry["stage"] for entry in report["log"] if entry["what"] == "killed"}
-    assert len(killed) > 3, "they are dealt over the stages"
+    assert len(killed) > 3, "kills are distributed over the stages"
     last = {entry["stage"]: entry["what"] for entry in report["log"]}
-    assert set(last.values()) == {"ended"} and len(last) == 6, "each stage is brought to its end"
+    assert set(last.values()) == {"ended"} and len(last) == 6, "each stage is completed"
     said = capsys.readouterr().out
     assert ("DIFFERENT: weights" if different else "7 kills; all is equal") in said
 

@@ -44,7 +44,7 @@ def test_killed_after_step_7(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wo
         return torch.load(path, weights_only=True)
 
     monkeypatch.chdir(tmp_path)
-    assert exit_code(*arguments("whole", kill_after=-1)) == 0  # in this process, which saves the imports
+    assert exit_code(*arguments("whole", kill_after=-1)) == 0  # in this process, to save imports
     assert program(*arguments("killed", kill_after=7), cwd=tmp_path).returncode == -signal.SIGKILL
     assert state("killed")["global_step"] == 6
     assert program(*arguments("killed", kill_after=-1), cwd=tmp_path).returncode == 0

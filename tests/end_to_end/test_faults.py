@@ -38,7 +38,7 @@ def names() -> list[str]:
     return sorted(path.name for path in CHECKPOINTS.iterdir())
 
 
-def test_a_full_disk(capsys: pytest.CaptureFixture) -> None:
+def test_a_full_disk_is_reported(capsys: pytest.CaptureFixture) -> None:
     assert exit_code("fit", "--config", TOY, "--trainer.max_steps", "2") == 0
     (CHECKPOINTS / "next.ckpt.partial").symlink_to("/dev/full")  # every write to it fails as a full disk does
     assert exit_code("fit", "--config", TOY) == 2
@@ -52,7 +52,7 @@ def test_a_full_disk(capsys: pytest.CaptureFixture) -> None:
 
 @contextmanager
 def read_only(directory: Path) -> Iterator[None]:
-    """For this process, even if it is root's, which may else write anywhere."""
+    """A directory that is read-only for this process, even as root."""
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o555)
     libc, header = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0)
@@ -68,7 +68,7 @@ def read_only(directory: Path) -> Iterator[None]:
         directory.chmod(0o755)
 
 
-def test_a_read_only_directory(capsys: pytest.CaptureFixture) -> None:
+def test_a_read_only_directory_is_reported(capsys: pytest.CaptureFixture) -> None:
     with read_only(CHECKPOINTS):
         assert exit_code("fit", "--config", TOY) == 2
     error = capsys.readouterr().err
@@ -90,7 +90,9 @@ def test_a_directory_that_cannot_be_created(capsys: pytest.CaptureFixture) -> No
 
 def test_a_directory_that_becomes_read_only(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     assert exit_code("fit", "--config", TOY, "--trainer.max_steps", "2") == 0
-    monkeypatch.setattr("callbacks.checkpoint.last_checkpoint.check_writable", lambda directory: None)  # it still was
+    monkeypatch.setattr(
+        "callbacks.checkpoint.last_checkpoint.check_writable", lambda directory: None
+    )  # still writable here
     with read_only(CHECKPOINTS):
         assert exit_code("fit", "--config", TOY) == 2
     assert "next.ckpt cannot be written: Permission denied" in capsys.readouterr().err
@@ -99,8 +101,8 @@ def test_a_directory_that_becomes_read_only(capsys: pytest.CaptureFixture, monke
     assert_equal(state(), expected())
 
 
-def test_a_data_worker_that_is_killed(caplog: pytest.LogCaptureFixture) -> None:
-    """Out of memory, usually. What is raised is torch's, or a broken connection, and has a traceback."""
+def test_a_killed_data_worker_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """Usually out of memory. The exception is torch's, or a broken connection, with a traceback."""
     store = write_digit_codes(Path("store"))
     small = ["--trainer.max_steps", "6", "--trainer.accelerator", "cpu", "--trainer.limit_val_batches", "0"]
     last = {"class_path": "callbacks.LastCheckpoint", "init_args": {"every_n_train_steps": 2}}

@@ -34,7 +34,7 @@ def killed(*arguments: str) -> None:
 
 
 def predicted(module: type[LightningModule], *arguments: str) -> list[int]:
-    """What a command predicts that is not killed."""
+    """Files of an uninterrupted prediction."""
     indices: list[int] = []
     step = module.predict_step
 

@@ -36,7 +36,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def checkpoint(path: str | Path = "evil.ckpt") -> str:
-    """As torch would write it."""
+    """A checkpoint in torch's format."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     torch.save({"state_dict": RunsCode(), "global_step": 1}, path)
     return str(path)
@@ -205,7 +205,7 @@ UNSAFE = (
 
 
 def test_no_production_line_unpickles() -> None:
-    """What reads a file says so itself: a default may change."""
+    """Every read states its safe option explicitly, since defaults may change."""
     own = [path for path in REPOSITORY.rglob("*.py") if not {".venv", "tests", "runs"} & set(path.parts)]
     assert len(own) > 100
     for path in own:

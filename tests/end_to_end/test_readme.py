@@ -1,4 +1,4 @@
-"""What the README and `make help` promise."""
+"""README and `make help`: links, targets, order of the stages."""
 
 import os
 import re
@@ -30,8 +30,8 @@ def test_help_explains_every_target() -> None:
     assert phony and explained == set(phony.group(1).split())
 
 
-def test_demo_is_a_graph_of_files() -> None:
-    """Each stage comes after what it leans on; no other needs to be named."""
+def test_demo_runs_the_stages_in_order() -> None:
+    """Each stage follows its prerequisites, and `make demo` needs to name only the last."""
     stages = ("judge", "fq_dual", "tokens", "stage1", "stage2", "sample")
     plan = make("-n", "-B", "demo").stdout
     places = [plan.index(f"--config configs/{stage}.yaml") for stage in stages]
@@ -42,12 +42,12 @@ def test_demo_is_a_graph_of_files() -> None:
     assert "presets/photos/tokenizer.yaml" in photos and "--preset photos" in photos and "digits" not in photos
 
 
-def test_arguments_are_for_the_target_that_is_named() -> None:
+def test_args_apply_to_the_named_target_only() -> None:
     plan = make("-n", "-B", "stage2", "ARGS=--trainer.max_steps 7").stdout.splitlines()
     assert [line.count("--trainer.max_steps 7") for line in plan if "configs/stage" in line] == [0, 1]
 
 
-def test_a_baseline_has_its_own_places() -> None:
+def test_a_baseline_has_its_own_directories() -> None:
     plan = make("-n", "-B", "evaluate", "GENERATOR=llamagen", "TOKENIZER=vq").stdout
     assert "--config configs/llamagen.yaml" in plan and "--data.init_args.store runs/digits/tokens/vq" in plan
     assert "--samples runs/digits/samples/vq_llamagen/samples.npz" in plan and "stage2" not in plan
@@ -56,7 +56,7 @@ def test_a_baseline_has_its_own_places() -> None:
     )
 
 
-def test_samples_are_measured_again_by_other_arguments(tmp_path: Path) -> None:
+def test_samples_are_measured_again_with_other_arguments(tmp_path: Path) -> None:
     for name in ("any.npz", "any_metrics.json"):
         (tmp_path / name).touch()
     given = ("-n", "-o", ".venv/.ready", "evaluate", "PRESET=imagenet", f"SAMPLES={tmp_path / 'any.npz'}")

@@ -1,4 +1,4 @@
-"""From a generator's run to samples, metrics and a report, as a user calls the programs."""
+"""From a generator's run to samples, metrics and a report, with the user's commands."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_samples_are_written_measured_and_reported(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("preset", ["digits", "photos", "imagenet"])
-def test_every_preset_has_settings_that_fit(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_of_every_preset_are_valid(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import cli
 
     run = write_runs(Path("runs/any"))

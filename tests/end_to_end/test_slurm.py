@@ -88,7 +88,7 @@ def test_the_job_runs_its_stage_with_srun() -> None:
 
 
 def test_the_job_does_not_submit_itself_again() -> None:
-    """SLURM hands it the environment of the make that has submitted it, with the variables of that one's command."""
+    """SLURM passes the environment of the submitting make to the job, with the variables of its command line."""
     handed = {"MAKEFLAGS": " -- LAUNCH=slurm ARGS=x", "MAKELEVEL": "1", "LAUNCH": "slurm", "ARGS": "x"}
     job = {"SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_ID": "7"}
     plan = run("bash", "scripts/train.sbatch", "stage1", "-n", "-B", "-o", ".venv/.ready", **handed, **job)
@@ -104,7 +104,7 @@ def test_the_job_exports_its_end_time(slurm: FakeSlurm, tmp_path: Path) -> None:
         slurm.program("squeue", prints=prints)
         assert run(*arguments, **job) == expected
     run(*arguments, **job, SLURM_ARRAY_JOB_ID="8", SLURM_ARRAY_TASK_ID="1")
-    assert [call.split()[3] for call in slurm.calls()] == ["9", "9", "9", "8_1"], "8 alone may stand for all tasks"
+    assert [call.split()[3] for call in slurm.calls()] == ["9", "9", "9", "8_1"], "a plain 8 may mean all tasks"
 
 
 def test_cluster_files_overlay_every_recipe(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""From a tokenizer's run to a token store and to batches of codes, as a user types it."""
+"""From a tokenizer's run to a token store and to batches of codes, with the user's commands."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ ARGUMENTS = [
 
 
 class PowerCut(Exception):
-    """Nothing that a command would report in a sentence."""
+    """An exception that no command reports as a sentence."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Two ranks, one of which is asked to stop, exit together, and resume bit for bit."""
+"""Two ranks, one of which receives a signal, exit together and resume bit for bit."""
 
 import json
 import os
@@ -15,7 +15,7 @@ CHECKPOINTS = Path("digits/stage2/fq_dual/checkpoints")
 
 
 @pytest.mark.cluster
-def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.two_ranks"],
         cwd=tmp_path,

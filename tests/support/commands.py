@@ -1,4 +1,4 @@
-"""The command line as tests call it."""
+"""Calls of the command line."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ TOY = str(REPOSITORY / "tests" / "support" / "toy.yaml")
 
 
 def exit_code(*arguments: str) -> int:
-    """Run a command in this process, which saves ten seconds of imports."""
+    """Run a command in this process, to save ten seconds of imports."""
     try:
         cli.main(list(arguments))
     except SystemExit as stop:

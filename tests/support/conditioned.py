@@ -1,4 +1,4 @@
-"""Adam that does not magnify rounding: where a gradient is near zero, its update is as well."""
+"""Adam that does not magnify rounding: a gradient near zero gives an update near zero."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Experiments of a few rows on the digits, and a program that stands in for cli.py."""
+"""Experiments of a few rows on the digits, and a program in place of cli.py."""
 
 from pathlib import Path
 from textwrap import dedent

@@ -1,4 +1,4 @@
-"""A network that needs no weights."""
+"""An extractor without weights."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Callbacks that take away what a run needs."""
+"""Callbacks that make a run fail."""
 
 import multiprocessing
 import os
@@ -22,7 +22,7 @@ class KillWorker(pl.Callback):
 
 
 class Fail(pl.Callback):
-    """An error on one rank alone."""
+    """Raises an error on one rank only."""
 
     def __init__(self, step: int, rank: int) -> None:
         self.step = step

@@ -58,7 +58,7 @@ def write_runs(
     head = MultiLinearHead() if len(chosen) > 1 else LinearHead()
     torch.manual_seed(1)
     generator = build_generator(spec, 10, TrunkConfig(**TRUNK), head)
-    for parameter in generator.parameters():  # its head begins with zeros, and would ignore the class
+    for parameter in generator.parameters():  # the head is initialised to zero, and would ignore the class
         nn.init.normal_(parameter, std=0.5)
     arguments = {
         "trunk": TRUNK,

@@ -1,4 +1,4 @@
-"""Small generators with weights that are not at their start, so that every layer tells."""
+"""Small generators with perturbed weights, so that every layer has an effect."""
 
 import torch
 

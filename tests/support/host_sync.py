@@ -1,4 +1,4 @@
-"""Counter of host synchronisations: operations whose result the host must read before it can go on."""
+"""Counter of host synchronisations: operations whose result the host must read before it continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A callback that ends the process as a power cut would, or asks it to end."""
+"""Callbacks that kill the process, or send it a signal."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from callbacks.steer.requeue import Requeue
 
 
 class KillAfter(pl.Callback):
-    """A signal to one rank at the end of the batch that makes ``step`` updates, or in the validation after it."""
+    """Sends a signal to one rank after ``step`` updates, at the end of the batch or in the validation after it."""
 
     def __init__(self, step: int, name: str = "SIGKILL", rank: int = 0, in_validation: bool = False) -> None:
         self.step = step
@@ -33,9 +33,9 @@ class KillAfter(pl.Callback):
 
 
 class PauseAfter(pl.Callback):
-    """Stands still after ``step`` updates of some ``stages``, once a run, until a signal has arrived.
+    """Pauses after ``step`` updates of some ``stages``, once a run, until a signal arrives.
 
-    The file ``paused`` in the run's directory says so to those who send the signal.
+    The file ``paused`` in the run's directory marks the pause for the sender of the signal.
     """
 
     SECONDS = 600

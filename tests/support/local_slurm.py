@@ -16,9 +16,9 @@ from tests.support.commands import REPOSITORY
 from tests.support.recipes import write_judge
 
 SCRIPT = REPOSITORY / "scripts/local_slurm.sh"
-CANNOT_BE_HAD = 3  # the script's exit code where there is no root, or no SLURM
+CANNOT_BE_HAD = 3  # the script's exit code without root or SLURM
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
-SECONDS = 840  # all jobs together, on a machine that has other things to do
+SECONDS = 840  # for all jobs together, on a busy machine
 
 _CPU: dict[str, Any] = {"accelerator": "cpu", "limit_val_batches": 1}
 _TOKENIZER: dict[str, Any] = {
@@ -43,7 +43,7 @@ TINY = {"tokenizer": _TOKENIZER, "generator": _GENERATOR, "sample": _SAMPLE}
 def working_copy(directory: Path, pause: list[str] | None = None) -> Path:
     """A directory to run make in: links to the code, tiny presets of the digits, a judge and teachers, no runs.
 
-    The runs of the stages ``pause`` stand still after three steps until they are sent a signal.
+    The runs of the stages ``pause`` stop after three steps until they receive a signal.
     """
     directory.mkdir()
     for path in REPOSITORY.iterdir():
@@ -58,7 +58,7 @@ def working_copy(directory: Path, pause: list[str] | None = None) -> Path:
             callback = {"class_path": "tests.support.interrupt.PauseAfter", "init_args": {"step": 3, "stages": pause}}
             preset["trainer"]["callbacks+"].append(callback)
         path.write_text(yaml.safe_dump(preset))
-    write_judge(directory / "runs/digits/teacher/judge.safetensors")  # older than what is made of it, as make goes
+    write_judge(directory / "runs/digits/teacher/judge.safetensors")  # older than its targets, for make
     return directory
 
 
@@ -82,17 +82,17 @@ class LocalSlurm:
         subprocess.run([SCRIPT, "stop", self.directory], check=True, timeout=300)
 
     def run(self, *command: str, cwd: Path | None = None) -> str:
-        """What a command prints: sbatch, scontrol, `make … LAUNCH=slurm`."""
+        """Output of a command: sbatch, scontrol, `make … LAUNCH=slurm`."""
         done = subprocess.run(command, cwd=cwd, env=self._environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
 
     def about(self, job: str) -> dict[str, str]:
-        """What SLURM knows of a job: JobState, Restarts, StartTime …"""
+        """SLURM's record of a job: JobState, Restarts, StartTime …"""
         return dict(re.findall(r"(\w+)=(\S*)", self.run("scontrol", "--oneliner", "show", "job", job)))
 
     def operate(self, jobs: list[str], when: dict[Path, Callable[[], Any]]) -> None:
-        """Wait until all jobs have ended; once one of some files is there, do what belongs to it."""
+        """Wait until all jobs have ended; run the action of each file when it appears."""
         end, waiting = time.monotonic() + SECONDS, dict(when)
         while True:
             for path in [path for path in waiting if path.exists()]:

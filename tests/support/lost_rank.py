@@ -1,4 +1,4 @@
-"""A program that trains a generator on two ranks which nobody looks after, and takes one away; it prints what came."""
+"""A program that trains a generator on two unsupervised ranks, kills one, and prints the outcome of the other."""
 
 import json
 import os
@@ -26,7 +26,7 @@ HOW = {
 
 
 def start(rank: int, port: int, how: str) -> int:
-    """Fork a rank as srun would start it; its process id. What it says goes to a file."""
+    """Fork a rank as srun would start it, with its output in a file; returns its process id."""
     process = os.fork()
     if process:
         return process
@@ -55,7 +55,7 @@ def start(rank: int, port: int, how: str) -> int:
 
 
 def run(how: str) -> dict[str, object]:
-    """Exit code of the rank that was left behind, and how long it went on."""
+    """Exit code of the remaining rank, and the seconds until its exit."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-SECONDS = 240  # ranks that wait for one another for good fail the test
+SECONDS = 240  # a deadlock fails the test
 
 
 def run_on_ranks(function: Callable[[int], Any], directory: Path, world_size: int = 2) -> list[Any]:
-    """What ``function(rank)`` returns on each rank; it must be importable, as every rank is a new process.
+    """Results of ``function(rank)`` on all ranks; it must be importable, since every rank is a new process.
 
     The working directory is ``directory``, and a Trainer finds the ranks as torchrun would have started them.
     """

@@ -1,4 +1,4 @@
-"""What the shipped recipes need to run in a test: a judge, two teachers, and sizes of a few seconds."""
+"""Input of the shipped recipes in tests: a judge, two teachers, and sizes of a few seconds."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ CONFIGS = REPOSITORY / "configs"
 
 
 def write_judge(path: Path, num_classes: int = 10) -> Path:
-    """A judge with random weights and the two teachers beside it, in the formats `make teacher` writes."""
+    """Write a judge and two teachers with random weights, in the formats of `make teacher`."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         SmallClassifier(num_classes, (32, 32)).save(path, accuracy=0.1)

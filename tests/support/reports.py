@@ -16,7 +16,7 @@ ROWS = {  # label: rFD and gFD of two seeds
 
 
 def write_runs(root: Path, pixels: int = 4) -> Path:
-    """The root of all runs, below ``root``; pictures are so many pixels wide."""
+    """Write runs below ``root``, with pictures of a given width; returns the root of all runs."""
     run = root / "runs/digits/tokenizer/fq_dual"
     writer = SummaryWriter(str(run))
     for step in range(0, 1000, 10):

@@ -1,4 +1,4 @@
-"""Programs that stand in for SLURM's, and write down what they are called with."""
+"""Fake SLURM programs that record their arguments."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 
 class FakeSlurm:
-    """Puts programs on PATH; :meth:`calls` says how they were called."""
+    """Puts programs on PATH; :meth:`calls` returns their arguments."""
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.directory = directory

@@ -43,7 +43,7 @@ class ToyOptimizerConfig:
 
 
 class ToyModule(LightningModule):
-    """Draws noise in every step, so that a resume which loses the random state shows."""
+    """Draws noise in every step, so that a lost random state changes the weights."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class ToyModule(LightningModule):
 
 
 class ToyImages(Dataset):
-    """All alike, so that only random numbers can tell one batch from another."""
+    """Equal images, so that batches differ in random numbers only."""
 
     def __init__(self, size: int) -> None:
         self.size = size

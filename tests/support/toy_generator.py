@@ -1,4 +1,4 @@
-"""A second family of generators, which a new one needs no more than: independent codes, learned for each class."""
+"""A minimal second family of generators: independent codes, learned for each class."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from polytoken.specs import Tokens, TokenSpec
 
 
 class ToyGenerator(Generator):
-    """Code i at position n is drawn from a table of the class; the loss is called a bound to see where that goes.
+    """Draws code i at position n from a table of the class; its loss counts as a bound, to test the name of the curve.
 
     Args:
         scale: of the logits.

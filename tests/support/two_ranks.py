@@ -1,4 +1,4 @@
-"""A program that trains a generator on two ranks, without and with an interruption; the ranks are forks of it."""
+"""A program that trains a generator on two forked ranks, without and with an interruption."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ CALLBACKS = [
 
 
 def fit(root: str, **interrupt: object) -> None:
-    """One start of the run; of an interrupted one the exit code is printed."""
+    """Start the run once, and print the exit code if it is interrupted."""
     killer = {"class_path": "tests.support.interrupt.KillAfter", "init_args": interrupt}
     trainer = {"max_steps": 5, "limit_val_batches": 0, "callbacks": CALLBACKS + ([killer] if interrupt else [])}
     Path("overlay.yaml").write_text(yaml.safe_dump({"trainer": trainer}))

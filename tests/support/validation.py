@@ -12,7 +12,7 @@ from polytoken.losses import Reconstruction, TokenizerObjective
 
 
 class Images(pl.LightningDataModule):
-    """Images of two classes in turn, and one row that only pads."""
+    """Images of two alternating classes, and one padding row."""
 
     class_to_idx = {"a": 0, "b": 1}
 
@@ -51,6 +51,6 @@ def module_of(tokenizer: torch.nn.Module) -> TokenizerModule:
     return TokenizerModule(tokenizer, TokenizerObjective(reconstruction=Reconstruction()))
 
 
-def figures(trainer: pl.Trainer) -> dict[str, float]:
-    """What was logged."""
+def logged_metrics(trainer: pl.Trainer) -> dict[str, float]:
+    """Logged metrics."""
     return {name: float(value) for name, value in trainer.callback_metrics.items()}

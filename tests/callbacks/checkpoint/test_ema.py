@@ -75,7 +75,7 @@ def test_updates_count_optimizer_steps_not_batches(tmp_path: Path) -> None:
     assert ema.updates == 3
 
 
-def test_validation_sees_the_average_and_training_does_not(tmp_path: Path) -> None:
+def test_validation_uses_the_average_and_training_does_not(tmp_path: Path) -> None:
     ema = EMA(["net"], decay=0.9)
     module, trainer = fit(tmp_path, ema, 4, val_check_interval=4, limit_val_batches=1)
     assert torch.equal(module.judged[-1], ema._average["net.weight"])
@@ -86,7 +86,7 @@ def test_validation_sees_the_average_and_training_does_not(tmp_path: Path) -> No
     assert torch.equal(module.judged[-1], ema._average["net.weight"])
 
 
-def test_checkpoint_carries_the_average(tmp_path: Path) -> None:
+def test_the_checkpoint_contains_the_average(tmp_path: Path) -> None:
     ema = EMA(["net"], decay=0.9)
     _, trainer = fit(tmp_path, ema, 4)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
@@ -96,6 +96,6 @@ def test_checkpoint_carries_the_average(tmp_path: Path) -> None:
     assert torch.equal(resumed._average["net.weight"], ema._average["net.weight"])
 
 
-def test_an_unknown_sub_module_is_named(tmp_path: Path) -> None:
+def test_an_unknown_sub_module_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Toy has no sub-module 'netz'"):
         fit(tmp_path, EMA(["netz"]), 1)

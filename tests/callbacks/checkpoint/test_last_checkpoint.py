@@ -25,7 +25,7 @@ class FakeTrainer(SimpleNamespace):
         return SimpleNamespace(epoch_loop=loop, _data_fetcher=None)
 
     def save_checkpoint(self, path: Path, weights_only: bool) -> None:
-        assert not weights_only, "a checkpoint to go on from has the optimizers in it"
+        assert not weights_only, "a checkpoint to resume from contains the optimizers"
         torch.save(self.global_step, path)
         self.saved.append(self.global_step)
         if self.breaks:
@@ -40,7 +40,7 @@ def train(
     start: int = 0,
     fast_dev_run: int = 0,
     breaks: bool = False,
-    values: dict[int, float] | None = None,  # what the validation after a step measures
+    values: dict[int, float] | None = None,  # metric of the validation after each step
     **options,
 ) -> list[int]:
     callback = LastCheckpoint(every, dirpath=str(place), **options)
@@ -65,7 +65,7 @@ def train(
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A clock that tests set by hand, in seconds."""
+    """A clock in seconds that tests set."""
     clock = SimpleNamespace(now=1e6)
     monkeypatch.setattr(last_checkpoint, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
@@ -117,7 +117,7 @@ def test_a_resumed_run_restores_the_best_value(tmp_path: Path) -> None:
     assert second._is_better(4.5) and not second._is_better(3.5) and not second._is_better(math.inf)
 
 
-def test_a_monitor_that_is_not_logged_is_named(tmp_path: Path) -> None:
+def test_a_monitor_that_is_not_logged_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="monitor is 'val/y', which validation does not log; it logs val/x"):
         train(tmp_path, 1, [1], values={1: 0.0}, monitor="val/y")
 
@@ -131,7 +131,7 @@ def test_a_failed_write_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None
 
 def test_a_broken_checkpoint_does_not_replace_the_previous_one(tmp_path: Path) -> None:
     train(tmp_path, every=2, steps=[2, 4])
-    (tmp_path / "last.ckpt").write_bytes(b"broken")  # so the command line goes on from previous.ckpt
+    (tmp_path / "last.ckpt").write_bytes(b"broken")  # so the command line resumes from previous.ckpt
     train(tmp_path, every=2, steps=[4], start=2)
     assert contents(tmp_path) == {"last.ckpt": "4", "previous.ckpt": "2"}
 
@@ -188,7 +188,7 @@ def test_several_ranks_save_at_the_same_step_by_the_clock_of_rank_zero(tmp_path:
 
 
 @pytest.mark.parametrize("option", ["every_n_train_steps", "keep_every_n_train_steps"])
-def test_an_interval_of_zero_steps_is_refused(option: str) -> None:
+def test_an_interval_of_zero_steps_is_rejected(option: str) -> None:
     with pytest.raises(UserError, match=f"{option} is 0; it must be at least 1"):
         LastCheckpoint(**{option: 0})
     with pytest.raises(UserError, match="every_minutes is 0; it must be above 0"):

@@ -84,7 +84,7 @@ def test_each_rank_gets_its_own_state(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ranks_with_one_seed_draw_different_numbers() -> None:
-    """Or eight ranks would drop the same labels, and put the same noise into the same places."""
+    """Otherwise all ranks would drop the same labels and add the same noise."""
 
     def first_step(rank: int, seed: int) -> list[float]:
         seed_everything(seed, verbose=False)
@@ -97,7 +97,7 @@ def test_ranks_with_one_seed_draw_different_numbers() -> None:
         assert len(set(numbers)) == 4
     assert first_step(1, 5) == drawn[1]
     seed_everything(5, verbose=False)
-    assert draws() == drawn[0], "one rank is as a run without ranks"
+    assert draws() == drawn[0], "one rank equals a run without ranks"
 
 
 def test_a_different_number_of_ranks_warns() -> None:

@@ -13,7 +13,7 @@ from callbacks import AffinityMatrix
 from polytoken.metrics import cknna, linear_cka
 from polytoken.tokenizers import ConvolutionalTokenizer
 from tests.support.tokenizers import tiny_tokenizer
-from tests.support.validation import Images, figures, module_of, quiet_trainer
+from tests.support.validation import Images, logged_metrics, module_of, quiet_trainer
 
 
 class Features(NamedTuple):
@@ -22,7 +22,7 @@ class Features(NamedTuple):
 
 
 class FakeTeacher:
-    """Says of an image its pixels: (B, 12) as class token, and 2 × 2 patches of 3 numbers."""
+    """Returns the pixels of an image: (B, 12) as class token, and 2 × 2 patches of 3 numbers."""
 
     prepared = False
 
@@ -42,7 +42,7 @@ def measure(
     module.objective.teachers = teachers
     trainer = quiet_trainer(directory, [callback])
     trainer.validate(module, data, verbose=False)
-    return figures(trainer), data
+    return logged_metrics(trainer), data
 
 
 def parts_of(tokenizer: ConvolutionalTokenizer, images: Tensor) -> tuple[Tensor, ...]:
@@ -51,7 +51,7 @@ def parts_of(tokenizer: ConvolutionalTokenizer, images: Tensor) -> tuple[Tensor,
 
 
 @pytest.mark.parametrize("teacher_features", ["patches", "cls"])
-def test_tables(teacher_features: str, tmp_path: Path) -> None:
+def test_tables_equal_slow_references(teacher_features: str, tmp_path: Path) -> None:
     tokenizer, teacher = tiny_tokenizer(num_subspaces=3), FakeTeacher()
     callback = AffinityMatrix(k=3, teacher_features=teacher_features)
     found, data = measure(tmp_path, callback, tokenizer, {"high": teacher})
@@ -86,14 +86,14 @@ def test_without_teachers_and_with_few_images(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "affinity.json").read_text())["images"] == 5
 
 
-def test_a_validation_too_short_for_cknna_goes_on(tmp_path: Path) -> None:
+def test_cknna_is_omitted_for_a_short_validation(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="got 6 images, and CKNNA with k = 10 needs more than 10"):
         found, _ = measure(tmp_path, AffinityMatrix(), tiny_tokenizer(), {"mid": FakeTeacher()}, count=6)
     assert np.isnan(found["val/cknna/0_mid"]) and np.isfinite(found["val/cka/0_mid"])
     assert json.loads((tmp_path / "affinity.json").read_text())["cknna"] == [[None], [None]]
 
 
-def test_numbers_that_cannot_work_are_refused() -> None:
+def test_invalid_settings_are_rejected() -> None:
     for arguments in ({"k": 1}, {"k": 10, "max_images": 10}):
         with pytest.raises(ValueError, match="CKNNA needs a k of 2 or more, and more images than"):
             AffinityMatrix(**arguments)

@@ -10,7 +10,7 @@ from sklearn.metrics import silhouette_score
 from callbacks import CodeMap
 from callbacks.measure.code_map import first_of_each
 from tests.support.tokenizers import tiny_tokenizer
-from tests.support.validation import Images, figures, module_of, quiet_trainer
+from tests.support.validation import Images, logged_metrics, module_of, quiet_trainer
 
 
 def test_first_of_each() -> None:
@@ -19,12 +19,12 @@ def test_first_of_each() -> None:
     assert first_of_each(labels[:0], [0, 2], 2).tolist() == []
 
 
-def test_silhouettes_of_the_vectors_and_the_picture(tmp_path: Path) -> None:
+def test_silhouettes_are_those_of_the_vectors(tmp_path: Path) -> None:
     tokenizer, data = tiny_tokenizer(), Images(20)
     logger = TensorBoardLogger(tmp_path, name="", version="")
     trainer = quiet_trainer(tmp_path, [CodeMap(classes=["b", "a"], max_points=12)], logger=logger)
     trainer.validate(module_of(tokenizer), data, verbose=False)
-    found = figures(trainer)
+    found = logged_metrics(trainer)
     assert found.keys() == {f"val/silhouette/{level}/{index}" for level in ("image", "patch") for index in (0, 1)}
     with torch.no_grad():
         parts = tokenizer.eval().encode(data.images[:12]).subspaces  # six of each class, the first
@@ -38,7 +38,7 @@ def test_silhouettes_of_the_vectors_and_the_picture(tmp_path: Path) -> None:
 
 
 def test_patches_keep_the_class_of_their_image(tmp_path: Path) -> None:
-    """Codes that say the class and nothing else are perfectly apart."""
+    """Codes that encode only the class have silhouette 1."""
     callback, data = CodeMap(classes=2), Images(8)
     tokenizer = tiny_tokenizer()
     encode = tokenizer.encode
@@ -53,19 +53,19 @@ def test_patches_keep_the_class_of_their_image(tmp_path: Path) -> None:
     tokenizer.encode = by_class
     trainer = quiet_trainer(tmp_path, [callback])
     trainer.validate(module_of(tokenizer), data, verbose=False)
-    assert figures(trainer)["val/silhouette/patch/1"] == pytest.approx(1)
-    assert figures(trainer)["val/silhouette/image/1"] == pytest.approx(1)
-    assert figures(trainer)["val/silhouette/patch/0"] < 0.5
+    assert logged_metrics(trainer)["val/silhouette/patch/1"] == pytest.approx(1)
+    assert logged_metrics(trainer)["val/silhouette/image/1"] == pytest.approx(1)
+    assert logged_metrics(trainer)["val/silhouette/patch/0"] < 0.5
 
 
 def test_silent_inside_a_fit(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, [CodeMap(classes=2)], max_steps=1, max_epochs=-1)
     trainer.fit(module_of(tiny_tokenizer()), Images(4))
-    assert not any("silhouette" in name for name in figures(trainer))
+    assert not any("silhouette" in name for name in logged_metrics(trainer))
     assert not (tmp_path / "code_map.png").exists()
 
 
-def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
+def test_invalid_settings_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="1 classes and max_points 1000; give two classes or more"):
         CodeMap(classes=["a"])
     trainer = quiet_trainer(tmp_path, [CodeMap(classes=["a", "zebra"])])

@@ -1,4 +1,4 @@
-"""`cli.py test` on a generator says what `make evaluate` says of its samples, on one rank and on two."""
+"""`cli.py test` on a generator gives the metrics of `make evaluate`, on one rank and on two."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from polytoken.sampling import CategoricalSampler
 from tests.support.commands import exit_code
 from tests.support.generated import write_runs
 from tests.support.recipes import CONFIGS, write_judge
-from tests.support.validation import figures, quiet_trainer
+from tests.support.validation import logged_metrics, quiet_trainer
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_runs(Path("runs/digits"), image_size=32)
 
 
-def test_a_generator_is_measured_as_its_samples_are(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_equal_those_of_the_sample_file(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["cli.py"])
     callback = "--trainer.callbacks.init_args."
     arguments = [
@@ -58,7 +58,7 @@ def test_a_generator_is_measured_as_its_samples_are(run: Path, monkeypatch: pyte
     assert settings["generator"]["averaged"] is False and len(settings["generator"]["sha256"]) == 64
 
 
-def test_what_cannot_be_measured_stops_before_sampling(run: Path, tmp_path: Path) -> None:
+def test_invalid_settings_stop_before_sampling(run: Path, tmp_path: Path) -> None:
     judge = ("judge", "runs/digits/teacher/judge.safetensors")
 
     def refused(error: type[Exception], says: str, callback: GenerationMetrics) -> None:
@@ -78,14 +78,14 @@ def test_what_cannot_be_measured_stops_before_sampling(run: Path, tmp_path: Path
 
 
 @pytest.mark.cluster
-def test_two_ranks_say_what_one_says(run: Path, tmp_path: Path) -> None:
+def test_two_ranks_log_the_metrics_of_one(run: Path, tmp_path: Path) -> None:
     def tested(**arguments: object) -> dict[str, float]:
         judge = ("judge", "runs/digits/teacher/judge.safetensors")
         callback = GenerationMetrics("runs/digits/reference/train_judge.npz", *judge)
         trainer = quiet_trainer(tmp_path, [callback], **arguments)
         data = LabelDataModule(50, batch_size=10, part_size=20)  # parts of 20, 20, 10: the ranks have 30 and 20
         trainer.test(SamplingModule(str(run), CategoricalSampler(guidance=2.0)), data, verbose=False)
-        return figures(trainer)
+        return logged_metrics(trainer)
 
     alone, together = tested(), tested(devices=2, strategy="ddp_spawn")
     assert len(alone) == 5 and together.keys() == alone.keys()

@@ -28,7 +28,7 @@ from callbacks.measure.plots import new_plot, render
 from polytoken.classifier import SmallClassifier
 from polytoken.metrics import FeatureStatistics, InceptionScore, frechet_distance, paint_patches, psnr, to_uint8
 from tests.support.tokenizers import tiny_tokenizer
-from tests.support.validation import Images, figures, module_of, quiet_trainer
+from tests.support.validation import Images, logged_metrics, module_of, quiet_trainer
 from tests.support.vgg import random_vgg
 
 
@@ -48,7 +48,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         decoded, encoding = module.eval()(data.images[:10])
     return SimpleNamespace(
         directory=directory,
-        metrics=figures(trainer),
+        metrics=logged_metrics(trainer),
         images=data.images[:10],
         labels=data.labels[:10],
         reconstruction=decoded.image,
@@ -67,7 +67,7 @@ def test_psnr_counts_every_image_once(measured: SimpleNamespace) -> None:
     assert measured.metrics["val/psnr_raw"] < measured.metrics["val/psnr"]
     originals, shown = (to_uint8(images).permute(0, 2, 3, 1) for images in (measured.images, measured.reconstruction))
     options = {"channel_axis": 2, "data_range": 255, "gaussian_weights": True, "use_sample_covariance": False}
-    around = ((0, 0), (5, 5), (5, 5), (0, 0))  # what structural_similarity leaves out at the border
+    around = ((0, 0), (5, 5), (5, 5), (0, 0))  # structural_similarity excludes the border
     padded = [np.pad(one.numpy(), around, mode="reflect") for one in (originals, shown)]
     ssim = [structural_similarity(one, other, **options) for one, other in zip(*padded, strict=True)]
     assert measured.metrics["val/ssim"] == pytest.approx(np.mean(ssim), abs=1e-5)
@@ -120,11 +120,11 @@ def test_psnr_by_class(measured: SimpleNamespace) -> None:
     assert rows["all images"]["tokenizer"] == pytest.approx(measured.metrics["val/psnr"], abs=1e-4)
 
 
-def test_picture_shows_originals_over_reconstructions(measured: SimpleNamespace) -> None:
+def test_plot_shows_originals_over_reconstructions(measured: SimpleNamespace) -> None:
     with Image.open(measured.directory / "reconstructions.png") as picture:
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     assert pixels.shape[1] == 4 * 66 + 2
-    left = pixels.shape[2] - 4 * 66  # what is left of the images holds the labels
+    left = pixels.shape[2] - 4 * 66  # the margin left of the images holds the labels
     assert 60 < left < 120
     assert (pixels[:, :, : left - 4] < 128).any() and (pixels[:, 66:68] == 255).all()
     first = pixels[:, 2:66:4, left : left + 64 : 4]
@@ -133,13 +133,13 @@ def test_picture_shows_originals_over_reconstructions(measured: SimpleNamespace)
     assert torch.equal(below, to_uint8(measured.reconstruction)[0])
 
 
-def test_tensorboard_gets_picture_and_histograms(measured: SimpleNamespace) -> None:
+def test_tensorboard_gets_plot_and_histograms(measured: SimpleNamespace) -> None:
     events = EventAccumulator(str(measured.directory)).Reload().Tags()
     assert sorted(events["images"]) == ["reconstructions", "usage"]
     assert events["histograms"] == ["code_use/0", "code_use/1"]
 
 
-def test_picture_of_code_use(measured: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plot_of_code_usage(measured: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     with Image.open(measured.directory / "usage.png") as picture:
         assert picture.size == (800, 400)  # two panels
         assert np.array(picture).std() > 10
@@ -164,8 +164,8 @@ def test_picture_of_code_use(measured: SimpleNamespace, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("uses", [[0.0] * 4, [1.0] * 4, [4.0, 0, 0, 0]])
-def test_code_use_at_its_ends(uses: list[float]) -> None:
-    """No code in use, all equally, one only."""
+def test_code_usage_of_extreme_counts(uses: list[float]) -> None:
+    """No code used, all equally, one only."""
     figure, axes = new_plot(1)
     draw_uses(axes[0, 0], np.array(uses))
     assert render(figure).std() > 10
@@ -186,8 +186,8 @@ def test_lpips(tmp_path: Path) -> None:
         expected = callback._network(one, other).mean()
         raw = callback._network(reconstruction, data.images[:5]).mean()
     assert reconstruction.abs().max() > 1
-    assert figures(trainer)["val/lpips/vgg"] == pytest.approx(expected.item(), rel=1e-4)
-    assert figures(trainer)["val/lpips_raw/vgg"] == pytest.approx(raw.item(), rel=1e-4)
+    assert logged_metrics(trainer)["val/lpips/vgg"] == pytest.approx(expected.item(), rel=1e-4)
+    assert logged_metrics(trainer)["val/lpips_raw/vgg"] == pytest.approx(raw.item(), rel=1e-4)
     assert raw.item() != pytest.approx(expected.item(), rel=1e-3)
 
 
@@ -200,8 +200,8 @@ def test_missing_weights_stop_before_the_first_batch(tmp_path: Path) -> None:
             quiet_trainer(tmp_path, [callback]).validate(module_of(tiny_tokenizer()), Images(), verbose=False)
 
 
-def test_usage_while_training(tmp_path: Path) -> None:
-    """Of the last two batches, logged where Lightning writes its log."""
+def test_usage_during_training(tmp_path: Path) -> None:
+    """Usage of the last two batches, logged when Lightning writes its log."""
 
     class Codes(pl.Callback):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Two ranks log what one logs, though one of them has no image of a subset."""
+"""Two ranks log the metrics of one, even if one of them has no image of a subset."""
 
 import json
 from pathlib import Path
@@ -41,12 +41,12 @@ def measured(directory: Path, judge: Path, **arguments: object) -> dict[str, flo
 
 
 @pytest.mark.cluster
-def test_two_ranks_log_what_one_logs(tmp_path: Path) -> None:
+def test_two_ranks_log_the_metrics_of_one(tmp_path: Path) -> None:
     judge = write_judge(tmp_path / "judge.safetensors", 2)
     alone = measured(tmp_path / "alone", judge)
     together = measured(tmp_path / "together", judge, devices=2, strategy="ddp_spawn")
     # which patches of an image are drawn depends on what came before on its rank
-    # and codes of an untrained tokenizer make features that tie as neighbours, where CKNNA takes the first that come
+    # and codes of an untrained tokenizer give ties between neighbours, of which CKNNA takes the first
     compared = [name for name in alone if not name.startswith(("val/silhouette/patch", "val/cknna"))]
     assert len(compared) > 25
     for name in compared:

@@ -1,4 +1,4 @@
-"""A long run does not grow."""
+"""The memory of a long run does not grow."""
 
 import resource
 from pathlib import Path
@@ -27,7 +27,7 @@ class Memory(Callback):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_2000_steps_do_not_grow(tmp_path: Path) -> None:
+def test_memory_does_not_grow_over_2000_steps(tmp_path: Path) -> None:
     memory = Memory(200, 2000)
     callbacks = [LastCheckpoint(100), Requeue(), RandomState(), EMA(["tokenizer"]), memory]
     trainer = Trainer(

@@ -23,7 +23,7 @@ def trainer(directory: Path, function: str, step: int = 7, rank: int = 0, **metr
     )
 
 
-def test_commands_keep_apart(tmp_path: Path) -> None:
+def test_each_command_has_its_section(tmp_path: Path) -> None:
     callback = MetricsFile()
     callback.on_fit_end(trainer(tmp_path, "fit", loss=1.5), None)
     callback.on_validation_end(trainer(tmp_path, "fit", loss=9.0), None)  # part of fit: not a command
@@ -48,13 +48,13 @@ def test_other_ranks_and_empty_metrics_write_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_number_that_is_not_finite_stays_json(tmp_path: Path) -> None:
+def test_a_non_finite_number_becomes_null(tmp_path: Path) -> None:
     MetricsFile().on_fit_end(trainer(tmp_path, "fit", loss=float("nan")), None)
     content = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=lambda name: 1 / 0)
     assert content["fit"]["metrics"] == {"loss": None}
 
 
-def test_the_images_measured_are_counted_without_padding_and_anew(tmp_path: Path) -> None:
+def test_images_are_counted_per_command_without_padding(tmp_path: Path) -> None:
     callback, module = MetricsFile(), module_of(tiny_tokenizer())
     for images in (10, 7):
         quiet_trainer(tmp_path, [callback, ReconstructionMetrics()]).validate(module, Images(images), verbose=False)

@@ -4,7 +4,7 @@ import torch
 from callbacks.measure.plots import draw_matrix, image_table, new_plot, render
 
 
-def test_table_puts_images_where_they_belong() -> None:
+def test_the_table_places_images_labels_and_titles() -> None:
     images = [torch.full((3, 2, 4), 100 + 10 * number, dtype=torch.uint8) for number in range(5)]
     rows = [images[:3], images[3:]]
     bare = image_table(rows, pixels=16)
@@ -13,14 +13,14 @@ def test_table_puts_images_where_they_belong() -> None:
     assert (bare[18:, 70:] == 255).all()  # a short row leaves white
     table = image_table(rows, ["above", "below"], ["a", "b", "a long title"], pixels=16)
     upper, left = np.argwhere(table[..., 0] == 100)[-1] - (15, 31)  # where the first image begins
-    dark = table.max(axis=2) < 90  # only letters are
-    assert dark[:upper, left:].any() and not dark[upper:, left:].any(), "titles stand above the images"
-    assert dark[upper : upper + 16, :left].any() and dark[upper + 18 :, :left].any(), "labels stand at the left"
+    dark = table.max(axis=2) < 90  # only letters are dark
+    assert dark[:upper, left:].any() and not dark[upper:, left:].any(), "titles are above the images"
+    assert dark[upper : upper + 16, :left].any() and dark[upper + 18 :, :left].any(), "labels are at the left"
     next_image = np.argwhere(table[..., 0] == 110)[-1][1] - 31
-    assert next_image - left > 40, "columns make room for the widest title"
+    assert next_image - left > 40, "columns are as wide as the widest title"
 
 
-def test_matrix_shows_its_numbers_and_what_is_missing() -> None:
+def test_the_matrix_shows_values_and_missing_cells() -> None:
     figure, axes = new_plot(columns=2)
     matrix = torch.tensor([[1.0, torch.nan], [-0.25, 0.5]])
     names = (["0", "1"], ["mid", "high"])

@@ -16,23 +16,23 @@ from polytoken.files import file_sha256
 from polytoken.metrics.images import to_uint8
 from tests.support.extractors import MeanColours
 from tests.support.tokenizers import tiny_tokenizer
-from tests.support.validation import Images, figures, module_of, quiet_trainer
+from tests.support.validation import Images, logged_metrics, module_of, quiet_trainer
 
 
 class Colours(MeanColours):
-    """Where Inception would be."""
+    """Network of mean colours in place of Inception."""
 
     name = "inception"
 
 
 def inception_score(logits: Tensor) -> float:
-    """Image i in split i mod 10."""
+    """Inception score with image i in split i mod 10."""
     probabilities = logits.double().softmax(1)
     splits = [probabilities[start::10] for start in range(10)]
     return float(torch.stack([(p * (p / p.mean(0)).log()).sum(1).mean().exp() for p in splits]).mean())
 
 
-def test_inceptions_figures_are_those_of_8_bit_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inception_metrics_use_8_bit_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polytoken.metrics.extractors.Inception", lambda weights, device: Colours())
     trainer, data = quiet_trainer(tmp_path, [ReconstructionDistance(), MetricsFile()]), Images(25)
     module = module_of(tiny_tokenizer())
@@ -45,7 +45,7 @@ def test_inceptions_figures_are_those_of_8_bit_images(tmp_path: Path, monkeypatc
     first, second = (np.cov(features, rowvar=False) for features in rows)
     apart = np.square(rows[0].mean(0) - rows[1].mean(0)).sum()
     expected = apart + np.trace(first + second - 2 * scipy.linalg.sqrtm(first @ second).real)
-    found = figures(trainer)
+    found = logged_metrics(trainer)
     assert found.keys() == {"val/rfid/inception", "val/rsfid/inception", "val/ris/inception"}
     assert found["val/rfid/inception"] == pytest.approx(expected, rel=1e-5)
     assert found["val/ris/inception"] == pytest.approx(inception_score(own.logits), rel=1e-5)
@@ -67,7 +67,7 @@ def test_a_judge_also_measures_accuracy_originals_and_raw_output(tmp_path: Path)
     SmallClassifier(num_classes=2, widths=(8,)).save(path, 0.5)
     trainer = quiet_trainer(tmp_path, [ReconstructionDistance("judge", str(path)), MetricsFile()])
     trainer.test(module_of(tiny_tokenizer()), Images(), verbose=False)
-    found = figures(trainer)
+    found = logged_metrics(trainer)
     names = {"judge_accuracy", "rfd/judge", "ris/judge", "rfd_raw/judge", "ris_raw/judge"}
     assert found.keys() == {f"test/{name}" for name in (*names, "judge_accuracy_originals", "ris/judge_originals")}
     sections = json.loads((tmp_path / "metrics.json").read_text())
@@ -79,16 +79,16 @@ def test_a_judge_also_measures_accuracy_originals_and_raw_output(tmp_path: Path)
 
 
 def test_a_fit_writes_no_section(tmp_path: Path) -> None:
-    """metrics.json tells make that the fit is over."""
+    """For make, metrics.json marks the end of the fit."""
     path = tmp_path / "judge.safetensors"
     SmallClassifier(num_classes=2, widths=(8,)).save(path, 0.5)
     trainer = quiet_trainer(tmp_path, [ReconstructionDistance("judge", str(path))], max_epochs=1)
     trainer.fit(module_of(tiny_tokenizer()), Images())
-    assert "val/rfd/judge" in figures(trainer) and not (tmp_path / "metrics.json").exists()
+    assert "val/rfd/judge" in logged_metrics(trainer) and not (tmp_path / "metrics.json").exists()
 
 
-def test_averages_are_recorded_where_there_are_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A callback that was laid over a recipe brings none to the checkpoint."""
+def test_the_section_records_averaged_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An EMA callback added by an overlay adds no average to the checkpoint."""
     monkeypatch.setattr("polytoken.metrics.extractors.Inception", lambda weights, device: Colours())
     module, average = module_of(tiny_tokenizer()), EMA()
     for expected in (False, True):
@@ -99,7 +99,7 @@ def test_averages_are_recorded_where_there_are_some(tmp_path: Path, monkeypatch:
         average.on_fit_start(None, module)  # type: ignore[arg-type]
 
 
-def test_a_reconstruction_that_is_not_finite_is_no_black_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_non_finite_reconstruction_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polytoken.metrics.extractors.Inception", lambda weights, device: Colours())
     module = module_of(tiny_tokenizer())
     with torch.no_grad():
@@ -108,7 +108,7 @@ def test_a_reconstruction_that_is_not_finite_is_no_black_one(tmp_path: Path, mon
         quiet_trainer(tmp_path, [ReconstructionDistance()]).validate(module, Images(25), verbose=False)
 
 
-def test_what_is_missing_stops_before_the_first_batch(tmp_path: Path) -> None:
+def test_missing_files_stop_before_the_first_batch(tmp_path: Path) -> None:
     for callback, error, says in (
         (ReconstructionDistance(weights=str(tmp_path / "none.pth")), FileNotFoundError, "none.pth: run `make weights`"),
         (ReconstructionDistance("judge"), ValueError, "name its file"),

@@ -11,7 +11,7 @@ from polytoken.classifier import SmallClassifier
 from polytoken.metrics import FeatureStatistics, frechet_distance, psnr, to_uint8
 from tests.support.recipes import write_judge
 from tests.support.tokenizers import tiny_tokenizer
-from tests.support.validation import Images, figures, module_of, quiet_trainer
+from tests.support.validation import Images, logged_metrics, module_of, quiet_trainer
 
 
 def test_columns() -> None:
@@ -28,7 +28,7 @@ def test_columns() -> None:
     assert columns(0) == {}
 
 
-def test_figures_and_picture(tmp_path: Path) -> None:
+def test_metrics_and_plot(tmp_path: Path) -> None:
     judge = write_judge(tmp_path / "judge.safetensors", 2)
     tokenizer, data = tiny_tokenizer(num_subspaces=3), Images()
     trainer = quiet_trainer(tmp_path, [SubspaceAblation(str(judge), rows=5, pixels=32)])
@@ -47,7 +47,7 @@ def test_figures_and_picture(tmp_path: Path) -> None:
             for part in {0, 1, 2} - set(kept):
                 quantized[:, 4 * part : 4 * part + 4] = 0
             decoded[name] = tokenizer.decode(quantized).image
-    found = figures(trainer)
+    found = logged_metrics(trainer)
     for name, reconstruction in decoded.items():
         expected = psnr(to_uint8(reconstruction), to_uint8(images)).mean().item()
         assert found.pop(f"val/ablation/psnr_{name}") == pytest.approx(expected, abs=1e-3)
@@ -66,11 +66,11 @@ def test_figures_and_picture(tmp_path: Path) -> None:
         assert np.abs(shown - expected).max() <= 1, column
 
 
-def test_the_decoder_is_asked_once_for_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_columns_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny_tokenizer(num_subspaces=2)
     decode, calls = tokenizer.decode, []
     monkeypatch.setattr(tokenizer, "decode", lambda quantized: calls.append(1) or decode(quantized))
     trainer = quiet_trainer(tmp_path, [SubspaceAblation()])
     trainer.validate(module_of(tokenizer), Images(3), verbose=False)
     assert len(calls) == 1 + 2  # the validation step on its one batch, and each subspace alone
-    assert figures(trainer).keys() == {f"val/ablation/psnr_{name}" for name in columns(2)}
+    assert logged_metrics(trainer).keys() == {f"val/ablation/psnr_{name}" for name in columns(2)}

@@ -1,4 +1,4 @@
-"""What TensorBoard's own readers find in the events of a fit."""
+"""The events of a fit, read by TensorBoard's own readers."""
 
 import re
 
@@ -39,7 +39,7 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
     return EventAccumulator(str(directory)).Reload()
 
 
-def test_the_layout_groups_what_runs_log(events: EventAccumulator) -> None:
+def test_the_layout_groups_the_logged_curves(events: EventAccumulator) -> None:
     (event,) = events.Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
     assert [category.title for category in layout.category] == ["reconstruct", "codes", "generate"]
@@ -57,17 +57,17 @@ def test_hyperparameters_and_final_metrics_are_those_of_one_run(events: EventAcc
     found = parse_session_start_info_plugin_data(content).hparams
     assert found["seed"].number_value == 7 and found["model.tokenizer.codebook_size"].number_value == 64
     assert found["model.tokenizer"].string_value == "B"
-    assert events.Scalars("val/psnr")  # in the same directory: that is how HParams finds the figures
+    assert events.Scalars("val/psnr")  # HParams finds the metrics in the same directory
 
 
-def test_settings_have_the_names_of_the_configuration() -> None:
+def test_settings_have_their_configuration_names() -> None:
     config = {"model": {"class_path": "a.B", "init_args": {"x": None, "y": {"z": [1, 2]}}}, "trainer": {"devices": 1}}
     assert settings(config) == {"model": "B", "model.y.z": "[1, 2]"}
     assert settings({}) == {}
 
 
-def test_every_chart_is_of_names_that_are_known() -> None:
-    """The names as docs/callbacks.md and the modules have them."""
+def test_every_chart_matches_a_known_name() -> None:
+    """Known names are those of docs/callbacks.md and the modules."""
     known = """val/psnr val/ssim val/rfd/judge train/perceptual train/usage/0 val/perplexity/0 train/entropy val/ks
         train/nll/0 val/nll val/nll_bound val/bits_per_image train/loss/0 train/noise_rate""".split()
     for charts in LAYOUT.values():

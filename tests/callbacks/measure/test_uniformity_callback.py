@@ -11,7 +11,7 @@ from polytoken.quantizers import FiniteScalarQuantizer
 from polytoken.quantizers.finite_scalar import vectors_to_digits
 from polytoken.tokenizers import ConvolutionalTokenizer
 from tests.support.tokenizers import tiny_tokenizer
-from tests.support.validation import Images, figures, module_of, quiet_trainer
+from tests.support.validation import Images, logged_metrics, module_of, quiet_trainer
 
 LEVELS = (17, 9, 4)
 
@@ -23,11 +23,11 @@ def tokenizer(cells: str, num_sub_codes: int = 1) -> ConvolutionalTokenizer:
 
 
 @pytest.mark.parametrize(("cells", "num_sub_codes"), [("rounding", 1), ("equal", 3)])
-def test_figures_are_those_of_all_latents_of_real_images(cells: str, num_sub_codes: int, tmp_path: Path) -> None:
+def test_metrics_cover_all_latents_of_real_images(cells: str, num_sub_codes: int, tmp_path: Path) -> None:
     module, data = module_of(tokenizer(cells, num_sub_codes)), Images()
     trainer = quiet_trainer(tmp_path, [Uniformity()])
     trainer.validate(module, data, verbose=False)
-    logged = figures(trainer)
+    logged = logged_metrics(trainer)
     with torch.no_grad():
         latents = torch.cat(module.eval().tokenizer.encode(data.images[:10]).latents, dim=1)
     values = latents.permute(0, 2, 3, 1).flatten(0, 2)
@@ -50,13 +50,13 @@ def validated(directory: Path, **arguments: object) -> dict[str, float]:
 
 
 @pytest.mark.cluster
-def test_two_ranks_log_what_one_logs(tmp_path: Path) -> None:
+def test_two_ranks_log_the_metrics_of_one(tmp_path: Path) -> None:
     alone = validated(tmp_path / "alone")
     assert validated(tmp_path / "together", devices=2, strategy="ddp_spawn") == pytest.approx(alone, abs=1e-6)
     assert len(alone) == 4
 
 
-def test_a_codebook_is_refused(tmp_path: Path) -> None:
+def test_a_quantizer_with_a_codebook_is_rejected(tmp_path: Path) -> None:
     trainer = quiet_trainer(tmp_path, [Uniformity()], max_steps=1, max_epochs=-1)
     with pytest.raises(ValueError, match="this tokenizer's is FactorizedQuantizer: leave the callback out"):
         trainer.fit(module_of(tiny_tokenizer()), Images())

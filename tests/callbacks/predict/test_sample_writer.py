@@ -29,7 +29,7 @@ TRAINER = ("devices", "strategy")
 
 
 class Counting(SamplingModule):
-    """Counts what it samples, and fails where it is told to."""
+    """Counts its samples, and fails at a given batch."""
 
     fails_at: int | None = None
 
@@ -80,7 +80,7 @@ def test_npz_grid_and_record_are_written(directory: Path, run: Path) -> None:
     assert picture.shape[0] >= 10 * 64 and picture.shape[1] >= 3 * 64
 
 
-def test_image_i_is_image_i_of_the_generator(directory: Path, run: Path) -> None:
+def test_images_are_written_in_order(directory: Path, run: Path) -> None:
     module = SamplingModule(str(run))
     for index in (0, 9, 22):
         alone = module.generator.images(torch.tensor([index % 10]), CategoricalSampler(guidance=2.0), 3, index)
@@ -90,7 +90,7 @@ def test_image_i_is_image_i_of_the_generator(directory: Path, run: Path) -> None
 def test_a_finished_file_is_not_sampled_again(directory: Path, run: Path) -> None:
     before = file_sha256(directory / "samples.npz")
     assert predict(directory, run).sampled == []
-    assert predict(directory, run, batch_size=3).sampled == []  # a matter of memory only
+    assert predict(directory, run, batch_size=3).sampled == []  # affects memory only
     assert file_sha256(directory / "samples.npz") == before
 
 
@@ -144,13 +144,13 @@ def test_a_killed_join_is_repeated(run: Path, directory: Path, tmp_path: Path, m
     assert (images(tmp_path) == images(directory)).all() and not (tmp_path / "parts").exists()
 
 
-def test_a_missing_class_is_named(run: Path, tmp_path: Path) -> None:
+def test_a_missing_class_is_reported(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"class 10, and the generator knows the 10 classes 0 … 9"):
         predict(tmp_path, run, classes=[3, 10])
 
 
 @pytest.mark.cluster
-def test_two_ranks_write_what_one_writes(run: Path, directory: Path, tmp_path: Path) -> None:
+def test_two_ranks_write_the_file_of_one(run: Path, directory: Path, tmp_path: Path) -> None:
     predict(tmp_path, run, devices=2, strategy="ddp_spawn")
     assert (images(tmp_path) == images(directory)).all()
     assert (SamplesFile(tmp_path / "samples.npz").labels == SamplesFile(directory / "samples.npz").labels).all()

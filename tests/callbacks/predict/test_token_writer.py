@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 class Grey(pl.LightningModule):
-    """Four codes an image: how bright its quarters are, and how red."""
+    """Four codes per image, from brightness and redness of its quarters."""
 
     spec = TokenSpec((256, 200), ((2, 2),))
     fingerprint = "ab" * 32
@@ -56,7 +56,7 @@ def predict(root: Path, module: Grey | None = None, source: ImageDataModule | No
 
 
 def content(root: Path) -> dict[str, list]:
-    """Everything in a store, and that its files are what the manifest says."""
+    """Content of a store; checks its files against the manifest."""
     found = {}
     for split in ("train", "validation"):
         store = TokenStore.open(root / split, verify=True)
@@ -101,7 +101,7 @@ def test_a_killed_prediction_resumes_to_the_same_store(whole: Path, tmp_path: Pa
         with pytest.raises(FileNotFoundError, match="was never finished"):
             TokenStore.open(tmp_path / split)
     again = predict(tmp_path)
-    assert again.images_seen == 29 - (after // 4 * 4 if after < 22 else 22), "whole shards are not computed again"
+    assert again.images_seen == 29 - (after // 4 * 4 if after < 22 else 22), "complete shards are not computed again"
     assert content(tmp_path) == content(whole)
     assert [shard.sha256 for shard in TokenStore.open(tmp_path / "train").shards] == [
         shard.sha256 for shard in TokenStore.open(whole / "train").shards
@@ -111,7 +111,7 @@ def test_a_killed_prediction_resumes_to_the_same_store(whole: Path, tmp_path: Pa
 def test_a_whole_store_is_not_computed_again(whole: Path) -> None:
     before = (whole / "train/manifest.json").stat().st_mtime_ns
     assert predict(whole).images_seen == 0
-    assert (whole / "train/manifest.json").stat().st_mtime_ns > before, "or make would come back each time"
+    assert (whole / "train/manifest.json").stat().st_mtime_ns > before, "otherwise make would run predict each time"
 
 
 def test_unreadable_images_leave_no_gap(whole: Path, tmp_path: Path) -> None:
@@ -126,14 +126,14 @@ def test_data_workers_do_not_change_the_store(whole: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.cluster
-def test_two_ranks_write_what_one_writes(whole: Path, tmp_path: Path) -> None:
-    """Nine shards on two ranks, and then none that a second attempt would have to write."""
+def test_two_ranks_write_the_store_of_one(whole: Path, tmp_path: Path) -> None:
+    """Nine shards on two ranks; a second attempt has nothing to write."""
     predict(tmp_path, devices=2, strategy="ddp_spawn")
     assert content(tmp_path) == content(whole)
 
 
 def test_codes_are_collected_in_the_type_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shard of ImageNet's ten crops is 84 MB of uint16, and four times as much of int64."""
+    """A shard of ImageNet's ten crops takes 84 MB as uint16, and four times as much as int64."""
     write, held = TokenStoreWriter.write, []
 
     def watched(self: TokenStoreWriter, shard: int, indices: Any, labels: Any, codes: np.ndarray) -> None:

@@ -15,7 +15,7 @@ SPIKE = 25  # the call, from 1
 
 
 class Jump(LossTerm):
-    """A million times its usual value in one call."""
+    """A loss that is a million times larger in one call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def test_a_spike_is_reported_and_its_last_checkpoint_kept(tmp_path: Path, caplog
     assert sorted(path.name for path in kept.parent.iterdir()) == ["last.ckpt", "previous.ckpt", "step_20.ckpt"]
     assert torch.load(kept, weights_only=True)["global_step"] == 20
     usual = sorted(moves.far)[len(moves.far) // 2]
-    assert max(moves.far) < 10 * usual, "clipping bounds what a spike does"
+    assert max(moves.far) < 10 * usual, "clipping bounds the update of a spike"
     assert all(parameter.isfinite().all() for parameter in module.parameters())
     assert len(spikes.state_dict()["values"]) == 30 - SPIKE + 1
 

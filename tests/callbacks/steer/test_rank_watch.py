@@ -50,7 +50,7 @@ def test_the_defaults_detect_a_loss_within_a_minute() -> None:
 
 
 class Store(dict):
-    """As torch's, for ranks that are threads."""
+    """A store like torch's, for ranks that are threads."""
 
     broken = False
 
@@ -84,7 +84,7 @@ class Value(str):
 
 @pytest.fixture
 def ranks(monkeypatch: pytest.MonkeyPatch) -> list[RankWatch]:
-    """Three, each of which notes that it would have ended."""
+    """Three ranks, each of which records its exit."""
     store, watches = Store(), []
     monkeypatch.setattr(rank_watch, "_get_default_store", lambda: store)
     monkeypatch.setattr(rank_watch.dist, "PrefixStore", lambda prefix, store: store)
@@ -107,7 +107,7 @@ def test_a_rank_that_finishes_is_not_lost(ranks: list[RankWatch]) -> None:
     time.sleep(0.5)
     assert not ranks[2]._found.is_set()
     ranks[0].teardown(None, None, "fit")
-    ranks[2]._store.broken = True  # as the process of rank 0 ends, at once
+    ranks[2]._store.broken = True  # the process of rank 0 ends at once
     time.sleep(0.5)
     assert not ranks[2]._found.is_set()
 
@@ -117,7 +117,7 @@ def test_a_failure_before_the_watch_starts_is_reported(
 ) -> None:
     ranks[1]._leave("")
     ranks[1]._threads, store = [], ranks[1]._store
-    del store["left 1"], store["beat 1"]  # as if nobody had called its setup
+    del store["left 1"], store["beat 1"]  # as before setup
     monkeypatch.setattr(rank_watch.dist, "get_rank", lambda: 1)
     ranks[1].on_exception(None, None, FileNotFoundError("no such folder: data"))
     time.sleep(0.4)
@@ -133,10 +133,10 @@ def test_ranks_that_fail_alike_report_themselves(ranks: list[RankWatch], caplog:
 
 
 def test_a_broken_connection_names_the_lost_rank(ranks: list[RankWatch], caplog: pytest.LogCaptureFixture) -> None:
-    ranks[2]._stop.set()  # no beats any more, and not a word
+    ranks[2]._stop.set()  # no more beats, and no message
     start = time.monotonic()
     ranks[1].on_exception(None, None, RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer"))
-    assert time.monotonic() - start < 0.19, "before all of its patience was at an end"
+    assert time.monotonic() - start < 0.19, "before its patience ran out"
     assert ranks[1]._found.is_set()
     time.sleep(0.4)
     assert ranks[0]._found.is_set()

@@ -1,4 +1,4 @@
-"""A run that is asked to stop saves, is requeued, exits with 75, and resumes bit for bit."""
+"""At a signal, a run saves, requeues itself and exits with 75; it resumes bit for bit."""
 
 import json
 import os

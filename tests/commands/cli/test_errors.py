@@ -14,7 +14,7 @@ from tests.support.commands import TOY, exit_code
 QUANTIZER = "model.init_args.tokenizer.init_args.quantizer"
 NESTED = "model: {{init_args: {{tokenizer: {{init_args: {{quantizer: {{{}}}}}}}}}}}"
 
-# Each is a mistake in a config file, and what must be said of it.
+# Mistakes in a config file, and the expected messages.
 FILES = {
     "trainer: {max_stepz: 3}": ["trainer.max_stepz", "line 1", "did you mean max_steps?"],
     "trainr: {max_steps: 3}": ["trainr", "line 1", "did you mean trainer?"],
@@ -109,7 +109,7 @@ def test_missing_argument_and_missing_model(capsys: pytest.CaptureFixture) -> No
     assert "model is not set" in capsys.readouterr().err
 
 
-def test_misspelt_command(capsys: pytest.CaptureFixture) -> None:
+def test_a_misspelt_command_is_reported(capsys: pytest.CaptureFixture) -> None:
     assert exit_code("fitt") == 2
     assert "invalid choice: 'fitt'" in capsys.readouterr().err
 
@@ -158,7 +158,7 @@ def test_a_null_that_jsonargparse_turns_into_a_word() -> None:
 
 
 class Refuses(Callback):
-    """Raises what a run may raise once it has begun: some of it ours, some that of a fault."""
+    """Raises errors that a run may raise: our own, and those of a fault."""
 
     def __init__(self, what: str) -> None:
         self.what = what
@@ -178,14 +178,14 @@ class Refuses(Callback):
         if self.what == "torch":
             torch.zeros(2) @ torch.zeros(3)
         if self.what == "a library":
-            torch.optim.SGD([], 0.1)  # a statement `raise` that is not ours, maybe in a .venv below this project
+            torch.optim.SGD([], 0.1)  # a `raise` outside our code, e.g. in a .venv below this project
         if self.what == "the system":
             Path("nowhere").read_text()
         if self.what == "a fault":
             raise KeyError("shard")
 
 
-def refused(what: str) -> int:
+def exit_code_of(what: str) -> int:
     callback = f"{{class_path: {__name__}.Refuses, init_args: {{what: {what}}}}}"
     Path("refuses.yaml").write_text(f"trainer: {{callbacks+: [{callback}]}}")
     return exit_code("fit", "--config", TOY, "--config", "refuses.yaml", "--trainer.logger", "false")
@@ -200,7 +200,7 @@ def refused(what: str) -> int:
     ],
 )
 def test_a_user_error_while_running_is_one_sentence(what: str, sentence: str, capsys: pytest.CaptureFixture) -> None:
-    assert refused(what) == 2
+    assert exit_code_of(what) == 2
     text = capsys.readouterr().err
     assert f"error: {sentence}\n" in text and "Traceback" not in text
 
@@ -217,4 +217,4 @@ def test_a_user_error_while_running_is_one_sentence(what: str, sentence: str, ca
 )
 def test_a_fault_while_running_keeps_its_traceback(what: str, error: type[Exception]) -> None:
     with pytest.raises(error):
-        refused(what)
+        exit_code_of(what)
