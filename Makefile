@@ -43,7 +43,7 @@ ARGS_OF = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 
 help: ## Explain every target
 	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=$$(grep -l 'stage: tokenizer/' configs/*.yaml | sed 's|.*/||; s|\.yaml||' | paste -sd '|')]"
-	@echo "            [GENERATOR=stage2|llamagen|far_base|far_large] [DATA=/path] [ARGS='--key value']"
+	@echo "            [GENERATOR=$$(grep -lE 'stage: (stage2|llamagen|far_)' configs/*.yaml | sed 's|.*/||; s|\.yaml||' | paste -sd '|')] [DATA=/path] [ARGS='--key value']"
 	@echo "            [LAUNCH=slurm NODES=2 GPUS=8 PARTITION=name TIME=24:00:00]"
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
@@ -115,7 +115,7 @@ $(RUNS)/stage2/$(TOKENIZER)/metrics.json: $(CODES) $(STAGE1)/metrics.json config
 	$(call GENERATE,stage2) --model.init_args.init_from $(STAGE1) $(call ARGS_OF,stage2)
 	@echo "stage 2 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); next: make sample"
 
-generator: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json ## Train GENERATOR (llamagen, far_base, far_large: from scratch)
+generator: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json ## Train GENERATOR, by default stage 2, on the stored codes
 
 ifeq ($(filter stage1 stage2,$(GENERATOR)),)
 $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json: $(CODES) configs/$(GENERATOR).yaml configs/presets/$(PRESET)/generator.yaml | $(READY)

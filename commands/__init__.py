@@ -1,1 +1,1 @@
-"""Programs of the command line: evaluation, conversion, downloads, the report, and the plumbing of cli.py."""
+"""Programs that `make` runs besides cli.py: measurements, conversion, downloads and the report; plumbing of cli.py."""

@@ -85,7 +85,7 @@ def fetch_teacher(name: str, directory: Path = DIRECTORY) -> Path:
 def main(arguments: list[str] | None = None) -> None:
     """Fetch all files and the named teachers, and print their paths."""
     parser = new_parser("commands.weights", __doc__)
-    parser.add_argument("teachers", nargs="*", help="foundation models, e.g. dinov2")
+    parser.add_argument("teachers", nargs="*", help="foundation models, e.g. dinov2_base")
     run(parser, _fetch_all, arguments)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from artifacts.results import Record, Results
 from polytoken import records
 from polytoken.errors import UserError
+from polytoken.files import replacing
 from polytoken.metrics.uniformity import ks_to_uniform, rmse_to_uniform
 from polytoken.quantizers.finite_scalar import bound
 
@@ -91,4 +92,7 @@ def _draw_ideal(axes: Axes, first: float, last: float, distance: Callable[[Tenso
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: python -m experiments.ifsq_plot RESULTS.json PICTURE.png")
-    plot(read(records.read(Path(sys.argv[1]), Results).records)).savefig(sys.argv[2], dpi=150)
+    picture = Path(sys.argv[2])
+    with replacing(picture) as unfinished:
+        figure = plot(read(records.read(Path(sys.argv[1]), Results).records))
+        figure.savefig(unfinished, dpi=150, format=picture.suffix.removeprefix("."))

@@ -20,7 +20,7 @@ from commands.program import new_parser, run
 from commands.report import experiments, stages
 from commands.report.content import Picture
 from polytoken.errors import MissingFileError
-from polytoken.files import write_text
+from polytoken.files import write_bytes, write_text
 
 
 def write(page: Path, directory: Path, preset: str) -> None:
@@ -51,9 +51,8 @@ def write(page: Path, directory: Path, preset: str) -> None:
     def link(target: Picture | Path) -> str:
         file = target.path if isinstance(target, Picture) else target
         if file is None:
-            drawn.mkdir(parents=True, exist_ok=True)
             file = drawn / f"{re.sub(r'[^a-z0-9]+', '_', target.text.lower()).strip('_')}.svg"
-            file.write_bytes(target.content)
+            write_bytes(file, target.content)
         return Path(os.path.relpath(file, page.parent)).as_posix().replace(" ", "%20")
 
     environment = Environment(
