@@ -94,7 +94,7 @@ class Reference:
             "Expected an npz of mu, sigma and, for sFID, mu_s, sigma_s: fetch it again, or write one with "
             "`make reference`"
         )
-        with npz.reading(path, "is no reference file", remedy) as archive:
+        with npz.reading(path, "is not a reference file", remedy) as archive:
             names = npz.names(archive)
             if "mu" not in names and "arr_0" in names:
                 raise UserError("it holds images and no statistics of them (mu, sigma)")

@@ -47,7 +47,7 @@ class TokenStoreWriter:
             TokenStoreError: `path` exists and is not a token store.
         """
         if self.path.exists() and not (self.path / MANIFEST).is_file() and any(self.path.iterdir()):
-            raise TokenStoreError(f"{self.path} exists and is no token store: move it, or name another output")
+            raise TokenStoreError(f"{self.path} exists and is not a token store: move it, or name another output")
         if _read(self.partial / MANIFEST, StorePlan) == self.plan:
             self._swap()
         elif self.replaced.is_dir() and not self.path.exists():

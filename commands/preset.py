@@ -79,7 +79,7 @@ class Preset:
 
     @property
     def has_judge(self) -> bool:
-        """An embedded preset trains a judge of its own."""
+        """True for an embedded preset, which trains its own judge."""
         return (PRESETS / self.name / "judge.yaml").exists()
 
     def judge_file(self, runs: Path) -> Path:

@@ -16,7 +16,7 @@ from experiments.stages import measured, progress
 from experiments.tasks import Run, Task, nested
 
 PARTS = ("seed_everything", "model", "data", "trainer")
-PLACES = ("default_root_dir", "save_dir", "dirpath")  # the place of a run is no part of its identity
+PLACES = ("default_root_dir", "save_dir", "dirpath")  # the place of a run is not part of its identity
 
 
 def adopt(tasks: list[Task]) -> dict[Path, Path]:
@@ -24,7 +24,7 @@ def adopt(tasks: list[Task]) -> dict[Path, Path]:
 
     Runs by hand are in `runs/<preset>/<stage>/<name>`, next to the experiments' root, with the configuration of each
     of their starts. Each must equal the stage's in all but places, inputs included. Samples are not adopted: their
-    reference is no part of a configuration. A link is removed if its run was trained further, retrained or deleted.
+    reference is not part of a configuration. A link is removed if its run was trained further, retrained or deleted.
     """
     found: dict[Path, Path] = {}
     for run in (run for task in tasks for run in task.runs):

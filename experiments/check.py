@@ -83,7 +83,7 @@ def _translate(text: str, experiment: Experiment, row: Row, run: Run, path: tupl
     rest = [line for line in lines if not re.match(r"  in .*overrides\.yaml, line", line)]
     stage = run.stage
     key = next((key for key in sorted(stage.overrides, key=len, reverse=True) if _names(first, key)), None)
-    if key is None or len(rest) == len(lines):  # recipe and preset do not fit, whatever the overrides
+    if key is None or len(rest) == len(lines):  # recipe and preset do not fit, for any overrides
         return f"row '{row.label}': {text}\n  {experiment.source.where(path)}"
     where = experiment.source.where(*experiment.source.overrides(path, stage.kind, run.preset, key))
     if "is not an option" in first and not any("did you mean" in line for line in rest):

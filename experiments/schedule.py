@@ -83,7 +83,7 @@ def _start(run: Run, label: str, environment: dict[str, str], sbatch: str | None
             *shlex.split(sbatch),
         ]
         command += [str(JOB), "experiment-stage", f"RUN={run.directory}"]
-    # a process group of its own, which can be stopped as a whole
+    # a separate process group, which can be stopped as a whole
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, start_new_session=True)
 
 

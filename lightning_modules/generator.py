@@ -80,7 +80,7 @@ class GeneratorModule(ResumingModule):
         its weights from Lightning afterwards.
 
         Raises:
-            UserError: if the data are no token store, the precision is fp16, or the earlier stage does not fit.
+            UserError: if the data are not a token store, the precision is fp16, or the earlier stage does not fit.
         """
         if self.record is not None:
             return
@@ -129,7 +129,7 @@ class GeneratorModule(ResumingModule):
         checkpoint[GENERATOR] = self.record.to_plain()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return AdamW; carried weights have groups of their own if they have a learning rate of their own.
+        """Return AdamW; carried weights with a separate learning rate are separate groups.
 
         Raises:
             UserError: if all weights are carried and would be frozen.

@@ -101,7 +101,7 @@ class Upsample(nn.Module):
 
 
 def transformer_blocks(width: int, depth: int, num_heads: int) -> nn.Sequential:
-    """Pre-norm transformer blocks with exact GELU and an MLP four times as wide, each with weights of its own.
+    """Pre-norm transformer blocks with exact GELU and an MLP four times as wide, each with its own weights.
 
     Not nn.TransformerEncoder, which copies one layer and so its random weights.
     """

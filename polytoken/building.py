@@ -63,7 +63,7 @@ def _instantiate(section: Any, bases: tuple[type, ...], where: str) -> Any:
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{where} names the class {path}, which this version of the code does not have") from error
     if not isinstance(found, type) or not issubclass(found, bases):
-        raise UserError(f"{where} names {path}, which is no {names}")
+        raise UserError(f"{where} names {path}, which is not a {names}")
     constructor = f"the arguments of {path} recorded in {where} do not fit this version of the code"
     if not isinstance(arguments, Mapping):
         raise UserError(f"{constructor}: they are not a mapping")

@@ -13,13 +13,13 @@ from torch import Tensor, uint8
 from polytoken.errors import MissingFileError, UserError
 from polytoken.files import replacing
 
-# Pillow chooses a decoder by content, whatever the file is called, and its decoder of PostScript starts Ghostscript:
+# Pillow chooses a decoder by content, not by file name, and its decoder of PostScript starts Ghostscript:
 # only the formats named here are tried. JPEG includes the multi-picture files of cameras.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def open_image(source: str | Path | bytes) -> Image.Image:
-    """Decode a file, or its bytes, in whatever mode it is stored.
+    """Decode a file, or its bytes, in its stored mode.
 
     Raises:
         OSError: there is no such file, it is damaged, or its format is not one of `FORMATS`. Damaged files can raise
@@ -41,7 +41,7 @@ def read_image(path: str | Path, size: int) -> Tensor:
 
     Raises:
         MissingFileError: if there is no such file.
-        UserError: if it is no image of `FORMATS`.
+        UserError: if it is not an image of `FORMATS`.
     """
     if not Path(path).is_file():
         raise MissingFileError(f"there is no image {path}")

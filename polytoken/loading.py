@@ -173,7 +173,7 @@ class Checkpoint:
         for key in (CALLBACKS, EMA, AVERAGE):
             average = average.get(key) or {}
             if not isinstance(average, dict):
-                raise UserError(f"{self.path} is broken: {CALLBACKS}.{EMA}.{AVERAGE} is no mapping")
+                raise UserError(f"{self.path} is broken: {CALLBACKS}.{EMA}.{AVERAGE} is not a mapping")
         return average
 
 

@@ -62,7 +62,7 @@ class GenerationPipeline(nn.Module):
 
         Raises:
             MissingFileError: if one of the two does not exist.
-            UserError: if the run is no generator's, or was trained on the codes of another tokenizer.
+            UserError: if the run is not a generator's, or was trained on the codes of another tokenizer.
         """
         checkpoint = Checkpoint.open(run)
         record = checkpoint.record
@@ -100,7 +100,7 @@ class GenerationPipeline(nn.Module):
 
     @torch.inference_mode()
     def images(self, labels: Tensor, sampler: CategoricalSampler, seed: int = 0, first_index: int = 0) -> Tensor:
-        """Draw uint8 images (B, H, W, 3) of classes (B,); codes are decoded in float32, whatever wrote them.
+        """Draw uint8 images (B, H, W, 3) of classes (B,); codes are always decoded in float32.
 
         Row i depends on its class, the sampler, the seed and first_index + i; not on the other rows.
 

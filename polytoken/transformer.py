@@ -45,7 +45,7 @@ class TrunkConfig:
         class_position: rotation of the class's position. ``zero`` is released code's: its queries and keys vanish, so
             that it attends to itself and weighs e⁰ for all others; ``identity`` leaves them as they are.
         checkpointing: keep only block inputs for backward and compute the blocks twice (:mod:`polytoken.parallelize`).
-        compile: ``torch.compile`` every block by itself, for training (:mod:`polytoken.parallelize`).
+        compile: ``torch.compile`` every block separately, for training (:mod:`polytoken.parallelize`).
     """
 
     dim: int
@@ -99,7 +99,7 @@ def initialise(module: nn.Module) -> None:
 
 
 class RMSNorm(nn.Module):
-    """Division by the root mean square, in float32 whatever comes in, then a learned scale."""
+    """Division by the root mean square, in float32 for any input type, then a learned scale."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

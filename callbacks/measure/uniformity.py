@@ -23,7 +23,7 @@ class Uniformity(Measurement):
         """Check the quantizer before the first step.
 
         Raises:
-            UserError: if it is no scalar quantizer.
+            UserError: if it is not a scalar quantizer.
         """
         quantizer = getattr(pl_module.tokenizer, "quantizer", None)
         if not isinstance(quantizer, ScalarQuantizer):

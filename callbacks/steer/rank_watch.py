@@ -58,7 +58,7 @@ class RankWatch(pl.Callback):
         self._rank = dist.get_rank()
         self._others = [rank for rank in range(dist.get_world_size()) if rank != self._rank]
         self._rounds += 1
-        # a connection of its own: the default one is blocked while a rank waits for another
+        # a separate connection: the default one is blocked while a rank waits for another
         store = _get_default_store()
         self._store = dist.PrefixStore(f"watch {self._rounds}", store.clone() if clone else store)
         self._counts: dict[int, int] = {}
@@ -126,7 +126,7 @@ class RankWatch(pl.Callback):
             lost = [rank for rank in self._others if silent[rank] >= self._patience]
             if any(left.values()):
                 failed += 1
-            # give the other ranks two rounds to report failures of their own
+            # give the other ranks two rounds to report their own failures
             if lost or failed > 2:
                 self._end(lost, {rank: why for rank, why in left.items() if why})
                 return

@@ -12,7 +12,7 @@ from datamodules.sources.base import ImageRecords, ImageSource, Split
 from polytoken.errors import MissingFileError, UserError
 from polytoken.images import open_image
 
-EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")  # in whatever case
+EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")  # in upper or lower case
 
 SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "validation": ("val", "validation")}
 

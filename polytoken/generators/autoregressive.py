@@ -184,7 +184,7 @@ class AutoregressiveGenerator(Generator):
             labels: (B,) int64.
             sampler: the rules.
             seed: of the whole set of samples.
-            first_index: row i's randomness depends on (seed, first_index + i), whatever the batch.
+            first_index: row i's randomness depends on (seed, first_index + i), not on the batch.
 
         Returns:
             Codes (B, k, N) int64.

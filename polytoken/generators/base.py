@@ -94,7 +94,7 @@ class Generator(nn.Module, ABC):
         Args:
             labels: classes.
             sampler: the rules of the family, such as :class:`~polytoken.sampling.CategoricalSampler`.
-            noise: random numbers of row i, whatever the batch.
+            noise: random numbers of each row, independent of the batch.
         """
 
     def carried(self, source: Mapping[str, Tensor], sub_code: SubCode = None) -> dict[str, str]:

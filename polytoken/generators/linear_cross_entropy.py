@@ -23,7 +23,7 @@ def linear_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, max_
         max_logits: entries of the (M, K) logits held at a time, forward and backward.
 
     Returns:
-        A float32 scalar; softmax and sums are float32 whatever the type of the product.
+        A float32 scalar; softmax and sums are float32 for any type of the product.
     """
     count = features.shape[0]
     rows = max(1, max_logits // weight.shape[0])

@@ -29,7 +29,7 @@ def load_extractor(name: str, weights: Path | None, device: torch.device) -> Ext
     """
     if name == "judge":
         if weights is None:
-            raise UserError("each preset has a judge of its own: name its file, runs/digits/teacher/judge.safetensors")
+            raise UserError("each preset has its own judge: name its file, runs/digits/teacher/judge.safetensors")
         return Judge(SmallClassifier.load(weights).to(device), weights)
     if name == "inception":
         return Inception(weights or WEIGHTS, device)

@@ -42,7 +42,7 @@ class Inception:
 
     Raises:
         MissingFileError: if the file is missing.
-        UserError: if it has another digest, is no file of tensors, or holds another network.
+        UserError: if it has another digest, is not a file of tensors, or holds another network.
     """
 
     name = "inception"

@@ -73,7 +73,7 @@ class UniformityStatistics(Metric):
     """:class:`Uniformity` of d channels, summed over batches and ranks.
 
     Values are counted in ``resolution`` equal bins of [−1, 1]: ``ks`` is at most 1/resolution too small and
-    ``rmse_uniform`` at most 1/resolution off, whatever the number of values. Levels are counted exactly.
+    ``rmse_uniform`` at most 1/resolution off, for any number of values. Levels are counted exactly.
 
     Args:
         levels: L_1 … L_d.

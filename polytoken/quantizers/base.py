@@ -11,7 +11,7 @@ from polytoken.specs import Encoding
 
 
 class Quantizer(nn.Module, ABC):
-    """Maps features (B, in_channels, h, w) to an :class:`Encoding`, in float32 whatever the trainer's precision.
+    """Maps features (B, in_channels, h, w) to an :class:`Encoding`, in float32 under any trainer precision.
 
     A quantizer works alone. Inside a tokenizer, the tokenizer reads ``in_subspaces``, projects its base features to
     each of these widths, and passes the concatenation.

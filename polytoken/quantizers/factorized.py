@@ -13,7 +13,7 @@ from polytoken.specs import Encoding
 
 
 class FactorizedQuantizer(Quantizer):
-    """k branches, each with codebooks of its own; their outputs are concatenated (SSQ eqs. 5 and 6, FQGAN eq. 5).
+    """k branches, each with its own codebooks; their outputs are concatenated (SSQ eqs. 5 and 6, FQGAN eq. 5).
 
     With :class:`VectorQuantizer` as branch, 2, 3 and 4 branches are FQGAN-Dual and -Triple and SSQ-Quad. The losses of
     the branches are summed, not averaged, as released.

@@ -98,7 +98,7 @@ class SmallVisionTransformer(nn.Module):
 
         Raises:
             FileNotFoundError: it is missing.
-            UserError: the file is no stand-in.
+            UserError: the file is not a stand-in.
         """
         architecture = read_architecture(path)
         state, _ = load_state(path, REMEDY)
@@ -115,5 +115,5 @@ def read_architecture(path: str | Path) -> Architecture:
     """Arguments of the :class:`SmallVisionTransformer` in a file; its weights are not read."""
     metadata = read_metadata(path, REMEDY)
     if "architecture" not in metadata:
-        raise UserError(f"{path} is no stand-in teacher (its header names no architecture): {REMEDY}")
+        raise UserError(f"{path} is not a stand-in teacher (its header names no architecture): {REMEDY}")
     return decode(metadata["architecture"], Architecture, f"the header of {path}")

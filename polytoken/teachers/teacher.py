@@ -73,7 +73,7 @@ class Teacher:
     def _check_settings(self, model: FoundationModel) -> None:
         if self._image_size is not None and self._image_size % model.patch_size:
             raise UserError(
-                f"image_size {self._image_size} of teacher {self.name} is no multiple of its patch size "
+                f"image_size {self._image_size} of teacher {self.name} is not a multiple of its patch size "
                 f"{model.patch_size}: make it one, e.g. {model.patch_size * 16}"
             )
         if self.name == STAND_IN and self._image_size not in (None, model.image_size):

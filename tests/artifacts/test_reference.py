@@ -120,12 +120,12 @@ def test_damaged_and_foreign_files_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "file.npz"
     for kept in (0, 100, len(whole) // 2, len(whole) - 30):
         path.write_bytes(whole[:kept])
-        with pytest.raises(ValueError, match="file.npz is no reference file: File is not a zip file"):
+        with pytest.raises(ValueError, match="file.npz is not a reference file: File is not a zip file"):
             Reference.read(path)
     flipped = bytearray(whole)
     flipped[whole.index(b"NUMPY") + 130] ^= 0xFF  # in mu, which has a checksum in the zip
     path.write_bytes(flipped)
-    with pytest.raises(ValueError, match="no reference file: Bad CRC-32"):
+    with pytest.raises(ValueError, match="not a reference file: Bad CRC-32"):
         Reference.read(path)
     asymmetric = np.eye(3)
     asymmetric[0, 1] = np.nan

@@ -190,7 +190,7 @@ def test_an_interrupted_exchange_keeps_the_old_store_for_another_plan(tmp_path: 
 def test_other_directories_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train/holiday.jpg").touch()
-    with pytest.raises(TokenStoreError, match="train exists and is no token store: move it"):
+    with pytest.raises(TokenStoreError, match="train exists and is not a token store: move it"):
         TokenStoreWriter(tmp_path / "train", plan_of("train")).begin()
 
 

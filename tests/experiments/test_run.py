@@ -151,7 +151,7 @@ def test_sigterm_stops_the_runner_and_its_stages(tmp_path: Path) -> None:
     runner.send_signal(signal.SIGTERM)
     assert runner.wait(20) == 130
     (run,) = runs_of(load(str(file)).rows[0], "digits", 0)
-    with run.log.open("a") as log:  # nobody is at it any more
+    with run.log.open("a") as log:  # no process holds the log's lock any more
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
@@ -202,15 +202,15 @@ def test_a_stage_running_elsewhere_is_waited_for(tmp_path: Path, capfd: pytest.C
     file = write_experiment(tmp_path)
     (run,) = runs_of(load(str(file)).rows[0], "digits", 0)
     run.directory.mkdir(parents=True)
-    somebody = run.log.open("a")
-    fcntl.flock(somebody, fcntl.LOCK_EX)
+    other = run.log.open("a")
+    fcntl.flock(other, fcntl.LOCK_EX)
 
     def finish() -> None:
         waits = re.compile(rf"-> FLOCK .*:{run.log.stat().st_ino} ")
         while not waits.search(Path("/proc/locks").read_text()):
             time.sleep(0.01)
         (run.directory / "metrics.json").write_text('{"validate": {"metrics": {"val/psnr": 1.0}}}')
-        somebody.close()
+        other.close()
 
     finisher = threading.Thread(target=finish)
     finisher.start()

@@ -75,7 +75,7 @@ class MaskedBitHead(Head):
         self.temperature = temperature
 
     def connect(self, trunk: TrunkConfig, codebook_sizes: Sequence[int], grid: tuple[int, int]) -> None:
-        """Raise UserError for bits of a size that is no power of two, or steps that do not add up."""
+        """Raise UserError for bits of a size that is not a power of two, or steps that do not add up."""
         self.digits = _digits(codebook_sizes, self.kind)
         owners = [digit.sub_code for digit in self.digits]
         self.counts = [owners.count(i) for i in range(len(codebook_sizes))]  # digits of each sub-code, side by side
@@ -134,7 +134,7 @@ class MaskedBitHead(Head):
             weights = torch.where(masked, 1.0, VISIBLE_WEIGHT)
             total = (losses * weights).sum() / weights.sum()
             per_code = self._per_code((losses * weights).sum(dim=0) / weights.sum(dim=0))
-            return HeadLoss(total, per_code, unit="weighted nats")  # visible digits count too: this is no bound
+            return HeadLoss(total, per_code, unit="weighted nats")  # not a bound, since visible digits count too
         per_code = self._per_code((losses * masked * count / num_masked).mean(dim=0))
         return HeadLoss(per_code.mean(), per_code, is_bound=True)
 

@@ -208,7 +208,7 @@ def test_a_published_file_is_checked_by_its_shapes(name: str, tmp_path: Path, mo
 
 def test_a_file_of_another_architecture_is_rejected(tmp_path: Path) -> None:
     SmallClassifier(10, (4, 4)).save(tmp_path / "judge.safetensors", accuracy=0.5)
-    with pytest.raises(ValueError, match=r"judge.safetensors is no stand-in teacher"):
+    with pytest.raises(ValueError, match=r"judge.safetensors is not a stand-in teacher"):
         Teacher("stand_in", str(tmp_path / "judge.safetensors")).prepare(torch.device("cpu"))
     foreign = Teacher("dino_small_16", str(tmp_path / "judge.safetensors"))
     for look in (
