@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from polytoken.constants import constant
 from polytoken.errors import UserError
 
 
@@ -70,7 +71,7 @@ class SubTokenNoise:
     def __call__(self, codes: Tensor, codebook_sizes: Sequence[int], step: int) -> NoisyCodes:
         """Return what trunk and head read at a step, for clean codes (B, k, N)."""
         drawn = self._drawn(codes, self.probability_at(step))
-        sizes = torch.tensor(codebook_sizes, device=codes.device).view(1, -1, 1)
+        sizes = constant(tuple(codebook_sizes), codes.device, torch.int64).view(1, -1, 1)
         uniform = torch.rand(codes.shape, device=codes.device, dtype=torch.float64)  # float32 would round up to K
         noisy = torch.where(drawn, (uniform * sizes).long(), codes)
         return NoisyCodes(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from polytoken.constants import constant
 from polytoken.errors import UserError
 from polytoken.frozen import FrozenNetwork
 from polytoken.teachers.foundation_models import FOUNDATION_MODELS, FoundationModel
@@ -159,7 +160,10 @@ class Teacher:
         size = (self.image_size, self.image_size)
         if tuple(images.shape[-2:]) != size:
             images = functional.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
-        mean, deviation = (images.new_tensor(values).view(1, 3, 1, 1) for values in self._model.normalization)
+        mean, deviation = (
+            constant(tuple(values), images.device, images.dtype).view(1, 3, 1, 1)
+            for values in self._model.normalization
+        )
         return ((images + 1) / 2 - mean) / deviation
 
     def _features(self, prefix: Tensor, patches: Tensor) -> TeacherFeatures:

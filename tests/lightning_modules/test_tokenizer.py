@@ -269,4 +269,6 @@ def test_a_training_step_reads_the_device_once(tmp_path: Path, accumulate_steps:
 
     fit(module, tmp_path, 2, callbacks=[Count()])
     assert len(counts) == 2 * accumulate_steps
+    for found in counts[:accumulate_steps]:
+        found.pop("tensor", None)  # Lightning's sums of logged values, made at their first logging
     assert all(sum(found.values()) == 1 for found in counts), counts

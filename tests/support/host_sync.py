@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 READS = frozenset({Tensor.tolist, Tensor.numpy, Tensor.__array__})
 """Reads that never reach the dispatcher on a CPU."""
+UPLOADS = frozenset({torch.tensor, torch.as_tensor, Tensor.new_tensor})
+"""Copies of Python numbers to a device, for which the host waits as well."""
 
 
 @contextmanager
@@ -22,7 +24,8 @@ def host_syncs() -> Iterator[Counter[str]]:
 
     Counted are ``item``/``bool``/``int``/``float`` of a tensor (``aten::_local_scalar_dense``), all operators whose
     output shape depends on data (``nonzero``, ``unique``, indexing with a mask, …), comparisons that return a Python
-    bool (``equal``), copies from a device to the host, ``tolist`` and ``numpy``. Most show on a CPU already.
+    bool (``equal``), copies from a device to the host, ``tolist`` and ``numpy``, and tensors made of Python numbers.
+    Most show on a CPU already.
     """
     counts: Counter[str] = Counter()
     with _Reads(counts), _Dispatches(counts):
@@ -55,7 +58,7 @@ class _Reads(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func in READS:
+        if func in READS or (func in UPLOADS and not isinstance(args[-1], Tensor)):
             self.counts[func.__name__] += 1
         return func(*args, **(kwargs or {}))
 

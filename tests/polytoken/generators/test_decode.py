@@ -13,6 +13,7 @@ from polytoken.generators import (
     Head,
     LinearHead,
     MultiMLPHead,
+    SubTokenNoise,
     TrunkConfig,
 )
 from polytoken.sampling import CategoricalSampler, Draw, RowNoise
@@ -51,9 +52,13 @@ def test_a_decoding_step_does_not_synchronise_with_the_host(head, num_sub_codes:
 
 
 @parametrize_heads
-def test_a_training_step_does_not_synchronise_with_the_host(head, num_sub_codes: int) -> None:
-    generator = small_generator(num_sub_codes, head()).train()
+@pytest.mark.parametrize("noise", [None, SubTokenNoise(0.5), SubTokenNoise(0.5, "patch", "both", ramp_steps=4)])
+def test_a_training_step_does_not_synchronise_with_the_host(
+    head, num_sub_codes: int, noise: SubTokenNoise | None
+) -> None:
+    generator = small_generator(num_sub_codes, head(), noise=noise).train()
     tokens, labels = random_tokens(generator, 3)
+    generator.loss(tokens, labels)  # the first step uploads constants
     with host_syncs() as counts:
         generator.loss(tokens, labels).total.backward()
     assert not counts

@@ -12,6 +12,7 @@ from polytoken.classifier import SmallClassifier
 from polytoken.frozen import FrozenNetwork
 from polytoken.teachers import FOUNDATION_MODELS, Teacher, build_network
 from polytoken.teachers.stand_in import SmallVisionTransformer
+from tests.support.host_sync import host_syncs
 
 TIMM = [name for name, model in FOUNDATION_MODELS.items() if model.library == "timm"]
 
@@ -53,6 +54,14 @@ def test_transform_resizes_and_normalises(name: str) -> None:
     for channel, value in enumerate((0.25, 0.5, 0.75)):
         expected = (value - mean[channel]) / deviation[channel]
         assert inputs[0, channel].mean().item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_transform_does_not_synchronise_with_the_host() -> None:
+    teacher, images = Teacher("dinov2_small"), torch.zeros(1, 3, 32, 32)
+    teacher.transform(images)  # the first call uploads constants
+    with host_syncs() as counts:
+        teacher.transform(images)
+    assert not counts
 
 
 def test_transform_clamps_bicubic_overshoot() -> None:

@@ -185,11 +185,12 @@ def test_each_step_fixes_its_share() -> None:
 def test_no_step_synchronises_with_the_host(digits: str) -> None:
     generator = generator_of(digits=digits)
     draw = Draw(RULES, RowNoise(0, 0, 3, torch.device("cpu")), torch.ones(12, 2))
+    position, tokens, labels = torch.tensor(4), Tokens(codes=codes_of(SIZES, 3)), torch.tensor([0, 1, 2])
     with torch.no_grad(), host_syncs() as counts:
-        generator.decode(torch.randn(6, 1, 32), torch.tensor(4), draw, generator.trunk.new_cache(6))
+        generator.decode(torch.randn(6, 1, 32), position, draw, generator.trunk.new_cache(6))
     assert not counts
     with host_syncs() as counts:
-        generator.train().loss(Tokens(codes=codes_of(SIZES, 3)), torch.tensor([0, 1, 2])).total.backward()
+        generator.train().loss(tokens, labels).total.backward()
     assert not counts
 
 
