@@ -18,7 +18,7 @@ from polytoken.errors import UserError
 from polytoken.generators.base import Generator
 from polytoken.generators.record import GeneratorRecord
 from polytoken.guard import NonFiniteGuard
-from polytoken.loading import GENERATOR, read_metadata, record_in
+from polytoken.loading import GENERATOR, load_codec, read_metadata, record_in
 from polytoken.optimization import OptimizerConfig, gradient_norm
 from polytoken.parallelize import parallelize
 from polytoken.specs import Tokens
@@ -91,13 +91,14 @@ class GeneratorModule(ResumingModule):
                 f"GeneratorModule reads codes from a token store, and data is {type(data).__name__}: "
                 "set data.class_path to datamodules.TokenDataModule (make tokens writes the store)"
             )
-        self.generator.connect(data.spec, data.num_classes)
         self._data_record = self.record = record_of(data)
+        trust = type(self.generator).__module__.split(".")[0]  # the configuration names it already
+        codec = load_codec(self.generator, self.record, f"{data.store} holds", (trust,))
+        self.generator.connect(data.spec, data.num_classes, codec)
         if self.resumes_from is not None:
             path = Path(self.resumes_from)
             self.record = record_in(read_metadata(path), path)
         elif self.init_from is not None and self.trainer.state.fn == "fit":
-            trust = type(self.generator).__module__.split(".")[0]  # the configuration names it already
             source = hand_over(self.init_from, self.generator, self.record, (trust,))
             self.record = replace(self.record, lineage=replace(self.record.lineage, init_from=source))
         mesh = None

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from polytoken.building import build
+from polytoken.codec import FrozenCodec
 from polytoken.errors import MissingFileError, UserError
 from polytoken.files import file_sha256
+from polytoken.fingerprint import fingerprint
 from polytoken.generators.base import Generator
 from polytoken.generators.record import GeneratorRecord
 from polytoken.tokenizers import Tokenizer
@@ -66,6 +68,42 @@ def load_generator(run: str | Path, trust: Sequence[str] = ()) -> Generator:
         UserError: if the checkpoint is not of a generator's run.
     """
     return Checkpoint.open(run).generator(trust)
+
+
+def load_tokenizer_of(
+    record: GeneratorRecord, owner: str, run: str | Path | None = None, trust: Sequence[str] = ()
+) -> Tokenizer:
+    """Load the tokenizer of a generator's codes, as :func:`load_tokenizer` does.
+
+    Args:
+        record: of the generator.
+        owner: what has these codes, for the message: "<checkpoint> writes".
+        run: present place of the tokenizer; None is its place in training.
+        trust: packages besides polytoken whose classes the checkpoint may name.
+
+    Raises:
+        MissingFileError: if there is no checkpoint.
+        UserError: if the tokenizer is another one.
+    """
+    place = Path(run or record.tokenizer_run)
+    tokenizer = load_tokenizer(place, trust)
+    found = fingerprint(tokenizer)
+    if found != record.tokenizer_fingerprint:
+        raise UserError(
+            f"{owner} codes of a tokenizer with the fingerprint {record.tokenizer_fingerprint[:12]}, and the one in "
+            f"{place} has {found[:12]}: name the run of its own tokenizer as tokenizer_run, or train the generator "
+            "again on the codes of this one"
+        )
+    return tokenizer
+
+
+def load_codec(generator: Generator, record: GeneratorRecord, owner: str, trust: Sequence[str]) -> FrozenCodec | None:
+    """Load the codec of a generator that needs one; arguments as for :func:`load_tokenizer_of`."""
+    if not generator.needs_codec:
+        return None
+    codec = FrozenCodec(lambda: load_tokenizer_of(record, owner, trust=trust), record.sub_codes)
+    codec.prepare(torch.device("cpu"))
+    return codec
 
 
 @dataclass(frozen=True)
@@ -153,11 +191,20 @@ class Checkpoint:
             raise UserError(f"{self.path} is not the checkpoint of a tokenizer: its model section has no tokenizer")
         return self._load(build(section, Tokenizer, str(self.path), trust), "tokenizer")  # type: ignore[type-abstract]
 
-    def generator(self, trust: Sequence[str] = ()) -> Generator:
-        """Rebuild the generator; see :func:`load_generator`."""
+    def generator(self, trust: Sequence[str] = (), tokenizer: Tokenizer | None = None) -> Generator:
+        """Rebuild the generator; see :func:`load_generator`.
+
+        Args:
+            trust: packages besides polytoken whose classes the checkpoint may name.
+            tokenizer: that of its codes, if loaded already; its codec is used by generators that need one.
+        """
         record = self.record
         generator = build(self.model.get(GENERATOR), Generator, str(self.path), trust)  # type: ignore[type-abstract]
-        generator.connect(record.spec, record.num_classes)
+        if tokenizer is not None and generator.needs_codec:
+            codec: FrozenCodec | None = FrozenCodec(lambda: tokenizer, record.sub_codes)
+        else:
+            codec = load_codec(generator, record, f"{self.path} writes", trust)
+        generator.connect(record.spec, record.num_classes, codec)
         return self._load(generator, GENERATOR)
 
     def _load(self, network: Network, name: str) -> Network:

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from polytoken.codec import embed_sub_codes
 from polytoken.errors import UserError
-from polytoken.fingerprint import fingerprint
 from polytoken.generators.base import Generator
 from polytoken.generators.record import GeneratorRecord
 from polytoken.images import to_uint8
-from polytoken.loading import Checkpoint, load_tokenizer
+from polytoken.loading import Checkpoint, load_tokenizer_of
 from polytoken.sampling import CategoricalSampler, RowNoise
 from polytoken.tokenizers import Tokenizer
 
@@ -68,14 +68,7 @@ class GenerationPipeline(nn.Module):
         record = checkpoint.record
         _warn_of_first_stage(record, checkpoint.path)
         place = Path(tokenizer_run or record.tokenizer_run)
-        tokenizer = load_tokenizer(place, trust)
-        found = fingerprint(tokenizer)
-        if found != record.tokenizer_fingerprint:
-            raise UserError(
-                f"{checkpoint.path} writes codes of a tokenizer with the fingerprint "
-                f"{record.tokenizer_fingerprint[:12]}, and the one in {place} has {found[:12]}: name the run of its "
-                "own tokenizer as tokenizer_run, or train the generator again on the codes of this one"
-            )
+        tokenizer = load_tokenizer_of(record, f"{checkpoint.path} writes", place, trust)
         origin = {
             "generator": {
                 "run": str(run),
@@ -83,9 +76,10 @@ class GenerationPipeline(nn.Module):
                 "step": checkpoint.step,
                 "averaged": checkpoint.averaged,
             },
-            "tokenizer": {"run": str(place), "fingerprint": found},
+            "tokenizer": {"run": str(place), "fingerprint": record.tokenizer_fingerprint},
         }
-        return cls(checkpoint.generator(trust), tokenizer, record.sub_codes, record.class_to_idx, origin)
+        network = checkpoint.generator(trust, tokenizer)
+        return cls(network, tokenizer, record.sub_codes, record.class_to_idx, origin)
 
     @property
     def num_classes(self) -> int:
@@ -147,10 +141,7 @@ class GenerationPipeline(nn.Module):
 
     def _decode(self, codes: Tensor) -> Tensor:
         """Decode codes (B, k', N) to images (B, 3, H, W); subspaces that are not generated are zero."""
-        full = codes.new_zeros(len(codes), len(self.tokenizer.subspace_channels), codes.shape[2])
-        full[:, self.sub_codes] = codes
-        quantized = self.tokenizer.keep_subspaces(self.tokenizer.embed_codes(full), self.sub_codes)
-        return self.tokenizer.decode(quantized).image
+        return self.tokenizer.decode(embed_sub_codes(self.tokenizer, codes, self.sub_codes)).image
 
     def _index(self, name: int | str) -> int:
         if not isinstance(name, str):

@@ -66,6 +66,8 @@ class Generator(nn.Module, ABC):
     """Recompute the blocks' activations in the backward pass (polytoken.parallelize)."""
     compile_blocks: bool = False
     """Compile each block (polytoken.parallelize)."""
+    needs_codec: ClassVar[bool] = False
+    """Call :meth:`connect` with the codec of the tokenizer, which is loaded for this purpose."""
 
     @abstractmethod
     def connect(self, spec: TokenSpec, num_classes: int, codec: Codec | None = None) -> None:
@@ -74,7 +76,8 @@ class Generator(nn.Module, ABC):
         Args:
             spec: shape of the codes.
             num_classes: classes; labels are 0 … num_classes − 1.
-            codec: the tokenizer's map from codes to vectors, for generators that read vectors.
+            codec: the tokenizer's map from codes to vectors, where ``needs_codec`` is set; otherwise None. It is
+                frozen, and no part of this module.
         """
 
     @abstractmethod

@@ -14,7 +14,7 @@ from polytoken.sampling import CategoricalSampler
 from tests.support.commands import exit_code
 from tests.support.generated import write_runs
 from tests.support.generator_recipes import write_digit_codes
-from tests.support.toy_generator import ToyGenerator
+from tests.support.toy_generator import ToyGenerator, ToyGeneratorOfVectors
 
 RECIPE = """
 run: {preset: digits, stage: toy}
@@ -37,17 +37,23 @@ trainer:
 """
 
 
+def write_codes(directory: Path) -> Path:
+    """A store of codes of a tokenizer's run, which is returned."""
+    tokenizer = write_runs(directory / "given").parent.parent / "tokenizer/tiny"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipeline = GenerationPipeline.from_run(directory / "given/stage2/tiny")
+    origin = {"tokenizer_run": str(tokenizer), "tokenizer_fingerprint": fingerprint(pipeline.tokenizer)}
+    write_digit_codes(directory / "codes", pipeline.network.spec, **origin)
+    return tokenizer
+
+
 def test_a_second_family_is_trained_handed_over_loaded_and_sampled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["cli.py"])
-    tokenizer = write_runs(tmp_path / "given").parent.parent / "tokenizer/tiny"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pipeline = GenerationPipeline.from_run(tmp_path / "given/stage2/tiny")
-    origin = {"tokenizer_run": str(tokenizer), "tokenizer_fingerprint": fingerprint(pipeline.tokenizer)}
-    write_digit_codes(tmp_path / "codes", pipeline.network.spec, **origin)
+    write_codes(tmp_path)
     Path("toy.yaml").write_text(RECIPE)
     assert exit_code("fit", "--config", "toy.yaml") == 0
 
@@ -71,3 +77,38 @@ def test_a_second_family_is_trained_handed_over_loaded_and_sampled(
     assert exit_code("fit", "--config", "toy.yaml", *begin) == 0
     source = json.loads(Path("runs/digits/toy2/lineage.json").read_text())["init_from"]
     assert source["carried"] == ["tables.0", "tables.1"] and source["sub_code"] == "all"
+
+
+def test_a_frozen_codec_reaches_training_and_pipeline_but_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["cli.py"])
+    tokenizer = write_codes(tmp_path)
+    Path("toy.yaml").write_text(RECIPE.replace("ToyGenerator,", "ToyGeneratorOfVectors,").replace("30", "2"))
+    arguments = ("fit", "--config", "toy.yaml", "--trainer.val_check_interval", "2")
+    assert exit_code(*arguments) == 0
+    assert json.loads(Path("runs/digits/toy/metrics.json").read_text())["fit"]["metrics"]["train/vector_norm"] > 0
+    content = torch.load("runs/digits/toy/checkpoints/last.ckpt", weights_only=True)
+    names = {"generator.tables.0", "generator.tables.1"}
+    assert content["state_dict"].keys() == content["callbacks"]["EMA"]["average"].keys() == names
+    assert len(content["optimizer_states"][0]["state"]) == 2
+
+    pipeline = GenerationPipeline.from_run("runs/digits/toy", trust=("tests",))
+    assert isinstance(pipeline.network, ToyGeneratorOfVectors) and len(pipeline.sample([3])) == 1
+    codes = torch.zeros(1, 2, 4, dtype=torch.int64)
+    expected = pipeline.tokenizer.embed_codes(codes)
+    assert torch.equal(pipeline.network.codec.embed_codes(codes), expected)
+    generator = load_generator("runs/digits/toy", trust=("tests",))
+    assert isinstance(generator, ToyGeneratorOfVectors)
+    assert torch.equal(generator.codec.embed_codes(codes), expected)
+    assert torch.equal(generator.tables[0], pipeline.network.tables[0])
+
+    file = tokenizer / "checkpoints/last.ckpt"
+    changed = torch.load(file, weights_only=True)
+    next(iter(changed["state_dict"].values())).add_(1)
+    torch.save(changed, file)
+    assert exit_code(*arguments, "--run.stage", "other") == 2
+    assert "codes holds codes of a tokenizer with the fingerprint" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"last\.ckpt writes codes of a tokenizer with the fingerprint"):
+        load_generator("runs/digits/toy", trust=("tests",))

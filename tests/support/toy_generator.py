@@ -1,5 +1,6 @@
 """A minimal second family of generators: independent codes, learned for each class."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,3 +40,20 @@ class ToyGenerator(Generator):
     def sample(self, labels: Tensor, sampler: Any, noise: RowNoise) -> Tokens:
         codes = [(self.scale * table[labels]).argmax(2) for table in self.tables]
         return Tokens(codes=torch.stack(codes, dim=1))
+
+
+class ToyGeneratorOfVectors(ToyGenerator):
+    """Reads the vectors of its targets too, and only measures them."""
+
+    needs_codec = True
+
+    def connect(self, spec: TokenSpec, num_classes: int, codec: Codec | None = None) -> None:
+        super().connect(spec, num_classes)
+        assert codec is not None
+        self.codec = codec
+
+    def loss(self, tokens: Tokens, labels: Tensor, step: int = 0) -> GeneratorLoss:
+        assert tokens.codes is not None
+        vectors = self.codec.embed_codes(tokens.codes)
+        assert not vectors.requires_grad
+        return replace(super().loss(tokens, labels, step), statistics={"vector_norm": vectors.norm()})

@@ -1,0 +1,46 @@
+"""Frozen codec of a tokenizer: from the sub-codes that a generator writes to vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from polytoken.frozen import FrozenNetwork
+from polytoken.tokenizers import Tokenizer
+
+
+def embed_sub_codes(tokenizer: Tokenizer, codes: Tensor, sub_codes: Sequence[int]) -> Tensor:
+    """Return the decoder's input (B, C, h, w) for some sub-codes (B, k', N); the other subspaces are zero."""
+    full = codes.new_zeros(len(codes), len(tokenizer.subspace_channels), codes.shape[2])
+    full[:, list(sub_codes)] = codes
+    return tokenizer.keep_subspaces(tokenizer.embed_codes(full), sub_codes)
+
+
+@final
+class FrozenCodec:
+    """Codec of a tokenizer that its owner neither trains, saves nor averages.
+
+    It is no module, so that the tokenizer stays out of a generator's parameters. Vectors are float32.
+
+    Args:
+        load: loads the tokenizer, on first use.
+        sub_codes: the tokenizer's sub-codes that the generator writes, in its order.
+    """
+
+    def __init__(self, load: Callable[[], Tokenizer], sub_codes: Sequence[int]) -> None:
+        self._tokenizer = FrozenNetwork(load)
+        self._sub_codes = list(sub_codes)
+
+    @torch.no_grad()
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """Return vectors (B, C, h, w) for codes (B, k, N) of the generator."""
+        tokenizer = self._tokenizer.on(codes.device)
+        with torch.autocast(codes.device.type, enabled=False):
+            return embed_sub_codes(tokenizer, codes, self._sub_codes)
+
+    def prepare(self, device: torch.device) -> None:
+        """Load the tokenizer and move it to the device."""
+        self._tokenizer.on(device)
