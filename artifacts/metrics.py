@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.provenance import commit, machine, versions
+from artifacts.run_files import Drawn, Evaluation
 from polytoken import records
 from polytoken.metrics.extractor import Extractor
 from polytoken.metrics.image_metrics import Metrics, Target
@@ -29,9 +30,9 @@ def merge_section(path: Path, name: str, section: Mapping[str, Any], within: str
 
 
 def comparison_section(
-    metrics: dict[str, Metrics], samples: dict[str, Any], extractor: Extractor, target: Target, notes: Sequence[str]
-) -> dict[str, Any]:
-    """A section on sets of images (:class:`artifacts.run_files.Comparison`): metrics, and all that they depend on.
+    metrics: dict[str, Metrics], samples: Drawn, extractor: Extractor, target: Target, notes: Sequence[str]
+) -> Evaluation:
+    """A section on sets of images: metrics, and all that they depend on.
 
     Args:
         metrics: by set: ``samples``, ``reconstructions``, ``validation`` …

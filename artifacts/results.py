@@ -33,7 +33,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     machine: str | None = None
 
 
-class Comparison(msgspec.Struct, frozen=True):
+class RowComparison(msgspec.Struct, frozen=True):
     """Difference between two rows in one metric.
 
     Args:
@@ -74,5 +74,5 @@ class Results(msgspec.Struct, frozen=True):
     title: str
     preset: str
     tables: list[Table]
-    comparisons: list[Comparison]
+    comparisons: list[RowComparison]
     records: list[Record]

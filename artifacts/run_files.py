@@ -2,12 +2,16 @@
 
 Readers of these files decode them with these types, so a broken file is one sentence with the place inside it. Keys
 that a definition does not name are dropped by the decoder. The files of a token store are defined in
-`artifacts.token_store`, the results of an experiment in `artifacts.results`.
+`artifacts.token_store`, the results of an experiment in `artifacts.results`, and `lineage.json` in
+`polytoken.generators.record`.
 """
 
 from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
+
+METRICS = "metrics.json"
+PROBES = "probes.json"
 
 Metrics = dict[str, float | None]  # by name; None means NaN or infinity, which JSON lacks
 
@@ -56,14 +60,19 @@ class Real(TypedDict):
     reference_n: NotRequired[int | None]
 
 
-class Drawn(TypedDict):
+class Drawn(TypedDict, total=False):
     """The images of a comparison."""
 
-    n: NotRequired[int]
-    settings: NotRequired[dict[str, Any] | None]
+    path: str | None
+    sha256: str
+    n: int
+    use: str
+    settings: dict[str, Any] | None
+    versions: dict[str, str] | None
+    reconstructed_by: dict[str, Any] | None
 
 
-class Comparison(TypedDict):
+class Evaluation(TypedDict):
     """The section `evaluate` of `metrics.json`, and one network's entry of the section `reconstruction`."""
 
     metrics: dict[str, dict[str, ImageMetric]]  # by set of images, then by name
@@ -82,8 +91,8 @@ class MetricsFile(TypedDict, total=False):
     fit: Measured
     validate: Measured
     test: Measured
-    evaluate: Comparison
-    reconstruction: dict[str, Comparison]
+    evaluate: Evaluation
+    reconstruction: dict[str, Evaluation]
 
 
 class Samples(TypedDict):
@@ -139,6 +148,8 @@ class Probe(TypedDict):
     probe: str
     value: float
     standard_error: float
+    num_features: NotRequired[int]
+    fit: NotRequired[str]
 
 
 class Probes(TypedDict):
@@ -147,18 +158,13 @@ class Probes(TypedDict):
     probes: list[Probe]
     chance: float
     n_validation: int
-
-
-class InitFrom(TypedDict):
-    """The checkpoint that a generator's weights were taken from."""
-
-    path: str
-
-
-class Lineage(TypedDict):
-    """The part of `lineage.json` that the report shows; `artifacts.lineage` writes the file."""
-
-    init_from: InitFrom | None
+    majority: NotRequired[float]
+    n_train: NotRequired[int]
+    num_classes: NotRequired[int]
+    settings: NotRequired[dict[str, Any]]
+    checkpoint: NotRequired[dict[str, Any]]
+    versions: NotRequired[dict[str, str]]
+    commit: NotRequired[str | None]
 
 
 class StageFile(TypedDict):

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from artifacts.checkpoint_files import LAST, SyncedCheckpointIO, fault
+from artifacts.checkpoint_files import SyncedCheckpointIO, fault
 from commands.program import new_parser, run
 from polytoken.errors import MissingFileError, UserError
-from polytoken.loading import SHARDED, WHOLE, read_metadata
+from polytoken.loading import WHOLE, checkpoint_path, read_metadata
 
 
 def consolidate(run_or_checkpoint: Path) -> Path:
@@ -27,9 +27,7 @@ def consolidate(run_or_checkpoint: Path) -> Path:
         MissingFileError: there is no checkpoint.
         UserError: it is not sharded, or not whole.
     """
-    path = run_or_checkpoint
-    if not (path / SHARDED).exists():
-        path = path / "checkpoints" / LAST
+    path = checkpoint_path(run_or_checkpoint)
     if not path.exists():
         raise MissingFileError(f"there is no checkpoint {path}: name a run that was trained with cluster/fsdp.yaml")
     if not path.is_dir():

@@ -19,7 +19,7 @@ from rich.progress import track
 from torch import Tensor
 
 from artifacts.metrics import comparison_section, merge_section
-from artifacts.run_files import Samples
+from artifacts.run_files import METRICS, Evaluation, Samples
 from artifacts.samples import SamplesFile
 from commands.comparison import Comparison, add_arguments
 from commands.preset import BATCH
@@ -51,7 +51,7 @@ COLUMNS = {
 }
 
 
-def evaluate(samples: Path, comparison: Comparison, tokenizer_run: Path | None = None) -> dict[str, Any]:
+def evaluate(samples: Path, comparison: Comparison, tokenizer_run: Path | None = None) -> Evaluation:
     """Measure a file of samples; returns the section ``evaluate`` of ``metrics.json``.
 
     Args:
@@ -194,7 +194,7 @@ def show(result: dict[str, Any]) -> None:
 def work(given: Namespace) -> None:
     """Measure, write `metrics.json` next to the samples, and print a table."""
     result = evaluate(given.samples, Comparison.of(given, given.use), given.tokenizer)
-    name = "metrics.json" if given.samples.name == "samples.npz" else f"{given.samples.stem}_metrics.json"
+    name = METRICS if given.samples.name == "samples.npz" else f"{given.samples.stem}_{METRICS}"
     path = given.samples.with_name(name)
     merge_section(path, "evaluate", result)
     show(result)

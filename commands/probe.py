@@ -17,6 +17,7 @@ from rich.progress import track
 from torch import Tensor
 
 from artifacts.provenance import commit, versions
+from artifacts.run_files import PROBES, Probe, Probes
 from commands.preset import BATCH, image_data, real_images, spread
 from commands.program import best_device, new_parser, print_table, run
 from datamodules.images import ImageDataModule
@@ -49,7 +50,7 @@ def probe(
     pooling: Pooling = "mean",
     max_train: int | None = None,
     device: torch.device | None = None,
-) -> dict[str, Any]:
+) -> Probes:
     """Fit all probes; returns the content of ``probes.json``.
 
     Args:
@@ -74,7 +75,7 @@ def probe(
     data = image_data(directory_of(run) / "config.yaml")
     train = _encode(tokenizer, data, "train", vectors, pooling, max_train)
     validation = _encode(tokenizer, data, "validation", vectors, pooling)
-    probes: list[dict[str, Any]] = []
+    probes: list[Probe] = []
     for side in vectors:
         for name in names:
             fitted, tested = (features.of(side, None if name == ALL else int(name)) for features in (train, validation))
@@ -141,12 +142,19 @@ def _encode(
     return features
 
 
+def save(run: Path, result: Probes) -> Path:
+    """Write `probes.json` into the directory of a run."""
+    path = directory_of(run) / PROBES
+    records.write(path, result)
+    return path
+
+
 def directory_of(run: Path) -> Path:
     """Directory of a run that is named by itself or by one of its checkpoints."""
     return run if run.is_dir() else run.parent.parent
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: Probes) -> None:
     """Print a row per subspace and side."""
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for one in result["probes"]:
@@ -167,10 +175,8 @@ def show(result: dict[str, Any]) -> None:
 def work(given: Namespace) -> None:
     """Probe, write `probes.json`, and print a table."""
     result = probe(given.run, given.subspaces, given.vectors, given.pooling, given.max_train, best_device())
-    path = directory_of(given.run) / "probes.json"
-    records.write(path, result)
     show(result)
-    print(f"all results: {path}")
+    print(f"all results: {save(given.run, result)}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from artifacts.run_files import MetricsFile
+from artifacts.run_files import METRICS, MetricsFile
 from commands.program import new_parser, run
 from polytoken import records
 from polytoken.errors import UserError
@@ -22,7 +22,7 @@ NAMES = {
 
 def work(given: Namespace) -> None:
     """Print the metrics of the validation, and the place of the plot."""
-    file = given.run / "metrics.json"
+    file = given.run / METRICS
     if "validate" not in (sections := records.read(file, MetricsFile)):
         raise UserError(f"{file} has no section validate: train the run to its end, or validate it")
     metrics = sections["validate"]["metrics"]

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import yaml
-from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from artifacts.token_store import TokenStore, TokenStoreError, stores
 from callbacks.measure.plots import image_table
+from commands.preset import image_data
 from commands.program import new_parser, run
 from datamodules.images import ImageDataModule
-from polytoken.errors import MissingFileError
 from polytoken.fingerprint import fingerprint
 from polytoken.images import save_png
 from polytoken.loading import load_tokenizer
@@ -32,7 +30,7 @@ CONFIG = "config_predict.yaml"
 LEAST_EQUAL = 0.95  # another device may round a few codes differently; other images share far fewer
 
 
-class Comparison(NamedTuple):
+class CheckedStore(NamedTuple):
     """Entries of one store: images and decoded codes (n, 3, H, W), decibels (n,), and the share of equal codes."""
 
     store: TokenStore
@@ -51,7 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _check(given: Namespace) -> int:
-    compared = [compare(store, data_module(given.run), given.images) for store in stores(given.run, verify=True)]
+    compared = [
+        compare(store, image_data(given.run / CONFIG), given.images) for store in stores(given.run, verify=True)
+    ]
     for store, _, _, decibels, equal in compared:
         values = f"PSNR {decibels.mean():.2f} dB ({decibels.min():.2f} to {decibels.max():.2f})"
         size = f"{len(store)} images, {store.num_views} view(s) of each, checksums correct"
@@ -63,18 +63,8 @@ def _check(given: Namespace) -> int:
     return 1 if wrong else 0
 
 
-def data_module(run: Path) -> ImageDataModule:
-    """The images that `predict` read in a run; raises MissingFileError if the run has no configuration."""
-    if not (run / CONFIG).is_file():
-        raise MissingFileError(f"there is no {run / CONFIG}, which names the images: run `make tokens`")
-    section = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))["data"]
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(ImageDataModule, "data")
-    return parser.instantiate_classes(parser.parse_object({"data": section})).data
-
-
 @torch.no_grad()
-def compare(store: TokenStore, data: ImageDataModule, number: int) -> Comparison:
+def compare(store: TokenStore, data: ImageDataModule, number: int) -> CheckedStore:
     """Decode evenly spread entries, of each the next view, and encode their images again.
 
     Raises:
@@ -93,10 +83,10 @@ def compare(store: TokenStore, data: ImageDataModule, number: int) -> Comparison
     codes = torch.stack([torch.from_numpy(store.codes(row, view).astype("int64")) for row, view in entries])
     decoded = tokenizer.decode_codes(codes)
     decibels = psnr(to_uint8(decoded), to_uint8(images))
-    return Comparison(store, images, decoded, decibels, _equal(tokenizer, images, codes))
+    return CheckedStore(store, images, decoded, decibels, _equal(tokenizer, images, codes))
 
 
-def draw(compared: list[Comparison], file: Path) -> Path:
+def draw(compared: list[CheckedStore], file: Path) -> Path:
     """Draw images above their decoded codes, two rows per store."""
     rows = [[*to_uint8(side)] for comparison in compared for side in (comparison.images, comparison.decoded)]
     labels = [f"{comparison.store.plan.split}, {side}" for comparison in compared for side in ("images", "decoded")]

@@ -108,7 +108,8 @@ class ResumableDataModule(LightningDataModule, ABC):
                 log.error(
                     "the data worker with process id %d was ended by %s, which happens when memory runs out: lower "
                     "data.num_workers or data.batch_size and start the run again; the last checkpoint is whole",
-                    *(worker.pid, signal.Signals(-worker.exitcode).name),
+                    worker.pid,
+                    signal.Signals(-worker.exitcode).name,
                 )
 
     def __getstate__(self) -> dict[str, Any]:

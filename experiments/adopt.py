@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from artifacts.run_files import METRICS
 from commands.cli.runs import place_outputs
 from experiments.check import compose
 from experiments.stages import measured, progress
@@ -56,7 +57,7 @@ def _is_same(run: Run, place: Path) -> bool:
     section = measured(run.kind, place)
     if section is None:  # a token store, whose manifests are written last
         return True
-    written = (place / "metrics.json").stat().st_mtime
+    written = (place / METRICS).stat().st_mtime
     steps = {config["trainer"].get("max_steps") for config in configs}
     return steps == {section.get("global_step")} and all(file.stat().st_mtime <= written for file in files)
 

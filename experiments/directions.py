@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 
 from scipy.special import stdtrit
 
-from artifacts.results import Comparison, Record, Table
+from artifacts.results import Record, RowComparison, Table
 from experiments.specification import Experiment
 
 CONFIDENCE = 0.95
@@ -19,7 +19,7 @@ CAPTION = (
 HEAD = ["", "against", "of", "difference", "paper", "direction"]
 
 
-def compare(experiment: Experiment, records: list[Record]) -> list[Comparison]:
+def compare(experiment: Experiment, records: list[Record]) -> list[RowComparison]:
     """All comparisons that the paper has numbers for and our runs a common seed; in the order of the columns."""
     made = []
     for metric in experiment.metrics:
@@ -37,12 +37,14 @@ def compare(experiment: Experiment, records: list[Record]) -> list[Comparison]:
                 mean, margin = fmean(differences), _margin(differences)
                 verdict = _verdict(mean, margin, change)
                 made.append(
-                    Comparison(row, against, metric.name, metric.label, len(differences), mean, margin, change, verdict)
+                    RowComparison(
+                        row, against, metric.name, metric.label, len(differences), mean, margin, change, verdict
+                    )
                 )
     return made
 
 
-def table(comparisons: list[Comparison]) -> Table:
+def table(comparisons: list[RowComparison]) -> Table:
     """The comparisons as text."""
     rows = []
     for one in comparisons:

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import torch
 
+from artifacts.metrics import merge_section
 from artifacts.provenance import commit, machine
+from artifacts.run_files import METRICS, Measured, Metrics
 from commands.program import best_device, new_parser, run
-from polytoken import records
 
 POINTS = 500_000  # as many as iFSQ draws
 LEVELS = 17  # the paper's 4 bits
 
 
-def probe(directory: Path, max_train: int | None = None) -> tuple[dict[str, float], int]:
+def probe(directory: Path, max_train: int | None = None) -> tuple[Metrics, int]:
     """Accuracy of linear and nearest-class-mean probes of a tokenizer; also writes its `probes.json`.
 
     Args:
@@ -28,15 +29,17 @@ def probe(directory: Path, max_train: int | None = None) -> tuple[dict[str, floa
     Returns:
         `probe/<linear or nearest_class_mean>/<before or after>/<subspace>`, and the number of images.
     """
-    from commands.probe import probe as measure
+    from commands import probe as program
 
-    found = measure(directory, max_train=max_train, device=best_device())
-    records.write(directory / "probes.json", found)
-    named = {f"probe/{one['probe']}/{one['vectors']}/{one['subspace']}": one["value"] for one in found["probes"]}
+    found = program.probe(directory, max_train=max_train, device=best_device())
+    program.save(directory, found)
+    named: Metrics = {
+        f"probe/{one['probe']}/{one['vectors']}/{one['subspace']}": one["value"] for one in found["probes"]
+    }
     return named, found["n_validation"]
 
 
-def normal(alpha: float, points: int = POINTS) -> tuple[dict[str, float], int]:
+def normal(alpha: float, points: int = POINTS) -> tuple[Metrics, int]:
     """Uniformity of 2σ(αx) − 1 for standard normal x (iFSQ Fig. 2), computed at evenly spaced quantiles.
 
     Returns:
@@ -58,8 +61,8 @@ def normal(alpha: float, points: int = POINTS) -> tuple[dict[str, float], int]:
 
 def _work(options: Namespace) -> None:
     metrics, n = probe(options.run, options.max_train) if options.command == "probe" else normal(options.alpha)
-    section = {"metrics": metrics, "n": n, "machine": machine(), "commit": commit()}
-    records.write(options.output / "metrics.json", {"validate": section})
+    section: Measured = {"metrics": metrics, "n": n, "machine": machine(), "commit": commit()}
+    merge_section(options.output / METRICS, "validate", section)
 
 
 def main(arguments: list[str] | None = None) -> None:

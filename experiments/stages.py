@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from artifacts.run_files import MetricsFile
+from artifacts.run_files import METRICS, MetricsFile
 from polytoken import records
+from polytoken.loading import CHECKPOINTS, LAST
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Kind:
     files: tuple[str, ...] = ()
     # A fit writes its section "fit" first: without "validate" it was stopped before its last validation.
     section: str | None = "validate"
-    begun: tuple[str, ...] = ("checkpoints/last.ckpt",)
+    begun: tuple[str, ...] = (f"{CHECKPOINTS}/{LAST}",)
     options: tuple[str, ...] | None = None
 
 
@@ -96,5 +97,5 @@ def measured(kind: Kind, directory: Path) -> dict[str, Any] | None:
     """The section of `metrics.json` that a stage writes last; None before that."""
     if kind.section is None:
         return None
-    sections: dict[str, Any] = {**(records.read_derived(directory / "metrics.json", MetricsFile) or {})}
+    sections: dict[str, Any] = {**(records.read_derived(directory / METRICS, MetricsFile) or {})}
     return sections.get(kind.section)

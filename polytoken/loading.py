@@ -1,8 +1,9 @@
 """Checkpoints of runs, and the networks rebuilt from them.
 
 Keys of a checkpoint, and who writes them: ``state_dict``, ``global_step``, ``callbacks``, ``loops`` and
-``optimizer_states`` by Lightning, ``callbacks.EMA`` by callbacks.EMA, ``model_config`` by callbacks.RunRecord, and
-``generator`` by lightning_modules.GeneratorModule.
+``optimizer_states`` by Lightning, ``callbacks.EMA`` by callbacks.EMA, ``model_config`` by callbacks.RunRecord,
+``random_state`` by callbacks.RandomState, ``generator`` by lightning_modules.GeneratorModule, and ``ImageDataModule``
+or ``TokenDataModule``, the position in the training stream, by that data module.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from polytoken.generators.record import GeneratorRecord
 from polytoken.tokenizers import Tokenizer
 from polytoken.weights import why_unreadable
 
+CHECKPOINTS = "checkpoints"  # folder in a run's directory
 LAST = "last.ckpt"
 WHOLE = "whole.ckpt"  # written by commands.consolidate from a sharded checkpoint
 SHARDED = "meta.pt"  # Lightning writes it into a sharded checkpoint, which is a directory
@@ -34,6 +36,7 @@ SHARDED = "meta.pt"  # Lightning writes it into a sharded checkpoint, which is a
 STATE_DICT = "state_dict"
 GLOBAL_STEP = "global_step"
 CALLBACKS = "callbacks"
+RANDOM_STATE = "random_state"
 EMA = "EMA"
 AVERAGE = "average"
 MODEL_CONFIG = "model_config"
@@ -227,7 +230,7 @@ class Checkpoint:
 def checkpoint_path(run: str | Path) -> Path:
     """Return the last checkpoint of a run's directory, or ``run`` itself if it is a checkpoint."""
     path = Path(run)
-    return path / "checkpoints" / LAST if path.is_dir() and not (path / SHARDED).exists() else path
+    return path / CHECKPOINTS / LAST if path.is_dir() and not (path / SHARDED).exists() else path
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from artifacts.checkpoint_files import BEST, LAST, NEXT, PREVIOUS, check_writable, copy, fault, move, sync
 from polytoken.errors import RunError, UserError
+from polytoken.loading import CHECKPOINTS
 
 CLOCK_STEPS = 10  # optimizer steps between two broadcasts of rank 0's clock, if there are several ranks
 
@@ -83,7 +84,7 @@ class LastCheckpoint(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Agree on the directory; raises RunError if a fit cannot write to it."""
-        self.dirpath = trainer.strategy.broadcast(self.dirpath or str(Path(trainer.default_root_dir) / "checkpoints"))
+        self.dirpath = trainer.strategy.broadcast(self.dirpath or str(Path(trainer.default_root_dir) / CHECKPOINTS))
         if stage == "fit" and not trainer.fast_dev_run and trainer.is_global_zero:
             check_writable(self._directory)
 
@@ -172,7 +173,7 @@ class LastCheckpoint(Checkpoint):
 
     @property
     def _directory(self) -> Path:
-        return Path(self.dirpath or "checkpoints")
+        return Path(self.dirpath or CHECKPOINTS)
 
     def _is_better(self, value: float) -> bool:
         if self._best is None or not isfinite(value):

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-KEY = "random_state"
+from polytoken.loading import RANDOM_STATE
 
 
 class RandomState(Callback):
@@ -58,11 +58,11 @@ class RandomState(Callback):
             states = [None] * trainer.world_size
             dist.all_gather_object(states, self._states)
         if None not in states:
-            checkpoint[KEY] = states
+            checkpoint[RANDOM_STATE] = states
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the states of this rank for the next training batch."""
-        states = checkpoint.get(KEY)
+        states = checkpoint.get(RANDOM_STATE)
         if states is None:
             return
         if len(states) != trainer.world_size:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from artifacts.metrics import comparison_section, merge_section
 from artifacts.reference import Reference, target_of_file
+from artifacts.run_files import METRICS
 from polytoken.errors import UserError
 from polytoken.metrics.extractor import Extractor
 from polytoken.metrics.extractors import load_extractor
@@ -91,4 +92,4 @@ class GenerationMetrics(pl.Callback):
         about = {"path": None, "n": found.count, "use": "generation", "settings": settings}
         notes = [*self._target.notes, *filter(None, (found.features.shortage,))]
         section = comparison_section({"samples": metrics}, about, self._extractor, self._target, notes)
-        merge_section(Path(trainer.default_root_dir) / "metrics.json", "evaluate", section)
+        merge_section(Path(trainer.default_root_dir) / METRICS, "evaluate", section)

@@ -10,6 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from artifacts.metrics import merge_section
 from artifacts.provenance import commit, machine, versions
+from artifacts.run_files import METRICS, Measured
+from polytoken.loading import GLOBAL_STEP
 
 
 class MetricsFile(Callback):
@@ -30,7 +32,7 @@ class MetricsFile(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         # outside of fit, Lightning leaves its own counter at 0
-        self._step_of_weights = checkpoint["global_step"]
+        self._step_of_weights = checkpoint[GLOBAL_STEP]
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer, "fit")
@@ -63,8 +65,8 @@ class MetricsFile(Callback):
         # restarting a finished run measures nothing and must not empty the file
         if not trainer.is_global_zero or trainer.fast_dev_run or not trainer.callback_metrics:
             return
-        path = Path(self.path or Path(trainer.default_root_dir) / "metrics.json")
-        section = {
+        path = Path(self.path or Path(trainer.default_root_dir) / METRICS)
+        section: Measured = {
             "global_step": max(trainer.global_step, self._step_of_weights),
             "n": None if self._images is None else int(self._images),
             "metrics": {name: _number(value) for name, value in sorted(trainer.callback_metrics.items())},

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from artifacts.metrics import comparison_section, merge_section
+from artifacts.run_files import METRICS
 from callbacks.checkpoint.ema import EMA
 from callbacks.measure.measurement import Measurement
 from polytoken.errors import UserError
@@ -108,7 +109,7 @@ class ReconstructionDistance(Measurement):
         count = self._target.about["reference_n"]
         about = {"path": None, "n": count, "use": "reconstruction", "settings": settings}
         section = comparison_section(self._metrics, about, self._network, self._target, self._notes)
-        path = Path(trainer.default_root_dir) / "metrics.json"
+        path = Path(trainer.default_root_dir) / METRICS
         merge_section(path, "reconstruction", section, within=self._network.name)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

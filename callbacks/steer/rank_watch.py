@@ -12,6 +12,8 @@ import lightning.pytorch as pl
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store  # private: a store of our own needs another open port
 
+from polytoken.distributed import several_ranks
+
 logger = logging.getLogger(__name__)
 
 EXIT_CODE = 1
@@ -53,7 +55,7 @@ class RankWatch(pl.Callback):
 
     def _meet(self, clone: bool) -> bool:
         """Connect to the store; False if there is only one rank."""
-        if not dist.is_initialized() or dist.get_world_size() == 1:
+        if not several_ranks():
             return False
         self._rank = dist.get_rank()
         self._others = [rank for rank in range(dist.get_world_size()) if rank != self._rank]

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.checkpoint.run_record import differences, recorded_model
 from polytoken.errors import UserError
+from polytoken.loading import WHOLE
 
 SHOWN = 5
 
@@ -55,7 +56,7 @@ def check_shards(checkpoint: str | None, trainer: Trainer) -> None:
         raise UserError(
             f"{path} is a sharded checkpoint, which only ModelParallelStrategy reads (configs/cluster/fsdp.yaml): "
             f"resume with it, or make one file of it (make consolidate RUN={run}) and pass --ckpt_path "
-            f"{path.with_name('whole.ckpt')}"
+            f"{path.with_name(WHOLE)}"
         )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from artifacts.checkpoint_files import BEST, LAST, candidates, fault
+from artifacts.checkpoint_files import BEST, candidates, fault
 from polytoken.errors import UserError
+from polytoken.loading import CHECKPOINTS, LAST
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class RunConfig:
     @property
     def last_checkpoint(self) -> Path:
         """The checkpoint that the run resumes from, which may not exist yet."""
-        return self.directory / "checkpoints" / LAST
+        return self.directory / CHECKPOINTS / LAST
 
 
 def check_directory(directory: Path) -> None:
@@ -70,7 +71,7 @@ def place_outputs(trainer: Any, directory: Path) -> None:
     callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
     for callback in callbacks:
         if _has_open(callback, "dirpath"):
-            callback["init_args"]["dirpath"] = str(directory / "checkpoints")
+            callback["init_args"]["dirpath"] = str(directory / CHECKPOINTS)
     # two callbacks of base.yaml raise if the logger or the progress bar is off
     unwanted = ("LearningRateMonitor",) if loggers is False else ()
     unwanted += ("StepProgressBar",) if trainer.get("enable_progress_bar") is False else ()

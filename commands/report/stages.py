@@ -10,11 +10,12 @@ from typing import Any
 import yaml
 
 from artifacts.results import Table
-from artifacts.run_files import ImageMetric, Lineage, MetricsFile, Probes, Samples, SampleSettings, Sweep
+from artifacts.run_files import METRICS, PROBES, ImageMetric, MetricsFile, Probes, Samples, SampleSettings, Sweep
 from commands.report.content import Entry, Picture, Section, number
 from commands.report.drawing import curves
 from polytoken import records
 from polytoken.errors import UserError
+from polytoken.generators.record import Lineage
 from polytoken.metrics.image_metrics import kind_of
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ SETS = {
     "validation": "real validation images",
     "train": "real training images",
 }
-FILES = ("config.yaml", "metrics.json")  # a directory with one of these holds a run
+FILES = ("config.yaml", METRICS)  # a directory with one of these holds a run
 
 
 def sections(directory: Path, preset: str) -> Iterator[Section]:
@@ -105,12 +106,12 @@ def _run(path: Path) -> Entry:
         entry.facts += [(word, f"{measured[key]:,}")] if measured.get(key) is not None else []
     entry.facts += _provenance(measured)
     lineage = records.read_derived(path / "lineage.json", Lineage)
-    if lineage and lineage["init_from"]:
-        entry.facts.append(("initial weights", lineage["init_from"]["path"]))
+    if lineage and lineage.init_from:
+        entry.facts.append(("initial weights", lineage.init_from.path))
     entry.curves = list(curves(path))
     entry.pictures = list(_pictures(path))
     sweep = records.read_derived(path / "sweep.json", Sweep)
-    probes = records.read_derived(path / "probes.json", Probes)
+    probes = records.read_derived(path / PROBES, Probes)
     entry.tables = [*(_sweep(sweep) if sweep else ()), *(_probes(probes) if probes else ())]
     return entry
 
@@ -179,7 +180,7 @@ def _pictures(path: Path) -> Iterator[Picture]:
 
 
 def _metrics(path: Path) -> MetricsFile:
-    return records.read_derived(path / "metrics.json", MetricsFile) or {}
+    return records.read_derived(path / METRICS, MetricsFile) or {}
 
 
 def _sample_settings(path: Path) -> SampleSettings | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from polytoken.distributed import several_ranks
 from polytoken.metrics.gather import gather_rows
 
 
@@ -130,7 +131,7 @@ class RecentUsage:
     def compute(self) -> list[Tensor]:
         """Shares over the last ``window`` steps, or over all of fewer; every rank must call it."""
         last_seen = self._last_seen.clone()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if several_ranks():
             torch.distributed.all_reduce(last_seen, torch.distributed.ReduceOp.MAX)
         recent = last_seen >= max(0, self.steps - self.window)
         return [one.float().mean() for one in recent.split(self.codebook_sizes)]

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from polytoken.distributed import several_ranks
+
 
 def gather_rows(parts: list[Tensor], device: torch.device) -> Tensor:
     """Rows of all ranks, those of rank 0 first; a collective that every rank must call.
@@ -21,7 +23,7 @@ def gather_rows(parts: list[Tensor], device: torch.device) -> Tensor:
         device: device of the result.
     """
     rows = torch.cat(parts) if parts else torch.empty(0, device=device)
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not several_ranks():
         return rows
     kinds: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(kinds, (rows.shape[1:], rows.dtype) if len(rows) else None)

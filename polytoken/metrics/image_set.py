@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from polytoken.distributed import several_ranks
 from polytoken.errors import UserError
 from polytoken.metrics.extractor import Extractor
 from polytoken.metrics.frechet import FeatureStatistics, Gaussian
@@ -104,7 +104,7 @@ class ImageSet:
             UserError: if the shape is wrong, features are not finite, or one of several ranks omits the indices.
         """
         if indices is None:
-            if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            if several_ranks():
                 raise UserError("several ranks measure one set: give ImageSet.add the indices of the images")
             indices = torch.arange(len(images)) + self._counts[0]
         kept = (indices >= 0).cpu()
@@ -148,9 +148,7 @@ class ImageSet:
         )
 
     def _gathered(self) -> Tensor:
-        device = self._extractor.device
-        if not (dist.is_available() and dist.is_initialized()):
-            device = torch.device("cpu")
+        device = self._extractor.device if several_ranks() else torch.device("cpu")
         rows = gather_rows([part.to(device) for part in self._rows], device).cpu()
         order = gather_rows([part.to(device) for part in self._indices], device).cpu().argsort()
         return rows[order]

@@ -80,6 +80,7 @@ def test_probes_are_named_and_saved_with_the_tokenizer(
         return {"probes": [found], "n_validation": 355}
 
     monkeypatch.setattr("commands.probe.probe", probe)
+    Path("tokenizer").mkdir()
     programs.main(["probe", "--run", "tokenizer", "--max-train", "9", "--output", "there"])
     assert asked["run"] == Path("tokenizer") and asked["max_train"] == 9
     section = json.loads(Path("there/metrics.json").read_text())["validate"]

@@ -8,7 +8,8 @@ import torch
 from lightning.pytorch import seed_everything
 
 from callbacks.checkpoint import random_state
-from callbacks.checkpoint.random_state import KEY, RandomState
+from callbacks.checkpoint.random_state import RandomState
+from polytoken.loading import RANDOM_STATE
 
 MODULE = SimpleNamespace(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 TRAINER = SimpleNamespace(world_size=1, global_rank=0)
@@ -74,7 +75,7 @@ def test_each_rank_gets_its_own_state(monkeypatch: pytest.MonkeyPatch) -> None:
     callback.on_fit_start(TRAINER, MODULE)
     monkeypatch.setattr(random_state.dist, "all_gather_object", gather)
     checkpoint = through_a_file(callback, SimpleNamespace(world_size=2, global_rank=1))
-    assert len(checkpoint[KEY]) == 2
+    assert len(checkpoint[RANDOM_STATE]) == 2
     expected = step(callback)
     again = RandomState()
     again.on_load_checkpoint(SimpleNamespace(world_size=2, global_rank=1), MODULE, checkpoint)
