@@ -21,7 +21,7 @@ from polytoken.guard import NonFiniteGuard
 from polytoken.loading import GENERATOR, load_codec, read_metadata, record_in
 from polytoken.optimization import OptimizerConfig, gradient_norm
 from polytoken.parallelize import parallelize
-from polytoken.specs import Tokens
+from polytoken.specs import Tokens, TokenSpec
 
 TOTAL = "total"
 
@@ -151,10 +151,14 @@ class GeneratorModule(ResumingModule):
         rest = [parameter for name, parameter in parameters.items() if name not in names]
         return self.optimizer_config.build(rest, self._carried, rate / self.optimizer_config.learning_rate)
 
+    def tokens_of(self, batch: dict[str, Tensor]) -> Tokens:
+        """Return what the generator learns from a batch: its ``latents`` where it has some, otherwise its ``codes``."""
+        return Tokens(latents=batch["latents"]) if "latents" in batch else Tokens(codes=batch["codes"])
+
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """Return the generator's loss, after logging its parts by name."""
         self.optimizer_config.set_learning_rate(self.optimizers(), self.global_step, self.trainer.max_steps)  # type: ignore[arg-type]
-        loss = self.generator.loss(Tokens(codes=batch["codes"]), batch["label"], self.global_step)
+        loss = self.generator.loss(self.tokens_of(batch), batch["label"], self.global_step)
         self._losses = {f"{loss.name}/{part}": value.detach() for part, value in loss.parts.items()}
         self.log("train/loss", loss.total.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in self._losses.items()})
@@ -186,7 +190,8 @@ class GeneratorModule(ResumingModule):
         images = int(real.sum())
         # A rank with nothing but padding computes too: sharded weights make the other ranks wait for it.
         rows = real if images else ~real
-        self._loss = self.generator.loss(Tokens(codes=batch["codes"][rows]), batch["label"][rows])
+        batch = {name: value[rows] for name, value in batch.items()}
+        self._loss = self.generator.loss(self.tokens_of(batch), batch["label"])
         for name, value in {TOTAL: self._loss.total, **self._loss.parts}.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach().double().cpu() * images
         self._images += images
@@ -207,7 +212,7 @@ class GeneratorModule(ResumingModule):
         name = f"{stage}/{self._loss.name}"
         for part, value in means.items():
             self.log(f"{name}/{part}", value, sync_dist=True)  # equal on all ranks; Lightning would warn
-        if self._loss.unit == "nats":
+        if self._loss.unit == "nats" and isinstance(self.generator.spec, TokenSpec):
             nats = torch.stack([*means.values()])
             total = nats.mean()
             bits = nats.sum() * self.generator.spec.num_positions / math.log(2)

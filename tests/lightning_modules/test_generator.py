@@ -13,19 +13,21 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from torch import Tensor
 
 import cli
 from artifacts.lineage import shared_sub_code
 from lightning_modules import GeneratorModule
-from polytoken.generators import AutoregressiveGenerator, LinearHead
+from polytoken.generators import AutoregressiveGenerator, GeneratorLoss, LinearHead
 from polytoken.generators.record import GeneratorRecord, Lineage
 from polytoken.loading import load_generator
 from polytoken.optimization import gradient_norm
-from polytoken.specs import Tokens, TokenSpec
+from polytoken.specs import LatentSpec, Tokens, TokenSpec
 from tests.end_to_end.test_cli import assert_equal
 from tests.support.commands import exit_code
 from tests.support.generator_recipes import GENERATOR, tiny, write_digit_codes
 from tests.support.generators import TRUNK, random_codes, small_generator
+from tests.support.toy_generator import ToyGenerator
 
 FINGERPRINT = "0123456789abcdef" * 4
 WEIGHT = "trunk.blocks.0.attention.wqkv.weight"
@@ -431,3 +433,22 @@ def test_a_batch_of_padding_is_computed_but_not_counted() -> None:
     module.validation_step({"codes": codes, "label": labels, "index": torch.tensor([4, 5, -1])}, 1)
     expected = float(module.generator.loss(Tokens(codes=codes[:2]), labels[:2]).total.detach())
     assert module._images == 2 and float(module._sums["0"]) == pytest.approx(2 * expected)
+
+
+def test_latents_are_trained_on_and_have_no_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Latents(ToyGenerator):
+        def loss(self, tokens: Tokens, labels: Tensor, step: int = 0) -> GeneratorLoss:
+            assert tokens.codes is None and tokens.latents is not None
+            return GeneratorLoss(tokens.latents.mean(), {"first": tokens.latents[:, 0].mean()}, "nats")
+
+    module = GeneratorModule(Latents())
+    module.generator.spec = LatentSpec(2, (1, 1), (0.0, 0.0), (1.0, 1.0))
+    logged: dict[str, float] = {}
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.update({name: float(value)}))
+    module._trainer = SimpleNamespace(strategy=SimpleNamespace(reduce=lambda sums, reduce_op: sums))
+    latents = torch.tensor([[1.0, 3.0], [3.0, 5.0], [9.0, 9.0]]).view(3, 2, 1, 1)
+    batch = {"latents": latents, "label": torch.zeros(3, dtype=torch.int64), "index": torch.tensor([0, 1, -1])}
+    module.on_validation_epoch_start()
+    module.validation_step(batch, 0)
+    module.on_validation_epoch_end()
+    assert logged == {"val/nll": 3, "val/nll/first": 2}
