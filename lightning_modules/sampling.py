@@ -24,6 +24,7 @@ class SamplingModule(pl.LightningModule):
         seed: of all images.
         tokenizer_run: present place of the tokenizer; None is its place when the generator was trained.
         trust: packages besides polytoken whose classes the checkpoints may name.
+        compile: run the decoding step under ``torch.compile``.
     """
 
     def __init__(
@@ -33,9 +34,10 @@ class SamplingModule(pl.LightningModule):
         seed: int = 0,
         tokenizer_run: str | None = None,
         trust: Sequence[str] = (),
+        compile: bool = False,  # noqa: A002
     ) -> None:
         super().__init__()
-        self.generator = GenerationPipeline.from_run(generator_run, tokenizer_run, trust)
+        self.generator = GenerationPipeline.from_run(generator_run, tokenizer_run, trust, compile)
         self.sampler = sampler or CategoricalSampler()
         self.seed = seed
 

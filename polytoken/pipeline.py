@@ -49,7 +49,11 @@ class GenerationPipeline(nn.Module):
 
     @classmethod
     def from_run(
-        cls, run: str | Path, tokenizer_run: str | Path | None = None, trust: Sequence[str] = ()
+        cls,
+        run: str | Path,
+        tokenizer_run: str | Path | None = None,
+        trust: Sequence[str] = (),
+        compile: bool = False,  # noqa: A002
     ) -> GenerationPipeline:
         """Load the generator of a run and its tokenizer: frozen, on the CPU.
 
@@ -59,6 +63,7 @@ class GenerationPipeline(nn.Module):
             run: the run's directory, e.g. ``runs/digits/stage2/fq_dual``, or a checkpoint file.
             tokenizer_run: present place of its tokenizer; None is its place in training.
             trust: packages besides polytoken whose classes the checkpoints may name.
+            compile: run the decoding step under ``torch.compile``, which needs a C++ compiler and time once.
 
         Raises:
             MissingFileError: if one of the two does not exist.
@@ -79,6 +84,7 @@ class GenerationPipeline(nn.Module):
             "tokenizer": {"run": str(place), "fingerprint": record.tokenizer_fingerprint},
         }
         network = checkpoint.generator(trust, tokenizer)
+        network.compile_decoding = compile
         return cls(network, tokenizer, record.sub_codes, record.class_to_idx, origin)
 
     @property

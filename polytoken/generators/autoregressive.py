@@ -211,7 +211,7 @@ class AutoregressiveGenerator(Generator):
         was_training = self.training
         self.eval()
         try:
-            return Tokens(codes=self.write(labels, draw, sampler.guided_steps(*steps)))
+            return Tokens(codes=self.write(labels, draw, sampler.guided_steps(*steps), self.compile_decoding))
         finally:
             self.train(was_training)
 

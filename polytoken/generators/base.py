@@ -66,6 +66,8 @@ class Generator(nn.Module, ABC):
     """Recompute the blocks' activations in the backward pass (polytoken.parallelize)."""
     compile_blocks: bool = False
     """Compile each block (polytoken.parallelize)."""
+    compile_decoding: bool = False
+    """Compile a step of :meth:`sample`, for families that have one."""
     needs_codec: ClassVar[bool] = False
     """Call :meth:`connect` with the codec of the tokenizer, which is loaded for this purpose."""
 

@@ -1,11 +1,13 @@
 """The generation pipeline: images of classes, and runs that it rejects."""
 
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from polytoken.pipeline import GenerationPipeline
 from polytoken.sampling import CategoricalSampler
@@ -144,3 +146,15 @@ def test_other_runs_are_rejected(run: Path, tmp_path: Path) -> None:
         GenerationPipeline.from_run(run.parent.parent / "tokenizer/tiny")
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         GenerationPipeline.from_run(tmp_path)
+
+
+def test_compiled_decoding_draws_the_same_images(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph of the first batch serves the second one; aot_eager runs it operator by operator."""
+    expected, compiled = (GenerationPipeline.from_run(run, compile=value) for value in (False, True))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch.compiler.reset()
+    counters.clear()
+    for first in (0, 2):
+        batch = torch.tensor([1, 2]), CategoricalSampler(), 5, first
+        assert torch.equal(compiled.images(*batch), expected.images(*batch))
+    assert counters["stats"]["unique_graphs"] == 1
