@@ -265,10 +265,10 @@ class TokenStore:
 def check_codes(codes: np.ndarray, spec: TokenSpec, where: str) -> None:
     """Raise TokenStoreError if codes (…, k, N) lie outside of their codebooks."""
     lowest, highest = (reduce(axis=(*range(codes.ndim - 2), -1)) for reduce in (codes.min, codes.max))
-    for codebook, (low, high, size) in enumerate(zip(lowest, highest, spec.codebook_sizes, strict=True)):
+    for sub_code, (low, high, size) in enumerate(zip(lowest, highest, spec.codebook_sizes, strict=True)):
         if low < 0 or high >= size:
             code = low if low < 0 else high
-            raise TokenStoreError(f"{where}: code {code} in codebook {codebook}, which has codes 0 to {size - 1}")
+            raise TokenStoreError(f"{where}: code {code} in codebook {sub_code}, which has codes 0 to {size - 1}")
 
 
 def _check_shard(path: Path, shard: Shard, verify: bool) -> None:

@@ -96,7 +96,7 @@ class TokenStoreWriter:
         expected = (len(self.plan.views), spec.num_sub_codes, spec.num_positions)
         if codes.shape[1:] != expected:
             raise TokenStoreError(
-                f"an image has codes of shape {codes.shape[1:]} (views, codebooks, positions) and the plan of "
+                f"an image has codes of shape {codes.shape[1:]} (views, sub-codes, positions) and the plan of "
                 f"{self.path} says {expected}: is data.image_size ({self.plan.image_size}) the tokenizer's?"
             )
         if len(indices) == 0 or indices.min() < images.start or indices.max() >= images.stop:

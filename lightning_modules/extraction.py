@@ -19,8 +19,8 @@ class ExtractionModule(pl.LightningModule):
         tokenizer_run: the run directory of the tokenizer, e.g. ``runs/digits/tokenizer/fq_dual``, or a checkpoint.
 
     Raises:
-        FileNotFoundError: if there is no checkpoint.
-        ValueError: if the tokenizer has no codes.
+        MissingFileError: if there is no checkpoint.
+        UserError: if the tokenizer has no codes.
     """
 
     def __init__(self, tokenizer_run: str) -> None:

@@ -105,7 +105,7 @@ class GenerationPipeline(nn.Module):
         Row i depends on its class, the sampler, the seed and first_index + i; not on the other rows.
 
         Raises:
-            ValueError: if a class is none of the generator's.
+            UserError: if a class is none of the generator's.
         """
         codes = self.network.sample(labels, sampler, RowNoise(seed, first_index, len(labels), labels.device)).codes
         assert codes is not None
@@ -134,7 +134,7 @@ class GenerationPipeline(nn.Module):
             batch_size: images at a time, a matter of memory only.
 
         Raises:
-            ValueError: if there is no such class, or a setting is out of its range.
+            UserError: if there is no such class, or a setting is out of its range.
         """
         sampler = CategoricalSampler(guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
         device = next(self.network.parameters()).device
@@ -153,8 +153,8 @@ class GenerationPipeline(nn.Module):
         if not isinstance(name, str):
             return int(name)  # numpy's and torch's integers as well
         if name not in self.class_to_idx:
-            shown = ", ".join(list(self.class_to_idx)[:10])
-            raise UserError(f"there is no class {name!r}: the generator knows {shown}{', …' * (self.num_classes > 10)}")
+            shown = ", ".join(list(self.class_to_idx)[:10]) + (", …" if self.num_classes > 10 else "")
+            raise UserError(f"there is no class {name!r}: the generator knows {shown}")
         return self.class_to_idx[name]
 
 

@@ -2,7 +2,14 @@
 
 from polytoken.generators.autoregressive import AutoregressiveGenerator
 from polytoken.generators.base import Codec, Generator, GeneratorLoss
-from polytoken.generators.heads import AutoregressiveHead, Head, LinearHead, MultiLinearHead, MultiMLPHead
+from polytoken.generators.heads import (
+    AutoregressiveHead,
+    Head,
+    LinearHead,
+    MaskedBitHead,
+    MultiLinearHead,
+    MultiMLPHead,
+)
 from polytoken.generators.noise import SubTokenNoise
 from polytoken.transformer import SIZES, KVCache, Trunk, TrunkConfig
 
@@ -16,6 +23,7 @@ __all__ = [
     "Head",
     "KVCache",
     "LinearHead",
+    "MaskedBitHead",
     "MultiLinearHead",
     "MultiMLPHead",
     "SubTokenNoise",

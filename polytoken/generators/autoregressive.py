@@ -190,7 +190,7 @@ class AutoregressiveGenerator(Generator):
             Codes (B, k, N) int64.
 
         Raises:
-            ValueError: for a class out of range, or rules that do not fit the number of sub-codes.
+            UserError: for a class out of range, or rules that do not fit the number of sub-codes.
         """
         codes = self.sample(labels, sampler, RowNoise(seed, first_index, len(labels), labels.device)).codes
         assert codes is not None

@@ -1,4 +1,4 @@
-"""Semantic feature alignment L_rep: a subspace predicts a foundation model (FQGAN Section 3.2.2, SSQ Section 3.3)."""
+"""Semantic feature alignment L_rep: a subspace predicts a foundation model (FQGAN section 3.2.2, SSQ section 3.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads that predict a teacher's features from one subspace, in training only (FQGAN Section 3.2.2)."""
+"""Heads that predict a teacher's features from one subspace, in training only (FQGAN section 3.2.2)."""
 
 from __future__ import annotations
 

@@ -41,8 +41,8 @@ class FactorizedQuantizer(Quantizer):
 
         ``kept`` marks the samples that every branch kept whole.
         """
-        parts = features.split([branch.in_channels for branch in self._branches()], dim=1)
-        encodings: list[Encoding] = [branch(part) for branch, part in zip(self.branches, parts, strict=True)]
+        subspaces = features.split([branch.in_channels for branch in self._branches()], dim=1)
+        encodings: list[Encoding] = [branch(one) for branch, one in zip(self.branches, subspaces, strict=True)]
         losses: dict[str, Tensor] = {}
         for encoding in encodings:
             for name, value in encoding.losses.items():
@@ -62,9 +62,9 @@ class FactorizedQuantizer(Quantizer):
     def embed_codes(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
         """Codes (B, Σ sub-codes of the branches, N) to (B, C, h, w)."""
         self.check_codes(codes, grid)
-        parts = codes.split([len(branch.codebook_sizes) for branch in self._branches()], dim=1)
+        split = codes.split([len(branch.codebook_sizes) for branch in self._branches()], dim=1)
         return torch.cat(
-            [branch.embed_codes(part, grid) for branch, part in zip(self._branches(), parts, strict=True)], dim=1
+            [branch.embed_codes(one, grid) for branch, one in zip(self._branches(), split, strict=True)], dim=1
         )
 
     def scales(self, grid: tuple[int, int]) -> tuple[tuple[int, int], ...]:

@@ -23,7 +23,7 @@ def read_stand_in(path: str) -> FoundationModel:
     """The settings of a stand-in, from the header of its file.
 
     Raises:
-        FileNotFoundError: it is missing.
+        MissingFileError: it is missing.
         UserError: the file holds no stand-in.
     """
     header = read_architecture(path)
@@ -67,7 +67,7 @@ class TeacherWeights:
         """Compare names and shapes in the file with the network's, without reading weights.
 
         Raises:
-            FileNotFoundError: a file is given and missing.
+            MissingFileError: a file is given and missing.
             UserError: it holds another architecture.
         """
         path = self.file
@@ -85,7 +85,7 @@ class TeacherWeights:
         """The network with its weights.
 
         Raises:
-            FileNotFoundError: its weights are neither on disk nor on a hub that answers.
+            MissingFileError: its weights are neither on disk nor on a hub that answers.
             UserError: the file holds another architecture.
         """
         path = self.file

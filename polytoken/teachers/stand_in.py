@@ -97,7 +97,7 @@ class SmallVisionTransformer(nn.Module):
         """The frozen network in a file of :meth:`save`: eval mode, no gradients.
 
         Raises:
-            FileNotFoundError: it is missing.
+            MissingFileError: it is missing.
             UserError: the file is not a stand-in.
         """
         architecture = read_architecture(path)

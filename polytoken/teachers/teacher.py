@@ -122,7 +122,7 @@ class Teacher:
         """Check ``blocks``, and the names and shapes in the weights file, before anything is loaded.
 
         Raises:
-            FileNotFoundError: a file is given and missing.
+            MissingFileError: a file is given and missing.
             UserError: it holds another architecture, or a block does not exist.
         """
         for block in blocks:
@@ -133,7 +133,7 @@ class Teacher:
         """Load the network, once, and move it to the device.
 
         Raises:
-            FileNotFoundError: its weights are neither on disk nor on a hub that answers.
+            MissingFileError: its weights are neither on disk nor on a hub that answers.
             UserError: the file holds another architecture.
         """
         self._network.on(device)

@@ -15,15 +15,15 @@ from polytoken.transformer import BlockStack, KVCache, TrunkConfig, check_head_w
 
 
 class AutoregressiveHead(ClassifierHead):
-    """Small causal transformer over the k slots of a position (FQGAN section 3.3).
+    """Small causal transformer over the k sub-codes of a position (FQGAN section 3.3).
 
-    Slot 0 holds the trunk's output, slot i > 0 the embedding of sub-code i - 1; slot i predicts sub-code i. Blocks,
-    dropouts and rotary table are of the trunk's kind: slot 0 has the class's rotation, slot 1 that of grid position
-    (0, 0), slot 2 of (0, 1). There are no slot embeddings.
+    Step 0 reads the trunk's output, step i > 0 the embedding of sub-code i - 1; step i predicts sub-code i. Blocks,
+    dropouts and rotary table are of the trunk's kind: step 0 has the class's rotation, step 1 that of grid position
+    (0, 0), step 2 of (0, 1). There are no step embeddings.
 
     Args:
         depth: blocks; 3 in FAR-Base, 4 in FAR-Large.
-        width: of the blocks; None is the trunk's. Another one adds a linear layer a slot.
+        width: of the blocks; None is the trunk's. Another one adds a linear layer a sub-code.
         num_heads: attention heads; None keeps the trunk's channels a head.
     """
 
@@ -36,23 +36,25 @@ class AutoregressiveHead(ClassifierHead):
         self.num_heads = num_heads
 
     def connect(self, trunk: TrunkConfig, codebook_sizes: Sequence[int], grid: tuple[int, int]) -> None:
-        """Raise UserError where attention heads do not fit the width, or slots the rotary table."""
+        """Raise UserError where attention heads do not fit the width, or sub-codes the rotary table."""
         width = self.width or trunk.dim
         num_heads = self.num_heads or (trunk.num_heads if width == trunk.dim else max(1, width // trunk.head_dim))
         check_head_width(width, num_heads, "AutoregressiveHead")
-        num_slots = len(codebook_sizes)
-        if num_slots > 1 + grid[0] * grid[1]:
-            raise UserError(f"AutoregressiveHead has {num_slots} slots; a {grid[0]} × {grid[1]} grid has too few rows")
+        num_sub_codes = len(codebook_sizes)
+        if num_sub_codes > 1 + grid[0] * grid[1]:
+            raise UserError(
+                f"AutoregressiveHead has {num_sub_codes} sub-codes; a {grid[0]} × {grid[1]} grid has too few rows"
+            )
         self._build_outputs(width, codebook_sizes)
         config = replace(trunk, dim=width, depth=self.depth, num_heads=num_heads)
-        self.stack = BlockStack(config, grid, capacity=num_slots)
+        self.stack = BlockStack(config, grid, capacity=num_sub_codes)
         self.projections = nn.ModuleList(
             nn.Identity() if width == trunk.dim else nn.Linear(trunk.dim, width, bias=False) for _ in codebook_sizes
         )
 
     def states(self, hidden: Tensor, codes: Tensor, embeddings: nn.ModuleList) -> Sequence[Tensor]:
-        slots = [hidden, *(embeddings[i](codes[:, i]).type_as(hidden) for i in range(len(self.outputs) - 1))]
-        projected = [project(slot) for project, slot in zip(self.projections, slots, strict=True)]
+        inputs = [hidden, *(embeddings[i](codes[:, i]).type_as(hidden) for i in range(len(self.outputs) - 1))]
+        projected = [project(one) for project, one in zip(self.projections, inputs, strict=True)]
         return self.norm(self.stack(torch.stack(projected, dim=1))).unbind(1)
 
     def new_cache(self, batch: int) -> KVCache:
@@ -60,11 +62,11 @@ class AutoregressiveHead(ClassifierHead):
 
     def sample(self, hidden: Tensor, embeddings: nn.ModuleList, draw: Draw, cache: KVCache | None = None) -> Tensor:
         cache = self.new_cache(len(hidden)) if cache is None else cache
-        slot = hidden
+        vector = hidden
         chosen: list[Tensor] = []
         for i, output in enumerate(self.outputs):
-            state = self.stack.step(self.projections[i](slot).unsqueeze(1), i, cache)
+            state = self.stack.step(self.projections[i](vector).unsqueeze(1), i, cache)
             chosen.append(draw.categorical(output(self.norm(state.squeeze(1))), i))
             if i + 1 < len(self.outputs):
-                slot = embeddings[i](chosen[-1].repeat(len(hidden) // len(chosen[-1])))
+                vector = embeddings[i](chosen[-1].repeat(len(hidden) // len(chosen[-1])))
         return torch.stack(chosen, dim=1)

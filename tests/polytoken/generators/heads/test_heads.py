@@ -119,7 +119,7 @@ def test_first_predictions_are_uniform(head, num_sub_codes: int) -> None:
     assert torch.allclose(per_code(generator.loss(Tokens(codes=codes), labels)), expected)
 
 
-def test_slots_use_the_first_rotations_of_the_trunk() -> None:
+def test_sub_codes_use_the_first_rotations_of_the_trunk() -> None:
     """Slot 0 has zeros, slot 1 the identity, slot 2 column 1 of the trunk's table."""
     head = AutoregressiveHead(1)
     head.connect(TRUNK, (11, 12, 13), GRID)
@@ -157,7 +157,7 @@ def test_last_embedding_is_not_read_by_the_head() -> None:
     [
         (LinearHead(), (11, 12), "LinearHead predicts one code a position and the data has 2"),
         (AutoregressiveHead(width=18), (11, 12), "AutoregressiveHead: 18 channels"),
-        (AutoregressiveHead(), (11,) * 14, "14 slots; a 3 × 4 grid"),
+        (AutoregressiveHead(), (11,) * 14, "14 sub-codes; a 3 × 4 grid"),
     ],
 )
 def test_incompatible_heads_are_rejected(head: Head, sizes: tuple[int, ...], message: str) -> None:
