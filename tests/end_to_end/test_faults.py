@@ -117,7 +117,7 @@ def test_a_killed_data_worker_is_reported(caplog: pytest.LogCaptureFixture) -> N
 
     with pytest.raises((RuntimeError, OSError)):
         exit_code(*arguments("killed", killer))
-    assert re.search(r"the data worker with process id \d+ was ended by SIGKILL, as happens when memory", caplog.text)
+    assert re.search(r"the data worker with process id \d+ was ended by SIGKILL, which happens when", caplog.text)
     checkpoints = Path("killed/digits/stage1/fq_dual/checkpoints")
     assert sorted(path.name for path in checkpoints.iterdir()) == ["last.ckpt"]
     assert state(checkpoints / "last.ckpt")["global_step"] == 2
