@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, cast
@@ -321,12 +322,18 @@ class BlockStack(nn.Module):
         self.capacity = capacity
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Map (B, n ≤ capacity, dim) to the same shape; position t sees positions up to t."""
+    def forward(self, features: Tensor, taps: Collection[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
+        """Map (B, n ≤ capacity, dim) to the same shape; position t sees positions up to t.
+
+        Also return the outputs of the blocks whose numbers, counted from 1, are in ``taps``.
+        """
         rotation = Rotation(self._rotary(features.device)[: features.shape[1]])
-        for block in self.blocks:
+        tapped = {}
+        for number, block in enumerate(self.blocks, start=1):
             features = block(features, rotation)
-        return features
+            if number in taps:
+                tapped[number] = features
+        return features, tapped
 
     @torch.no_grad()
     def step(self, features: Tensor, position: int | Tensor, cache: KVCache) -> Tensor:
@@ -365,6 +372,6 @@ class Trunk(BlockStack):
         super().__init__(config, grid, capacity=grid[0] * grid[1])
         self.token_dropout = nn.Dropout(config.token_dropout)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Embedded class and codes (B, N, dim) to the features (B, N, dim) that the head reads."""
-        return super().forward(self.token_dropout(features))
+    def forward(self, features: Tensor, taps: Collection[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
+        """Embedded class and codes (B, N, dim) to the features (B, N, dim) that the head reads, and tapped outputs."""
+        return super().forward(self.token_dropout(features), taps)

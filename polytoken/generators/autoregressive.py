@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -14,7 +14,7 @@ from polytoken.generators.heads import Head
 from polytoken.generators.noise import NoisyCodes, SubTokenNoise
 from polytoken.handover import check_equal_shapes, fits, shape
 from polytoken.sampling import CategoricalSampler, Draw, RowNoise
-from polytoken.specs import Tokens, TokenSpec
+from polytoken.specs import LatentSpec, Tokens, TokenSpec
 from polytoken.transformer import Block, KVCache, Trunk, TrunkConfig, initialise
 
 
@@ -29,6 +29,8 @@ class AutoregressiveGenerator(Generator):
         noise: noisy sub-tokens in training (SSQ section 4.2); None leaves the inputs clean.
     """
 
+    spec: TokenSpec
+    sampler_type: ClassVar = CategoricalSampler
     forward_methods: ClassVar = ("hidden", "loss", "generate", "sample", "write")
     aggregation: nn.Linear | None
     class_embedding: nn.Embedding
@@ -55,14 +57,30 @@ class AutoregressiveGenerator(Generator):
             self.register_module(name, None)
         self.head = head
 
-    def connect(self, spec: TokenSpec, num_classes: int, codec: Codec | None = None) -> None:
+    @property
+    def depth(self) -> int:
+        return self.config.depth
+
+    @property
+    def width(self) -> int:
+        return self.config.dim
+
+    @property
+    def hidden_grid(self) -> tuple[int, int]:
+        return self.spec.scales[0]
+
+    def connect(self, spec: TokenSpec | LatentSpec, num_classes: int, codec: Codec | None = None) -> None:
         """Create embeddings, trunk and head.
 
         Index ``num_classes`` of the class embedding is the null class of guidance.
 
         Raises:
-            UserError: for a spec of several scales, or a head that cannot predict its codes.
+            UserError: for latents, a spec of several scales, or a head that cannot predict its codes.
         """
+        if not isinstance(spec, TokenSpec):
+            raise UserError(
+                "AutoregressiveGenerator models codes, and this store holds latents: use a tokenizer with a quantizer"
+            )
         if len(spec.scales) != 1:
             raise UserError(
                 f"these codes have {len(spec.scales)} scales {list(spec.scales)} and AutoregressiveGenerator writes "
@@ -154,27 +172,31 @@ class AutoregressiveGenerator(Generator):
         """
         self._check_codes(codes)
         self._check_labels(labels)
-        return self._hidden(codes, labels)
+        return self._hidden(codes, labels)[0]
 
-    def loss(self, tokens: Tokens, labels: Tensor, step: int = 0) -> GeneratorLoss:
+    def loss(self, tokens: Tokens, labels: Tensor, step: int = 0, taps: Collection[int] = ()) -> GeneratorLoss:
         """Teacher-forced cross-entropy, a mean over the sub-codes (iFSQ eq. 10).
+
+        Row i of a tapped output has seen the class and the codes before i, and predicts code i.
 
         Args:
             tokens: target codes (B, k, N); in training mode the input may be a noisy copy.
             labels: (B,) int64 classes.
             step: optimizer steps done, for the noise's schedule.
+            taps: numbers of the trunk's blocks whose outputs are returned, counted from 1.
         """
         codes = self._codes_of(tokens)
+        self.check_taps(taps)
         self._check_labels(labels)
         statistics = {}
         read = NoisyCodes(codes, codes, torch.zeros((), device=codes.device))
         if self.noise is not None and self.training:
             read = self.noise(codes, self.spec.codebook_sizes, step)
             statistics["noise_rate"] = read.rate
-        hidden = self._hidden(read.trunk, labels)
+        hidden, tapped = self._hidden(read.trunk, labels, taps)
         loss = self.head.loss(hidden, codes, self.embeddings, read.head)
         parts = {str(i): value for i, value in enumerate(loss.per_code)}
-        return GeneratorLoss(loss.total, parts, loss.unit, loss.is_bound, statistics)
+        return GeneratorLoss(loss.total, parts, loss.unit, loss.is_bound, statistics, tapped)
 
     @torch.no_grad()
     def generate(self, labels: Tensor, sampler: CategoricalSampler, seed: int, first_index: int = 0) -> Tensor:
@@ -271,12 +293,12 @@ class AutoregressiveGenerator(Generator):
         codes = self.head.sample(hidden, self.embeddings, draw.at(position), head_cache)
         return codes, self._embed(codes.unsqueeze(2).repeat(len(features) // len(codes), 1, 1))
 
-    def _hidden(self, codes: Tensor, labels: Tensor) -> Tensor:
+    def _hidden(self, codes: Tensor, labels: Tensor, taps: Collection[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
         dropped = self.trunk.config.class_dropout if self.training else 0.0
         if dropped:
             labels = labels.masked_fill(torch.rand(labels.shape, device=labels.device) < dropped, self.num_classes)
         start = self.class_embedding(labels).unsqueeze(1)
-        return self.trunk(torch.cat([start, self._embed(codes[:, :, :-1])], dim=1))
+        return self.trunk(torch.cat([start, self._embed(codes[:, :, :-1])], dim=1), taps)
 
     def _embed(self, codes: Tensor) -> Tensor:
         """Codes (B, k, n) to the trunk's input (B, n, dim)."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
-from polytoken.sampling import RowNoise
-from polytoken.specs import Tokens, TokenSpec
+from polytoken.errors import UserError
+from polytoken.sampling import CategoricalSampler, Guidance, RowNoise
+from polytoken.specs import LatentSpec, Tokens, TokenSpec
 
 SubCode = int | Literal["all"] | None
 """The sub-code of this generator that an earlier stage was trained on: one, all in the same order, or none."""
@@ -35,6 +36,8 @@ class GeneratorLoss:
         unit: "nats" for a negative log-likelihood, another name otherwise.
         is_bound: the likelihood is only bounded: ``parts`` are upper bounds of the nats.
         statistics: further scalars to log, such as the noise rate; nothing depends on them.
+        hidden: outputs (B, N, width) of the tapped blocks of the trunk by their number, counted from 1: the residual
+            stream without a norm. Row i belongs to position i of the grid, row by row.
     """
 
     total: Tensor
@@ -42,6 +45,7 @@ class GeneratorLoss:
     unit: str
     is_bound: bool = False
     statistics: dict[str, Tensor] = field(default_factory=dict)
+    hidden: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -58,8 +62,12 @@ class Generator(nn.Module, ABC):
     data set. Afterwards ``spec`` and ``num_classes`` describe what is generated.
     """
 
-    spec: TokenSpec
+    spec: TokenSpec | LatentSpec
     num_classes: int
+    models: ClassVar[Literal["codes", "latents"]] = "codes"
+    """What :meth:`connect` describes, :meth:`loss` reads and :meth:`sample` returns."""
+    sampler_type: ClassVar[type[Guidance]] = CategoricalSampler
+    """Type of the rules that :meth:`sample` takes."""
     forward_methods: ClassVar[tuple[str, ...]] = ("loss", "sample")
     """Methods that compute with the parameters, which FSDP2 must gather before each call."""
     checkpointing: bool = False
@@ -71,25 +79,44 @@ class Generator(nn.Module, ABC):
     needs_codec: ClassVar[bool] = False
     """Call :meth:`connect` with the codec of the tokenizer, which is loaded for this purpose."""
 
+    @property
     @abstractmethod
-    def connect(self, spec: TokenSpec, num_classes: int, codec: Codec | None = None) -> None:
+    def depth(self) -> int:
+        """Blocks of the trunk, which :meth:`loss` can tap."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Channels of the trunk's residual stream."""
+
+    @property
+    @abstractmethod
+    def hidden_grid(self) -> tuple[int, int]:
+        """Grid (h, w) of the trunk's N = h·w positions."""
+
+    @abstractmethod
+    def connect(self, spec: TokenSpec | LatentSpec, num_classes: int, codec: Codec | None = None) -> None:
         """Create the parameters.
 
         Args:
-            spec: shape of the codes.
+            spec: a TokenSpec for a family that ``models`` codes, a LatentSpec for one of latents.
             num_classes: classes; labels are 0 … num_classes − 1.
             codec: the tokenizer's map from codes to vectors, where ``needs_codec`` is set; otherwise None. It is
                 frozen, and no part of this module.
         """
 
     @abstractmethod
-    def loss(self, tokens: Tokens, labels: Tensor, step: int = 0) -> GeneratorLoss:
+    def loss(self, tokens: Tokens, labels: Tensor, step: int = 0, taps: Collection[int] = ()) -> GeneratorLoss:
         """Return the training loss of tokens given labels (B,) int64.
 
         Args:
             tokens: a batch.
             labels: classes.
             step: optimizer steps done, for schedules.
+            taps: numbers of the blocks whose outputs ``hidden`` returns, from 1 to ``depth``.
+
+        Raises:
+            UserError: for tokens of another kind or shape, or a tap beyond the depth.
         """
 
     @abstractmethod
@@ -98,9 +125,17 @@ class Generator(nn.Module, ABC):
 
         Args:
             labels: classes.
-            sampler: the rules of the family, such as :class:`~polytoken.sampling.CategoricalSampler`.
+            sampler: the rules, of type ``sampler_type``.
             noise: random numbers of each row, independent of the batch.
         """
+
+    def check_taps(self, taps: Collection[int]) -> None:
+        """Raise UserError unless every tap is the number of a block."""
+        for tap in taps:
+            if not 1 <= tap <= self.depth:
+                raise UserError(
+                    f"block {tap} is tapped and {type(self).__name__} has blocks 1 to {self.depth}: choose one of them"
+                )
 
     def carried(self, source: Mapping[str, Tensor], sub_code: SubCode = None) -> dict[str, str]:
         """Return which weights an earlier stage hands over, as own name → name in ``source``.

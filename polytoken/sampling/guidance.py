@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from polytoken.errors import UserError
 
 Number = TypeVar("Number", int, float)
+Kind = TypeVar("Kind", bound="Guidance")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,21 @@ class Guidance:
             )
         if not 0 <= self.interval[0] < self.interval[1] <= 1:
             raise UserError(f"sampler.interval is {list(self.interval)}: it must be [from, to) within [0, 1]")
+
+    def of(self, kind: type[Kind]) -> Kind:
+        """Return the same settings as the sampler of another family.
+
+        Raises:
+            UserError: if a rule that this family does not have differs from its default.
+        """
+        names = {field.name for field in fields(kind)}
+        for field in fields(self):
+            if field.name not in names and getattr(self, field.name) != field.default:
+                raise UserError(
+                    f"sampler.{field.name} is a rule of {type(self).__name__}, and this generator samples with "
+                    f"{kind.__name__}: leave it out"
+                )
+        return kind(**{field.name: getattr(self, field.name) for field in fields(self) if field.name in names})
 
     def scale(self, progress: float, sub_code: int = 0) -> float:
         """Return the scale of a sub-code at a progress in [0, 1]."""

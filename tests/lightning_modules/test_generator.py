@@ -6,6 +6,7 @@ import logging
 import math
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -437,7 +438,7 @@ def test_a_batch_of_padding_is_computed_but_not_counted() -> None:
 
 def test_latents_are_trained_on_and_have_no_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     class Latents(ToyGenerator):
-        def loss(self, tokens: Tokens, labels: Tensor, step: int = 0) -> GeneratorLoss:
+        def loss(self, tokens: Tokens, labels: Tensor, step: int = 0, taps: Collection[int] = ()) -> GeneratorLoss:
             assert tokens.codes is None and tokens.latents is not None
             return GeneratorLoss(tokens.latents.mean(), {"first": tokens.latents[:, 0].mean()}, "nats")
 

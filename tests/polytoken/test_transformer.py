@@ -41,11 +41,11 @@ def test_rotary_turns_adjacent_pairs() -> None:
 def test_rotary_table_is_float32_for_any_weights() -> None:
     trunk = build().eval()
     features = torch.randn(1, 12, 32)
-    expected = trunk(features)
+    expected, _ = trunk(features)
     assert not any("rotary" in name for name in trunk.state_dict())
     assert trunk.bfloat16().new_cache(1).rotary.dtype == torch.float32
-    assert trunk.float().to_empty(device="meta")(features.to("meta")).is_meta
-    assert torch.equal(build().eval()(features), expected)
+    assert trunk.float().to_empty(device="meta")(features.to("meta"))[0].is_meta
+    assert torch.equal(build().eval()(features)[0], expected)
 
 
 def test_a_rotary_table_first_used_in_inference_serves_training() -> None:
@@ -53,7 +53,7 @@ def test_a_rotary_table_first_used_in_inference_serves_training() -> None:
     trunk = build()
     with torch.inference_mode():
         trunk(torch.randn(1, 12, 32))
-    trunk(torch.randn(1, 12, 32)).sum().backward()
+    trunk(torch.randn(1, 12, 32))[0].sum().backward()
 
 
 def test_norm_computes_in_float32() -> None:
@@ -94,7 +94,7 @@ def test_attention_of_the_first_code_to_the_class(class_position: str) -> None:
 def test_cached_steps_equal_the_whole_sequence() -> None:
     trunk = build().eval()
     features = torch.randn(2, 12, 32)
-    whole = trunk(features)
+    whole, _ = trunk(features)
     for sizes in ([1] * 12, [5, 1, 4, 2]):
         cache, steps, position = trunk.new_cache(2), [], 0
         for size in sizes:
@@ -108,7 +108,7 @@ def test_later_positions_do_not_reach_earlier_ones() -> None:
     features = torch.randn(1, 12, 32)
     changed = features.clone()
     changed[:, 7] += 1
-    before, after = trunk(features), trunk(changed)
+    (before, _), (after, _) = trunk(features), trunk(changed)
     assert torch.equal(before[:, :7], after[:, :7])
     assert not torch.isclose(before[:, 7:], after[:, 7:]).all(-1).any()
 
@@ -148,7 +148,7 @@ def test_checkpointing_changes_no_gradient() -> None:
             block.checkpointing = checkpointing
         features = torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
         torch.manual_seed(3)  # the same dropout
-        trunk(features).square().sum().backward()
+        trunk(features)[0].square().sum().backward()
         gradients.append([features.grad, *(parameter.grad for parameter in trunk.parameters())])
     assert all(torch.allclose(first, second) for first, second in zip(*gradients, strict=True))
 
@@ -159,7 +159,7 @@ def test_each_dropout_is_applied() -> None:
     assert torch.equal(build(**none)(features), build(**none).eval()(features))
     for name in none:
         trunk = build(**(none | {name: 0.5}))
-        assert not torch.equal(trunk(features), trunk.eval()(features)), name
+        assert not torch.equal(trunk(features)[0], trunk.eval()(features)[0]), name
 
 
 @pytest.mark.parametrize(

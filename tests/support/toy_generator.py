@@ -1,5 +1,6 @@
 """A minimal second family of generators: independent codes, learned for each class."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch.nn import functional
 
 from polytoken.generators import Codec, Generator, GeneratorLoss
 from polytoken.sampling import RowNoise
-from polytoken.specs import Tokens, TokenSpec
+from polytoken.specs import LatentSpec, Tokens, TokenSpec
 
 
 class ToyGenerator(Generator):
@@ -19,16 +20,25 @@ class ToyGenerator(Generator):
         scale: of the logits.
     """
 
+    depth = 0
+    width = 0
+
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
         self.scale = scale
 
-    def connect(self, spec: TokenSpec, num_classes: int, codec: Codec | None = None) -> None:
+    @property
+    def hidden_grid(self) -> tuple[int, int]:
+        assert isinstance(self.spec, TokenSpec)
+        return self.spec.scales[0]
+
+    def connect(self, spec: TokenSpec | LatentSpec, num_classes: int, codec: Codec | None = None) -> None:
+        assert isinstance(spec, TokenSpec)
         self.spec, self.num_classes = spec, num_classes
         sizes = spec.codebook_sizes
         self.tables = nn.ParameterList(torch.zeros(num_classes, spec.num_positions, size) for size in sizes)
 
-    def loss(self, tokens: Tokens, labels: Tensor, step: int = 0) -> GeneratorLoss:
+    def loss(self, tokens: Tokens, labels: Tensor, step: int = 0, taps: Collection[int] = ()) -> GeneratorLoss:
         assert tokens.codes is not None
         parts = {
             str(i): functional.cross_entropy((self.scale * table[labels]).flatten(0, 1), tokens.codes[:, i].flatten())
@@ -47,12 +57,12 @@ class ToyGeneratorOfVectors(ToyGenerator):
 
     needs_codec = True
 
-    def connect(self, spec: TokenSpec, num_classes: int, codec: Codec | None = None) -> None:
+    def connect(self, spec: TokenSpec | LatentSpec, num_classes: int, codec: Codec | None = None) -> None:
         super().connect(spec, num_classes)
         assert codec is not None
         self.codec = codec
 
-    def loss(self, tokens: Tokens, labels: Tensor, step: int = 0) -> GeneratorLoss:
+    def loss(self, tokens: Tokens, labels: Tensor, step: int = 0, taps: Collection[int] = ()) -> GeneratorLoss:
         assert tokens.codes is not None
         vectors = self.codec.embed_codes(tokens.codes)
         assert not vectors.requires_grad

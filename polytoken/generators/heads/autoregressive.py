@@ -55,7 +55,8 @@ class AutoregressiveHead(ClassifierHead):
     def states(self, hidden: Tensor, codes: Tensor, embeddings: nn.ModuleList) -> Sequence[Tensor]:
         inputs = [hidden, *(embeddings[i](codes[:, i]).type_as(hidden) for i in range(len(self.outputs) - 1))]
         projected = [project(one) for project, one in zip(self.projections, inputs, strict=True)]
-        return self.norm(self.stack(torch.stack(projected, dim=1))).unbind(1)
+        features, _ = self.stack(torch.stack(projected, dim=1))
+        return self.norm(features).unbind(1)
 
     def new_cache(self, batch: int) -> KVCache:
         return self.stack.new_cache(batch)

@@ -3,7 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from polytoken.errors import UserError
 from polytoken.generators import (
+    AutoregressiveGenerator,
     AutoregressiveHead,
     KVCache,
     LinearHead,
@@ -12,7 +14,7 @@ from polytoken.generators import (
 )
 from polytoken.generators.heads import HeadLoss
 from polytoken.sampling import CategoricalSampler, categorical
-from polytoken.specs import Tokens, TokenSpec
+from polytoken.specs import LatentSpec, Tokens, TokenSpec
 from tests.support.generators import (
     GRID,
     TRUNK,
@@ -206,3 +208,25 @@ def test_invalid_input_is_rejected() -> None:
         build_generator(TokenSpec((4,), (GRID,)), 0, TRUNK, LinearHead())
     with pytest.raises(ValueError, match="choose concatenation or sum"):
         build_generator(TokenSpec((4, 4), (GRID,)), 5, TRUNK, MultiLinearHead(), "product")
+
+
+def test_taps_are_the_outputs_of_blocks() -> None:
+    generator = small_generator(2)
+    tokens, labels = random_tokens(generator, 3)
+    outputs = []
+    for block in generator.trunk.blocks:
+        block.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    loss = generator.loss(tokens, labels, taps=(1, 2))
+    assert (generator.depth, generator.width, generator.hidden_grid) == (2, 32, (3, 4))
+    assert [*loss.hidden] == [1, 2] and all(torch.equal(loss.hidden[i], outputs[i - 1]) for i in (1, 2))
+    assert torch.equal(loss.hidden[2], generator.hidden(tokens.codes, labels))
+    assert generator.loss(tokens, labels).hidden == {}
+    for tap in (0, 3):
+        with pytest.raises(UserError, match=rf"block {tap} is tapped and AutoregressiveGenerator has blocks 1 to 2"):
+            generator.loss(tokens, labels, taps=[tap])
+
+
+def test_latents_are_rejected() -> None:
+    generator = AutoregressiveGenerator(TRUNK, LinearHead())
+    with pytest.raises(UserError, match="this store holds latents"):
+        generator.connect(LatentSpec(1, (3, 4), (0.0,), (1.0,)), 5)
