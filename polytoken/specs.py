@@ -88,6 +88,12 @@ class LatentSpec:
                 f"a LatentSpec of {self.channels} channels needs as many means and deviations, "
                 f"got {len(self.mean)} and {len(self.deviation)}"
             )
+        for channel, (mean, deviation) in enumerate(zip(self.mean, self.deviation, strict=True)):
+            if not (math.isfinite(mean) and 0 < deviation < math.inf):
+                raise UserError(
+                    f"channel {channel} of the latents has mean {mean} and deviation {deviation}, and normalising them "
+                    "takes finite numbers and a deviation above 0: check the tokenizer, and write its store again"
+                )
 
     @property
     def bits_per_image(self) -> float:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +12,10 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from polytoken.errors import UserError
+from polytoken.positions import ClassPosition, Rotation, rotary_table
 
-ClassPosition = Literal["zero", "identity"]
-
-ROTARY_BASE = 10000.0
 NORM_EPSILON = 1e-5
+QK_NORM_EPSILON = 1e-6
 INITIAL_DEVIATION = 0.02
 
 
@@ -102,56 +100,15 @@ def initialise(module: nn.Module) -> None:
 class RMSNorm(nn.Module):
     """Division by the root mean square, in float32 for any input type, then a learned scale."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, epsilon: float = NORM_EPSILON) -> None:
         super().__init__()
+        self.epsilon = epsilon
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, features: Tensor) -> Tensor:
         """(…, dim) to the same shape and type."""
-        normed = functional.rms_norm(features.float(), (features.shape[-1],), eps=NORM_EPSILON)
+        normed = functional.rms_norm(features.float(), (features.shape[-1],), eps=self.epsilon)
         return normed.type_as(features) * self.weight
-
-
-@lru_cache(maxsize=64)
-def rotary_table(grid: tuple[int, int], head_dim: int, class_position: ClassPosition, device: torch.device) -> Tensor:
-    """Return cosines and sines (1 + h·w, head_dim / 2, 2) in float32 of 2-D rotary positions, row by row.
-
-    The first half of a head's pairs turns with the grid's row, the second half with its column. Row 0 of the table is
-    the class's position: all zeros, or no rotation. No module owns the table: it is neither cast with the weights nor
-    saved, so that weights load for other grids.
-    """
-    with torch.inference_mode(False):  # a table first used in inference also serves training
-        pairs = head_dim // 4
-        exponents = torch.arange(pairs, dtype=torch.float32, device=device) / pairs
-        frequencies = ROTARY_BASE**-exponents
-        rows, columns = (torch.arange(size, dtype=torch.float32, device=device) for size in grid)
-        row_angles = torch.outer(rows, frequencies).unsqueeze(1).expand(-1, len(columns), -1)
-        column_angles = torch.outer(columns, frequencies).unsqueeze(0).expand(len(rows), -1, -1)
-        angles = torch.cat([row_angles, column_angles], dim=2).flatten(0, 1)
-        table = torch.stack([angles.cos(), angles.sin()], dim=2)
-        first = torch.zeros_like(table[:1])
-        if class_position == "identity":
-            first[..., 0] = 1.0
-        return torch.cat([first, table])
-
-
-class Rotation:
-    """Rotation of queries and keys at n positions.
-
-    Not a tensor, since FSDP casts the tensors that a block is called with.
-
-    Args:
-        table: n rows of a :func:`rotary_table`.
-    """
-
-    def __init__(self, table: Tensor) -> None:
-        self.cosine, self.sine = table.unbind(-1)
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """Turn (B, heads, n, head_dim) in float32."""
-        even, odd = features.float().unflatten(-1, (-1, 2)).unbind(-1)
-        turned = torch.stack([even * self.cosine - odd * self.sine, odd * self.cosine + even * self.sine], dim=-1)
-        return turned.flatten(-2).type_as(features)
 
 
 class KVCache:
@@ -233,13 +190,34 @@ class CachedPositions:
 
 
 class Attention(nn.Module):
-    """Causal self-attention, no biases."""
+    """Self-attention with rotary positions.
 
-    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
+    Args:
+        dim: channels.
+        num_heads: attention heads.
+        dropout: of the output.
+        causal: a position sees no later ones.
+        bias: both layers have one.
+        qk_norm: normalise the queries and keys of each head before they are turned.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        causal: bool = True,
+        bias: bool = False,
+        qk_norm: bool = False,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.wqkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.wo = nn.Linear(dim, dim, bias=False)
+        self.causal = causal
+        self.wqkv = nn.Linear(dim, 3 * dim, bias=bias)
+        self.wo = nn.Linear(dim, dim, bias=bias)
+        head_dim = dim // num_heads
+        self.query_norm = RMSNorm(head_dim, QK_NORM_EPSILON) if qk_norm else nn.Identity()
+        self.key_norm = RMSNorm(head_dim, QK_NORM_EPSILON) if qk_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -248,25 +226,25 @@ class Attention(nn.Module):
         """Map (B, n, dim) to the same shape; with a cache, also attend to the positions before."""
         fused = self.wqkv(features).unflatten(-1, (3, self.num_heads, -1))  # (B, n, 3, heads, head_dim)
         queries, keys, values = fused.permute(2, 0, 3, 1, 4).unbind(0)
-        queries, keys = rotation(queries), rotation(keys)
+        queries, keys = rotation(self.query_norm(queries)), rotation(self.key_norm(keys))
         mask = None
         if cached is not None:
             keys, values = cached.append(block, keys, values)
             mask = cached.mask
-        is_causal = cached is None and features.shape[1] > 1
+        is_causal = self.causal and cached is None and features.shape[1] > 1
         attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=is_causal)
         return self.dropout(self.wo(attended.transpose(1, 2).flatten(2)))
 
 
 class FeedForward(nn.Module):
-    """SwiGLU, no biases."""
+    """SwiGLU of hidden width int(8/3 · dim), rounded up to a multiple."""
 
-    def __init__(self, dim: int, multiple: int, dropout: float) -> None:
+    def __init__(self, dim: int, multiple: int, dropout: float = 0.0, bias: bool = False) -> None:
         super().__init__()
         hidden = -(-int(8 * dim / 3) // multiple) * multiple
-        self.w1 = nn.Linear(dim, hidden, bias=False)
-        self.w3 = nn.Linear(dim, hidden, bias=False)
-        self.w2 = nn.Linear(hidden, dim, bias=False)
+        self.w1 = nn.Linear(dim, hidden, bias=bias)
+        self.w3 = nn.Linear(dim, hidden, bias=bias)
+        self.w2 = nn.Linear(hidden, dim, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor) -> Tensor:

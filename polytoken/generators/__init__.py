@@ -2,6 +2,8 @@
 
 from polytoken.generators.autoregressive import AutoregressiveGenerator
 from polytoken.generators.base import Codec, Generator, GeneratorLoss
+from polytoken.generators.diffusion import DiffusionTransformer
+from polytoken.generators.flow_matching import FlowMatching
 from polytoken.generators.heads import (
     AutoregressiveHead,
     Head,
@@ -11,13 +13,18 @@ from polytoken.generators.heads import (
     MultiMLPHead,
 )
 from polytoken.generators.noise import SubTokenNoise
+from polytoken.modulated_transformer import DIFFUSION_SIZES, DiffusionTrunkConfig
 from polytoken.transformer import SIZES, KVCache, Trunk, TrunkConfig
 
 __all__ = [
+    "DIFFUSION_SIZES",
     "SIZES",
     "AutoregressiveGenerator",
     "AutoregressiveHead",
     "Codec",
+    "DiffusionTransformer",
+    "DiffusionTrunkConfig",
+    "FlowMatching",
     "Generator",
     "GeneratorLoss",
     "Head",

@@ -171,7 +171,7 @@ class AutoregressiveGenerator(Generator):
             UserError: for another grid or number of sub-codes.
         """
         self._check_codes(codes)
-        self._check_labels(labels)
+        self.check_labels(labels)
         return self._hidden(codes, labels)[0]
 
     def loss(self, tokens: Tokens, labels: Tensor, step: int = 0, taps: Collection[int] = ()) -> GeneratorLoss:
@@ -187,7 +187,7 @@ class AutoregressiveGenerator(Generator):
         """
         codes = self._codes_of(tokens)
         self.check_taps(taps)
-        self._check_labels(labels)
+        self.check_labels(labels)
         statistics = {}
         read = NoisyCodes(codes, codes, torch.zeros((), device=codes.device))
         if self.noise is not None and self.training:
@@ -221,21 +221,12 @@ class AutoregressiveGenerator(Generator):
     @torch.no_grad()
     def sample(self, labels: Tensor, sampler: CategoricalSampler, noise: RowNoise) -> Tokens:
         """Return codes (B, k, N) for labels (B,) int64; see :meth:`generate`."""
-        self._check_labels(labels)
-        if bool(((labels < 0) | (labels >= self.num_classes)).any()):
-            raise UserError(
-                f"labels range from {int(labels.min())} to {int(labels.max())} and the generator knows classes 0 to "
-                f"{self.num_classes - 1}"
-            )
-        sampler.check(self.spec.num_sub_codes)
+        self.check_classes(labels)
+        sampler.check(self.spec)
         steps = self.spec.num_positions, self.spec.num_sub_codes
         draw = Draw(sampler, noise, torch.tensor(sampler.scales(*steps), device=labels.device))
-        was_training = self.training
-        self.eval()
-        try:
+        with self.evaluating():
             return Tokens(codes=self.write(labels, draw, sampler.guided_steps(*steps), self.compile_decoding))
-        finally:
-            self.train(was_training)
 
     @torch.no_grad()
     def write(self, labels: Tensor, draw: Draw, guided_positions: int = 0, compiled: bool = False) -> Tensor:
@@ -294,9 +285,7 @@ class AutoregressiveGenerator(Generator):
         return codes, self._embed(codes.unsqueeze(2).repeat(len(features) // len(codes), 1, 1))
 
     def _hidden(self, codes: Tensor, labels: Tensor, taps: Collection[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
-        dropped = self.trunk.config.class_dropout if self.training else 0.0
-        if dropped:
-            labels = labels.masked_fill(torch.rand(labels.shape, device=labels.device) < dropped, self.num_classes)
+        labels = self.drop_labels(labels, self.trunk.config.class_dropout)
         start = self.class_embedding(labels).unsqueeze(1)
         return self.trunk(torch.cat([start, self._embed(codes[:, :, :-1])], dim=1), taps)
 
@@ -321,8 +310,3 @@ class AutoregressiveGenerator(Generator):
                 f"codes have shape {tuple(codes.shape)} and the generator reads (batch, {len(sizes)} sub-codes, "
                 f"{positions} positions of a {height} × {width} grid): use the token store it was built for"
             )
-
-    def _check_labels(self, labels: Tensor) -> None:
-        # Their values are checked by the data loader: here it would make the host wait for the device in every step.
-        if labels.ndim != 1 or labels.dtype != torch.int64:
-            raise UserError(f"labels are {labels.dtype} {tuple(labels.shape)}: they must be int64 (batch,)")

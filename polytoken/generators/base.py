@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from polytoken.errors import UserError
@@ -136,6 +138,39 @@ class Generator(nn.Module, ABC):
                 raise UserError(
                     f"block {tap} is tapped and {type(self).__name__} has blocks 1 to {self.depth}: choose one of them"
                 )
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Raise UserError unless labels are (B,) int64.
+
+        The data loader checks their values: here the host would wait for the device in every step.
+        """
+        if labels.ndim != 1 or labels.dtype != torch.int64:
+            raise UserError(f"labels are {labels.dtype} {tuple(labels.shape)}: they must be int64 (batch,)")
+
+    def check_classes(self, labels: Tensor) -> None:
+        """Raise UserError unless labels are (B,) int64 and classes of this generator."""
+        self.check_labels(labels)
+        if bool(((labels < 0) | (labels >= self.num_classes)).any()):
+            raise UserError(
+                f"labels range from {int(labels.min())} to {int(labels.max())} and the generator knows classes 0 to "
+                f"{self.num_classes - 1}"
+            )
+
+    def drop_labels(self, labels: Tensor, share: float) -> Tensor:
+        """Return labels of which, in training mode, a random share is the null class ``num_classes``."""
+        if not self.training or not share:
+            return labels
+        return labels.masked_fill(torch.rand(labels.shape, device=labels.device) < share, self.num_classes)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Switch to eval mode inside the block."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
 
     def carried(self, source: Mapping[str, Tensor], sub_code: SubCode = None) -> dict[str, str]:
         """Return which weights an earlier stage hands over, as own name → name in ``source``.

@@ -1,7 +1,8 @@
-"""Sampling: noise of the rows, classifier-free guidance, categorical rules."""
+"""Sampling: noise of the rows, classifier-free guidance, rules for codes and for flows."""
 
 from polytoken.sampling.categorical import CategoricalSampler, Draw
+from polytoken.sampling.flow import FlowSampler
 from polytoken.sampling.guidance import Guidance
 from polytoken.sampling.row_noise import RowNoise
 
-__all__ = ["CategoricalSampler", "Draw", "Guidance", "RowNoise"]
+__all__ = ["CategoricalSampler", "Draw", "FlowSampler", "Guidance", "RowNoise"]

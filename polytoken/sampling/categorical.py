@@ -10,6 +10,7 @@ from torch import Tensor
 from polytoken.errors import UserError
 from polytoken.sampling.guidance import Guidance, check_values, guide, value_of
 from polytoken.sampling.row_noise import Key, RowNoise
+from polytoken.specs import LatentSpec, TokenSpec
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,10 @@ class CategoricalSampler(Guidance):
         if self.top_k is not None:
             check_values("top_k", self.top_k, lambda value: value >= 1, "must be at least 1 (null keeps all codes)")
 
-    def check(self, num_sub_codes: int) -> None:
+    def check(self, spec: TokenSpec | LatentSpec) -> None:
         """Raise UserError if a list does not have one value a sub-code."""
+        assert isinstance(spec, TokenSpec)
+        num_sub_codes = spec.num_sub_codes
         for name in ("guidance", "temperature", "top_k", "top_p"):
             value = getattr(self, name)
             if isinstance(value, list) and len(value) != num_sub_codes:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from polytoken.errors import UserError
+from polytoken.specs import LatentSpec, TokenSpec
 
 Number = TypeVar("Number", int, float)
 Kind = TypeVar("Kind", bound="Guidance")
@@ -42,6 +43,9 @@ class Guidance:
             )
         if not 0 <= self.interval[0] < self.interval[1] <= 1:
             raise UserError(f"sampler.interval is {list(self.interval)}: it must be [from, to) within [0, 1]")
+
+    def check(self, spec: TokenSpec | LatentSpec) -> None:  # noqa: B027
+        """Raise UserError if the rules do not fit what a generator writes."""
 
     def of(self, kind: type[Kind]) -> Kind:
         """Return the same settings as the sampler of another family.

@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from polytoken.transformer import FeedForward, KVCache, RMSNorm, Rotation, Trunk, TrunkConfig, rotary_table
+from polytoken.positions import Rotation, rotary_table
+from polytoken.transformer import FeedForward, KVCache, RMSNorm, Trunk, TrunkConfig
 from tests.support.generators import GRID, TRUNK
 
 CPU = torch.device("cpu")

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from polytoken.sampling.categorical import CategoricalSampler, keep_top_k, keep_top_p
+from polytoken.specs import TokenSpec
 
 
 def test_top_k_and_top_p() -> None:
@@ -33,7 +34,7 @@ def test_order_temperature_then_top_k_then_top_p() -> None:
 
 def test_rules_per_sub_code() -> None:
     sampler = CategoricalSampler(temperature=[1.0, 1e-3], top_k=[1, 3], top_p=[1.0, 0.5])
-    sampler.check(2)
+    sampler.check(TokenSpec((4, 4), ((1, 1),)))
     logits, noise = torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[0.0, 0.0, 9.0]])
     assert sampler.choose(logits, 0, noise).item() == 0
     assert sampler.choose(logits, 1, noise).item() == 0
