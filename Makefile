@@ -19,16 +19,17 @@ LAUNCHER ?=
 CLUSTER  ?=
 CONFIG  = --config configs/$(1).yaml --config configs/presets/$(PRESET)/$(2).yaml $(CLUSTER)
 # overlay of a preset for one recipe
-OVERLAY := $(wildcard configs/presets/$(PRESET)/$(TOKENIZER).yaml)
-SIZED   = $(call CONFIG,$(TOKENIZER),tokenizer) $(OVERLAY:%=--config %)
+OVERLAY = $(wildcard configs/presets/$(PRESET)/$(1).yaml)
+SIZED   = $(call CONFIG,$(1),$(2)) $(addprefix --config ,$(call OVERLAY,$(1)))
 CLI    := $(LAUNCHER) $(PYTHON) cli.py
 FIT    := $(CLI) fit
 ROOT   := $(if $(DATA),--data.init_args.source.init_args.root=$(DATA))
 TOKENS := $(RUNS)/tokens/$(TOKENIZER)
 CODES  := $(TOKENS)/validation/manifest.json# the store that is written last
 STAGE1 ?= $(RUNS)/stage1/$(TOKENIZER)
-# a generator's recipe on the tokens of TOKENIZER
-GENERATE = $(FIT) $(call CONFIG,$(1),generator) --run.stage $(1)/$(TOKENIZER) --data.init_args.store $(TOKENS)
+# a generator's recipe on the tokens of TOKENIZER; some recipes read the images again
+GENERATE = $(FIT) $(call SIZED,$(1),generator) --run.stage $(1)/$(TOKENIZER) --data.init_args.store $(TOKENS) \
+	$(if $(DATA),$(if $(shell grep -l OnlineTokenDataModule configs/$(1).yaml $(call OVERLAY,$(1))),$(ROOT)))
 # samples of a generator other than stage 2 carry its name as well
 SAMPLED := $(RUNS)/samples/$(TOKENIZER)$(if $(filter-out stage2,$(GENERATOR)),_$(GENERATOR))
 SAMPLES ?= $(SAMPLED)/samples.npz
@@ -43,7 +44,7 @@ ARGS_OF = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 
 help: ## Explain every target
 	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=$$(grep -l 'stage: tokenizer/' configs/*.yaml | sed 's|.*/||; s|\.yaml||' | paste -sd '|')]"
-	@echo "            [GENERATOR=$$(grep -lE 'stage: (stage2|llamagen|far_)' configs/*.yaml | sed 's|.*/||; s|\.yaml||' | paste -sd '|')] [DATA=/path] [ARGS='--key value']"
+	@echo "            [GENERATOR=$$(grep -l 'lightning_modules.GeneratorModule' configs/*.yaml | sed 's|.*/||; s|\.yaml||' | paste -sd '|')] [DATA=/path] [ARGS='--key value']"
 	@echo "            [LAUNCH=slurm NODES=2 GPUS=8 PARTITION=name TIME=24:00:00]"
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
@@ -89,36 +90,36 @@ endif
 
 tokenizer: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Train TOKENIZER on PRESET, or resume its training
 
-$(RUNS)/tokenizer/$(TOKENIZER)/metrics.json: $(TEACHERS_HERE) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/tokenizer.yaml $(OVERLAY) | $(READY)
-	$(FIT) $(SIZED) $(ROOT) $(call ARGS_OF,tokenizer)
+$(RUNS)/tokenizer/$(TOKENIZER)/metrics.json: $(TEACHERS_HERE) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/tokenizer.yaml $(call OVERLAY,$(TOKENIZER)) | $(READY)
+	$(FIT) $(call SIZED,$(TOKENIZER),tokenizer) $(ROOT) $(call ARGS_OF,tokenizer)
 	@$(PYTHON) -m commands.summary $(@D)
 	@echo "the tokenizer is in $(@D) (config.yaml, checkpoints/, metrics.json, pictures); next: make tokens"
 
-tokens: $(CODES) ## Write the codes of all images, by TOKENIZER
+tokens: $(CODES) ## Write the codes of all images, by TOKENIZER; the latents, if it has no codes
 
 $(CODES): $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json configs/tokens.yaml configs/presets/$(PRESET)/tokens.yaml | $(READY)
 	$(CLI) predict $(call CONFIG,tokens,tokens) --model.init_args.tokenizer_run $(RUNS)/tokenizer/$(TOKENIZER) --run.stage tokens/$(TOKENIZER) $(ROOT) $(call ARGS_OF,tokens)
-	@echo "the codes are in $(TOKENS) (train/, validation/); next: make stage1"
+	@echo "the tokens are in $(TOKENS) (train/, validation/); next: make stage1, or make generator GENERATOR=…"
 
-tokens-check: $(CODES) ## Decode a few of the stored codes next to their images, and verify all checksums
+tokens-check: $(CODES) ## Decode a few of the stored tokens next to their images, and verify all checksums
 	$(PYTHON) -m commands.tokens_check $(TOKENS) $(call ARGS_OF,tokens-check)
 
 stage1: $(RUNS)/stage1/$(TOKENIZER)/metrics.json ## Train a generator on one code a patch: global structure
 
-$(RUNS)/stage1/$(TOKENIZER)/metrics.json: $(CODES) configs/stage1.yaml configs/presets/$(PRESET)/generator.yaml | $(READY)
+$(RUNS)/stage1/$(TOKENIZER)/metrics.json: $(CODES) configs/stage1.yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,stage1) | $(READY)
 	$(call GENERATE,stage1) $(call ARGS_OF,stage1)
 	@echo "stage 1 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); next: make stage2"
 
 stage2: $(RUNS)/stage2/$(TOKENIZER)/metrics.json ## Train it on all codes, starting from the run STAGE1: local dependencies
 
-$(RUNS)/stage2/$(TOKENIZER)/metrics.json: $(CODES) $(STAGE1)/metrics.json configs/stage2.yaml configs/presets/$(PRESET)/generator.yaml | $(READY)
+$(RUNS)/stage2/$(TOKENIZER)/metrics.json: $(CODES) $(STAGE1)/metrics.json configs/stage2.yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,stage2) | $(READY)
 	$(call GENERATE,stage2) --model.init_args.init_from $(STAGE1) $(call ARGS_OF,stage2)
 	@echo "stage 2 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); next: make sample"
 
-generator: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json ## Train GENERATOR, by default stage 2, on the stored codes
+generator: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json ## Train GENERATOR, by default stage 2, on the stored tokens
 
 ifeq ($(filter stage1 stage2,$(GENERATOR)),)
-$(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json: $(CODES) configs/$(GENERATOR).yaml configs/presets/$(PRESET)/generator.yaml | $(READY)
+$(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json: $(CODES) configs/$(GENERATOR).yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,$(GENERATOR)) | $(READY)
 	$(call GENERATE,$(GENERATOR)) $(call ARGS_OF,generator)
 	@echo "$(GENERATOR) is in $(@D); next: make sample GENERATOR=$(GENERATOR) TOKENIZER=$(TOKENIZER)"
 endif
@@ -151,7 +152,7 @@ probe: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Probe the subspaces of TOK
 
 analysis: tokenizer ## Analyse the subspaces of TOKENIZER: affinity, ablation, code maps
 	@touch -r $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json $(RUNS)/.trained
-	$(PYTHON) cli.py validate $(SIZED) --config configs/analysis.yaml --config configs/presets/$(PRESET)/analysis.yaml $(ROOT) $(ARGS)
+	$(PYTHON) cli.py validate $(call SIZED,$(TOKENIZER),tokenizer) --config configs/analysis.yaml --config configs/presets/$(PRESET)/analysis.yaml $(ROOT) $(ARGS)
 	@touch -r $(RUNS)/.trained $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json && rm $(RUNS)/.trained # measured again, not trained
 
 endif

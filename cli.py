@@ -106,9 +106,9 @@ class CommandLine(LightningCLI):
         return trainer
 
     def after_instantiate_classes(self) -> None:
-        """Check the strategy, and tell a generator early which checkpoint it resumes from."""
+        """Check the strategy, and tell a generator early which checkpoint it restores."""
         check_shards(self.config[self.subcommand]["ckpt_path"], self.trainer)
-        if self.subcommand == "fit" and isinstance(self.model, ResumingModule):
+        if isinstance(self.model, ResumingModule):
             self.model.resumes_from = self.config[self.subcommand]["ckpt_path"]
 
     def after_fit(self) -> None:

@@ -15,15 +15,14 @@ from polytoken.generators.base import Generator, SubCode
 from polytoken.generators.record import GeneratorRecord, InitFrom, Lineage
 from polytoken.handover import carry_over
 from polytoken.loading import Checkpoint, checkpoint_path
-from polytoken.specs import TokenSpec
 
 if TYPE_CHECKING:
-    from datamodules.tokens import TokenDataModule
+    from datamodules.stored import StoredTokens
 
 LINEAGE = "lineage.json"
 
 
-def record_of(data: TokenDataModule) -> GeneratorRecord:
+def record_of(data: StoredTokens) -> GeneratorRecord:
     """Return the record of a generator that starts from scratch on the tokens of a data module."""
     return GeneratorRecord(
         spec=data.spec,
@@ -34,6 +33,7 @@ def record_of(data: TokenDataModule) -> GeneratorRecord:
         num_classes=data.num_classes,
         class_to_idx=dict(data.class_to_idx),
         lineage=Lineage(str(data.tokenizer_run), data.tokenizer_fingerprint, str(data.store)),
+        latents=data.latents,
     )
 
 
@@ -68,24 +68,26 @@ def hand_over(init_from: str, generator: Generator, record: GeneratorRecord, tru
     )
 
 
-def check_same_codes(before: GeneratorRecord, now: GeneratorRecord, checkpoint: Path, init_from: str | None) -> None:
-    """Compare the codes that a checkpoint generates with those of the store.
+def check_same_tokens(before: GeneratorRecord, now: GeneratorRecord, checkpoint: Path, init_from: str | None) -> None:
+    """Compare the tokens that a checkpoint was trained on with those of the store.
 
     Warns if the earlier stage has changed since the run started from it.
 
     Raises:
-        UserError: if they are other sub-codes, of another grid, or of another tokenizer.
+        UserError: if they are of another kind, other sub-codes, of another grid, or of another tokenizer.
     """
     store = now.lineage.store
     remedy = "read the store it was trained on, or start another run (run.stage)"
+    kind, held = _kind(before), _kind(now)
+    if kind != held:
+        raise UserError(f"{checkpoint} was trained on {kind}, and {store} holds {held}: {remedy}")
     if before.tokenizer_fingerprint != now.tokenizer_fingerprint:
         raise UserError(
-            f"{checkpoint} writes codes of {before.tokenizer}, and {store} holds codes of {now.tokenizer}: {remedy}"
+            f"{checkpoint} writes {kind} of {before.tokenizer}, and {store} holds {kind} of {now.tokenizer}: {remedy}"
         )
-    if before.full_spec != now.full_spec:
+    if _shape(before) != _shape(now):
         raise UserError(
-            f"{checkpoint} writes codes of {_shape(before.full_spec)}, and {store} holds codes of "
-            f"{_shape(now.full_spec)}: {remedy}"
+            f"{checkpoint} writes {kind} of {_shape(before)}, and {store} holds {kind} of {_shape(now)}: {remedy}"
         )
     if before.sub_codes != now.sub_codes:
         raise UserError(
@@ -113,9 +115,9 @@ def shared_sub_code(source: GeneratorRecord, record: GeneratorRecord, path: Path
     if source.tokenizer_fingerprint != record.tokenizer_fingerprint:
         if Path(source.tokenizer_run).resolve() == Path(record.tokenizer_run).resolve():
             raise UserError(
-                f"{path} was trained on codes of {source.tokenizer}, and {record.lineage.store} holds codes of "
-                f"{record.tokenizer}: the tokenizer was trained on in between, so train the earlier stage again on "
-                "this store (delete its directory or give it another run.stage)"
+                f"{path} was trained on {_kind(source)} of {source.tokenizer}, and {record.lineage.store} holds "
+                f"{_kind(record)} of {record.tokenizer}: the tokenizer was trained on in between, so train the earlier "
+                "stage again on this store (delete its directory or give it another run.stage)"
             )
         return None
     if source.sub_codes == record.sub_codes:
@@ -130,6 +132,14 @@ def write_lineage(directory: Path, lineage: Lineage) -> None:
     records.write(directory / LINEAGE, lineage)
 
 
-def _shape(spec: TokenSpec) -> str:
-    grids = ", ".join(f"{height} × {width}" for height, width in spec.scales)
-    return f"{[*spec.codebook_sizes]} entries on a grid of {grids}"
+def _kind(record: GeneratorRecord) -> str:
+    return "latents" if record.full_spec is None else "codes"
+
+
+def _shape(record: GeneratorRecord) -> str:
+    if record.full_spec is not None:
+        grids = ", ".join(f"{height} × {width}" for height, width in record.full_spec.scales)
+        return f"{[*record.full_spec.codebook_sizes]} entries on a grid of {grids}"
+    assert record.latents is not None  # or the store holds nothing
+    height, width = record.latents.grid
+    return f"{record.latents.channels} channels on a grid of {height} × {width}"

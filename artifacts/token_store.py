@@ -1,4 +1,4 @@
-"""Token store: the codes of a split in memory-mapped Arrow shards, described by a manifest."""
+"""Token store: the codes or latents of a split in memory-mapped Arrow shards, described by a manifest."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from artifacts.moments import Moments
 from polytoken import records
 from polytoken.errors import MissingFileError, RunError, UserError
 from polytoken.files import PARTIAL, file_sha256
-from polytoken.specs import TokenSpec
+from polytoken.specs import LatentSpec, TokenSpec
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 VERIFIED = "verified.json"
-FORMAT = 1
+FORMAT = 2
+LARGEST_LATENT = float(np.finfo(np.float16).max)
 
 
 class TokenStoreError(UserError):
@@ -29,10 +31,11 @@ class TokenStoreError(UserError):
 
 @dataclass(frozen=True)
 class StorePlan:
-    """Specification of a store; two stores of equal plans hold equal codes.
+    """Specification of a store; two stores of equal plans hold equal tokens.
 
     Args:
-        spec: Shape of the codes of one view.
+        spec: Shape of the codes of one view; None for a tokenizer without codes, whose store holds its latents.
+        latent_shape: Shape (C, h, w) of the latents of one view, the input of the tokenizer's decoder.
         tokenizer_fingerprint: Fingerprint of the tokenizer (`polytoken.fingerprint`).
         tokenizer_run: The directory it was loaded from; not compared, since the fingerprint decides.
         split: `train` or `validation`.
@@ -44,7 +47,8 @@ class StorePlan:
         format: Version of the format on disk.
     """
 
-    spec: TokenSpec
+    spec: TokenSpec | None
+    latent_shape: tuple[int, int, int]
     tokenizer_fingerprint: str
     tokenizer_run: str = field(compare=False)
     split: str
@@ -56,16 +60,26 @@ class StorePlan:
     format: int = field(default=FORMAT, compare=False)
 
     def __post_init__(self) -> None:
-        if self.format != FORMAT:
-            raise UserError(f"a token store of format {self.format}, and this code reads {FORMAT}")
-        if not self.views or min(self.num_images, self.image_size, self.images_per_shard) < 1:
-            raise UserError("views, num_images, image_size and images_per_shard must be at least 1")
+        if not self.views or min(self.num_images, self.image_size, self.images_per_shard, *self.latent_shape) < 1:
+            raise UserError("views, num_images, image_size, images_per_shard and latent_shape must be at least 1")
         if sorted(self.class_to_idx.values()) != list(range(len(self.class_to_idx))):
             raise UserError(f"class_to_idx does not number the classes from 0 to {len(self.class_to_idx) - 1}")
 
     @property
+    def holds(self) -> Literal["codes", "latents"]:
+        """What the store holds, which is the name of its column and of the batches' entry too."""
+        return "latents" if self.spec is None else "codes"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of what the store holds of one view: codes (k, N) or latents (C, h, w)."""
+        return self.latent_shape if self.spec is None else (self.spec.num_sub_codes, self.spec.num_positions)
+
+    @property
     def dtype(self) -> np.dtype:
-        """Type of the codes on disk: uint16, or uint32 where a codebook has more than 65,536."""
+        """Type on disk: float16 of latents, uint16 of codes, or uint32 where a codebook has more than 65,536."""
+        if self.spec is None:
+            return np.dtype(np.float16)
         return np.dtype(np.uint16 if max(self.spec.codebook_sizes) <= 65536 else np.uint32)
 
     @property
@@ -85,12 +99,13 @@ class StorePlan:
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of a store: its name, number of images, size in bytes and digest."""
+    """A file of a store: its name, number of images, size in bytes and digest, and the moments of its latents."""
 
     file: str
     rows: int
     bytes: int
     sha256: str
+    moments: Moments | None = None
 
     def __post_init__(self) -> None:
         if Path(self.file).name != self.file:
@@ -99,10 +114,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`manifest.json`, which lists the shards next to the fields of the plan."""
+    """`manifest.json`, which lists the shards next to the fields of the plan.
+
+    `latents` has mean and deviation of the latents over all views; None if a store of codes was written without.
+    """
 
     images: int
     shards: tuple[Shard, ...]
+    latents: LatentSpec | None
 
     def __post_init__(self) -> None:
         if len({shard.file for shard in self.shards}) < len(self.shards):
@@ -111,16 +130,23 @@ class Manifest:
             raise UserError(f"the shards do not add up to {self.images} images")
 
 
+@dataclass(frozen=True)
+class Version:
+    """The format of a manifest, which is read before the rest of it."""
+
+    format: int
+
+
 class TokenStore:
-    """The codes of a split, read in place through a memory map.
+    """The codes or latents of a split, read in place through a memory map.
 
     Rows are the readable images, in the order of their split; `index(row)` is a row's place in the split.
     """
 
-    def __init__(self, path: Path, plan: StorePlan, shards: tuple[Shard, ...]) -> None:
+    def __init__(self, path: Path, plan: StorePlan, manifest: Manifest) -> None:
         self.path = path
         self.plan = plan
-        self.shards = shards
+        self.manifest = manifest
         self._map()
 
     @classmethod
@@ -140,17 +166,26 @@ class TokenStore:
             )
             raise MissingFileError(f"the token store {path} {reason}")
         try:
-            plan, shards = records.read(manifest, StorePlan), records.read(manifest, Manifest).shards
+            version = records.read(manifest, Version).format
+            if version != FORMAT:
+                raise TokenStoreError(
+                    f"{path} is a token store of format {version}, and this code reads {FORMAT}: delete {path.parent} "
+                    "and write it again (make tokens)"
+                )
+            plan, content = records.read(manifest, StorePlan), records.read(manifest, Manifest)
+        except TokenStoreError:
+            raise
         except UserError as error:
             raise TokenStoreError(f"{error}. Write the token store again (make tokens).") from error
-        for shard in shards:
+        for shard in content.shards:
             _check_shard(path, shard, verify)
-        return cls(path, plan, shards)
+        return cls(path, plan, content)
 
     def verify(self) -> None:
         """Compare the shards with their SHA-256, unless none has changed since the last time.
 
-        Nothing else detects a code that flipped within its codebook. `verified.json` records the verified state.
+        Nothing else detects a flipped bit in a latent, or in a code that stays within its codebook. `verified.json`
+        records the verified state.
 
         Raises:
             TokenStoreError: A shard is not what was written.
@@ -168,9 +203,19 @@ class TokenStore:
             records.write(note, state)
 
     @property
-    def spec(self) -> TokenSpec:
-        """Shape of the codes of one view."""
+    def shards(self) -> tuple[Shard, ...]:
+        """The files, in the order of their images."""
+        return self.manifest.shards
+
+    @property
+    def spec(self) -> TokenSpec | None:
+        """Shape of the codes of one view; None for a store of latents."""
         return self.plan.spec
+
+    @property
+    def latents(self) -> LatentSpec | None:
+        """Shape and scale of the latents, stored or of the stored codes; None if a store of codes has no statistics."""
+        return self.manifest.latents
 
     @property
     def num_views(self) -> int:
@@ -184,7 +229,7 @@ class TokenStore:
 
     @property
     def tokenizer_fingerprint(self) -> str:
-        """Fingerprint of the tokenizer whose codes these are."""
+        """Fingerprint of the tokenizer whose tokens these are."""
         return self.plan.tokenizer_fingerprint
 
     @property
@@ -195,8 +240,8 @@ class TokenStore:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def codes(self, row: int, view: int) -> np.ndarray:
-        """Return the codes (k, N) of one view, in the type on disk; read-only, in place."""
+    def tokens(self, row: int, view: int) -> np.ndarray:
+        """Return the codes (k, N) or latents (C, h, w) of one view, in the type on disk; read-only, in place."""
         chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self._chunks[chunk][row - self._starts[chunk], view]
 
@@ -209,34 +254,34 @@ class TokenStore:
         return int(self._indices[row])
 
     def check_tokenizer(self, fingerprint: str, name: str) -> None:
-        """Raise TokenStoreError, naming both sides, if the codes are not those of this tokenizer."""
+        """Raise TokenStoreError, naming both sides, if the tokens are not those of this tokenizer."""
         if fingerprint != self.tokenizer_fingerprint:
             raise TokenStoreError(
-                f"the token store {self.path} holds codes of the tokenizer {self.tokenizer_run} as it was "
+                f"the token store {self.path} holds {self.plan.holds} of the tokenizer {self.tokenizer_run} as it was "
                 f"({self.tokenizer_fingerprint[:12]}…), and {name} is another one ({fingerprint[:12]}…): write the "
                 "store again, or name the tokenizer that wrote it"
             )
 
-    def check_codes(self, codes: np.ndarray, row: int) -> None:
-        """Raise TokenStoreError, naming both sides, if codes (k, N) lie beyond their codebooks."""
-        check_codes(codes, self.spec, f"the token store {self.path}, image {self.index(row)}")
+    def check(self, tokens: np.ndarray, row: int) -> None:
+        """Raise TokenStoreError, naming both sides, if codes lie beyond their codebooks or latents are not finite."""
+        check_tokens(tokens, self.spec, f"the token store {self.path}, image {self.index(row)}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TokenStore, (self.path, self.plan, self.shards)  # workers map the files themselves
+        return TokenStore, (self.path, self.plan, self.manifest)  # workers map the files themselves
 
     def _map(self) -> None:
         from datasets import Dataset
         from pyarrow import ArrowInvalid
 
-        shape = (-1, self.num_views, self.spec.num_sub_codes, self.spec.num_positions)
+        shape = (-1, self.num_views, *self.plan.shape)
         self._chunks: list[np.ndarray] = []
         labels: list[np.ndarray] = []
         indices: list[np.ndarray] = []
         for shard in self.shards:
             try:
                 table = Dataset.from_file(str(self.path / shard.file), in_memory=False).data
-                flat = [chunk.flatten().to_numpy(zero_copy_only=True) for chunk in table.column("codes").chunks]
-                chunks = [codes.reshape(shape) for codes in flat]
+                flat = [chunk.flatten().to_numpy(zero_copy_only=True) for chunk in table.column(self.plan.holds).chunks]
+                chunks = [values.reshape(shape) for values in flat]
             except (ArrowInvalid, KeyError, ValueError) as error:
                 raise TokenStoreError(
                     f"{self.path / shard.file} is damaged, though of the size that {MANIFEST} says ({error}): write "
@@ -247,7 +292,7 @@ class TokenStore:
             rows = sum(map(len, chunks))
             if chunks[-1].dtype != self.plan.dtype or not rows == len(labels[-1]) == shard.rows:
                 raise TokenStoreError(
-                    f"{self.path / shard.file} holds {len(labels[-1])} labels and the codes of {rows} images as "
+                    f"{self.path / shard.file} holds {len(labels[-1])} labels and the tokens of {rows} images as "
                     f"{chunks[-1].dtype}, and {MANIFEST} says {shard.rows} as {self.plan.dtype}: write the store again"
                 )
             self._chunks += chunks
@@ -262,8 +307,17 @@ class TokenStore:
         self._starts = np.cumsum([0, *(len(chunk) for chunk in self._chunks[:-1])])
 
 
-def check_codes(codes: np.ndarray, spec: TokenSpec, where: str) -> None:
-    """Raise TokenStoreError if codes (…, k, N) lie outside of their codebooks."""
+def check_tokens(tokens: np.ndarray, spec: TokenSpec | None, where: str) -> None:
+    """Raise TokenStoreError if codes (…, k, N) lie outside of their codebooks, or if float16 cannot hold latents."""
+    if spec is None:
+        if not np.abs(tokens).max() <= LARGEST_LATENT:  # NaN fails as well
+            wrong = tokens[~(np.abs(tokens) <= LARGEST_LATENT)][0]
+            raise TokenStoreError(
+                f"{where}: a latent is {wrong}, and float16 holds finite numbers up to {LARGEST_LATENT:,.0f}: train "
+                "the tokenizer with smaller latents, by a KL term or a lower learning rate"
+            )
+        return
+    codes = tokens
     lowest, highest = (reduce(axis=(*range(codes.ndim - 2), -1)) for reduce in (codes.min, codes.max))
     for sub_code, (low, high, size) in enumerate(zip(lowest, highest, spec.codebook_sizes, strict=True)):
         if low < 0 or high >= size:

@@ -10,10 +10,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from artifacts.token_store import MANIFEST, Manifest, Shard, StorePlan, TokenStore, TokenStoreError, check_codes
+from artifacts.moments import Moments
+from artifacts.token_store import MANIFEST, Manifest, Shard, StorePlan, TokenStore, TokenStoreError, check_tokens
 from polytoken import records
 from polytoken.errors import UserError
 from polytoken.files import PARTIAL, file_sha256, replacing
+from polytoken.specs import LatentSpec
 
 T = TypeVar("T")
 
@@ -75,45 +77,49 @@ class TokenStoreWriter:
         """List the shards that are still to be written."""
         return [] if self.whole() else [shard for shard in range(self.plan.num_shards) if self._note(shard) is None]
 
-    def write(self, shard: int, indices: np.ndarray, labels: np.ndarray, codes: np.ndarray) -> None:
+    def write(
+        self, shard: int, indices: np.ndarray, labels: np.ndarray, tokens: np.ndarray, moments: Moments | None = None
+    ) -> None:
         """Write a shard atomically.
 
         Args:
             shard: Its number.
             indices: (n,), places of the readable images in their split.
             labels: (n,), their classes.
-            codes: (n, V, k, N), the codes of their views.
+            tokens: Codes (n, V, k, N) or latents (n, V, C, h, w) of their views.
+            moments: Of their latents; None leaves the manifest of a store of codes without statistics.
 
         Raises:
-            TokenStoreError: The shapes are not the plan's, or a code or label lies outside of its range.
+            TokenStoreError: The shapes are not the plan's, or a token or label lies outside of its range.
             RunError: The disk is full or read-only.
         """
         import pyarrow
         from datasets import Features
         from datasets.arrow_writer import ArrowWriter
 
-        spec, images = self.plan.spec, self.plan.shard_images(shard)
-        expected = (len(self.plan.views), spec.num_sub_codes, spec.num_positions)
-        if codes.shape[1:] != expected:
+        images = self.plan.shard_images(shard)
+        expected = (len(self.plan.views), *self.plan.shape)
+        if tokens.shape[1:] != expected:
+            axes = "views, channels, height, width" if self.plan.spec is None else "views, sub-codes, positions"
             raise TokenStoreError(
-                f"an image has codes of shape {codes.shape[1:]} (views, sub-codes, positions) and the plan of "
-                f"{self.path} says {expected}: is data.image_size ({self.plan.image_size}) the tokenizer's?"
+                f"an image has {self.plan.holds} of shape {tokens.shape[1:]} ({axes}) and the plan of {self.path} says "
+                f"{expected}: is data.image_size ({self.plan.image_size}) the tokenizer's?"
             )
         if len(indices) == 0 or indices.min() < images.start or indices.max() >= images.stop:
             raise TokenStoreError(f"shard {shard} of {self.path} is for images {images.start} to {images.stop - 1}")
-        check_codes(codes, spec, f"shard {shard} of {self.path}")
+        check_tokens(tokens, self.plan.spec, f"shard {shard} of {self.path}")
         if labels.min() < 0 or labels.max() >= len(self.plan.class_to_idx):
             raise TokenStoreError(
                 f"shard {shard} of {self.path} has labels {labels.min()} to {labels.max()}, and there are "
                 f"{len(self.plan.class_to_idx)} classes"
             )
         order = np.argsort(indices)
-        flat = np.ascontiguousarray(codes[order].astype(self.plan.dtype, copy=False)).reshape(-1)
+        flat = np.ascontiguousarray(tokens[order].astype(self.plan.dtype, copy=False)).reshape(-1)
         table = pyarrow.table(
             {
                 "index": pyarrow.array(indices[order].astype(np.int64)),
                 "label": pyarrow.array(labels[order].astype(np.int64)),
-                "codes": pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat), int(np.prod(expected))),
+                self.plan.holds: pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat), int(np.prod(expected))),
             }
         )
         file = self._file(shard)
@@ -121,7 +127,7 @@ class TokenStoreWriter:
         with replacing(file) as unfinished, ArrowWriter(path=str(unfinished), features=features) as writer:
             writer.write_table(table)
             writer.finalize()
-        note = Shard(file.name, len(indices), file.stat().st_size, file_sha256(file))
+        note = Shard(file.name, len(indices), file.stat().st_size, file_sha256(file), moments)
         records.write(file.with_suffix(".json"), note)
 
     def finish(self) -> None:
@@ -141,7 +147,7 @@ class TokenStoreWriter:
                 "run the same predict command again, without trainer.limit_predict_batches"
             )
         shards = tuple(note for note in notes if note is not None)
-        manifest = Manifest(sum(shard.rows for shard in shards), shards)
+        manifest = Manifest(sum(shard.rows for shard in shards), shards, self._latents(shards))
         records.write(self.partial / MANIFEST, {**self.plan.to_json(), **asdict(manifest)})
         self._swap()
 
@@ -154,6 +160,21 @@ class TokenStoreWriter:
         shutil.rmtree(self.replaced, ignore_errors=True)
         for note in (PLAN, *(self._file(shard).with_suffix(".json").name for shard in range(self.plan.num_shards))):
             (self.path / note).unlink(missing_ok=True)
+
+    def _latents(self, shards: tuple[Shard, ...]) -> LatentSpec | None:
+        """Merge the moments of the shards, in their order."""
+        first, *others = (shard.moments for shard in shards)
+        for moments in others:
+            first = first and moments and first + moments
+        if first is None and self.plan.spec is None:
+            raise TokenStoreError(f"{self.partial} has latents without moments: write the store again")
+        try:
+            return first and first.spec(self.plan.latent_shape[1:])
+        except UserError as error:
+            if self.plan.spec is None:
+                raise
+            log.warning("%s serves generators of codes, and none of latents: %s", self.path, error)
+            return None
 
     def _file(self, shard: int) -> Path:
         return self.partial / f"shard_{shard:05d}.arrow"

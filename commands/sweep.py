@@ -30,7 +30,7 @@ from polytoken import records
 from polytoken.files import replacing
 from polytoken.metrics.image_metrics import image_metrics
 from polytoken.pipeline import GenerationPipeline
-from polytoken.sampling import CategoricalSampler
+from polytoken.sampling import Guidance, SamplerSettings
 
 Entry = dict[str, Any]  # guidance, metrics, settings and their origin
 DISTANCE, SCORE = ("gfd", "gfid"), ("gis",)
@@ -42,12 +42,12 @@ class Plan:
 
     Args:
         labels: classes of the images, their number and the batch size.
-        sampler: all settings but the guidance.
+        sampler: all rules but the guidance.
         seed: seed of the images.
     """
 
     labels: LabelDataModule
-    sampler: CategoricalSampler
+    sampler: Guidance
     seed: int = 0
 
 
@@ -179,13 +179,22 @@ def show(entries: Sequence[Entry]) -> None:
 def work(given: Namespace) -> None:
     """Sweep, write `sweep.json` and `sweep.png`, and print a table."""
     labels = LabelDataModule(given.num_images, given.classes, given.batch_size, given.batch_size, given.seed)
-    sampler = CategoricalSampler(temperature=given.temperature, top_k=given.top_k, top_p=given.top_p)
+    rules = SamplerSettings(
+        temperature=given.temperature,
+        top_k=given.top_k,
+        top_p=given.top_p,
+        steps=given.steps,
+        method=given.method,
+        shift=given.shift,
+        snap=given.snap,
+    )
     for scale in given.guidance:
-        replace(sampler, guidance=scale)  # a wrong scale is refused before anything is loaded
+        replace(rules, guidance=scale)  # a wrong scale is refused before anything is loaded
     comparison = Comparison.of(given)
     generator = GenerationPipeline.from_run(given.run, given.tokenizer).to(comparison.extractor.device)
     path = (given.run if given.run.is_dir() else given.run.parent.parent) / "sweep.json"
-    entries = sweep(generator, given.guidance, Plan(labels, sampler, given.seed), comparison, path)
+    plan = Plan(labels, generator.rules(rules), given.seed)
+    entries = sweep(generator, given.guidance, plan, comparison, path)
     draw(entries, path.with_suffix(".png"))
     show(entries)
     print(f"all metrics: {path}, plotted in {path.with_suffix('.png')}")
@@ -198,9 +207,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--guidance", type=float, nargs="+", required=True, help="scales; 1 is none")
     parser.add_argument("--num-images", type=int, default=500, help="samples per scale")
     parser.add_argument("--classes", choices=("balanced", "random"), default="balanced", help="classes of the samples")
-    parser.add_argument("--temperature", type=float, default=1.0, help="divisor of the logits")
-    parser.add_argument("--top-k", type=int, help="draw from the k most likely codes; by default from all")
-    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the codes with this share of probability")
+    codes = parser.add_argument_group("rules of a generator of codes")
+    codes.add_argument("--temperature", type=float, help="divisor of the logits; by default 1")
+    codes.add_argument("--top-k", type=int, help="draw from the k most likely codes; by default from all")
+    codes.add_argument("--top-p", type=float, help="draw from the codes with this share of probability; by default 1")
+    flow = parser.add_argument_group("rules of a generator of latents")
+    flow.add_argument("--steps", type=int, help="of the time grid; by default 250")
+    flow.add_argument("--method", choices=("euler", "heun"), help="of integration; by default euler")
+    flow.add_argument("--shift", type=float, help="of the time grid; by default 1, an even one")
+    flow.add_argument(
+        "--snap", action="store_true", default=None, help="move latents to the nearest points of the codebooks"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the images, and of random classes")
     parser.add_argument("--batch-size", type=int, default=100, help="images at a time")
     parser.add_argument("--tokenizer", type=Path, help="run of its tokenizer; by default the one of its training")

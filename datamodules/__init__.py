@@ -1,7 +1,8 @@
-"""Data modules: batches of labelled images, codes or labels, in an order that resumes exactly."""
+"""Data modules: batches of labelled images, tokens or labels, in an order that resumes exactly."""
 
 from datamodules.images import ImageDataModule
 from datamodules.labels import LabelDataModule
+from datamodules.online import OnlineTokenDataModule
 from datamodules.sources import DigitsSource, FolderSource, HubSource, ImageRecords, ImageSource, PhotosSource
 from datamodules.tokens import TokenDataModule
 from datamodules.views import Views
@@ -14,6 +15,7 @@ __all__ = [
     "ImageRecords",
     "ImageSource",
     "LabelDataModule",
+    "OnlineTokenDataModule",
     "PhotosSource",
     "TokenDataModule",
     "Views",

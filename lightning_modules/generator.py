@@ -1,4 +1,4 @@
-"""Training of a generator on stored tokens: both stages of the curriculum, and the baselines."""
+"""Training of a generator on tokens, stored or encoded online: both stages of the curriculum, and the baselines."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
-from artifacts.lineage import check_same_codes, hand_over, record_of, write_lineage
+from artifacts.lineage import check_same_tokens, hand_over, record_of, write_lineage
+from datamodules.images import ImageDataModule
+from datamodules.stored import StoredTokens
 from lightning_modules.resuming import ResumingModule
+from polytoken.codec import FrozenCodec
 from polytoken.errors import UserError
 from polytoken.generators.base import Generator
 from polytoken.generators.record import GeneratorRecord
@@ -29,7 +32,7 @@ TOTAL = "total"
 class GeneratorModule(ResumingModule):
     """Trains a generator, of any family, on the tokens of a data module (SSQ section 4).
 
-    The generator's parameters are created when the trainer starts, for the codes and classes of the token store. Its
+    The generator's parameters are created when the trainer starts, for the tokens and classes of the token store. Its
     record goes into the checkpoint under ``generator``. An update whose loss or gradient is not finite is skipped and
     logged; it counts as a step.
 
@@ -64,6 +67,7 @@ class GeneratorModule(ResumingModule):
         self.carried_learning_rate = carried_learning_rate
         self.freeze_carried_steps = freeze_carried_steps
         self.record: GeneratorRecord | None = None  # set with the parameters
+        self._codec: FrozenCodec | None = None  # where a batch does not hold what the generator learns
         self._carried: list[nn.Parameter] = []
         self._guard = NonFiniteGuard(max_nonfinite_steps)
         self._losses: dict[str, Tensor] = {}
@@ -80,25 +84,29 @@ class GeneratorModule(ResumingModule):
         its weights from Lightning afterwards.
 
         Raises:
-            UserError: if the data are not a token store, the precision is fp16, or the earlier stage does not fit.
+            UserError: if the data are not tokens that the generator can learn, the precision is fp16, or the earlier
+                stage does not fit.
         """
         if self.record is not None:
             return
         self.check_precision()
         data = getattr(self.trainer, "datamodule", None)
-        if not hasattr(data, "tokenizer_fingerprint"):
+        if not isinstance(data, StoredTokens):
             raise UserError(
-                f"GeneratorModule reads codes from a token store, and data is {type(data).__name__}: "
-                "set data.class_path to datamodules.TokenDataModule (make tokens writes the store)"
+                f"GeneratorModule reads the tokens of a token store, and data is {type(data).__name__}: set "
+                "data.class_path to datamodules.TokenDataModule (make tokens writes the store)"
             )
         self._data_record = self.record = record_of(data)
-        trust = type(self.generator).__module__.split(".")[0]  # the configuration names it already
-        codec = load_codec(self.generator, self.record, f"{data.store} holds", (trust,))
-        self.generator.connect(data.spec, data.num_classes, codec)
         if self.resumes_from is not None:
             path = Path(self.resumes_from)
-            self.record = record_in(read_metadata(path), path)
-        elif self.init_from is not None and self.trainer.state.fn == "fit":
+            self.record = record_in(read_metadata(path), path)  # latents are scaled as they were in training
+        spec = self.record.described(self.generator, f"the token store {data.store}")
+        trust = type(self.generator).__module__.split(".")[0]  # the configuration names it already
+        embeds = self.generator.models == "latents" and data.spec is not None
+        if self.generator.needs_codec or embeds or isinstance(data, ImageDataModule):
+            self._codec = load_codec(self._data_record, f"{data.store} holds", (trust,))
+        self.generator.connect(spec, data.num_classes, self._codec if self.generator.needs_codec else None)
+        if self.init_from is not None and self.resumes_from is None and self.trainer.state.fn == "fit":
             source = hand_over(self.init_from, self.generator, self.record, (trust,))
             self.record = replace(self.record, lineage=replace(self.record.lineage, init_from=source))
         mesh = None
@@ -111,12 +119,12 @@ class GeneratorModule(ResumingModule):
         """Restore the record.
 
         Raises:
-            UserError: if the store holds other codes than the checkpoint generates.
+            UserError: if the store holds other tokens than the checkpoint was trained on.
         """
         self.check_strategy(self.trainer.ckpt_path)
         path = Path(self.trainer.ckpt_path or "the checkpoint")
         self.record = record_in(checkpoint, path)
-        check_same_codes(self.record, self._data_record, path, self.init_from)
+        check_same_tokens(self.record, self._data_record, path, self.init_from)
 
     def on_fit_start(self) -> None:
         """Write ``lineage.json`` into the run's directory."""
@@ -152,8 +160,16 @@ class GeneratorModule(ResumingModule):
         return self.optimizer_config.build(rest, self._carried, rate / self.optimizer_config.learning_rate)
 
     def tokens_of(self, batch: dict[str, Tensor]) -> Tokens:
-        """Return what the generator learns from a batch: its ``latents`` where it has some, otherwise its ``codes``."""
-        return Tokens(latents=batch["latents"]) if "latents" in batch else Tokens(codes=batch["codes"])
+        """Return what the generator learns from a batch: stored tokens, vectors of stored codes, or images encoded."""
+        if "image" in batch:
+            assert self._codec is not None
+            return self._codec.encode(batch["image"], self.generator.models)
+        if "latents" in batch:
+            return Tokens(latents=batch["latents"])
+        if self.generator.models == "codes":
+            return Tokens(codes=batch["codes"])
+        assert self._codec is not None
+        return Tokens(latents=self._codec.embed_codes(batch["codes"]))
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """Return the generator's loss, after logging its parts by name."""

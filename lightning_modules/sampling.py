@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from polytoken.pipeline import GenerationPipeline
-from polytoken.sampling import CategoricalSampler
+from polytoken.sampling import SamplerSettings
 
 
 class SamplingModule(pl.LightningModule):
@@ -20,17 +20,21 @@ class SamplingModule(pl.LightningModule):
 
     Args:
         generator_run: run or checkpoint of the generator: ``runs/digits/stage2/fq_dual``.
-        sampler: guidance, temperature, top-k, top-p.
+        sampler: guidance, and rules of the generator's family: temperature … of codes, or steps … of latents.
         seed: of all images.
         tokenizer_run: present place of the tokenizer; None is its place when the generator was trained.
         trust: packages besides polytoken whose classes the checkpoints may name.
         compile: run the decoding step under ``torch.compile``.
+
+    Raises:
+        MissingFileError: if a run does not exist.
+        UserError: if the sampler's rules are those of another family.
     """
 
     def __init__(
         self,
         generator_run: str,
-        sampler: CategoricalSampler | None = None,
+        sampler: SamplerSettings | None = None,
         seed: int = 0,
         tokenizer_run: str | None = None,
         trust: Sequence[str] = (),
@@ -38,7 +42,7 @@ class SamplingModule(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.generator = GenerationPipeline.from_run(generator_run, tokenizer_run, trust, compile)
-        self.sampler = sampler or CategoricalSampler()
+        self.sampler = self.generator.rules(sampler or SamplerSettings())
         self.seed = seed
 
     @property

@@ -1,14 +1,16 @@
-"""Frozen codec of a tokenizer: from the sub-codes that a generator writes to vectors."""
+"""Frozen codec of a tokenizer: from images to tokens, and from the sub-codes that a generator writes to vectors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
 
 from polytoken.frozen import FrozenNetwork
+from polytoken.precision import full_precision
+from polytoken.specs import Tokens
 from polytoken.tokenizers import Tokenizer
 
 
@@ -27,7 +29,7 @@ class FrozenCodec:
 
     Args:
         load: loads the tokenizer, on first use.
-        sub_codes: the tokenizer's sub-codes that the generator writes, in its order.
+        sub_codes: the tokenizer's sub-codes that the generator writes, in its order; empty for one of latents.
     """
 
     def __init__(self, load: Callable[[], Tokenizer], sub_codes: Sequence[int]) -> None:
@@ -40,6 +42,17 @@ class FrozenCodec:
         tokenizer = self._tokenizer.on(codes.device)
         with torch.autocast(codes.device.type, enabled=False):
             return embed_sub_codes(tokenizer, codes, self._sub_codes)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, models: Literal["codes", "latents"]) -> Tokens:
+        """Return the tokens of images (B, 3, H, W), as a token store of these images holds them."""
+        tokenizer = self._tokenizer.on(images.device)
+        with full_precision(images.device):
+            encoding = tokenizer.encode(images.float())
+        if models == "latents":
+            return Tokens(latents=encoding.quantized)
+        assert encoding.codes is not None  # checked by GeneratorRecord.described
+        return Tokens(codes=encoding.codes[:, self._sub_codes])
 
     def prepare(self, device: torch.device) -> None:
         """Load the tokenizer and move it to the device."""

@@ -2,8 +2,8 @@
 
 Keys of a checkpoint, and who writes them: ``state_dict``, ``global_step``, ``callbacks``, ``loops`` and
 ``optimizer_states`` by Lightning, ``callbacks.EMA`` by callbacks.EMA, ``model_config`` by callbacks.RunRecord,
-``random_state`` by callbacks.RandomState, ``generator`` by lightning_modules.GeneratorModule, and ``ImageDataModule``
-or ``TokenDataModule``, the position in the training stream, by that data module.
+``random_state`` by callbacks.RandomState, ``generator`` by lightning_modules.GeneratorModule, and the name of a data
+module, such as ``TokenDataModule``, with the position in the training stream, by that module.
 """
 
 from __future__ import annotations
@@ -76,11 +76,11 @@ def load_generator(run: str | Path, trust: Sequence[str] = ()) -> Generator:
 def load_tokenizer_of(
     record: GeneratorRecord, owner: str, run: str | Path | None = None, trust: Sequence[str] = ()
 ) -> Tokenizer:
-    """Load the tokenizer of a generator's codes, as :func:`load_tokenizer` does.
+    """Load the tokenizer of a generator's tokens, as :func:`load_tokenizer` does.
 
     Args:
         record: of the generator.
-        owner: what has these codes, for the message: "<checkpoint> writes".
+        owner: what has these tokens, for the message: "<checkpoint> writes".
         run: present place of the tokenizer; None is its place in training.
         trust: packages besides polytoken whose classes the checkpoint may name.
 
@@ -93,17 +93,15 @@ def load_tokenizer_of(
     found = fingerprint(tokenizer)
     if found != record.tokenizer_fingerprint:
         raise UserError(
-            f"{owner} codes of a tokenizer with the fingerprint {record.tokenizer_fingerprint[:12]}, and the one in "
+            f"{owner} tokens of a tokenizer with the fingerprint {record.tokenizer_fingerprint[:12]}, and the one in "
             f"{place} has {found[:12]}: name the run of its own tokenizer as tokenizer_run, or train the generator "
-            "again on the codes of this one"
+            "again on the tokens of this one"
         )
     return tokenizer
 
 
-def load_codec(generator: Generator, record: GeneratorRecord, owner: str, trust: Sequence[str]) -> FrozenCodec | None:
-    """Load the codec of a generator that needs one; arguments as for :func:`load_tokenizer_of`."""
-    if not generator.needs_codec:
-        return None
+def load_codec(record: GeneratorRecord, owner: str, trust: Sequence[str]) -> FrozenCodec:
+    """Load the codec of a generator's tokenizer; arguments as for :func:`load_tokenizer_of`."""
     codec = FrozenCodec(lambda: load_tokenizer_of(record, owner, trust=trust), record.sub_codes)
     codec.prepare(torch.device("cpu"))
     return codec
@@ -199,15 +197,16 @@ class Checkpoint:
 
         Args:
             trust: packages besides polytoken whose classes the checkpoint may name.
-            tokenizer: that of its codes, if loaded already; its codec is used by generators that need one.
+            tokenizer: that of its tokens, if loaded already; its codec is used by generators that need one.
         """
         record = self.record
         generator = build(self.model.get(GENERATOR), Generator, str(self.path), trust)  # type: ignore[type-abstract]
-        if tokenizer is not None and generator.needs_codec:
-            codec: FrozenCodec | None = FrozenCodec(lambda: tokenizer, record.sub_codes)
-        else:
-            codec = load_codec(generator, record, f"{self.path} writes", trust)
-        generator.connect(record.spec, record.num_classes, codec)
+        codec = None
+        if generator.needs_codec and tokenizer is not None:
+            codec = FrozenCodec(lambda: tokenizer, record.sub_codes)
+        elif generator.needs_codec:
+            codec = load_codec(record, f"{self.path} writes", trust)
+        generator.connect(record.described(generator, f"the record of {self.path}"), record.num_classes, codec)
         return self._load(generator, GENERATOR)
 
     def _load(self, network: Network, name: str) -> Network:
@@ -257,7 +256,7 @@ def record_in(content: Mapping[str, Any], path: Path) -> GeneratorRecord:
     """
     if not isinstance(content.get(GENERATOR), dict):
         raise UserError(
-            f"{path} is not the checkpoint of a generator: it has no record of the codes that it generates. Name a run "
-            "of stage 2 or of a baseline"
+            f"{path} is not the checkpoint of a generator: it has no record of what it generates. Name a run of stage "
+            "2 or of another generator"
         )
     return GeneratorRecord.from_plain(content[GENERATOR], f"{path}: {GENERATOR}")

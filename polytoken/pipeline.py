@@ -17,7 +17,8 @@ from polytoken.generators.base import Generator
 from polytoken.generators.record import GeneratorRecord
 from polytoken.images import to_uint8
 from polytoken.loading import Checkpoint, load_tokenizer_of
-from polytoken.sampling import CategoricalSampler, RowNoise
+from polytoken.sampling import CategoricalSampler, FlowSampler, Guidance, RowNoise
+from polytoken.specs import Tokens
 from polytoken.tokenizers import Tokenizer
 
 
@@ -25,9 +26,9 @@ class GenerationPipeline(nn.Module):
     """Generates images of given classes; :meth:`from_run` loads it, ``.to("cuda")`` moves it.
 
     Args:
-        network: generates codes.
+        network: generates codes or latents.
         tokenizer: decodes them.
-        sub_codes: the tokenizer's sub-codes that the network generates, in its order.
+        sub_codes: the tokenizer's sub-codes that the network generates, in its order; not read for one of latents.
         class_to_idx: class names and their labels.
         origin: runs and digests of both, as plain data.
     """
@@ -67,7 +68,7 @@ class GenerationPipeline(nn.Module):
 
         Raises:
             MissingFileError: if one of the two does not exist.
-            UserError: if the run is not a generator's, or was trained on the codes of another tokenizer.
+            UserError: if the run is not a generator's, or was trained on the tokens of another tokenizer.
         """
         checkpoint = Checkpoint.open(run)
         record = checkpoint.record
@@ -98,19 +99,32 @@ class GenerationPipeline(nn.Module):
         names = {index: name for name, index in self.class_to_idx.items()}
         return [names.get(index, str(index)) for index in range(self.num_classes)]
 
+    def rules(self, sampler: Guidance) -> Guidance:
+        """The settings of any sampler as the rules of this network.
+
+        Raises:
+            UserError: if they are those of another family, do not fit the tokens, or snap latents of a tokenizer
+                without codes.
+        """
+        own = sampler.of(self.network.sampler_type)
+        own.check(self.network.spec)
+        if snaps(own):
+            self.tokenizer.snap(torch.zeros(1, *self.tokenizer.latent_shape, device=self._device))
+        return own
+
     @torch.inference_mode()
-    def images(self, labels: Tensor, sampler: CategoricalSampler, seed: int = 0, first_index: int = 0) -> Tensor:
-        """Draw uint8 images (B, H, W, 3) of classes (B,); codes are always decoded in float32.
+    def images(self, labels: Tensor, sampler: Guidance, seed: int = 0, first_index: int = 0) -> Tensor:
+        """Draw uint8 images (B, H, W, 3) of classes (B,); tokens are always decoded in float32.
 
         Row i depends on its class, the sampler, the seed and first_index + i; not on the other rows.
 
         Raises:
-            UserError: if a class is none of the generator's.
+            UserError: if a class is none of the generator's, or the rules are those of another family.
         """
-        codes = self.network.sample(labels, sampler, RowNoise(seed, first_index, len(labels), labels.device)).codes
-        assert codes is not None
-        with torch.autocast(codes.device.type, enabled=False):  # bfloat16 has steps of half a grey level and more
-            return to_uint8(self._decode(codes)).permute(0, 2, 3, 1).contiguous()
+        rules = self.rules(sampler)
+        tokens = self.network.sample(labels, rules, RowNoise(seed, first_index, len(labels), labels.device))
+        with torch.autocast(labels.device.type, enabled=False):  # bfloat16 has steps of half a grey level and more
+            return to_uint8(self._decode(tokens, snaps(rules))).permute(0, 2, 3, 1).contiguous()
 
     def sample(
         self,
@@ -121,6 +135,7 @@ class GenerationPipeline(nn.Module):
         top_p: float = 1.0,
         seed: int = 0,
         batch_size: int = 32,
+        sampler: Guidance | None = None,
     ) -> list[Image.Image]:
         """Draw one image of each class.
 
@@ -132,22 +147,31 @@ class GenerationPipeline(nn.Module):
             top_p: share of the probability that is drawn from.
             seed: of image i together with i, so a longer list begins with the same images.
             batch_size: images at a time, a matter of memory only.
+            sampler: all rules at once, in place of ``guidance`` to ``top_p``: a FlowSampler for a generator of latents.
 
         Raises:
             UserError: if there is no such class, or a setting is out of its range.
         """
-        sampler = CategoricalSampler(guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
-        device = next(self.network.parameters()).device
-        labels = torch.tensor([self._index(name) for name in classes], dtype=torch.int64, device=device)
+        if sampler is None:
+            sampler = CategoricalSampler(guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
+        labels = torch.tensor([self._index(name) for name in classes], dtype=torch.int64, device=self._device)
         images = []
         for start in range(0, len(labels), batch_size):
             batch = self.images(labels[start : start + batch_size], sampler, seed, start).cpu()
             images += [Image.fromarray(image.numpy()) for image in batch]
         return images
 
-    def _decode(self, codes: Tensor) -> Tensor:
-        """Decode codes (B, k', N) to images (B, 3, H, W); subspaces that are not generated are zero."""
-        return self.tokenizer.decode(embed_sub_codes(self.tokenizer, codes, self.sub_codes)).image
+    @property
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def _decode(self, tokens: Tokens, snap: bool) -> Tensor:
+        """Decode tokens to images (B, 3, H, W); subspaces that are not generated are zero."""
+        if tokens.codes is not None:
+            return self.tokenizer.decode(embed_sub_codes(self.tokenizer, tokens.codes, self.sub_codes)).image
+        assert tokens.latents is not None
+        latents = tokens.latents.float()
+        return self.tokenizer.decode(self.tokenizer.snap(latents) if snap else latents).image
 
     def _index(self, name: int | str) -> int:
         if not isinstance(name, str):
@@ -158,8 +182,13 @@ class GenerationPipeline(nn.Module):
         return self.class_to_idx[name]
 
 
+def snaps(sampler: Guidance) -> bool:
+    """True if a sampler moves latents to the nearest points of the codebooks before they are decoded."""
+    return isinstance(sampler, FlowSampler) and sampler.snap
+
+
 def _warn_of_first_stage(record: GeneratorRecord, path: Path) -> None:
-    decoded = record.full_spec.num_sub_codes
+    decoded = record.full_spec.num_sub_codes if record.full_spec else 0
     if len(record.sub_codes) < decoded:
         reason = (
             f"It writes the sub-codes {[*record.sub_codes]} of the {decoded} that its tokenizer decodes; the other "

@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from artifacts.token_store import StorePlan, check_codes
+from artifacts.moments import Moments
+from artifacts.token_store import StorePlan, check_tokens
 from artifacts.token_store_writer import TokenStoreWriter
 from datamodules.images import ImageDataModule
 from datamodules.sources.base import SPLITS, Split
@@ -28,7 +29,7 @@ class TokenWriter(BasePredictionWriter):
     Args:
         output: Root of the stores; None is the run's directory.
         images_per_shard: Images in a shard, all views of each; a multiple of the batch size. A kill loses at most one
-            shard per rank. A rank holds its codes in memory: 84 MB for 8,192 images × 10 views × 256 × 2, and three
+            shard per rank. A rank holds its tokens in memory: 84 MB for 8,192 images × 10 views × 256 × 2, and three
             times as much while writing.
     """
 
@@ -37,8 +38,7 @@ class TokenWriter(BasePredictionWriter):
         self.output = output
         self.images_per_shard = images_per_shard
         self._writers: dict[Split, TokenStoreWriter] = {}
-        self._rows: list[dict[str, np.ndarray]] = []
-        self._images_seen = 0
+        self._start_shard()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find the missing shards, and select the images of this rank's share of them.
@@ -62,6 +62,7 @@ class TokenWriter(BasePredictionWriter):
         for split in SPLITS:
             plan = StorePlan(
                 spec=pl_module.spec,
+                latent_shape=pl_module.latent_shape,
                 tokenizer_fingerprint=pl_module.fingerprint,
                 tokenizer_run=pl_module.tokenizer_run,
                 split=split,
@@ -98,14 +99,17 @@ class TokenWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Collect the codes of a batch, and write a shard after its last image."""
+        """Collect codes or latents of a batch, and write a shard after its last image."""
         writer = self._writers[SPLITS[dataloader_idx]]
         if batch_idx == 0:  # another split: limit_predict_batches may have left an incomplete shard of the previous one
-            self._rows, self._images_seen = [], 0
+            self._start_shard()
         assert batch_indices is not None  # (epoch, index) pairs, including those of unreadable images
         rows = {name: values.cpu().numpy() for name, values in prediction.items()}
-        check_codes(rows["codes"], writer.plan.spec, f"a batch for {writer.path}")  # before a narrow type wraps them
-        self._rows.append({**rows, "codes": rows["codes"].astype(writer.plan.dtype)})
+        tokens = rows[writer.plan.holds]
+        check_tokens(tokens, writer.plan.spec, f"a batch for {writer.path}")  # before a narrow type wraps them
+        self._rows.append((rows["index"], rows["label"], tokens.astype(writer.plan.dtype)))
+        moments = Moments.of(rows["latents"])
+        self._moments = moments if self._moments is None else self._moments + moments
         self._images_seen += len(batch_indices)
         _, last = batch_indices[-1]
         shard = last // self.images_per_shard
@@ -113,9 +117,14 @@ class TokenWriter(BasePredictionWriter):
             expected = len(writer.plan.shard_images(shard))
             if self._images_seen != expected:
                 raise RunError(f"shard {shard} got {self._images_seen} of its {expected} images: run predict again")
-            joined = {name: np.concatenate([rows[name] for rows in self._rows]) for name in prediction}
-            writer.write(shard, joined["index"], joined["label"], joined["codes"])
-            self._rows, self._images_seen = [], 0
+            indices, labels, stored = (np.concatenate(parts) for parts in zip(*self._rows, strict=True))
+            writer.write(shard, indices, labels, stored, self._moments)
+            self._start_shard()
+
+    def _start_shard(self) -> None:
+        self._rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # indices, labels, tokens
+        self._moments: Moments | None = None
+        self._images_seen = 0
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Put the new stores in place, here since a rank without shards runs no other hook."""

@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 import msgspec
 
+from polytoken.errors import UserError
+from polytoken.generators.base import Generator
 from polytoken.records import decode
-from polytoken.specs import TokenSpec
+from polytoken.specs import LatentSpec, TokenSpec
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class InitFrom:
         path: its checkpoint.
         sha256: digest of that file.
         step: its optimizer steps.
-        tokenizer_fingerprint: of the tokenizer whose codes it was trained on.
+        tokenizer_fingerprint: of the tokenizer whose tokens it was trained on.
         sub_codes: the sub-codes it generates.
         sub_code: which of this run's sub-codes that is; "all" for the same ones, None for other codes.
         carried: weights of this run that hold weights of the earlier stage.
@@ -61,24 +63,26 @@ class GeneratorRecord:
     """Description of a generator inside its checkpoint.
 
     Args:
-        spec: shape of the codes that it generates.
-        full_spec: shape of all codes of its tokenizer.
-        sub_codes: the sub-codes of ``full_spec`` that it generates, in its order.
+        spec: shape of the codes that it was trained on; None for latents of a tokenizer without codes.
+        full_spec: shape of all codes of its tokenizer, or None.
+        sub_codes: the sub-codes of ``full_spec`` that it was trained on, in its order.
         tokenizer_run: run of the tokenizer.
         tokenizer_fingerprint: of that tokenizer.
         num_classes: number of classes.
         class_to_idx: class names and their labels.
         lineage: origin of codes and weights.
+        latents: shape and scale of the tokenizer's latents over the training images; None if the store has none.
     """
 
-    spec: TokenSpec
-    full_spec: TokenSpec
+    spec: TokenSpec | None
+    full_spec: TokenSpec | None
     sub_codes: tuple[int, ...]
     tokenizer_run: str
     tokenizer_fingerprint: str
     num_classes: int
     class_to_idx: dict[str, int]
     lineage: Lineage
+    latents: LatentSpec | None = None
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any], where: str) -> GeneratorRecord:
@@ -88,6 +92,36 @@ class GeneratorRecord:
     def to_plain(self) -> dict[str, Any]:
         """Return dicts, lists, texts and numbers, for a checkpoint."""
         return msgspec.json.decode(msgspec.json.encode(self))
+
+    def described(self, generator: Generator, holder: str) -> TokenSpec | LatentSpec:
+        """The spec that a generator of codes or of latents connects to.
+
+        Args:
+            generator: not connected yet.
+            holder: what has these tokens, for the message.
+
+        Raises:
+            UserError: if the generator cannot learn these tokens.
+        """
+        name = type(generator).__name__
+        if generator.models == "codes":
+            if self.spec is None:
+                raise UserError(
+                    f"{name} models codes, and {holder} has latents of a tokenizer without codes: train a generator of "
+                    "latents on it, or another tokenizer (fq_dual, vq, ifsq, …)"
+                )
+            return self.spec
+        if self.full_spec is not None and self.sub_codes != tuple(range(self.full_spec.num_sub_codes)):
+            raise UserError(
+                f"{name} models the latents of all {self.full_spec.num_sub_codes} sub-codes, and the data are the "
+                f"sub-codes {[*self.sub_codes]}: set data.init_args.sub_codes to null"
+            )
+        if self.latents is None:
+            raise UserError(
+                f"{name} models latents, and {holder} has codes without the mean and deviation of their vectors: write "
+                "it again by a tokenizer whose codes have vectors (make tokens)"
+            )
+        return self.latents
 
     @property
     def tokenizer(self) -> str:

@@ -41,6 +41,14 @@ class Quantizer(nn.Module, ABC):
     def embed_codes(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
         """Look up codes (B, k, N) of a feature map of ``grid`` (h, w): the ``quantized`` (B, C, h, w) of forward."""
 
+    def snap(self, quantized: Tensor) -> Tensor:
+        """Nearest points of the codebooks to ``quantized`` (B, C, h, w), which a generator of latents has drawn.
+
+        Raises:
+            UserError: if the quantizer has no points, or no nearest one.
+        """
+        raise UserError(f"{type(self).__name__} has no points to snap latents to: set sampler.snap to false")
+
     def scales(self, grid: tuple[int, int]) -> tuple[tuple[int, int], ...]:
         """Grids of the codes of a feature map of ``grid`` (h, w), coarse first; N = Σ h·w over them."""
         return (grid,)

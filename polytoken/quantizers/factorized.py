@@ -67,6 +67,11 @@ class FactorizedQuantizer(Quantizer):
             [branch.embed_codes(one, grid) for branch, one in zip(self._branches(), split, strict=True)], dim=1
         )
 
+    def snap(self, quantized: Tensor) -> Tensor:
+        """Concatenated vectors (B, C, h, w) to the nearest ones of each branch."""
+        split = quantized.split([branch.out_channels for branch in self._branches()], dim=1)
+        return torch.cat([branch.snap(one) for branch, one in zip(self._branches(), split, strict=True)], dim=1)
+
     def scales(self, grid: tuple[int, int]) -> tuple[tuple[int, int], ...]:
         return self._branches()[0].scales(grid)
 

@@ -77,6 +77,12 @@ class FiniteScalarQuantizer(Quantizer):
         digits = codes_to_digits(codes.transpose(1, 2), self.levels, self.order)
         return self._to_map(digits_to_vectors(digits, self.levels, self.cells), grid)
 
+    def snap(self, quantized: Tensor) -> Tensor:
+        """Vectors (B, d, h, w) of any size to the nearest points of the grid, float32."""
+        rows = self._to_rows(quantized.float().clamp(-1, 1))
+        digits = vectors_to_digits(rows, self.levels, self.cells)
+        return self._to_map(digits_to_vectors(digits, self.levels, self.cells), quantized.shape[2:])
+
     def _to_rows(self, maps: Tensor) -> Tensor:
         """(B, d, h, w) to (B, h·w, k, d/k)."""
         return maps.flatten(2).transpose(1, 2).unflatten(2, self.levels.shape)

@@ -92,6 +92,10 @@ class LookupFreeQuantizer(Quantizer):
         digits = codes_to_digits(codes.transpose(1, 2), self.levels, "little_endian")
         return self._vectors(digits.flatten(2).transpose(1, 2).unflatten(2, grid))
 
+    def snap(self, quantized: Tensor) -> Tensor:
+        """Vectors (B, d, h, w) to the nearest code vectors, float32."""
+        return self._vectors((quantized > 0).long())
+
     def _vectors(self, digits: Tensor) -> Tensor:
         return (2 * digits - 1) * self.magnitude
 

@@ -95,6 +95,13 @@ class VectorQuantizer(Quantizer):
         self.check_codes(codes, grid)
         return _to_map(functional.embedding(codes.flatten(), self.codebook), grid)
 
+    def snap(self, quantized: Tensor) -> Tensor:
+        """Vectors (B, d, h, w) to the nearest code vectors, float32."""
+        with full_precision(quantized.device):
+            rows, codebook = quantized.float().permute(0, 2, 3, 1).flatten(0, 2), self.codebook
+            codes = nearest_codes(rows, codebook, self.max_matrix_elements)
+            return _to_map(functional.embedding(codes, codebook), quantized.shape[2:])
+
     def _losses(self, flat: Tensor, vectors: Tensor, codebook: Tensor) -> dict[str, Tensor]:
         losses = {}  # a weight of 0 switches a term off
         if self.codebook_weight > 0:

@@ -4,5 +4,6 @@ from polytoken.sampling.categorical import CategoricalSampler, Draw
 from polytoken.sampling.flow import FlowSampler
 from polytoken.sampling.guidance import Guidance
 from polytoken.sampling.row_noise import RowNoise
+from polytoken.sampling.settings import SamplerSettings
 
-__all__ = ["CategoricalSampler", "Draw", "FlowSampler", "Guidance", "RowNoise"]
+__all__ = ["CategoricalSampler", "Draw", "FlowSampler", "Guidance", "RowNoise", "SamplerSettings"]

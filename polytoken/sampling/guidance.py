@@ -48,19 +48,19 @@ class Guidance:
         """Raise UserError if the rules do not fit what a generator writes."""
 
     def of(self, kind: type[Kind]) -> Kind:
-        """Return the same settings as the sampler of another family.
+        """Return the same settings as the sampler of a family.
 
         Raises:
             UserError: if a rule that this family does not have differs from its default.
         """
         names = {field.name for field in fields(kind)}
-        for field in fields(self):
-            if field.name not in names and getattr(self, field.name) != field.default:
+        given = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) != field.default}
+        for name in given:
+            if name not in names:
                 raise UserError(
-                    f"sampler.{field.name} is a rule of {type(self).__name__}, and this generator samples with "
-                    f"{kind.__name__}: leave it out"
+                    f"sampler.{name} is no rule of {kind.__name__}, by which this generator samples: leave it out"
                 )
-        return kind(**{field.name: getattr(self, field.name) for field in fields(self) if field.name in names})
+        return kind(**given)
 
     def scale(self, progress: float, sub_code: int = 0) -> float:
         """Return the scale of a sub-code at a progress in [0, 1]."""

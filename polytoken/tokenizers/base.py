@@ -57,6 +57,19 @@ class Tokenizer(nn.Module, ABC):
         """Codes (B, k, N) of the shape that ``spec`` states to images (B, 3, H, W), not clamped."""
         return self.decode(self.embed_codes(codes)).image
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of ``Encoding.quantized`` for an image of ``image_size``."""
+        return (sum(self.subspace_channels), *self.grid)
+
+    def snap(self, quantized: Tensor) -> Tensor:
+        """Nearest points of the codebooks to ``quantized`` (B, C, h, w), which a generator of latents has drawn.
+
+        Raises:
+            UserError: if the tokenizer has no such points.
+        """
+        raise UserError(f"{type(self).__name__} has no points to snap latents to: set sampler.snap to false")
+
     def keep_subspaces(self, quantized: Tensor, kept: Collection[int]) -> Tensor:
         """Quantized features (B, C, h, w) with the channels of all other subspaces set to zero."""
         subspaces = quantized.split(self.subspace_channels, dim=1)
@@ -76,8 +89,8 @@ class Tokenizer(nn.Module, ABC):
         if self.spec is None:
             raise UserError(
                 "predict writes the codes of images, and this tokenizer has no codes: its bottleneck is continuous. "
-                "Train one with a quantizer (fq_dual, vq, fsq, …), or read latents with "
-                "tokenizer.encode(images).quantized"
+                "Train one with a quantizer (fq_dual, vq, fsq, …), or store its latents by configs/tokens.yaml "
+                "(make tokens)"
             )
         return self.spec
 

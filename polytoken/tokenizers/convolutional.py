@@ -184,6 +184,9 @@ class ConvolutionalTokenizer(Tokenizer):
         """
         return self.quantizer.embed_codes(codes, grid or self.grid)
 
+    def snap(self, quantized: Tensor) -> Tensor:
+        return self.quantizer.snap(quantized)
+
     def decode_codes(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Codes (B, k, N) to images (B, 3, h·f, w·f), not clamped; arguments as for :meth:`embed_codes`."""
         return self.decode(self.embed_codes(codes, grid)).image

@@ -1,4 +1,4 @@
-"""A token store is complete or absent, is read in place, and reports damage."""
+"""A token store of codes or latents is complete or absent, is read in place, and reports damage."""
 
 import json
 import pickle
@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow
 import pytest
 
+from artifacts.moments import Moments
 from artifacts.token_store import StorePlan, TokenStore, TokenStoreError
 from artifacts.token_store_writer import TokenStoreWriter
 from polytoken import records
-from polytoken.errors import RunError
+from polytoken.errors import RunError, UserError
 from polytoken.specs import TokenSpec
-from tests.support.token_store import SPEC, plan_of, random_codes, write_shard, write_store
+from tests.support.token_store import LATENTS, SPEC, plan_of, random_codes, random_latents, write_shard, write_store
 
 
 def assert_holds(store: TokenStore, plan: StorePlan) -> None:
@@ -23,7 +24,7 @@ def assert_holds(store: TokenStore, plan: StorePlan) -> None:
     for row in range(len(store)):
         expected = random_codes(plan, row)
         for view in range(store.num_views):
-            assert np.array_equal(store.codes(row, view), expected[view]), (row, view)
+            assert np.array_equal(store.tokens(row, view), expected[view]), (row, view)
         assert (store.label(row), store.index(row)) == (row % 2, row)
 
 
@@ -49,7 +50,7 @@ def test_codes_are_read_in_place(tmp_path: Path) -> None:
     store = write_store(tmp_path / "train", plan_of("train", 800, images_per_shard=400))
     before = pyarrow.total_allocated_bytes()
     store = TokenStore.open(tmp_path / "train")
-    codes = store.codes(577, 1)
+    codes = store.tokens(577, 1)
     assert pyarrow.total_allocated_bytes() == before
     assert codes.dtype == np.uint16 and codes.base is not None and not codes.flags.writeable
     assert np.array_equal(codes, random_codes(store.plan, 577)[1])
@@ -70,14 +71,91 @@ def test_large_codebooks_take_32_bits(tmp_path: Path) -> None:
     writer.write(0, np.arange(8), np.zeros(8, int), codes)
     writer.finish()
     store = TokenStore.open(tmp_path / "train")
-    assert store.codes(3, 0).tolist() == [[2**17 - 1] * 2] and store.codes(3, 0).dtype == np.uint32
+    assert store.tokens(3, 0).tolist() == [[2**17 - 1] * 2] and store.tokens(3, 0).dtype == np.uint32
+
+
+def test_latents_round_trip_as_float16(tmp_path: Path) -> None:
+    plan = plan_of("train", **LATENTS)
+    store = write_store(tmp_path / "train", plan)
+    expected = np.stack([random_latents(plan, image) for image in range(22)])
+    for row in (0, 9, 21):
+        for view in range(3):
+            read = store.tokens(row, view)
+            assert read.dtype == np.float16 and read.base is not None and not read.flags.writeable
+            assert np.array_equal(read, expected[row, view].astype(np.float16))
+    assert store.spec is None and store.plan.holds == "latents" and store.plan == plan
+    assert_holds_latents_of(store, expected)
+    TokenStore.open(tmp_path / "train", verify=True)
+    assert pickle.loads(pickle.dumps(store)).latents == store.latents
+
+
+def assert_holds_latents_of(store: TokenStore, latents: np.ndarray) -> None:
+    """Mean and deviation of each channel, merged from the shards, are those of all images and views."""
+    whole = latents.astype(np.float64).swapaxes(2, 0).reshape(latents.shape[2], -1)
+    assert store.latents is not None
+    assert (store.latents.channels, store.latents.grid) == (latents.shape[2], latents.shape[3:])
+    np.testing.assert_allclose(store.latents.mean, whole.mean(1), rtol=1e-12)
+    np.testing.assert_allclose(store.latents.deviation, whole.std(1), rtol=1e-12)
+
+
+def test_a_store_of_codes_describes_the_latents_of_its_codes(tmp_path: Path) -> None:
+    plan = plan_of("train")
+    store = write_store(tmp_path / "train", plan, leave_out=(3, 9))
+    images = [image for image in range(22) if image not in (3, 9)]
+    assert_holds_latents_of(store, np.stack([random_latents(plan, image) for image in images]))
+
+
+def test_codes_may_have_no_statistics_and_latents_may_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Without moments, or with a channel that is constant, a store of codes still serves generators of codes."""
+    for name, plan in (("codes", plan_of("train", 8)), ("latents", plan_of("train", 8, **LATENTS))):
+        latents = np.zeros((8, 3, *plan.latent_shape), np.float32)
+        tokens = latents if plan.spec is None else np.stack([random_codes(plan, image) for image in range(8)])
+        for moments in (None, Moments.of(latents)):
+            writer = TokenStoreWriter(tmp_path / f"{name}_{moments is None}", plan)
+            writer.begin()
+            writer.write(0, np.arange(8), np.zeros(8, int), tokens, moments)
+            if name == "codes":
+                writer.finish()
+                assert TokenStore.open(writer.path).latents is None
+            else:
+                with pytest.raises(UserError, match="deviation 0" if moments else "has latents without moments"):
+                    writer.finish()
+    assert "serves generators of codes, and none of latents: channel 0 of the latents" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("-inf"), 65600.0])
+def test_latents_beyond_float16_are_not_written(tmp_path: Path, wrong: float) -> None:
+    plan = plan_of("train", **LATENTS)
+    writer = TokenStoreWriter(tmp_path / "train", plan)
+    writer.begin()
+    latents = np.zeros((8, 3, *plan.latent_shape), np.float32)
+    latents[5, 1, 2, 1, 0] = wrong
+    with pytest.raises(TokenStoreError, match=f"shard 0 of .*: a latent is {wrong}, and float16 holds .* up to 65,504"):
+        writer.write(0, np.arange(8), np.zeros(8, int), latents, Moments.of(latents))
+    latents[5, 1, 2, 1, 0] = 65504
+    writer.write(0, np.arange(8), np.zeros(8, int), latents, Moments.of(latents))
+    with pytest.raises(TokenStoreError, match=r"latents of shape \(3, 4, 3, 2\) \(views, channels, height, width\)"):
+        writer.write(0, np.arange(8), np.zeros(8, int), latents.swapaxes(3, 4))
+
+
+def test_a_store_of_the_first_format_is_to_be_written_again(tmp_path: Path) -> None:
+    """Its manifest does not say what the latents are."""
+    write_store(tmp_path / "fq_dual/train", plan_of("train"))
+    manifest = tmp_path / "fq_dual/train/manifest.json"
+    content = json.loads(manifest.read_text())
+    del content["latent_shape"], content["latents"]
+    manifest.write_text(json.dumps({**content, "format": 1}))
+    said = r"train is a token store of format 1, and this code reads 2: delete .*/fq_dual and write it again \(make to"
+    with pytest.raises(TokenStoreError, match=said):
+        TokenStore.open(tmp_path / "fq_dual/train")
+    assert not TokenStoreWriter(tmp_path / "fq_dual/train", plan_of("train")).whole()
 
 
 def test_unreadable_images_are_left_out(tmp_path: Path) -> None:
     store = write_store(tmp_path / "train", plan_of("train"), leave_out=(3, 9))
     assert len(store) == 20
     assert [store.index(row) for row in (2, 3, 7, 8, 19)] == [2, 4, 8, 10, 21]
-    assert np.array_equal(store.codes(8, 2), random_codes(store.plan, 10)[2])
+    assert np.array_equal(store.tokens(8, 2), random_codes(store.plan, 10)[2])
 
 
 def test_a_second_attempt_writes_the_missing_shards(tmp_path: Path) -> None:
@@ -219,7 +297,7 @@ def test_damage_is_reported(tmp_path: Path) -> None:
     manifest = path / "manifest.json"
     content = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**content, "format": 7}))
-    with pytest.raises(TokenStoreError, match="a token store of format 7, and this code reads 1"):
+    with pytest.raises(TokenStoreError, match="a token store of format 7, and this code reads 2"):
         TokenStore.open(path)
     manifest.write_text("{")
     with pytest.raises(TokenStoreError, match="manifest.json is not valid JSON.* Write the token store again"):
@@ -277,7 +355,7 @@ def broken(changes: dict) -> Callable[[dict], dict]:
             lambda content: {**content, "shards": [{"file": "x"}]},
             r"\$\.shards\[0\]: .* required field rows",
         ),
-        (broken({"views": ["centre of 1"]}), "holds 8 labels and the codes of 24 images"),
+        (broken({"views": ["centre of 1"]}), "holds 8 labels and the tokens of 24 images"),
         (broken({"class_to_idx": {"even": 0}}), "train has the label 1, beyond 0 to 0"),
         (broken({"num_images": 20}), "train has the index 20, beyond 0 to 19"),
     ],

@@ -1,4 +1,4 @@
-"""Batches of codes: views by epoch, exact resuming, selection of sub-codes, and incompatible stores."""
+"""Batches of codes or latents: views by epoch, exact resuming, selection of sub-codes, and incompatible stores."""
 
 import os
 from pathlib import Path
@@ -11,9 +11,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from artifacts.token_store import TokenStore, TokenStoreError
 from datamodules import TokenDataModule
+from polytoken.errors import UserError
 from polytoken.specs import TokenSpec
 from tests.datamodules.memory import quiet_trainer
-from tests.support.token_store import plan_of, random_codes, write_store, write_stores
+from tests.support.token_store import LATENTS, plan_of, random_codes, random_latents, write_store, write_stores
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -28,7 +29,8 @@ class Diary(LightningModule):
         self.evaluated: list[dict[str, torch.Tensor]] = []
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> torch.Tensor:
-        self.batches.append((batch["index"].tolist(), batch["codes"].tolist()))
+        tokens = batch["latents"] if "latents" in batch else batch["codes"]
+        self.batches.append((batch["index"].tolist(), tokens.tolist()))
         return self.weight * 0
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_index: int) -> None:
@@ -94,6 +96,39 @@ def test_validation_reads_the_centre_crops_in_order(root: Path) -> None:
     assert {value.dtype for value in batch.values()} == {torch.int64}
 
 
+def test_latents_are_read_in_float32(tmp_path: Path) -> None:
+    data = TokenDataModule(str(write_stores(tmp_path, **LATENTS)), batch_size=4, num_workers=0)
+    assert data.spec is None and data.full_spec is None and data.sub_codes == []
+    assert data.latents is not None and (data.latents.channels, data.latents.grid) == (4, (2, 3))
+    batches = list(data.val_dataloader())
+    assert all(set(batch) == {"latents", "label", "index"} for batch in batches)
+    latents = torch.cat([batch["latents"] for batch in batches])
+    expected = np.stack([random_latents(plan_of("validation", **LATENTS), image)[0] for image in range(7)])
+    assert latents.dtype == torch.float32
+    assert torch.equal(latents, torch.from_numpy(expected.astype(np.float16)).float())
+    with pytest.raises(UserError, match=r"data.sub_codes=\[0\]: .* holds latents of a tokenizer without codes"):
+        TokenDataModule(str(tmp_path), sub_codes=[0])
+
+
+@pytest.mark.parametrize(("step", "num_workers"), [(3, 0), (7, 2)])
+def test_a_run_on_latents_resumes_exactly(tmp_path: Path, step: int, num_workers: int) -> None:
+    root = write_stores(tmp_path / "tokens", **LATENTS)
+    every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole = fit(
+        TokenDataModule(str(root), batch_size=4, num_workers=0, seed=3), enable_checkpointing=True, callbacks=[every]
+    )
+    again = TokenDataModule(str(root), batch_size=4, num_workers=num_workers, seed=3)
+    assert fit(again, tmp_path / f"step={step}.ckpt") == whole[step:]
+
+
+def test_latents_that_are_not_finite_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_stores(tmp_path, **LATENTS)
+    monkeypatch.setattr(TokenStore, "tokens", lambda self, *_: np.full(self.plan.shape, np.nan, np.float16))
+    data = TokenDataModule(str(tmp_path), batch_size=4, num_workers=0)
+    with pytest.raises(TokenStoreError, match=r"train, image \d+: a latent is nan, and float16 holds finite numbers"):
+        next(iter(data.train_dataloader()))
+
+
 def test_specs_describe_the_selected_codes(root: Path) -> None:
     data = TokenDataModule(str(root), sub_codes=[1])
     assert data.spec == TokenSpec((12,), ((2, 3),)) and data.full_spec == TokenSpec((16, 12), ((2, 3),))
@@ -121,7 +156,7 @@ def test_a_run_does_not_resume_with_codes_of_another_tokenizer(
     tmp_path: Path, uninterrupted: tuple[list, Path]
 ) -> None:
     other = TokenDataModule(str(write_stores(tmp_path, tokenizer_fingerprint="f" * 64)), batch_size=4, seed=3)
-    with pytest.raises(TokenStoreError, match=r"\(ffffffffffff…\), and the one whose codes this run was trained on"):
+    with pytest.raises(TokenStoreError, match=r"\(ffffffffffff…\), and the one whose tokens this run was trained on"):
         fit(other, uninterrupted[1] / "step=3.ckpt")
 
 
@@ -136,7 +171,7 @@ def test_a_flipped_code_is_found_before_the_first_fit(tmp_path: Path, monkeypatc
 
     shard = tmp_path / "train/shard_00001.arrow"
     before, content = shard.stat(), bytearray(shard.read_bytes())
-    codes = TokenDataModule(str(tmp_path)).dataset("train").store.codes(9, 2)
+    codes = TokenDataModule(str(tmp_path)).dataset("train").store.tokens(9, 2)
     content[content.index(codes.tobytes())] ^= 1
     with shard.open("r+b") as file:
         file.write(content)

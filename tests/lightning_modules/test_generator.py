@@ -418,7 +418,7 @@ def test_an_image_data_module_is_rejected(store: Path, capsys: pytest.CaptureFix
     arguments = tiny("llamagen", store)
     keep = arguments[: arguments.index("--data.init_args.store")]
     error = error_of(capsys, "fit", *keep, "--config", str(overlay))
-    assert "reads codes from a token store, and data is ImageDataModule" in error
+    assert "reads the tokens of a token store, and data is ImageDataModule" in error
 
 
 def test_a_batch_of_padding_is_computed_but_not_counted() -> None:

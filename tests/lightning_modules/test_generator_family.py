@@ -109,6 +109,6 @@ def test_a_frozen_codec_reaches_training_and_pipeline_but_no_checkpoint(
     next(iter(changed["state_dict"].values())).add_(1)
     torch.save(changed, file)
     assert exit_code(*arguments, "--run.stage", "other") == 2
-    assert "codes holds codes of a tokenizer with the fingerprint" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"last\.ckpt writes codes of a tokenizer with the fingerprint"):
+    assert "codes holds tokens of a tokenizer with the fingerprint" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"last\.ckpt writes tokens of a tokenizer with the fingerprint"):
         load_generator("runs/digits/toy", trust=("tests",))

@@ -10,9 +10,9 @@ import torch
 from torch._dynamo.utils import counters
 
 from polytoken.pipeline import GenerationPipeline
-from polytoken.sampling import CategoricalSampler
+from polytoken.sampling import CategoricalSampler, FlowSampler, RowNoise, SamplerSettings
 from polytoken.specs import Tokens
-from tests.support.generated import write_runs
+from tests.support.generated import CONTINUOUS, SCALAR, write_latent_runs, write_runs
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +158,61 @@ def test_compiled_decoding_draws_the_same_images(run: Path, monkeypatch: pytest.
         batch = torch.tensor([1, 2]), CategoricalSampler(), 5, first
         assert torch.equal(compiled.images(*batch), expected.images(*batch))
     assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.fixture(scope="module", params=["scalar", "continuous"])
+def flow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> GenerationPipeline:
+    """A pipeline of latents, with and without codes."""
+    quantizer = {"scalar": SCALAR, "continuous": CONTINUOUS}[request.param]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        return GenerationPipeline.from_run(write_latent_runs(tmp_path_factory.mktemp("latents"), quantizer))
+
+
+def in_grey_levels(images: torch.Tensor) -> torch.Tensor:
+    return (images.clamp(-1, 1) + 1) * 127.5
+
+
+def test_images_are_decoded_from_the_generated_latents(flow: GenerationPipeline) -> None:
+    labels, sampler = torch.tensor([1, 2, 3]), FlowSampler(guidance=1.5, steps=4)
+    latents = flow.network.sample(labels, sampler, RowNoise(2, 4, 3, labels.device)).latents
+    assert latents.shape == (3, 3, 2, 2)
+    images = flow.images(labels, SamplerSettings(guidance=1.5, steps=4), 2, 4)
+    expected = in_grey_levels(flow.tokenizer.decode(latents).image)
+    assert images.dtype == torch.uint8 and (expected - images.permute(0, 3, 1, 2)).abs().max() <= 0.51
+    with torch.autocast("cpu", torch.bfloat16):
+        coarse = flow.network.sample(labels, sampler, RowNoise(2, 4, 3, labels.device)).latents
+        again = flow.images(labels, sampler, 2, 4)
+    expected = in_grey_levels(flow.tokenizer.decode(coarse).image)
+    assert (expected - again.permute(0, 3, 1, 2)).abs().max() <= 0.51, "decoded in float32"
+
+
+def test_latents_snap_to_the_points_of_the_quantizer(flow: GenerationPipeline) -> None:
+    labels, sampler = torch.tensor([1, 2, 3]), FlowSampler(steps=4, snap=True)
+    if flow.tokenizer.spec is None:
+        with pytest.raises(ValueError, match="ContinuousBottleneck has no points to snap latents to: set sampler.snap"):
+            flow.rules(sampler)
+        return
+    latents = flow.network.sample(labels, sampler, RowNoise(2, 0, 3, labels.device)).latents
+    snapped = flow.tokenizer.snap(latents)
+    assert not torch.equal(snapped, latents)
+    expected = in_grey_levels(flow.tokenizer.decode(snapped).image)
+    assert (expected - flow.images(labels, sampler, 2).permute(0, 3, 1, 2)).abs().max() <= 0.51
+
+
+def test_rows_of_latents_do_not_depend_on_the_batch(flow: GenerationPipeline) -> None:
+    sampler = FlowSampler(guidance=2.0, steps=3)
+    images = pixels(flow.sample([3, "4", 9], seed=5, sampler=sampler))
+    assert abs(images - pixels(flow.sample([3, 4, 9], seed=5, batch_size=2, sampler=sampler))).max() <= 1
+    assert abs(images - pixels(flow.sample([3, 4, 9], seed=6, sampler=sampler))).max() > 1
+
+
+def test_rules_of_the_other_family_are_rejected(flow: GenerationPipeline, generator: GenerationPipeline) -> None:
+    with pytest.raises(ValueError, match="sampler.top_k is no rule of FlowSampler, by which this generator samples"):
+        flow.sample([1], top_k=5)
+    with pytest.raises(ValueError, match="sampler.steps is no rule of CategoricalSampler, by which this generator"):
+        generator.sample([1], sampler=FlowSampler(steps=7))
+    with pytest.raises(ValueError, match="guided_channels is 4, and the generator's latents have 3"):
+        flow.rules(SamplerSettings(guided_channels=4))
+    assert generator.rules(SamplerSettings(guidance=2.0, top_k=3)) == CategoricalSampler(guidance=2.0, top_k=3)
+    assert flow.rules(SamplerSettings(guidance=2.0, snap=False)) == FlowSampler(guidance=2.0)

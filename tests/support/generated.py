@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from polytoken.building import build
 from polytoken.fingerprint import fingerprint
-from polytoken.generators import LinearHead, MultiLinearHead, TrunkConfig
-from polytoken.specs import TokenSpec
+from polytoken.generators import Generator, LinearHead, MultiLinearHead, TrunkConfig
+from polytoken.specs import LatentSpec, TokenSpec
+from polytoken.tokenizers import Tokenizer
 from tests.support.generators import build_generator
 from tests.support.tokenizers import tiny_tokenizer
 
@@ -79,6 +81,49 @@ def write_runs(
     origin = {name: record[name] for name in ("tokenizer_run", "tokenizer_fingerprint")}
     record["lineage"] = {**origin, "store": "store", "init_from": None}
     return _write(root / stage / "tiny", "generator", generator, model, generator=record)
+
+
+SCALAR = {"class_path": "polytoken.quantizers.FiniteScalarQuantizer", "init_args": {"levels": [5, 5, 3], "alpha": 1.6}}
+CONTINUOUS = {"class_path": "polytoken.quantizers.ContinuousBottleneck", "init_args": {"code_dim": 3}}
+DIFFUSION = {
+    "class_path": "polytoken.generators.DiffusionTransformer",
+    "init_args": {"trunk": {"dim": 16, "depth": 2, "num_heads": 2}},
+}
+
+
+def write_latent_runs(root: Path, quantizer: dict[str, Any], image_size: int = 16) -> Path:
+    """Runs of a tokenizer of 3 channels and of a diffusion transformer; the directory of the latter.
+
+    Args:
+        root: e.g. ``runs/digits``.
+        quantizer: ``SCALAR`` or ``CONTINUOUS``.
+        image_size: of the tokenizer.
+    """
+    section = {
+        "class_path": "polytoken.tokenizers.ConvolutionalTokenizer",
+        "init_args": {**TOKENIZER, "image_size": image_size, "quantizer": quantizer},
+    }
+    torch.manual_seed(0)
+    tokenizer = build(section, Tokenizer, "the test", ())
+    tokenizer_run = _write(root / "tokenizer/tiny", "tokenizer", tokenizer, {"tokenizer": section})
+    latents = LatentSpec(3, tokenizer.grid, (0.1, 0.0, -0.2), (0.5, 0.6, 0.7))
+    generator = build(DIFFUSION, Generator, "the test", ())
+    generator.connect(latents, 10)
+    for parameter in generator.parameters():  # the output is initialised to zero
+        nn.init.normal_(parameter, std=0.2)
+    spec = tokenizer.spec and tokenizer.spec.to_json()
+    origin = {"tokenizer_run": str(tokenizer_run), "tokenizer_fingerprint": fingerprint(tokenizer)}
+    record = {
+        "spec": spec,
+        "full_spec": spec,
+        "sub_codes": [0] if spec else [],
+        "latents": latents.to_json(),
+        "num_classes": 10,
+        "class_to_idx": {str(digit): digit for digit in range(10)},
+        **origin,
+        "lineage": {**origin, "store": "store", "init_from": None},
+    }
+    return _write(root / "dit/tiny", "generator", generator, {"generator": DIFFUSION}, generator=record)
 
 
 def _write(run: Path, name: str, network: nn.Module, model: dict[str, Any], **more: Any) -> Path:

@@ -1,15 +1,16 @@
-"""The generator recipes cut down to seconds, and a store whose codes depend on the class."""
+"""The generator recipes cut down to seconds, and stores whose codes or latents depend on the class."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from artifacts.moments import Moments
 from artifacts.token_store import StorePlan
 from artifacts.token_store_writer import TokenStoreWriter
 from polytoken.specs import TokenSpec
-from tests.support.recipes import CONFIGS
-from tests.support.token_store import plan_of
+from tests.support.recipes import CONFIGS, preset_files
+from tests.support.token_store import plan_of, random_latents
 
 GENERATOR = "model.init_args.generator.init_args"
 SPEC = TokenSpec((8, 8), ((2, 3),))
@@ -29,10 +30,15 @@ TINY = (
 
 
 def write_digit_codes(
-    root: Path, spec: TokenSpec = SPEC, num_classes: int = 10, validation: int = 10, **changes: Any
+    root: Path, spec: TokenSpec | None = SPEC, num_classes: int = 10, validation: int = 10, **changes: Any
 ) -> Path:
-    """Train and validation stores of 22 and 10 images, each code its class or the number after it."""
+    """Train and validation stores of 22 and 10 images, each code its class or the number after it.
+
+    Latents, stored for a spec of None and described otherwise, are random numbers of mean and deviation 1 + channel,
+    with the class added to their mean.
+    """
     classes = {str(index): index for index in range(num_classes)}
+    changes = {"latent_shape": (4, *(spec.scales[-1] if spec else (2, 3)))} | changes
     for split, count in (("train", 22), ("validation", validation)):
         plan = plan_of(split, count, spec=spec, class_to_idx=classes, **changes)
         writer = TokenStoreWriter(root / split, plan)
@@ -40,18 +46,20 @@ def write_digit_codes(
         for shard in range(plan.num_shards):
             images = np.array(plan.shard_images(shard))
             labels = images % num_classes
-            writer.write(shard, images, labels, _codes(plan, labels, shard))
+            latents = np.stack([random_latents(plan, image) for image in images]) + labels[:, None, None, None, None]
+            tokens = latents if spec is None else _codes(plan, spec, labels, shard)
+            writer.write(shard, images, labels, tokens, Moments.of(latents))
         writer.finish()
     return root
 
 
-def _codes(plan: StorePlan, labels: np.ndarray, seed: int) -> np.ndarray:
-    shape = (len(labels), len(plan.views), plan.spec.num_sub_codes, plan.spec.num_positions)
+def _codes(plan: StorePlan, spec: TokenSpec, labels: np.ndarray, seed: int) -> np.ndarray:
+    shape = (len(labels), len(plan.views), *plan.shape)
     noise = np.random.default_rng(seed).integers(0, 2, shape)
-    return (labels[:, None, None, None] + noise) % np.array(plan.spec.codebook_sizes)[:, None]
+    return (labels[:, None, None, None] + noise) % np.array(spec.codebook_sizes)[:, None]
 
 
 def tiny(recipe: str, store: Path, preset: str = "digits") -> list[str]:
     """Arguments of a recipe under a preset, on another store and of a tiny size."""
-    files = [str(CONFIGS / f"{recipe}.yaml"), str(CONFIGS / f"presets/{preset}/generator.yaml")]
+    files = [str(CONFIGS / f"{recipe}.yaml"), *preset_files(recipe, preset, "generator")]
     return [*(part for file in files for part in ("--config", file)), "--data.init_args.store", str(store), *TINY]

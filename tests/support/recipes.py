@@ -33,9 +33,9 @@ def recipes_of(model: str) -> list[str]:
 TOKENIZERS = recipes_of("lightning_modules.TokenizerModule")
 
 
-def preset_files(recipe: str, preset: str) -> list[str]:
-    """A tokenizer's files of a preset, as the Makefile chooses them."""
-    files = [CONFIGS / "presets" / preset / f"{name}.yaml" for name in ("tokenizer", recipe)]
+def preset_files(recipe: str, preset: str, kind: str = "tokenizer") -> list[str]:
+    """A recipe's files of a preset, as the Makefile chooses them; ``kind`` is tokenizer or generator."""
+    files = [CONFIGS / "presets" / preset / f"{name}.yaml" for name in (kind, recipe)]
     return [str(file) for file in files if file.exists()]
 
 

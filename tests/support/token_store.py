@@ -1,20 +1,23 @@
-"""Token stores of random codes, without a tokenizer."""
+"""Token stores of random codes or latents, without a tokenizer."""
 
 from pathlib import Path
 
 import numpy as np
 
+from artifacts.moments import Moments
 from artifacts.token_store import StorePlan, TokenStore
 from artifacts.token_store_writer import TokenStoreWriter
 from polytoken.specs import TokenSpec
 
 SPEC = TokenSpec((16, 12), ((2, 3),))
+LATENTS = {"spec": None, "latent_shape": (4, 2, 3)}
 
 
 def plan_of(split: str, num_images: int = 22, **changes: object) -> StorePlan:
     """A plan of three views and shards of 8 images."""
     settings = {
         "spec": SPEC,
+        "latent_shape": (8, 2, 3),
         "tokenizer_fingerprint": "0123456789abcdef" * 4,
         "tokenizer_run": "runs/digits/tokenizer/fq_dual",
         "class_to_idx": {"even": 0, "odd": 1},
@@ -33,11 +36,21 @@ def random_codes(plan: StorePlan, image: int) -> np.ndarray:
     return generator.integers(0, sizes, shape)
 
 
+def random_latents(plan: StorePlan, image: int) -> np.ndarray:
+    """Latents (V, C, h, w) float32 of an image: channel c has mean c and deviation 1 + c."""
+    generator = np.random.default_rng((len(plan.split), image))
+    channels = np.arange(plan.latent_shape[0])[:, None, None]
+    return (channels + (1 + channels) * generator.normal(size=(len(plan.views), *plan.latent_shape))).astype(np.float32)
+
+
 def write_shard(writer: TokenStoreWriter, shard: int, leave_out: tuple[int, ...] = ()) -> None:
-    """Write a shard of random codes; images have the classes 0 and 1 in turn."""
+    """Write a shard of random tokens, with moments of random latents; images have the classes 0 and 1 in turn."""
     images = np.array([image for image in writer.plan.shard_images(shard) if image not in leave_out])
-    codes = np.stack([random_codes(writer.plan, image) for image in images])
-    writer.write(shard, images, images % len(writer.plan.class_to_idx), codes)
+    latents = np.stack([random_latents(writer.plan, image) for image in images])
+    tokens = latents
+    if writer.plan.spec is not None:
+        tokens = np.stack([random_codes(writer.plan, image) for image in images])
+    writer.write(shard, images, images % len(writer.plan.class_to_idx), tokens, Moments.of(latents))
 
 
 def write_store(path: Path, plan: StorePlan, leave_out: tuple[int, ...] = ()) -> TokenStore:

@@ -20,9 +20,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 class Grey(pl.LightningModule):
-    """Four codes per image, from brightness and redness of its quarters."""
+    """Four codes per image, from brightness and redness of its quarters, which are its latents."""
 
-    spec = TokenSpec((256, 200), ((2, 2),))
+    spec: TokenSpec | None = TokenSpec((256, 200), ((2, 2),))
+    latent_shape = (2, 2, 2)
     fingerprint = "ab" * 32
     tokenizer_run = "runs/grey"
 
@@ -37,9 +38,20 @@ class Grey(pl.LightningModule):
             raise KeyboardInterrupt
         images = batch["image"]
         self.images_seen += len(images)
-        quarters = torch.nn.functional.adaptive_avg_pool2d(images.flatten(0, 1), 2).flatten(2)
-        codes = torch.stack([(quarters.mean(1) + 1) * 127, (quarters[:, 0] + 1) * 99], 1).long()
-        return {"codes": codes.unflatten(0, images.shape[:2]), "label": batch["label"], "index": batch["index"]}
+        quarters = torch.nn.functional.adaptive_avg_pool2d(images.flatten(0, 1), 2)
+        latents = torch.stack([quarters.mean(1), quarters[:, 0]], 1).unflatten(0, images.shape[:2])
+        codes = ((latents.flatten(3) + 1) * torch.tensor([[127.0], [99.0]])).long()
+        return {"latents": latents, "codes": codes, "label": batch["label"], "index": batch["index"]}
+
+
+class Continuous(Grey):
+    """The same without codes."""
+
+    spec = None
+
+    def predict_step(self, *arguments: Any, **named: Any) -> dict[str, Tensor]:
+        prediction = super().predict_step(*arguments, **named)
+        return {name: value for name, value in prediction.items() if name != "codes"}
 
 
 def data(views: Views | None = None, bad: tuple[int, ...] = (), **arguments: object) -> ImageDataModule:
@@ -62,7 +74,7 @@ def content(root: Path) -> dict[str, list]:
         store = TokenStore.open(root / split, verify=True)
         rows = range(len(store))
         found[split] = [
-            [store.index(row), store.label(row), *(store.codes(row, view).tolist() for view in range(store.num_views))]
+            [store.index(row), store.label(row), *(store.tokens(row, view).tolist() for view in range(store.num_views))]
             for row in rows
         ]
     return found
@@ -91,6 +103,45 @@ def test_the_store_holds_the_codes_of_all_views_of_all_images(whole: Path) -> No
     manifest = TokenStore.open(whole / "train").plan
     assert manifest.views[0] == "centre of 1.25" and len(manifest.views) == 10
     assert manifest.tokenizer_fingerprint == "ab" * 32 and manifest.image_size == 8
+
+
+def expected_latents(split: str) -> np.ndarray:
+    """Latents (n, V, 2, 2, 2) of a split."""
+    dataset, module = data().views_dataset(split), Grey()
+    one = {"label": torch.tensor([0]), "index": torch.tensor([0])}
+    images = (dataset[(0, index)].image for index in range(len(dataset)))
+    return np.concatenate([module.predict_step({"image": image[None], **one}, 0)["latents"] for image in images])
+
+
+def test_the_manifest_describes_the_latents_of_all_views(whole: Path) -> None:
+    for split in ("train", "validation"):
+        latents = expected_latents(split).astype(np.float64)
+        spec = TokenStore.open(whole / split).latents
+        assert spec is not None and (spec.channels, spec.grid) == (2, (2, 2))
+        np.testing.assert_allclose(spec.mean, latents.mean((0, 1, 3, 4)), rtol=1e-9)
+        np.testing.assert_allclose(spec.deviation, latents.std((0, 1, 3, 4)), rtol=1e-9)
+
+
+def test_latents_of_a_tokenizer_without_codes_are_stored(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        predict(tmp_path, Continuous(fail_after=10))
+    assert predict(tmp_path, Continuous()).images_seen == 29 - 8, "complete shards are not computed again"
+    for split in ("train", "validation"):
+        store = TokenStore.open(tmp_path / split, verify=True)
+        read = np.stack([[store.tokens(row, view) for view in range(store.num_views)] for row in range(len(store))])
+        np.testing.assert_array_equal(read, expected_latents(split).astype(np.float16))
+        assert store.latents == TokenStore.open(whole / split).latents
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), 1e5])
+def test_latents_that_float16_cannot_hold_are_rejected(tmp_path: Path, wrong: float) -> None:
+    class Far(Continuous):
+        def predict_step(self, *arguments: Any, **named: Any) -> dict[str, Tensor]:
+            prediction = super().predict_step(*arguments, **named)
+            return {**prediction, "latents": prediction["latents"] * wrong + wrong}
+
+    with pytest.raises(TokenStoreError, match=r"a batch for .*train: a latent is \S+, and float16 holds finite"):
+        predict(tmp_path, Far())
 
 
 @pytest.mark.parametrize("after", [2, 10, 22, 24])
@@ -136,9 +187,9 @@ def test_codes_are_collected_in_the_type_on_disk(tmp_path: Path, monkeypatch: py
     """A shard of ImageNet's ten crops takes 84 MB as uint16, and four times as much as int64."""
     write, held = TokenStoreWriter.write, []
 
-    def watched(self: TokenStoreWriter, shard: int, indices: Any, labels: Any, codes: np.ndarray) -> None:
+    def watched(self: TokenStoreWriter, shard: int, indices: Any, labels: Any, codes: np.ndarray, moments: Any) -> None:
         held.append(codes.dtype)
-        write(self, shard, indices, labels, codes)
+        write(self, shard, indices, labels, codes, moments)
 
     monkeypatch.setattr(TokenStoreWriter, "write", watched)
     predict(tmp_path)
