@@ -15,7 +15,7 @@ from polytoken.metrics.image_set import ImageSet
 from polytoken.metrics.images import to_uint8
 from polytoken.pipeline import GenerationPipeline
 from polytoken.sampling import CategoricalSampler
-from tests.support.generated import write_runs
+from tests.support.generated import SCALAR, write_latent_runs, write_runs
 from tests.support.recipes import write_judge
 
 
@@ -136,3 +136,21 @@ def test_the_plan_keeps_all_settings_but_guidance(run: Path) -> None:
     expected = {**vars(replace(CategoricalSampler(), temperature=0.9, top_k=4))}
     expected.pop("guidance")
     assert {**entry["settings"]["sampler"], "interval": tuple(entry["settings"]["sampler"]["interval"])} == expected
+
+
+def test_a_generator_of_latents_is_swept_by_its_own_rules(run: Path, capsys: pytest.CaptureFixture) -> None:
+    dit = write_latent_runs(Path("runs/digits/latents"), SCALAR, image_size=32)
+    steps = ("--steps", "3", "--method", "heun", "--shift", "0.5", "--snap")
+    (entry,) = swept(dit, 2, more=steps)
+    rules = entry["settings"]["sampler"]
+    assert {name: rules[name] for name in ("steps", "method", "shift", "snap")} == {
+        "steps": 3,
+        "method": "heun",
+        "shift": 0.5,
+        "snap": True,
+    }
+    for place, rule, family in ((dit, "temperature", "FlowSampler"), (run, "steps", "CategoricalSampler")):
+        with pytest.raises(SystemExit) as stop:
+            swept(place, 2, more=(f"--{rule}", "3"))
+        assert stop.value.code == 2
+        assert f"sampler.{rule} is no rule of {family}, by which this generator samples" in capsys.readouterr().err

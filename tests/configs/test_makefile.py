@@ -1,0 +1,64 @@
+"""The Makefile finds recipes and their overlays by their files."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.commands import REPOSITORY
+from tests.support.recipes import CONFIGS, TOKENIZERS, preset_files, recipes_of
+
+GENERATORS = recipes_of("lightning_modules.GeneratorModule")
+PRESETS = sorted(path.parent.name for path in CONFIGS.glob("presets/*/generator.yaml"))
+
+
+def make(*arguments: str, cwd: Path = REPOSITORY) -> str:
+    """What make would run; everything that exists is old."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "--no-print-directory", "-o", ".venv/.ready", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+def configs_of(line: str) -> list[str]:
+    return re.findall(r"--config (\S+)", line)
+
+
+def test_help_lists_every_recipe() -> None:
+    said = make("help")
+    assert f"TOKENIZER={'|'.join(TOKENIZERS)}]" in said and f"GENERATOR={'|'.join(GENERATORS)}]" in said
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("recipe", GENERATORS)
+def test_a_generator_gets_its_overlay(recipe: str, preset: str) -> None:
+    said = make("-n", "-B", "generator", f"GENERATOR={recipe}", f"PRESET={preset}", "TOKENIZER=ifsq")
+    (line,) = (line for line in said.splitlines() if f"--run.stage {recipe}/ifsq" in line)
+    expected = [CONFIGS / f"{recipe}.yaml", *map(Path, preset_files(recipe, preset, "generator"))]
+    assert [REPOSITORY / file for file in configs_of(line)] == expected
+    assert f"--data.init_args.store runs/{preset}/tokens/ifsq" in line
+
+
+def test_a_new_recipe_and_its_overlay_need_no_change_of_the_makefile(tmp_path: Path) -> None:
+    """DATA reaches recipes that read the images, which the recipe or its overlay says."""
+    (tmp_path / "Makefile").write_text((REPOSITORY / "Makefile").read_text())
+    (tmp_path / "configs/presets/mine").mkdir(parents=True)
+    for name in ("vq", "tokens", "sample"):
+        (tmp_path / f"configs/{name}.yaml").write_text("")
+    for name in ("tokenizer", "tokens", "sample", "generator", "online"):
+        (tmp_path / f"configs/presets/mine/{name}.yaml").write_text("")
+    model = {"model": {"class_path": "lightning_modules.GeneratorModule"}}
+    for name in ("new", "online"):
+        (tmp_path / f"configs/{name}.yaml").write_text(yaml.safe_dump(model))
+    online = {"data": {"class_path": "datamodules.OnlineTokenDataModule"}}
+    (tmp_path / "configs/presets/mine/online.yaml").write_text(yaml.safe_dump(online))
+    assert "GENERATOR=new|online]" in make("help", cwd=tmp_path)
+    settings = ("PRESET=mine", "TOKENIZER=vq", "DATA=/images")
+    for recipe, files in (("new", []), ("online", ["configs/presets/mine/online.yaml"])):
+        said = make("-n", "sample", f"GENERATOR={recipe}", *settings, cwd=tmp_path)
+        (line,) = (line for line in said.splitlines() if f"--run.stage {recipe}/vq" in line)
+        assert configs_of(line) == [f"configs/{recipe}.yaml", "configs/presets/mine/generator.yaml", *files]
+        assert ("source.init_args.root=/images" in line) == (recipe == "online")
+        assert f"--model.init_args.generator_run runs/mine/{recipe}/vq" in said
