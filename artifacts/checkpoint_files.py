@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from polytoken.errors import RunError
 from polytoken.files import PARTIAL, replacing, sync
-from polytoken.loading import LAST, SHARDED
+from polytoken.layout import LAST, SHARDED
 from polytoken.weights import why_unreadable
 
 PREVIOUS, BEST, NEXT = "previous.ckpt", "best.ckpt", "next.ckpt"

@@ -11,7 +11,8 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from artifacts.checkpoint_files import SyncedCheckpointIO, fault
 from commands.program import new_parser, run
 from polytoken.errors import MissingFileError, UserError
-from polytoken.loading import WHOLE, checkpoint_path, read_metadata
+from polytoken.layout import WHOLE
+from polytoken.loading import checkpoint_path, read_metadata
 
 
 def consolidate(run_or_checkpoint: Path) -> Path:

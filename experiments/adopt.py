@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from artifacts.run_files import METRICS
-from commands.cli.runs import place_outputs
 from experiments.check import compose
 from experiments.stages import measured, progress
 from experiments.tasks import Run, Task, nested
@@ -69,6 +68,8 @@ def _has_configuration(run: Run, place: Path, recorded: dict[str, Any]) -> bool:
     overrides |= {"seed_everything": run.seed, "model.class_path": recipe["model"]["class_path"]}
     if not _contains(recorded, nested(overrides)):
         return False
+    from commands.cli.runs import place_outputs  # its import takes seconds, and few stages get here
+
     asked = compose(run)
     asked["trainer"]["enable_progress_bar"] = recorded["trainer"].get("enable_progress_bar")
     place_outputs(asked["trainer"], place)

@@ -9,7 +9,7 @@ from typing import Any
 
 from artifacts.run_files import METRICS, MetricsFile
 from polytoken import records
-from polytoken.loading import CHECKPOINTS, LAST
+from polytoken.layout import CHECKPOINTS, LAST
 
 
 @dataclass(frozen=True)

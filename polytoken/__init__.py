@@ -4,11 +4,17 @@ Plain PyTorch. ``polytoken.metrics``, ``polytoken.teachers`` and the perceptual 
 packages of the extra ``suite``, which they import when they are used.
 """
 
-from polytoken.errors import UserError
-from polytoken.images import read_image, write_image
-from polytoken.loading import load_generator, load_tokenizer
-from polytoken.pipeline import GenerationPipeline
-from polytoken.specs import Decoded, Encoding, LatentSpec, Tokens, TokenSpec
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from polytoken.errors import UserError
+    from polytoken.images import read_image, write_image
+    from polytoken.loading import load_generator, load_tokenizer
+    from polytoken.pipeline import GenerationPipeline
+    from polytoken.specs import Decoded, Encoding, LatentSpec, Tokens, TokenSpec
 
 __all__ = [
     "Decoded",
@@ -23,3 +29,19 @@ __all__ = [
     "read_image",
     "write_image",
 ]
+
+_HOMES = {
+    "errors": ("UserError",),
+    "images": ("read_image", "write_image"),
+    "loading": ("load_generator", "load_tokenizer"),
+    "pipeline": ("GenerationPipeline",),
+    "specs": ("Decoded", "Encoding", "LatentSpec", "TokenSpec", "Tokens"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that programs which read files only do not import torch."""
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"polytoken.{module}"), name)
+    raise AttributeError(f"module 'polytoken' has no attribute {name!r}")

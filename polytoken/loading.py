@@ -25,13 +25,9 @@ from polytoken.files import file_sha256
 from polytoken.fingerprint import fingerprint
 from polytoken.generators.base import Generator
 from polytoken.generators.record import GeneratorRecord
+from polytoken.layout import CHECKPOINTS, LAST, SHARDED, WHOLE
 from polytoken.tokenizers import Tokenizer
 from polytoken.weights import why_unreadable
-
-CHECKPOINTS = "checkpoints"  # folder in a run's directory
-LAST = "last.ckpt"
-WHOLE = "whole.ckpt"  # written by commands.consolidate from a sharded checkpoint
-SHARDED = "meta.pt"  # Lightning writes it into a sharded checkpoint, which is a directory
 
 STATE_DICT = "state_dict"
 GLOBAL_STEP = "global_step"

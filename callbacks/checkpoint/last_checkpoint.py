@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from artifacts.checkpoint_files import BEST, LAST, NEXT, PREVIOUS, check_writable, copy, fault, move, sync
 from polytoken.errors import RunError, UserError
-from polytoken.loading import CHECKPOINTS
+from polytoken.layout import CHECKPOINTS
 
 CLOCK_STEPS = 10  # optimizer steps between two broadcasts of rank 0's clock, if there are several ranks
 

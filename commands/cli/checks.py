@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.checkpoint.run_record import differences, recorded_model
 from polytoken.errors import UserError
-from polytoken.loading import WHOLE
+from polytoken.layout import WHOLE
 
 SHOWN = 5
 

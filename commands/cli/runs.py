@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from artifacts.checkpoint_files import BEST, candidates, fault
 from polytoken.errors import UserError
-from polytoken.loading import CHECKPOINTS, LAST
+from polytoken.layout import CHECKPOINTS, LAST
 
 
 @dataclass(frozen=True)
