@@ -55,7 +55,7 @@ setup: $(READY) ## Build .venv from requirements.lock; nothing to do when it is 
 $(READY): requirements.lock
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Polytoken needs Python 3.11 or newer; python3 is $$(python3 --version)"; exit 1; }
 	test -x $(UV) || { python3 -m venv $(VENV) && $(PYTHON) -m pip install --quiet "uv==$$(sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.lock)"; }
-	$(UV) pip sync --quiet --python $(PYTHON) --require-hashes requirements.lock
+	$(UV) pip sync --quiet --compile-bytecode --python $(PYTHON) --require-hashes requirements.lock # every program starts seconds sooner
 	@touch $@
 
 lock: $(READY) ## Renew requirements.lock from pyproject.toml
