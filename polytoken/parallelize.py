@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,7 +35,9 @@ def parallelize(generator: Generator, mesh: DeviceMesh | None = None, compute: t
         fully_shard(block, mesh=mesh, mp_policy=policy)
         if hasattr(block, "step"):
             register_fsdp_forward_method(block, "step")
-    # Resharded after every forward, since what changes weights between two steps (EMA in validation) changes shards.
+    # Latents and times enter in float32. Resharded after every forward, since what changes weights between two steps
+    # (EMA in validation) changes shards.
+    policy = replace(policy, cast_forward_inputs=False)
     fully_shard(generator, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     for name in generator.forward_methods:
         register_fsdp_forward_method(generator, name)

@@ -161,8 +161,9 @@ class DiffusionTransformer(Generator):
         self, states: Tensor, times: Tensor, labels: Tensor, taps: Collection[int] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
         self.check_taps(taps)
-        condition = self.time_embedding(times) + self.class_embedding(labels)
-        features = self.patch_embedding(self._patches(states))
+        classes = self.class_embedding(labels)
+        condition = (self.time_embedding(times) + classes).type_as(classes)
+        features = self.patch_embedding(self._patches(states).type_as(classes))
         features, hidden = self.trunk(features, condition, taps)
         return self._unpatched(self.output(features, condition)), hidden
 
@@ -194,8 +195,6 @@ class DiffusionTransformer(Generator):
 def moments(spec: LatentSpec, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return mean and deviation (C, 1, 1) in float32."""
     with torch.inference_mode(False):  # constants first used in inference also serve training
-        mean, deviation = (
-            torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
-            for values in (spec.mean, spec.deviation)
-        )
+        values = torch.tensor([spec.mean, spec.deviation], dtype=torch.float32, device=device)
+        mean, deviation = values.view(2, -1, 1, 1).unbind(0)
         return mean, deviation

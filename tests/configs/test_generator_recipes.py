@@ -10,7 +10,7 @@ import cli
 from polytoken.specs import TokenSpec
 from tests.support.commands import exit_code
 from tests.support.generator_recipes import tiny, write_digit_codes
-from tests.support.recipes import CONFIGS
+from tests.support.recipes import CONFIGS, preset_files
 
 GENERATORS = sorted(
     path.stem for path in CONFIGS.glob("*.yaml") if "lightning_modules.GeneratorModule" in path.read_text()
@@ -34,14 +34,14 @@ def built(recipe: str, preset: str, store: Path, monkeypatch: pytest.MonkeyPatch
         raise SystemExit(0)
 
     monkeypatch.setattr(cli.CommandLine, "before_fit", stop, raising=False)
-    files = [CONFIGS / f"{recipe}.yaml", CONFIGS / f"presets/{preset}/generator.yaml"]
+    files = [CONFIGS / f"{recipe}.yaml", *preset_files(recipe, preset, "generator")]
     arguments = [part for file in files for part in ("--config", str(file))]
     arguments += ["--trainer.devices", "1", "--trainer.strategy", "auto", "--data.init_args.store", str(store)]
     assert exit_code("fit", *arguments) == 0
     data = made[0].datamodule
     with torch.device("meta"):
         generator = made[0].model.generator
-        generator.connect(data.spec, data.num_classes)
+        generator.connect(data.latents if generator.models == "latents" else data.spec, data.num_classes)
     return made[0], generator
 
 
@@ -76,6 +76,18 @@ def test_published_sizes(
     assert (generator.noise is not None) == (recipe == "stage2")
 
 
+def test_published_size_of_the_diffusion_transformer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """L/2 on 32 × 32 latents, without the 256 fixed positions of 1,024 channels that the released code stores."""
+    spec = TokenSpec((17**4,), ((32, 32),))
+    store = write_digit_codes(tmp_path / "latents", spec, num_classes=1000)
+    command, generator = built("dit", "imagenet", store, monkeypatch)
+    assert count(generator) == 458_123_248 - 256 * 1024 and generator.hidden_grid == (16, 16)
+    assert command.datamodule.batch_size * 8 == 1024
+    assert command.trainer.gradient_clip_val is None and str(command.trainer.precision) == "bf16-mixed"
+    optimizer = command.model.optimizer_config
+    assert optimizer.betas == (0.9, 0.95) and optimizer.weight_decay == 0 and optimizer.schedule == "constant"
+
+
 @pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "imagenet"])
 @pytest.mark.parametrize("recipe", GENERATORS)
 def test_a_preset_changes_only_sizes(recipe: str, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,17 +95,19 @@ def test_a_preset_changes_only_sizes(recipe: str, preset: str, tmp_path: Path, m
     store = write_digit_codes(tmp_path / "codes", TokenSpec((size,) * (1 if recipe == "llamagen" else 2), (grid,)))
     command, generator = built(recipe, preset, store, monkeypatch)
     assert count(generator) < 10_000_000
-    assert generator.spec.num_sub_codes == (1 if recipe in ONE_CODE else 2)
-    config = generator.trunk.config
-    assert config.class_dropout == 0.1, "guidance needs a null class"
+    if generator.models == "latents":
+        assert generator.hidden_grid == grid
+    else:
+        assert generator.spec.num_sub_codes == (1 if recipe in ONE_CODE else 2)
+    assert generator.config.class_dropout == 0.1, "guidance needs a null class"
     optimizer = command.model.optimizer_config
-    assert optimizer.schedule == "cosine" and optimizer.weight_decay == 0.05
+    assert optimizer.schedule == "cosine" and optimizer.weight_decay == (0 if generator.models == "latents" else 0.05)
     assert {"EMA", "LastCheckpoint"} <= {type(callback).__name__ for callback in command.trainer.callbacks}
 
 
 @pytest.mark.parametrize("recipe", GENERATORS)
 def test_two_steps(recipe: str, tmp_path: Path) -> None:
-    spec = TokenSpec((8,) if recipe == "llamagen" else (8, 8, 8), ((2, 3),))
+    spec = None if recipe == "dit" else TokenSpec((8,) if recipe == "llamagen" else (8, 8, 8), ((2, 3),))
     assert exit_code("fit", *tiny(recipe, write_digit_codes(tmp_path / "codes", spec))) == 0
     (run,) = (tmp_path / "runs/digits" / recipe).iterdir()
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2

@@ -19,10 +19,11 @@ from lightning_modules import GeneratorModule
 from polytoken.loading import Checkpoint, load_generator
 from polytoken.optimization import gradient_norm
 from polytoken.parallelize import parallelize, placed_like, whole
-from polytoken.sampling import CategoricalSampler
+from polytoken.sampling import CategoricalSampler, FlowSampler, RowNoise
 from polytoken.specs import Tokens
 from tests.support.commands import exit_code
 from tests.support.conditioned import conditioned
+from tests.support.diffusion import random_latents, small_diffusion
 from tests.support.generator_recipes import GENERATOR, tiny, write_digit_codes
 from tests.support.generators import TRUNK, per_code, random_codes, small_generator
 from tests.support.ranks import run_on_ranks
@@ -211,6 +212,50 @@ def test_a_sharded_generator_equals_the_unsharded_one(tmp_path: Path) -> None:
         assert found["bfloat16"]["type"] == "torch.float32", "summed in float32"
         total = float(found["bfloat16"]["total"])
         assert total == pytest.approx(float(loss.total.detach()), rel=2e-2) and total != float(loss.total.detach())
+
+
+def results_of_diffusion_shards(rank: int) -> dict[str, object]:
+    """Results of a diffusion transformer that is sharded over two ranks, both reading the same latents."""
+    mesh = init_device_mesh("cpu", (2,))
+    generator = small_diffusion(checkpointing=True)
+    parallelize(generator, mesh)
+    tokens, labels = random_latents(4)
+    loss = generator.loss(tokens, labels, taps=(1,))
+    (loss.total + loss.hidden[1].square().mean()).backward()
+    result: dict[str, object] = {"loss": loss.total.detach()}
+    result["gradients"] = {name: whole(value.grad) for name, value in generator.named_parameters()}
+    result["sampled"] = generator.sample(LABELS, FLOW, RowNoise(3, 0, 3, LABELS.device)).latents
+    rounded = small_diffusion()
+    parallelize(rounded, mesh, torch.bfloat16)
+    total = rounded.loss(tokens, labels).total
+    total.backward()
+    result["bfloat16"] = total.detach()
+    times = torch.tensor([0.5, 0.5 + 2**-10])  # one number in bfloat16
+    with torch.no_grad():
+        conditions: list[torch.Tensor] = []
+        rounded.time_embedding.register_forward_hook(lambda _module, _inputs, output: conditions.append(output))
+        rounded.velocity(torch.zeros(2, 3, 4, 6), times, torch.tensor([0, 0]))
+    result["times"] = conditions[0]
+    return result
+
+
+FLOW = FlowSampler(method="heun", steps=2, guidance=2.0)
+
+
+@pytest.mark.cluster
+def test_a_sharded_diffusion_transformer_equals_the_unsharded_one(tmp_path: Path) -> None:
+    generator = small_diffusion()
+    tokens, labels = random_latents(4)
+    loss = generator.loss(tokens, labels, taps=(1,))
+    (loss.total + loss.hidden[1].square().mean()).backward()
+    expected = generator.sample(LABELS, FLOW, RowNoise(3, 0, 3, LABELS.device)).latents
+    for found in run_on_ranks(results_of_diffusion_shards, tmp_path):
+        torch.testing.assert_close(found["loss"], loss.total.detach())
+        for name, parameter in generator.named_parameters():
+            torch.testing.assert_close(found["gradients"][name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(found["sampled"], expected)
+        assert float(found["bfloat16"]) == pytest.approx(float(loss.total.detach()), rel=2e-2)
+        assert found["times"].dtype == torch.float32 and not torch.equal(*found["times"])
 
 
 def test_unsupported_strategies_are_rejected(tmp_path: Path) -> None:

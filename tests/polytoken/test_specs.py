@@ -1,6 +1,7 @@
 """Sizes of codes and latents, and validation of their containers."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -49,6 +50,12 @@ def test_select_keeps_the_requested_order() -> None:
 def test_latent_spec_rejects_statistics_of_other_channels() -> None:
     with pytest.raises(ValueError, match="4 channels needs as many means"):
         LatentSpec(4, (2, 2), (0.0,), (1.0,))
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(math.nan, 1.0), (math.inf, 1.0), (0.0, 0.0), (0.0, math.nan)])
+def test_latent_spec_rejects_statistics_that_cannot_normalise(mean: float, deviation: float) -> None:
+    with pytest.raises(ValueError, match=rf"channel 1 of the latents has mean {mean} and deviation {deviation}"):
+        LatentSpec(2, (2, 2), (0.0, mean), (1.0, deviation))
 
 
 def test_tokens_are_codes_or_latents() -> None:

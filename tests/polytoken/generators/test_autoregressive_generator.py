@@ -72,7 +72,9 @@ def test_noise_changes_inputs_but_not_targets() -> None:
         generator = small_generator(2, noise=SubTokenNoise(1.0, where=where))
         tokens, labels = random_tokens(generator, 4)
         codes, seen = tokens.codes, {}
-        generator._hidden = lambda read, labels, seen=seen: seen.update(trunk=read) or torch.zeros(4, 12, 32)
+        generator._hidden = lambda read, labels, taps, seen=seen: (
+            seen.update(trunk=read) or (torch.zeros(4, 12, 32), {})
+        )
         generator.head.loss = lambda hidden, targets, tables, read, seen=seen: (
             seen.update(targets=targets, head=read) or HeadLoss(torch.zeros(()), torch.zeros(2))
         )

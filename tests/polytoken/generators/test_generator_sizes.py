@@ -1,10 +1,20 @@
 """Parameter counts of the papers' generators, exact to the unit, on the meta device."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from polytoken.generators import SIZES, AutoregressiveHead, Head, LinearHead, TrunkConfig
-from polytoken.specs import TokenSpec
+from polytoken.generators import (
+    DIFFUSION_SIZES,
+    SIZES,
+    AutoregressiveHead,
+    DiffusionTransformer,
+    Head,
+    LinearHead,
+    TrunkConfig,
+)
+from polytoken.specs import LatentSpec, TokenSpec
 from tests.support.generators import build_generator
 
 
@@ -49,3 +59,24 @@ def test_far(size: str, depth: int, num_sub_codes: int, expected: int) -> None:
 def test_far_with_summed_embeddings_has_the_papers_size() -> None:
     """415M in FQGAN Table 2, which the released code's aggregation layer exceeds."""
     assert count(SIZES["FAR-Base"], AutoregressiveHead(3), 2, "sum") == 415_006_720
+
+
+@pytest.mark.parametrize(
+    ("size", "patch_size", "expected"),
+    [
+        ("S", 1, 32_965_252),
+        ("B", 1, 130_514_692),
+        ("L", 1, 458_098_660),
+        ("L", 2, 458_123_248),
+        ("XL", 1, 675_196_228),
+        ("XL", 2, 675_223_888),
+    ],
+)
+def test_diffusion_transformers_of_ifsq(size: str, patch_size: int, expected: int) -> None:
+    """The released networks store the absolute positions of their 256 patches with the weights."""
+    trunk = replace(DIFFUSION_SIZES[size], patch_size=patch_size)
+    side = 16 * patch_size
+    with torch.device("meta"):
+        generator = DiffusionTransformer(trunk)
+        generator.connect(LatentSpec(4, (side, side), (0.0,) * 4, (1.0,) * 4), 1000)
+    assert sum(parameter.numel() for parameter in generator.parameters()) + 256 * trunk.dim == expected
