@@ -12,6 +12,8 @@ from typing import Any, NotRequired, TypedDict
 
 METRICS = "metrics.json"
 PROBES = "probes.json"
+LAYERS = "layers.json"
+CURVE = "curve.json"
 
 Metrics = dict[str, float | None]  # by name; None means NaN or infinity, which JSON lacks
 
@@ -164,6 +166,56 @@ class Probes(TypedDict):
     settings: NotRequired[dict[str, Any]]
     checkpoint: NotRequired[dict[str, Any]]
     versions: NotRequired[dict[str, str]]
+    commit: NotRequired[str | None]
+
+
+class Layers(TypedDict):
+    """`layers.json`: similarities of the blocks of a generator, a number a block; None means that it is not defined."""
+
+    sts: list[float | None]
+    nts: list[float | None]
+    cknna: list[float | None]
+    cka: list[float | None]
+    correlation: float | None  # Pearson, of NTS and CKNNA
+    n: int  # images
+    positions: int
+    k: int
+    teacher: str
+    source: str  # validation, or generated
+    time: float | None  # of a flow; None for a generator without time
+    aligned: int | None  # block that training aligned with a teacher
+    probe: NotRequired[list[float] | None]
+    probe_standard_error: NotRequired[list[float] | None]
+    origin: NotRequired[dict[str, Any]]
+    versions: NotRequired[dict[str, str]]
+    commit: NotRequired[str | None]
+
+
+class CurvePoint(TypedDict):
+    """A kept checkpoint of a run: its training so far, and the metrics of its samples."""
+
+    step: int
+    images: int
+    training_flops: float
+    metrics: dict[str, ImageMetric]
+
+
+class CurveRun(TypedDict):
+    """The curve of a run."""
+
+    name: str
+    run: str
+    forward_flops: float  # an image
+    training_flops: float  # an image
+    points: list[CurvePoint]
+
+
+class Curve(TypedDict):
+    """`curve.json`: distance over training FLOPs."""
+
+    runs: list[CurveRun]
+    attention: str  # how the attention of causal models is counted
+    settings: NotRequired[dict[str, Any]]
     commit: NotRequired[str | None]
 
 

@@ -1,6 +1,7 @@
 """Callbacks that measure, keep, steer or write; each is usable alone from YAML under its flat name."""
 
 from callbacks.checkpoint.ema import EMA
+from callbacks.checkpoint.kept_checkpoints import KeptCheckpoints
 from callbacks.checkpoint.last_checkpoint import LastCheckpoint
 from callbacks.checkpoint.random_state import RandomState
 from callbacks.checkpoint.run_record import RunRecord
@@ -8,6 +9,7 @@ from callbacks.measure.affinity_matrix import AffinityMatrix
 from callbacks.measure.code_map import CodeMap
 from callbacks.measure.codebook_usage import CodebookUsage
 from callbacks.measure.generation_metrics import GenerationMetrics
+from callbacks.measure.layer_analysis import LayerAnalysis
 from callbacks.measure.metrics_file import MetricsFile
 from callbacks.measure.perceptual_distance import PerceptualDistance
 from callbacks.measure.psnr_by_class import PSNRByClass
@@ -30,7 +32,9 @@ __all__ = [
     "CodeMap",
     "CodebookUsage",
     "GenerationMetrics",
+    "KeptCheckpoints",
     "LastCheckpoint",
+    "LayerAnalysis",
     "LossSpike",
     "MetricsFile",
     "PSNRByClass",

@@ -52,6 +52,21 @@ def spread(count: int, wanted: int | None) -> list[int] | None:
     return None if wanted is None or wanted >= count else [row * count // wanted for row in range(wanted)]
 
 
+def preset_of(run: Path) -> str:
+    """Name of the preset of a run, from its configuration.
+
+    Raises:
+        UserError: if the configuration does not exist or names none.
+    """
+    config = run / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"there is no {config}, which names the preset: name a run of cli.py")
+    name = (yaml.safe_load(config.read_text(encoding="utf-8")).get("run") or {}).get("preset")
+    if name is None:
+        raise UserError(f"{config} names no run.preset")
+    return str(name)
+
+
 @dataclass(frozen=True)
 class Preset:
     """Data of a preset.

@@ -122,9 +122,18 @@ class GenerationPipeline(nn.Module):
             UserError: if a class is none of the generator's, or the rules are those of another family.
         """
         rules = self.rules(sampler)
-        tokens = self.network.sample(labels, rules, RowNoise(seed, first_index, len(labels), labels.device))
-        with torch.autocast(labels.device.type, enabled=False):  # bfloat16 has steps of half a grey level and more
-            return to_uint8(self._decode(tokens, snaps(rules))).permute(0, 2, 3, 1).contiguous()
+        return self.decode(self.draw(labels, rules, seed, first_index), snaps(rules))
+
+    @torch.inference_mode()
+    def draw(self, labels: Tensor, rules: Guidance, seed: int = 0, first_index: int = 0) -> Tokens:
+        """Draw tokens of classes (B,), by the rules of the network's family; see :meth:`images`."""
+        return self.network.sample(labels, rules, RowNoise(seed, first_index, len(labels), labels.device))
+
+    @torch.inference_mode()
+    def decode(self, tokens: Tokens, snap: bool = False) -> Tensor:
+        """Decode tokens to uint8 images (B, H, W, 3), in float32; ``snap`` moves latents to the quantizer's points."""
+        with torch.autocast(self._device.type, enabled=False):  # bfloat16 has steps of half a grey level and more
+            return to_uint8(self._decode(tokens, snap)).permute(0, 2, 3, 1).contiguous()
 
     def sample(
         self,

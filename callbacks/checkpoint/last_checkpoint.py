@@ -1,4 +1,4 @@
-"""The checkpoints of a run: the last, the previous, the best, and the permanent ones."""
+"""The checkpoints of a run: the last, the previous and the best."""
 
 from __future__ import annotations
 
@@ -34,7 +34,6 @@ class LastCheckpoint(Checkpoint):
         dirpath: Directory of the checkpoints; the command line fills in `<run>/checkpoints`.
         every_minutes: Minutes after the last checkpoint until the next one, by the clock of rank 0; None saves
             by step alone. Several ranks read that clock every CLOCK_STEPS steps, so that they save at the same one.
-        keep_every_n_train_steps: Optimizer steps between two checkpoints that stay, as `step_<n>.ckpt`.
         monitor: Validation metric that chooses `best.ckpt`, e.g. `val/psnr`.
         mode: Whether the best value is the smallest or the largest.
     """
@@ -44,22 +43,16 @@ class LastCheckpoint(Checkpoint):
         every_n_train_steps: int = 1000,
         dirpath: str | None = None,
         every_minutes: float | None = 10.0,
-        keep_every_n_train_steps: int | None = None,
         monitor: str | None = None,
         mode: Literal["min", "max"] = "min",
     ) -> None:
-        for name, steps in (
-            ("every_n_train_steps", every_n_train_steps),
-            ("keep_every_n_train_steps", keep_every_n_train_steps),
-        ):
-            if steps is not None and steps < 1:
-                raise UserError(f"{name} is {steps}; it must be at least 1.")
+        if every_n_train_steps < 1:
+            raise UserError(f"every_n_train_steps is {every_n_train_steps}; it must be at least 1.")
         if every_minutes is not None and every_minutes <= 0:
             raise UserError(f"every_minutes is {every_minutes}; it must be above 0, or null.")
         self.every_n_train_steps = every_n_train_steps
         self.dirpath = dirpath
         self.every_minutes = every_minutes
-        self.keep_every_n_train_steps = keep_every_n_train_steps
         self.monitor = monitor
         self.mode = mode
         self._best: float | None = None
@@ -70,7 +63,7 @@ class LastCheckpoint(Checkpoint):
     @property
     def last_model_path(self) -> str:
         """The path of `last.ckpt`."""
-        return str(self._directory / LAST)
+        return str(self.directory / LAST)
 
     def holds(self, step: int) -> bool:
         """True if `last.ckpt` was written at this step."""
@@ -86,7 +79,7 @@ class LastCheckpoint(Checkpoint):
         """Agree on the directory; raises RunError if a fit cannot write to it."""
         self.dirpath = trainer.strategy.broadcast(self.dirpath or str(Path(trainer.default_root_dir) / CHECKPOINTS))
         if stage == "fit" and not trainer.fast_dev_run and trainer.is_global_zero:
-            check_writable(self._directory)
+            check_writable(self.directory)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the step that a resumed run starts from: a file holds it already."""
@@ -102,12 +95,9 @@ class LastCheckpoint(Checkpoint):
         self._step = step
         if step == before or trainer.fast_dev_run:
             return
-        keep = self.keep_every_n_train_steps is not None and step % self.keep_every_n_train_steps == 0
-        by_step = step % self.every_n_train_steps == 0 or keep or step == trainer.max_steps
+        by_step = step % self.every_n_train_steps == 0 or step == trainer.max_steps
         if by_step or _validates_next(trainer) or self._time_is_up(trainer):
             self.save(trainer)
-        if keep and trainer.is_global_zero:
-            copy(self._directory / LAST, self._directory / f"step_{step}.ckpt")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the last checkpoint as the best one if its validation is the best so far."""
@@ -120,7 +110,7 @@ class LastCheckpoint(Checkpoint):
         if self.holds(trainer.global_step) and self._is_better(float(value)):
             self._best = float(value)
             if trainer.is_global_zero:
-                copy(self._directory / LAST, self._directory / BEST)
+                copy(self.directory / LAST, self.directory / BEST)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step of a run that max_epochs or an early stop has ended."""
@@ -136,13 +126,13 @@ class LastCheckpoint(Checkpoint):
             return
         # weights_only is explicit to avoid Lightning's warning; here it means "omit the optimizer states"
         try:
-            trainer.save_checkpoint(self._directory / NEXT, weights_only=False)
+            trainer.save_checkpoint(self.directory / NEXT, weights_only=False)
         except CheckpointException as error:  # raised by sharded saves; derives from BaseException
             reasons = "; ".join(f"rank {rank}: {failure[0]}" for rank, failure in error.failures.items())
             if trainer.is_global_zero:
-                shutil.rmtree(self._directory / NEXT, ignore_errors=True)
+                shutil.rmtree(self.directory / NEXT, ignore_errors=True)
             raise RunError(
-                f"the checkpoint {self._directory / NEXT} cannot be written: {reasons}. What was saved before is "
+                f"the checkpoint {self.directory / NEXT} cannot be written: {reasons}. What was saved before is "
                 "whole: make room or make the directory writable, and start the run again"
             ) from error
         if trainer.is_global_zero:
@@ -162,17 +152,18 @@ class LastCheckpoint(Checkpoint):
 
     def _put_in_place(self) -> None:
         """Make the next checkpoint the last one, and the last one the previous: one of them is whole at any moment."""
-        following, last = self._directory / NEXT, self._directory / LAST
+        following, last = self.directory / NEXT, self.directory / LAST
         for part in following.glob("*") if following.is_dir() else (following,):  # a sharded one is a directory
             sync(part)
         if last.exists() and (self._saved or fault(last) is None):  # else previous.ckpt is the better one
-            copy(last, self._directory / PREVIOUS)
+            copy(last, self.directory / PREVIOUS)
         self._saved = True
         move(following, last)
-        sync(self._directory)
+        sync(self.directory)
 
     @property
-    def _directory(self) -> Path:
+    def directory(self) -> Path:
+        """Directory of the checkpoints."""
         return Path(self.dirpath or CHECKPOINTS)
 
     def _is_better(self, value: float) -> bool:

@@ -79,11 +79,24 @@ class SubsetMeasurement(Measurement):
         self.max_images = max_images
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        loader = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-        batches = (trainer.num_test_batches if trainer.testing else trainer.num_val_batches)[0]
-        images = min(len(loader.dataset), int(batches) * loader.batch_size * trainer.world_size)
-        stride = -(-images // self.max_images)
-        self._stride = stride | 1  # an even stride would select images of some ranks only, since ranks take turns
+        self._stride = stride_of(trainer, self.max_images)
 
     def rows(self, index: Tensor) -> Tensor:
         return (index >= 0) & (index % self._stride == 0)
+
+
+def stride_of(trainer: pl.Trainer, max_images: int) -> int:
+    """The n of "every n-th image" for at most ``max_images`` of all ranks together."""
+    # odd: an even stride would select images of some ranks only, since ranks take turns
+    return -(-_images(trainer) // max_images) | 1
+
+
+def measured_images(trainer: pl.Trainer, stride: int) -> int:
+    """Number of images that every ``stride``-th is, over all ranks."""
+    return -(-_images(trainer) // stride)
+
+
+def _images(trainer: pl.Trainer) -> int:
+    loader = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+    batches = (trainer.num_test_batches if trainer.testing else trainer.num_val_batches)[0]
+    return min(len(loader.dataset), int(batches) * loader.batch_size * trainer.world_size)

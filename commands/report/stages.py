@@ -34,6 +34,8 @@ PICTURES = {
     "subspaces.png": "Images decoded without one subspace, and from one alone",
     "code_map.png": "Codes of each subspace, coloured by class",
     "sweep.png": "Distance and score over the guidance",
+    "layers.png": "Blocks of the generator against its output and a teacher",
+    "curve.png": "Distance over training FLOPs",
 }
 SETS = {
     "samples": "samples",

@@ -131,6 +131,17 @@ class Generator(nn.Module, ABC):
             noise: random numbers of each row, independent of the batch.
         """
 
+    def states(self, tokens: Tokens, labels: Tensor, time: float = 0.5, first_index: int = 0) -> dict[int, Tensor]:
+        """Return the outputs (B, N, width) of all blocks by number, as ``hidden`` of the loss, for an analysis.
+
+        Args:
+            tokens: a batch.
+            labels: classes; ``num_classes`` is the null class of guidance.
+            time: t in [0, 1] of a flow, whose states depend on it; other families have none.
+            first_index: index of the batch's first row, which a flow's noise is a function of.
+        """
+        return self.loss(tokens, labels, taps=range(1, self.depth + 1)).hidden
+
     def check_taps(self, taps: Collection[int]) -> None:
         """Raise UserError unless every tap is the number of a block."""
         for tap in taps:

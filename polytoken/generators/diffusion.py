@@ -142,6 +142,15 @@ class DiffusionTransformer(Generator):
         self.check_labels(labels)
         return self._velocity(states, times, labels, taps)
 
+    def states(self, tokens: Tokens, labels: Tensor, time: float = 0.5, first_index: int = 0) -> dict[int, Tensor]:
+        """Return the outputs (B, N, dim) of all blocks for latents with noise at a time."""
+        latents = self._latents_of(tokens)
+        mean, deviation = moments(self.spec, latents.device)
+        noise = RowNoise(0, first_index, len(latents), latents.device).normal((0,), *latents.shape[1:])
+        times = torch.full((len(latents),), time, device=latents.device)
+        states = interpolate((latents.float() - mean) / deviation, noise, times)
+        return self.velocity(states, times, labels, range(1, self.depth + 1))[1]
+
     @torch.no_grad()
     def sample(self, labels: Tensor, sampler: FlowSampler, noise: RowNoise) -> Tokens:
         """Return latents (B, C, h, w) in float32 for labels (B,) int64.

@@ -85,28 +85,19 @@ def contents(place: Path) -> dict[str, str]:
         ([], {"every": 2, "steps": [1, 2], "fast_dev_run": 2}),
         ([2, 3], {"every": 3, "steps": [1, 2, 3], "values": {2: 1.0}}),  # before a validation
         ([3], {"every": 3, "steps": [1, 1, 2, 3], "values": {1: 1.0}, "start": 1}),  # it falls between two updates
-        ([3, 4, 6], {"every": 4, "steps": [1, 2, 3, 4, 5, 6], "keep_every_n_train_steps": 3}),
     ],
 )
 def test_steps_at_which_it_saves(expected: list[int], arguments: dict, tmp_path: Path) -> None:
     assert train(tmp_path, **arguments) == expected
     names = {"last.ckpt"} if expected else set()
     names |= {"previous.ckpt"} if len(expected) > 1 else set()
-    names |= {"step_3.ckpt", "step_6.ckpt"} if "keep_every_n_train_steps" in arguments else set()
     assert contents(tmp_path).keys() == names
 
 
-def test_the_last_previous_best_and_every_third_checkpoint(tmp_path: Path) -> None:
+def test_the_last_previous_and_best_checkpoint(tmp_path: Path) -> None:
     values = {2: 7.0, 4: math.nan, 5: 3.0, 7: 5.0}
-    train(tmp_path, 100, list(range(1, 10)), values=values, monitor="val/x", keep_every_n_train_steps=3)
-    assert contents(tmp_path) == {
-        "last.ckpt": "9",
-        "previous.ckpt": "7",
-        "best.ckpt": "5",
-        "step_3.ckpt": "3",
-        "step_6.ckpt": "6",
-        "step_9.ckpt": "9",
-    }
+    train(tmp_path, 100, list(range(1, 10)), values=values, monitor="val/x")
+    assert contents(tmp_path) == {"last.ckpt": "9", "previous.ckpt": "7", "best.ckpt": "5"}
 
 
 def test_a_resumed_run_restores_the_best_value(tmp_path: Path) -> None:
@@ -187,9 +178,8 @@ def test_several_ranks_save_at_the_same_step_by_the_clock_of_rank_zero(tmp_path:
     assert told == [True, True]  # one broadcast in CLOCK_STEPS steps
 
 
-@pytest.mark.parametrize("option", ["every_n_train_steps", "keep_every_n_train_steps"])
-def test_an_interval_of_zero_steps_is_rejected(option: str) -> None:
-    with pytest.raises(UserError, match=f"{option} is 0; it must be at least 1"):
-        LastCheckpoint(**{option: 0})
+def test_an_interval_of_zero_steps_is_rejected() -> None:
+    with pytest.raises(UserError, match="every_n_train_steps is 0; it must be at least 1"):
+        LastCheckpoint(every_n_train_steps=0)
     with pytest.raises(UserError, match="every_minutes is 0; it must be above 0"):
         LastCheckpoint(every_minutes=0)

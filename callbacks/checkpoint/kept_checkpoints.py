@@ -1,0 +1,66 @@
+"""Checkpoints that stay, along a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from artifacts.checkpoint_files import LAST, copy
+from callbacks.checkpoint.last_checkpoint import LastCheckpoint
+from polytoken.errors import UserError
+
+
+class KeptCheckpoints(Checkpoint):
+    """Keeps a checkpoint every n steps as `step_<n>.ckpt`, next to those of LastCheckpoint, which writes them.
+
+    `python -m commands.curve` measures them. They are hard links where the file system has them. A class of its own, so
+    that a recipe can add it to the list of base.yaml.
+
+    Args:
+        every_n_train_steps: Optimizer steps between two checkpoints that stay.
+    """
+
+    def __init__(self, every_n_train_steps: int) -> None:
+        if every_n_train_steps < 1:
+            raise UserError(f"KeptCheckpoints: every_n_train_steps is {every_n_train_steps}; it must be at least 1.")
+        self.every_n_train_steps = every_n_train_steps
+        self._step = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the callback that writes.
+
+        Raises:
+            UserError: If there is none.
+        """
+        last = next((callback for callback in trainer.callbacks if isinstance(callback, LastCheckpoint)), None)  # type: ignore[attr-defined]
+        if last is None:
+            raise UserError("KeptCheckpoints saves by LastCheckpoint: add callbacks.LastCheckpoint before it")
+        self._last = last
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the step that a resumed run starts from, and keep its checkpoint if the earlier process did not."""
+        self._step = trainer.global_step
+        if self._is_due and trainer.ckpt_path and trainer.is_global_zero and not self._path.exists():
+            copy(Path(trainer.ckpt_path), self._path)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save and keep if this step is due; batches that only accumulate gradients do not advance the step."""
+        before, self._step = self._step, trainer.global_step
+        if self._step == before or not self._is_due or trainer.fast_dev_run:
+            return
+        self._last.save(trainer)
+        if trainer.is_global_zero:
+            copy(self._last.directory / LAST, self._path)
+
+    @property
+    def _is_due(self) -> bool:
+        return self._step > 0 and self._step % self.every_n_train_steps == 0
+
+    @property
+    def _path(self) -> Path:
+        return self._last.directory / f"step_{self._step}.ckpt"
