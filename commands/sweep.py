@@ -7,7 +7,7 @@ again. At the end `sweep.png` shows Fréchet distance and score over the scales.
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -176,35 +176,8 @@ def show(entries: Sequence[Entry]) -> None:
     )
 
 
-def work(given: Namespace) -> None:
-    """Sweep, write `sweep.json` and `sweep.png`, and print a table."""
-    labels = LabelDataModule(given.num_images, given.classes, given.batch_size, given.batch_size, given.seed)
-    rules = SamplerSettings(
-        temperature=given.temperature,
-        top_k=given.top_k,
-        top_p=given.top_p,
-        steps=given.steps,
-        method=given.method,
-        shift=given.shift,
-        snap=given.snap,
-    )
-    for scale in given.guidance:
-        replace(rules, guidance=scale)  # a wrong scale is refused before anything is loaded
-    comparison = Comparison.of(given)
-    generator = GenerationPipeline.from_run(given.run, given.tokenizer).to(comparison.extractor.device)
-    path = (given.run if given.run.is_dir() else given.run.parent.parent) / "sweep.json"
-    plan = Plan(labels, generator.rules(rules), given.seed)
-    entries = sweep(generator, given.guidance, plan, comparison, path)
-    draw(entries, path.with_suffix(".png"))
-    show(entries)
-    print(f"all metrics: {path}, plotted in {path.with_suffix('.png')}")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run the program."""
-    parser = new_parser("commands.sweep", __doc__)
-    parser.add_argument("--run", type=Path, required=True, help="run of a generator: runs/digits/stage2/fq_dual")
-    parser.add_argument("--guidance", type=float, nargs="+", required=True, help="scales; 1 is none")
+def add_sampling_arguments(parser: ArgumentParser) -> None:
+    """Add the options of the samples besides the guidance."""
     parser.add_argument("--num-images", type=int, default=500, help="samples per scale")
     parser.add_argument("--classes", choices=("balanced", "random"), default="balanced", help="classes of the samples")
     codes = parser.add_argument_group("rules of a generator of codes")
@@ -220,6 +193,47 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the images, and of random classes")
     parser.add_argument("--batch-size", type=int, default=100, help="images at a time")
+
+
+def rules_of(given: Namespace) -> SamplerSettings:
+    """Build the rules that the options of :func:`add_sampling_arguments` name; those of no option are None."""
+    return SamplerSettings(
+        temperature=given.temperature,
+        top_k=given.top_k,
+        top_p=given.top_p,
+        steps=given.steps,
+        method=given.method,
+        shift=given.shift,
+        snap=given.snap,
+    )
+
+
+def labels_of(given: Namespace) -> LabelDataModule:
+    """Build the classes that the options of :func:`add_sampling_arguments` name."""
+    return LabelDataModule(given.num_images, given.classes, given.batch_size, given.batch_size, given.seed)
+
+
+def work(given: Namespace) -> None:
+    """Sweep, write `sweep.json` and `sweep.png`, and print a table."""
+    rules = rules_of(given)
+    for scale in given.guidance:
+        replace(rules, guidance=scale)  # a wrong scale is refused before anything is loaded
+    comparison = Comparison.of(given)
+    generator = GenerationPipeline.from_run(given.run, given.tokenizer).to(comparison.extractor.device)
+    path = (given.run if given.run.is_dir() else given.run.parent.parent) / "sweep.json"
+    plan = Plan(labels_of(given), generator.rules(rules), given.seed)
+    entries = sweep(generator, given.guidance, plan, comparison, path)
+    draw(entries, path.with_suffix(".png"))
+    show(entries)
+    print(f"all metrics: {path}, plotted in {path.with_suffix('.png')}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the program."""
+    parser = new_parser("commands.sweep", __doc__)
+    parser.add_argument("--run", type=Path, required=True, help="run of a generator: runs/digits/stage2/fq_dual")
+    parser.add_argument("--guidance", type=float, nargs="+", required=True, help="scales; 1 is none")
+    add_sampling_arguments(parser)
     parser.add_argument("--tokenizer", type=Path, help="run of its tokenizer; by default the one of its training")
     add_arguments(parser)
     run(parser, work, arguments)

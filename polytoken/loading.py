@@ -205,6 +205,18 @@ class Checkpoint:
         generator.connect(record.described(generator, f"the record of {self.path}"), record.num_classes, codec)
         return self._load(generator, GENERATOR)
 
+    def outline(self, trust: Sequence[str] = ()) -> Generator:
+        """Rebuild the generator on the meta device, without its weights, to count parameters or operations.
+
+        Args:
+            trust: packages besides polytoken whose classes the checkpoint may name.
+        """
+        record = self.record
+        with torch.device("meta"):
+            generator = build(self.model.get(GENERATOR), Generator, str(self.path), trust)  # type: ignore[type-abstract]
+            generator.connect(record.described(generator, f"the record of {self.path}"), record.num_classes)
+        return generator.eval()
+
     def _load(self, network: Network, name: str) -> Network:
         try:
             network.load_state_dict(self.weights(name))

@@ -14,6 +14,9 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
     Rounding of the inputs would select other codes and change metrics; TF32, cuDNN's default, keeps 10 bits.
     """
+    if device.type == "meta":  # where FLOPs are counted, and which has no autocast
+        yield
+        return
     matmul = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -21,3 +24,8 @@ def full_precision(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(matmul)
+
+
+def autocasts(device: torch.device) -> bool:
+    """True in a region of autocast for the device; the meta device has none."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
