@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from polytoken.errors import UserError
-from polytoken.specs import Decoded, Encoding, TokenSpec
+from polytoken.specs import Decoded, Encoding, LatentSpec, TokenSpec
 
 
 class Tokenizer(nn.Module, ABC):
@@ -61,6 +61,15 @@ class Tokenizer(nn.Module, ABC):
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of ``Encoding.quantized`` for an image of ``image_size``."""
         return (sum(self.subspace_channels), *self.grid)
+
+    @property
+    def compression_ratio(self) -> float:
+        """Bits of an 8-bit RGB image over bits of its codes, or of its latents of 16 bits (iFSQ eqs. 11 to 13)."""
+        if self.spec is not None:
+            return self.spec.compression_ratio(self.image_size)
+        channels, *grid = self.latent_shape
+        ones = (1.0,) * channels
+        return LatentSpec(channels, (grid[0], grid[1]), ones, ones).compression_ratio(self.image_size)
 
     def snap(self, quantized: Tensor) -> Tensor:
         """Nearest points of the codebooks to ``quantized`` (B, C, h, w), which a generator of latents has drawn.

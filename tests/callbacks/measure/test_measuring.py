@@ -73,6 +73,10 @@ def test_psnr_counts_every_image_once(measured: SimpleNamespace) -> None:
     assert measured.metrics["val/ssim"] == pytest.approx(np.mean(ssim), abs=1e-5)
 
 
+def test_the_compression_ratio_is_that_of_the_spec(measured: SimpleNamespace) -> None:
+    assert measured.metrics["val/compression_ratio"] == 24 * 8**2 / (2 * 4)  # two codebooks of 16 at f8
+
+
 def test_usage_counts_the_whole_set(measured: SimpleNamespace) -> None:
     for codebook in (0, 1):
         seen = len(measured.codes[:, codebook].unique())
