@@ -21,7 +21,9 @@ class OptimizerConfig:
     Args:
         learning_rate: peak rate, for the global batch that the recipe names.
         betas: decay rates of Adam's moments.
-        weight_decay: 0 is Adam; above 0, AdamW on tensors of two or more dimensions.
+        weight_decay: 0 is Adam; above 0, AdamW.
+        decay: what ``weight_decay`` applies to: ``matrices``, tensors of two or more dimensions, as in LlamaGen; or
+            ``all``, biases and norms too, as in the released code of iFSQ.
         schedule: constant, or a cosine from the peak to ``final_fraction`` of it at the trainer's ``max_steps``.
         warmup_steps: updates of linear warm-up before either.
         final_fraction: end of the cosine, as a fraction of the peak.
@@ -30,6 +32,7 @@ class OptimizerConfig:
     learning_rate: float = 2e-4
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
+    decay: Literal["matrices", "all"] = "matrices"
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0
     final_fraction: float = 0.0
@@ -55,7 +58,7 @@ class OptimizerConfig:
 
     def _groups(self, parameters: Iterable[nn.Parameter], prefix: str, scale: float) -> list[dict[str, Any]]:
         trainable = [parameter for parameter in parameters if parameter.requires_grad]
-        if self.weight_decay == 0:
+        if self.weight_decay == 0 or self.decay == "all":
             named = {"all": trainable}
         else:
             named = {

@@ -19,3 +19,9 @@ def test_parameter_groups_are_named_by_network_and_kind() -> None:
     }
     (group,) = OptimizerConfig().build(iter([nn.Parameter(torch.zeros(1))])).param_groups
     assert group["name"] == "all"
+
+
+def test_weight_decay_of_all_tensors() -> None:
+    network = nn.Linear(2, 2)
+    (group,) = OptimizerConfig(weight_decay=0.1, decay="all").build(network.parameters()).param_groups
+    assert group["name"] == "all" and group["weight_decay"] == 0.1 and len(group["params"]) == 2
