@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Generic, TypeVar, final
 
 import torch
@@ -38,15 +38,20 @@ class FrozenNetwork(Generic[Network]):
             self._device = device
         return self._network
 
-    def sha256(self) -> str:
-        """SHA-256 in hex over name, type, shape and bytes of all weights; loads the network if necessary."""
+    def sha256(self, without: Collection[str] = ()) -> str:
+        """SHA-256 in hex over name, type, shape and bytes of all weights but those named; loads the network."""
         digest = hashlib.sha256()
-        hash_weights(digest, self.on(self._device or torch.device("cpu")))
+        hash_weights(digest, self.on(self._device or torch.device("cpu")), without)
         return digest.hexdigest()
 
 
-def hash_weights(digest: hashlib._Hash, network: nn.Module) -> None:
-    """Add name, type, shape and bytes of every tensor of the state dict; device and memory layout do not matter."""
+def hash_weights(digest: hashlib._Hash, network: nn.Module, without: Collection[str] = ()) -> None:
+    """Add name, type, shape and bytes of every tensor of the state dict but those named.
+
+    Device and memory layout do not matter.
+    """
     for name, tensor in sorted(network.state_dict().items()):
+        if name in without:
+            continue
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

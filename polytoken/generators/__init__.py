@@ -1,5 +1,6 @@
 """Generators of tokens given a class, and their parts."""
 
+from polytoken.generators.alignment import RepresentationAlignment
 from polytoken.generators.autoregressive import AutoregressiveGenerator
 from polytoken.generators.base import Codec, Generator, GeneratorLoss
 from polytoken.generators.diffusion import DiffusionTransformer
@@ -33,6 +34,7 @@ __all__ = [
     "MaskedBitHead",
     "MultiLinearHead",
     "MultiMLPHead",
+    "RepresentationAlignment",
     "SubTokenNoise",
     "Trunk",
     "TrunkConfig",

@@ -14,7 +14,7 @@ from polytoken.constants import constant
 from polytoken.errors import UserError
 from polytoken.frozen import FrozenNetwork
 from polytoken.teachers.foundation_models import FOUNDATION_MODELS, FoundationModel
-from polytoken.teachers.loading import STAND_IN, TeacherWeights, read_stand_in
+from polytoken.teachers.loading import POSITIONS, STAND_IN, TeacherWeights, read_stand_in
 
 
 class TeacherFeatures(NamedTuple):
@@ -115,8 +115,21 @@ class Teacher:
 
     @property
     def identity(self) -> str:
-        """Name and digest of the weights, for fingerprints; loads the network."""
-        return f"{self.name} {self._network.sha256()}"
+        """Name and digest of the weights; loads the network.
+
+        Positions do not count: they are resampled to the image size, which rounds otherwise on another CPU.
+        """
+        return f"{self.name} {self._network.sha256(without=POSITIONS)}"
+
+    def for_grid(self, grid: tuple[int, int]) -> Teacher:
+        """Return this model with images of the size that gives ``grid`` (h, w) patches.
+
+        It is this teacher itself where its size is fixed: a stand-in's, and one that ``image_size`` sets. So is that of
+        a grid that is not square.
+        """
+        if self.name == STAND_IN or self._image_size is not None or grid[0] != grid[1]:
+            return self
+        return Teacher(self.name, self.weights, grid[0] * self.patch_size, self.block)
 
     def check(self, blocks: Sequence[int | None] = (None,)) -> None:
         """Check ``blocks``, and the names and shapes in the weights file, before anything is loaded.

@@ -238,3 +238,25 @@ def test_missing_file_and_network_are_reported(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(FileNotFoundError, match="make weights TEACHERS=dinov2_small"):
         Teacher("dinov2_small").prepare(torch.device("cpu"))
+
+
+def test_a_published_model_reads_images_of_the_size_that_gives_a_grid() -> None:
+    teacher = Teacher("dinov2_small", block=3)
+    assert (teacher.for_grid((16, 16)).image_size, teacher.for_grid((32, 32)).image_size) == (224, 448)
+    assert teacher.for_grid((4, 4)).block == 3 and teacher.for_grid((4, 4)).name == "dinov2_small"
+    sized = Teacher("dinov2_small", image_size=56)
+    assert sized.for_grid((16, 16)) is sized and teacher.for_grid((2, 4)) is teacher
+
+
+def test_the_digest_does_not_depend_on_the_image_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / "dino.safetensors"
+    save_file(
+        {
+            key: value.contiguous()
+            for key, value in build_network(FOUNDATION_MODELS["dino_small_16"], 32, False).state_dict().items()
+        },
+        path,
+    )
+    small, large = (Teacher("dino_small_16", str(path), size) for size in (32, 64))
+    assert small.identity == large.identity

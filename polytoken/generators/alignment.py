@@ -1,0 +1,131 @@
+"""Representation alignment of a generator with a frozen teacher (REPA, arXiv 2410.06940; iFSQ section 4.2)."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from polytoken.errors import UserError
+from polytoken.generators.autoregressive import AutoregressiveGenerator
+from polytoken.generators.base import Generator
+from polytoken.teachers import Teacher
+
+
+@final
+class RepresentationAlignment(nn.Module):
+    """Training loss that draws the hidden states of one block towards a teacher's patches; sampling does without.
+
+    The loss is −cos(projector(hidden i), patch i), a mean over images and positions. The projector has three linear
+    layers with SiLU between them; its weights start Xavier-uniform and its biases at zero, as in the released diffusion
+    code of iFSQ (its autoregressive code draws N(0, 0.02²)). The teacher is no part of this module's weights.
+
+    Args:
+        teacher: its last block is compared. A published model reads images at the size that gives it the generator's
+            grid, unless ``image_size`` is set. A finer grid of a multiple of the rows and columns is averaged.
+        weight: λ, the factor in the training loss; 2.0 for LlamaGen and 0.5 for DiT in iFSQ.
+        depth: the block whose output is aligned, counted from 1; None is a third of the generator's depth.
+        width: hidden channels of the projector.
+        offset: 0 compares hidden state i of an autoregressive generator, which has not seen code i, with patch i, as
+            the released code does. 1 compares hidden state i + 1, the first that has seen code i, with patch i.
+
+    Raises:
+        UserError: the weight or the width is not positive, or the offset is neither 0 nor 1.
+    """
+
+    projector: nn.Sequential
+    tap: int
+    """The aligned block, set by :meth:`connect`."""
+
+    def __init__(
+        self, teacher: Teacher, weight: float, depth: int | None = None, width: int = 2048, offset: Literal[0, 1] = 0
+    ) -> None:
+        super().__init__()
+        if not weight > 0:
+            raise UserError(f"alignment.weight is {weight}: set it above 0, or alignment to null")
+        if width < 1:
+            raise UserError(f"alignment.width is {width}: a projector has at least one channel (2048 in iFSQ)")
+        if offset not in (0, 1):
+            raise UserError(f"alignment.offset is {offset}: choose 0 or 1")
+        self.teacher = teacher
+        self.weight = weight
+        self.depth = depth
+        self.width = width
+        self.offset = offset
+
+    def connect(self, generator: Generator) -> None:
+        """Fit the teacher to the grid of a connected generator, and build the projector.
+
+        Raises:
+            MissingFileError: the teacher's file is given and missing.
+            UserError: the generator has no such block, its grid does not fit the teacher's, or it is not autoregressive
+                and the offset is 1.
+        """
+        self.tap = max(1, round(generator.depth / 3)) if self.depth is None else self.depth
+        if not 1 <= self.tap <= generator.depth:
+            raise UserError(
+                f"alignment.depth is {self.tap} and the generator has blocks 1 to {generator.depth}: choose one of them"
+            )
+        if self.offset and not isinstance(generator, AutoregressiveGenerator):
+            raise UserError(
+                f"alignment.offset is {self.offset} and {type(generator).__name__} sees all positions at once: set it "
+                "to 0"
+            )
+        self.grid = generator.hidden_grid
+        self.teacher = self.teacher.for_grid(self.grid)
+        self._check_grid()
+        self.teacher.check()
+        self.projector = nn.Sequential(
+            nn.Linear(generator.width, self.width),
+            nn.SiLU(),
+            nn.Linear(self.width, self.width),
+            nn.SiLU(),
+            nn.Linear(self.width, self.teacher.width),
+        )
+        for layer in self.projector[::2]:
+            assert isinstance(layer, nn.Linear)
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    @cached_property
+    def identity(self) -> str:
+        """Name and digest of the teacher's weights; loads the teacher."""
+        return self.teacher.identity
+
+    def forward(self, hidden: Tensor, images: Tensor) -> Tensor:
+        """Return the unweighted loss, a float32 scalar.
+
+        Args:
+            hidden: output (B, N, width) of the aligned block.
+            images: (B, 3, H, W) in [−1, 1], the crops that the tokenizer encoded.
+        """
+        return negative_cosine(self.projector(hidden), self.targets(images), self.offset)
+
+    @torch.no_grad()
+    def targets(self, images: Tensor) -> Tensor:
+        """Return the teacher's features (B, N, D) of images, float32, averaged over the patches of a position."""
+        (features,) = self.teacher.features(images)
+        patches = features.patches.permute(0, 3, 1, 2)
+        return functional.adaptive_avg_pool2d(patches, self.grid).flatten(2).transpose(1, 2)
+
+    def _check_grid(self) -> None:
+        rows, columns = self.teacher.grid
+        if rows % self.grid[0] or columns % self.grid[1] or rows * self.grid[1] != columns * self.grid[0]:
+            raise UserError(
+                f"teacher {self.teacher.name} has a grid of {rows} × {columns} patches and the generator one of "
+                f"{self.grid[0]} × {self.grid[1]} positions: take a teacher whose grid is that one or a multiple of it"
+            )
+
+
+def negative_cosine(predictions: Tensor, targets: Tensor, offset: int = 0) -> Tensor:
+    """Return −cos of predictions (B, N, D) to targets (B, N, D), a float32 mean over images and positions.
+
+    Prediction i + ``offset`` is compared with target i, so that N − ``offset`` pairs remain.
+    """
+    positions = targets.shape[1] - offset
+    with torch.autocast(predictions.device.type, enabled=False):
+        cosines = functional.cosine_similarity(predictions[:, offset:].float(), targets[:, :positions].float(), dim=2)
+        return -cosines.mean()
