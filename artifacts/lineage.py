@@ -104,6 +104,15 @@ def check_same_tokens(before: GeneratorRecord, now: GeneratorRecord, checkpoint:
             )
 
 
+def check_same_teacher(before: GeneratorRecord, now: GeneratorRecord, checkpoint: Path) -> None:
+    """Raise UserError if the teacher of an alignment is not the one that a checkpoint was trained with."""
+    if before.teacher != now.teacher:
+        raise UserError(
+            f"{checkpoint} was aligned with {_teacher(before)}, and this run has {_teacher(now)}: restore its weights "
+            "(alignment.teacher), or start another run (run.stage)"
+        )
+
+
 def shared_sub_code(source: GeneratorRecord, record: GeneratorRecord, path: Path) -> SubCode:
     """Return which of a run's sub-codes an earlier stage was trained on.
 
@@ -130,6 +139,13 @@ def write_lineage(directory: Path, lineage: Lineage) -> None:
     """Write ``lineage.json``."""
     directory.mkdir(parents=True, exist_ok=True)
     records.write(directory / LINEAGE, lineage)
+
+
+def _teacher(record: GeneratorRecord) -> str:
+    if record.teacher is None:
+        return "no teacher"
+    name, digest = record.teacher.split()
+    return f"the teacher {name} (digest {digest[:12]})"
 
 
 def _kind(record: GeneratorRecord) -> str:

@@ -12,21 +12,23 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
-from artifacts.lineage import check_same_tokens, hand_over, record_of, write_lineage
+from artifacts.lineage import check_same_teacher, check_same_tokens, hand_over, record_of, write_lineage
 from datamodules.images import ImageDataModule
 from datamodules.stored import StoredTokens
 from lightning_modules.resuming import ResumingModule
 from polytoken.codec import FrozenCodec
 from polytoken.errors import UserError
-from polytoken.generators.base import Generator
+from polytoken.generators.alignment import RepresentationAlignment
+from polytoken.generators.base import Generator, GeneratorLoss
 from polytoken.generators.record import GeneratorRecord
 from polytoken.guard import NonFiniteGuard
 from polytoken.loading import GENERATOR, load_codec, read_metadata, record_in
 from polytoken.optimization import OptimizerConfig, gradient_norm
-from polytoken.parallelize import parallelize
+from polytoken.parallelize import parallelize, shard
 from polytoken.specs import Tokens, TokenSpec
 
 TOTAL = "total"
+ALIGNMENT = "alignment"
 
 
 class GeneratorModule(ResumingModule):
@@ -44,6 +46,8 @@ class GeneratorModule(ResumingModule):
         carried_learning_rate: peak learning rate of the carried weights; None is that of the others.
         freeze_carried_steps: updates during which carried weights stay as they are.
         max_nonfinite_steps: consecutive non-finite updates tolerated before raising.
+        alignment: of the hidden states with a teacher, added to the loss; its weights are trained from scratch, and
+            sampling does not read them.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class GeneratorModule(ResumingModule):
         carried_learning_rate: float | None = None,
         freeze_carried_steps: int = 0,
         max_nonfinite_steps: int = 10,
+        alignment: RepresentationAlignment | None = None,
     ) -> None:
         super().__init__()
         if init_from is None and (carried_learning_rate is not None or freeze_carried_steps):
@@ -62,6 +67,7 @@ class GeneratorModule(ResumingModule):
                 "set init_from, or leave them out"
             )
         self.generator = generator
+        self.alignment = alignment
         self.optimizer_config = optimizer or OptimizerConfig(learning_rate=1e-4, weight_decay=0.05)
         self.init_from = init_from
         self.carried_learning_rate = carried_learning_rate
@@ -96,6 +102,11 @@ class GeneratorModule(ResumingModule):
                 f"GeneratorModule reads the tokens of a token store, and data is {type(data).__name__}: set "
                 "data.class_path to datamodules.TokenDataModule (make tokens writes the store)"
             )
+        if self.alignment is not None and not isinstance(data, ImageDataModule):
+            raise UserError(
+                f"alignment compares with a teacher's view of the images, and data is {type(data).__name__}, which has "
+                "none: set data.class_path to datamodules.OnlineTokenDataModule, or leave alignment out"
+            )
         self._data_record = self.record = record_of(data)
         if self.resumes_from is not None:
             path = Path(self.resumes_from)
@@ -106,6 +117,10 @@ class GeneratorModule(ResumingModule):
         if self.generator.needs_codec or embeds or isinstance(data, ImageDataModule):
             self._codec = load_codec(self._data_record, f"{data.store} holds", (trust,))
         self.generator.connect(spec, data.num_classes, self._codec if self.generator.needs_codec else None)
+        if self.alignment is not None:
+            self.alignment.connect(self.generator)
+            records = self._data_record, self.record
+            self._data_record, self.record = (replace(one, teacher=self.alignment.identity) for one in records)
         if self.init_from is not None and self.resumes_from is None and self.trainer.state.fn == "fit":
             source = hand_over(self.init_from, self.generator, self.record, (trust,))
             self.record = replace(self.record, lineage=replace(self.record.lineage, init_from=source))
@@ -113,18 +128,22 @@ class GeneratorModule(ResumingModule):
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             assert self.device_mesh is not None
             mesh = self.device_mesh["data_parallel"]
-        parallelize(self.generator, mesh, torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None)
+        compute = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+        parallelize(self.generator, mesh, compute)
+        if self.alignment is not None:
+            shard(self.alignment.projector, mesh, compute)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the record.
 
         Raises:
-            UserError: if the store holds other tokens than the checkpoint was trained on.
+            UserError: if the store holds other tokens than the checkpoint was trained on, or the teacher is another.
         """
         self.check_strategy(self.trainer.ckpt_path)
         path = Path(self.trainer.ckpt_path or "the checkpoint")
         self.record = record_in(checkpoint, path)
         check_same_tokens(self.record, self._data_record, path, self.init_from)
+        check_same_teacher(self.record, self._data_record, path)
 
     def on_fit_start(self) -> None:
         """Write ``lineage.json`` into the run's directory."""
@@ -157,6 +176,7 @@ class GeneratorModule(ResumingModule):
         if rate is None:
             return self.optimizer_config.build(self.parameters())
         rest = [parameter for name, parameter in parameters.items() if name not in names]
+        rest += self.alignment.parameters() if self.alignment is not None else []
         return self.optimizer_config.build(rest, self._carried, rate / self.optimizer_config.learning_rate)
 
     def tokens_of(self, batch: dict[str, Tensor]) -> Tokens:
@@ -172,14 +192,26 @@ class GeneratorModule(ResumingModule):
         return Tokens(latents=self._codec.embed_codes(batch["codes"]))
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """Return the generator's loss, after logging its parts by name."""
+        """Return the generator's loss and the weighted alignment, after logging the parts by name."""
         self.optimizer_config.set_learning_rate(self.optimizers(), self.global_step, self.trainer.max_steps)  # type: ignore[arg-type]
-        loss = self.generator.loss(self.tokens_of(batch), batch["label"], self.global_step)
+        loss, alignment = self._losses_of(batch, self.global_step)
         self._losses = {f"{loss.name}/{part}": value.detach() for part, value in loss.parts.items()}
-        self.log("train/loss", loss.total.detach(), prog_bar=True)
+        total = loss.total
+        if self.alignment is not None:
+            total = total + self.alignment.weight * alignment
+            self._losses[ALIGNMENT] = alignment.detach()
+        self.log("train/loss", total.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in self._losses.items()})
         self.log_dict({f"train/{name}": value.detach() for name, value in loss.statistics.items()})
-        return loss.total
+        return total
+
+    def _losses_of(self, batch: dict[str, Tensor], step: int = 0) -> tuple[GeneratorLoss, Tensor]:
+        """The generator's loss, and the unweighted alignment or 0."""
+        taps = () if self.alignment is None else (self.alignment.tap,)
+        loss = self.generator.loss(self.tokens_of(batch), batch["label"], step, taps)
+        if self.alignment is None:
+            return loss, loss.total.new_zeros(())
+        return loss, self.alignment(loss.hidden[self.alignment.tap], batch["image"])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Drop the gradients of frozen parameters; drop all if any is non-finite, which skips the update."""
@@ -207,8 +239,8 @@ class GeneratorModule(ResumingModule):
         # A rank with nothing but padding computes too: sharded weights make the other ranks wait for it.
         rows = real if images else ~real
         batch = {name: value[rows] for name, value in batch.items()}
-        self._loss = self.generator.loss(self.tokens_of(batch), batch["label"])
-        for name, value in {TOTAL: self._loss.total, **self._loss.parts}.items():
+        self._loss, alignment = self._losses_of(batch)
+        for name, value in {TOTAL: self._loss.total, ALIGNMENT: alignment, **self._loss.parts}.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach().double().cpu() * images
         self._images += images
 
@@ -224,7 +256,9 @@ class GeneratorModule(ResumingModule):
         sums = torch.stack([*self._sums.values(), torch.tensor(self._images, dtype=torch.float64)])
         sums = self.trainer.strategy.reduce(sums.float().to(self.device), reduce_op="sum")
         means = dict(zip(self._sums, sums[:-1] / sums[-1], strict=True))
-        total = means.pop(TOTAL)
+        total, alignment = means.pop(TOTAL), means.pop(ALIGNMENT)
+        if self.alignment is not None:
+            self.log(f"{stage}/{ALIGNMENT}", alignment, sync_dist=True)
         name = f"{stage}/{self._loss.name}"
         for part, value in means.items():
             self.log(f"{name}/{part}", value, sync_dist=True)  # equal on all ranks; Lightning would warn

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -41,6 +41,12 @@ def parallelize(generator: Generator, mesh: DeviceMesh | None = None, compute: t
     fully_shard(generator, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     for name in generator.forward_methods:
         register_fsdp_forward_method(generator, name)
+
+
+def shard(module: nn.Module, mesh: DeviceMesh | None, compute: torch.dtype | None) -> None:
+    """Shard one module that is called as a whole, in place; arguments as for :func:`parallelize`."""
+    if mesh is not None:
+        fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32))
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -72,6 +72,7 @@ class GeneratorRecord:
         class_to_idx: class names and their labels.
         lineage: origin of codes and weights.
         latents: shape and scale of the tokenizer's latents over the training images; None if the store has none.
+        teacher: name and digest of the teacher that training aligns hidden states with; None without alignment.
     """
 
     spec: TokenSpec | None
@@ -83,6 +84,7 @@ class GeneratorRecord:
     class_to_idx: dict[str, int]
     lineage: Lineage
     latents: LatentSpec | None = None
+    teacher: str | None = None
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any], where: str) -> GeneratorRecord:
