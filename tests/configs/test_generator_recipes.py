@@ -7,16 +7,23 @@ import pytest
 import torch
 
 import cli
+from datamodules import OnlineTokenDataModule
 from polytoken.specs import TokenSpec
 from tests.support.commands import exit_code
 from tests.support.generator_recipes import tiny, write_digit_codes
+from tests.support.online import write_teacher
 from tests.support.recipes import CONFIGS, preset_files
 
 GENERATORS = sorted(
     path.stem for path in CONFIGS.glob("*.yaml") if "lightning_modules.GeneratorModule" in path.read_text()
 )
 PRESETS = sorted(path.parent.name for path in CONFIGS.glob("presets/*/generator.yaml"))
-ONE_CODE = ("llamagen", "stage1")
+ALIGNED = [name for name in GENERATORS if "alignment:" in (CONFIGS / f"{name}.yaml").read_text()]
+ONLINE = [
+    (path.stem, path.parent.name) for path in CONFIGS.glob("presets/*/*.yaml") if "OnlineTokenData" in path.read_text()
+]
+SINGLE = ("llamagen", "llamagen_ifsq", "llamagen_repa")  # read stores of one code a position
+ONE_CODE = (*SINGLE, "stage1")
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +60,9 @@ def count(module: torch.nn.Module) -> int:
     ("recipe", "sub_codes", "parameters"),
     [
         ("llamagen", 1, 342_910_976),
+        ("llamagen_ifsq", 1, 342_910_976),
+        ("llamagen_repa", 1, 342_910_976),
+        ("llamagen_grouped", 2, 402_159_616),
         ("stage1", 2, 342_910_976),
         ("far_base", 2, 417_104_896),
         ("far_base", 3, 451_707_904),
@@ -65,7 +75,7 @@ def test_published_sizes(
     recipe: str, sub_codes: int, parameters: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = TokenSpec((16384,) * sub_codes, ((16, 16),))
-    store = write_digit_codes(tmp_path / "codes", spec, num_classes=1000)
+    store = write_digit_codes(tmp_path / "codes", spec, num_classes=1000, image_size=256)
     command, generator = built(recipe, "imagenet", store, monkeypatch)
     assert count(generator) == parameters
     assert next(generator.parameters()).device.type == "meta"
@@ -91,8 +101,9 @@ def test_published_size_of_the_diffusion_transformer(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "imagenet"])
 @pytest.mark.parametrize("recipe", GENERATORS)
 def test_a_preset_changes_only_sizes(recipe: str, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    grid, size = {"digits": ((4, 4), 64), "photos": ((8, 8), 1024)}[preset]
-    store = write_digit_codes(tmp_path / "codes", TokenSpec((size,) * (1 if recipe == "llamagen" else 2), (grid,)))
+    pixels, grid, size = {"digits": (32, (4, 4), 64), "photos": (64, (8, 8), 1024)}[preset]
+    spec = TokenSpec((size,) * (1 if recipe in SINGLE else 2), (grid,))
+    store = write_digit_codes(tmp_path / "codes", spec, image_size=pixels)
     command, generator = built(recipe, preset, store, monkeypatch)
     assert count(generator) < 10_000_000
     if generator.models == "latents":
@@ -105,9 +116,29 @@ def test_a_preset_changes_only_sizes(recipe: str, preset: str, tmp_path: Path, m
     assert {"EMA", "LastCheckpoint"} <= {type(callback).__name__ for callback in command.trainer.callbacks}
 
 
-@pytest.mark.parametrize("recipe", GENERATORS)
+@pytest.mark.parametrize(("recipe", "preset"), ONLINE)
+def test_an_overlay_that_reads_images(
+    recipe: str, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The data of the preset, and a teacher whose grid is that of the generator; DiT-L/2 has four latents a patch."""
+    pixels, grid = {"digits": (32, 4), "photos": (64, 8), "imagenet": (256, 16)}[preset]
+    side = 2 * grid if (recipe, preset) == ("dit_repa", "imagenet") else grid
+    spec = TokenSpec((64,), ((side, side),))
+    store = write_digit_codes(tmp_path / "codes", spec, num_classes=1000, image_size=pixels)
+    write_teacher(tmp_path / f"runs/{preset}/teacher/high.safetensors", pixels)
+    command, generator = built(recipe, preset, store, monkeypatch)
+    assert isinstance(command.datamodule, OnlineTokenDataModule) and command.datamodule.image_size == pixels
+    assert (command.model.alignment is not None) == (recipe in ALIGNED)
+    if recipe in ALIGNED:
+        command.model.alignment.connect(generator)
+        assert command.model.alignment.teacher.grid == (grid, grid)
+        assert command.model.alignment.tap == max(1, round(generator.depth / 3))
+
+
+@pytest.mark.parametrize("recipe", [name for name in GENERATORS if name not in ALIGNED])
 def test_two_steps(recipe: str, tmp_path: Path) -> None:
-    spec = None if recipe == "dit" else TokenSpec((8,) if recipe == "llamagen" else (8, 8, 8), ((2, 3),))
+    """Aligned recipes read images: tests/lightning_modules/test_alignment.py."""
+    spec = None if recipe == "dit" else TokenSpec((8,) if recipe in SINGLE else (8, 8, 8), ((2, 3),))
     assert exit_code("fit", *tiny(recipe, write_digit_codes(tmp_path / "codes", spec))) == 0
     (run,) = (tmp_path / "runs/digits" / recipe).iterdir()
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2

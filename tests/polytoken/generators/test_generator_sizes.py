@@ -18,9 +18,11 @@ from polytoken.specs import LatentSpec, TokenSpec
 from tests.support.generators import build_generator
 
 
-def count(trunk: TrunkConfig, head: Head, num_sub_codes: int, aggregation: str = "concatenation") -> int:
+def count(
+    trunk: TrunkConfig, head: Head, num_sub_codes: int, aggregation: str = "concatenation", codes: int = 16384
+) -> int:
     with torch.device("meta"):
-        spec = TokenSpec((16384,) * num_sub_codes, ((16, 16),))
+        spec = TokenSpec((codes,) * num_sub_codes, ((16, 16),))
         generator = build_generator(spec, 1000, trunk, head, aggregation)
     return sum(parameter.numel() for parameter in generator.parameters())
 
@@ -80,3 +82,25 @@ def test_diffusion_transformers_of_ifsq(size: str, patch_size: int, expected: in
         generator = DiffusionTransformer(trunk)
         generator.connect(LatentSpec(4, (side, side), (0.0,) * 4, (1.0,) * 4), 1000)
     assert sum(parameter.numel() for parameter in generator.parameters()) + 256 * trunk.dim == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "one_softmax", "two_groups"),
+    [
+        ("B", 214_010_880, 100_769_280),
+        ("L", 480_407_552, 336_234_496),
+        ("XL", 946_570_240, 774_873_600),
+        ("XXL", 1_617_217_536, 1_419_045_888),
+    ],
+)
+def test_llamagen_on_ifsq_of_4_bits(size: str, one_softmax: int, two_groups: int) -> None:
+    """One softmax of 17⁴ codes, or two groups of 17² and the released code's two blocks over them."""
+    assert count(SIZES[size], LinearHead(), 1, codes=17**4) == one_softmax
+    assert count(SIZES[size], AutoregressiveHead(2), 2, "sum", codes=17**2) == two_groups
+
+
+@pytest.mark.parametrize(
+    ("levels", "channels", "expected"), [(33, 4, 339_511_296), (65, 4, 352_356_352), (5, 8, 337_610_752)]
+)
+def test_llamagen_on_grouped_codes(levels: int, channels: int, expected: int) -> None:
+    assert count(SIZES["L"], AutoregressiveHead(2), 2, "sum", codes=levels ** (channels // 2)) == expected
