@@ -16,8 +16,10 @@ from polytoken.tokenizers import Tokenizer
 
 def embed_sub_codes(tokenizer: Tokenizer, codes: Tensor, sub_codes: Sequence[int]) -> Tensor:
     """Return the decoder's input (B, C, h, w) for some sub-codes (B, k', N); the other subspaces are zero."""
-    full = codes.new_zeros(len(codes), len(tokenizer.subspace_channels), codes.shape[2])
-    full[:, list(sub_codes)] = codes
+    given = dict(zip(sub_codes, codes.unbind(1), strict=True))
+    absent = torch.zeros_like(codes[:, 0])
+    # indexing by a list would copy it to the device, for which the host waits
+    full = torch.stack([given.get(i, absent) for i in range(len(tokenizer.subspace_channels))], dim=1)
     return tokenizer.keep_subspaces(tokenizer.embed_codes(full), sub_codes)
 
 
@@ -52,7 +54,7 @@ class FrozenCodec:
         if models == "latents":
             return Tokens(latents=encoding.quantized)
         assert encoding.codes is not None  # checked by GeneratorRecord.described
-        return Tokens(codes=encoding.codes[:, self._sub_codes])
+        return Tokens(codes=torch.stack([encoding.codes[:, i] for i in self._sub_codes], dim=1))
 
     def prepare(self, device: torch.device) -> None:
         """Load the tokenizer and move it to the device."""

@@ -84,9 +84,9 @@ def test_predict_writes_the_store_and_a_second_start_completes_it(
     assert "train: 1442 images, 1 view(s) of each, checksums correct; PSNR" in said and "codes equal 100.0%" in said
     assert (place / TOKENS / "tokens_check.png").is_file()
 
-    codes = TokenStore.codes
+    tokens = TokenStore.tokens
     with monkeypatch.context() as wrong:
-        wrong.setattr(TokenStore, "codes", lambda self, row, view: (codes(self, row, view) + 1) % 64)
+        wrong.setattr(TokenStore, "tokens", lambda self, row, view: (tokens(self, row, view) + 1) % 64)
         with pytest.raises(SystemExit) as stop:
             tokens_check.main([TOKENS])
         assert stop.value.code == 1

@@ -19,6 +19,7 @@ from polytoken.specs import TokenSpec
 from tests.support.commands import exit_code
 from tests.support.generated import CONTINUOUS, DIFFUSION, SCALAR, write_latent_runs
 from tests.support.generator_recipes import write_digit_codes
+from tests.support.host_sync import host_syncs
 from tests.support.toy_generator import ToyGenerator
 
 RECIPE = """
@@ -135,6 +136,19 @@ def test_images_are_encoded_online_as_the_store_holds_them(quantizer: dict[str, 
     if quantizer is SCALAR:
         tokens = module_on(data, ToyGenerator()).tokens_of({"image": images})
         assert tokens.latents is None and torch.equal(tokens.codes, encoding.codes)
+
+
+def test_tokens_come_without_waiting_for_the_device(place: Path) -> None:
+    write_tokens(SCALAR)
+    stored = TokenDataModule("tokens", batch_size=4, num_workers=0)
+    online = OnlineTokenDataModule(DigitsSource(16), "tokens", image_size=16, batch_size=4, num_workers=0)
+    for data in (stored, online):
+        for generator in (None, ToyGenerator()):
+            module, batch = module_on(data, generator), next(iter(data.val_dataloader()))
+            module.tokens_of(batch)  # loads
+            with host_syncs() as counts:
+                module.tokens_of(batch)
+            assert not counts
 
 
 def test_a_resumed_run_keeps_the_scale_of_its_latents(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
