@@ -8,6 +8,7 @@ import torch
 
 import cli
 from commands.consolidate import consolidate
+from polytoken.generators import FlowMatching
 from polytoken.loading import Checkpoint
 from tests.support.conditioned import conditioned
 from tests.support.generator_recipes import GENERATOR, tiny, write_digit_codes
@@ -18,16 +19,14 @@ pytestmark = pytest.mark.cluster
 
 JUDGE = Path("runs/digits/teacher/judge.safetensors")
 TOKENIZERS = ("vq", "fq_triple", "fsq", "ae", "vae")
-GENERATORS = ("llamagen", "stage1", "far_base")  # stage2: tests/lightning_modules/test_generator_on_ranks.py
+GENERATORS = ("llamagen", "stage1", "far_base", "dit")  # stage2: tests/lightning_modules/test_generator_on_ranks.py
 QUICK = (
     *("--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.limit_val_batches", "1"),
     *("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"),
 )
 # no rank-specific random numbers, and steps proportional to the gradients
-EQUAL = (
-    *(part for name in ("resid", "ffn", "token", "class") for part in (f"--{GENERATOR}.trunk.{name}_dropout", "0")),
-    *("--model.init_args.optimizer.learning_rate", "0.3", "--model.init_args.optimizer.schedule", "constant"),
-)
+DROPOUTS = {"dit": ("class",)}
+EQUAL = ("--model.init_args.optimizer.learning_rate", "0.3", "--model.init_args.optimizer.schedule", "constant")
 OVERLAYS = {
     "ddp": (),
     "fsdp": (
@@ -52,7 +51,16 @@ def over_two(name: str) -> tuple[str, ...]:
 def generator(recipe: str, batch_size: int, stage: str) -> list[str]:
     one_code = ["--data.init_args.sub_codes", "[0]"] if recipe == "llamagen" else []
     size = ["--data.init_args.batch_size", str(batch_size), "--run.stage", stage]
-    return [*tiny(recipe, Path("codes")), *one_code, *QUICK, *EQUAL, *size]
+    names = DROPOUTS.get(recipe, ("resid", "ffn", "token", "class"))
+    dropouts = [part for name in names for part in (f"--{GENERATOR}.trunk.{name}_dropout", "0")]
+    store = Path("latents" if recipe == "dit" else "codes")
+    return [*tiny(recipe, store), *one_code, *QUICK, *EQUAL, *dropouts, *size]
+
+
+def fixed_draw(self: FlowMatching, latents: torch.Tensor, training: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """One time and one noise for all rows, which do not depend on the rank."""
+    noise = torch.linspace(-1, 1, latents[0].numel()).view_as(latents[0])
+    return torch.full((len(latents),), 0.4), noise.expand_as(latents)
 
 
 def tokenizers(rank: int) -> dict[str, float]:
@@ -67,6 +75,7 @@ def tokenizers(rank: int) -> dict[str, float]:
 
 
 def generators(rank: int) -> None:
+    FlowMatching.draw = fixed_draw  # type: ignore[method-assign]
     for recipe in GENERATORS:
         for name in OVERLAYS:
             fit(*generator(recipe, 8, f"{name}/{recipe}"), *over_two(name))
@@ -85,7 +94,9 @@ def test_tokenizers(tmp_path: Path) -> None:
 def test_two_ranks_equal_one_rank_with_twice_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["cli.py"])
+    monkeypatch.setattr(FlowMatching, "draw", fixed_draw)
     write_digit_codes(tmp_path / "codes")
+    write_digit_codes(tmp_path / "latents", None)
     run_on_ranks(generators, tmp_path)
     for recipe in GENERATORS:
         fit(*generator(recipe, 16, f"alone/{recipe}"))
