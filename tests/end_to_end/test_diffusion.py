@@ -1,4 +1,4 @@
-"""Tokenizer → tokens → diffusion transformer → samples → sweep, by the user's commands, at a size of seconds."""
+"""Tokenizer → tokens → diffusion transformer → samples → sweep → report, by commands, at a size of seconds."""
 
 import json
 import signal
@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from artifacts.token_store import TokenStore
-from commands import sweep, tokens_check
+from commands import evaluate, sweep, tokens_check
+from commands.report import __main__ as report
 from polytoken.fingerprint import fingerprint
 from polytoken.loading import load_generator, load_tokenizer
 from tests.end_to_end.test_cli import assert_equal
@@ -73,6 +74,10 @@ def test_from_images_to_images(
     assert snapped == (0 if recipe == "ifsq" else 2)
     sweep.main(["--run", str(run), "--guidance", "1", "3", "--steps", "2", "--num-images", "20", "--batch-size", "10"])
     assert [entry["guidance"] for entry in json.loads((run / "sweep.json").read_text())["scales"]] == [1, 3]
+    evaluate.main(["--samples", str(samples / "samples.npz"), "--preset", "digits"])
+    report.main(["--preset", "digits"])
+    said = (RUNS / "report.md").read_text()
+    assert f"runs/digits/dit/{recipe}, step 2" in said and "recognised as their label" in said and "steps 3" in said
 
 
 @pytest.mark.slow
