@@ -1,4 +1,4 @@
-"""Stages of an experiment that train nothing: `python -m experiments.programs {probe,normal} … --output DIRECTORY`.
+"""Stages of an experiment that train nothing: `python -m experiments.programs PROGRAM … --output DIRECTORY`.
 
 Each writes its metrics into `metrics.json` of the directory, as the validation at the end of a fit does.
 """
@@ -59,8 +59,66 @@ def normal(alpha: float, points: int = POINTS) -> tuple[Metrics, int]:
     return {name: float(value) for name, value in metrics.items()}, points
 
 
+def layers(directory: Path, max_images: int, k: int, time: float) -> tuple[Metrics, int]:
+    """Similarities of a generator's blocks by teacher forcing; also writes its `layers.json` and `layers.png`.
+
+    Args:
+        directory: The generator's run.
+        max_images: Maximum number of validation images, evenly chosen.
+        k: Neighbours of CKNNA.
+        time: Time of a flow.
+
+    Returns:
+        `layers/<curve>/<block>`, `layers/correlation` and `layers/peak`; and the number of images.
+    """
+    from callbacks.measure.layer_analysis import layer_metrics
+    from commands import layers as program
+
+    analysis = program.Analysis(max_images=max_images, k=k, time=time)
+    found = program.analyse(directory, program.teacher_of(directory), analysis, best_device())
+    program.save(directory, found)
+    return layer_metrics(found), found["n"]
+
+
+def curve(directory: Path, num_images: int, guidance: float, steps: int | None) -> tuple[Metrics, int]:
+    """Metrics of the samples of each kept checkpoint of a generator, and its FLOPs; also writes its `curve.json`.
+
+    Args:
+        directory: The generator's run.
+        num_images: Number of samples a checkpoint.
+        guidance: Scale of classifier-free guidance; 1 is none.
+        steps: Time grid of a flow; None means 250.
+
+    Returns:
+        `curve/<number of the checkpoint, from 1>/<metric>`, `compute/forward` (GFLOP an image) and `compute/total`
+        (PFLOP of the whole training); and the number of samples a checkpoint.
+    """
+    from commands import curve as program
+    from commands.preset import Preset, preset_of
+    from experiments.tasks import REFERENCE
+
+    preset = preset_of(directory)
+    options = ["--curve", "run", str(directory), "--preset", preset, "--guidance", str(guidance)]
+    options += ["--num-images", str(num_images), *(["--steps", str(steps)] if steps else [])]
+    options += [] if Preset.load(preset).has_judge else ["--reference", str(REFERENCE)]
+    (found,) = program.measure(program.options().parse_args(options))["runs"]
+    metrics: Metrics = {
+        f"curve/{number}/{name}": metric["value"]
+        for number, point in enumerate(found["points"], 1)
+        for name, metric in point["metrics"].items()
+    }
+    metrics["compute/forward"] = found["forward_flops"] / 1e9
+    metrics["compute/total"] = found["points"][-1]["training_flops"] / 1e15
+    return metrics, num_images
+
+
 def _work(options: Namespace) -> None:
-    metrics, n = probe(options.run, options.max_train) if options.command == "probe" else normal(options.alpha)
+    metrics, n = {
+        "probe": lambda: probe(options.run, options.max_train),
+        "layers": lambda: layers(options.run, options.max_images, options.k, options.time),
+        "curve": lambda: curve(options.run, options.num_images, options.guidance, options.steps),
+        "normal": lambda: normal(options.alpha),
+    }[options.command]()
     section: Measured = {"metrics": metrics, "n": n, "machine": machine(), "commit": commit()}
     merge_section(options.output / METRICS, "validate", section)
 
@@ -74,7 +132,17 @@ def main(arguments: list[str] | None = None) -> None:
     for_probe.add_argument("--max-train", type=int, help="maximum number of training images (default: all)")
     for_normal = commands.add_parser("normal", help="uniformity of a bounded normal variable")
     for_normal.add_argument("--alpha", type=float, required=True, help="slope of the bound")
-    for command in (for_probe, for_normal):
+    for_layers = commands.add_parser("layers", help="similarity of a generator's blocks to its output and a teacher")
+    for_layers.add_argument("--max-images", type=int, default=2048, help="maximum number of validation images")
+    for_layers.add_argument("--k", type=int, default=10, help="neighbours of CKNNA")
+    for_layers.add_argument("--time", type=float, default=0.5, help="time of a flow")
+    for_curve = commands.add_parser("curve", help="metrics of the kept checkpoints of a generator")
+    for_curve.add_argument("--num-images", type=int, default=500, help="number of samples a checkpoint")
+    for_curve.add_argument("--guidance", type=float, default=1.0, help="scale of the samples")
+    for_curve.add_argument("--steps", type=int, help="time grid of a flow (default: 250)")
+    for command in (for_layers, for_curve):
+        command.add_argument("--run", type=Path, required=True, help="directory of the generator's run")
+    for command in (for_probe, for_normal, for_layers, for_curve):
         command.add_argument("--output", type=Path, required=True, help="directory of metrics.json")
     run(parser, _work, arguments)
 

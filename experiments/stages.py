@@ -43,6 +43,7 @@ class Kind:
 
 
 STORE: dict[str, tuple[str, ...]] = {"data.init_args.store": ("tokens",)}
+GENERATOR: dict[str, tuple[str, ...]] = {"run": ("stage2", "generator")}
 
 KINDS = {
     "tokenizer": Kind(),
@@ -70,6 +71,8 @@ KINDS = {
         section="evaluate",
         begun=("parts", "samples.npz"),
     ),
+    "layers": Kind(command="layers", inputs=GENERATOR, seeds=(), begun=(), options=("max_images", "k", "time")),
+    "curve": Kind(command="curve", inputs=GENERATOR, seeds=(), begun=(), options=("num_images", "guidance", "steps")),
     "probe": Kind(command="probe", inputs={"run": ("tokenizer",)}, seeds=(), begun=(), options=("max_train",)),
     "normal": Kind(command="normal", seeds=(), begun=(), options=("alpha",)),
 }

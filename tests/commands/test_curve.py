@@ -11,7 +11,7 @@ from polytoken.errors import UserError
 from polytoken.loading import Checkpoint
 from polytoken.metrics.compute import image_compute
 from polytoken.pipeline import GenerationPipeline
-from tests.support.generated import SCALAR, write_latent_runs, write_runs
+from tests.support.generated import SCALAR, keep, write_latent_runs, write_runs
 from tests.support.recipes import write_judge
 
 
@@ -19,17 +19,6 @@ from tests.support.recipes import write_judge
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_judge(Path("runs/digits/teacher/judge.safetensors"))
-
-
-def keep(run: Path, steps: tuple[int, ...], batch: int = 4) -> Path:
-    """Make a run of the last of these steps, which has kept the checkpoints of the others."""
-    last = run / "checkpoints/last.ckpt"
-    checkpoint = torch.load(last, weights_only=True)
-    for step in steps:
-        checkpoint["global_step"] = step
-        checkpoint["TokenDataModule"] = {"batches_trained": step, "global_batch_size": batch, "offset": 0}
-        torch.save(checkpoint, last if step == steps[-1] else last.with_name(f"step_{step}.ckpt"))
-    return run
 
 
 @pytest.fixture

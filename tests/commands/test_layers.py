@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from commands import layers
 from commands.preset import Preset
@@ -13,18 +12,10 @@ from polytoken.metrics import cknna
 from polytoken.pipeline import GenerationPipeline
 from polytoken.specs import Tokens
 from polytoken.teachers import Teacher
-from tests.support.generated import CONTINUOUS, SCALAR, write_latent_runs, write_runs
-from tests.support.recipes import CONFIGS, write_judge
+from tests.support.generated import CONTINUOUS, SCALAR, configure, write_latent_runs, write_runs
+from tests.support.recipes import write_judge
 
 SMALL = ("--max-images", "24", "--k", "3")
-
-
-def configure(run: Path) -> Path:
-    """Write the configurations that cli.py leaves: the tokenizer's images, and the generator's preset."""
-    data = yaml.safe_load((CONFIGS / "presets/digits/tokenizer.yaml").read_text())["data"]
-    (run.parent.parent / "tokenizer/tiny/config.yaml").write_text(yaml.safe_dump({"data": data}))
-    (run / "config.yaml").write_text(yaml.safe_dump({"run": {"preset": "digits"}}))
-    return run
 
 
 @pytest.fixture(autouse=True)

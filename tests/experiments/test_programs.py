@@ -11,6 +11,8 @@ from experiments.__main__ import main
 from experiments.specification import load
 from experiments.tasks import runs_of
 from tests.support.experiments import STAGED, write_experiment
+from tests.support.generated import configure, keep, write_runs
+from tests.support.recipes import write_judge
 
 PROBED = """
   - label: probed
@@ -106,3 +108,36 @@ def test_samples_without_a_judge_need_a_reference_before_anything_runs(capsys: p
     assert len(lines) == 3 and all("--reference weights/VIRTUAL_imagenet256_labeled.npz" in line for line in lines)
     assert main(["run", str(write_experiment(Path(), text=STAGED)), "--dry-run"]) == 0
     assert "--reference" not in capsys.readouterr().out
+
+
+def test_layers_and_the_curve_of_a_generator() -> None:
+    write_judge(Path("runs/digits/teacher/judge.safetensors"))
+    run = configure(keep(write_runs(Path("runs/digits"), image_size=32), (2, 5)))
+    programs.main(["layers", "--run", str(run), "--max-images", "24", "--k", "3", "--output", "layers"])
+    section = json.loads(Path("layers/metrics.json").read_text())["validate"]
+    assert section["n"] == 24 and section["metrics"]["layers/peak"] == 1  # of one block
+    record = json.loads((run / "layers.json").read_text())
+    assert section["metrics"]["layers/cknna/1"] == record["cknna"][0] and record["k"] == 3
+    programs.main(["curve", "--run", str(run), "--num-images", "20", "--output", "curve"])
+    section = json.loads(Path("curve/metrics.json").read_text())["validate"]
+    (found,) = json.loads((run / "curve.json").read_text())["runs"]
+    for number, point in enumerate(found["points"], 1):
+        assert section["metrics"][f"curve/{number}/gfd/judge"] == point["metrics"]["gfd/judge"]["value"]
+    assert section["metrics"]["compute/forward"] == found["forward_flops"] / 1e9
+    assert section["metrics"]["compute/total"] == found["training_flops"] * 5 * 4 / 1e15
+    assert section["n"] == 20
+
+
+def test_analyses_build_on_the_last_generator_of_their_row() -> None:
+    stages = "      - {stage: layers, overrides: {k: 5}}\n      - {stage: curve, overrides: {steps: 9}}\n"
+    file = write_experiment(Path(), ("      - stage: samples\n", stages), text=STAGED)
+    made = {row.label: runs_of(row, "digits", 0) for row in load(str(file)).rows}
+    runs = next(runs for runs in made.values() if any(run.stage.kind == "layers" for run in runs))
+    generator = next(run for run in reversed(runs) if run.stage.kind in ("generator", "stage2"))
+    for run, option in zip(runs[-2:], (["--k", "5"], ["--steps", "9"]), strict=True):
+        (command,) = run.commands()
+        assert command[2:] == [
+            "experiments.programs",
+            run.stage.kind,
+            *("--run", str(generator.directory), *option, "--output", str(run.directory)),
+        ]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
 from polytoken.building import build
@@ -12,6 +13,7 @@ from polytoken.generators import Generator, LinearHead, MultiLinearHead, TrunkCo
 from polytoken.specs import LatentSpec, TokenSpec
 from polytoken.tokenizers import Tokenizer
 from tests.support.generators import build_generator
+from tests.support.recipes import CONFIGS
 from tests.support.tokenizers import tiny_tokenizer
 
 TRUNK = {"dim": 16, "depth": 1, "num_heads": 2, "ffn_multiple": 16}
@@ -135,4 +137,23 @@ def _write(run: Path, name: str, network: nn.Module, model: dict[str, Any], **mo
         **more,
     }
     torch.save(checkpoint, run / "checkpoints" / "last.ckpt")
+    return run
+
+
+def configure(run: Path) -> Path:
+    """Write the configurations that cli.py leaves: the images of the tokenizer's run, and the generator's preset."""
+    data = yaml.safe_load((CONFIGS / "presets/digits/tokenizer.yaml").read_text())["data"]
+    (run.parent.parent / "tokenizer/tiny/config.yaml").write_text(yaml.safe_dump({"data": data}))
+    (run / "config.yaml").write_text(yaml.safe_dump({"run": {"preset": "digits"}}))
+    return run
+
+
+def keep(run: Path, steps: tuple[int, ...], batch: int = 4) -> Path:
+    """Make a run of the last of these steps, which has kept the checkpoints of the others."""
+    last = run / "checkpoints/last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    for step in steps:
+        checkpoint["global_step"] = step
+        checkpoint["TokenDataModule"] = {"batches_trained": step, "global_batch_size": batch, "offset": 0}
+        torch.save(checkpoint, last if step == steps[-1] else last.with_name(f"step_{step}.ckpt"))
     return run
