@@ -68,7 +68,7 @@ def predict(root: Path, module: Grey | None = None, source: ImageDataModule | No
 
 
 def content(root: Path) -> dict[str, list]:
-    """Content of a store; checks its files against the manifest."""
+    """Content and statistics of a store; checks its files against the manifest."""
     found = {}
     for split in ("train", "validation"):
         store = TokenStore.open(root / split, verify=True)
@@ -77,6 +77,7 @@ def content(root: Path) -> dict[str, list]:
             [store.index(row), store.label(row), *(store.tokens(row, view).tolist() for view in range(store.num_views))]
             for row in rows
         ]
+        found[f"{split} latents"] = [store.latents]
     return found
 
 
