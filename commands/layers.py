@@ -28,6 +28,7 @@ from polytoken import records
 from polytoken.codec import FrozenCodec
 from polytoken.errors import UserError
 from polytoken.files import replacing
+from polytoken.generators.alignment import aligned_block
 from polytoken.images import from_uint8
 from polytoken.loading import Checkpoint
 from polytoken.metrics.layers import LayerStatistics
@@ -148,7 +149,7 @@ def _aligned(run: Path, depth: int) -> int | None:
     section = Checkpoint.open(run).model.get("alignment")
     if not isinstance(section, dict):
         return None
-    return section.get("init_args", section).get("depth") or max(1, round(depth / 3))
+    return aligned_block(section.get("init_args", section).get("depth"), depth)
 
 
 def show(name: str, record: Layers) -> None:

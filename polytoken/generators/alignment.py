@@ -64,7 +64,7 @@ class RepresentationAlignment(nn.Module):
             UserError: the generator has no such block, its grid does not fit the teacher's, or it is not autoregressive
                 and the offset is 1.
         """
-        self.tap = max(1, round(generator.depth / 3)) if self.depth is None else self.depth
+        self.tap = aligned_block(self.depth, generator.depth)
         if not 1 <= self.tap <= generator.depth:
             raise UserError(
                 f"alignment.depth is {self.tap} and the generator has blocks 1 to {generator.depth}: choose one of them"
@@ -118,6 +118,11 @@ class RepresentationAlignment(nn.Module):
                 f"teacher {self.teacher.name} has a grid of {rows} × {columns} patches and the generator one of "
                 f"{self.grid[0]} × {self.grid[1]} positions: take a teacher whose grid is that one or a multiple of it"
             )
+
+
+def aligned_block(depth: int | None, blocks: int) -> int:
+    """Number of the aligned block of a trunk: ``depth``, or a third of its blocks for None."""
+    return max(1, round(blocks / 3)) if depth is None else depth
 
 
 def negative_cosine(predictions: Tensor, targets: Tensor, offset: int = 0) -> Tensor:

@@ -147,3 +147,15 @@ def test_data_without_images_are_refused(store: Path, capsys: pytest.CaptureFixt
     arguments = [*tiny("llamagen", write_digit_codes(Path("stored"))), "--data.init_args.sub_codes", "[0]"]
     error = error_of(capsys, *arguments, "--model.init_args.alignment", alignment)
     assert "data is TokenDataModule, which has none: set data.class_path to datamodules.OnlineTokenDataModule" in error
+
+
+@pytest.mark.parametrize(("recipe", "time"), [("llamagen_repa", None), ("dit_repa", 0.5)])
+def test_the_layers_of_a_run_are_analysed_at_each_validation(recipe: str, time: float | None, store: Path) -> None:
+    teacher = {"name": "stand_in", "weights": str(store.parent / "teacher.safetensors")}
+    analysis = {"class_path": "callbacks.LayerAnalysis", "init_args": {"teacher": teacher, "k": 2, "max_images": 99}}
+    fit(store, *STEP, "--trainer.callbacks+", json.dumps(analysis), recipe=recipe)
+    record = json.loads((RUN / "layers.json").read_text())
+    metrics = json.loads((RUN / "metrics.json").read_text())["validate"]["metrics"]
+    assert metrics["val/layers/sts/1"] == pytest.approx(record["sts"][0]) and record["sts"][1] == pytest.approx(1)
+    assert record["aligned"] == 1 and record["time"] == time and record["positions"] == 4
+    assert record["n"] == 8 and (RUN / "layers.png").exists()
