@@ -35,7 +35,7 @@ def adopt(tasks: list[Task]) -> dict[Path, Path]:
                 continue
             run.directory.unlink()
         if run.state == "missing":
-            places = (run.root.parent / run.preset).glob("*/*")
+            places = (run.root.parent / run.preset).glob("*/*/")
             by_hand = (place for place in places if progress(run.kind, place) == "done" and _is_same(run, place))
             place = next(by_hand, None)
             if place is not None and _link(run, place):

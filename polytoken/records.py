@@ -68,7 +68,7 @@ def read(path: Path, type: type[T]) -> T:
     try:
         with path.open("rb") as file:
             data = file.read(LIMIT + 1)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingFileError(f"{path} does not exist") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error

@@ -83,7 +83,12 @@ def test_unreadable_files_are_reported(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_broken_derived_file_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "metrics.json"
-    assert records.read_derived(path, Metrics) is None
+    (tmp_path / "weights").touch()
+    with caplog.at_level(logging.WARNING):
+        assert records.read_derived(path, Metrics) is None
+        assert records.read_derived(tmp_path / "weights" / "metrics.json", Metrics) is None, "its parent is a file"
+    assert not caplog.text
+    (tmp_path / "weights").unlink()
     path.write_text("{")
     with caplog.at_level(logging.WARNING):
         assert records.read_derived(path, Metrics) is None
