@@ -5,6 +5,7 @@ from polytoken.quantizers.continuous import ContinuousBottleneck
 from polytoken.quantizers.factorized import FactorizedQuantizer
 from polytoken.quantizers.finite_scalar import FiniteScalarQuantizer
 from polytoken.quantizers.lookup_free import LookupFreeQuantizer
+from polytoken.quantizers.multiscale import MultiScaleQuantizer
 from polytoken.quantizers.vector import VectorQuantizer
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "FactorizedQuantizer",
     "FiniteScalarQuantizer",
     "LookupFreeQuantizer",
+    "MultiScaleQuantizer",
     "Quantizer",
     "VectorQuantizer",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from polytoken.errors import UserError
@@ -52,6 +53,13 @@ class Quantizer(nn.Module, ABC):
     def scales(self, grid: tuple[int, int]) -> tuple[tuple[int, int], ...]:
         """Grids of the codes of a feature map of ``grid`` (h, w), coarse first; N = Σ h·w over them."""
         return (grid,)
+
+    def depths(self, batch: int, device: torch.device) -> Tensor | None:
+        """Draw the number of scales (B,) that each sample keeps in training; None where no scale is ever dropped.
+
+        :class:`FactorizedQuantizer` draws once and passes the numbers to ``forward`` of all branches.
+        """
+        return None
 
     def reset_parameters(self) -> None:
         """Redraw the initial weights; :class:`FactorizedQuantizer` does so for each copy of its branch."""

@@ -42,7 +42,9 @@ class FactorizedQuantizer(Quantizer):
         ``kept`` marks the samples that every branch kept whole.
         """
         subspaces = features.split([branch.in_channels for branch in self._branches()], dim=1)
-        encodings: list[Encoding] = [branch(one) for branch, one in zip(self.branches, subspaces, strict=True)]
+        depths = self._branches()[0].depths(len(features), features.device)
+        shared = () if depths is None else (depths,)
+        encodings: list[Encoding] = [branch(one, *shared) for branch, one in zip(self.branches, subspaces, strict=True)]
         losses: dict[str, Tensor] = {}
         for encoding in encodings:
             for name, value in encoding.losses.items():

@@ -1,0 +1,207 @@
+"""Multi-scale residual quantization (VAR, arXiv 2404.02905; ImageFolder, arXiv 2410.01756)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from polytoken.errors import UserError
+from polytoken.precision import full_precision
+from polytoken.quantizers.base import Quantizer
+from polytoken.quantizers.vector import nearest_codes
+from polytoken.specs import Encoding
+
+IMAGEFOLDER_SCALES = (1, 1, 2, 3, 3, 4, 5, 6, 8, 11)
+"""Sides of ImageFolder's ten grids, 286 codes."""
+
+
+class MultiScaleQuantizer(Quantizer):
+    """A sum of maps, each quantized on a finer grid than the one before, by one codebook (ImageFolder section 3.1).
+
+    At each scale the rest of the features is averaged down to the scale's grid and replaced by its nearest codes. These
+    are enlarged to the full grid (bicubic), blended with a convolution of themselves, γ · conv(ẑ) + (1 − γ) · ẑ
+    (eq. 2), and subtracted from the rest. The gradient of the sum passes straight through.
+
+    The losses compare the sum after each scale with the features, as means over scales, samples and entries: codebook
+    ‖ẑ_s − sg z‖² and commitment β‖sg ẑ_s − z‖². Quantizer dropout keeps the first n scales of some samples in training
+    (eq. 3), n uniform from ``dropout_start`` to all; a dropped scale counts in no loss.
+
+    Args:
+        scales: side of each square grid, coarse first; the last one is that of the features.
+        codebook_size: V.
+        code_dim: d.
+        commitment_weight: β.
+        commitment_over_scales: ``mean`` over the scales, as VAR, or their ``sum``, as ImageFolder's release, whose β is
+            in effect S times as large.
+        normalize: compare directions, as ImageFolder; otherwise distances, as VAR. Codes are returned as they are.
+        num_convolutions: convolutions that the scales share, evenly: 1 for all of them, S for one each.
+        blend: γ.
+        dropout: share p of the samples that lose scales.
+        dropout_start: N_start, the scales that no sample loses.
+        max_matrix_elements: the most entries of the (positions × V) matrix ever held at once.
+
+    Raises:
+        UserError: if the scales do not grow, or a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        scales: Sequence[int] = IMAGEFOLDER_SCALES,
+        codebook_size: int = 4096,
+        code_dim: int = 32,
+        commitment_weight: float = 0.25,
+        commitment_over_scales: Literal["mean", "sum"] = "mean",
+        normalize: bool = True,
+        num_convolutions: int = 4,
+        blend: float = 0.5,
+        dropout: float = 0.0,
+        dropout_start: int = 3,
+        max_matrix_elements: int = 2**24,
+    ) -> None:
+        super().__init__((code_dim,), (code_dim,), (codebook_size,))
+        if not scales or scales[0] < 1 or list(scales) != sorted(scales):
+            raise UserError(f"scales are {list(scales)}: give sides of grids from coarse to fine, each at least 1")
+        if commitment_over_scales not in ("mean", "sum"):
+            raise UserError(f"commitment_over_scales is {commitment_over_scales!r}: choose mean or sum")
+        if not 1 <= num_convolutions <= len(scales):
+            raise UserError(f"num_convolutions is {num_convolutions}: {len(scales)} scales share 1 to {len(scales)}")
+        if not (0 <= blend <= 1 and 0 <= dropout <= 1):
+            raise UserError(f"blend is {blend} and dropout {dropout}: both lie in [0, 1]")
+        if not 1 <= dropout_start <= len(scales):
+            raise UserError(f"dropout_start is {dropout_start}: {len(scales)} scales keep the first 1 to {len(scales)}")
+        self.sides = tuple(scales)
+        self.commitment_weight = commitment_weight
+        self.commitment_factor = 1.0 if commitment_over_scales == "mean" else float(len(scales))
+        self.normalize = normalize
+        self.blend = blend
+        self.dropout = dropout
+        self.dropout_start = dropout_start
+        self.max_matrix_elements = max_matrix_elements
+        self.embedding = nn.Embedding(codebook_size, code_dim)
+        self.convolutions = nn.ModuleList(nn.Conv2d(code_dim, code_dim, 3, padding=1) for _ in range(num_convolutions))
+        self.convolution_of = shared_convolutions(len(scales), num_convolutions)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        bound = 1 / self.codebook_sizes[0]
+        nn.init.uniform_(self.embedding.weight, -bound, bound)
+        if self.normalize:
+            with torch.no_grad():
+                self.embedding.weight.copy_(functional.normalize(self.embedding.weight, dim=-1))
+        for convolution in self.convolutions:
+            assert isinstance(convolution, nn.Conv2d)
+            convolution.reset_parameters()
+
+    def scales(self, grid: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        """Grids of the codes; raises UserError unless the last is ``grid``."""
+        last = self.sides[-1]
+        if tuple(grid) != (last, last):
+            raise UserError(
+                f"scales end at {last} × {last} and the features have a grid of {grid[0]} × {grid[1]}: make the last "
+                "scale that grid, or choose another image size"
+            )
+        return tuple((side, side) for side in self.sides)
+
+    def depths(self, batch: int, device: torch.device) -> Tensor | None:
+        """Draw the number of scales (B,) that each sample keeps; None where none is dropped."""
+        if not self.training or self.dropout == 0:
+            return None
+        drawn = torch.randint(self.dropout_start, len(self.sides) + 1, (batch,), device=device)
+        return torch.where(torch.rand(batch, device=device) < self.dropout, drawn, len(self.sides))
+
+    def forward(self, features: Tensor, depths: Tensor | None = None) -> Encoding:
+        """Features (B, d, K, K) to codes (B, 1, N), coarse scale first, and the sum of all scales (B, d, K, K).
+
+        Args:
+            features: to be quantized.
+            depths: scales (B,) that each sample keeps, at least one; None draws them (:meth:`depths`). The codes are of
+                all scales.
+        """
+        grid = (features.shape[2], features.shape[3])
+        self.scales(grid)
+        depths = self.depths(len(features), features.device) if depths is None else depths
+        with full_precision(features.device):
+            features = features.float()
+            rest = features.detach()
+            total = torch.zeros_like(rest)
+            codes, errors = [], []
+            for scale, side in enumerate(self.sides):
+                found = self._nearest(functional.adaptive_avg_pool2d(rest, side))
+                added = self._enlarged(found, scale, grid)
+                rest = rest - added.detach()
+                keeps = None if depths is None else (scale < depths).float().view(-1, 1, 1, 1)
+                total = total + (added if keeps is None else keeps * added)
+                codes.append(found.flatten(1))
+                if self.training:
+                    errors.append(self._errors(total, features, keeps))
+            quantized = features + (total - features).detach()
+            return Encoding(
+                codes=torch.cat(codes, dim=1).unsqueeze(1),
+                quantized=quantized,
+                subspaces=(quantized,),
+                losses=self._losses(errors) if self.training else {},
+                latents=(features,),
+                code_vectors=(total,),
+                kept=None if depths is None else depths == len(self.sides),
+            )
+
+    def embed_codes(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Codes (B, 1, N) to the sum of all scales (B, d, K, K) float32."""
+        *_, total = self.partial_sums(codes, grid)
+        return total
+
+    def partial_sums(self, codes: Tensor, grid: tuple[int, int]) -> Iterator[Tensor]:
+        """Yield the sum (B, d, K, K) after each scale of codes (B, 1, N), in float32: what a generator reads."""
+        self.check_codes(codes, grid)
+        with full_precision(codes.device):
+            total = torch.zeros((), device=codes.device)
+            for scale, part in enumerate(codes.squeeze(1).split([side**2 for side in self.sides], dim=1)):
+                total = total + self._enlarged(part.unflatten(1, (self.sides[scale], -1)), scale, grid)
+                yield total
+
+    def _nearest(self, maps: Tensor) -> Tensor:
+        """Codes (B, s, s) of maps (B, d, s, s)."""
+        rows, codebook = maps.permute(0, 2, 3, 1), self.embedding.weight.detach().float()
+        if self.normalize:
+            rows, codebook = functional.normalize(rows, dim=-1), functional.normalize(codebook, dim=-1)
+        return nearest_codes(rows.flatten(0, 2), codebook, self.max_matrix_elements).view(rows.shape[:3])
+
+    def _enlarged(self, codes: Tensor, scale: int, grid: tuple[int, int]) -> Tensor:
+        """What codes (B, s, s) of a scale add to the sum (B, d, K, K), ImageFolder eq. 2."""
+        vectors = functional.embedding(codes, self.embedding.weight.float()).permute(0, 3, 1, 2)
+        if vectors.shape[2:] != grid:
+            vectors = functional.interpolate(vectors, size=grid, mode="bicubic")
+        convolution = self.convolutions[self.convolution_of[scale]]
+        return self.blend * convolution(vectors) + (1 - self.blend) * vectors
+
+    def _errors(self, total: Tensor, features: Tensor, keeps: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Codebook and commitment error after a scale, means over the samples that keep it."""
+        pairs = (total, features.detach()), (total.detach(), features)
+        squares = [functional.mse_loss(one, other, reduction="none").mean((1, 2, 3)) for one, other in pairs]
+        if keeps is None:
+            codebook, commitment = (square.mean() for square in squares)
+        else:
+            weights = keeps.flatten() / keeps.sum().clamp_min(1)
+            codebook, commitment = (square @ weights for square in squares)
+        return codebook, commitment
+
+    def _losses(self, errors: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        codebook, commitment = (torch.stack(parts).mean() for parts in zip(*errors, strict=True))
+        return {"codebook": codebook, "commitment": self.commitment_weight * self.commitment_factor * commitment}
+
+
+def shared_convolutions(num_scales: int, count: int) -> tuple[int, ...]:
+    """Number of the convolution of each scale: that whose place on [0, 1] is nearest to the scale's (VAR).
+
+    Places of convolutions are even from 1/(3·count) to 1 − 1/(3·count), those of scales from 0 to 1. At equal distance
+    the later one is taken, in exact arithmetic.
+    """
+    first = Fraction(1, 3 * count)
+    places = [first + (1 - 2 * first) * Fraction(i, max(1, count - 1)) for i in range(count)]
+    scales = (Fraction(scale, max(1, num_scales - 1)) for scale in range(num_scales))
+    return tuple(min(range(count), key=lambda i: (abs(places[i] - scale), -i)) for scale in scales)
