@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polytoken.errors import UserError
-from polytoken.generators.autoregressive import AutoregressiveGenerator
 from polytoken.generators.base import Generator
 from polytoken.teachers import Teacher
 
 
 @final
 class RepresentationAlignment(nn.Module):
-    """Training loss that draws the hidden states of one block towards a teacher's patches; sampling does without.
+    """Training loss that draws the hidden states of one block towards a teacher's patches; sampling does not use it.
 
     The loss is −cos(projector(hidden i), patch i), a mean over images and positions. The projector has three linear
     layers with SiLU between them; its weights start Xavier-uniform and its biases at zero, as in the released diffusion
@@ -30,7 +29,7 @@ class RepresentationAlignment(nn.Module):
         depth: the block whose output is aligned, counted from 1; None is a third of the generator's depth.
         width: hidden channels of the projector.
         offset: 0 compares hidden state i of an autoregressive generator, which has not seen code i, with patch i, as
-            the released code does. 1 compares hidden state i + 1, the first that has seen code i, with patch i.
+            the released code of iFSQ does. 1 compares hidden state i + 1, the first that has seen code i, with patch i.
 
     Raises:
         UserError: the weight or the width is not positive, or the offset is neither 0 nor 1.
@@ -61,15 +60,15 @@ class RepresentationAlignment(nn.Module):
 
         Raises:
             MissingFileError: the teacher's file is given and missing.
-            UserError: the generator has no such block, its grid does not fit the teacher's, or it is not autoregressive
-                and the offset is 1.
+            UserError: the generator has no such block, its grid does not fit the teacher's, or the offset is 1 and the
+                generator is not causal.
         """
         self.tap = aligned_block(self.depth, generator.depth)
         if not 1 <= self.tap <= generator.depth:
             raise UserError(
                 f"alignment.depth is {self.tap} and the generator has blocks 1 to {generator.depth}: choose one of them"
             )
-        if self.offset and not isinstance(generator, AutoregressiveGenerator):
+        if self.offset and not generator.is_causal:
             raise UserError(
                 f"alignment.offset is {self.offset} and {type(generator).__name__} sees all positions at once: set it "
                 "to 0"

@@ -30,6 +30,7 @@ class AutoregressiveGenerator(Generator):
     """
 
     spec: TokenSpec
+    is_causal: ClassVar = True
     sampler_type: ClassVar = CategoricalSampler
     forward_methods: ClassVar = ("hidden", "loss", "generate", "sample", "write")
     aggregation: nn.Linear | None

@@ -67,7 +67,9 @@ class Generator(nn.Module, ABC):
     spec: TokenSpec | LatentSpec
     num_classes: int
     models: ClassVar[Literal["codes", "latents"]] = "codes"
-    """What :meth:`connect` describes, :meth:`loss` reads and :meth:`sample` returns."""
+    """Kind of tokens that :meth:`loss` reads and :meth:`sample` returns."""
+    is_causal: ClassVar[bool] = False
+    """Hidden state i has seen the tokens before i alone; otherwise it has seen all."""
     sampler_type: ClassVar[type[Guidance]] = CategoricalSampler
     """Type of the rules that :meth:`sample` takes."""
     forward_methods: ClassVar[tuple[str, ...]] = ("loss", "sample")

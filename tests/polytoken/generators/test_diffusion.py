@@ -204,3 +204,4 @@ def test_invalid_input() -> None:
 def test_families_say_what_they_model() -> None:
     assert (DiffusionTransformer.models, DiffusionTransformer.sampler_type) == ("latents", FlowSampler)
     assert AutoregressiveGenerator.models == "codes"
+    assert AutoregressiveGenerator.is_causal and not DiffusionTransformer.is_causal
