@@ -1,20 +1,23 @@
-"""Generators at 16 × 16 positions: training rate and memory (LlamaGen-B), sampling rate (FAR-Base, guidance 2).
+"""Generators at 16 × 16 positions: training rate (LlamaGen-B, DiT-B/1), sampling rate (FAR-Base, DiT-B/1), memory.
 
     python -m benchmarks.generator [--repeats 5] [--positions 48] [--device cuda]
 
-The bound of training is the machine's product of two matrices (2,048²; on a GPU 8,192², with TF32 for float32). The
-bound of sampling is one read of all weights that a position needs, or its arithmetic at the rate of a product of half
-that size, whichever is slower. Both are measured between the timed calls. Memory is measured in a separate process.
+The bound of training, and of sampling a flow, is the machine's product of two matrices (2,048²; on a GPU 8,192², with
+TF32 for float32). That of writing codes is one read of all weights that a position needs, or its arithmetic at the rate
+of a product of half that size, whichever is slower. All are measured between the timed calls. The arithmetic counts
+attention of causal layers as half. Sampling is guided with a scale of 2. Memory is measured in a separate process.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,15 +37,26 @@ from benchmarks.machine import (
     wait,
     write_results,
 )
-from benchmarks.tokenizer import count_flops
-from polytoken.generators import SIZES, AutoregressiveGenerator, AutoregressiveHead, LinearHead
-from polytoken.sampling import CategoricalSampler, Draw, RowNoise
-from polytoken.specs import Tokens, TokenSpec
+from polytoken.generators import (
+    DIFFUSION_SIZES,
+    SIZES,
+    AutoregressiveGenerator,
+    AutoregressiveHead,
+    DiffusionTransformer,
+    Generator,
+    LinearHead,
+)
+from polytoken.metrics.compute import image_compute
+from polytoken.parallelize import parallelize
+from polytoken.sampling import CategoricalSampler, Draw, FlowSampler, RowNoise
+from polytoken.specs import LatentSpec, Tokens, TokenSpec
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 GRID = (16, 16)
 NUM_CLASSES = 1000
 CODEBOOK_SIZE = 16384
+LATENT_CHANNELS = 4
+FLOW_STEPS = 4  # every step takes the same time
 GIGABYTE = 1e9
 GUIDANCE = 2.0
 TRAINING_BATCH = {"cpu": 2, "cuda": 64}
@@ -55,6 +69,17 @@ def llamagen_base(compiled: bool = False) -> AutoregressiveGenerator:
     trunk = replace(SIZES["B"], compile=compiled)
     generator = AutoregressiveGenerator(trunk, LinearHead())
     generator.connect(TokenSpec((CODEBOOK_SIZE,), (GRID,)), NUM_CLASSES)
+    parallelize(generator)
+    return generator
+
+
+def dit_base(compiled: bool = False) -> DiffusionTransformer:
+    """DiT-B/1 on 4 channels, random weights, training mode."""
+    torch.manual_seed(0)
+    generator = DiffusionTransformer(replace(DIFFUSION_SIZES["B"], compile=compiled))
+    zeros, ones = (0.0,) * LATENT_CHANNELS, (1.0,) * LATENT_CHANNELS
+    generator.connect(LatentSpec(LATENT_CHANNELS, GRID, zeros, ones), NUM_CLASSES)
+    parallelize(generator)
     return generator
 
 
@@ -67,37 +92,44 @@ def far_base() -> AutoregressiveGenerator:
     return generator.eval()
 
 
-def random_batch(generator: AutoregressiveGenerator, batch: int) -> tuple[Tensor, Tensor]:
-    """Codes and labels."""
-    shape = (batch, generator.spec.num_sub_codes, generator.spec.num_positions)
-    return torch.randint(CODEBOOK_SIZE, shape), torch.randint(NUM_CLASSES, (batch,))
+def random_batch(generator: Generator, batch: int) -> tuple[Tokens, Tensor]:
+    """Tokens and labels."""
+    labels, spec = torch.randint(NUM_CLASSES, (batch,)), generator.spec
+    if isinstance(spec, LatentSpec):
+        return Tokens(latents=torch.randn(batch, spec.channels, *spec.grid)), labels
+    return Tokens(codes=torch.randint(CODEBOOK_SIZE, (batch, spec.num_sub_codes, spec.num_positions))), labels
 
 
-def train_step(generator: AutoregressiveGenerator, codes: Tensor, labels: Tensor) -> None:
+def train_step(generator: Generator, tokens: Tokens, labels: Tensor) -> None:
     """Forward, loss and backward."""
-    generator.loss(Tokens(codes=codes), labels).total.backward()
+    generator.loss(tokens, labels).total.backward()
     generator.zero_grad()
 
 
-def training(repeats: int) -> list[Result]:
-    """Training steps of LlamaGen-B, without the optimizer."""
+def training(network: str, build: Callable[[bool], Generator], repeats: int) -> list[Result]:
+    """Training steps of a network of one code or latent a position, without the optimizer.
+
+    Args:
+        network: its name in the results.
+        build: makes it; the argument compiles its blocks.
+        repeats: timed steps of each kind.
+    """
     device = device_in_use()
     batch = TRAINING_BATCH[device]
-    generator = llamagen_base()
-    codes, labels = random_batch(generator, batch)
-    two = random_batch(generator, 2)  # for more rows the loss computes its logits twice, which is not useful work
-    flops = count_flops(lambda: train_step(generator, *two)) * batch / 2
-    name = f"generator/llamagen_b/train_step/batch{batch}"
+    generator = build(False)
+    tokens, labels = random_batch(generator, batch)
+    flops = float(image_compute(generator).training) * batch
+    name = f"generator/{network}/train_step/batch{batch}"
     results = [Result(f"{name}/flop", flops / 1e9, "GFLOP")]
     variants = list(DTYPES.items())
     if device == "cuda":
         variants.append(("bf16_compiled", torch.bfloat16))
     for type_name, dtype in variants:
-        generator = llamagen_base(compiled=type_name.endswith("compiled"))
+        generator = build(type_name.endswith("compiled"))
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            elapsed, rate = time_against_rate(lambda g=generator: train_step(g, codes, labels), dtype, repeats)
+            elapsed, rate = time_against_rate(lambda g=generator: train_step(g, tokens, labels), dtype, repeats)
         achieved = flops / elapsed
-        results.append(Result(f"{name}/{type_name}", codes.numel() / elapsed, "tokens/s"))
+        results.append(Result(f"{name}/{type_name}", batch * math.prod(GRID) / elapsed, "tokens/s"))
         results.append(Result(f"{name}/{type_name}/rate", achieved / 1e9, "GFLOP/s", rate / 1e9, achieved / rate))
     return results
 
@@ -106,9 +138,9 @@ def training_memory() -> list[Result]:
     """Memory added by a training step (gradients included, no optimizer); run in a separate process."""
     generator = llamagen_base()
     batch = TRAINING_BATCH[device_in_use()]
-    codes, labels = random_batch(generator, batch)
+    tokens, labels = random_batch(generator, batch)
     held = resident_bytes()
-    added = (peak_bytes(lambda: train_step(generator, codes, labels)) - held) / GIGABYTE
+    added = (peak_bytes(lambda: train_step(generator, tokens, labels)) - held) / GIGABYTE
     return [Result(f"generator/llamagen_b/train_step/batch{batch}/float32/memory", added, "GB")]
 
 
@@ -185,10 +217,29 @@ def sampling(positions: int) -> list[Result]:
             name = f"sampling/far_base/batch{batch}/guidance2/{type_name}"
             results.append(Result(name, batch / elapsed, "positions/s", batch / bound, bound / elapsed))
     generator = generator.float()
-    codes, labels = random_batch(generator, 2)
+    codes, labels = torch.randint(CODEBOOK_SIZE, (2, 2, math.prod(GRID))), torch.randint(NUM_CLASSES, (2,))
     with torch.no_grad():
         elapsed = statistics.median(seconds(lambda: uncached_position(generator, codes, labels)) for _ in range(2))
     results.append(Result("sampling/far_base/batch1/guidance2/float32/uncached", 1 / elapsed, "positions/s"))
+    return results
+
+
+def sampling_of_a_flow(repeats: int) -> list[Result]:
+    """Steps/s of Euler's method with DiT-B/1, of one image and of several."""
+    torch.set_float32_matmul_precision("highest")  # as `cli.py predict` multiplies
+    generator, rules = dit_base(), FlowSampler(steps=FLOW_STEPS, guidance=GUIDANCE)
+    flops = float(image_compute(generator).forward)
+    results = []
+    for type_name, dtype in DTYPES.items():
+        for batch in SAMPLING_BATCHES[device_in_use()]:
+            labels = torch.arange(batch)
+            sample = partial(generator.sample, labels, rules, RowNoise(0, 0, batch, labels.device))
+            with torch.autocast(device_in_use(), dtype, enabled=dtype != torch.float32):
+                elapsed, rate = time_against_rate(sample, dtype, repeats)
+            steps, bound = FLOW_STEPS / elapsed, rate / (2 * batch * flops)
+            results.append(
+                Result(f"sampling/dit_b/batch{batch}/guidance2/{type_name}", steps, "steps/s", bound, steps / bound)
+            )
     return results
 
 
@@ -213,15 +264,19 @@ def uncached_position(generator: AutoregressiveGenerator, codes: Tensor, labels:
 def main() -> None:
     """Measure everything; memory in fresh processes, where no earlier call has warmed the allocator."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="timed training steps of each kind")
-    parser.add_argument("--positions", type=int, default=48, help="timed positions of each kind of sampling, of 256")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="timed training steps, and samples of a flow, of each kind"
+    )
+    parser.add_argument("--positions", type=int, default=48, help="timed positions of each kind of writing, of 256")
     add_device_argument(parser)
     arguments = parser.parse_args()
     use(arguments.device)
     with multiprocessing.get_context("spawn").Pool(1, use, (arguments.device,), maxtasksperchild=1) as pool:
         results = [*pool.apply(training_memory), *pool.apply(sampling_memory, (arguments.positions,))]
-    results += training(arguments.repeats)
+    results += training("llamagen_b", llamagen_base, arguments.repeats)
+    results += training("dit_b", dit_base, arguments.repeats)
     results += sampling(arguments.positions)
+    results += sampling_of_a_flow(arguments.repeats)
     print(f"written to {write_results('generator', results)}")
 
 
