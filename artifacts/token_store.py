@@ -67,7 +67,7 @@ class StorePlan:
 
     @property
     def holds(self) -> Literal["codes", "latents"]:
-        """What the store holds, which is the name of its column and of the batches' entry too."""
+        """Kind of the stored tokens; also the name of the column and of the entry in a batch."""
         return "latents" if self.spec is None else "codes"
 
     @property

@@ -1,4 +1,4 @@
-"""What the layers of generators learn: `python -m commands.layers --run runs/digits/llamagen_ifsq/ifsq`.
+"""Layer analysis of generators: `python -m commands.layers --run runs/digits/llamagen_ifsq/ifsq`.
 
 Measures STS, NTS, CKNNA and linear CKA of every block (iFSQ section 4.2). Hidden states are those of teacher forcing on
 the tokens of validation images, or on tokens that the generator has drawn; the teacher sees the images, or the decoded

@@ -1,4 +1,4 @@
-"""What the manifest of a token store says to a data module: the tokens, their tokenizer and their classes."""
+"""Base class of data modules that a token store describes: its tokens, their tokenizer and their classes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from polytoken.specs import LatentSpec, TokenSpec
 
 
 class StoredTokens(ResumableDataModule):
-    """A data module for the tokens of a store: it reads them, or has the store's tokenizer encode images again.
+    """A data module for the tokens of a store, which it reads, or of images that the store's tokenizer encodes.
 
-    A generator is built for its attributes, whichever kind of batches it yields.
+    `GeneratorModule` builds its generator for these attributes; they do not depend on the kind of batches.
     """
 
     store: str

@@ -1,4 +1,4 @@
-"""Checkpoints that stay, along a run."""
+"""Callback that keeps checkpoints along a run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from polytoken.errors import UserError
 class KeptCheckpoints(Checkpoint):
     """Keeps a checkpoint every n steps as `step_<n>.ckpt`, next to those of LastCheckpoint, which writes them.
 
-    `python -m commands.curve` measures them. They are hard links where the file system has them. A class of its own, so
-    that a recipe can add it to the list of base.yaml.
+    `python -m commands.curve` measures them. They are hard links where the file system has them. A recipe adds this
+    callback to the list of base.yaml, whose LastCheckpoint it could not change.
 
     Args:
-        every_n_train_steps: Optimizer steps between two checkpoints that stay.
+        every_n_train_steps: Optimizer steps between two kept checkpoints.
     """
 
     def __init__(self, every_n_train_steps: int) -> None:

@@ -23,9 +23,10 @@ class Guidance:
     Args:
         guidance: scale s of ℓ_u + s · (ℓ_c - ℓ_u), one value or a list with one a sub-code; 1 is plain conditional
             sampling, 0 unconditional.
-        guidance_schedule: ``constant``; ``linear`` from 1 at the first step to ``guidance`` at the last;
+        guidance_schedule: ``constant``; ``linear`` in progress, from 1 at the first step to ``guidance`` at the end;
             ``interval``, which is ``guidance`` inside ``interval`` and 1 outside.
-        interval: [from, to) as shares of the steps, for the schedule of that name.
+        interval: [from, to) of the progress, for the schedule of that name. Progress is the share of the steps, or the
+            time t of a flow.
 
     Raises:
         UserError: for a value out of its range, naming it.
