@@ -88,14 +88,19 @@ def distances(one: CurveRun) -> list[tuple[float, float]]:
 
 
 def draw(runs: Sequence[CurveRun], path: Path) -> None:
-    """Plot the distance over training FLOPs, logarithmic; thin lines are runs, the thick one of a name their mean."""
+    """Plot the distance over training FLOPs, logarithmic; thin lines are runs, the thick one of a name their mean.
+
+    Runs of a name that were not measured at the same FLOPs have no mean.
+    """
     plot, axes = new_plot(1, size=5.5)
     panel = axes[0][0]
     for number, name in enumerate(dict.fromkeys(one["name"] for one in runs)):
         lines = [distances(one) for one in runs if one["name"] == name]
+        has_mean = len({tuple(flops for flops, _ in line) for line in lines}) == 1  # seeds of one length
         for line in lines:
-            panel.plot(*zip(*line, strict=True), color=f"C{number}", alpha=0.35, linewidth=1, marker=".")
-        if len({tuple(flops for flops, _ in line) for line in lines}) == 1:  # seeds of one length
+            label = None if has_mean or line is not lines[0] else name
+            panel.plot(*zip(*line, strict=True), color=f"C{number}", alpha=0.35, linewidth=1, marker=".", label=label)
+        if has_mean:
             means = [(column[0][0], fmean(value for _, value in column)) for column in zip(*lines, strict=True)]
             panel.plot(*zip(*means, strict=True), color=f"C{number}", marker="o", markersize=4, label=name)
     panel.set(xlabel="training FLOPs", ylabel=_distance_name(runs), xscale="log", yscale="log")

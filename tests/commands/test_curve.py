@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from commands import compute, curve
 from polytoken.errors import UserError
@@ -68,6 +70,27 @@ def test_one_plot_shows_both_families_and_their_seeds(coded: Path, drawn: list[i
     assert drawn == [2, 10, 12, 6]  # the second run of AR is the first one
     settings = [json.loads((run / "kept.json").read_text())["scales"][0]["settings"] for run in (coded, flow)]
     assert settings[0]["sampler"]["top_k"] == 3 and settings[1]["sampler"]["steps"] == 2
+
+
+def test_every_name_is_in_the_legend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mean of runs that were measured at the same FLOPs, otherwise the runs alone."""
+
+    def run_of(name: str, *flops: float) -> dict:
+        metrics = {"gfd/judge": {"value": 3.0, "n": 20}}
+        points = [{"step": 1, "images": 4, "training_flops": one, "metrics": metrics} for one in flops]
+        return {"name": name, "run": name, "forward_flops": 1.0, "training_flops": 3.0, "points": points}
+
+    legends: list[list[str]] = []
+    render = curve.render
+
+    def record(plot: Figure) -> np.ndarray:
+        legends.append([text.get_text() for text in plot.axes[0].get_legend().get_texts()])
+        return render(plot)
+
+    monkeypatch.setattr(curve, "render", record)
+    runs = [run_of("same", 1.0, 2.0), run_of("same", 1.0, 2.0), run_of("other", 1.0, 2.0), run_of("other", 1.0)]
+    curve.draw(runs, tmp_path / "curve.png")
+    assert legends == [["same", "other"]]
 
 
 def test_compute_of_runs(coded: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
