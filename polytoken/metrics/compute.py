@@ -2,8 +2,8 @@
 
 A multiply-add counts as two operations. With attention of causal models counted as half, LlamaGen-L with a head of
 16,384 codes has 169.65 GFLOP an image of 256 positions, the paper's number to all digits. The paper's 161.04 for
-DiT-L/2 are the layers that the blocks apply to each position, and full attention; it leaves out what is computed once
-an image (adaLN and time) and the first and last layer, together 0.2 %, which are counted here.
+DiT-L/2 count full attention and the layers that the blocks apply to each position. Counted here as well are the first
+and the last layer, and what is computed once an image (adaLN and time): together 0.2 %.
 """
 
 from __future__ import annotations
