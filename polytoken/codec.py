@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, final
 
 import torch
@@ -16,11 +16,22 @@ from polytoken.tokenizers import Tokenizer
 
 def embed_sub_codes(tokenizer: Tokenizer, codes: Tensor, sub_codes: Sequence[int]) -> Tensor:
     """Return the decoder's input (B, C, h, w) for some sub-codes (B, k', N); the other subspaces are zero."""
+    full = _complete(tokenizer, codes, sub_codes)
+    return tokenizer.keep_subspaces(tokenizer.embed_codes(full), sub_codes)
+
+
+def partial_sums_of(tokenizer: Tokenizer, codes: Tensor, sub_codes: Sequence[int]) -> Iterator[Tensor]:
+    """Yield the vectors (B, C, h, w) of some sub-codes (B, k', n) after each scale; other subspaces are zero."""
+    for total in tokenizer.partial_sums(_complete(tokenizer, codes, sub_codes)):
+        yield tokenizer.keep_subspaces(total, sub_codes)
+
+
+def _complete(tokenizer: Tokenizer, codes: Tensor, sub_codes: Sequence[int]) -> Tensor:
+    """Return all sub-codes (B, k, n), those that are not given being 0."""
     given = dict(zip(sub_codes, codes.unbind(1), strict=True))
     absent = torch.zeros_like(codes[:, 0])
     # indexing by a list would copy it to the device, for which the host waits
-    full = torch.stack([given.get(i, absent) for i in range(len(tokenizer.subspace_channels))], dim=1)
-    return tokenizer.keep_subspaces(tokenizer.embed_codes(full), sub_codes)
+    return torch.stack([given.get(i, absent) for i in range(len(tokenizer.subspace_channels))], dim=1)
 
 
 @final
@@ -44,6 +55,17 @@ class FrozenCodec:
         tokenizer = self._tokenizer.on(codes.device)
         with torch.autocast(codes.device.type, enabled=False):
             return embed_sub_codes(tokenizer, codes, self._sub_codes)
+
+    @property
+    def channels(self) -> int:
+        """C of the vectors."""
+        return sum(self._tokenizer.on(torch.device("cpu")).subspace_channels)
+
+    def partial_sums(self, codes: Tensor) -> Iterator[Tensor]:
+        """Yield the vectors (B, C, h, w) after each scale of the generator's codes (B, k, n)."""
+        with torch.no_grad(), torch.autocast(codes.device.type, enabled=False):
+            sums = list(partial_sums_of(self._tokenizer.on(codes.device), codes, self._sub_codes))
+        yield from sums
 
     @torch.no_grad()
     def encode(self, images: Tensor, models: Literal["codes", "latents"]) -> Tokens:

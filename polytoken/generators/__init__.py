@@ -13,8 +13,10 @@ from polytoken.generators.heads import (
     MultiLinearHead,
     MultiMLPHead,
 )
+from polytoken.generators.next_scale import NextScaleGenerator
 from polytoken.generators.noise import SubTokenNoise
 from polytoken.modulated_transformer import DIFFUSION_SIZES, DiffusionTrunkConfig
+from polytoken.next_scale_transformer import NextScaleTrunkConfig
 from polytoken.transformer import SIZES, KVCache, Trunk, TrunkConfig
 
 __all__ = [
@@ -34,6 +36,8 @@ __all__ = [
     "MaskedBitHead",
     "MultiLinearHead",
     "MultiMLPHead",
+    "NextScaleGenerator",
+    "NextScaleTrunkConfig",
     "RepresentationAlignment",
     "SubTokenNoise",
     "Trunk",

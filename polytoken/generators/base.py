@@ -26,6 +26,15 @@ class Codec(Protocol):
         """Return the decoder's input (B, C, h, w) for codes (B, k, N)."""
         ...
 
+    @property
+    def channels(self) -> int:
+        """C of the vectors."""
+        ...
+
+    def partial_sums(self, codes: Tensor) -> Iterator[Tensor]:
+        """Yield the vectors (B, C, h, w) after each scale, for the codes (B, k, n) of all or the first scales."""
+        ...
+
 
 @dataclass(frozen=True)
 class GeneratorLoss:

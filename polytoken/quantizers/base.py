@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,10 @@ class Quantizer(nn.Module, ABC):
     @abstractmethod
     def embed_codes(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
         """Look up codes (B, k, N) of a feature map of ``grid`` (h, w): the ``quantized`` (B, C, h, w) of forward."""
+
+    def partial_sums(self, codes: Tensor, grid: tuple[int, int]) -> Iterator[Tensor]:
+        """Yield ``quantized`` (B, C, h, w) after each scale of codes (B, k, n), which may end after any scale."""
+        yield self.embed_codes(codes, grid)
 
     def snap(self, quantized: Tensor) -> Tensor:
         """Nearest points of the codebooks to ``quantized`` (B, C, h, w), which a generator of latents has drawn.

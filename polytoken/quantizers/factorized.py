@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,12 @@ class FactorizedQuantizer(Quantizer):
         return torch.cat(
             [branch.embed_codes(one, grid) for branch, one in zip(self._branches(), split, strict=True)], dim=1
         )
+
+    def partial_sums(self, codes: Tensor, grid: tuple[int, int]) -> Iterator[Tensor]:
+        split = codes.split([len(branch.codebook_sizes) for branch in self._branches()], dim=1)
+        sums = [branch.partial_sums(one, grid) for branch, one in zip(self._branches(), split, strict=True)]
+        for parts in zip(*sums, strict=True):
+            yield torch.cat(parts, dim=1)
 
     def snap(self, quantized: Tensor) -> Tensor:
         """Concatenated vectors (B, C, h, w) to the nearest ones of each branch."""

@@ -152,17 +152,21 @@ class MultiScaleQuantizer(Quantizer):
 
     def embed_codes(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
         """Codes (B, 1, N) to the sum of all scales (B, d, K, K) float32."""
+        self.check_codes(codes, grid)
         *_, total = self.partial_sums(codes, grid)
         return total
 
     def partial_sums(self, codes: Tensor, grid: tuple[int, int]) -> Iterator[Tensor]:
-        """Yield the sum (B, d, K, K) after each scale of codes (B, 1, N), in float32: what a generator reads."""
-        self.check_codes(codes, grid)
-        with full_precision(codes.device):
-            total = torch.zeros((), device=codes.device)
-            for scale, part in enumerate(codes.squeeze(1).split([side**2 for side in self.sides], dim=1)):
-                total = total + self._enlarged(part.unflatten(1, (self.sides[scale], -1)), scale, grid)
-                yield total
+        """Yield the sum (B, d, K, K) after each scale of codes (B, 1, n), in float32: what a generator reads."""
+        total, first = torch.zeros((), device=codes.device), 0
+        for scale, side in enumerate(self.sides):
+            if first == codes.shape[2]:
+                return
+            part = codes[:, 0, first : first + side**2].unflatten(1, (side, side))
+            with full_precision(codes.device):
+                total = total + self._enlarged(part, scale, grid)
+            first += side**2
+            yield total
 
     def _nearest(self, maps: Tensor) -> Tensor:
         """Codes (B, s, s) of maps (B, d, s, s)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -29,6 +30,13 @@ class RowNoise:
     def __init__(self, seed: int, first_index: int, batch: int, device: torch.device) -> None:
         first = _signed(_mix(seed) + first_index + _GOLDEN)
         self.keys = _finalise(torch.arange(batch, device=device) + first)  # (B,)
+
+    def spread(self, count: int) -> RowNoise:
+        """Return the noise of B · count rows: row i · count + j is a function of row i and j."""
+        spread = copy.copy(self)
+        offsets = torch.arange(1, count + 1, device=self.keys.device) * _GOLDEN
+        spread.keys = _finalise(self.keys.unsqueeze(1) ^ _finalise(offsets)).flatten()
+        return spread
 
     def __len__(self) -> int:
         return len(self.keys)

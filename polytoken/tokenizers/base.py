@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,10 @@ class Tokenizer(nn.Module, ABC):
     @abstractmethod
     def embed_codes(self, codes: Tensor) -> Tensor:
         """Codes (B, k, N) of the shape that ``spec`` states to quantized features (B, C, h, w)."""
+
+    def partial_sums(self, codes: Tensor) -> Iterator[Tensor]:
+        """Yield the quantized features (B, C, h, w) after each scale of codes (B, k, n), all or the first scales'."""
+        yield self.embed_codes(codes)
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Codes (B, k, N) of the shape that ``spec`` states to images (B, 3, H, W), not clamped."""

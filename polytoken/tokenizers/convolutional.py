@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -183,6 +183,9 @@ class ConvolutionalTokenizer(Tokenizer):
             grid: (H/f, W/f) of images of another size.
         """
         return self.quantizer.embed_codes(codes, grid or self.grid)
+
+    def partial_sums(self, codes: Tensor) -> Iterator[Tensor]:
+        return self.quantizer.partial_sums(codes, self.grid)
 
     def snap(self, quantized: Tensor) -> Tensor:
         return self.quantizer.snap(quantized)

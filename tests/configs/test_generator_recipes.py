@@ -11,6 +11,7 @@ from datamodules import OnlineTokenDataModule
 from polytoken.specs import TokenSpec
 from tests.support.commands import exit_code
 from tests.support.generator_recipes import tiny, write_digit_codes
+from tests.support.generators import CodecOfWidth
 from tests.support.online import write_teacher
 from tests.support.recipes import CONFIGS, preset_files
 
@@ -22,7 +23,7 @@ ALIGNED = [name for name in GENERATORS if "alignment:" in (CONFIGS / f"{name}.ya
 ONLINE = [
     (path.stem, path.parent.name) for path in CONFIGS.glob("presets/*/*.yaml") if "OnlineTokenData" in path.read_text()
 ]
-SINGLE = ("llamagen", "llamagen_ifsq", "llamagen_repa")  # read stores of one code a position
+SINGLE = ("llamagen", "llamagen_ifsq", "llamagen_repa", "next_scale")  # read stores of one code a position
 ONE_CODE = (*SINGLE, "stage1")
 
 
@@ -48,7 +49,8 @@ def built(recipe: str, preset: str, store: Path, monkeypatch: pytest.MonkeyPatch
     data = made[0].datamodule
     with torch.device("meta"):
         generator = made[0].model.generator
-        generator.connect(data.latents if generator.models == "latents" else data.spec, data.num_classes)
+        spec = data.latents if generator.models == "latents" else data.spec
+        generator.connect(spec, data.num_classes, CodecOfWidth(32) if generator.needs_codec else None)
     return made[0], generator
 
 
@@ -135,9 +137,9 @@ def test_an_overlay_that_reads_images(
         assert command.model.alignment.tap == max(1, round(generator.depth / 3))
 
 
-@pytest.mark.parametrize("recipe", [name for name in GENERATORS if name not in ALIGNED])
+@pytest.mark.parametrize("recipe", [name for name in GENERATORS if name not in (*ALIGNED, "next_scale")])
 def test_two_steps(recipe: str, tmp_path: Path) -> None:
-    """Aligned recipes read images: tests/lightning_modules/test_alignment.py."""
+    """Others read images or a tokenizer: tests/lightning_modules/test_alignment.py, end_to_end/test_next_scale.py."""
     spec = None if recipe == "dit" else TokenSpec((8,) if recipe in SINGLE else (8, 8, 8), ((2, 3),))
     assert exit_code("fit", *tiny(recipe, write_digit_codes(tmp_path / "codes", spec))) == 0
     (run,) = (tmp_path / "runs/digits" / recipe).iterdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ class AutoregressiveHead(ClassifierHead):
         width: of the blocks; None is the trunk's. Another one adds a linear layer a sub-code.
         num_heads: attention heads; None keeps the trunk's channels a head.
     """
+
+    reads_codes: ClassVar = True
 
     def __init__(self, depth: int = 3, width: int | None = None, num_heads: int | None = None) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,9 @@ class Head(nn.Module, ABC):
 
     A config builds it with its own arguments, :meth:`connect` with the sizes of what it joins.
     """
+
+    reads_codes: ClassVar[bool] = False
+    """Reads the ``embeddings`` of sub-codes that are known; otherwise there may be none."""
 
     @abstractmethod
     def connect(self, trunk: TrunkConfig, codebook_sizes: Sequence[int], grid: tuple[int, int]) -> None:

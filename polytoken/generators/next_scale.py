@@ -1,0 +1,183 @@
+"""Next-scale generator: all codes of a scale at once, given the scales before (VAR; ImageFolder section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from polytoken.errors import UserError
+from polytoken.generators.base import Codec, Generator, GeneratorLoss
+from polytoken.generators.heads import Head
+from polytoken.next_scale_transformer import (
+    Cache,
+    NextScaleTrunk,
+    NextScaleTrunkConfig,
+    initialise_next_scale,
+)
+from polytoken.sampling import CategoricalSampler, Draw, RowNoise
+from polytoken.specs import LatentSpec, Tokens, TokenSpec
+from polytoken.transformer import TrunkConfig
+
+
+class NextScaleGenerator(Generator):
+    """Generator of the scales of a multi-scale tokenizer, coarse first (VAR; ImageFolder section 3.2).
+
+    A scale reads the sum of the tokenizer's vectors of all scales before, averaged down to its grid, and the class. Its
+    positions see each other and the scales before, and the head predicts the k sub-codes of each. With a parallel head
+    (MultiLinearHead) the sub-codes are independent given the state, as in ImageFolder (eq. 5); other heads work too.
+
+    Args:
+        trunk: sizes and regularisation.
+        head: predicts the sub-codes of a position.
+    """
+
+    needs_codec: ClassVar = True
+    embeddings: nn.ModuleList
+    class_embedding: nn.Embedding
+    word_embedding: nn.Linear
+    trunk: NextScaleTrunk
+
+    def __init__(self, trunk: NextScaleTrunkConfig, head: Head) -> None:
+        super().__init__()
+        self.config = trunk
+        self.checkpointing = trunk.checkpointing
+        self.compile_blocks = trunk.compile
+        self.head = head
+
+    @property
+    def depth(self) -> int:
+        return self.config.depth
+
+    @property
+    def width(self) -> int:
+        return self.config.width
+
+    @property
+    def hidden_grid(self) -> tuple[int, int]:
+        """Grid of the finest scale, whose positions ``hidden`` returns."""
+        assert isinstance(self.spec, TokenSpec)
+        return self.spec.scales[-1]
+
+    def connect(self, spec: TokenSpec | LatentSpec, num_classes: int, codec: Codec | None = None) -> None:
+        """Create all layers; index ``num_classes`` of the class embedding is the null class of guidance.
+
+        Raises:
+            UserError: for latents, or a head that cannot predict the codes.
+        """
+        if not isinstance(spec, TokenSpec):
+            raise UserError("NextScaleGenerator models codes, and this spec is of latents: give it a TokenSpec")
+        if codec is None:
+            raise UserError("NextScaleGenerator reads the tokenizer's vectors: connect it with the tokenizer's codec")
+        if num_classes < 1:
+            raise UserError(f"num_classes is {num_classes}: a generator needs at least one class")
+        self.spec = spec
+        self.num_classes = num_classes
+        self._codec = codec
+        dim = self.config.width
+        tables = spec.codebook_sizes if self.head.reads_codes else ()
+        self.embeddings = nn.ModuleList(nn.Embedding(size, dim) for size in tables)
+        self.class_embedding = nn.Embedding(num_classes + 1, dim)
+        self.word_embedding = nn.Linear(codec.channels, dim)
+        self.level_embedding = nn.Embedding(len(spec.scales), dim)
+        self.position_embedding = nn.Embedding(spec.num_positions, dim)
+        self.start_embedding = nn.Embedding(self._count(0), dim)
+        self.trunk = NextScaleTrunk(self.config, spec.scales)
+        self.head.connect(TrunkConfig(dim, self.config.depth, self.config.heads), spec.codebook_sizes, spec.scales[-1])
+        self.head.reset_parameters()
+        initialise_next_scale([module for name, module in self.named_children() if name != "head"], self.config)
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """Return the blocks of the trunk."""
+        return iter(self.trunk.blocks)
+
+    def loss(self, tokens: Tokens, labels: Tensor, step: int = 0, taps: Collection[int] = ()) -> GeneratorLoss:
+        """Cross-entropy of all positions, a mean over positions and sub-codes.
+
+        Args:
+            tokens: target codes (B, k, N), coarse scale first.
+            labels: (B,) int64 classes.
+            step: not used.
+            taps: numbers of the blocks whose outputs at the finest scale are returned, counted from 1.
+        """
+        codes = self._codes_of(tokens)
+        self.check_labels(labels)
+        self.check_taps(taps)
+        condition = self.class_embedding(self.drop_labels(labels, self.config.class_dropout))
+        features = torch.cat([self._start(condition), *self._words(codes)], dim=1)
+        features, hidden = self.trunk(features, condition, taps)
+        loss = self.head.loss(features, codes, self.embeddings)
+        parts = {str(i): value for i, value in enumerate(loss.per_code)}
+        last = {number: rows[:, -self._count(-1) :] for number, rows in hidden.items()}
+        return GeneratorLoss(loss.total, parts, loss.unit, loss.is_bound, hidden=last)
+
+    @torch.no_grad()
+    def sample(self, labels: Tensor, sampler: CategoricalSampler, noise: RowNoise) -> Tokens:
+        """Return codes (B, k, N) for labels (B,) int64, with one pass of the trunk a scale.
+
+        Progress of guidance is the scale: with the schedule ``linear`` it begins unguided, as VAR.
+
+        Raises:
+            UserError: for a class out of range, or rules that do not fit the number of sub-codes.
+        """
+        assert isinstance(self.spec, TokenSpec)
+        self.check_classes(labels)
+        sampler.check(self.spec)
+        steps = len(self.spec.scales), self.spec.num_sub_codes
+        guided = sampler.guided_steps(*steps)
+        scales = torch.tensor(sampler.scales(*steps), device=labels.device)
+        rows = torch.cat([labels, torch.full_like(labels, self.num_classes)]) if guided else labels
+        cache, written = Cache(self.depth), []
+        with self.evaluating():
+            condition = self.class_embedding(rows)
+            features = self._start(condition)
+            for scale in range(steps[0]):
+                if scale == guided and len(condition) > len(labels):
+                    condition, features = condition[: len(labels)], features[: len(labels)]
+                    cache.keep_rows(len(labels))
+                hidden = self.trunk.step(features, condition, cache)
+                draw = Draw(sampler, noise.spread(self._count(scale)), scales, scale)
+                codes = self.head.sample(hidden.flatten(0, 1), self.embeddings, draw)
+                written.append(codes.unflatten(0, (len(labels), -1)).transpose(1, 2))
+                if scale + 1 < steps[0]:
+                    *_, words = self._words(torch.cat(written, dim=2))
+                    features = words.repeat(len(condition) // len(labels), 1, 1)
+        return Tokens(codes=torch.cat(written, dim=2))
+
+    def _start(self, condition: Tensor) -> Tensor:
+        """Input (B, n, dim) of the first scale: the class."""
+        return condition.unsqueeze(1) + self.start_embedding.weight + self._places(0)
+
+    def _words(self, codes: Tensor) -> Iterator[Tensor]:
+        """Inputs (B, n, dim) of the second scale and the following ones, given all or the first scales' codes."""
+        assert isinstance(self.spec, TokenSpec)
+        for scale, total in enumerate(self._codec.partial_sums(codes), start=1):
+            if scale < len(self.spec.scales):
+                words = functional.adaptive_avg_pool2d(total, self.spec.scales[scale]).flatten(2).transpose(1, 2)
+                yield self.word_embedding(words) + self._places(scale)
+
+    def _places(self, scale: int) -> Tensor:
+        """Level and position embedding (n, dim) of a scale."""
+        first = sum(self._count(before) for before in range(scale))
+        return self.level_embedding.weight[scale] + self.position_embedding.weight[first : first + self._count(scale)]
+
+    def _count(self, scale: int) -> int:
+        assert isinstance(self.spec, TokenSpec)
+        height, width = self.spec.scales[scale]
+        return height * width
+
+    def _codes_of(self, tokens: Tokens) -> Tensor:
+        assert isinstance(self.spec, TokenSpec)
+        if tokens.codes is None:
+            raise UserError("NextScaleGenerator models codes, and these tokens are latents")
+        expected = (self.spec.num_sub_codes, self.spec.num_positions)
+        if tokens.codes.shape[1:] != expected:
+            raise UserError(
+                f"codes have shape {tuple(tokens.codes.shape)} and the generator reads (batch, {expected[0]} "
+                f"sub-codes, {expected[1]} positions of {len(self.spec.scales)} scales): use the token store it was "
+                "built for"
+            )
+        return tokens.codes

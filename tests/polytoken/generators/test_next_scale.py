@@ -1,0 +1,216 @@
+"""The next-scale generator: causality over scales, cached against teacher-forced, published sizes and start."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from polytoken.codec import FrozenCodec
+from polytoken.errors import UserError
+from polytoken.generators import (
+    AutoregressiveHead,
+    Head,
+    MaskedBitHead,
+    MultiLinearHead,
+    NextScaleGenerator,
+    NextScaleTrunkConfig,
+)
+from polytoken.next_scale_transformer import scale_mask
+from polytoken.quantizers import FactorizedQuantizer, MultiScaleQuantizer
+from polytoken.sampling import CategoricalSampler, Guidance, RowNoise
+from polytoken.specs import LatentSpec, Tokens, TokenSpec
+from polytoken.tokenizers import ConvolutionalTokenizer
+from tests.support.generators import CodecOfWidth
+
+SIDES = (1, 2, 3, 4)
+VAR = tuple((side, side) for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
+IMAGEFOLDER = tuple((side, side) for side in (1, 1, 2, 3, 3, 4, 5, 6, 8, 11))
+CPU = torch.device("cpu")
+
+
+def codec() -> FrozenCodec:
+    torch.manual_seed(0)
+    quantizer = FactorizedQuantizer(MultiScaleQuantizer(SIDES, codebook_size=12, code_dim=4), 2)
+    tokenizer = ConvolutionalTokenizer(
+        image_size=16,
+        base_channels=16,
+        channel_multipliers=[1, 1, 1],
+        num_res_blocks=1,
+        latent_channels=8,
+        attention=False,
+        projection_channels=8,
+        adapter_depth=1,
+        quantizer=quantizer,
+    )
+    assert tokenizer.spec == spec()
+    return FrozenCodec(lambda: tokenizer, [0, 1])
+
+
+def spec() -> TokenSpec:
+    return TokenSpec((12, 12), tuple((side, side) for side in SIDES))
+
+
+def generator(head: Head | None = None, **trunk: Any) -> NextScaleGenerator:
+    """A connected generator whose gates are open, so that all its parts matter."""
+    config = NextScaleTrunkConfig(**{"depth": 2, "dim": 32, "num_heads": 2, "gate_scale": 1.0, **trunk})
+    made = NextScaleGenerator(config, head or MultiLinearHead())
+    made.connect(spec(), 10, codec())
+    torch.manual_seed(1)
+    for parameter in made.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.3)
+    return made.eval()
+
+
+def codes(batch: int = 3) -> Tensor:
+    return torch.randint(12, (batch, 2, 30), generator=torch.Generator().manual_seed(2))
+
+
+def states(made: NextScaleGenerator, tokens: Tensor, labels: Tensor) -> Tensor:
+    """The head's input (B, N, dim) by teacher forcing."""
+    found = {}
+    loss = made.head.loss
+
+    def record(hidden: Tensor, *given: Any) -> Any:
+        found["hidden"] = hidden
+        return loss(hidden, *given)
+
+    made.head.loss = record  # type: ignore[method-assign, assignment]
+    made.loss(Tokens(codes=tokens), labels)
+    made.head.loss = loss  # type: ignore[method-assign]
+    return found["hidden"]
+
+
+@pytest.mark.parametrize("scale", range(4))
+def test_a_code_moves_only_the_scales_after_its_own(scale: int) -> None:
+    made, tokens, labels = generator(), codes(1), torch.tensor([3])
+    ends = [1, 5, 14, 30]
+    before = states(made, tokens, labels)
+    tokens[0, 1, ends[scale] - 1] = (tokens[0, 1, ends[scale] - 1] + 1) % 12
+    moved = (states(made, tokens, labels) - before).abs().amax((0, 2))
+    assert moved[: ends[scale]].max() == 0
+    assert scale == 3 or moved[ends[scale] :].min() > 0
+
+
+@pytest.mark.parametrize(
+    ("grids", "positions", "pairs"),
+    [(((1, 1), (2, 2), (3, 3)), 14, 147), (VAR, 680, 286_434), (IMAGEFOLDER, 286, 51_445)],
+)
+def test_the_mask_lets_a_scale_read_itself_and_those_before(grids: Any, positions: int, pairs: int) -> None:
+    mask = scale_mask(grids, CPU)
+    assert mask.shape == (positions, positions) and int(mask.sum()) == pairs
+    assert bool(mask[:, 0].all()) and not bool(mask[0, 1])
+
+
+@pytest.mark.parametrize("head", [MultiLinearHead(), AutoregressiveHead(depth=1)], ids=["parallel", "autoregressive"])
+def test_cached_sampling_writes_the_likeliest_codes_of_teacher_forcing(head: Head) -> None:
+    made, labels = generator(head), torch.tensor([1, 5, 9])
+    written = made.sample(labels, CategoricalSampler(top_k=1), RowNoise(0, 0, 3, CPU)).codes
+    assert written is not None and written.shape == (3, 2, 30)
+    hidden = states(made, written, labels).flatten(0, 1)
+    read = written.transpose(1, 2).flatten(0, 1)
+    logits = [
+        output(state)
+        for output, state in zip(head.outputs, head.states(hidden, read, made.embeddings), strict=True)  # type: ignore[attr-defined]
+    ]
+    expected = torch.stack([one.argmax(-1) for one in logits], dim=1)
+    assert torch.equal(read, expected)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "interval"])
+@pytest.mark.parametrize(
+    "head", [MultiLinearHead(), AutoregressiveHead(depth=1), MaskedBitHead(digits="codes", depth=1)]
+)
+def test_a_row_depends_neither_on_its_batch_nor_on_dropped_rows(schedule: Any, head: Head) -> None:
+    sampler = CategoricalSampler(guidance=2.5, guidance_schedule=schedule, interval=(0.0, 0.5), top_k=8)
+    made, labels = generator(head), torch.tensor([1, 5, 9])
+    together = made.sample(labels, sampler, RowNoise(7, 0, 3, CPU)).codes
+    alone = made.sample(labels[1:2], sampler, RowNoise(7, 1, 1, CPU)).codes
+    assert together is not None and torch.equal(together[1:2], alone)
+    assert not torch.equal(together[0], together[1])
+
+
+def test_guidance_ramps_over_the_scales_as_published() -> None:
+    scales = [row[0] for row in Guidance(guidance=2.5, guidance_schedule="linear").scales(10)]
+    expected = [0, 0.1667, 0.3333, 0.5, 0.6667, 0.8333, 1, 1.1667, 1.3333, 1.5]  # VAR's count: s − 1
+    assert [scale - 1 for scale in scales] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("depth", "grids", "sizes", "published"),
+    [
+        (16, VAR, (4096,), 310_283_520),
+        (20, VAR, (4096,), 600_917_136),
+        (24, VAR, (4096,), 1_033_399_360),
+        (30, VAR, (4096,), 2_010_020_356),
+        (16, IMAGEFOLDER, (4096, 4096), 314_111_232),
+        (17, IMAGEFOLDER, (4096, 4096), 375_258_593),
+    ],
+)
+def test_published_sizes(depth: int, grids: Any, sizes: tuple[int, ...], published: int) -> None:
+    """Our head has a norm of its own, and its output layers no biases."""
+    with torch.device("meta"):
+        made = NextScaleGenerator(NextScaleTrunkConfig(depth), MultiLinearHead())
+        made.connect(TokenSpec(sizes, grids), 1000, CodecOfWidth(32 * len(sizes)))
+    found = sum(parameter.numel() for parameter in made.parameters())
+    assert found + sum(sizes) - made.width == published
+
+
+def test_initial_deviations_are_those_of_the_release() -> None:
+    made = NextScaleGenerator(NextScaleTrunkConfig(depth=16), MultiLinearHead())
+    made.connect(TokenSpec((64,), VAR), 1000, CodecOfWidth(32))
+    block, width = made.trunk.blocks[3], made.width
+    expected = [
+        (made.class_embedding.weight, 0.0180422),
+        (block.attention.wqkv.weight, 0.0180422),
+        (block.attention.wo.weight, 0.00318944),
+        (block.ffn_out.weight, 0.00318944),
+        (block.modulation.weight[2 * width :], 0.0090211),
+        (block.modulation.weight[: 2 * width], 1.8042e-5),
+        (made.trunk.modulation.weight, 0.0090211),
+    ]
+    for weight, deviation in expected:
+        assert weight.std().item() == pytest.approx(deviation, rel=0.02)
+    assert block.attention.log_scale.unique().tolist() == pytest.approx([math.log(4)])
+    drops = [one.drop for one in made.trunk.blocks]
+    assert drops[0] == 0 and drops[-1] == pytest.approx(0.066667, abs=1e-6)
+
+
+def test_the_loss_begins_at_the_uniform_distribution_and_returns_the_finest_scale() -> None:
+    made = NextScaleGenerator(NextScaleTrunkConfig(2, 32, 2), MultiLinearHead())
+    made.connect(spec(), 10, codec())
+    loss = made.loss(Tokens(codes=codes()), torch.tensor([0, 1, 2]), taps=(1, 2))
+    assert loss.total.item() == pytest.approx(math.log(12), abs=1e-5) and loss.unit == "nats"
+    assert {number: rows.shape for number, rows in loss.hidden.items()} == {1: (3, 16, 32), 2: (3, 16, 32)}
+    loss.total.backward()
+    assert all(parameter.grad is not None for parameter in made.parameters())
+
+
+def test_stochastic_depth_drops_branches_in_training_only() -> None:
+    made, tokens, labels = generator(stochastic_depth=0.9), codes(), torch.tensor([0, 1, 2])
+    first, again = states(made, tokens, labels), states(made, tokens, labels)
+    assert torch.equal(first, again)
+    made.train()
+    assert not torch.equal(states(made, tokens, labels), states(made, tokens, labels))
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: generator(num_heads=5), "32 channels do not divide into 5 attention heads"),
+        (lambda: generator(depth=0), "trunk.depth is 0: it must be at least 1"),
+        (lambda: generator(stochastic_depth=1.0), "trunk.stochastic_depth 1.0: shares"),
+        (lambda: generator().connect(spec(), 10), "reads the tokenizer's vectors"),
+        (lambda: generator().connect(LatentSpec(1, (2, 2), (0.0,), (1.0,)), 10, codec()), "this spec is of latents"),
+        (
+            lambda: generator().loss(Tokens(codes=codes()[:, :, :29]), torch.tensor([0, 1, 2])),
+            "30 positions of 4 scales",
+        ),
+        (lambda: generator().loss(Tokens(codes=codes()), torch.tensor([0, 1, 2]), taps=[3]), "block 3 is tapped"),
+    ],
+)
+def test_bad_input_is_one_sentence(make: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        make()
