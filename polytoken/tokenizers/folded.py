@@ -1,0 +1,206 @@
+"""ImageFolder's tokenizer: transformers that fold an image into k small grids (arXiv 2410.01756, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from polytoken.errors import UserError
+from polytoken.quantizers.base import Quantizer
+from polytoken.specs import Decoded, Encoding, TokenSpec
+from polytoken.tokenizers.base import Tokenizer
+
+
+@dataclass(frozen=True)
+class VisionTransformerConfig:
+    """Sizes of a vision transformer; the default is DINOv2-B at a patch of 16 pixels.
+
+    Args:
+        patch_size: pixels a side of a patch.
+        dim: width.
+        depth: blocks.
+        num_heads: attention heads.
+        stochastic_depth: rate at which the last block drops a branch of a sample; the first drops none.
+        layer_scale: initial value of the learned scale of each branch; None has no such scale.
+    """
+
+    patch_size: int = 16
+    dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    stochastic_depth: float = 0.1
+    layer_scale: float | None = 1e-5
+
+    def __post_init__(self) -> None:
+        if min(self.patch_size, self.dim, self.depth, self.num_heads) < 1 or self.dim % self.num_heads:
+            raise UserError(
+                f"transformer has {self.dim} channels, {self.num_heads} heads, {self.depth} blocks and patches of "
+                f"{self.patch_size}: all are at least 1, and the heads divide the channels"
+            )
+        if not 0 <= self.stochastic_depth < 1:
+            raise UserError(f"transformer.stochastic_depth is {self.stochastic_depth}: it lies in [0, 1)")
+
+
+class FoldedTokenizer(Tokenizer):
+    """Two vision transformers around any quantizer of k branches on a small grid of K × K (ImageFolder section 3.1).
+
+    The transformers have timm's blocks and need the extra ``suite``. Each reads one class token, whose output is
+    dropped; the released decoder has a second one.
+
+    The encoder reads the patches together with k sets of K × K learned queries, whose outputs are the features of the
+    branches. The decoder reads the quantized features together with a mask token for each patch, whose outputs become
+    pixels. All tokens of a grid share the position embedding of the patches, resampled; a level embedding tells patches
+    and branches apart. Order of the branches: detail first, semantic last.
+
+    Args:
+        quantizer: the bottleneck; each of its ``in_subspaces`` is a branch of equal width.
+        grid_size: K; 11 in ImageFolder.
+        image_size: pixels a side.
+        transformer: sizes of encoder and decoder.
+
+    Raises:
+        UserError: if the patches do not divide the image, K exceeds their grid, the branches differ in width, or the
+            quantizer's finest scale is not K × K.
+    """
+
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        grid_size: int = 11,
+        image_size: int = 256,
+        transformer: VisionTransformerConfig | None = None,
+    ) -> None:
+        super().__init__()
+        config = transformer or VisionTransformerConfig()
+        side = image_size // config.patch_size
+        if image_size % config.patch_size:
+            raise UserError(f"image_size {image_size} is not a multiple of the patches' {config.patch_size} pixels")
+        if not 1 <= grid_size <= side:
+            raise UserError(f"grid_size is {grid_size}, and the image has {side} × {side} patches: choose 1 to {side}")
+        if len(set(quantizer.in_subspaces)) != 1:
+            raise UserError(f"the quantizer reads branches of {quantizer.in_subspaces} channels: make them equal")
+        quantizer.scales((grid_size, grid_size))
+        self.image_size = image_size
+        self.patch_size = config.patch_size
+        self.grid_size = grid_size
+        self.num_branches = len(quantizer.in_subspaces)
+        self.encoder = GridTransformer(config, side, levels=1 + self.num_branches)
+        self.patch_embedding = nn.Conv2d(3, config.dim, config.patch_size, config.patch_size)
+        self.queries = nn.Parameter(torch.zeros(self.num_branches, grid_size**2, config.dim))
+        nn.init.normal_(self.queries, std=1e-6)
+        self.quant_conv = nn.Conv2d(config.dim, quantizer.in_subspaces[0], 1)  # shared by the branches
+        self.quantizer = quantizer
+        self.post_quant_conv = nn.Conv2d(quantizer.out_channels, config.dim, 1)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.dim))
+        nn.init.normal_(self.mask_token, std=0.02)
+        self.decoder = GridTransformer(config, side, levels=2)
+        self.pixels = nn.Linear(config.dim, 3 * config.patch_size**2)
+
+    @property
+    def spec(self) -> TokenSpec | None:
+        sizes = self.quantizer.codebook_sizes
+        return TokenSpec(sizes, self.quantizer.scales(self.grid)) if sizes else None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.grid_size, self.grid_size
+
+    @property
+    def subspace_channels(self) -> tuple[int, ...]:
+        return self.quantizer.subspace_channels
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the layer that writes the pixels."""
+        return self.pixels.weight  # type: ignore[return-value]
+
+    def features(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to the features of all branches (B, k · C, K, K), detail first."""
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            raise UserError(
+                f"images of {images.shape[-2]} × {images.shape[-1]} pixels, and the tokenizer reads "
+                f"{self.image_size} × {self.image_size}: crop or resize them"
+            )
+        patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
+        branches = [query.expand(len(images), -1, -1) for query in self.queries]
+        _, *outputs = self.encoder([patches, *branches])
+        maps = [output.transpose(1, 2).unflatten(2, self.grid) for output in outputs]
+        return torch.cat([self.quant_conv(one) for one in maps], dim=1)
+
+    def encode(self, images: Tensor) -> Encoding:
+        return self.quantizer(self.features(images))
+
+    def decode(self, quantized: Tensor) -> Decoded:
+        tokens = self.post_quant_conv(quantized).flatten(2).transpose(1, 2)
+        masks = self.mask_token.expand(len(tokens), self.encoder.side**2, -1)
+        patches, _ = self.decoder([masks, tokens])
+        blocks = self.pixels(patches).unflatten(2, (3, self.patch_size, self.patch_size))
+        blocks = blocks.unflatten(1, (self.decoder.side, self.decoder.side))  # (B, rows, columns, 3, p, p)
+        return Decoded(blocks.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3))
+
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        return self.quantizer.embed_codes(codes, self.grid)
+
+    def partial_sums(self, codes: Tensor) -> Iterator[Tensor]:
+        return self.quantizer.partial_sums(codes, self.grid)
+
+    def snap(self, quantized: Tensor) -> Tensor:
+        return self.quantizer.snap(quantized)
+
+
+class GridTransformer(nn.Module):
+    """Vision transformer (timm's blocks) over several grids of tokens at once, with full attention.
+
+    Args:
+        config: sizes.
+        side: of the first grid, which the position embedding is of; those of other grids are resampled.
+        levels: number of grids, each with a level embedding.
+    """
+
+    def __init__(self, config: VisionTransformerConfig, side: int, levels: int) -> None:
+        super().__init__()
+        from timm.models.vision_transformer import Block  # a package of the extra `suite`
+
+        self.side = side
+        self.class_token = nn.Parameter(torch.zeros(1, 1, config.dim))
+        self.positions = nn.Parameter(torch.zeros(1, 1 + side**2, config.dim))
+        self.levels = nn.Embedding(levels, config.dim)
+        last = max(1, config.depth - 1)
+        self.blocks = nn.ModuleList(
+            Block(
+                config.dim,
+                config.num_heads,
+                qkv_bias=True,
+                init_values=config.layer_scale,
+                drop_path=config.stochastic_depth * index / last,
+            )
+            for index in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.dim, eps=1e-6)
+        for embedding in (self.class_token, self.positions):
+            nn.init.trunc_normal_(embedding, std=0.02)
+        nn.init.trunc_normal_(self.levels.weight, std=(1 / (3 * config.dim)) ** 0.5)
+
+    def forward(self, grids: list[Tensor]) -> list[Tensor]:
+        """Map grids of tokens (B, n_i, dim), the first of side · side, to outputs of the same shapes."""
+        prefix = (self.class_token + self.positions[:, :1] + self.levels.weight[0]).expand(len(grids[0]), -1, -1)
+        placed = [grid + self._positions(grid.shape[1]) + self.levels.weight[level] for level, grid in enumerate(grids)]
+        features = torch.cat([prefix, *placed], dim=1)
+        for block in self.blocks:
+            features = block(features)
+        _, *outputs = self.norm(features).split([1, *(grid.shape[1] for grid in grids)], dim=1)
+        return outputs
+
+    def _positions(self, count: int) -> Tensor:
+        """Position embedding (1, n, dim) of a square grid, resampled (bicubic) where it is not the first one."""
+        grid = self.positions[:, 1:]
+        if count == self.side**2:
+            return grid
+        side = round(count**0.5)
+        maps = grid.transpose(1, 2).unflatten(2, (self.side, self.side))
+        resampled = functional.interpolate(maps.float(), size=(side, side), mode="bicubic", antialias=True)
+        return resampled.flatten(2).transpose(1, 2).type_as(grid)
