@@ -1,7 +1,7 @@
 """Image tokenizers with several discrete codes for each patch, and the generators that learn to produce those codes.
 
-Plain PyTorch. ``polytoken.metrics``, ``polytoken.teachers`` and the perceptual terms of ``polytoken.losses`` need
-packages of the extra ``suite``, which they import when they are used.
+Plain PyTorch. ``polytoken.metrics``, ``polytoken.teachers``, the perceptual terms of ``polytoken.losses`` and
+``FoldedTokenizer`` need packages of the extra ``suite``, which they import when they are used.
 """
 
 from __future__ import annotations
