@@ -35,7 +35,13 @@ def images_trained(checkpoint: Checkpoint) -> int:
     """
     for state in checkpoint.content.values():  # the data module's, under its name
         if isinstance(state, dict) and {"batches_trained", "global_batch_size"} <= state.keys():
-            return int(state["batches_trained"] * state["global_batch_size"])
+            batches, images = state["batches_trained"], state["global_batch_size"]
+            if not all(isinstance(number, int) and number >= 0 for number in (batches, images)):
+                raise UserError(
+                    f"{checkpoint.path} is broken: batches_trained is {batches!r} and global_batch_size {images!r}, "
+                    "and both count; train the run again"
+                )
+            return batches * images
     raise UserError(f"{checkpoint.path} does not say how many images it was trained on: only runs of cli.py do")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Literal
 
@@ -75,6 +76,8 @@ class Analysis:
                 f"--k is {self.k} and --max-images {self.max_images}: CKNNA needs a k of 2 or more, and more images "
                 f"than {max(self.k, 3)}"
             )
+        if self.batch_size < 1:
+            raise UserError(f"--batch-size is {self.batch_size}: it must be at least 1")
 
 
 def analyse(run: Path, teacher: Teacher, analysis: Analysis, device: torch.device) -> Layers:
@@ -105,7 +108,10 @@ def analyse(run: Path, teacher: Teacher, analysis: Analysis, device: torch.devic
                 found.update_probe(generator.states(tokens, null, analysis.time, first), labels)
             first += len(labels)
     time = analysis.time if generator.models == "latents" else None
-    record = layers_record(found.compute(), teacher.identity, analysis.source, time, _aligned(run, generator.depth))
+    curves = found.compute()
+    if not isfinite(curves.sts[0]):
+        raise UserError(f"the blocks of {run} have outputs that are not finite: its weights are broken, train it again")
+    record = layers_record(curves, teacher.identity, analysis.source, time, _aligned(run, generator.depth))
     return {**record, "origin": pipeline.origin, "versions": versions("torch", "lightning"), "commit": commit()}
 
 
@@ -149,7 +155,10 @@ def _aligned(run: Path, depth: int) -> int | None:
     section = Checkpoint.open(run).model.get("alignment")
     if not isinstance(section, dict):
         return None
-    return aligned_block(section.get("init_args", section).get("depth"), depth)
+    given = section.get("init_args", section).get("depth")
+    if given is not None and not isinstance(given, int):
+        raise UserError(f"{run} records alignment.depth as {given!r}, and it numbers a block: train the run again")
+    return aligned_block(given, depth)
 
 
 def show(name: str, record: Layers) -> None:

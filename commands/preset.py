@@ -28,7 +28,9 @@ def image_data(config: Path, root: str | None = None) -> ImageDataModule:
     """
     if not config.is_file():
         raise UserError(f"there is no {config}, which names the images")
-    section = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("data")
+    section = _section(config, "data")
+    if "class_path" not in section:
+        raise UserError(f"{config} names no images in its section data: write it again, or name another run")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(ImageDataModule, "data")
     if root is not None:
@@ -61,10 +63,23 @@ def preset_of(run: Path) -> str:
     config = run / "config.yaml"
     if not config.is_file():
         raise UserError(f"there is no {config}, which names the preset: name a run of cli.py")
-    name = (yaml.safe_load(config.read_text(encoding="utf-8")).get("run") or {}).get("preset")
+    name = _section(config, "run").get("preset")
     if name is None:
         raise UserError(f"{config} names no run.preset")
     return str(name)
+
+
+def _section(config: Path, name: str) -> dict[str, Any]:
+    """A section of a configuration; an empty one if it is missing."""
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{config} is not readable YAML ({reason}): restore it, or name another run") from error
+    section = (content.get(name) or {}) if isinstance(content, dict) else content
+    if not isinstance(section, dict):
+        raise UserError(f"{config} has no section {name} with keys and values: restore it, or name another run")
+    return section
 
 
 @dataclass(frozen=True)

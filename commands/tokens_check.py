@@ -20,6 +20,7 @@ from callbacks.measure.plots import image_table
 from commands.preset import image_data
 from commands.program import new_parser, run
 from datamodules.images import ImageDataModule
+from polytoken.errors import UserError
 from polytoken.fingerprint import fingerprint
 from polytoken.images import save_png
 from polytoken.loading import load_tokenizer
@@ -50,6 +51,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _check(given: Namespace) -> int:
+    if given.images < 1:
+        raise UserError(f"--images is {given.images}: it must be at least 1")
     compared = [
         compare(store, image_data(given.run / CONFIG), given.images) for store in stores(given.run, verify=True)
     ]

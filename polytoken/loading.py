@@ -175,8 +175,8 @@ class Checkpoint:
         """Return the state dict of a sub-module of the LightningModule, averaged where there are averages."""
         prefix = f"{name}."
         state = self.content.get(STATE_DICT)
-        if not isinstance(state, dict):
-            raise UserError(f"{self.path} holds no weights")
+        if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+            raise UserError(f"{self.path} holds no weights by name: it is broken, or no checkpoint of cli.py")
         average = self._average
         names = [key for key in state if key.startswith(prefix)]
         return {key.removeprefix(prefix): average[key] if key in average else state[key] for key in names}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from torch import Tensor
 
@@ -25,6 +26,13 @@ class TokenSpec:
 
     codebook_sizes: tuple[int, ...]
     scales: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        if min((*self.codebook_sizes, *chain.from_iterable(self.scales)), default=0) < 1:
+            raise UserError(
+                f"a TokenSpec has codebooks of {[*self.codebook_sizes]} entries on grids {[*self.scales]}: all must be "
+                "at least 1"
+            )
 
     @property
     def num_sub_codes(self) -> int:
@@ -83,6 +91,8 @@ class LatentSpec:
     deviation: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        if min(self.channels, *self.grid) < 1:
+            raise UserError(f"a LatentSpec has {self.channels} channels on a grid {self.grid}: all must be at least 1")
         if not len(self.mean) == len(self.deviation) == self.channels:
             raise UserError(
                 f"a LatentSpec of {self.channels} channels needs as many means and deviations, "

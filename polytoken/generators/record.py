@@ -86,6 +86,12 @@ class GeneratorRecord:
     latents: LatentSpec | None = None
     teacher: str | None = None
 
+    def __post_init__(self) -> None:
+        if sorted(self.class_to_idx.values()) != list(range(min(self.num_classes, len(self.class_to_idx) + 1))):
+            raise UserError(f"num_classes is {self.num_classes}, and class_to_idx numbers {len(self.class_to_idx)}")
+        if (self.full_spec and self.full_spec.select(self.sub_codes)) != self.spec:
+            raise UserError(f"spec is not that of the sub-codes {[*self.sub_codes]} of full_spec")
+
     @classmethod
     def from_plain(cls, data: Mapping[str, Any], where: str) -> GeneratorRecord:
         """Validate plain data from a checkpoint; UserError names the place in it."""

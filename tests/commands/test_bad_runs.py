@@ -1,0 +1,106 @@
+"""Programs on runs with broken files or impossible options: one sentence that names the place, and exit code 2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from commands import compute, layers, tokens_check
+from tests.support.generated import SCALAR, configure, keep, write_latent_runs
+from tests.support.recipes import write_judge
+
+Program = Callable[[list[str]], None]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_judge(Path("runs/digits/teacher/judge.safetensors"))
+    return keep(configure(write_latent_runs(Path("runs/digits"), SCALAR, image_size=32)), (4,))
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    def refused(program: Program, *options: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            program([*options])
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    return refused
+
+
+def change(run: Path, keys: Sequence[str], value: Any) -> None:
+    """Replace an entry of a checkpoint; the place is given by its keys."""
+    file = run / "checkpoints/last.ckpt"
+    content = part = torch.load(file, weights_only=True)
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    torch.save(content, file)
+
+
+@pytest.mark.parametrize("text", [b"", b"[1]", b"a: [1", b"run: {preset: \xff}", b"run: 5", b"data: 7", b"{}"])
+def test_broken_configurations(text: bytes, run: Path, refusal: Callable[..., str]) -> None:
+    tokenizer = run.parent.parent / "tokenizer/tiny"
+    for place in (run, tokenizer):
+        whole = (place / "config.yaml").read_bytes()
+        (place / "config.yaml").write_bytes(text)
+        assert f"error: {place}/config.yaml" in refusal(layers.main, "--run", str(run), "--max-images", "12")
+        (place / "config.yaml").write_bytes(whole)
+    assert not (run / "layers.json").exists()
+
+
+def test_options_out_of_range(run: Path, refusal: Callable[..., str]) -> None:
+    for size in ("0", "-1"):
+        said = refusal(layers.main, "--run", str(run), "--source", "generated", "--batch-size", size)
+        assert f"--batch-size is {size}: it must be at least 1" in said
+        assert f"--images is {size}" in refusal(tokens_check.main, "runs/digits/tokens/x", "--images", size)
+
+
+@pytest.mark.parametrize("batches", ["a", [1], float("nan"), -3])
+def test_a_broken_position_of_training(batches: Any, run: Path, refusal: Callable[..., str]) -> None:
+    change(run, ("TokenDataModule", "batches_trained"), batches)
+    assert f"last.ckpt is broken: batches_trained is {batches!r}" in refusal(compute.main, "--run", str(run))
+
+
+def test_a_broken_depth_of_alignment(run: Path, refusal: Callable[..., str]) -> None:
+    change(run, ("model_config", "init_args", "alignment"), {"depth": "x"})
+    assert "records alignment.depth as 'x'" in refusal(layers.main, "--run", str(run), "--max-images", "12")
+    assert not (run / "layers.json").exists()
+
+
+def test_weights_that_are_not_finite(run: Path, refusal: Callable[..., str]) -> None:
+    state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    change(run, ("state_dict",), {name: torch.full_like(value, torch.nan) for name, value in state.items()})
+    assert "outputs that are not finite" in refusal(layers.main, "--run", str(run), "--max-images", "12")
+    assert not (run / "layers.json").exists()
+
+
+def test_weights_with_names_that_are_none(run: Path, refusal: Callable[..., str]) -> None:
+    change(run, ("state_dict", 5), torch.zeros(1))
+    assert "last.ckpt holds no weights" in refusal(layers.main, "--run", str(run), "--max-images", "12")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("num_classes",), 10**12),
+        (("num_classes",), 5),
+        (("sub_codes",), []),
+        (("sub_codes",), [7]),
+        (("spec", "codebook_sizes"), [-1]),
+        (("full_spec", "scales"), [[0, 4]]),
+        (("latents", "grid"), [0, 0]),
+    ],
+)
+def test_records_that_contradict_themselves(
+    keys: tuple[str, ...], value: Any, run: Path, refusal: Callable[..., str]
+) -> None:
+    change(run, ("generator", *keys), value)
+    for program in (compute.main, layers.main):
+        assert "last.ckpt: generator: $" in refusal(program, "--run", str(run))
