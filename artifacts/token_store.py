@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,6 +130,9 @@ class Manifest:
             raise UserError("a shard is listed twice")
         if not 0 < sum(shard.rows for shard in self.shards) == self.images:
             raise UserError(f"the shards do not add up to {self.images} images")
+        parts = [shard.moments for shard in self.shards]
+        if self.latents is not None and self.latents != merged(parts, self.latents.grid):
+            raise UserError("latents are not the mean and deviation of the shards' moments")
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,12 @@ class Version:
     """The format of a manifest, which is read before the rest of it."""
 
     format: int
+
+
+def merged(parts: Sequence[Moments | None], grid: tuple[int, int]) -> LatentSpec | None:
+    """Describe the latents of shards by their moments, in this order; None if a shard has none."""
+    found = [part for part in parts if part is not None]
+    return reduce(add, found).spec(grid) if found and len(found) == len(parts) else None
 
 
 class TokenStore:
@@ -147,6 +158,7 @@ class TokenStore:
         self.path = path
         self.plan = plan
         self.manifest = manifest
+        self._check_latents()
         self._map()
 
     @classmethod
@@ -268,6 +280,16 @@ class TokenStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TokenStore, (self.path, self.plan, self.manifest)  # workers map the files themselves
+
+    def _check_latents(self) -> None:
+        latents, shape = self.manifest.latents, self.plan.latent_shape
+        if latents is None and self.plan.spec is None:
+            raise TokenStoreError(f"{self.path / MANIFEST} has no mean and deviation of its latents: write it again")
+        if latents is not None and (latents.channels, *latents.grid) != shape:
+            raise TokenStoreError(
+                f"{self.path / MANIFEST} describes latents of {latents.channels} channels on a grid of {latents.grid}, "
+                f"and its latent_shape is {shape}: write the store again"
+            )
 
     def _map(self) -> None:
         from datasets import Dataset

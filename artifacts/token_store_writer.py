@@ -11,7 +11,16 @@ from typing import TypeVar
 import numpy as np
 
 from artifacts.moments import Moments
-from artifacts.token_store import MANIFEST, Manifest, Shard, StorePlan, TokenStore, TokenStoreError, check_tokens
+from artifacts.token_store import (
+    MANIFEST,
+    Manifest,
+    Shard,
+    StorePlan,
+    TokenStore,
+    TokenStoreError,
+    check_tokens,
+    merged,
+)
 from polytoken import records
 from polytoken.errors import UserError
 from polytoken.files import PARTIAL, file_sha256, replacing
@@ -163,13 +172,11 @@ class TokenStoreWriter:
 
     def _latents(self, shards: tuple[Shard, ...]) -> LatentSpec | None:
         """Merge the moments of the shards, in their order."""
-        first, *others = (shard.moments for shard in shards)
-        for moments in others:
-            first = first and moments and first + moments
-        if first is None and self.plan.spec is None:
+        parts = [shard.moments for shard in shards]
+        if None in parts and self.plan.spec is None:
             raise TokenStoreError(f"{self.partial} has latents without moments: write the store again")
         try:
-            return first and first.spec(self.plan.latent_shape[1:])
+            return merged(parts, self.plan.latent_shape[1:])
         except UserError as error:
             if self.plan.spec is None:
                 raise

@@ -61,6 +61,8 @@ class ImageDataModule(ResumableDataModule):
             raise UserError(f"data.max_bad_fraction={max_bad_fraction}: expected a fraction between 0 and 1.")
         self.source = source
         self.image_size = image_size
+        if validation_batch_size is not None and validation_batch_size < 1:
+            raise UserError(f"data.validation_batch_size={validation_batch_size}: expected at least 1, or null.")
         self.validation_batch_size = validation_batch_size or batch_size
         self.max_bad_fraction = max_bad_fraction
         self.views = views

@@ -67,7 +67,7 @@ class OnlineTokenDataModule(StoredTokens, ImageDataModule):
         """List the splits, and compare their classes with those of the store.
 
         Raises:
-            UserError: They differ.
+            UserError: They differ, or the splits do in their numbers of images.
         """
         super().setup(stage)
         if self.source.class_to_idx != self.class_to_idx:
@@ -75,3 +75,10 @@ class OnlineTokenDataModule(StoredTokens, ImageDataModule):
                 f"data.source numbers {len(self.source.class_to_idx)} classes otherwise than {self.store}, which has "
                 f"{self.num_classes}: name the data set that the store was written from"
             )
+        for split, store in self._stores.items():
+            images = len(self.source.split(split))
+            if images != store.plan.num_images:
+                raise UserError(
+                    f"data.source has {images} {split} images, and {self.store} was written from "
+                    f"{store.plan.num_images}: name the data set that the store was written from"
+                )

@@ -40,6 +40,9 @@ class ResumableDataModule(LightningDataModule, ABC):
         super().__init__()
         if seed < 0:
             raise UserError(f"data.seed={seed}: expected a number that is not negative.")
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise UserError(f"data.{name}={value}: expected at least {least}.")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed

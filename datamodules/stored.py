@@ -24,9 +24,14 @@ class StoredTokens(ResumableDataModule):
     """The sub-codes of a batch; empty for latents of a tokenizer without codes."""
 
     def _read_stores(self, store: str) -> None:
-        """Open both stores; raises TokenStoreError if they are of different tokenizers or classes."""
+        """Open both stores; raises TokenStoreError if their splits, tokenizers, shapes or classes do not fit."""
         self.store = store
         train, validation = (TokenStore.open(Path(store) / split) for split in ("train", "validation"))
+        for split, opened in (("train", train), ("validation", validation)):
+            if opened.plan.split != split:
+                raise TokenStoreError(f"{opened.path} holds the split {opened.plan.split}: write both stores again")
+        if (train.spec, train.plan.latent_shape) != (validation.spec, validation.plan.latent_shape):
+            raise TokenStoreError(f"{train.path} and {validation.path} hold tokens of other shapes: write them again")
         validation.check_tokenizer(train.tokenizer_fingerprint, f"that of {train.path}")
         if train.class_to_idx != validation.class_to_idx:
             raise TokenStoreError(

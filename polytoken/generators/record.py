@@ -124,6 +124,8 @@ class GeneratorRecord:
                 f"{name} models the latents of all {self.full_spec.num_sub_codes} sub-codes, and the data are the "
                 f"sub-codes {[*self.sub_codes]}: set data.init_args.sub_codes to null"
             )
+        if self.latents is None and self.full_spec is None:
+            raise UserError(f"{holder} has latents without their mean and deviation: write it again (make tokens)")
         if self.latents is None:
             raise UserError(
                 f"{name} models latents, and {holder} has codes without the mean and deviation of their vectors: write "

@@ -386,3 +386,33 @@ def test_labels_beyond_the_classes_are_not_written(tmp_path: Path) -> None:
     codes = np.stack([random_codes(writer.plan, image) for image in range(8)])
     with pytest.raises(TokenStoreError, match="has labels 0 to 7, and there are 2 classes"):
         writer.write(0, np.arange(8), np.arange(8), codes)
+
+
+@pytest.mark.parametrize("latents", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: found["mean"].__setitem__(0, 100.0),
+        lambda found: found["deviation"].__setitem__(0, 1e-300),
+        lambda found: found.update(grid=[2, 4]),
+        lambda found: found.update(grid=[-2, 3]),
+        lambda found: found.update(channels=1, mean=found["mean"][:1], deviation=found["deviation"][:1]),
+        lambda found: found.update(channels=0, mean=[], deviation=[]),
+    ],
+)
+def test_statistics_of_latents_fit_the_store(change: Callable[[dict], object], latents: bool, tmp_path: Path) -> None:
+    write_store(tmp_path / "train", plan_of("train", **(LATENTS if latents else {})))
+    manifest = tmp_path / "train/manifest.json"
+    content = json.loads(manifest.read_text())
+    change(content["latents"])
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(TokenStoreError, match=r"manifest.json.*[Ww]rite the (token )?store again"):
+        TokenStore.open(tmp_path / "train")
+
+
+def test_a_store_of_latents_has_statistics(tmp_path: Path) -> None:
+    write_store(tmp_path / "train", plan_of("train", **LATENTS))
+    manifest = tmp_path / "train/manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "latents": None}))
+    with pytest.raises(TokenStoreError, match="no mean and deviation of its latents: write it again"):
+        TokenStore.open(tmp_path / "train")

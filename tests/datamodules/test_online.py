@@ -61,3 +61,18 @@ def test_a_run_does_not_resume_with_another_tokenizer(store: str, tmp_path: Path
     other = write_stores(tmp_path / "other", tokenizer_fingerprint="f" * 64)
     with pytest.raises(UserError, match="the one whose tokens this run was trained on"):
         fit(online(other), tmp_path / "step=3.ckpt")
+
+
+def test_other_images_with_the_same_classes_are_noticed(store: str, tmp_path: Path) -> None:
+    other = write_stores(tmp_path, num_images=21)
+    with pytest.raises(UserError, match="data.source has 22 train images, and .* was written from 21: name the data"):
+        online(other).setup("fit")
+
+
+def test_batches_have_images(store: str) -> None:
+    for name in ("batch_size", "validation_batch_size"):
+        for size in (0, -1):
+            with pytest.raises(UserError, match=f"data.{name}={size}: expected at least 1"):
+                online(store, **{name: size})
+    with pytest.raises(UserError, match="data.num_workers=-1: expected at least 0"):
+        online(store, num_workers=-1)

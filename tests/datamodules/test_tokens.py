@@ -187,9 +187,9 @@ def test_a_flipped_code_is_found_before_the_first_fit(tmp_path: Path, monkeypatc
 def test_codes_beyond_their_codebook_are_reported(tmp_path: Path) -> None:
     """A manifest that does not match its shards; no invalid code reaches an embedding table."""
     write_stores(tmp_path)
-    manifest = tmp_path / "train/manifest.json"
-    text = manifest.read_text()
-    manifest.write_text(text.replace("12", "5", 1))
+    for split in ("train", "validation"):
+        manifest = tmp_path / split / "manifest.json"
+        manifest.write_text(manifest.read_text().replace("12", "5", 1))
     data = TokenDataModule(str(tmp_path), batch_size=20, num_workers=0)
     with pytest.raises(TokenStoreError, match=r"train, image \d+: code \d+ in codebook 1, which has codes 0 to 4"):
         next(iter(data.train_dataloader()))
@@ -202,3 +202,20 @@ def test_classes_beyond_those_of_the_store_are_reported(tmp_path: Path, monkeypa
     data = TokenDataModule(str(tmp_path), batch_size=20, num_workers=0)
     with pytest.raises(TokenStoreError, match=r"train, image \d+: class \d+, and the store has classes 0 to \d"):
         next(iter(data.train_dataloader()))
+
+
+def test_a_store_in_place_of_the_other_split_is_rejected(tmp_path: Path) -> None:
+    write_stores(tmp_path)
+    write_store(tmp_path / "again", plan_of("train"))
+    (tmp_path / "validation").rename(tmp_path / "away")
+    (tmp_path / "again").rename(tmp_path / "validation")
+    with pytest.raises(TokenStoreError, match="validation holds the split train: write both stores again"):
+        TokenDataModule(str(tmp_path))
+
+
+def test_splits_have_tokens_of_one_shape(tmp_path: Path) -> None:
+    write_store(tmp_path / "train", plan_of("train"))
+    other = TokenSpec((16, 12), ((3, 2),))
+    write_store(tmp_path / "validation", plan_of("validation", spec=other))
+    with pytest.raises(TokenStoreError, match="hold tokens of other shapes: write them again"):
+        TokenDataModule(str(tmp_path))

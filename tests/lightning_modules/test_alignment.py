@@ -122,7 +122,7 @@ def test_the_alignment_does_not_change_the_initial_generator(store: Path, monkey
     ("overrides", "message"),
     [
         (("--model.init_args.alignment.depth", "3"), "alignment.depth is 3 and the generator has blocks 1 to 2"),
-        (("--model.init_args.alignment.weight", "0"), "alignment.weight is 0.0: set it above 0"),
+        (("--model.init_args.alignment.weight", "0"), "alignment.weight is 0.0: set it to a finite number above 0"),
         (("--model.init_args.alignment.teacher.weights", "gone.safetensors"), "gone.safetensors"),
         (("--model.init_args.alignment.teacher.weights", "wide.safetensors"), "a grid of 3 × 3 patches"),
     ],
@@ -152,7 +152,7 @@ def test_data_without_images_are_refused(store: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(("recipe", "time"), [("llamagen_repa", None), ("dit_repa", 0.5)])
 def test_the_layers_of_a_run_are_analysed_at_each_validation(recipe: str, time: float | None, store: Path) -> None:
     teacher = {"name": "stand_in", "weights": str(store.parent / "teacher.safetensors")}
-    analysis = {"class_path": "callbacks.LayerAnalysis", "init_args": {"teacher": teacher, "k": 2, "max_images": 99}}
+    analysis = {"class_path": "callbacks.LayerAnalysis", "init_args": {"teacher": teacher, "k": 2, "max_images": 999}}
     fit(store, *STEP, "--trainer.callbacks+", json.dumps(analysis), recipe=recipe)
     record = json.loads((RUN / "layers.json").read_text())
     metrics = json.loads((RUN / "metrics.json").read_text())["validate"]["metrics"]

@@ -30,16 +30,21 @@ TINY = (
 
 
 def write_digit_codes(
-    root: Path, spec: TokenSpec | None = SPEC, num_classes: int = 10, validation: int = 10, **changes: Any
+    root: Path,
+    spec: TokenSpec | None = SPEC,
+    num_classes: int = 10,
+    train: int = 22,
+    validation: int = 10,
+    **changes: Any,
 ) -> Path:
-    """Train and validation stores of 22 and 10 images, each code its class or the number after it.
+    """Train and validation stores, by default of 22 and 10 images, each code its class or the number after it.
 
     Latents, stored for a spec of None and described otherwise, are random numbers of mean and deviation 1 + channel,
     with the class added to their mean.
     """
     classes = {str(index): index for index in range(num_classes)}
     changes = {"latent_shape": (4, *(spec.scales[-1] if spec else (2, 3)))} | changes
-    for split, count in (("train", 22), ("validation", validation)):
+    for split, count in (("train", train), ("validation", validation)):
         plan = plan_of(split, count, spec=spec, class_to_idx=classes, **changes)
         writer = TokenStoreWriter(root / split, plan)
         writer.begin()

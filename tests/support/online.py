@@ -17,6 +17,9 @@ def write_online_digits(place: Path) -> Path:
     return write_digit_codes(
         place / "codes",
         tokenizer.spec,
+        train=1442,
+        validation=355,
+        images_per_shard=1442,
         tokenizer_run=str(tokenizer_run),
         tokenizer_fingerprint=fingerprint(tokenizer),
         image_size=16,
