@@ -218,10 +218,16 @@ class Checkpoint:
         return generator.eval()
 
     def _load(self, network: Network, name: str) -> Network:
+        weights = self.weights(name)
         try:
-            network.load_state_dict(self.weights(name))
+            network.load_state_dict(weights)
         except RuntimeError as error:
             raise UserError(f"the weights in {self.path} do not fit the {name} that it describes: {error}") from error
+        if broken := [key for key, tensor in network.state_dict().items() if not bool(tensor.isfinite().all())]:
+            raise UserError(
+                f"the {name}'s {broken[0]} in {self.path} is not finite: training failed or the file is damaged, so "
+                "train the run again, or name an earlier checkpoint"
+            )
         return network.eval().requires_grad_(False)
 
     @property

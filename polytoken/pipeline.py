@@ -133,7 +133,10 @@ class GenerationPipeline(nn.Module):
     def decode(self, tokens: Tokens, snap: bool = False) -> Tensor:
         """Decode tokens to uint8 images (B, H, W, 3), in float32; ``snap`` moves latents to the quantizer's points."""
         with torch.autocast(self._device.type, enabled=False):  # bfloat16 has steps of half a grey level and more
-            return to_uint8(self._decode(tokens, snap)).permute(0, 2, 3, 1).contiguous()
+            images = self._decode(tokens, snap)
+        if not bool(images.isfinite().all()):  # in 8 bits they would pass for black ones
+            raise UserError("decoded images are not finite: lower the guidance, or train generator and tokenizer again")
+        return to_uint8(images).permute(0, 2, 3, 1).contiguous()
 
     def sample(
         self,

@@ -43,8 +43,8 @@ class RepresentationAlignment(nn.Module):
         self, teacher: Teacher, weight: float, depth: int | None = None, width: int = 2048, offset: Literal[0, 1] = 0
     ) -> None:
         super().__init__()
-        if not weight > 0:
-            raise UserError(f"alignment.weight is {weight}: set it above 0, or alignment to null")
+        if not 0 < weight < float("inf"):
+            raise UserError(f"alignment.weight is {weight}: set it to a finite number above 0, or alignment to null")
         if width < 1:
             raise UserError(f"alignment.width is {width}: a projector has at least one channel (2048 in iFSQ)")
         if offset not in (0, 1):

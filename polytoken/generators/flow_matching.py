@@ -35,7 +35,7 @@ class FlowMatching:
         if self.times not in ("logit_normal", "uniform"):
             raise UserError(f"flow.times is {self.times!r}: choose logit_normal or uniform")
         if not 0 <= self.cosine_weight < float("inf"):
-            raise UserError(f"flow.cosine_weight is {self.cosine_weight}: it must not be negative")
+            raise UserError(f"flow.cosine_weight is {self.cosine_weight}: it must be finite and not negative")
 
     def draw(self, latents: Tensor, training: bool) -> tuple[Tensor, Tensor]:
         """Return times (B,) and noise of the shape of the latents (B, C, h, w), both float32.

@@ -12,6 +12,9 @@ from polytoken.sampling.guidance import Guidance, check_values, guide, value_of
 from polytoken.sampling.row_noise import Key, RowNoise
 from polytoken.specs import LatentSpec, TokenSpec
 
+SMALLEST = 1e-6  # temperature; far smaller ones overflow
+COLDEST = f"must be positive, and at least {SMALLEST:f} (top_k of 1 takes the likeliest code)"
+
 
 @dataclass(frozen=True)
 class CategoricalSampler(Guidance):
@@ -37,7 +40,7 @@ class CategoricalSampler(Guidance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_values("temperature", self.temperature, lambda value: 0 < value < float("inf"), "must be positive")
+        check_values("temperature", self.temperature, lambda value: SMALLEST <= value < float("inf"), COLDEST)
         check_values("top_p", self.top_p, lambda value: 0 < value <= 1, "must lie in (0, 1]")
         if self.top_k is not None:
             check_values("top_k", self.top_k, lambda value: value >= 1, "must be at least 1 (null keeps all codes)")

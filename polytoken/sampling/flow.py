@@ -15,6 +15,7 @@ from polytoken.errors import UserError
 from polytoken.sampling.guidance import Guidance
 from polytoken.specs import LatentSpec, TokenSpec
 
+MOST_STEPS = 100_000
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Velocity (B, C, h, w) of states (B, C, h, w) at times (B,) for labels (B,)."""
 
@@ -54,8 +55,8 @@ class FlowSampler(Guidance):
             )
         if self.method not in ("euler", "heun"):
             raise UserError(f"sampler.method is {self.method!r}: choose euler or heun")
-        if self.steps < 1:
-            raise UserError(f"sampler.steps is {self.steps}: it must be at least 1")
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise UserError(f"sampler.steps is {self.steps}: it must lie between 1 and {MOST_STEPS:,} (iFSQ takes 250)")
         if not 0 < self.shift < float("inf"):
             raise UserError(f"sampler.shift is {self.shift}: it must be positive (1 is an even time grid)")
         if self.guided_channels is not None and self.guided_channels < 1:

@@ -13,6 +13,7 @@ from polytoken.errors import UserError
 from polytoken.specs import LatentSpec, TokenSpec
 
 Number = TypeVar("Number", int, float)
+LARGEST = 1000  # scale; far larger ones overflow
 Kind = TypeVar("Kind", bound="Guidance")
 
 
@@ -37,7 +38,7 @@ class Guidance:
     interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        check_values("guidance", self.guidance, lambda value: 0 <= value < float("inf"), "must not be negative")
+        check_values("guidance", self.guidance, lambda value: 0 <= value <= LARGEST, f"must lie in [0, {LARGEST:,}]")
         if self.guidance_schedule not in ("constant", "linear", "interval"):
             raise UserError(
                 f"sampler.guidance_schedule is {self.guidance_schedule!r}: choose constant, linear or interval"

@@ -77,7 +77,7 @@ def test_a_broken_depth_of_alignment(run: Path, refusal: Callable[..., str]) -> 
 def test_weights_that_are_not_finite(run: Path, refusal: Callable[..., str]) -> None:
     state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     change(run, ("state_dict",), {name: torch.full_like(value, torch.nan) for name, value in state.items()})
-    assert "outputs that are not finite" in refusal(layers.main, "--run", str(run), "--max-images", "12")
+    assert "last.ckpt is not finite: training failed" in refusal(layers.main, "--run", str(run), "--max-images", "12")
     assert not (run / "layers.json").exists()
 
 

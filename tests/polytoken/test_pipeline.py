@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from polytoken.errors import UserError
 from polytoken.pipeline import GenerationPipeline
 from polytoken.sampling import CategoricalSampler, FlowSampler, RowNoise, SamplerSettings
 from polytoken.specs import Tokens
@@ -216,3 +217,16 @@ def test_rules_of_the_other_family_are_rejected(flow: GenerationPipeline, genera
         flow.rules(SamplerSettings(guided_channels=4))
     assert generator.rules(SamplerSettings(guidance=2.0, top_k=3)) == CategoricalSampler(guidance=2.0, top_k=3)
     assert flow.rules(SamplerSettings(guidance=2.0, snap=False)) == FlowSampler(guidance=2.0)
+
+
+def test_images_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    run = write_latent_runs(tmp_path / "runs/digits", CONTINUOUS)
+    pipeline = GenerationPipeline.from_run(run)
+    with pytest.raises(UserError, match="decoded images are not finite: lower the guidance"):
+        pipeline.decode(Tokens(latents=torch.full((1, *pipeline.tokenizer.latent_shape), torch.inf)))
+    file = run / "checkpoints/last.ckpt"
+    content = torch.load(file, weights_only=True)
+    content["state_dict"]["generator.patch_embedding.bias"].fill_(torch.nan)
+    torch.save(content, file)
+    with pytest.raises(UserError, match="the generator's patch_embedding.bias in .*last.ckpt is not finite"):
+        GenerationPipeline.from_run(run)

@@ -158,7 +158,8 @@ def test_no_host_synchronisation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weight": 0.0}, "alignment.weight is 0.0: set it above 0, or alignment to null"),
+        ({"weight": 0.0}, "alignment.weight is 0.0: set it to a finite number above 0, or alignment to null"),
+        ({"weight": float("inf")}, "alignment.weight is inf: set it to a finite number"),
         ({"weight": -1.0}, "alignment.weight is -1.0"),
         ({"weight": float("nan")}, "alignment.weight is nan"),
         ({"width": 0}, "alignment.width is 0"),

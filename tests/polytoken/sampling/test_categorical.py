@@ -44,7 +44,7 @@ def test_rules_per_sub_code() -> None:
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ({"guidance": -0.1}, "sampler.guidance is -0.1: it must not be negative"),
+        ({"guidance": -0.1}, "sampler.guidance is -0.1: it must lie in"),
         ({"guidance": [1.0, float("nan")]}, "sampler.guidance is nan"),
         ({"temperature": 0.0}, "sampler.temperature is 0.0: it must be positive"),
         ({"top_p": 0.0}, r"sampler.top_p is 0.0: it must lie in \(0, 1\]"),

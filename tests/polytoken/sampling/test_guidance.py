@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from polytoken.errors import UserError
+from polytoken.sampling import CategoricalSampler, FlowSampler
 from polytoken.sampling.guidance import Guidance, guide
 
 
@@ -40,3 +42,18 @@ def test_an_interval_covers_its_share_of_the_steps(start: float, end: float) -> 
     rules = Guidance(guidance=2.0, guidance_schedule="interval", interval=(start, end))
     guided = [step for step, row in enumerate(rules.scales(100)) if row[0] != 1]
     assert guided == list(range(round(start * 100), round(end * 100)))
+
+
+@pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf"), 1e38, [1.0, 1e38]])
+def test_scales_that_overflow_are_rejected(scale: float | list[float]) -> None:
+    with pytest.raises(UserError, match=r"sampler.guidance is .*: it must lie in \[0, 1,000\]"):
+        Guidance(guidance=scale)
+
+
+def test_other_rules_that_cannot_be_computed_are_rejected() -> None:
+    for temperature in (1e-300, 0.0, float("nan")):
+        with pytest.raises(UserError, match="sampler.temperature is .*: it must be positive, and at least 0.000001"):
+            CategoricalSampler(temperature=temperature)
+    for steps in (0, -1, 10**9):
+        with pytest.raises(UserError, match=f"sampler.steps is {steps}: it must lie between 1 and 100,000"):
+            FlowSampler(steps=steps)
