@@ -23,7 +23,7 @@ from artifacts.checkpoint_files import SyncedCheckpointIO
 from artifacts.repository import BASE_CONFIG
 from callbacks.checkpoint.run_record import RunRecord
 from callbacks.steer.rank_watch import RankWatch
-from commands.cli.checks import check_drift, check_shards
+from commands.cli.checks import check_data, check_drift, check_shards
 from commands.cli.errors import ParseError, Parser, explain
 from commands.cli.runs import RunConfig, check_directory, place_outputs, resolve_checkpoint
 from lightning_modules.resuming import ResumingModule
@@ -107,9 +107,11 @@ class CommandLine(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Check the strategy, and tell a generator early which checkpoint it restores."""
-        check_shards(self.config[self.subcommand]["ckpt_path"], self.trainer)
+        checkpoint = self.config[self.subcommand]["ckpt_path"]
+        check_shards(checkpoint, self.trainer)
+        check_data(checkpoint, self.datamodule, self.subcommand)
         if isinstance(self.model, ResumingModule):
-            self.model.resumes_from = self.config[self.subcommand]["ckpt_path"]
+            self.model.resumes_from = checkpoint
 
     def after_fit(self) -> None:
         """Validate the final weights: the last validation of the fit may be some steps older."""

@@ -53,7 +53,13 @@ def hand_over(init_from: str, generator: Generator, record: GeneratorRecord, tru
     checkpoint = Checkpoint.open(init_from)
     source = checkpoint.record
     sub_code = shared_sub_code(source, record, checkpoint.path)
-    handover = carry_over(checkpoint.generator(trust).state_dict(), generator, sub_code)
+    earlier = checkpoint.generator(trust)
+    if earlier.models != generator.models:
+        raise UserError(
+            f"{checkpoint.path} is a {type(earlier).__name__}, of {earlier.models}, and this run trains a "
+            f"{type(generator).__name__}, of {generator.models}: set init_from to a run of the same family, or to null"
+        )
+    handover = carry_over(earlier.state_dict(), generator, sub_code)
     rank_zero_info(f"weights of {checkpoint.path}\n{handover}")
     return InitFrom(
         path=str(checkpoint.path),

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.checkpoint.run_record import differences, recorded_model
+from datamodules.resumable import ResumableDataModule
 from polytoken.errors import UserError
 from polytoken.layout import WHOLE
+from polytoken.loading import read_metadata
 
 SHOWN = 5
 
@@ -46,6 +48,19 @@ def check_drift(checkpoint: Path, model: dict[str, Any], subcommand: str) -> Non
             f"{text}\nRestore these values to resume the run, or set run.stage to a new name to start another one."
         )
     rank_zero_warn(text)
+
+
+def check_data(checkpoint: str | None, data: LightningDataModule | None, subcommand: str) -> None:
+    """Raise UserError if a fit resumes with the batches of another class, which would begin at the first one."""
+    if checkpoint is None or subcommand != "fit" or not isinstance(data, ResumableDataModule):
+        return
+    content, name = read_metadata(Path(checkpoint)), type(data).__qualname__
+    known = [key for key, state in content.items() if isinstance(state, dict) and "batches_trained" in state]
+    if known and name not in known:
+        raise UserError(
+            f"{checkpoint} was trained on the batches of {known[0]}, and data.class_path is a {name}: restore it to "
+            "resume the run, or set run.stage to a new name to start another one"
+        )
 
 
 def check_shards(checkpoint: str | None, trainer: Trainer) -> None:

@@ -17,7 +17,7 @@ from polytoken.generators import DiffusionTransformer, Generator
 from polytoken.loading import load_generator, load_tokenizer
 from polytoken.specs import TokenSpec
 from tests.support.commands import exit_code
-from tests.support.generated import CONTINUOUS, DIFFUSION, SCALAR, write_latent_runs
+from tests.support.generated import CONTINUOUS, DIFFUSION, SCALAR, write_latent_runs, write_runs
 from tests.support.generator_recipes import write_digit_codes
 from tests.support.host_sync import host_syncs
 from tests.support.toy_generator import ToyGenerator
@@ -66,7 +66,8 @@ def write_tokens(quantizer: dict[str, Any], root: str = "tokens", **changes: Any
     run = write_latent_runs(Path(f"{root}_given"), quantizer).parent.parent / "tokenizer/tiny"
     tokenizer = load_tokenizer(run)
     origin = {"tokenizer_run": str(run), "tokenizer_fingerprint": fingerprint(tokenizer)}
-    settings = {"latent_shape": tokenizer.latent_shape, "image_size": 16, **origin, **changes}
+    shape = {"train": 1442, "validation": 355, "images_per_shard": 1442}  # of the digits
+    settings = {**shape, "latent_shape": tokenizer.latent_shape, "image_size": 16, **origin, **changes}
     write_digit_codes(Path(root), tokenizer.spec, **settings)
     return run
 
@@ -215,3 +216,25 @@ def test_a_second_run_starts_from_the_weights_of_the_first(place: Path) -> None:
     )
     source = json.loads(Path("runs/digits/again/lineage.json").read_text())["init_from"]
     assert source["sub_code"] == "all" and source["sub_codes"] == [] and not source["fresh"]
+
+
+def test_a_run_does_not_resume_with_batches_of_another_class(place: Path, capsys: pytest.CaptureFixture) -> None:
+    write_tokens(SCALAR)
+    assert fit() == 0
+    capsys.readouterr()
+    assert fit("--config", "online.yaml", "--trainer.max_steps", "6") == 2
+    said = "last.ckpt was trained on the batches of TokenDataModule, and data.class_path is a OnlineTokenDataModule"
+    assert said in capsys.readouterr().err
+    assert torch.load("runs/digits/dit/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+
+
+@pytest.mark.parametrize("sub_codes", [[0], None])
+def test_weights_do_not_pass_between_families(
+    sub_codes: list[int] | None, place: Path, capsys: pytest.CaptureFixture
+) -> None:
+    write_digit_codes(place / "tokens", None)
+    earlier = write_runs(place / "earlier", sub_codes=sub_codes)
+    assert fit("--model.init_args.init_from", str(earlier)) == 2
+    said = "is a AutoregressiveGenerator, of codes, and this run trains a DiffusionTransformer, of latents: set init_"
+    assert said in capsys.readouterr().err
+    assert not [*Path("runs/digits/dit").glob("checkpoints/*")] and not Path("runs/digits/dit/lineage.json").exists()
