@@ -37,9 +37,14 @@ def kept_checkpoints(directory: Path) -> Iterator[Checkpoint]:
 
     Raises:
         MissingFileError: if it has none.
+        UserError: if one is of another model.
     """
     paths = [*(directory / CHECKPOINTS).glob("step_*.ckpt"), checkpoint_path(directory)]
     found = {checkpoint.step: checkpoint for checkpoint in map(Checkpoint.open, paths)}
+    last = Checkpoint.open(directory)
+    for checkpoint in found.values():
+        if checkpoint.model != last.model:
+            raise UserError(f"{checkpoint.path} is of another model than {last.path}: move it out of the run")
     yield from (found[step] for step in sorted(found))
 
 
@@ -137,6 +142,10 @@ def measure(given: Namespace) -> Curve:
         for name, *directories in given.curve
         for directory in directories
     ]
+    if not any(map(distances, runs)):
+        raise UserError(
+            f"no checkpoint of {runs[0]['run']} has a distance to plot: its images are broken, train it again"
+        )
     content: Curve = {"runs": runs, "attention": FULL if given.full_attention else HALF, "commit": commit()}
     path = (given.output or Path(runs[0]["run"])) / CURVE
     records.write(path, content)

@@ -120,9 +120,9 @@ def _settings(generator: GenerationPipeline, plan: Plan, comparison: Comparison)
 
 
 def metric_of(entry: Entry, kinds: Sequence[str]) -> tuple[str, float] | None:
-    """Name and value of the first metric with one of these names before the slash."""
+    """Name and value of the first metric with one of these names before the slash that has a value."""
     for name, metric in entry["metrics"].items():
-        if name.split("/")[0] in kinds:
+        if name.split("/")[0] in kinds and metric["value"] is not None:
             return name, metric["value"]
     return None
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from commands import compute, layers, tokens_check
+from commands import compute, curve, layers, sweep, tokens_check
+from polytoken.errors import UserError
 from tests.support.generated import SCALAR, configure, keep, write_latent_runs
 from tests.support.recipes import write_judge
 
@@ -104,3 +105,17 @@ def test_records_that_contradict_themselves(
     change(run, ("generator", *keys), value)
     for program in (compute.main, layers.main):
         assert "last.ckpt: generator: $" in refusal(program, "--run", str(run))
+
+
+def test_metrics_without_a_value_are_no_distance() -> None:
+    entries = [{"guidance": scale, "metrics": {"gfd/judge": {"value": None, "n": 4}}} for scale in (1.0, 2.0)]
+    assert sweep.best(entries) == (None, None)
+
+
+def test_a_kept_checkpoint_of_another_model(run: Path) -> None:
+    file = run / "checkpoints/last.ckpt"
+    file.with_name("step_1.ckpt").write_bytes(file.read_bytes())
+    change(run, ("model_config", "init_args", "alignment"), {"depth": 1})
+    change(run, ("global_step",), 9)
+    with pytest.raises(UserError, match="step_1.ckpt is of another model than .*last.ckpt: move it out of the run"):
+        list(curve.kept_checkpoints(run))
