@@ -92,9 +92,9 @@ def seconds_of(directory: Path) -> float | None:
     """Mean time of finished stages: of this stage with other seeds, else of its recipe, else of its kind."""
     alike, of_recipe, of_kind = directory.parents[:3]  # <kind>/<recipe>/<digest>/seed_<seed>
     for parent, pattern in ((alike, "*"), (of_recipe, "*/*"), (of_kind, "*/*/*")):
-        took = [_seconds(place) for place in parent.glob(pattern) if progress(KINDS[of_kind.name], place) == "done"]
-        if known := [seconds for seconds in took if seconds]:
-            return fmean(known)
+        timed = [place for place in parent.glob(pattern) if (place / SECONDS).exists()]
+        if took := [_seconds(place) for place in timed if progress(KINDS[of_kind.name], place) == "done"]:
+            return fmean(took)
     return None
 
 
