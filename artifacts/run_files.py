@@ -215,7 +215,6 @@ class Curve(TypedDict):
 
     runs: list[CurveRun]
     attention: str  # how the attention of causal models is counted
-    settings: NotRequired[dict[str, Any]]
     commit: NotRequired[str | None]
 
 

@@ -45,3 +45,8 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(import_module(f"polytoken.{module}"), name)
     raise AttributeError(f"module 'polytoken' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List the public names, also those not yet imported."""
+    return [*globals(), *__all__]

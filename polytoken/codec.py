@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polytoken.frozen import FrozenNetwork
 from polytoken.precision import full_precision
-from polytoken.specs import Tokens
+from polytoken.specs import LatentSpec, Tokens
 from polytoken.tokenizers import Tokenizer
 
 
@@ -32,6 +32,29 @@ def _complete(tokenizer: Tokenizer, codes: Tensor, sub_codes: Sequence[int]) -> 
     absent = torch.zeros_like(codes[:, 0])
     # indexing by a list would copy it to the device, for which the host waits
     return torch.stack([given.get(i, absent) for i in range(len(tokenizer.subspace_channels))], dim=1)
+
+
+@final
+class BlankCodec:
+    """Codec whose vectors are zero, for a generator of which only the shapes are asked.
+
+    Args:
+        latents: shape of the vectors.
+        scales: number of scales of the codes.
+    """
+
+    def __init__(self, latents: LatentSpec, scales: int) -> None:
+        self.channels = latents.channels
+        self._shape = (latents.channels, *latents.grid)
+        self._scales = scales
+
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """Return zeros (B, C, h, w) for codes (B, k, N)."""
+        return torch.zeros(len(codes), *self._shape, device=codes.device)
+
+    def partial_sums(self, codes: Tensor) -> Iterator[Tensor]:
+        """Yield zeros (B, C, h, w) for each scale."""
+        return (self.embed_codes(codes) for _ in range(self._scales))
 
 
 @final

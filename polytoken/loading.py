@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from polytoken.building import build
-from polytoken.codec import FrozenCodec
+from polytoken.codec import BlankCodec, FrozenCodec
 from polytoken.errors import MissingFileError, UserError
 from polytoken.files import file_sha256
 from polytoken.fingerprint import fingerprint
@@ -214,7 +214,13 @@ class Checkpoint:
         record = self.record
         with torch.device("meta"):
             generator = build(self.model.get(GENERATOR), Generator, str(self.path), trust)  # type: ignore[type-abstract]
-            generator.connect(record.described(generator, f"the record of {self.path}"), record.num_classes)
+            spec = record.described(generator, f"the record of {self.path}")
+            codec = None
+            if generator.needs_codec:
+                if record.spec is None or record.latents is None:
+                    raise UserError(f"{self.path} does not describe the tokenizer's vectors: train it on a new store")
+                codec = BlankCodec(record.latents, len(record.spec.scales))
+            generator.connect(spec, record.num_classes, codec)
         return generator.eval()
 
     def _load(self, network: Network, name: str) -> Network:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from polytoken.errors import UserError
 from polytoken.positions import Rotation, position_table, rotary_table, time_features
 from polytoken.precision import full_precision
 from polytoken.transformer import (
@@ -19,7 +18,10 @@ from polytoken.transformer import (
     Attention,
     FeedForward,
     RMSNorm,
+    apply_blocks,
+    check_counts,
     check_head_width,
+    check_shares,
 )
 
 NORM_EPSILON = 1e-6
@@ -53,12 +55,9 @@ class DiffusionTrunkConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("dim", "depth", "num_heads", "patch_size", "ffn_multiple"):
-            if getattr(self, name) < 1:
-                raise UserError(f"trunk.{name} is {getattr(self, name)}: it must be at least 1")
+        check_counts(self, "dim", "depth", "num_heads", "patch_size", "ffn_multiple")
         check_head_width(self.dim, self.num_heads, "trunk")
-        if not 0 <= self.class_dropout < 1:
-            raise UserError(f"trunk.class_dropout is {self.class_dropout}: a share to drop lies in [0, 1)")
+        check_shares(self, "class_dropout")
 
 
 DIFFUSION_SIZES: dict[str, DiffusionTrunkConfig] = {
@@ -138,12 +137,7 @@ class ModulatedTrunk(nn.Module):
         """
         features = features + position_table(self.grid, features.shape[2], features.device)
         rotation = Rotation(rotary_table(self.grid, self.head_dim, None, features.device))
-        tapped = {}
-        for number, block in enumerate(self.blocks, start=1):
-            features = block(features, condition, rotation)
-            if number in taps:
-                tapped[number] = features
-        return features, tapped
+        return apply_blocks(self.blocks, features, taps, condition, rotation)
 
 
 class ModulatedOutput(nn.Module):

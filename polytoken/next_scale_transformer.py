@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from polytoken.errors import UserError
 from polytoken.modulated_transformer import modulate
+from polytoken.transformer import apply_blocks, check_counts, check_shares
 
 NORM_EPSILON = 1e-6
 INITIAL_ATTENTION_SCALE = math.log(4.0)
@@ -52,18 +53,13 @@ class NextScaleTrunkConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("depth", "width", "heads", "ffn_multiple"):
-            if getattr(self, name) < 1:
-                raise UserError(f"trunk.{name} is {getattr(self, name)}: it must be at least 1")
+        optional = [name for name in ("dim", "num_heads") if getattr(self, name) is not None]
+        check_counts(self, "depth", "ffn_multiple", *optional)
         if self.width % self.heads:
             raise UserError(
                 f"trunk: {self.width} channels do not divide into {self.heads} attention heads: change dim or num_heads"
             )
-        if not (0 <= self.class_dropout < 1 and 0 <= self.largest_drop < 1):
-            raise UserError(
-                f"trunk.class_dropout is {self.class_dropout} and trunk.stochastic_depth {self.largest_drop}: shares "
-                "to drop lie in [0, 1)"
-            )
+        check_shares(self, "class_dropout", *(["stochastic_depth"] if self.stochastic_depth is not None else []))
 
     @property
     def width(self) -> int:
@@ -81,7 +77,7 @@ class NextScaleTrunkConfig:
         return 0.1 * self.depth / 24 if self.stochastic_depth is None else self.stochastic_depth
 
 
-class Cache:
+class ScaleCache:
     """Keys and values of the scales written so far, one pair a block."""
 
     def __init__(self, depth: int) -> None:
@@ -112,7 +108,7 @@ class CosineAttention(nn.Module):
         self.log_scale = nn.Parameter(torch.full((num_heads, 1, 1), INITIAL_ATTENTION_SCALE))
         self.wo = nn.Linear(dim, dim)
 
-    def forward(self, features: Tensor, mask: Tensor | None, cache: Cache | None = None, block: int = 0) -> Tensor:
+    def forward(self, features: Tensor, mask: Tensor | None, cache: ScaleCache | None = None, block: int = 0) -> Tensor:
         """Map (B, n, dim) to the same shape; ``mask`` (n, n) bool marks the keys that a query reads, None all."""
         bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
         fused = functional.linear(features, self.wqkv.weight, bias).unflatten(-1, (3, self.num_heads, -1))
@@ -147,12 +143,12 @@ class NextScaleBlock(nn.Module):
             return cast(Tensor, checkpoint(self._compute, features, condition, mask, use_reentrant=False))
         return self._compute(features, condition, mask)
 
-    def step(self, features: Tensor, condition: Tensor, cache: Cache, block: int) -> Tensor:
+    def step(self, features: Tensor, condition: Tensor, cache: ScaleCache, block: int) -> Tensor:
         """Map one scale (B, n, dim) to the same shape; the cache holds the scales before."""
         return self._compute(features, condition, None, cache, block)
 
     def _compute(
-        self, features: Tensor, condition: Tensor, mask: Tensor | None, cache: Cache | None = None, block: int = 0
+        self, features: Tensor, condition: Tensor, mask: Tensor | None, cache: ScaleCache | None = None, block: int = 0
     ) -> Tensor:
         modulation = self.modulation(functional.silu(condition)).unsqueeze(1).chunk(6, dim=2)
         gate, ffn_gate, scale, ffn_scale, shift, ffn_shift = modulation
@@ -193,14 +189,10 @@ class NextScaleTrunk(nn.Module):
         Also return the outputs of the blocks whose numbers, counted from 1, are in ``taps``.
         """
         mask = scale_mask(self.grids, features.device)
-        tapped = {}
-        for number, block in enumerate(self.blocks, start=1):
-            features = block(features, condition, mask)
-            if number in taps:
-                tapped[number] = features
+        features, tapped = apply_blocks(self.blocks, features, taps, condition, mask)
         return self._output(features, condition), tapped
 
-    def step(self, features: Tensor, condition: Tensor, cache: Cache) -> Tensor:
+    def step(self, features: Tensor, condition: Tensor, cache: ScaleCache) -> Tensor:
         """Map the next scale (B, n, dim) to the same shape, and add it to the cache."""
         for index, block in enumerate(self.blocks):
             features = cast(NextScaleBlock, block).step(features, condition, cache, index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -26,6 +26,42 @@ def check_head_width(dim: int, num_heads: int, owner: str) -> None:
             f"{owner}: {dim} channels over {num_heads} attention heads leave {dim / num_heads:g} channels a head, "
             f"which must be a multiple of 4 (pairs for rows, pairs for columns): change dim or num_heads"
         )
+
+
+def check_counts(config: object, *names: str) -> None:
+    """Raise UserError unless these settings of a trunk are at least 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise UserError(f"trunk.{name} is {getattr(config, name)}: it must be at least 1")
+
+
+def check_shares(config: object, *names: str) -> None:
+    """Raise UserError unless these settings of a trunk are shares to drop."""
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise UserError(f"trunk.{name} is {getattr(config, name)}: a share to drop lies in [0, 1)")
+
+
+def apply_blocks(
+    blocks: Iterable[nn.Module], features: Tensor, taps: Collection[int], *arguments: object
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Apply blocks one after the other to features (B, N, dim).
+
+    Args:
+        blocks: called with the features and ``arguments``.
+        features: input of the first block.
+        taps: numbers of the blocks whose outputs are also returned, counted from 1.
+        arguments: of every block.
+
+    Returns:
+        The output of the last block, and the tapped outputs by number.
+    """
+    tapped = {}
+    for number, block in enumerate(blocks, start=1):
+        features = block(features, *arguments)
+        if number in taps:
+            tapped[number] = features
+    return features, tapped
 
 
 @dataclass(frozen=True)
@@ -60,13 +96,9 @@ class TrunkConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("dim", "depth", "num_heads", "ffn_multiple"):
-            if getattr(self, name) < 1:
-                raise UserError(f"trunk.{name} is {getattr(self, name)}: it must be at least 1")
+        check_counts(self, "dim", "depth", "num_heads", "ffn_multiple")
         check_head_width(self.dim, self.num_heads, "trunk")
-        for name in ("resid_dropout", "ffn_dropout", "token_dropout", "class_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"trunk.{name} is {getattr(self, name)}: a share to drop lies in [0, 1)")
+        check_shares(self, "resid_dropout", "ffn_dropout", "token_dropout", "class_dropout")
         if self.class_position not in ("zero", "identity"):
             raise UserError(f"trunk.class_position is {self.class_position!r}: choose zero or identity")
 
@@ -306,12 +338,7 @@ class BlockStack(nn.Module):
         Also return the outputs of the blocks whose numbers, counted from 1, are in ``taps``.
         """
         rotation = Rotation(self._rotary(features.device)[: features.shape[1]])
-        tapped = {}
-        for number, block in enumerate(self.blocks, start=1):
-            features = block(features, rotation)
-            if number in taps:
-                tapped[number] = features
-        return features, tapped
+        return apply_blocks(self.blocks, features, taps, rotation)
 
     @torch.no_grad()
     def step(self, features: Tensor, position: int | Tensor, cache: KVCache) -> Tensor:

@@ -13,9 +13,9 @@ from polytoken.errors import UserError
 from polytoken.generators.base import Codec, Generator, GeneratorLoss
 from polytoken.generators.heads import Head
 from polytoken.next_scale_transformer import (
-    Cache,
     NextScaleTrunk,
     NextScaleTrunkConfig,
+    ScaleCache,
     initialise_next_scale,
 )
 from polytoken.sampling import CategoricalSampler, Draw, RowNoise
@@ -130,7 +130,7 @@ class NextScaleGenerator(Generator):
         guided = sampler.guided_steps(*steps)
         scales = torch.tensor(sampler.scales(*steps), device=labels.device)
         rows = torch.cat([labels, torch.full_like(labels, self.num_classes)]) if guided else labels
-        cache, written = Cache(self.depth), []
+        cache, written = ScaleCache(self.depth), []
         with self.evaluating():
             condition = self.class_embedding(rows)
             features = self._start(condition)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from polytoken.errors import UserError
 from polytoken.precision import full_precision
 from polytoken.quantizers.base import Quantizer
-from polytoken.quantizers.vector import nearest_codes
+from polytoken.quantizers.vector import initialise_codebook, nearest_codes
 from polytoken.specs import Encoding
 
 IMAGEFOLDER_SCALES = (1, 1, 2, 3, 3, 4, 5, 6, 8, 11)
@@ -88,11 +88,7 @@ class MultiScaleQuantizer(Quantizer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        bound = 1 / self.codebook_sizes[0]
-        nn.init.uniform_(self.embedding.weight, -bound, bound)
-        if self.normalize:
-            with torch.no_grad():
-                self.embedding.weight.copy_(functional.normalize(self.embedding.weight, dim=-1))
+        initialise_codebook(self.embedding, self.normalize)
         for convolution in self.convolutions:
             assert isinstance(convolution, nn.Conv2d)
             convolution.reset_parameters()
@@ -176,7 +172,7 @@ class MultiScaleQuantizer(Quantizer):
         return nearest_codes(rows.flatten(0, 2), codebook, self.max_matrix_elements).view(rows.shape[:3])
 
     def _enlarged(self, codes: Tensor, scale: int, grid: tuple[int, int]) -> Tensor:
-        """What codes (B, s, s) of a scale add to the sum (B, d, K, K), ImageFolder eq. 2."""
+        """Contribution (B, d, K, K) of a scale's codes (B, s, s) to the sum (ImageFolder eq. 2)."""
         vectors = functional.embedding(codes, self.embedding.weight.float()).permute(0, 3, 1, 2)
         if vectors.shape[2:] != grid:
             vectors = functional.interpolate(vectors, size=grid, mode="bicubic")

@@ -57,11 +57,7 @@ class VectorQuantizer(Quantizer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        bound = 1 / self.codebook_sizes[0]
-        nn.init.uniform_(self.embedding.weight, -bound, bound)
-        if self.normalize:
-            with torch.no_grad():
-                self.embedding.weight.copy_(functional.normalize(self.embedding.weight, dim=-1))
+        initialise_codebook(self.embedding, self.normalize)
 
     @property
     def codebook(self) -> Tensor:
@@ -114,6 +110,15 @@ class VectorQuantizer(Quantizer):
             )
             losses["entropy"] = self.entropy_weight * entropy
         return losses
+
+
+def initialise_codebook(embedding: nn.Embedding, normalize: bool) -> None:
+    """Draw the K codes uniformly from [−1/K, 1/K], and scale them to unit length where directions are compared."""
+    bound = 1 / embedding.num_embeddings
+    nn.init.uniform_(embedding.weight, -bound, bound)
+    if normalize:
+        with torch.no_grad():
+            embedding.weight.copy_(functional.normalize(embedding.weight, dim=-1))
 
 
 def nearest_codes(rows: Tensor, codebook: Tensor, max_matrix_elements: int) -> Tensor:

@@ -8,10 +8,10 @@ import torch
 
 import cli
 from datamodules import OnlineTokenDataModule
+from polytoken.codec import BlankCodec
 from polytoken.specs import TokenSpec
 from tests.support.commands import exit_code
 from tests.support.generator_recipes import tiny, write_digit_codes
-from tests.support.generators import CodecOfWidth
 from tests.support.online import write_teacher
 from tests.support.recipes import CONFIGS, preset_files
 
@@ -50,7 +50,8 @@ def built(recipe: str, preset: str, store: Path, monkeypatch: pytest.MonkeyPatch
     with torch.device("meta"):
         generator = made[0].model.generator
         spec = data.latents if generator.models == "latents" else data.spec
-        generator.connect(spec, data.num_classes, CodecOfWidth(32) if generator.needs_codec else None)
+        codec = BlankCodec(data.latents, len(data.spec.scales)) if generator.needs_codec else None
+        generator.connect(spec, data.num_classes, codec)
     return made[0], generator
 
 

@@ -16,7 +16,7 @@ PRESETS = sorted(path.parent.name for path in CONFIGS.glob("presets/*/generator.
 
 
 def make(*arguments: str, cwd: Path = REPOSITORY) -> str:
-    """What make would run; everything that exists is old."""
+    """Output of make, with the environment counted as up to date."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     command = ["make", "--no-print-directory", "-o", ".venv/.ready", *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, check=True, capture_output=True, text=True).stdout

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from artifacts.token_store import TokenStore
-from commands import evaluate, sweep, tokens_check
+from commands import compute, evaluate, sweep, tokens_check
 from polytoken.loading import load_generator
 from tests.end_to_end.test_curriculum import RUNS, predict
 from tests.support.commands import exit_code
@@ -36,6 +36,8 @@ def test_from_images_to_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert measured["val/nll"] == pytest.approx(np.log(64), abs=0.2)
     assert measured["val/bits_per_image"] == pytest.approx(30 * measured["val/nll"] / np.log(2), rel=1e-4)
     assert load_generator(run).spec == spec
+    compute.main(["--run", str(run)])
+    assert "next_scale/var" in capsys.readouterr().out
 
     place = ("--model.init_args.generator_run", str(run), "--run.stage", "samples/var_next_scale")
     assert predict("sample", *place, "--model.init_args.sampler.guidance_schedule", "linear", *FEW) == 0

@@ -3,6 +3,9 @@
 import subprocess
 import sys
 
+import pytest
+
+import polytoken
 from tests.support.commands import REPOSITORY
 
 PROGRAM = """
@@ -11,6 +14,13 @@ for name in ("lightning", "torchvision", "torchmetrics", "timm", "jsonargparse",
     sys.modules[name] = None  # importing it raises ImportError
 import polytoken.pipeline, polytoken.handover, polytoken.parallelize
 """
+
+
+def test_every_public_name_is_found_and_listed() -> None:
+    assert all(getattr(polytoken, name) is not None for name in polytoken.__all__)
+    assert set(polytoken.__all__) <= set(dir(polytoken))
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        polytoken.nothing  # noqa: B018
 
 
 def test_the_pipeline_needs_no_package_of_the_suite() -> None:

@@ -1,26 +1,9 @@
 """Small generators with perturbed weights, so that every layer has an effect."""
 
-from collections.abc import Iterator
-
 import torch
-from torch import Tensor
 
 from polytoken.generators import AutoregressiveGenerator, AutoregressiveHead, GeneratorLoss, Head, TrunkConfig
 from polytoken.specs import Tokens, TokenSpec
-
-
-class CodecOfWidth:
-    """A codec of which only the width is asked."""
-
-    def __init__(self, channels: int) -> None:
-        self.channels = channels
-
-    def embed_codes(self, codes: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def partial_sums(self, codes: Tensor) -> Iterator[Tensor]:
-        raise NotImplementedError
-
 
 TRUNK = TrunkConfig(dim=32, depth=2, num_heads=2, ffn_multiple=32)
 GRID = (3, 4)

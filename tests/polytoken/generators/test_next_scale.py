@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from polytoken.codec import FrozenCodec
+from polytoken.codec import BlankCodec, FrozenCodec
 from polytoken.errors import UserError
 from polytoken.generators import (
     AutoregressiveHead,
@@ -22,7 +22,6 @@ from polytoken.quantizers import FactorizedQuantizer, MultiScaleQuantizer
 from polytoken.sampling import CategoricalSampler, Guidance, RowNoise
 from polytoken.specs import LatentSpec, Tokens, TokenSpec
 from polytoken.tokenizers import ConvolutionalTokenizer
-from tests.support.generators import CodecOfWidth
 
 SIDES = (1, 2, 3, 4)
 VAR = tuple((side, side) for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
@@ -46,6 +45,10 @@ def codec() -> FrozenCodec:
     )
     assert tokenizer.spec == spec()
     return FrozenCodec(lambda: tokenizer, [0, 1])
+
+
+def blank_codec(channels: int) -> BlankCodec:
+    return BlankCodec(LatentSpec(channels, (16, 16), (0.0,) * channels, (1.0,) * channels), scales=10)
 
 
 def spec() -> TokenSpec:
@@ -153,14 +156,14 @@ def test_published_sizes(depth: int, grids: Any, sizes: tuple[int, ...], publish
     """Our head has a norm of its own, and its output layers no biases."""
     with torch.device("meta"):
         made = NextScaleGenerator(NextScaleTrunkConfig(depth), MultiLinearHead())
-        made.connect(TokenSpec(sizes, grids), 1000, CodecOfWidth(32 * len(sizes)))
+        made.connect(TokenSpec(sizes, grids), 1000, blank_codec(32 * len(sizes)))
     found = sum(parameter.numel() for parameter in made.parameters())
     assert found + sum(sizes) - made.width == published
 
 
 def test_initial_deviations_are_those_of_the_release() -> None:
     made = NextScaleGenerator(NextScaleTrunkConfig(depth=16), MultiLinearHead())
-    made.connect(TokenSpec((64,), VAR), 1000, CodecOfWidth(32))
+    made.connect(TokenSpec((64,), VAR), 1000, blank_codec(32))
     block, width = made.trunk.blocks[3], made.width
     expected = [
         (made.class_embedding.weight, 0.0180422),
@@ -201,7 +204,7 @@ def test_stochastic_depth_drops_branches_in_training_only() -> None:
     [
         (lambda: generator(num_heads=5), "32 channels do not divide into 5 attention heads"),
         (lambda: generator(depth=0), "trunk.depth is 0: it must be at least 1"),
-        (lambda: generator(stochastic_depth=1.0), "trunk.stochastic_depth 1.0: shares"),
+        (lambda: generator(stochastic_depth=1.0), "trunk.stochastic_depth is 1.0: a share to drop"),
         (lambda: generator().connect(spec(), 10), "reads the tokenizer's vectors"),
         (lambda: generator().connect(LatentSpec(1, (2, 2), (0.0,), (1.0,)), 10, codec()), "this spec is of latents"),
         (
