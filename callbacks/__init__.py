@@ -16,6 +16,7 @@ from callbacks.measure.psnr_by_class import PSNRByClass
 from callbacks.measure.reconstruction_distance import ReconstructionDistance
 from callbacks.measure.reconstruction_grid import ReconstructionGrid
 from callbacks.measure.reconstruction_metrics import ReconstructionMetrics
+from callbacks.measure.scale_reconstructions import ScaleReconstructions
 from callbacks.measure.subspace_ablation import SubspaceAblation
 from callbacks.measure.tensorboard_overview import TensorBoardOverview
 from callbacks.measure.uniformity import Uniformity
@@ -47,6 +48,7 @@ __all__ = [
     "Requeue",
     "RunRecord",
     "SampleWriter",
+    "ScaleReconstructions",
     "StepProgressBar",
     "SubspaceAblation",
     "TensorBoardOverview",

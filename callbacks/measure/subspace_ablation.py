@@ -1,4 +1,4 @@
-"""Reconstructions without each subspace, and from each alone (SSQ Fig. 5, FQGAN Fig. 3)."""
+"""Reconstructions without each subspace, and from each alone (SSQ Fig. 5, FQGAN Fig. 3, ImageFolder Fig. 6)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 from torch import Tensor
-from torchmetrics import MeanMetric
 
+from callbacks.measure.decoded_columns import ORIGINAL, DecodedColumns
 from callbacks.measure.measurement import SubsetMeasurement
-from callbacks.measure.plots import image_table, publish
 from polytoken.metrics.extractor import Extractor
 from polytoken.metrics.extractors import load_extractor
 from polytoken.metrics.frechet import FeatureStatistics, frechet_distance
-from polytoken.metrics.gather import gather_rows
-from polytoken.metrics.images import psnr, to_uint8
+from polytoken.metrics.images import to_uint8
 from polytoken.specs import Encoding
-
-ORIGINAL = "original"
 
 
 class SubspaceAblation(SubsetMeasurement):
@@ -53,13 +49,11 @@ class SubspaceAblation(SubsetMeasurement):
         self._precision = trainer.precision_plugin
         # every rank has every column from the start, since a rank without images takes part in the sums too
         self._columns = columns(len(pl_module.tokenizer.subspace_channels))
-        self._shown: dict[str, list[Tensor]] = {name: [] for name in (ORIGINAL, *self._columns)}
-        self._psnr = {name: MeanMetric().to(pl_module.device) for name in self._columns}
+        self._decoded = DecodedColumns(list(self._columns), self.num_rows, trainer.world_size, pl_module.device)
         self._features: dict[str, FeatureStatistics] = {}
-        self._wanted = -(-self.num_rows // trainer.world_size)
         if self._judge is not None:
-            width = self._judge.num_features
-            self._features = {name: FeatureStatistics(width).to(pl_module.device) for name in self._shown}
+            width, names = self._judge.num_features, (ORIGINAL, *self._columns)
+            self._features = {name: FeatureStatistics(width).to(pl_module.device) for name in names}
 
     def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
         decoded: dict[tuple[int, ...], Tensor] = {tuple(range(len(encoding.subspaces))): reconstruction}
@@ -72,27 +66,21 @@ class SubspaceAblation(SubsetMeasurement):
             self._add(name, decoded[kept], images)
 
     def results(self) -> dict[str, Tensor]:
-        results = {f"ablation/psnr_{name}": metric.compute() for name, metric in self._psnr.items()}
+        results = {f"ablation/psnr_{name}": value for name, value in self._decoded.psnr().items()}
         statistics = {name: features.compute() for name, features in self._features.items()}
         for name in self._columns if statistics else ():
             distance = frechet_distance(statistics[name], statistics[ORIGINAL])
             results[f"ablation/rfd/judge_{name}"] = distance
-        self._rows = list(
-            zip(*(gather_rows(images, self._device).cpu() for images in self._shown.values()), strict=True)
-        )
+        self._decoded.gather()
         return results
 
     def draw(self, trainer: pl.Trainer) -> None:
         if self._columns:
-            titles = [name.replace("_", " ") for name in self._shown]
-            rows = self._rows[: self.num_rows]
-            publish(trainer, "subspaces", image_table(rows, column_titles=titles, pixels=self.pixels))
+            titles = [ORIGINAL, *(name.replace("_", " ") for name in self._columns)]
+            self._decoded.publish(trainer, "subspaces", titles, self.pixels)
 
     def _add(self, name: str, decoded: Tensor, images: Tensor) -> None:
-        shown = self._shown[name]
-        shown.append(to_uint8(decoded[: max(0, self._wanted - sum(map(len, shown)))]))
-        if name in self._psnr:
-            self._psnr[name].update(psnr(to_uint8(decoded), to_uint8(images)))
+        self._decoded.add(name, decoded, images)
         if self._judge is not None:
             self._features[name].update(self._judge(to_uint8(decoded)).pooled)
 
