@@ -45,3 +45,15 @@ def gather_over_ranks(rows: Tensor) -> tuple[Tensor, int]:
     every = [torch.empty_like(rows) for _ in counts]
     dist.all_gather(every, rows.contiguous())
     return torch.cat(every), dist.get_rank() * len(rows)
+
+
+def gather_with_gradient(rows: Tensor) -> Tensor:
+    """Rows (B, …) of all ranks in rank order; the gradient is summed over ranks. Alone, the rows themselves.
+
+    Every rank must call it with an equal B, as the sampler of training images guarantees.
+    """
+    if not several_ranks():
+        return rows
+    from torch.distributed.nn.functional import all_gather  # not in every build of torch
+
+    return torch.cat(all_gather(rows))

@@ -8,6 +8,7 @@ from polytoken.losses.lecam import LeCam
 from polytoken.losses.objective import TokenizerObjective
 from polytoken.losses.perceptual import LPIPS, JudgeFeatures
 from polytoken.losses.reconstruction import Reconstruction
+from polytoken.losses.semantic import SemanticContrast
 
 __all__ = [
     "LPIPS",
@@ -18,6 +19,7 @@ __all__ = [
     "LeCam",
     "LossTerm",
     "Reconstruction",
+    "SemanticContrast",
     "TokenizerObjective",
     "TokenizerStep",
     "teacher_key",
