@@ -136,7 +136,7 @@ class ModulatedTrunk(nn.Module):
         Also return the outputs of the blocks whose numbers, counted from 1, are in ``taps``.
         """
         features = features + position_table(self.grid, features.shape[2], features.device)
-        rotation = Rotation(rotary_table(self.grid, self.head_dim, None, features.device))
+        rotation = Rotation(rotary_table((self.grid,), self.head_dim, None, features.device))
         return apply_blocks(self.blocks, features, taps, condition, rotation)
 
 

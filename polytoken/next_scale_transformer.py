@@ -15,14 +15,12 @@ from torch.utils.checkpoint import checkpoint
 
 from polytoken.errors import UserError
 from polytoken.modulated_transformer import modulate
+from polytoken.positions import Grids
 from polytoken.transformer import apply_blocks, check_counts, check_shares
 
 NORM_EPSILON = 1e-6
 INITIAL_ATTENTION_SCALE = math.log(4.0)
 LARGEST_ATTENTION_SCALE = math.log(100.0)
-
-Grids = tuple[tuple[int, int], ...]
-"""(h, w) of each scale, coarse first."""
 
 
 @dataclass(frozen=True)

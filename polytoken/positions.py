@@ -9,26 +9,33 @@ import torch
 from torch import Tensor
 
 ClassPosition = Literal["zero", "identity"]
+Grids = tuple[tuple[int, int], ...]
+"""(h, w) of each scale, coarse first."""
 
 BASE = 10000.0
 
 
 @lru_cache(maxsize=64)
-def rotary_table(
-    grid: tuple[int, int], head_dim: int, class_position: ClassPosition | None, device: torch.device
-) -> Tensor:
-    """Return cosines and sines (1 + h·w, head_dim / 2, 2) in float32 of 2-D rotary positions, row by row.
+def rotary_table(grids: Grids, head_dim: int, class_position: ClassPosition | None, device: torch.device) -> Tensor:
+    """Return cosines and sines (1 + Σ h·w, head_dim / 2, 2) in float32 of 2-D rotary positions, row by row.
 
-    The first half of a head's pairs turns with the grid's row, the second half with its column. Row 0 of the table is
-    the class's position: all zeros, or no rotation; it is left out where ``class_position`` is None. No module owns the
-    table: it is neither cast with the weights nor saved, so that weights load for other grids.
+    The first half of a head's pairs turns with the grid's row, the second half with its column. Rows and columns of
+    every scale count in units of the finest grid, at the centres of what they cover. Row 0 of the table is the class's
+    position: all zeros, or no rotation; it is left out where ``class_position`` is None. No module owns the table: it
+    is neither cast with the weights nor saved, so that weights load for other grids.
     """
     with torch.inference_mode(False):  # a table first used in inference also serves training
         frequencies = _frequencies(head_dim // 4, device)
-        rows, columns = (torch.arange(size, dtype=torch.float32, device=device) for size in grid)
-        row_angles = torch.outer(rows, frequencies).unsqueeze(1).expand(-1, len(columns), -1)
-        column_angles = torch.outer(columns, frequencies).unsqueeze(0).expand(len(rows), -1, -1)
-        angles = torch.cat([row_angles, column_angles], dim=2).flatten(0, 1)
+        scales = []
+        for grid in grids:
+            rows, columns = (
+                (torch.arange(size, dtype=torch.float32, device=device) + 0.5) * (finest / size) - 0.5
+                for size, finest in zip(grid, grids[-1], strict=True)
+            )
+            row_angles = torch.outer(rows, frequencies).unsqueeze(1).expand(-1, len(columns), -1)
+            column_angles = torch.outer(columns, frequencies).unsqueeze(0).expand(len(rows), -1, -1)
+            scales.append(torch.cat([row_angles, column_angles], dim=2).flatten(0, 1))
+        angles = torch.cat(scales)
         table = torch.stack([angles.cos(), angles.sin()], dim=2)
         if class_position is None:
             return table

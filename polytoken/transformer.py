@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from polytoken.errors import UserError
-from polytoken.positions import ClassPosition, Rotation, rotary_table
+from polytoken.positions import ClassPosition, Grids, Rotation, rotary_table
 
 NORM_EPSILON = 1e-5
 QK_NORM_EPSILON = 1e-6
@@ -321,14 +321,14 @@ class BlockStack(nn.Module):
 
     Args:
         config: sizes of the blocks.
-        grid: (h, w) behind the rotary table.
+        grids: scales behind the rotary table.
         capacity: the longest sequence.
     """
 
-    def __init__(self, config: TrunkConfig, grid: tuple[int, int], capacity: int) -> None:
+    def __init__(self, config: TrunkConfig, grids: Grids, capacity: int) -> None:
         super().__init__()
         self.config = config
-        self.grid = grid
+        self.grids = grids
         self.capacity = capacity
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
 
@@ -362,7 +362,7 @@ class BlockStack(nn.Module):
         return KVCache(config.depth, batch, config.num_heads, self.capacity, config.head_dim, rotary, like)
 
     def _rotary(self, device: torch.device) -> Tensor:
-        return rotary_table(self.grid, self.config.head_dim, self.config.class_position, device)
+        return rotary_table(self.grids, self.config.head_dim, self.config.class_position, device)
 
 
 class Trunk(BlockStack):
@@ -370,11 +370,11 @@ class Trunk(BlockStack):
 
     Args:
         config: sizes and regularisation.
-        grid: (h, w) of the codes; the class takes position 0 and the last code is never read.
+        grids: scales of the codes; the class takes position 0 and the last code is never read.
     """
 
-    def __init__(self, config: TrunkConfig, grid: tuple[int, int]) -> None:
-        super().__init__(config, grid, capacity=grid[0] * grid[1])
+    def __init__(self, config: TrunkConfig, grids: Grids) -> None:
+        super().__init__(config, grids, capacity=sum(height * width for height, width in grids))
         self.token_dropout = nn.Dropout(config.token_dropout)
 
     def forward(self, features: Tensor, taps: Collection[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
+from itertools import accumulate
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -21,6 +23,9 @@ from polytoken.transformer import Block, KVCache, Trunk, TrunkConfig, initialise
 class AutoregressiveGenerator(Generator):
     """Autoregressive generator of k sub-codes a position, in raster order after the class (LlamaGen, FQGAN, SSQ).
 
+    Several scales are one sequence, coarse scale first. A code's rotary position is its place in units of the finest
+    grid, and a learned level embedding says which scale it belongs to; one scale has none.
+
     Args:
         trunk: sizes and regularisation.
         head: predicts the sub-codes of a position.
@@ -36,6 +41,7 @@ class AutoregressiveGenerator(Generator):
     aggregation: nn.Linear | None
     class_embedding: nn.Embedding
     trunk: Trunk
+    level_embedding: nn.Embedding | None
 
     def __init__(
         self,
@@ -54,7 +60,7 @@ class AutoregressiveGenerator(Generator):
         self.noise = noise
         # Sub-modules are initialised and listed in the order of registration, so connect() fills reserved places.
         self.embeddings = nn.ModuleList()
-        for name in ("aggregation", "class_embedding", "trunk"):
+        for name in ("aggregation", "class_embedding", "trunk", "level_embedding"):
             self.register_module(name, None)
         self.head = head
 
@@ -68,7 +74,8 @@ class AutoregressiveGenerator(Generator):
 
     @property
     def hidden_grid(self) -> tuple[int, int]:
-        return self.spec.scales[0]
+        """Grid of the finest scale, whose positions the loss returns as ``hidden``."""
+        return self.spec.scales[-1]
 
     def connect(self, spec: TokenSpec | LatentSpec, num_classes: int, codec: Codec | None = None) -> None:
         """Create embeddings, trunk and head.
@@ -76,16 +83,11 @@ class AutoregressiveGenerator(Generator):
         Index ``num_classes`` of the class embedding is the null class of guidance.
 
         Raises:
-            UserError: for latents, a spec of several scales, or a head that cannot predict its codes.
+            UserError: for latents, or a head that cannot predict the codes.
         """
         if not isinstance(spec, TokenSpec):
             raise UserError(
                 "AutoregressiveGenerator models codes, and this store holds latents: use a tokenizer with a quantizer"
-            )
-        if len(spec.scales) != 1:
-            raise UserError(
-                f"these codes have {len(spec.scales)} scales {list(spec.scales)} and AutoregressiveGenerator writes "
-                "one grid: use a tokenizer of one scale"
             )
         if num_classes < 1:
             raise UserError(f"num_classes is {num_classes}: a generator needs at least one class")
@@ -96,9 +98,11 @@ class AutoregressiveGenerator(Generator):
         if spec.num_sub_codes > 1 and self.concatenates:
             self.aggregation = nn.Linear(spec.num_sub_codes * dim, dim)
         self.class_embedding = nn.Embedding(num_classes + 1, dim)
-        self.trunk = Trunk(self.config, spec.scales[0])
-        self.head.connect(self.config, spec.codebook_sizes, spec.scales[0])
-        for module in (self.embeddings, self.aggregation, self.class_embedding, self.trunk):
+        self.trunk = Trunk(self.config, spec.scales)
+        if len(spec.scales) > 1:
+            self.level_embedding = nn.Embedding(len(spec.scales), dim)
+        self.head.connect(self.config, spec.codebook_sizes, self.hidden_grid)
+        for module in (self.embeddings, self.aggregation, self.class_embedding, self.trunk, self.level_embedding):
             if module is not None:
                 module.apply(initialise)
         self.head.reset_parameters()
@@ -106,9 +110,9 @@ class AutoregressiveGenerator(Generator):
     def carried(self, source: Mapping[str, Tensor], sub_code: SubCode = None) -> dict[str, str]:
         """Return which weights an earlier stage hands over (SSQ section 4.2).
 
-        The trunk must be equal and carries over, as do the class embedding and the head's norm. One sub-code also
-        brings its embedding table, and its output layer where the shapes agree. The same sub-codes bring every tensor
-        of equal name and shape.
+        The trunk must be equal and carries over, as do the class embedding, the level embedding of as many scales and
+        the head's norm. One sub-code also brings its embedding table, and its output layer where the shapes agree. The
+        same sub-codes bring every tensor of equal name and shape.
 
         Raises:
             UserError: if the trunks differ, or ``sub_code`` does not fit.
@@ -118,7 +122,7 @@ class AutoregressiveGenerator(Generator):
         if sub_code == "all":
             return super().carried(source)
         pairs = {name: name for name in state if name.startswith("trunk.")}
-        optional = {"class_embedding.weight": "class_embedding.weight"}
+        optional = {f"{name}.weight": f"{name}.weight" for name in ("class_embedding", "level_embedding")}
         optional |= {f"head.{name}": f"head.{origin}" for name, origin in self.head.carried(sub_code).items()}
         if sub_code is not None:
             self._check_sub_code(source, state, sub_code)
@@ -178,7 +182,8 @@ class AutoregressiveGenerator(Generator):
     def loss(self, tokens: Tokens, labels: Tensor, step: int = 0, taps: Collection[int] = ()) -> GeneratorLoss:
         """Teacher-forced cross-entropy, a mean over the sub-codes (iFSQ eq. 10).
 
-        Row i of a tapped output has seen the class and the codes before i, and predicts code i.
+        Row i of a tapped output is of the finest scale; it has seen the class and all codes before the one at i, which
+        it predicts.
 
         Args:
             tokens: target codes (B, k, N); in training mode the input may be a noisy copy.
@@ -197,7 +202,8 @@ class AutoregressiveGenerator(Generator):
         hidden, tapped = self._hidden(read.trunk, labels, taps)
         loss = self.head.loss(hidden, codes, self.embeddings, read.head)
         parts = {str(i): value for i, value in enumerate(loss.per_code)}
-        return GeneratorLoss(loss.total, parts, loss.unit, loss.is_bound, statistics, tapped)
+        finest = {number: rows[:, -math.prod(self.hidden_grid) :] for number, rows in tapped.items()}
+        return GeneratorLoss(loss.total, parts, loss.unit, loss.is_bound, statistics, finest)
 
     @torch.no_grad()
     def generate(self, labels: Tensor, sampler: CategoricalSampler, seed: int, first_index: int = 0) -> Tensor:
@@ -283,19 +289,26 @@ class AutoregressiveGenerator(Generator):
         """
         hidden = self.trunk.step(features, position, trunk_cache).squeeze(1)
         codes = self.head.sample(hidden, self.embeddings, draw.at(position), head_cache)
-        return codes, self._embed(codes.unsqueeze(2).repeat(len(features) // len(codes), 1, 1))
+        return codes, self._embed(codes.unsqueeze(2).repeat(len(features) // len(codes), 1, 1), position)
 
     def _hidden(self, codes: Tensor, labels: Tensor, taps: Collection[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
         labels = self.drop_labels(labels, self.trunk.config.class_dropout)
         start = self.class_embedding(labels).unsqueeze(1)
         return self.trunk(torch.cat([start, self._embed(codes[:, :, :-1])], dim=1), taps)
 
-    def _embed(self, codes: Tensor) -> Tensor:
-        """Codes (B, k, n) to the trunk's input (B, n, dim)."""
+    def _embed(self, codes: Tensor, first: int | Tensor = 0) -> Tensor:
+        """Codes (B, k, n) of position ``first`` and after to the trunk's input (B, n, dim)."""
         embedded = [table(codes[:, i]) for i, table in enumerate(self.embeddings)]
         if self.aggregation is not None:
-            return self.aggregation(torch.cat(embedded, dim=2))
-        return torch.stack(embedded).sum(0) if len(embedded) > 1 else embedded[0]
+            features = self.aggregation(torch.cat(embedded, dim=2))
+        else:
+            features = torch.stack(embedded).sum(0) if len(embedded) > 1 else embedded[0]
+        if self.level_embedding is None:
+            return features
+        places = torch.arange(codes.shape[2], device=codes.device) + first
+        ends = accumulate(height * width for height, width in self.spec.scales[:-1])
+        levels = torch.stack([places >= end for end in ends]).sum(0)  # no table: compiled steps would copy it
+        return features + self.level_embedding(levels)
 
     def _codes_of(self, tokens: Tokens) -> Tensor:
         if tokens.codes is None:
@@ -306,8 +319,8 @@ class AutoregressiveGenerator(Generator):
     def _check_codes(self, codes: Tensor) -> None:
         sizes, positions = self.spec.codebook_sizes, self.spec.num_positions
         if codes.ndim != 3 or codes.shape[1:] != (len(sizes), positions):
-            height, width = self.spec.scales[0]
+            grids = ", ".join(f"{height} × {width}" for height, width in self.spec.scales)
             raise UserError(
                 f"codes have shape {tuple(codes.shape)} and the generator reads (batch, {len(sizes)} sub-codes, "
-                f"{positions} positions of a {height} × {width} grid): use the token store it was built for"
+                f"{positions} positions on a grid of {grids}): use the token store it was built for"
             )

@@ -78,7 +78,7 @@ def test_a_block_equals_its_float64_reference(qk_norm: bool) -> None:
     block = perturbed(ModulatedBlock(config))
     features, condition = torch.randn(2, 6, 16), torch.randn(2, 16)
     with torch.no_grad():
-        found = block(features, condition, Rotation(rotary_table(GRID, 8, None, features.device)))
+        found = block(features, condition, Rotation(rotary_table((GRID,), 8, None, features.device)))
     for row in range(2):
         expected = reference(block, features[row], condition[row], 2, qk_norm)
         torch.testing.assert_close(found[row].double(), expected, rtol=1e-4, atol=1e-4)

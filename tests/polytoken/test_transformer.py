@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 def build(**changes) -> Trunk:
     torch.manual_seed(0)
-    return Trunk(replace(TRUNK, **changes), GRID)
+    return Trunk(replace(TRUNK, **changes), (GRID,))
 
 
 def test_rotary_table_is_float32_for_any_weights() -> None:

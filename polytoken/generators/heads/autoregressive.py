@@ -50,7 +50,7 @@ class AutoregressiveHead(ClassifierHead):
             )
         self._build_outputs(width, codebook_sizes)
         config = replace(trunk, dim=width, depth=self.depth, num_heads=num_heads)
-        self.stack = BlockStack(config, grid, capacity=num_sub_codes)
+        self.stack = BlockStack(config, (grid,), capacity=num_sub_codes)
         self.projections = nn.ModuleList(
             nn.Identity() if width == trunk.dim else nn.Linear(trunk.dim, width, bias=False) for _ in codebook_sizes
         )
