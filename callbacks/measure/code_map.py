@@ -34,6 +34,8 @@ class _Points:
 class CodeMap(Measurement):
     """Maps the code vectors of some classes: of whole images (mean over positions) and of single patches.
 
+    A patch of a multi-scale tokenizer is a position of its finest grid, and its vector the sum of all scales there.
+
     Runs in a validate command and in the validation at the end of a fit only, since the maps are slow. Logs
     ``silhouette/image/i`` and ``silhouette/patch/i`` of subspace i, between -1 and 1: the mean silhouette of the
     vectors (Euclidean, grouped by class), not of the map, which can show spurious clusters. Writes

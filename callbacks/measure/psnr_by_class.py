@@ -24,14 +24,14 @@ class PSNRByClass(Measurement):
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._classes: dict[str, int] = trainer.datamodule.class_to_idx  # type: ignore[attr-defined]
-        self._grid_height = pl_module.tokenizer.grid[0]
+        self._grid = pl_module.tokenizer.grid
         self._tokenizer = GroupedMean(len(self._classes)).to(pl_module.device)
         self._painted = GroupedMean(len(self._classes)).to(pl_module.device)
 
     def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
-        originals, patch_size = to_uint8(images), images.shape[2] // self._grid_height
+        originals = to_uint8(images)
         self._tokenizer.update(psnr(to_uint8(reconstruction), originals), labels)
-        self._painted.update(psnr(to_uint8(paint_patches(images, patch_size)), originals), labels)
+        self._painted.update(psnr(to_uint8(paint_patches(images, self._grid)), originals), labels)
 
     def results(self) -> dict[str, Tensor]:
         (tokenizer, tokenizer_overall), (painted, painted_overall) = self._tokenizer.compute(), self._painted.compute()

@@ -14,10 +14,12 @@ def as_displayed(images: Tensor) -> Tensor:
     return from_uint8(to_uint8(images))
 
 
-def paint_patches(images: Tensor, patch_size: int) -> Tensor:
-    """Fill every patch_size × patch_size patch with its mean colour, the baseline of a tokenizer of that grid."""
-    means = functional.avg_pool2d(images, patch_size)
-    return functional.interpolate(means, scale_factor=patch_size, mode="nearest")
+def paint_patches(images: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Fill each cell of a grid (h, w) over images (B, 3, H, W) with its mean colour, the baseline of a tokenizer.
+
+    Where the grid does not divide the image, means are over all pixels that a cell touches.
+    """
+    return functional.interpolate(functional.adaptive_avg_pool2d(images, grid), size=images.shape[2:], mode="nearest")
 
 
 def psnr(first: Tensor, second: Tensor) -> Tensor:

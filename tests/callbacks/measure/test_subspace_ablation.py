@@ -9,8 +9,9 @@ from callbacks import SubspaceAblation
 from callbacks.measure.subspace_ablation import columns
 from polytoken.classifier import SmallClassifier
 from polytoken.metrics import FeatureStatistics, frechet_distance, psnr, to_uint8
+from polytoken.tokenizers import Tokenizer
 from tests.support.recipes import write_judge
-from tests.support.tokenizers import tiny_tokenizer
+from tests.support.tokenizers import tiny_folded, tiny_scales, tiny_tokenizer
 from tests.support.validation import Images, logged_metrics, module_of, quiet_trainer
 
 
@@ -28,9 +29,14 @@ def test_columns() -> None:
     assert columns(0) == {}
 
 
-def test_metrics_and_plot(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "tokenizer",
+    [tiny_tokenizer(num_subspaces=3), tiny_scales(3), tiny_folded(3)],
+    ids=["one scale", "scales", "folded"],
+)
+def test_metrics_and_plot(tokenizer: Tokenizer, tmp_path: Path) -> None:
     judge = write_judge(tmp_path / "judge.safetensors", 2)
-    tokenizer, data = tiny_tokenizer(num_subspaces=3), Images()
+    data = Images()
     trainer = quiet_trainer(tmp_path, [SubspaceAblation(str(judge), rows=5, pixels=32)])
     trainer.validate(module_of(tokenizer), data, verbose=False)
     images, network = data.images[:10], SmallClassifier.load(judge)

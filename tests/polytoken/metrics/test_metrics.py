@@ -34,9 +34,12 @@ def test_psnr_of_floats_includes_values_outside_the_range() -> None:
 
 def test_paint_patches() -> None:
     images = torch.arange(16.0).view(1, 1, 4, 4)
-    painted = paint_patches(images, 2)
+    painted = paint_patches(images, (2, 2))
     assert painted[0, 0, :2, :2].tolist() == [[2.5, 2.5], [2.5, 2.5]]
     assert painted.shape == images.shape
+    assert paint_patches(torch.ones(1, 3, 16, 16), (3, 3)).eq(1).all(), "a grid that does not divide the image"
+    uneven = paint_patches(images, (3, 3))
+    assert uneven.shape == images.shape and uneven[0, 0, 0, 0] == (0 + 1 + 4 + 5) / 4
 
 
 def test_grouped_mean() -> None:
