@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -52,8 +54,19 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
 
     Every rank must call it with an equal B, as the sampler of training images guarantees.
     """
-    if not several_ranks():
-        return rows
-    from torch.distributed.nn.functional import all_gather  # not in every build of torch
+    return _Gathered.apply(rows) if several_ranks() else rows
 
-    return torch.cat(all_gather(rows))
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, rows: Tensor) -> Tensor:
+        rows = rows.contiguous()
+        every = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(every, rows)
+        return torch.cat(every)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]

@@ -2,6 +2,7 @@
 
 from polytoken.discriminators.augmentation import DiffAugment
 from polytoken.discriminators.base import Discriminator
+from polytoken.discriminators.dino import DinoDiscriminator
 from polytoken.discriminators.patch import PatchDiscriminator
 
-__all__ = ["DiffAugment", "Discriminator", "PatchDiscriminator"]
+__all__ = ["DiffAugment", "DinoDiscriminator", "Discriminator", "PatchDiscriminator"]

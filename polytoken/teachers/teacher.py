@@ -37,8 +37,8 @@ class Teacher:
         name: a key of ``FOUNDATION_MODELS``, or ``stand_in``: a small network trained by ``make teacher``.
         weights: file of its weights; None takes ``weights/<name>.safetensors``, or else the model's hub.
         image_size: side of the model's input images, a multiple of its patch size; None is its own.
-        block: features after this block, counted from 1, before any norm; None is the last block, behind the model's
-            last norm where the table says so.
+        block: features after this block, counted from 1, before any norm; 0 is the input of the first block (timm's
+            models); None is the last block, behind the model's last norm where the table says so.
 
     Raises:
         UserError: the name is unknown, or size or block do not fit the model. The file of a stand-in is read, and
@@ -82,7 +82,8 @@ class Teacher:
         self._check_block(self.block, model)
 
     def _check_block(self, block: int | None, model: FoundationModel) -> None:
-        if block is not None and not 1 <= block <= model.depth:
+        first = 0 if model.library == "timm" else 1
+        if block is not None and not first <= block <= model.depth:
             raise UserError(f"block {block} of teacher {self.name}: it has blocks 1 to {model.depth}")
 
     @property
@@ -162,6 +163,12 @@ class Teacher:
             blocks: as ``block`` of the teacher; None is that of the teacher itself.
             full_precision: compute in float32 on a GPU too.
         """
+        return self.features_with_gradient(images, blocks, full_precision)
+
+    def features_with_gradient(
+        self, images: Tensor, blocks: Sequence[int | None] = (None,), full_precision: bool = False
+    ) -> tuple[TeacherFeatures, ...]:
+        """As :meth:`features`, with the gradient of the images."""
         network = self._network.on(images.device)
         enabled = images.device.type == "cuda" and not full_precision
         with torch.autocast(images.device.type, torch.bfloat16, enabled=enabled):
@@ -186,25 +193,33 @@ class Teacher:
     def _tokens(self, network: nn.Module, inputs: Tensor, blocks: Sequence[int | None]) -> list[tuple[Tensor, Tensor]]:
         """Prefix tokens (B, p, D) and patches (B, h·w, D) of each block."""
         chosen = [self.block if block is None else block for block in blocks]
-        indices = sorted({(block or self._model.depth) - 1 for block in chosen})
+        numbers = [self._model.depth if block is None else block for block in chosen]
         if self._model.library == "open_clip":
-            raw, norm = _open_clip_tokens(network, inputs, indices), network.ln_post
+            raw, norm = _open_clip_tokens(network, inputs, sorted(set(numbers))), network.ln_post
         else:
-            raw, norm = _timm_tokens(network, inputs, indices), network.norm
+            raw, norm = _timm_tokens(network, inputs, sorted(set(numbers))), network.norm
         tokens = []
-        for block in chosen:
-            prefix, patches = raw[(block or self._model.depth) - 1]
+        for block, number in zip(chosen, numbers, strict=True):
+            prefix, patches = raw[number]
             if block is None and self._model.final_norm:
                 prefix, patches = norm(prefix), norm(patches)  # type: ignore[operator]
             tokens.append((prefix, patches))
         return tokens
 
 
-def _timm_tokens(network: nn.Module, inputs: Tensor, indices: list[int]) -> dict[int, tuple[Tensor, Tensor]]:
-    """Prefix tokens and patches by block (counted from 0), before any norm."""
+def _timm_tokens(network: nn.Module, inputs: Tensor, blocks: list[int]) -> dict[int, tuple[Tensor, Tensor]]:
+    """Prefix tokens and patches by block (counted from 1; 0 is the input of the first), before any norm."""
+    if blocks[0] == 0:
+        entered: list[Tensor] = []
+        first = network.get_submodule("blocks.0")
+        hook = first.register_forward_pre_hook(lambda _, arguments: entered.append(arguments[0]))
+        tokens = _timm_tokens(network, inputs, blocks[1:] or [1])
+        hook.remove()
+        prefix = network.num_prefix_tokens
+        return {0: (entered[0][:, :prefix], entered[0][:, prefix:]), **tokens}
     outputs = network.forward_intermediates(  # type: ignore[operator]
         inputs,
-        indices=indices,
+        indices=[block - 1 for block in blocks],
         return_prefix_tokens=True,
         stop_early=True,
         output_fmt="NLC",
@@ -212,13 +227,18 @@ def _timm_tokens(network: nn.Module, inputs: Tensor, indices: list[int]) -> dict
     )
     # timm returns the patches alone where a model has no prefix tokens
     pairs = [(output[1], output[0]) if isinstance(output, tuple) else (output[:, :0], output) for output in outputs]
-    return dict(zip(indices, pairs, strict=True))
+    return dict(zip(blocks, pairs, strict=True))
 
 
-def _open_clip_tokens(network: nn.Module, inputs: Tensor, indices: list[int]) -> dict[int, tuple[Tensor, Tensor]]:
-    """Prefix tokens and patches by block (counted from 0), before any norm."""
+def _open_clip_tokens(network: nn.Module, inputs: Tensor, blocks: list[int]) -> dict[int, tuple[Tensor, Tensor]]:
+    """Prefix tokens and patches by block (counted from 1), before any norm."""
     output = network.forward_intermediates(  # type: ignore[operator]
-        inputs, indices, stop_early=True, intermediates_only=True, output_fmt="NLC", output_extra_tokens=True
+        inputs,
+        [block - 1 for block in blocks],
+        stop_early=True,
+        intermediates_only=True,
+        output_fmt="NLC",
+        output_extra_tokens=True,
     )
     pairs = zip(output["image_intermediates_prefix"], output["image_intermediates"], strict=True)
-    return dict(zip(indices, pairs, strict=True))
+    return dict(zip(blocks, pairs, strict=True))
