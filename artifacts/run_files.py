@@ -10,10 +10,14 @@ from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
 
+from polytoken.metrics.dependency import Dependence
+from polytoken.specs import TokenSpec
+
 METRICS = "metrics.json"
 PROBES = "probes.json"
 LAYERS = "layers.json"
 CURVE = "curve.json"
+DEPENDENCY = "dependency.json"
 
 Metrics = dict[str, float | None]  # by name; None means NaN or infinity, which JSON lacks
 
@@ -187,6 +191,23 @@ class Layers(TypedDict):
     probe: NotRequired[list[float] | None]
     probe_standard_error: NotRequired[list[float] | None]
     origin: NotRequired[dict[str, Any]]
+    versions: NotRequired[dict[str, str]]
+    commit: NotRequired[str | None]
+
+
+class Dependency(TypedDict):
+    """`dependency.json` of a token store."""
+
+    entries: list[Dependence]
+    estimator: str
+    store: str
+    images: int
+    views: int
+    spec: TokenSpec
+    groups: list[int]  # number of groups of each codebook's codes
+    shuffles: int
+    seed: int
+    tokenizer_fingerprint: str
     versions: NotRequired[dict[str, str]]
     commit: NotRequired[str | None]
 
