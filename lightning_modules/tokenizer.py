@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
+from lightning_modules.resuming import ResumingModule
 from polytoken.errors import UserError
 from polytoken.guard import NonFiniteGuard
 from polytoken.losses import TokenizerObjective, TokenizerStep
@@ -20,7 +21,7 @@ from polytoken.tokenizers import Tokenizer
 PRECISIONS = ("32-true", "bf16-mixed")  # fp16 needs a gradient scaler, which two optimizers cannot share
 
 
-class TokenizerModule(pl.LightningModule):
+class TokenizerModule(ResumingModule):
     """Tokenizer, objective and their two optimizers, by manual optimization.
 
     ``global_step`` counts updates of the autoencoder: the discriminator's optimizer is stepped raw, past Lightning's
@@ -68,6 +69,11 @@ class TokenizerModule(pl.LightningModule):
         """Check the trainer here: Lightning's own errors come later and name no remedy."""
         self.check_trainer(self.trainer)
         return []
+
+    def configure_model(self) -> None:
+        """Load the weights that training starts from."""
+        if self.trainer.state.fn == "fit" and self.resumes_from is None:
+            self.tokenizer.start()
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Autoencoder (with the trainable parts of the terms) first, then the discriminator if there is one."""

@@ -81,8 +81,8 @@ class TeacherWeights:
                 network = build_network(self.model, self.image_size, pretrained=False)
         self._check_shapes(network, shapes, path)
 
-    def load(self) -> nn.Module:
-        """The network with its weights.
+    def load(self, from_hub: bool = True) -> nn.Module:
+        """The network with its weights, from the model's hub if there is no file and the hub may be asked.
 
         Raises:
             MissingFileError: its weights are neither on disk nor on a hub that answers.
@@ -90,6 +90,8 @@ class TeacherWeights:
         """
         path = self.file
         if path is None:
+            if not from_hub:
+                raise MissingFileError(f"{WEIGHTS / self.name}.safetensors is missing: {self._remedy}")
             return self._build(pretrained=True)
         if self.name == STAND_IN:
             return SmallVisionTransformer.load(path).trunk

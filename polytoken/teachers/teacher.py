@@ -152,6 +152,16 @@ class Teacher:
         """
         self._network.on(device)
 
+    def load_from_file(self) -> nn.Module:
+        """A network of its own with the weights of a local file; the hub is not asked.
+
+        Raises:
+            MissingFileError: there is no such file.
+            UserError: it holds another architecture.
+        """
+        self._source.check()
+        return self._source.load(from_hub=False)
+
     @torch.no_grad()
     def features(
         self, images: Tensor, blocks: Sequence[int | None] = (None,), full_precision: bool = False

@@ -41,6 +41,9 @@ class Tokenizer(nn.Module, ABC):
     def last_layer(self) -> nn.Parameter:
         """The last weight before the pixels, where the adaptive adversarial weight compares gradients."""
 
+    def start(self) -> None:  # noqa: B027 - optional
+        """Load the weights that training starts from; called once, before a training that does not resume."""
+
     @abstractmethod
     def encode(self, images: Tensor) -> Encoding:
         """Images (B, 3, H, W) in [-1, 1] to their encoding."""

@@ -13,6 +13,7 @@ from polytoken.errors import UserError
 from polytoken.quantizers.base import Quantizer
 from polytoken.specs import Decoded, Encoding, TokenSpec
 from polytoken.tokenizers.base import Tokenizer
+from polytoken.tokenizers.pretrained import load_pretrained
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ class FoldedTokenizer(Tokenizer):
         grid_size: K; 11 in ImageFolder.
         image_size: pixels a side.
         transformer: sizes of encoder and decoder.
+        pretrained: network that encoder and decoder start from: a published model, whose file ``make weights`` writes,
+            or the file of a stand-in. It is read when training starts, and in no other case. It sees images in [-1, 1],
+            whatever normalisation it was trained with, as released.
 
     Raises:
         UserError: if the patches do not divide the image, K exceeds their grid, the branches differ in width, or the
@@ -73,6 +77,7 @@ class FoldedTokenizer(Tokenizer):
         grid_size: int = 11,
         image_size: int = 256,
         transformer: VisionTransformerConfig | None = None,
+        pretrained: str | None = None,
     ) -> None:
         super().__init__()
         config = transformer or VisionTransformerConfig()
@@ -99,6 +104,7 @@ class FoldedTokenizer(Tokenizer):
         nn.init.normal_(self.mask_token, std=0.02)
         self.decoder = GridTransformer(config, side, levels=2)
         self.pixels = nn.Linear(config.dim, 3 * config.patch_size**2)
+        self.pretrained = pretrained
 
     @property
     def spec(self) -> TokenSpec | None:
@@ -117,6 +123,10 @@ class FoldedTokenizer(Tokenizer):
     def last_layer(self) -> nn.Parameter:
         """Weight of the layer that writes the pixels."""
         return self.pixels.weight  # type: ignore[return-value]
+
+    def start(self) -> None:
+        if self.pretrained is not None:
+            load_pretrained(self.pretrained, [self.encoder, self.decoder], self.patch_embedding)
 
     def features(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to the features of all branches (B, k · C, K, K), detail first."""
@@ -166,6 +176,7 @@ class GridTransformer(nn.Module):
         from timm.models.vision_transformer import Block  # a package of the extra `suite`
 
         self.side = side
+        self.num_heads = config.num_heads
         self.class_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.positions = nn.Parameter(torch.zeros(1, 1 + side**2, config.dim))
         self.levels = nn.Embedding(levels, config.dim)

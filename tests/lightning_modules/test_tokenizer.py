@@ -272,3 +272,18 @@ def test_a_training_step_reads_the_device_once(tmp_path: Path, accumulate_steps:
     for found in counts[:accumulate_steps]:
         found.pop("tensor", None)  # Lightning's sums of logged values, made at their first logging
     assert all(sum(found.values()) == 1 for found in counts), counts
+
+
+def test_training_starts_from_given_weights_and_resumes_from_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str | None] = []
+    monkeypatch.setattr(ConvolutionalTokenizer, "start", lambda _: calls.append("start"))
+    module = build()
+    trainer = fit(module, tmp_path, 1)
+    assert calls == ["start"]
+    trainer.validate(module, batches(2), verbose=False)
+    resumed = build()
+    resumed.resumes_from = "last.ckpt"
+    fit(resumed, tmp_path, 1)
+    assert calls == ["start"]
