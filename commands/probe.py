@@ -2,7 +2,11 @@
 
 Fits a linear probe to the vectors of each subspace and of all, before and after quantization, and assigns images to the
 nearest class mean. Training and validation images come from the configuration in the run, as validation shows them.
-Prints a table and writes `probes.json` into the run. See docs/evaluation.md, "Probes".
+Prints a table and writes `probes.json` into the run. See docs/evaluation.md, "Guidance and probes".
+
+Linear probing of ImageFolder (Table 4: 58.0 % of ImageNet) reads features before quantization, as a mean over tokens:
+`--vectors before --pooling mean`. Its release does not say which branch it takes, and fits one linear layer by AdamW
+(rate and decay 1e-4, 10 epochs, steps at 30, 60 and 90 %) to features that are not standardised.
 """
 
 from __future__ import annotations

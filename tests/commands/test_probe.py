@@ -11,9 +11,16 @@ from commands import probe
 from commands.preset import image_data, real_images, spread
 from polytoken.files import file_sha256
 from polytoken.loading import load_tokenizer
-from polytoken.metrics.probes import Labelled, accuracy, logistic_regression, nearest_class_mean, standardise
+from polytoken.metrics.probes import (
+    Labelled,
+    SubspaceFeatures,
+    accuracy,
+    logistic_regression,
+    nearest_class_mean,
+    standardise,
+)
 from tests.polytoken.metrics.test_probes import clouds
-from tests.support.generated import write_runs
+from tests.support.generated import write_folded_run, write_runs
 
 DATA = {
     "class_path": "datamodules.ImageDataModule",
@@ -72,6 +79,27 @@ def test_probes_use_the_frozen_vectors(run: Path, capsys: pytest.CaptureFixture)
     assert result["checkpoint"]["averaged"] is False and result["settings"]["pooling"] == "mean"
     printed = capsys.readouterr().out
     assert "chance 10.0%" in printed and "nearest class mean" in printed
+
+
+def test_branches_of_several_scales(tmp_path: Path) -> None:
+    """Before quantization the features of a branch are read, after it the sum of all its scales."""
+    run = write_folded_run(tmp_path / "runs/digits/tokenizer/folded")
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": DATA}))
+    rows = {(row["subspace"], row["vectors"]): row for row in probed(run)["probes"] if row["probe"] == "linear"}
+    assert {key: row["num_features"] for key, row in rows.items()} == {
+        (name, side): 8 if name == "all" else 4 for name in ("0", "1", "all") for side in ("before", "after")
+    }
+    tokenizer, data = load_tokenizer(run), image_data(run / "config.yaml")
+    images = next(iter(real_images(data, "validation")))["image"]
+    features = SubspaceFeatures(tokenizer, ("before", "after"), "mean")
+    features.add(images, torch.zeros(len(images)))
+    with torch.no_grad():
+        before, encoding = tokenizer.features(images), tokenizer.encode(images)
+        *_, total = tokenizer.partial_sums(encoding.codes)
+    for side, maps in (("before", before), ("after", total)):
+        branches = maps.mean((2, 3)).split(4, dim=1)
+        for index, expected in enumerate(branches):
+            torch.testing.assert_close(features.of(side, index).features, expected, rtol=0, atol=1e-5)
 
 
 def test_subspace_side_and_pooling_are_arguments(run: Path) -> None:

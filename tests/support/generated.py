@@ -14,7 +14,7 @@ from polytoken.specs import LatentSpec, TokenSpec
 from polytoken.tokenizers import Tokenizer
 from tests.support.generators import build_generator
 from tests.support.recipes import CONFIGS
-from tests.support.tokenizers import tiny_tokenizer
+from tests.support.tokenizers import tiny_folded, tiny_tokenizer
 
 TRUNK = {"dim": 16, "depth": 1, "num_heads": 2, "ffn_multiple": 16}
 BRANCH = {"class_path": "polytoken.quantizers.VectorQuantizer", "init_args": {"codebook_size": 16, "code_dim": 4}}
@@ -126,6 +126,24 @@ def write_latent_runs(root: Path, quantizer: dict[str, Any], image_size: int = 1
         "lineage": {**origin, "store": "store", "init_from": None},
     }
     return _write(root / "dit/tiny", "generator", generator, {"generator": DIFFUSION}, generator=record)
+
+
+def write_folded_run(run: Path) -> Path:
+    """Run of :func:`tests.support.tokenizers.tiny_folded`."""
+    branch = {
+        "class_path": "polytoken.quantizers.MultiScaleQuantizer",
+        "init_args": {"scales": [1, 2, 3], "codebook_size": 16, "code_dim": 4, "num_convolutions": 2},
+    }
+    quantizer = {
+        "class_path": "polytoken.quantizers.FactorizedQuantizer",
+        "init_args": {"branch": branch, "num_branches": 2},
+    }
+    sizes = {"patch_size": 4, "dim": 32, "depth": 2, "num_heads": 4, "stochastic_depth": 0.0, "layer_scale": None}
+    section = {
+        "class_path": "polytoken.tokenizers.FoldedTokenizer",
+        "init_args": {"quantizer": quantizer, "grid_size": 3, "image_size": 16, "transformer": sizes},
+    }
+    return _write(run, "tokenizer", tiny_folded(), {"tokenizer": section})
 
 
 def _write(run: Path, name: str, network: nn.Module, model: dict[str, Any], **more: Any) -> Path:
