@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from polytoken.errors import UserError
 from polytoken.quantizers.base import Quantizer
 from polytoken.specs import Decoded, Encoding, TokenSpec
 from polytoken.tokenizers.base import Tokenizer
+from polytoken.tokenizers.low_rank import update_attention
 from polytoken.tokenizers.pretrained import load_pretrained
 
 
@@ -65,10 +67,14 @@ class FoldedTokenizer(Tokenizer):
         pretrained: network that encoder and decoder start from: a published model, whose file ``make weights`` writes,
             or the file of a stand-in. It is read when training starts, and in no other case. It sees images in [-1, 1],
             whatever normalisation it was trained with, as released.
+        tuning: how the encoder departs from ``pretrained`` (Table 2): ``full`` trains all of it; ``linear`` freezes it,
+            so that queries, level embeddings and the projection are trained; ``lora`` freezes it too and adds low-rank
+            updates of its attention projections. The paper does not say which weights its three rows train.
+        rank: of the updates.
 
     Raises:
-        UserError: if the patches do not divide the image, K exceeds their grid, the branches differ in width, or the
-            quantizer's finest scale is not K × K.
+        UserError: if the patches do not divide the image, K exceeds their grid, the branches differ in width, the
+            quantizer's finest scale is not K × K, or an encoder is to be frozen without ``pretrained``.
     """
 
     def __init__(
@@ -78,6 +84,8 @@ class FoldedTokenizer(Tokenizer):
         image_size: int = 256,
         transformer: VisionTransformerConfig | None = None,
         pretrained: str | None = None,
+        tuning: Literal["full", "linear", "lora"] = "full",
+        rank: int = 8,
     ) -> None:
         super().__init__()
         config = transformer or VisionTransformerConfig()
@@ -105,6 +113,7 @@ class FoldedTokenizer(Tokenizer):
         self.decoder = GridTransformer(config, side, levels=2)
         self.pixels = nn.Linear(config.dim, 3 * config.patch_size**2)
         self.pretrained = pretrained
+        self._tune(tuning, rank)
 
     @property
     def spec(self) -> TokenSpec | None:
@@ -140,6 +149,20 @@ class FoldedTokenizer(Tokenizer):
         _, *outputs = self.encoder([patches, *branches])
         maps = [output.transpose(1, 2).unflatten(2, self.grid) for output in outputs]
         return torch.cat([self.quant_conv(one) for one in maps], dim=1)
+
+    def _tune(self, tuning: str, rank: int) -> None:
+        """Freeze what the encoder has of its pretrained network, and add updates."""
+        if tuning not in ("full", "linear", "lora"):
+            raise UserError(f"tuning is {tuning!r}: choose full, linear or lora")
+        if tuning == "full":
+            return
+        if self.pretrained is None:
+            raise UserError(f"tuning is {tuning}, which freezes the encoder: set pretrained, or tuning to full")
+        self.patch_embedding.requires_grad_(False)
+        self.encoder.requires_grad_(False)
+        self.encoder.levels.requires_grad_(True)
+        if tuning == "lora":
+            update_attention(self.encoder, rank)
 
     def encode(self, images: Tensor) -> Encoding:
         return self.quantizer(self.features(images))

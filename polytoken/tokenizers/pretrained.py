@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from polytoken.errors import UserError
 from polytoken.teachers import FOUNDATION_MODELS, Teacher
+from polytoken.tokenizers.low_rank import updated_name
 
 if TYPE_CHECKING:
     from polytoken.tokenizers.folded import GridTransformer
@@ -43,15 +44,19 @@ def load_pretrained(source: str, transformers: list[GridTransformer], patch_embe
     state = {RENAMED.get(name, name): value for name, value in state.items()}
     for transformer in transformers:
         _check_sizes(source, network, state, transformer)
-        positions = resample_abs_pos_embed(state["positions"], [side, side], num_prefix_tokens=1)
-        transformer.load_state_dict({**state, "positions": positions, FRESH: transformer.levels.weight})
+    state["positions"] = resample_abs_pos_embed(state["positions"], [side, side], num_prefix_tokens=1)
+    for transformer in transformers:
+        for name, value in transformer.state_dict().items():
+            if (plain := updated_name(name)) in state:
+                value.copy_(state[plain])
     assert kernel is not None and bias is not None
     patch_embedding.weight.copy_(resample_patch_embed(kernel, [*patch_embedding.kernel_size]))
     patch_embedding.bias.copy_(bias)  # type: ignore[union-attr]
 
 
 def _check_sizes(source: str, network: nn.Module, state: dict[str, Tensor], transformer: GridTransformer) -> None:
-    wanted = transformer.state_dict()
+    own_state = transformer.state_dict().items()
+    wanted = {plain: value for name, value in own_state if (plain := updated_name(name)) is not None}
     if differing := sorted((state.keys() ^ wanted.keys()) - {FRESH}, key=lambda name: ("blocks" in name, name)):
         raise UserError(
             f"{source} and the tokenizer's transformer do not both have {differing[0]}: start from a plain vision "

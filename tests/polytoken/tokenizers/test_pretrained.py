@@ -30,13 +30,15 @@ def stand_in(path: Path, **changes: Any) -> SmallVisionTransformer:
     return network.eval()
 
 
-def tokenizer(pretrained: str | Path | None, image_size: int = 16, **changes: Any) -> FoldedTokenizer:
+def tokenizer(
+    pretrained: str | Path | None, image_size: int = 16, tuning: Any = "full", **changes: Any
+) -> FoldedTokenizer:
     torch.manual_seed(0)
     branch = MultiScaleQuantizer((1, 2, 3), codebook_size=16, code_dim=6, num_convolutions=2)
     sizes = {"patch_size": 4, "dim": 32, "depth": 2, "num_heads": 4, "stochastic_depth": 0.0, "layer_scale": None}
     transformer = VisionTransformerConfig(**(sizes | changes))
     path = None if pretrained is None else str(pretrained)
-    return FoldedTokenizer(FactorizedQuantizer(branch, 2), 3, image_size, transformer, path)
+    return FoldedTokenizer(FactorizedQuantizer(branch, 2), 3, image_size, transformer, path, tuning, rank=2)
 
 
 @torch.no_grad()
@@ -119,3 +121,60 @@ def test_a_source_is_a_local_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     stand_in(tmp_path / "mean.safetensors", class_token=False)
     with pytest.raises(UserError, match="do not both have class_token"):
         tokenizer("mean.safetensors").start()
+
+
+def trained(made: FoldedTokenizer) -> set[str]:
+    """Names of the tensors that an update changes."""
+    before = {name: weight.clone() for name, weight in made.named_parameters()}
+    optimizer = torch.optim.AdamW(made.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(2):  # the first one moves only one factor of an update
+        decoded, encoding = made(torch.randn(2, 3, 16, 16))
+        (decoded.image.square().mean() + sum(encoding.losses.values())).backward()
+        optimizer.step()
+    return {name for name, weight in made.named_parameters() if not torch.equal(weight, before[name])}
+
+
+@pytest.mark.parametrize("tuning", ["linear", "lora"])
+def test_a_frozen_encoder_trains_what_the_pretrained_network_lacks(
+    tuning: str, source: SmallVisionTransformer, tmp_path: Path
+) -> None:
+    made = tokenizer(tmp_path / "high.safetensors", tuning=tuning)
+    made.start()
+    images = torch.randn(2, 3, 16, 16)
+    full = tokenizer(tmp_path / "high.safetensors")
+    full.start()
+    torch.testing.assert_close(made.eval().features(images), full.eval().features(images))
+    names = trained(made.train())
+    of_encoder = {name for name in names if name.startswith(("encoder.", "patch_embedding."))}
+    updates = {
+        f"encoder.blocks.{block}.attn.{layer}.parametrizations.weight.0.{factor}"
+        for block in (0, 1)
+        for layer in ("qkv", "proj")
+        for factor in ("up", "down")
+    }
+    assert of_encoder == {"encoder.levels.weight"} | (updates if tuning == "lora" else set())
+    assert {name for name, _ in made.named_parameters() if not name.startswith(("encoder.", "patch_emb"))} <= names
+    if tuning == "lora":
+        layer: Any = made.encoder.blocks[0].attn.qkv
+        update, original = layer.parametrizations.weight[0], layer.parametrizations.weight.original
+        assert torch.equal(original, source.trunk.blocks[0].attn.qkv.weight)
+        torch.testing.assert_close(layer.weight - original, update.up @ update.down, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tuned_encoder_is_loaded_without_its_source(source: SmallVisionTransformer, tmp_path: Path) -> None:
+    made, again = (tokenizer(tmp_path / "high.safetensors", tuning="lora") for _ in range(2))
+    made.start()
+    trained(made)
+    (tmp_path / "high.safetensors").unlink()
+    again.load_state_dict(made.state_dict())
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(again.eval().features(images), made.eval().features(images))
+
+
+def test_a_tuning_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(UserError, match="tuning is linear, which freezes the encoder: set pretrained, or tuning to"):
+        tokenizer(None, tuning="linear")
+    with pytest.raises(UserError, match="tuning is 'half': choose full, linear or lora"):
+        tokenizer("high.safetensors", tuning="half")
+    with pytest.raises(UserError, match="rank is 2, and updates of 3 × 1 weights have 1 to 1"):
+        tokenizer("high.safetensors", tuning="lora", dim=1, num_heads=1)
