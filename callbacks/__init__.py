@@ -20,6 +20,7 @@ from callbacks.measure.scale_reconstructions import ScaleReconstructions
 from callbacks.measure.subspace_ablation import SubspaceAblation
 from callbacks.measure.tensorboard_overview import TensorBoardOverview
 from callbacks.measure.uniformity import Uniformity
+from callbacks.predict.conditional_writer import ConditionalWriter
 from callbacks.predict.sample_writer import SampleWriter
 from callbacks.predict.token_writer import TokenWriter
 from callbacks.steer.loss_spike import LossSpike
@@ -32,6 +33,7 @@ __all__ = [
     "AffinityMatrix",
     "CodeMap",
     "CodebookUsage",
+    "ConditionalWriter",
     "GenerationMetrics",
     "KeptCheckpoints",
     "LastCheckpoint",

@@ -3,6 +3,7 @@
 from datamodules.images import ImageDataModule
 from datamodules.labels import LabelDataModule
 from datamodules.online import OnlineTokenDataModule
+from datamodules.references import ReferenceDataModule
 from datamodules.sources import DigitsSource, FolderSource, HubSource, ImageRecords, ImageSource, PhotosSource
 from datamodules.tokens import TokenDataModule
 from datamodules.views import Views
@@ -17,6 +18,7 @@ __all__ = [
     "LabelDataModule",
     "OnlineTokenDataModule",
     "PhotosSource",
+    "ReferenceDataModule",
     "TokenDataModule",
     "Views",
 ]

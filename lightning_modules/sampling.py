@@ -9,8 +9,10 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
+from datamodules.references import ReferenceDataModule
+from polytoken.errors import UserError
 from polytoken.pipeline import GenerationPipeline
-from polytoken.sampling import SamplerSettings
+from polytoken.sampling import Forcing, SamplerSettings
 
 
 class SamplingModule(pl.LightningModule):
@@ -25,10 +27,11 @@ class SamplingModule(pl.LightningModule):
         tokenizer_run: present place of the tokenizer; None is its place when the generator was trained.
         trust: packages besides polytoken whose classes the checkpoints may name.
         compile: run the decoding step under ``torch.compile``.
+        forcing: sub-codes that are those of a reference image, the ``image`` of a batch; None samples all.
 
     Raises:
         MissingFileError: if a run does not exist.
-        UserError: if the sampler's rules are those of another family.
+        UserError: if the sampler's rules are those of another family, or the generator cannot be forced.
     """
 
     def __init__(
@@ -39,11 +42,28 @@ class SamplingModule(pl.LightningModule):
         tokenizer_run: str | None = None,
         trust: Sequence[str] = (),
         compile: bool = False,  # noqa: A002
+        forcing: Forcing | None = None,
     ) -> None:
         super().__init__()
         self.generator = GenerationPipeline.from_run(generator_run, tokenizer_run, trust, compile)
         self.sampler = self.generator.rules(sampler or SamplerSettings())
         self.seed = seed
+        self.forcing = forcing
+        if forcing is not None:
+            self.generator.forced_places(forcing)
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Raise UserError, before callbacks write, unless the data hold fitting references where these are forced."""
+        data = getattr(self.trainer, "datamodule", None)
+        if (self.forcing is not None) != isinstance(data, ReferenceDataModule):
+            raise UserError(
+                "forced sub-codes are those of reference images: set both model.init_args.forcing and data.class_path "
+                f"datamodules.ReferenceDataModule, or neither; forcing is {self.forcing} and data is "
+                f"{type(data).__name__}"
+            )
+        if isinstance(data, ReferenceDataModule):
+            self.generator.check_references(data.references)
+        return []
 
     @property
     def num_classes(self) -> int:
@@ -57,11 +77,18 @@ class SamplingModule(pl.LightningModule):
 
     def settings(self) -> dict[str, Any]:
         """Return everything that the images depend on besides their classes, as plain data."""
-        return {**self.generator.origin, "sampler": asdict(self.sampler), "seed": self.seed}
+        forcing = {} if self.forcing is None else {"forcing": asdict(self.forcing)}
+        return {**self.generator.origin, "sampler": asdict(self.sampler), "seed": self.seed, **forcing}
 
     def predict_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """Images uint8 (B, H, W, 3) of ``label`` (B,), whose ``index`` (B,) are consecutive."""
-        return self.generator.images(batch["label"], self.sampler, self.seed, int(batch["index"][0]))
+        forced = None if self.forcing is None else self.generator.force(batch["image"], self.forcing)
+        return self.generator.images(batch["label"], self.sampler, self.seed, int(batch["index"][0]), forced)
+
+    def forced_alone(self, references: Tensor) -> Tensor:
+        """Images uint8 (B, H, W, 3) that the forced sub-codes of references (B, 3, H, W) decode to alone."""
+        assert self.forcing is not None
+        return self.generator.forced_alone(self.generator.force(references, self.forcing))
 
     def test_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """The same images, for ``callbacks.GenerationMetrics`` to measure."""

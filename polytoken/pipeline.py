@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from polytoken.codec import embed_sub_codes
 from polytoken.errors import UserError
 from polytoken.generators.base import Generator
+from polytoken.generators.next_scale import NextScaleGenerator
 from polytoken.generators.record import GeneratorRecord
 from polytoken.images import to_uint8
 from polytoken.loading import Checkpoint, load_tokenizer_of
-from polytoken.sampling import CategoricalSampler, FlowSampler, Guidance, RowNoise
+from polytoken.precision import full_precision
+from polytoken.sampling import CategoricalSampler, FlowSampler, ForcedCodes, Forcing, Guidance, RowNoise
 from polytoken.specs import Tokens
 from polytoken.tokenizers import Tokenizer
 
@@ -113,27 +115,94 @@ class GenerationPipeline(nn.Module):
         return own
 
     @torch.inference_mode()
-    def images(self, labels: Tensor, sampler: Guidance, seed: int = 0, first_index: int = 0) -> Tensor:
+    def images(
+        self,
+        labels: Tensor,
+        sampler: Guidance,
+        seed: int = 0,
+        first_index: int = 0,
+        forced: ForcedCodes | None = None,
+    ) -> Tensor:
         """Draw uint8 images (B, H, W, 3) of classes (B,); tokens are always decoded in float32.
 
-        Row i depends on its class, the sampler, the seed and first_index + i; not on the other rows.
+        Row i depends on its class, the sampler, the seed, first_index + i and its forced codes; not on the other rows.
 
         Raises:
             UserError: if a class is none of the generator's, or the rules are those of another family.
         """
         rules = self.rules(sampler)
-        return self.decode(self.draw(labels, rules, seed, first_index), snaps(rules))
+        return self.decode(self.draw(labels, rules, seed, first_index, forced), snaps(rules))
 
     @torch.inference_mode()
-    def draw(self, labels: Tensor, rules: Guidance, seed: int = 0, first_index: int = 0) -> Tokens:
+    def draw(
+        self,
+        labels: Tensor,
+        rules: Guidance,
+        seed: int = 0,
+        first_index: int = 0,
+        forced: ForcedCodes | None = None,
+    ) -> Tokens:
         """Draw tokens of classes (B,), by the rules of the network's family; see :meth:`images`."""
-        return self.network.sample(labels, rules, RowNoise(seed, first_index, len(labels), labels.device))
+        noise = RowNoise(seed, first_index, len(labels), labels.device)
+        if forced is None:
+            return self.network.sample(labels, rules, noise)
+        assert isinstance(self.network, NextScaleGenerator)  # checked by forced_places
+        return self.network.sample(labels, cast(CategoricalSampler, rules), noise, forced)
+
+    def forced_places(self, forcing: Forcing) -> tuple[int, ...]:
+        """Return the places of the forced sub-codes among those that the network writes.
+
+        Raises:
+            UserError: if it does not write them or no others, or cannot be forced.
+        """
+        if not isinstance(self.network, NextScaleGenerator):
+            raise UserError(
+                f"{type(self.network).__name__} cannot be forced to write the sub-codes of a reference image: take a "
+                "run of NextScaleGenerator (configs/next_scale.yaml)"
+            )
+        self.network.check_forced()
+        return forcing.within(self.sub_codes)
+
+    def check_references(self, references: Tensor) -> None:
+        """Raise UserError unless reference images (B, 3, H, W) have the size that the tokenizer was trained on."""
+        side = self.tokenizer.image_size
+        if references.shape[1:] != (3, side, side):
+            height, width = references.shape[-2:]
+            raise UserError(
+                f"the reference images have {height} × {width} pixels and the tokenizer reads {side} × {side}: resize "
+                "them (data.init_args.image_size)"
+            )
 
     @torch.inference_mode()
-    def decode(self, tokens: Tokens, snap: bool = False) -> Tensor:
-        """Decode tokens to uint8 images (B, H, W, 3), in float32; ``snap`` moves latents to the quantizer's points."""
+    def force(self, references: Tensor, forcing: Forcing) -> ForcedCodes:
+        """Encode reference images (B, 3, H, W) in [-1, 1], whose sub-codes :meth:`images` then writes.
+
+        Raises:
+            UserError: if the images have another size than the tokenizer's, or the network cannot be forced.
+        """
+        places = self.forced_places(forcing)
+        self.check_references(references)
+        with full_precision(self._device):
+            codes = self.tokenizer.encode(references.to(self._device, torch.float32)).codes
+        assert codes is not None  # of a generator of codes
+        return ForcedCodes(torch.stack([codes[:, i] for i in self.sub_codes], dim=1), places, forcing.guidance)
+
+    def forced_alone(self, forced: ForcedCodes) -> Tensor:
+        """Decode the forced sub-codes to uint8 images (B, H, W, 3), with the other subspaces set to zero."""
+        codes = torch.stack([forced.codes[:, i] for i in forced.sub_codes], dim=1)
+        return self.decode(Tokens(codes=codes), sub_codes=[self.sub_codes[i] for i in forced.sub_codes])
+
+    @torch.inference_mode()
+    def decode(self, tokens: Tokens, snap: bool = False, sub_codes: Sequence[int] | None = None) -> Tensor:
+        """Decode tokens to uint8 images (B, H, W, 3), in float32; subspaces that are not given are zero.
+
+        Args:
+            tokens: as the network writes them.
+            snap: move latents to the quantizer's points.
+            sub_codes: the tokenizer's sub-codes that the codes are; None is those that the network writes.
+        """
         with torch.autocast(self._device.type, enabled=False):  # bfloat16 has steps of half a grey level and more
-            images = self._decode(tokens, snap)
+            images = self._decode(tokens, snap, self.sub_codes if sub_codes is None else sub_codes)
         if not bool(images.isfinite().all()):  # in 8 bits they would pass for black ones
             raise UserError("decoded images are not finite: lower the guidance, or train generator and tokenizer again")
         return to_uint8(images).permute(0, 2, 3, 1).contiguous()
@@ -148,6 +217,8 @@ class GenerationPipeline(nn.Module):
         seed: int = 0,
         batch_size: int = 32,
         sampler: Guidance | None = None,
+        references: Tensor | None = None,
+        forcing: Forcing | None = None,
     ) -> list[Image.Image]:
         """Draw one image of each class.
 
@@ -160,27 +231,35 @@ class GenerationPipeline(nn.Module):
             seed: of image i together with i, so a longer list begins with the same images.
             batch_size: images at a time, a matter of memory only.
             sampler: all rules at once, in place of ``guidance`` to ``top_p``: a FlowSampler for a generator of latents.
+            references: (B, 3, H, W) in [-1, 1], one an image, some of whose sub-codes are written by force
+                (ImageFolder section 4); :func:`polytoken.images.read_image` reads one.
+            forcing: which sub-codes, and how strongly they guide the others; None is ``Forcing()``.
 
         Raises:
-            UserError: if there is no such class, or a setting is out of its range.
+            UserError: if there is no such class, a setting is out of its range, or the references do not fit.
         """
+        if references is None and forcing is not None:
+            raise UserError("forcing needs the images whose sub-codes are forced: give references")
+        if references is not None and len(references) != len(classes):
+            raise UserError(f"{len(references)} reference images for {len(classes)} classes: give one an image")
         if sampler is None:
             sampler = CategoricalSampler(guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
         labels = torch.tensor([self._index(name) for name in classes], dtype=torch.int64, device=self._device)
         images = []
         for start in range(0, len(labels), batch_size):
-            batch = self.images(labels[start : start + batch_size], sampler, seed, start).cpu()
-            images += [Image.fromarray(image.numpy()) for image in batch]
+            batch = slice(start, start + batch_size)
+            forced = references if references is None else self.force(references[batch], forcing or Forcing())
+            drawn = self.images(labels[batch], sampler, seed, start, forced).cpu()
+            images += [Image.fromarray(image.numpy()) for image in drawn]
         return images
 
     @property
     def _device(self) -> torch.device:
         return next(self.network.parameters()).device
 
-    def _decode(self, tokens: Tokens, snap: bool) -> Tensor:
-        """Decode tokens to images (B, 3, H, W); subspaces that are not generated are zero."""
+    def _decode(self, tokens: Tokens, snap: bool, sub_codes: Sequence[int]) -> Tensor:
         if tokens.codes is not None:
-            return self.tokenizer.decode(embed_sub_codes(self.tokenizer, tokens.codes, self.sub_codes)).image
+            return self.tokenizer.decode(embed_sub_codes(self.tokenizer, tokens.codes, sub_codes)).image
         assert tokens.latents is not None
         latents = tokens.latents.float()
         return self.tokenizer.decode(self.tokenizer.snap(latents) if snap else latents).image

@@ -59,7 +59,7 @@ class FolderSource(ImageSource):
         for wnid in classes:
             folders.append(str(folder / wnid))
             class_indices.append(self.class_to_idx[wnid])
-            file_names.append(_image_names(folder / wnid))
+            file_names.append(image_names(folder / wnid))
         return FolderRecords(folders, class_indices, file_names)
 
     def _split_folder(self, name: Split) -> Path:
@@ -114,7 +114,14 @@ def _class_folders(split_folder: Path) -> list[str]:
     return names
 
 
-def _image_names(folder: Path) -> list[str]:
+def image_names(folder: Path) -> list[str]:
+    """Sorted names of the image files in a folder.
+
+    Raises:
+        MissingFileError: There is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder} is not a folder: name one that holds images.")
     with os.scandir(folder) as entries:
         names = sorted(
             entry.name
@@ -122,7 +129,5 @@ def _image_names(folder: Path) -> list[str]:
             if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith(".") and entry.is_file()
         )
     if not names:
-        raise MissingFileError(
-            f"The class folder {folder} holds no images ({', '.join(EXTENSIONS)}): fill it, or remove it."
-        )
+        raise MissingFileError(f"The folder {folder} holds no images ({', '.join(EXTENSIONS)}): fill it, or remove it.")
     return names

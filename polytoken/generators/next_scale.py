@@ -11,14 +11,15 @@ from torch.nn import functional
 
 from polytoken.errors import UserError
 from polytoken.generators.base import Codec, Generator, GeneratorLoss
-from polytoken.generators.heads import Head
+from polytoken.generators.heads import ClassifierHead, Head
 from polytoken.next_scale_transformer import (
     NextScaleTrunk,
     NextScaleTrunkConfig,
     ScaleCache,
     initialise_next_scale,
 )
-from polytoken.sampling import CategoricalSampler, Draw, RowNoise
+from polytoken.sampling import CategoricalSampler, Draw, ForcedCodes, ForcedDraw, RowNoise
+from polytoken.sampling.forcing import PASSES
 from polytoken.specs import LatentSpec, Tokens, TokenSpec
 from polytoken.transformer import TrunkConfig
 
@@ -28,7 +29,7 @@ class NextScaleGenerator(Generator):
 
     A scale reads the sum of the tokenizer's vectors of all scales before, averaged down to its grid, and the class. Its
     positions see each other and the scales before, and the head predicts the k sub-codes of each. With a parallel head
-    (MultiLinearHead) the sub-codes are independent given the state, as in ImageFolder (eq. 5); other heads work too.
+    (MultiLinearHead) the sub-codes are independent given the state (ImageFolder eq. 5); other heads work too.
 
     Args:
         trunk: sizes and regularisation.
@@ -115,21 +116,34 @@ class NextScaleGenerator(Generator):
         return GeneratorLoss(loss.total, parts, loss.unit, loss.is_bound, hidden=last)
 
     @torch.no_grad()
-    def sample(self, labels: Tensor, sampler: CategoricalSampler, noise: RowNoise) -> Tokens:
+    def sample(
+        self, labels: Tensor, sampler: CategoricalSampler, noise: RowNoise, forced: ForcedCodes | None = None
+    ) -> Tokens:
         """Return codes (B, k, N) for labels (B,) int64, with one pass of the trunk a scale.
 
         Progress of guidance is the scale: with the schedule ``linear`` it begins unguided, as VAR.
 
+        Args:
+            labels: classes.
+            sampler: the rules.
+            noise: of the rows.
+            forced: sub-codes of reference images that are written at every scale (ImageFolder section 4).
+
         Raises:
-            UserError: for a class out of range, or rules that do not fit the number of sub-codes.
+            UserError: for a class out of range, rules that do not fit the number of sub-codes, a head that cannot be
+                forced, or forced codes of another shape.
         """
         assert isinstance(self.spec, TokenSpec)
         self.check_classes(labels)
         sampler.check(self.spec)
+        if forced is not None:
+            self.check_forced()
+            self._codes_of(Tokens(codes=forced.codes))
         steps = len(self.spec.scales), self.spec.num_sub_codes
-        guided = sampler.guided_steps(*steps)
+        guided = sampler.guided_steps(*steps) if forced is None else steps[0]
         scales = torch.tensor(sampler.scales(*steps), device=labels.device)
-        rows = torch.cat([labels, torch.full_like(labels, self.num_classes)]) if guided else labels
+        null = torch.full_like(labels, self.num_classes)
+        rows = torch.cat([labels, *[null] * (bool(guided) if forced is None else PASSES - 1)])
         cache, written = ScaleCache(self.depth), []
         with self.evaluating():
             condition = self.class_embedding(rows)
@@ -140,12 +154,22 @@ class NextScaleGenerator(Generator):
                     cache.keep_rows(len(labels))
                 hidden = self.trunk.step(features, condition, cache)
                 draw = Draw(sampler, noise.spread(self._count(scale)), scales, scale)
+                if forced is not None:
+                    draw = ForcedDraw(draw, forced, self._first(scale))
                 codes = self.head.sample(hidden.flatten(0, 1), self.embeddings, draw)
-                written.append(codes.unflatten(0, (len(labels), -1)).transpose(1, 2))
+                written.append(codes.unflatten(0, (-1, self._count(scale))).transpose(1, 2))
                 if scale + 1 < steps[0]:
                     *_, words = self._words(torch.cat(written, dim=2))
-                    features = words.repeat(len(condition) // len(labels), 1, 1)
-        return Tokens(codes=torch.cat(written, dim=2))
+                    features = words.repeat(len(condition) // len(words), 1, 1)
+        return Tokens(codes=torch.cat(written, dim=2)[: len(labels)])
+
+    def check_forced(self) -> None:
+        """Raise UserError if the head cannot write forced sub-codes."""
+        if not isinstance(self.head, ClassifierHead):
+            raise UserError(
+                f"{type(self.head).__name__} writes the sub-codes of a position in an order of its own, and forcing "
+                "some needs a fixed one: train with MultiLinearHead, MultiMLPHead or AutoregressiveHead"
+            )
 
     def _start(self, condition: Tensor) -> Tensor:
         """Input (B, n, dim) of the first scale: the class."""
@@ -161,8 +185,12 @@ class NextScaleGenerator(Generator):
 
     def _places(self, scale: int) -> Tensor:
         """Level and position embedding (n, dim) of a scale."""
-        first = sum(self._count(before) for before in range(scale))
+        first = self._first(scale)
         return self.level_embedding.weight[scale] + self.position_embedding.weight[first : first + self._count(scale)]
+
+    def _first(self, scale: int) -> int:
+        """Positions of the scales before."""
+        return sum(self._count(before) for before in range(scale))
 
     def _count(self, scale: int) -> int:
         assert isinstance(self.spec, TokenSpec)

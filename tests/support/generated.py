@@ -8,6 +8,7 @@ import yaml
 from torch import nn
 
 from polytoken.building import build
+from polytoken.codec import FrozenCodec
 from polytoken.fingerprint import fingerprint
 from polytoken.generators import Generator, LinearHead, MultiLinearHead, TrunkConfig
 from polytoken.specs import LatentSpec, TokenSpec
@@ -144,6 +145,50 @@ def write_folded_run(run: Path) -> Path:
         "init_args": {"quantizer": quantizer, "grid_size": 3, "image_size": 16, "transformer": sizes},
     }
     return _write(run, "tokenizer", tiny_folded(), {"tokenizer": section})
+
+
+def write_next_scale_runs(
+    root: Path, head: str = "MultiLinearHead", image_size: int = 32, sub_codes: tuple[int, ...] = (0, 1)
+) -> Path:
+    """Runs of a tokenizer of two branches with three scales, and of a next-scale generator; the latter's directory."""
+    sizes = {"scales": [1, 2, image_size // 8], "codebook_size": 16, "code_dim": 4, "num_convolutions": 2}
+    branch = {"class_path": "polytoken.quantizers.MultiScaleQuantizer", "init_args": sizes}
+    quantizer = {
+        "class_path": "polytoken.quantizers.FactorizedQuantizer",
+        "init_args": {"branch": branch, "num_branches": 2},
+    }
+    section = {
+        "class_path": "polytoken.tokenizers.ConvolutionalTokenizer",
+        "init_args": {**TOKENIZER, "image_size": image_size, "quantizer": quantizer},
+    }
+    torch.manual_seed(0)
+    tokenizer = build(section, Tokenizer, "the test", ()).eval()
+    tokenizer_run = _write(root / "tokenizer/tiny", "tokenizer", tokenizer, {"tokenizer": section})
+    trunk = {"depth": 1, "dim": 32, "num_heads": 2, "gate_scale": 1.0}
+    head_section = {"class_path": f"polytoken.generators.{head}"}
+    model = {
+        "generator": {
+            "class_path": "polytoken.generators.NextScaleGenerator",
+            "init_args": {"trunk": trunk, "head": head_section},
+        }
+    }
+    generator = build(model["generator"], Generator, "the test", ())
+    spec = tokenizer.require_codes()
+    generator.connect(spec.select(sub_codes), 10, FrozenCodec(lambda: tokenizer, sub_codes))
+    for parameter in generator.parameters():  # the head is initialised to zero, and would ignore the class
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.3)
+    origin = {"tokenizer_run": str(tokenizer_run), "tokenizer_fingerprint": fingerprint(tokenizer)}
+    record = {
+        "spec": spec.select(sub_codes).to_json(),
+        "full_spec": spec.to_json(),
+        "sub_codes": list(sub_codes),
+        "num_classes": 10,
+        "class_to_idx": {str(digit): digit for digit in range(10)},
+        **origin,
+        "lineage": {**origin, "store": "store", "init_from": None},
+    }
+    return _write(root / "next_scale/tiny", "generator", generator, model, generator=record)
 
 
 def _write(run: Path, name: str, network: nn.Module, model: dict[str, Any], **more: Any) -> Path:
