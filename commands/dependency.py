@@ -7,6 +7,7 @@ table, and writes `dependency.json` and `dependency.png` into each store. See do
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -141,7 +142,7 @@ def draw(found: Mapping[str, Dependency], path: Path) -> None:
     plot, axes = new_plot(2 if len(several) > 1 else 1)
     bars = axes[0][0]
     for number, (kind, text) in enumerate(KINDS.items()):
-        heights = [means(record).get(kind, 0.0) for record in found.values()]
+        heights = [means(record).get(kind, math.nan) for record in found.values()]
         bars.bar([place + 0.4 * number for place in range(len(found))], heights, 0.38, label=text)
     bars.set_xticks([place + 0.2 for place in range(len(found))], list(found))
     bars.set(ylabel="mutual information, bits", title="mean over scales and sub-codes")

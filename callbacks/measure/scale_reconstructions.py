@@ -64,7 +64,6 @@ class ScaleReconstructions(SubsetMeasurement):
         return {f"scales/psnr_{name}": value for name, value in self._decoded.psnr().items()}
 
     def draw(self, trainer: pl.Trainer) -> None:
-        titles = [
-            f"{name}: {height} × {width}" for name, (height, width) in zip(self._names, self._scales, strict=True)
-        ]
+        # Pillow's font has no ×
+        titles = [f"{name}: {height}x{width}" for name, (height, width) in zip(self._names, self._scales, strict=True)]
         self._decoded.publish(trainer, "scales", [ORIGINAL, *titles], self.pixels)
