@@ -67,12 +67,18 @@ class NextScaleGenerator(Generator):
         """Create all layers; index ``num_classes`` of the class embedding is the null class of guidance.
 
         Raises:
-            UserError: for latents, or a head that cannot predict the codes.
+            UserError: for latents, codes of one scale, or a head that cannot predict the codes.
         """
         if not isinstance(spec, TokenSpec):
             raise UserError("NextScaleGenerator models codes, and this spec is of latents: give it a TokenSpec")
         if codec is None:
             raise UserError("NextScaleGenerator reads the tokenizer's vectors: connect it with the tokenizer's codec")
+        if len(spec.scales) == 1:
+            height, width = spec.scales[0]
+            raise UserError(
+                f"these codes have one scale, {height} × {width}, and NextScaleGenerator predicts a scale from those "
+                "before: use a tokenizer of several scales (var, imagefolder), or AutoregressiveGenerator"
+            )
         if num_classes < 1:
             raise UserError(f"num_classes is {num_classes}: a generator needs at least one class")
         self.spec = spec
@@ -181,7 +187,8 @@ class NextScaleGenerator(Generator):
         for scale, total in enumerate(self._codec.partial_sums(codes), start=1):
             if scale < len(self.spec.scales):
                 words = functional.adaptive_avg_pool2d(total, self.spec.scales[scale]).flatten(2).transpose(1, 2)
-                yield self.word_embedding(words) + self._places(scale)
+                # vectors are float32 whatever the weights are
+                yield self.word_embedding(words.type_as(self.word_embedding.weight)) + self._places(scale)
 
     def _places(self, scale: int) -> Tensor:
         """Level and position embedding (n, dim) of a scale."""

@@ -11,7 +11,7 @@ from commands.consolidate import consolidate
 from polytoken.generators import FlowMatching
 from polytoken.loading import Checkpoint
 from tests.support.conditioned import conditioned
-from tests.support.generator_recipes import GENERATOR, tiny, write_digit_codes
+from tests.support.generator_recipes import GENERATOR, tiny, write_digit_codes, write_scale_codes
 from tests.support.ranks import run_on_ranks
 from tests.support.recipes import CONFIGS, digits, write_judge
 
@@ -19,13 +19,19 @@ pytestmark = pytest.mark.cluster
 
 JUDGE = Path("runs/digits/teacher/judge.safetensors")
 TOKENIZERS = ("vq", "fq_triple", "fsq", "ae", "vae")
-GENERATORS = ("llamagen", "stage1", "far_base", "dit")  # stage2: tests/lightning_modules/test_generator_on_ranks.py
+GENERATORS = (
+    "llamagen",
+    "stage1",
+    "far_base",
+    "dit",
+    "next_scale",
+)  # stage2: tests/lightning_modules/test_generator_on_ranks.py
 QUICK = (
     *("--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--trainer.limit_val_batches", "1"),
     *("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"),
 )
 # no rank-specific random numbers, and steps proportional to the gradients
-DROPOUTS = {"dit": ("class",)}
+DROPOUTS = {"dit": ("class_dropout",), "next_scale": ("class_dropout", "stochastic_depth")}
 EQUAL = ("--model.init_args.optimizer.learning_rate", "0.3", "--model.init_args.optimizer.schedule", "constant")
 OVERLAYS = {
     "ddp": (),
@@ -51,9 +57,9 @@ def over_two(name: str) -> tuple[str, ...]:
 def generator(recipe: str, batch_size: int, stage: str) -> list[str]:
     one_code = ["--data.init_args.sub_codes", "[0]"] if recipe == "llamagen" else []
     size = ["--data.init_args.batch_size", str(batch_size), "--run.stage", stage]
-    names = DROPOUTS.get(recipe, ("resid", "ffn", "token", "class"))
-    dropouts = [part for name in names for part in (f"--{GENERATOR}.trunk.{name}_dropout", "0")]
-    store = Path("latents" if recipe == "dit" else "codes")
+    names = DROPOUTS.get(recipe, ("resid_dropout", "ffn_dropout", "token_dropout", "class_dropout"))
+    dropouts = [part for name in names for part in (f"--{GENERATOR}.trunk.{name}", "0")]
+    store = Path({"dit": "latents", "next_scale": "scales"}.get(recipe, "codes"))
     return [*tiny(recipe, store), *one_code, *QUICK, *EQUAL, *dropouts, *size]
 
 
@@ -78,7 +84,8 @@ def generators(rank: int) -> None:
     FlowMatching.draw = fixed_draw  # type: ignore[method-assign]
     for recipe in GENERATORS:
         for name in OVERLAYS:
-            fit(*generator(recipe, 8, f"{name}/{recipe}"), *over_two(name))
+            for steps in ("1", "2") if recipe == "next_scale" else ("2",):  # stopped and resumed, as stage2 elsewhere
+                fit(*generator(recipe, 8, f"{name}/{recipe}"), *over_two(name), "--trainer.max_steps", steps)
 
 
 def test_tokenizers(tmp_path: Path) -> None:
@@ -97,6 +104,7 @@ def test_two_ranks_equal_one_rank_with_twice_the_batch(tmp_path: Path, monkeypat
     monkeypatch.setattr(FlowMatching, "draw", fixed_draw)
     write_digit_codes(tmp_path / "codes")
     write_digit_codes(tmp_path / "latents", None)
+    write_scale_codes(tmp_path / "scales")
     run_on_ranks(generators, tmp_path)
     for recipe in GENERATORS:
         fit(*generator(recipe, 16, f"alone/{recipe}"))

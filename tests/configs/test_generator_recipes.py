@@ -105,7 +105,8 @@ def test_published_size_of_the_diffusion_transformer(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize("recipe", GENERATORS)
 def test_a_preset_changes_only_sizes(recipe: str, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels, grid, size = {"digits": (32, (4, 4), 64), "photos": (64, (8, 8), 1024)}[preset]
-    spec = TokenSpec((size,) * (1 if recipe in SINGLE else 2), (grid,))
+    scales = ((1, 1), grid) if recipe == "next_scale" else (grid,)
+    spec = TokenSpec((size,) * (1 if recipe in SINGLE else 2), scales)
     store = write_digit_codes(tmp_path / "codes", spec, image_size=pixels)
     command, generator = built(recipe, preset, store, monkeypatch)
     assert count(generator) < 10_000_000

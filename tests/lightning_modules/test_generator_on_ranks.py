@@ -19,8 +19,9 @@ from lightning_modules import GeneratorModule
 from polytoken.loading import Checkpoint, load_generator
 from polytoken.optimization import gradient_norm
 from polytoken.parallelize import parallelize, placed_like, whole
-from polytoken.sampling import CategoricalSampler, FlowSampler, RowNoise
+from polytoken.sampling import CategoricalSampler, FlowSampler, ForcedCodes, RowNoise
 from polytoken.specs import Tokens
+from tests.polytoken.generators import test_next_scale as next_scale
 from tests.support.commands import exit_code
 from tests.support.conditioned import conditioned
 from tests.support.diffusion import random_latents, small_diffusion
@@ -256,6 +257,45 @@ def test_a_sharded_diffusion_transformer_equals_the_unsharded_one(tmp_path: Path
         torch.testing.assert_close(found["sampled"], expected)
         assert float(found["bfloat16"]) == pytest.approx(float(loss.total.detach()), rel=2e-2)
         assert found["times"].dtype == torch.float32 and not torch.equal(*found["times"])
+
+
+def results_of_next_scale_shards(rank: int) -> dict[str, object]:
+    """Results of a next-scale generator that is sharded over two ranks, both reading the same codes."""
+    mesh = init_device_mesh("cpu", (2,))
+    generator = next_scale.generator(checkpointing=True)
+    parallelize(generator, mesh)
+    codes = next_scale.codes()
+    loss = generator.loss(Tokens(codes=codes), LABELS, taps=(1,))
+    (loss.total + loss.hidden[1].square().mean()).backward()
+    result: dict[str, object] = {"loss": loss.total.detach()}
+    result["gradients"] = {name: whole(value.grad) for name, value in generator.named_parameters()}
+    noise, forced = RowNoise(3, 0, 3, LABELS.device), ForcedCodes(codes, (0,), 2.0)
+    result["sampled"] = generator.sample(LABELS, SAMPLER, noise).codes
+    result["forced"] = generator.sample(LABELS, SAMPLER, noise, forced).codes
+    rounded = next_scale.generator()
+    parallelize(rounded, mesh, torch.bfloat16)
+    total = rounded.loss(Tokens(codes=codes), LABELS).total
+    total.backward()
+    result["bfloat16"] = total.detach()
+    result["sampled in bfloat16"] = rounded.sample(LABELS, SAMPLER, noise).codes
+    return result
+
+
+@pytest.mark.cluster
+def test_a_sharded_next_scale_generator_equals_the_unsharded_one(tmp_path: Path) -> None:
+    generator, codes = next_scale.generator(), next_scale.codes()
+    loss = generator.loss(Tokens(codes=codes), LABELS, taps=(1,))
+    (loss.total + loss.hidden[1].square().mean()).backward()
+    noise, forced = RowNoise(3, 0, 3, LABELS.device), ForcedCodes(codes, (0,), 2.0)
+    for found in run_on_ranks(results_of_next_scale_shards, tmp_path):
+        torch.testing.assert_close(found["loss"], loss.total.detach())
+        for name, parameter in generator.named_parameters():
+            torch.testing.assert_close(found["gradients"][name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+        assert torch.equal(found["sampled"], generator.sample(LABELS, SAMPLER, noise).codes)
+        assert torch.equal(found["forced"], generator.sample(LABELS, SAMPLER, noise, forced).codes)
+        assert found["sampled in bfloat16"].shape == (3, 2, 30)
+        total = float(found["bfloat16"])
+        assert total == pytest.approx(float(loss.total.detach()), rel=2e-2) and total != float(loss.total.detach())
 
 
 def test_unsupported_strategies_are_rejected(tmp_path: Path) -> None:

@@ -8,7 +8,10 @@ import numpy as np
 from artifacts.moments import Moments
 from artifacts.token_store import StorePlan
 from artifacts.token_store_writer import TokenStoreWriter
+from polytoken.fingerprint import fingerprint
+from polytoken.loading import load_tokenizer
 from polytoken.specs import TokenSpec
+from tests.support.generated import write_next_scale_runs
 from tests.support.recipes import CONFIGS, preset_files
 from tests.support.token_store import plan_of, random_latents
 
@@ -56,6 +59,14 @@ def write_digit_codes(
             writer.write(shard, images, labels, tokens, Moments.of(latents))
         writer.finish()
     return root
+
+
+def write_scale_codes(root: Path, **changes: Any) -> Path:
+    """The stores of :func:`write_digit_codes` with two sub-codes on three scales, and the run of their tokenizer."""
+    run = write_next_scale_runs(root.with_name(f"{root.name}_runs")).parent.parent / "tokenizer/tiny"
+    tokenizer = load_tokenizer(run)
+    place = {"tokenizer_run": str(run), "tokenizer_fingerprint": fingerprint(tokenizer), "image_size": 32}
+    return write_digit_codes(root, tokenizer.spec, latent_shape=tokenizer.latent_shape, **place, **changes)
 
 
 def _codes(plan: StorePlan, spec: TokenSpec, labels: np.ndarray, seed: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The next-scale generator: causality over scales, cached against teacher-forced, published sizes and start."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -29,9 +30,10 @@ IMAGEFOLDER = tuple((side, side) for side in (1, 1, 2, 3, 3, 4, 5, 6, 8, 11))
 CPU = torch.device("cpu")
 
 
-def codec() -> FrozenCodec:
+def codec(sides: Sequence[int] = SIDES) -> FrozenCodec:
     torch.manual_seed(0)
-    quantizer = FactorizedQuantizer(MultiScaleQuantizer(SIDES, codebook_size=12, code_dim=4), 2)
+    branch = MultiScaleQuantizer(sides, codebook_size=12, code_dim=4, num_convolutions=1, dropout_start=1)
+    quantizer = FactorizedQuantizer(branch, 2)
     tokenizer = ConvolutionalTokenizer(
         image_size=16,
         base_channels=16,
@@ -43,7 +45,7 @@ def codec() -> FrozenCodec:
         adapter_depth=1,
         quantizer=quantizer,
     )
-    assert tokenizer.spec == spec()
+    assert tokenizer.spec == spec(sides)
     return FrozenCodec(lambda: tokenizer, [0, 1])
 
 
@@ -51,15 +53,15 @@ def blank_codec(channels: int) -> BlankCodec:
     return BlankCodec(LatentSpec(channels, (16, 16), (0.0,) * channels, (1.0,) * channels), scales=10)
 
 
-def spec() -> TokenSpec:
-    return TokenSpec((12, 12), tuple((side, side) for side in SIDES))
+def spec(sides: Sequence[int] = SIDES) -> TokenSpec:
+    return TokenSpec((12, 12), tuple((side, side) for side in sides))
 
 
-def generator(head: Head | None = None, **trunk: Any) -> NextScaleGenerator:
+def generator(head: Head | None = None, sides: Sequence[int] = SIDES, **trunk: Any) -> NextScaleGenerator:
     """A connected generator whose gates are open, so that all its parts matter."""
     config = NextScaleTrunkConfig(**{"depth": 2, "dim": 32, "num_heads": 2, "gate_scale": 1.0, **trunk})
     made = NextScaleGenerator(config, head or MultiLinearHead())
-    made.connect(spec(), 10, codec())
+    made.connect(spec(sides), 10, codec(sides))
     torch.manual_seed(1)
     for parameter in made.parameters():
         if parameter.ndim > 1:
@@ -120,6 +122,17 @@ def test_cached_sampling_writes_the_likeliest_codes_of_teacher_forcing(head: Hea
     ]
     expected = torch.stack([one.argmax(-1) for one in logits], dim=1)
     assert torch.equal(read, expected)
+
+
+@pytest.mark.parametrize("sides", [(1, 4), (4, 4), (2, 3, 4), (1, 1, 2, 3, 3, 4)])
+def test_any_list_of_scales_is_sampled_as_it_is_trained(sides: tuple[int, ...]) -> None:
+    made, labels = generator(sides=sides), torch.tensor([1, 5])
+    written = made.sample(labels, CategoricalSampler(top_k=1), RowNoise(0, 0, 2, CPU)).codes
+    assert written is not None and written.shape == (2, 2, sum(side**2 for side in sides))
+    assert isinstance(made.head, MultiLinearHead)
+    hidden = states(made, written, labels)
+    logits = [output(made.head.norm(hidden)) for output in made.head.outputs]
+    assert torch.equal(written, torch.stack([one.argmax(-1) for one in logits], dim=1))
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "interval"])
@@ -206,6 +219,7 @@ def test_stochastic_depth_drops_branches_in_training_only() -> None:
         (lambda: generator(depth=0), "trunk.depth is 0: it must be at least 1"),
         (lambda: generator(stochastic_depth=1.0), "trunk.stochastic_depth is 1.0: a share to drop"),
         (lambda: generator().connect(spec(), 10), "reads the tokenizer's vectors"),
+        (lambda: generator(sides=(4,)), "these codes have one scale, 4 × 4, .*: use a tokenizer of several scales"),
         (lambda: generator().connect(LatentSpec(1, (2, 2), (0.0,), (1.0,)), 10, codec()), "this spec is of latents"),
         (
             lambda: generator().loss(Tokens(codes=codes()[:, :, :29]), torch.tensor([0, 1, 2])),
