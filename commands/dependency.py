@@ -162,6 +162,14 @@ def draw(found: Mapping[str, Dependency], path: Path) -> None:
         Image.fromarray(render(plot)).save(unfinished, format="png")
 
 
+def save(directory: Path, record: Dependency) -> Path:
+    """Write `dependency.json` and `dependency.png` into a directory of stores."""
+    path = directory / DEPENDENCY
+    records.write(path, record)
+    draw({directory.name: record}, path.with_suffix(".png"))
+    return path
+
+
 def work(given: Namespace) -> None:
     """Measure every store, write its files and print a table; draw all stores in one plot if a path is given."""
     found: dict[str, Dependency] = {}
@@ -169,10 +177,8 @@ def work(given: Namespace) -> None:
         store = TokenStore.open(directory / given.split)
         record = measure(store, given.groups, given.max_images, given.shuffles, given.seed)
         found[directory.name] = record
-        path = directory / DEPENDENCY
-        records.write(path, record)
-        draw({directory.name: record}, path.with_suffix(".png"))
         show(record)
+        path = save(directory, record)
         print(f"all results: {path}, plotted in {path.with_suffix('.png')}")
     if given.picture is not None:
         draw(found, given.picture)

@@ -39,6 +39,30 @@ def probe(directory: Path, max_train: int | None = None) -> tuple[Metrics, int]:
     return named, found["n_validation"]
 
 
+def dependency(directory: Path, groups: int) -> tuple[Metrics, int]:
+    """Mutual information of stored sub-codes of training images; also writes `dependency.json` and its plot.
+
+    Args:
+        directory: The directory of the stores.
+        groups: Maximum number of groups of codes of a codebook.
+
+    Returns:
+        `dependency/neighbours/<i>` and `dependency/branches/<i>_<j>` in bits, means over scales, and the mean of each
+        kind, `dependency/<kind>`; and the number of images.
+    """
+    from artifacts.token_store import TokenStore
+    from commands import dependency as program
+
+    found = program.measure(TokenStore.open(directory / "train"), groups)
+    program.save(directory, found)
+    metrics: Metrics = {f"dependency/{kind}": bits for kind, bits in program.means(found).items()}
+    for one in found["entries"]:
+        if one.scale is None:
+            names = one.sub_codes[:1] if one.kind == "neighbours" else one.sub_codes
+            metrics[f"dependency/{one.kind}/{'_'.join(map(str, names))}"] = one.bits
+    return metrics, found["images"]
+
+
 def normal(alpha: float, points: int = POINTS) -> tuple[Metrics, int]:
     """Uniformity of 2σ(αx) − 1 for standard normal x (iFSQ Fig. 2), computed at evenly spaced quantiles.
 
@@ -117,6 +141,7 @@ def _work(options: Namespace) -> None:
         "probe": lambda: probe(options.run, options.max_train),
         "layers": lambda: layers(options.run, options.max_images, options.k, options.time),
         "curve": lambda: curve(options.run, options.num_images, options.guidance, options.steps),
+        "dependency": lambda: dependency(options.store, options.groups),
         "normal": lambda: normal(options.alpha),
     }[options.command]()
     section: Measured = {"metrics": metrics, "n": n, "machine": machine(), "commit": commit()}
@@ -130,6 +155,9 @@ def main(arguments: list[str] | None = None) -> None:
     for_probe = commands.add_parser("probe", help="class information in a tokenizer's vectors")
     for_probe.add_argument("--run", type=Path, required=True, help="directory of the tokenizer's run")
     for_probe.add_argument("--max-train", type=int, help="maximum number of training images (default: all)")
+    for_dependency = commands.add_parser("dependency", help="mutual information of stored sub-codes")
+    for_dependency.add_argument("--store", type=Path, required=True, help="directory of the stores")
+    for_dependency.add_argument("--groups", type=int, default=32, help="maximum number of groups of codes")
     for_normal = commands.add_parser("normal", help="uniformity of a bounded normal variable")
     for_normal.add_argument("--alpha", type=float, required=True, help="slope of the bound")
     for_layers = commands.add_parser("layers", help="similarity of a generator's blocks to its output and a teacher")
@@ -142,7 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
     for_curve.add_argument("--steps", type=int, help="time grid of a flow (default: 250)")
     for command in (for_layers, for_curve):
         command.add_argument("--run", type=Path, required=True, help="directory of the generator's run")
-    for command in (for_probe, for_normal, for_layers, for_curve):
+    for command in (for_probe, for_dependency, for_normal, for_layers, for_curve):
         command.add_argument("--output", type=Path, required=True, help="directory of metrics.json")
     run(parser, _work, arguments)
 

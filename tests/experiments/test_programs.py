@@ -10,9 +10,11 @@ from experiments import programs
 from experiments.__main__ import main
 from experiments.specification import load
 from experiments.tasks import runs_of
+from polytoken.specs import TokenSpec
 from tests.support.experiments import STAGED, write_experiment
 from tests.support.generated import configure, keep, write_runs
 from tests.support.recipes import write_judge
+from tests.support.token_store import write_stores
 
 PROBED = """
   - label: probed
@@ -94,6 +96,31 @@ def test_probes_are_named_and_saved_with_the_tokenizer(
     with pytest.raises(SystemExit, match="2"):
         programs.main(["probe", "--run", "nowhere", "--output", "there"])
     assert "error: " in capsys.readouterr().err
+
+
+def test_dependency_of_a_store_is_named_by_its_sub_codes() -> None:
+    root = write_stores(Path("tokens"), spec=TokenSpec((16, 12), ((1, 1), (2, 2))))
+    programs.main(["dependency", "--store", str(root), "--output", "there"])
+    section = json.loads(Path("there/metrics.json").read_text())["validate"]
+    record = json.loads((root / "dependency.json").read_text())
+    entries = {(tuple(one["sub_codes"]), one["scale"]): one["bits"] for one in record["entries"]}
+    neighbours = [entries[(index, index), None] for index in (0, 1)]
+    assert section["n"] == 22 and section["metrics"] == pytest.approx(
+        {
+            "dependency/neighbours": sum(neighbours) / 2,
+            "dependency/neighbours/0": neighbours[0],
+            "dependency/neighbours/1": neighbours[1],
+            "dependency/branches": entries[(0, 1), None],
+            "dependency/branches/0_1": entries[(0, 1), None],
+        }
+    )
+    stages = "      - {stage: dependency, overrides: {groups: 9}}\n"
+    file = write_experiment(Path(), ("      - stage: samples\n", stages), text=STAGED)
+    made = {row.label: runs_of(row, "digits", 0) for row in load(str(file)).rows}
+    runs = next(runs for runs in made.values() if any(run.stage.kind == "dependency" for run in runs))
+    tokens = next(run for run in runs if run.stage.kind == "tokens")
+    (command,) = runs[-1].commands()
+    assert command[3:7] == ["dependency", "--store", str(tokens.directory), "--groups"]
 
 
 def test_samples_without_a_judge_need_a_reference_before_anything_runs(capsys: pytest.CaptureFixture) -> None:
