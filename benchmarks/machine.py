@@ -135,7 +135,7 @@ def write_results(what: str, results: list[Result]) -> Path:
         machine["gpu"] = torch.cuda.get_device_name()
     record = {
         "machine": machine,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         "commit": commit(),
         "results": [asdict(result) for result in results],
     }

@@ -1,14 +1,19 @@
 """A next-scale generator on a token store: of its own scales, of others, and of one."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from artifacts.token_store import TokenStore
+from commands import layers
 from polytoken.loading import Checkpoint
 from polytoken.specs import TokenSpec
 from tests.support.commands import exit_code
+from tests.support.generated import configure
 from tests.support.generator_recipes import tiny, write_digit_codes, write_scale_codes
+from tests.support.online import write_teacher
+from tests.support.recipes import CONFIGS
 
 
 def test_it_resumes_on_its_own_scales_alone(
@@ -30,3 +35,24 @@ def test_it_resumes_on_its_own_scales_alone(
     single = write_digit_codes(tmp_path / "single", TokenSpec((16, 16), ((4, 4),)), **same)
     assert exit_code("fit", *tiny("next_scale", single), "--run.stage", "next_scale/single") == 2
     assert "error: these codes have one scale, 4 × 4, and NextScaleGenerator predicts" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["llamagen_repa", "next_scale"])
+def test_alignment_reads_the_finest_scale(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images encoded online, a teacher of their 4 × 4 positions, and the analysis of the blocks afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["cli.py"])
+    store = write_scale_codes(tmp_path / "codes", train=1442, validation=355, images_per_shard=1442)
+    configure(tmp_path / "codes_runs/next_scale/tiny")
+    write_teacher(Path("runs/digits/teacher/high.safetensors"), 32)
+    head = ("--model.init_args.generator.init_args.head", "polytoken.generators.MultiLinearHead")
+    aligned = ("--config", str(CONFIGS / "presets/digits/llamagen_repa.yaml"), "--data.init_args.store", str(store))
+    aligned += ("--model.init_args.alignment.weight", "2.0") if recipe == "next_scale" else ()
+    few = ("--trainer.limit_val_batches", "1", "--run.stage", "aligned/any")
+    assert exit_code("fit", *tiny(recipe, store), *aligned, *head, *few) == 0
+    run = Path("runs/digits/aligned/any")
+    measured = json.loads((run / "metrics.json").read_text())["validate"]["metrics"]
+    assert -1 <= measured["val/alignment"] <= 1 and measured["val/nll"] > 0
+    layers.main(["--run", str(run), "--max-images", "24", "--k", "3"])
+    assert json.loads((run / "layers.json").read_text())["positions"] == 16
