@@ -11,12 +11,13 @@ from callbacks import (
     CodeMap,
     ReconstructionDistance,
     ReconstructionMetrics,
+    ScaleReconstructions,
     SubspaceAblation,
 )
 from callbacks.measure.metrics_file import MetricsFile
 from tests.callbacks.measure.test_affinity_matrix import FakeTeacher
 from tests.support.recipes import write_judge
-from tests.support.tokenizers import tiny_tokenizer
+from tests.support.tokenizers import tiny_scales
 from tests.support.validation import Images, module_of, quiet_trainer
 
 
@@ -28,10 +29,11 @@ def measured(directory: Path, judge: Path, **arguments: object) -> dict[str, flo
         ReconstructionDistance("stand_in", str(judge.with_name("mid.safetensors"))),
         AffinityMatrix(k=3),
         SubspaceAblation(max_images=1),
+        ScaleReconstructions(),
         CodeMap(classes=2),
         MetricsFile(),
     ]
-    module = module_of(tiny_tokenizer())
+    module = module_of(tiny_scales())
     module.objective.teachers = {"mid": FakeTeacher()}
     trainer = quiet_trainer(directory, callbacks, **arguments)
     trainer.validate(module, Images(23), verbose=False)  # 24 rows, one of which only pads
