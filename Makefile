@@ -20,6 +20,8 @@ CLUSTER  ?=
 CONFIG  = --config configs/$(1).yaml --config configs/presets/$(PRESET)/$(2).yaml $(CLUSTER)
 # overlay of a preset for one recipe
 OVERLAY = $(wildcard configs/presets/$(PRESET)/$(1).yaml)
+# a preset states the sizes of folded tokenizers in a file of their own
+KIND   := $(if $(shell grep -s FoldedTokenizer configs/$(TOKENIZER).yaml),folded,tokenizer)
 SIZED   = $(call CONFIG,$(1),$(2)) $(addprefix --config ,$(call OVERLAY,$(1)))
 CLI    := $(LAUNCHER) $(PYTHON) cli.py
 FIT    := $(CLI) fit
@@ -90,8 +92,8 @@ endif
 
 tokenizer: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Train TOKENIZER on PRESET, or resume its training
 
-$(RUNS)/tokenizer/$(TOKENIZER)/metrics.json: $(TEACHERS_HERE) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/tokenizer.yaml $(call OVERLAY,$(TOKENIZER)) | $(READY)
-	$(FIT) $(call SIZED,$(TOKENIZER),tokenizer) $(ROOT) $(call ARGS_OF,tokenizer)
+$(RUNS)/tokenizer/$(TOKENIZER)/metrics.json: $(TEACHERS_HERE) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/$(KIND).yaml $(call OVERLAY,$(TOKENIZER)) | $(READY)
+	$(FIT) $(call SIZED,$(TOKENIZER),$(KIND)) $(ROOT) $(call ARGS_OF,tokenizer)
 	@$(PYTHON) -m commands.summary $(@D)
 	@echo "the tokenizer is in $(@D) (config.yaml, checkpoints/, metrics.json, pictures); next: make tokens"
 
@@ -155,7 +157,7 @@ probe: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Probe the subspaces of TOK
 
 analysis: tokenizer ## Analyse the subspaces of TOKENIZER: affinity, ablation, code maps
 	@touch -r $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json $(RUNS)/.trained
-	$(PYTHON) cli.py validate $(call SIZED,$(TOKENIZER),tokenizer) --config configs/analysis.yaml --config configs/presets/$(PRESET)/analysis.yaml $(ROOT) $(ARGS)
+	$(PYTHON) cli.py validate $(call SIZED,$(TOKENIZER),$(KIND)) --config configs/analysis.yaml --config configs/presets/$(PRESET)/analysis.yaml $(ROOT) $(ARGS)
 	@touch -r $(RUNS)/.trained $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json && rm $(RUNS)/.trained # measured again, not trained
 
 endif

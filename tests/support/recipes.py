@@ -35,6 +35,8 @@ TOKENIZERS = recipes_of("lightning_modules.TokenizerModule")
 
 def preset_files(recipe: str, preset: str, kind: str = "tokenizer") -> list[str]:
     """A recipe's files of a preset, as the Makefile chooses them; ``kind`` is tokenizer or generator."""
+    if kind == "tokenizer" and "FoldedTokenizer" in (CONFIGS / f"{recipe}.yaml").read_text():
+        kind = "folded"
     files = [CONFIGS / "presets" / preset / f"{name}.yaml" for name in (kind, recipe)]
     return [str(file) for file in files if file.exists()]
 
