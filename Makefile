@@ -42,7 +42,7 @@ ARGS_OF = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR: # a run that was stopped during its last validation is not finished
-.PHONY: help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate sweep layers report probe analysis pictures plot weights reference experiment consolidate test test-cluster drill lint format benchmark tensorboard clean
+.PHONY: help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe analysis pictures plot weights reference experiment consolidate test test-cluster drill lint format benchmark tensorboard clean
 
 help: ## Explain every target
 	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=$$(grep -l 'stage: tokenizer/' configs/*.yaml | sed 's|.*/||; s|\.yaml||' | paste -sd '|')]"
@@ -132,6 +132,9 @@ $(SAMPLED)/samples.npz: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json configs/s
 	$(CLI) predict $(call CONFIG,sample,sample) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(TOKENIZER) --run.stage samples/$(notdir $(SAMPLED)) $(call ARGS_OF,sample)
 	@echo "the samples are in $(@D) (samples.npz, grid.png); next: make evaluate"
 
+condition: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json | $(READY) ## Generate images around references (GENERATOR=next_scale): grid.png, samples.npz
+	$(CLI) predict $(call CONFIG,condition,condition) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(TOKENIZER) --run.stage samples/$(notdir $(SAMPLED))_condition $(ROOT) $(ARGS)
+
 evaluate: $(MEASURED) ## Measure SAMPLES=any.npz, real images and reconstructions
 
 # ARGS may name another reference or network than that of the existing metrics
@@ -142,6 +145,9 @@ $(MEASURED): $(SAMPLES) $(TEACHERS_HERE) $(if $(call ARGS_OF,evaluate),measure-a
 
 sweep: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json $(TEACHERS_HERE) ## Measure GENERATOR at each guidance of CFG="1.0 1.5 2.0": sweep.json, sweep.png
 	$(PYTHON) -m commands.sweep --run $(RUNS)/$(GENERATOR)/$(TOKENIZER) --guidance $(CFG) --preset $(PRESET) $(ARGS)
+
+dependency: $(CODES) ## Measure how far the stored codes of TOKENIZER depend on each other: dependency.json, dependency.png
+	$(PYTHON) -m commands.dependency --store $(TOKENS) $(ARGS)
 
 layers: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json $(TEACHERS_HERE) ## Compare the blocks of GENERATOR with its output and a teacher: layers.json, layers.png
 	$(PYTHON) -m commands.layers --run $(RUNS)/$(GENERATOR)/$(TOKENIZER) $(ARGS)
