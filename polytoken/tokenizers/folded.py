@@ -17,7 +17,6 @@ from polytoken.tokenizers.base import Tokenizer
 from polytoken.tokenizers.low_rank import update_attention
 from polytoken.tokenizers.pretrained import load_pretrained
 
-
 SHARPNESS = 2.5  # of attention at the start; with 4 it hardly moves
 
 
