@@ -229,7 +229,7 @@ class GridTransformer(nn.Module):
         """
         nn.init.normal_(self.positions)
         for block in self.blocks:
-            queries, keys, _ = block.attn.qkv.weight.chunk(3)  # type: ignore[union-attr]
+            queries, keys, _ = block.attn.qkv.weight.chunk(3)  # type: ignore[operator, union-attr]
             keys.copy_(queries.mul_(SHARPNESS))
 
     def forward(self, grids: list[Tensor]) -> list[Tensor]:
