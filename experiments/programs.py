@@ -27,7 +27,7 @@ def probe(directory: Path, max_train: int | None = None) -> tuple[Metrics, int]:
         max_train: Maximum number of training images, evenly chosen; None means all.
 
     Returns:
-        `probe/<linear or nearest_class_mean>/<before or after>/<subspace>`, and the number of images.
+        `probe/<linear or nearest_class_mean>/<before or after>/<subspace or all>`, and the number of images.
     """
     from commands import probe as program
 
@@ -36,6 +36,8 @@ def probe(directory: Path, max_train: int | None = None) -> tuple[Metrics, int]:
     named: Metrics = {
         f"probe/{one['probe']}/{one['vectors']}/{one['subspace']}": one["value"] for one in found["probes"]
     }
+    if not any(name.endswith("/all") for name in named):  # one subspace is all of them
+        named |= {f"{name.rpartition('/')[0]}/all": value for name, value in named.items()}
     return named, found["n_validation"]
 
 

@@ -91,6 +91,10 @@ def test_probes_are_named_and_saved_with_the_tokenizer(
     assert section["metrics"] == {"probe/linear/after/all": 0.75} and section["n"] == 355
     assert json.loads(Path("tokenizer/probes.json").read_text())["probes"][0]["value"] == 0.75
 
+    monkeypatch.setattr("commands.probe.probe", lambda *_, **__: {"probes": [one], "n_validation": 1})
+    one = {"probe": "linear", "subspace": "0", "vectors": "before", "value": 0.5}
+    assert programs.probe(Path("tokenizer"))[0] == {"probe/linear/before/0": 0.5, "probe/linear/before/all": 0.5}
+
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="2"):
