@@ -196,10 +196,11 @@ class MultiScaleQuantizer(Quantizer):
 
 
 def shared_convolutions(num_scales: int, count: int) -> tuple[int, ...]:
-    """Number of the convolution of each scale: that whose place on [0, 1] is nearest to the scale's (VAR).
+    """Number of the convolution of each scale: that whose place on [0, 1] is nearest to the scale's.
 
     Places of convolutions are even from 1/(3·count) to 1 − 1/(3·count), those of scales from 0 to 1. At equal distance
-    the later one is taken, in exact arithmetic.
+    the later one is taken, in exact arithmetic. For four convolutions, one, or one a scale this is VAR's rule; for
+    other numbers VAR's places begin at 1/(2·count), and some scales take another convolution.
     """
     first = Fraction(1, 3 * count)
     places = [first + (1 - 2 * first) * Fraction(i, max(1, count - 1)) for i in range(count)]

@@ -68,8 +68,10 @@ def test_branches_are_told_apart_by_their_queries_and_levels() -> None:
 
 
 def test_the_published_size() -> None:
+    """Parameters: those of the released MSVR10P2-4096 without its frozen network and counts of hits."""
     with torch.device("meta"):
         made = FoldedTokenizer(FactorizedQuantizer(MultiScaleQuantizer(), 2))
+    assert sum(parameter.numel() for parameter in made.parameters()) == 172_327_456
     assert made.spec is not None and made.spec.num_positions == 286 and made.latent_shape == (64, 11, 11)
     assert made.spec.bits_per_image == 286 * 2 * 12
 
