@@ -23,6 +23,7 @@ from polytoken.quantizers import FactorizedQuantizer, MultiScaleQuantizer
 from polytoken.sampling import CategoricalSampler, Guidance, RowNoise
 from polytoken.specs import LatentSpec, Tokens, TokenSpec
 from polytoken.tokenizers import ConvolutionalTokenizer
+from tests.support.host_sync import host_syncs
 
 SIDES = (1, 2, 3, 4)
 VAR = tuple((side, side) for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
@@ -202,6 +203,20 @@ def test_the_loss_begins_at_the_uniform_distribution_and_returns_the_finest_scal
     assert {number: rows.shape for number, rows in loss.hidden.items()} == {1: (3, 16, 32), 2: (3, 16, 32)}
     loss.total.backward()
     assert all(parameter.grad is not None for parameter in made.parameters())
+
+
+def test_neither_a_step_nor_a_scale_reads_from_the_device() -> None:
+    made, tokens, labels = generator(), codes(), torch.tensor([0, 1, 2])
+    made.train()
+    made.loss(Tokens(codes=tokens), labels)  # makes the mask
+    with host_syncs() as counts:
+        made.loss(Tokens(codes=tokens), labels).total.backward()
+    assert not counts
+    noise, sampler = RowNoise(0, 0, 3, CPU), CategoricalSampler(guidance=2.0, top_k=5, top_p=0.9)
+    with host_syncs() as counts:
+        made.sample(labels, sampler, noise)
+    # one check of the labels and one table of guidance, whatever the number of scales
+    assert counts == {"aten::_local_scalar_dense": 1, "tensor": 1}
 
 
 def test_stochastic_depth_drops_branches_in_training_only() -> None:

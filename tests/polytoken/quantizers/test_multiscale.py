@@ -8,6 +8,7 @@ from torch.nn import functional
 from polytoken.errors import UserError
 from polytoken.quantizers import FactorizedQuantizer, MultiScaleQuantizer
 from polytoken.quantizers.multiscale import IMAGEFOLDER_SCALES, shared_convolutions
+from tests.support.host_sync import host_syncs
 
 SCALES = (1, 2, 2, 3, 5)
 GRID = (5, 5)
@@ -124,6 +125,14 @@ def test_dropout_draws_its_share_and_never_the_first_scales() -> None:
     # of the 30 % drawn, a quarter draws all five scales
     torch.testing.assert_close(counts[2:], torch.tensor([0.075, 0.075, 0.075, 0.775]), rtol=0, atol=0.01)
     assert made.eval().depths(4, torch.device("cpu")) is None
+
+
+def test_a_step_with_dropout_reads_nothing_from_the_device() -> None:
+    made, images = quantizer(dropout=0.5, dropout_start=2), features().requires_grad_()
+    with host_syncs() as counts:
+        encoding = made(images)
+        (encoding.quantized.sum() + sum(encoding.losses.values())).backward()
+    assert not counts
 
 
 def test_branches_share_the_draw_and_not_the_codes() -> None:
