@@ -68,6 +68,7 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     label: str
     stages: Annotated[tuple[Stage, ...], _NOT_EMPTY]
     paper: dict[str, float] = {}
+    presets: tuple[str, ...] = ()  # those that run it; empty means all
 
 
 class Written(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,7 +154,7 @@ class Source:
             self.one_of(name, valid, what, path)
         for index, row in enumerate(written.rows):
             for number in range(len(row.stages)):
-                for preset in written.presets:
+                for preset in row.presets or written.presets:
                     self._check_stage(written, row, number, preset, (f"rows[{index}]", f"stages[{number}]"))
         if len({row.label for row in written.rows}) < len(written.rows):
             self.fail("two rows have the same label", ("rows",))
@@ -215,7 +216,9 @@ def load(name: str, preset: str | None = None) -> Experiment:
         source.fail(f"{full_name} is not made for the preset '{preset}', only for {known}", ("presets",))
     metrics = tuple(metric for metric in written.metrics if not metric.presets or preset in metric.presets)
     rows = tuple(
-        Row(row.label, tuple(written.apply(stage, preset) for stage in row.stages), row.paper) for row in written.rows
+        Row(row.label, tuple(written.apply(stage, preset) for stage in row.stages), row.paper, row.presets)
+        for row in written.rows
+        if not row.presets or preset in row.presets
     )
     return Experiment(full_name, source, preset, written.presets, written.title, written.paper, metrics, rows)
 
@@ -249,6 +252,8 @@ def _names(written: Written) -> Iterator[tuple[str, Iterable[str], str, tuple[st
     for index, row in enumerate(written.rows):
         for column in row.paper:
             yield column, *columns, (f"rows[{index}]", "paper", column)
+        for preset in row.presets:
+            yield preset, *presets, (f"rows[{index}]", "presets")
         for number, stage in enumerate(row.stages):
             yield stage.kind, *kinds, (f"rows[{index}]", f"stages[{number}]", "stage")
             for preset in stage.sizes:

@@ -68,6 +68,17 @@ def test_sizes_and_columns_depend_on_the_preset(tmp_path: Path) -> None:
     assert [metric.label for metric in load(file, "photos").metrics] == ["PSNR", "codes used"]
 
 
+def test_a_row_names_the_presets_that_run_it(tmp_path: Path) -> None:
+    text = write_experiment(tmp_path, *PRESETS).read_text()
+    last = text.rindex("- label: ")
+    file = tmp_path / "some.yaml"
+    file.write_text(f"{text[:last]}- presets: [photos]\n    {text[last + 2 :]}")
+    assert [len(load(str(file), preset).rows) for preset in ("digits", "photos")] == [1, 2]
+    file.write_text(file.read_text().replace("- presets: [photos]", "- presets: [photo]"))
+    with pytest.raises(UserError, match=r"'photo' is not a preset of this experiment[\s\S]*did you mean photos"):
+        load(str(file), "digits")
+
+
 def test_the_later_of_two_contradicting_overrides_counts() -> None:
     assert nested(merged({"a": None, "a.b": 1}, {"a": None})) == {"a": None}
     assert nested(merged({"a.b": 1, "a": None}, {"a.b": 2})) == {"a": {"b": 2}}
