@@ -103,7 +103,7 @@ class CosineAttention(nn.Module):
         self.wqkv = nn.Linear(dim, 3 * dim, bias=False)
         self.query_bias = nn.Parameter(torch.zeros(dim))  # keys have none: it would change nothing
         self.value_bias = nn.Parameter(torch.zeros(dim))
-        self.log_scale = nn.Parameter(torch.full((num_heads, 1, 1), INITIAL_ATTENTION_SCALE))
+        self.log_scale = nn.Parameter(torch.full((num_heads,), INITIAL_ATTENTION_SCALE))  # one dimension: not decayed
         self.wo = nn.Linear(dim, dim)
 
     def forward(self, features: Tensor, mask: Tensor | None, cache: ScaleCache | None = None, block: int = 0) -> Tensor:
@@ -111,7 +111,7 @@ class CosineAttention(nn.Module):
         bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
         fused = functional.linear(features, self.wqkv.weight, bias).unflatten(-1, (3, self.num_heads, -1))
         queries, keys, values = fused.permute(2, 0, 3, 1, 4).unbind(0)
-        scale = self.log_scale.clamp_max(LARGEST_ATTENTION_SCALE).exp()
+        scale = self.log_scale.clamp_max(LARGEST_ATTENTION_SCALE).exp().view(-1, 1, 1)
         queries = (functional.normalize(queries.float(), dim=-1) * scale).type_as(values)
         keys = functional.normalize(keys.float(), dim=-1).type_as(values)
         if cache is not None:
