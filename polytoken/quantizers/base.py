@@ -23,12 +23,21 @@ class Quantizer(nn.Module, ABC):
         subspace_channels: widths d_1 … d_k of ``Encoding.subspaces``; ``out_channels``, the C of
             ``Encoding.quantized``, is their sum.
         codebook_sizes: K_1 … K_k; empty for a continuous bottleneck.
+
+    Raises:
+        UserError: if one of these numbers is not positive.
     """
 
     def __init__(
         self, in_subspaces: tuple[int, ...], subspace_channels: tuple[int, ...], codebook_sizes: tuple[int, ...]
     ) -> None:
         super().__init__()
+        if min((*in_subspaces, *subspace_channels, *codebook_sizes), default=1) < 1:
+            codebooks = f" and codebooks of {[*codebook_sizes]} codes" if codebook_sizes else ""
+            raise UserError(
+                f"{type(self).__name__} has subspaces of {[*subspace_channels]} channels{codebooks}: each number is at "
+                "least 1"
+            )
         self.in_subspaces = in_subspaces
         self.in_channels = sum(in_subspaces)
         self.subspace_channels = subspace_channels
@@ -73,11 +82,15 @@ class Quantizer(nn.Module, ABC):
 
     def check_codes(self, codes: Tensor, grid: tuple[int, int]) -> None:
         """Raise UserError unless codes (B, k, N) have this quantizer's k, and its N over ``grid``."""
-        if codes.shape[1] != len(self.codebook_sizes):
-            raise UserError(f"expected {len(self.codebook_sizes)} sub-codes a position, got {codes.shape[1]}")
+        self.check_sub_codes(codes)
         positions = sum(height * width for height, width in self.scales(grid))
         if codes.shape[2] != positions:
             raise UserError(
                 f"a grid of {grid[0]} × {grid[1]} has {positions} positions, got codes of {codes.shape[2]}: "
                 "pass the grid (H/f, W/f) of the images that the codes come from"
             )
+
+    def check_sub_codes(self, codes: Tensor) -> None:
+        """Raise UserError unless codes (B, k, n) have this quantizer's k."""
+        if codes.shape[1] != len(self.codebook_sizes):
+            raise UserError(f"expected {len(self.codebook_sizes)} sub-codes a position, got {codes.shape[1]}")

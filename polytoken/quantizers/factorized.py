@@ -71,6 +71,7 @@ class FactorizedQuantizer(Quantizer):
         )
 
     def partial_sums(self, codes: Tensor, grid: tuple[int, int]) -> Iterator[Tensor]:
+        self.check_sub_codes(codes)
         split = codes.split([len(branch.codebook_sizes) for branch in self._branches()], dim=1)
         sums = [branch.partial_sums(one, grid) for branch, one in zip(self._branches(), split, strict=True)]
         for parts in zip(*sums, strict=True):

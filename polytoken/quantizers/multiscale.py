@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import accumulate
 from typing import Literal
 
 import torch
@@ -39,7 +40,7 @@ class MultiScaleQuantizer(Quantizer):
         commitment_over_scales: ``mean`` over the scales, as VAR, or their ``sum``, as ImageFolder's release, whose β is
             in effect S times as large.
         normalize: compare directions, as ImageFolder; otherwise distances, as VAR. Codes are returned as they are.
-        num_convolutions: convolutions that the scales share, evenly: 1 for all of them, S for one each.
+        num_convolutions: most convolutions that the scales share, evenly: 1 for all of them, S or more for one each.
         blend: γ.
         dropout: share p of the samples that lose scales.
         dropout_start: N_start, the scales that no sample loses.
@@ -68,11 +69,11 @@ class MultiScaleQuantizer(Quantizer):
             raise UserError(f"scales are {list(scales)}: give sides of grids from coarse to fine, each at least 1")
         if commitment_over_scales not in ("mean", "sum"):
             raise UserError(f"commitment_over_scales is {commitment_over_scales!r}: choose mean or sum")
-        if not 1 <= num_convolutions <= len(scales):
-            raise UserError(f"num_convolutions is {num_convolutions}: {len(scales)} scales share 1 to {len(scales)}")
+        if num_convolutions < 1:
+            raise UserError(f"num_convolutions is {num_convolutions}: the scales share at least 1")
         if not (0 <= blend <= 1 and 0 <= dropout <= 1):
             raise UserError(f"blend is {blend} and dropout {dropout}: both lie in [0, 1]")
-        if not 1 <= dropout_start <= len(scales):
+        if dropout > 0 and not 1 <= dropout_start <= len(scales):
             raise UserError(f"dropout_start is {dropout_start}: {len(scales)} scales keep the first 1 to {len(scales)}")
         self.sides = tuple(scales)
         self.commitment_weight = commitment_weight
@@ -83,8 +84,9 @@ class MultiScaleQuantizer(Quantizer):
         self.dropout_start = dropout_start
         self.max_matrix_elements = max_matrix_elements
         self.embedding = nn.Embedding(codebook_size, code_dim)
-        self.convolutions = nn.ModuleList(nn.Conv2d(code_dim, code_dim, 3, padding=1) for _ in range(num_convolutions))
-        self.convolution_of = shared_convolutions(len(scales), num_convolutions)
+        count = min(num_convolutions, len(scales))
+        self.convolutions = nn.ModuleList(nn.Conv2d(code_dim, code_dim, 3, padding=1) for _ in range(count))
+        self.convolution_of = shared_convolutions(len(scales), count)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -154,6 +156,10 @@ class MultiScaleQuantizer(Quantizer):
 
     def partial_sums(self, codes: Tensor, grid: tuple[int, int]) -> Iterator[Tensor]:
         """Yield the sum (B, d, K, K) after each scale of codes (B, 1, n), in float32: what a generator reads."""
+        self.check_sub_codes(codes)
+        ends = list(accumulate(side**2 for side in self.sides))
+        if codes.shape[2] not in ends:
+            raise UserError(f"got codes of {codes.shape[2]} positions, and scales of {[*self.sides]} end after {ends}")
         total, first = torch.zeros((), device=codes.device), 0
         for scale, side in enumerate(self.sides):
             if first == codes.shape[2]:

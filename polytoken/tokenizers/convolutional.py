@@ -110,7 +110,7 @@ class ConvolutionalTokenizer(Tokenizer):
         adapter_depth: blocks of an adapter.
 
     Raises:
-        UserError: if ``image_size`` is not a multiple of f.
+        UserError: if ``image_size`` is not a multiple of f, or the quantizer's scales do not end at its grid.
     """
 
     def __init__(
@@ -133,6 +133,7 @@ class ConvolutionalTokenizer(Tokenizer):
                 f"image_size {image_size} is not a multiple of the downsampling factor {self.downsampling}, "
                 f"which follows from the {len(channel_multipliers)} channel_multipliers"
             )
+        quantizer.scales((image_size // self.downsampling, image_size // self.downsampling))
         self.image_size = image_size
         self.encoder = Encoder(base_channels, channel_multipliers, num_res_blocks, attention)
         self.projection = SubspaceProjection(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -48,6 +49,8 @@ class VisionTransformerConfig:
             )
         if not 0 <= self.stochastic_depth < 1:
             raise UserError(f"transformer.stochastic_depth is {self.stochastic_depth}: it lies in [0, 1)")
+        if self.layer_scale is not None and not 0 < self.layer_scale < math.inf:
+            raise UserError(f"transformer.layer_scale is {self.layer_scale}: it is positive, or null for none")
 
 
 class FoldedTokenizer(Tokenizer):
@@ -92,7 +95,7 @@ class FoldedTokenizer(Tokenizer):
         super().__init__()
         config = transformer or VisionTransformerConfig()
         side = image_size // config.patch_size
-        if image_size % config.patch_size:
+        if side < 1 or image_size % config.patch_size:
             raise UserError(f"image_size {image_size} is not a multiple of the patches' {config.patch_size} pixels")
         if not 1 <= grid_size <= side:
             raise UserError(f"grid_size is {grid_size}, and the image has {side} × {side} patches: choose 1 to {side}")
@@ -141,10 +144,10 @@ class FoldedTokenizer(Tokenizer):
 
     def features(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to the features of all branches (B, k · C, K, K), detail first."""
-        if images.shape[-2:] != (self.image_size, self.image_size):
+        if images.shape[1:] != (3, self.image_size, self.image_size):
             raise UserError(
-                f"images of {images.shape[-2]} × {images.shape[-1]} pixels, and the tokenizer reads "
-                f"{self.image_size} × {self.image_size}: crop or resize them"
+                f"images have shape {' × '.join(map(str, images.shape))}, and the tokenizer reads batches of 3 × "
+                f"{self.image_size} × {self.image_size} pixels: crop or resize them (data.init_args.image_size)"
             )
         patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
         branches = [query.expand(len(images), -1, -1) for query in self.queries]

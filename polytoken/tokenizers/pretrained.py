@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from polytoken.errors import UserError
+from polytoken.errors import MissingFileError, UserError
 from polytoken.teachers import FOUNDATION_MODELS, Teacher
 from polytoken.tokenizers.low_rank import updated_name
 
@@ -36,6 +37,11 @@ def load_pretrained(source: str, transformers: list[GridTransformer], patch_embe
     from timm.layers import resample_abs_pos_embed, resample_patch_embed
 
     published = source in FOUNDATION_MODELS
+    if not published and not Path(source).is_file():
+        raise MissingFileError(
+            f"pretrained is {source!r}, which is no file and no published model: name the file of a stand-in (make "
+            f"teacher) or one of {', '.join(FOUNDATION_MODELS)}"
+        )
     teacher = Teacher(source) if published else Teacher("stand_in", source)
     side = transformers[0].side
     network = teacher.for_grid((side, side)).load_from_file()

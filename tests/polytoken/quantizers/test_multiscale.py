@@ -177,8 +177,11 @@ def test_the_published_scales_have_286_codes() -> None:
     [
         ({"scales": ()}, r"scales are \[\]"),
         ({"scales": (1, 3, 2)}, r"scales are \[1, 3, 2\]: give sides of grids from coarse to fine"),
-        ({"dropout_start": 6}, "dropout_start is 6: 5 scales keep the first 1 to 5"),
-        ({"num_convolutions": 6}, "num_convolutions is 6: 5 scales share 1 to 5"),
+        ({"dropout": 0.1, "dropout_start": 6}, "dropout_start is 6: 5 scales keep the first 1 to 5"),
+        ({"dropout": 0.1, "dropout_start": 0}, "dropout_start is 0: 5 scales keep the first 1 to 5"),
+        ({"num_convolutions": 0}, "num_convolutions is 0: the scales share at least 1"),
+        ({"codebook_size": 0}, r"subspaces of \[6\] channels and codebooks of \[0\] codes: each number is at least 1"),
+        ({"code_dim": -1}, r"subspaces of \[-1\] channels"),
         ({"dropout": 1.5}, r"dropout 1.5: both lie in \[0, 1\]"),
         ({"commitment_over_scales": "max"}, "commitment_over_scales is 'max': choose mean or sum"),
     ],
@@ -186,6 +189,29 @@ def test_the_published_scales_have_286_codes() -> None:
 def test_wrong_settings_are_refused(settings: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         quantizer(**settings)
+
+
+def test_defaults_suit_fewer_scales() -> None:
+    made = MultiScaleQuantizer((1, 2))
+    assert len(made.convolutions) == 2 and made.convolution_of == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sentence"),
+    [
+        ((1, 2, 43), "expected 1 sub-codes a position, got 2"),
+        ((1, 1, 7), r"got codes of 7 positions, and scales of \[1, 2, 2, 3, 5\] end after \[1, 5, 9, 18, 43\]"),
+        ((1, 1, 44), "got codes of 44 positions"),
+    ],
+)
+def test_partial_sums_of_codes_of_another_shape_are_refused(shape: tuple[int, ...], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        list(quantizer().partial_sums(torch.zeros(shape, dtype=torch.int64), (5, 5)))
+
+
+def test_partial_sums_of_branches_check_the_number_of_sub_codes() -> None:
+    with pytest.raises(UserError, match="expected 2 sub-codes a position, got 1"):
+        list(FactorizedQuantizer(quantizer(), 2).partial_sums(torch.zeros(1, 1, 43, dtype=torch.int64), (5, 5)))
 
 
 def test_features_of_another_grid_are_refused() -> None:

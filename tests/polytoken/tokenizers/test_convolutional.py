@@ -1,7 +1,9 @@
 import pytest
 import torch
 
+from polytoken.quantizers import MultiScaleQuantizer
 from polytoken.specs import TokenSpec
+from polytoken.tokenizers import ConvolutionalTokenizer
 from tests.support.tokenizers import tiny_tokenizer
 
 
@@ -45,6 +47,8 @@ def test_training_and_inference_agree() -> None:
 
 
 def test_invalid_sizes_are_rejected() -> None:
+    with pytest.raises(ValueError, match="scales end at 3 × 3 and the features have a grid of 2 × 2"):
+        ConvolutionalTokenizer(MultiScaleQuantizer((1, 3)), image_size=16, channel_multipliers=(1, 1, 1, 1))
     with pytest.raises(ValueError, match="image_size 20 is not a multiple"):
         tiny_tokenizer(image_size=20)
     with pytest.raises(ValueError, match="20 × 16 pixels do not divide"):

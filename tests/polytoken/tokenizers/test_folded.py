@@ -80,6 +80,7 @@ def test_the_published_size() -> None:
     ("changes", "sentence"),
     [
         ({"image_size": 18}, "image_size 18 is not a multiple of the patches' 4 pixels"),
+        ({"image_size": 0}, "image_size 0 is not a multiple of the patches' 4 pixels"),
         ({"grid_size": 5}, "grid_size is 5, and the image has 4 × 4 patches: choose 1 to 4"),
         ({"grid_size": 2}, "scales end at 3 × 3 and the features have a grid of 2 × 2"),
     ],
@@ -90,7 +91,7 @@ def test_sizes_that_do_not_fit_are_refused(changes: dict, sentence: str) -> None
 
 
 def test_other_images_and_transformers_are_refused() -> None:
-    with pytest.raises(UserError, match="images of 16 × 20 pixels, and the tokenizer reads 16 × 16"):
+    with pytest.raises(UserError, match="have shape 1 × 3 × 16 × 20, and the tokenizer reads batches of 3 × 16 × 16"):
         tokenizer().encode(torch.zeros(1, 3, 16, 20))
     with pytest.raises(UserError, match="32 channels, 5 heads"):
         VisionTransformerConfig(4, 32, 2, 5)

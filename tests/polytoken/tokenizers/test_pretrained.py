@@ -116,7 +116,7 @@ def test_a_source_is_a_local_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         MissingFileError, match="weights/dinov2_base.safetensors is missing: run `make weights TEACHERS"
     ):
         tokenizer("dinov2_base").start()
-    with pytest.raises(MissingFileError, match="no weights at high.safetensors"):
+    with pytest.raises(MissingFileError, match="pretrained is 'high.safetensors', which is no file and no published"):
         tokenizer("high.safetensors").start()
     stand_in(tmp_path / "mean.safetensors", class_token=False)
     with pytest.raises(UserError, match="do not both have class_token"):
