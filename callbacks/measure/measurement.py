@@ -74,8 +74,7 @@ class SubsetMeasurement(Measurement):
     """
 
     def __init__(self, max_images: int) -> None:
-        if max_images < 1:
-            raise UserError(f"{type(self).__name__}: max_images is {max_images}; it must be at least 1.")
+        check_counts(self, max_images=max_images)
         self.max_images = max_images
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -83,6 +82,13 @@ class SubsetMeasurement(Measurement):
 
     def rows(self, index: Tensor) -> Tensor:
         return (index >= 0) & (index % self._stride == 0)
+
+
+def check_counts(callback: pl.Callback, **counts: int) -> None:
+    """Raise UserError unless these arguments of a callback are at least 1."""
+    for name, value in counts.items():
+        if value < 1:
+            raise UserError(f"{type(callback).__name__}: {name} is {value}; it must be at least 1.")
 
 
 def stride_of(trainer: pl.Trainer, max_images: int) -> int:

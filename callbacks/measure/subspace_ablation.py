@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from callbacks.measure.decoded_columns import ORIGINAL, DecodedColumns
-from callbacks.measure.measurement import SubsetMeasurement
+from callbacks.measure.measurement import SubsetMeasurement, check_counts
 from polytoken.metrics.extractor import Extractor
 from polytoken.metrics.extractors import load_extractor
 from polytoken.metrics.frechet import FeatureStatistics, frechet_distance
@@ -32,6 +32,7 @@ class SubspaceAblation(SubsetMeasurement):
 
     def __init__(self, judge: str | None = None, max_images: int = 2048, rows: int = 8, pixels: int = 96) -> None:
         super().__init__(max_images)
+        check_counts(self, rows=rows, pixels=pixels)
         self.judge = judge
         self.num_rows = rows
         self.pixels = pixels

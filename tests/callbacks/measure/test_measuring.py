@@ -15,6 +15,7 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import callbacks
 from callbacks import (
     CodebookUsage,
     PerceptualDistance,
@@ -228,3 +229,20 @@ def test_usage_during_training(tmp_path: Path) -> None:
         len(torch.cat([one[:, 1].flatten() for one in codes.codes[stop - 2 : stop]]).unique()) / 16 for stop in (3, 6)
     ]
     assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("callback", "argument"),
+    [
+        (callbacks.ReconstructionGrid, "rows"),
+        (callbacks.ReconstructionGrid, "columns"),
+        (callbacks.ScaleReconstructions, "rows"),
+        (callbacks.ScaleReconstructions, "max_images"),
+        (callbacks.SubspaceAblation, "rows"),
+        (callbacks.SampleWriter, "grid_rows"),
+        (callbacks.ConditionalWriter, "grid_columns"),
+    ],
+)
+def test_a_picture_without_images_is_refused_at_construction(callback: type, argument: str) -> None:
+    with pytest.raises(ValueError, match=f"{callback.__name__}: {argument} is 0; it must be at least 1"):
+        callback(**{argument: 0})
