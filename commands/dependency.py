@@ -59,6 +59,8 @@ def measure(
     """
     if min(groups, max_images, shuffles) < 2:
         raise UserError(f"--groups is {groups}, --max-images {max_images}, --shuffles {shuffles}: each is at least 2")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed is {seed}: k-means takes 0 to {2**32 - 1}")
     spec = _checked(store)
     codes = torch.stack([_codes(store, row) for row in spread(len(store), max_images) or range(len(store))])
     counts = [torch.bincount(codes[:, :, i].flatten(), minlength=size) for i, size in enumerate(spec.codebook_sizes)]
@@ -173,10 +175,13 @@ def save(directory: Path, record: Dependency) -> Path:
 def work(given: Namespace) -> None:
     """Measure every store, write its files and print a table; draw all stores in one plot if a path is given."""
     found: dict[str, Dependency] = {}
-    for directory in given.store:
-        store = TokenStore.open(directory / given.split)
+    stores = {directory: TokenStore.open(directory / given.split) for directory in given.store}
+    for store in stores.values():
+        _checked(store)
+    several = len({directory.name for directory in stores}) < len(stores)
+    for directory, store in stores.items():
         record = measure(store, given.groups, given.max_images, given.shuffles, given.seed)
-        found[directory.name] = record
+        found[str(directory) if several else directory.name] = record
         show(record)
         path = save(directory, record)
         print(f"all results: {path}, plotted in {path.with_suffix('.png')}")

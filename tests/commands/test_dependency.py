@@ -64,8 +64,11 @@ def refusal(root: Path, capsys: pytest.CaptureFixture, *options: str) -> str:
 def test_invalid_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     root = write_stores(tmp_path / "codes")
     assert "--groups is 1" in refusal(root, capsys, "--groups", "1")
+    assert "--seed is -1" in refusal(root, capsys, "--seed", "-1")
     assert "no checkpoint" in refusal(root, capsys, "--groups", "4")
-    assert "holds latents" in refusal(write_stores(tmp_path / "latents", **LATENTS), capsys)
+    latents = write_stores(tmp_path / "latents", **LATENTS)
+    assert "holds latents" in refusal(latents, capsys)
+    assert "holds latents" in refusal(root, capsys, "--store", str(root), str(latents), "--shuffles", "2")
     column = write_stores(tmp_path / "column", spec=TokenSpec((16,), ((2, 1),)))
     assert "no neighbouring positions" in refusal(column, capsys)
     assert "has one image" in refusal(write_stores(tmp_path / "one", 1), capsys)
@@ -75,3 +78,12 @@ def test_invalid_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFix
     broken.write_text(json.dumps({"entries": [{"kind": "other"}]}))
     with pytest.raises(ValueError, match="entries"):
         records.read(broken, Dependency)
+
+
+def test_stores_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stores = [str(write_stores(tmp_path / preset / "var")) for preset in ("digits", "photos")]
+    drawn: list[list[str]] = []
+    monkeypatch.setattr(dependency, "draw", lambda found, path: drawn.append(list(found)))
+    options = ("--max-images", "4", "--shuffles", "2", "--picture", str(tmp_path / "all.png"))
+    dependency.main(["--store", *stores, *options])
+    assert drawn == [["var"], ["var"], stores]
