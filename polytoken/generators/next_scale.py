@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import ClassVar
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polytoken.errors import UserError
-from polytoken.generators.base import Codec, Generator, GeneratorLoss
+from polytoken.generators.base import Codec, Generator, GeneratorLoss, SubCode
 from polytoken.generators.heads import ClassifierHead, Head
+from polytoken.handover import check_equal_shapes
 from polytoken.next_scale_transformer import (
     NextScaleTrunk,
     NextScaleTrunkConfig,
@@ -96,6 +97,15 @@ class NextScaleGenerator(Generator):
         self.head.connect(TrunkConfig(dim, self.config.depth, self.config.heads), spec.codebook_sizes, spec.scales[-1])
         self.head.reset_parameters()
         initialise_next_scale([module for name, module in self.named_children() if name != "head"], self.config)
+
+    def carried(self, source: Mapping[str, Tensor], sub_code: SubCode = None) -> dict[str, str]:
+        """Return the weights of equal name and shape; the trunk must be equal.
+
+        Raises:
+            UserError: if the trunks differ.
+        """
+        check_equal_shapes(source, self.state_dict(), "trunk")
+        return super().carried(source, sub_code)
 
     def blocks(self) -> Iterator[nn.Module]:
         """Return the blocks of the trunk."""

@@ -18,6 +18,7 @@ from polytoken.generators import (
     NextScaleGenerator,
     NextScaleTrunkConfig,
 )
+from polytoken.handover import carry_over
 from polytoken.next_scale_transformer import scale_mask
 from polytoken.quantizers import FactorizedQuantizer, MultiScaleQuantizer
 from polytoken.sampling import CategoricalSampler, Guidance, RowNoise
@@ -246,3 +247,11 @@ def test_stochastic_depth_drops_branches_in_training_only() -> None:
 def test_bad_input_is_one_sentence(make: Any, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         make()
+
+
+def test_weights_of_another_trunk_are_not_carried_over() -> None:
+    target = generator()
+    assert set(carry_over(generator().state_dict(), target).fresh) == set()
+    source = {name: value for name, value in target.state_dict().items() if not name.startswith("trunk.")}
+    with pytest.raises(UserError, match="the trunks differ"):
+        carry_over(source, target)
