@@ -34,7 +34,7 @@ class ReferenceDataModule(LabelDataModule):
 
     Raises:
         MissingFileError: The folder does not exist or holds no images.
-        UserError: There are no references.
+        UserError: There are no references, or they have no pixels.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class ReferenceDataModule(LabelDataModule):
                 "data.init_args.indices to some validation images of data.init_args.source"
             )
         self.image_size = image_size
+        self._transform = EvaluationTransform(image_size)
         self.folder, self.source = folder, source
         names = None if folder is None else image_names(Path(folder))
         self.indices = list(indices) if names is None else list(range(len(names)))
@@ -92,6 +93,6 @@ class ReferenceDataModule(LabelDataModule):
                 "counted from 0"
             )
         try:
-            return EvaluationTransform(self.image_size)(self.records.load(index))
+            return self._transform(self.records.load(index))
         except UNREADABLE as error:
             raise UserError(f"the reference {self.records.describe(index)} cannot be read: {error}") from error

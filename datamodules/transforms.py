@@ -73,6 +73,7 @@ class TrainingTransform:
     horizontal_flip: bool = True
 
     def __post_init__(self) -> None:
+        _check_size(self.size)
         low, high = self.crop_fraction
         if not 0 < low <= high <= 1:
             raise UserError(f"crop_fraction=({low}, {high}): expected 0 < low <= high <= 1.")
@@ -96,8 +97,16 @@ class EvaluationTransform:
 
     size: int
 
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+
     def __call__(self, image: Image.Image, generator: np.random.Generator | None = None) -> torch.Tensor:
         """Return float32 (3, size, size) in [-1, 1]; deterministic, `generator` is not read."""
         pixels = np.asarray(resize_short_side(to_rgb(image), self.size))
         top, left = (pixels.shape[0] - self.size) // 2, (pixels.shape[1] - self.size) // 2
         return to_tensor(pixels[top : top + self.size, left : left + self.size])
+
+
+def _check_size(size: int) -> None:
+    if size < 1:
+        raise UserError(f"data.init_args.image_size is {size}: images have at least 1 pixel a side")

@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
+from datamodules.labels import LabelDataModule
 from datamodules.references import ReferenceDataModule
 from polytoken.errors import UserError
 from polytoken.pipeline import GenerationPipeline
@@ -53,7 +54,7 @@ class SamplingModule(pl.LightningModule):
             self.generator.forced_places(forcing)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Raise UserError, before callbacks write, unless the data hold fitting references where these are forced."""
+        """Raise UserError, before callbacks write, for classes that do not exist, or references that do not fit."""
         data = getattr(self.trainer, "datamodule", None)
         if (self.forcing is not None) != isinstance(data, ReferenceDataModule):
             raise UserError(
@@ -63,6 +64,8 @@ class SamplingModule(pl.LightningModule):
             )
         if isinstance(data, ReferenceDataModule):
             self.generator.check_references(data.references)
+        if isinstance(data, LabelDataModule):
+            data.labels(self.num_classes)
         return []
 
     @property

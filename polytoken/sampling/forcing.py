@@ -44,6 +44,11 @@ class Forcing:
         Raises:
             UserError: if it does not write them, or writes no others.
         """
+        if len(written) < 2:
+            raise UserError(
+                "forcing takes some sub-codes from a reference image and samples others, and the generator writes one "
+                "a position: take a run on the tokens of several branches (imagefolder)"
+            )
         for sub_code in self.sub_codes:
             if sub_code not in written:
                 raise UserError(

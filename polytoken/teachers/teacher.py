@@ -84,7 +84,7 @@ class Teacher:
     def _check_block(self, block: int | None, model: FoundationModel) -> None:
         first = 0 if model.library == "timm" else 1
         if block is not None and not first <= block <= model.depth:
-            raise UserError(f"block {block} of teacher {self.name}: it has blocks 1 to {model.depth}")
+            raise UserError(f"block {block} of teacher {self.name}: it has blocks {first} to {model.depth}")
 
     @property
     def _source(self) -> TeacherWeights:

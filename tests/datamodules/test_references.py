@@ -38,3 +38,8 @@ def test_settings_name_the_pixels(tmp_path) -> None:
 def test_no_reference_is_one_sentence(arguments: dict) -> None:
     with pytest.raises(ValueError, match=r"no reference images: set data\.init_args\.folder"):
         ReferenceDataModule(16, [0], **arguments)
+
+
+def test_references_have_pixels() -> None:
+    with pytest.raises(ValueError, match=r"image_size is -8"):
+        ReferenceDataModule(-8, [0], source=DigitsSource(), indices=[4])

@@ -154,7 +154,7 @@ def test_the_published_size() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"blocks": (3,)}, "block 3 of teacher stand_in: it has blocks 1 to 2"),
+        ({"blocks": (3,)}, "block 3 of teacher stand_in: it has blocks 0 to 2"),
         ({"blocks": (-1,)}, "block -1 of teacher stand_in"),
         ({"blocks": ()}, r"blocks \[\], crop 0.5 and group_size 8: give a block"),
         ({"crop": 1.5}, r"crop in \[0, 1\]"),

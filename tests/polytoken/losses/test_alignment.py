@@ -151,7 +151,7 @@ def test_teachers_stay_out_of_the_checkpoint(teacher: Teacher) -> None:
             {"alignment_high": FeatureAlignment("clip", subspace=1)},
             r"alignment_high reads teacher 'clip'.*objective.teachers has high",
         ),
-        ({"alignment_high": FeatureAlignment("high", subspace=1, block=2)}, "block 2 .* it has blocks 1 to 1"),
+        ({"alignment_high": FeatureAlignment("high", subspace=1, block=2)}, "block 2 .* it has blocks 0 to 1"),
         ({"terms": {"alignment_high": FeatureAlignment("high", subspace=1)}}, "'alignment_high', the name of another"),
         ({"terms": {"loss": FeatureAlignment("high", subspace=1)}}, "'loss', the name of another part"),
     ],
