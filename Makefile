@@ -40,6 +40,14 @@ CFG ?= 1.0 1.5 2.0 2.5 3.0
 # ARGS apply to the targets on the command line, not to their prerequisites
 ARGS_OF = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 
+# a slip in a name, and a generator that cannot be conditioned, are refused before anything is trained
+$(foreach name,TOKENIZER GENERATOR,$(if $(filter command environment,$(origin $(name))),$(if $(wildcard configs/$($(name)).yaml),,\
+	$(error $(name) is $($(name)), and there is no configs/$($(name)).yaml: make help lists all names))))
+ifneq ($(filter condition,$(MAKECMDGOALS)),)
+$(if $(shell grep -s NextScaleGenerator configs/$(GENERATOR).yaml),,\
+	$(error GENERATOR is $(GENERATOR), and references condition a next-scale one: make condition GENERATOR=next_scale TOKENIZER=imagefolder))
+endif
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR: # a run that was stopped during its last validation is not finished
 .PHONY: help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe analysis pictures plot weights reference experiment consolidate test test-cluster drill lint format benchmark tensorboard clean

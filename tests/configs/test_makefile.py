@@ -62,3 +62,17 @@ def test_a_new_recipe_and_its_overlay_need_no_change_of_the_makefile(tmp_path: P
         assert configs_of(line) == [f"configs/{recipe}.yaml", "configs/presets/mine/generator.yaml", *files]
         assert ("source.init_args.root=/images" in line) == (recipe == "online")
         assert f"--model.init_args.generator_run runs/mine/{recipe}/vq" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("tokenizer", "TOKENIZER=imagefoldr"), "TOKENIZER is imagefoldr, and there is no configs/imagefoldr.yaml"),
+        (("sample", "GENERATOR=next_scal"), "GENERATOR is next_scal, and there is no configs/next_scal.yaml"),
+        (("condition",), "GENERATOR is stage2, and references condition a next-scale one: make condition GENERATOR="),
+    ],
+)
+def test_a_wrong_name_is_refused_before_anything_is_trained(arguments: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as stop:
+        make("-n", "-B", *arguments)
+    assert stop.value.returncode == 2 and not stop.value.stdout and sentence in stop.value.stderr
