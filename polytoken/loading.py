@@ -228,7 +228,13 @@ class Checkpoint:
         try:
             network.load_state_dict(weights)
         except RuntimeError as error:
-            raise UserError(f"the weights in {self.path} do not fit the {name} that it describes: {error}") from error
+            head, *listed = str(error).splitlines()
+            more = f" (and {len(listed) - 1} more)" if len(listed) > 1 else ""
+            raise UserError(
+                f"the weights in {self.path} do not fit the {name} that it describes: "
+                f"{(listed or [head])[0].strip()[:200]}{more}. "
+                "Train the run again, or read it with the version of the code that wrote it"
+            ) from error
         if broken := [key for key, tensor in network.state_dict().items() if not bool(tensor.isfinite().all())]:
             raise UserError(
                 f"the {name}'s {broken[0]} in {self.path} is not finite: training failed or the file is damaged, so "

@@ -167,10 +167,10 @@ class GenerationPipeline(nn.Module):
         """Raise UserError unless reference images (B, 3, H, W) have the size that the tokenizer was trained on."""
         side = self.tokenizer.image_size
         if references.shape[1:] != (3, side, side):
-            height, width = references.shape[-2:]
+            shape = " × ".join(map(str, references.shape[1:]))
             raise UserError(
-                f"the reference images have {height} × {width} pixels and the tokenizer reads {side} × {side}: resize "
-                "them (data.init_args.image_size)"
+                f"the reference images are {shape} and the tokenizer reads 3 × {side} × {side}: resize them "
+                "(data.init_args.image_size)"
             )
 
     @torch.inference_mode()
@@ -242,6 +242,10 @@ class GenerationPipeline(nn.Module):
             raise UserError("forcing needs the images whose sub-codes are forced: give references")
         if references is not None and len(references) != len(classes):
             raise UserError(f"{len(references)} reference images for {len(classes)} classes: give one an image")
+        if references is not None and not bool((references.abs() <= 1).all()):  # NaN is not either
+            raise UserError("reference images leave [-1, 1]: polytoken.images.read_image reads a file in this range")
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}: it must be at least 1")
         if sampler is None:
             sampler = CategoricalSampler(guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
         labels = torch.tensor([self._index(name) for name in classes], dtype=torch.int64, device=self._device)

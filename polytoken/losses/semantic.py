@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -49,7 +50,7 @@ class SemanticContrast(LossTerm):
         projection: Literal["own", "shared"] = "own",
     ) -> None:
         super().__init__(weight, start_step)
-        if temperature <= 0:
+        if not 0 < temperature < math.inf:
             raise UserError(f"temperature of a semantic contrast must be positive, got {temperature}")
         if projection not in ("own", "shared"):
             raise UserError(f"projection of a semantic contrast is {projection!r}: choose own or shared")

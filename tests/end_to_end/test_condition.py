@@ -99,7 +99,7 @@ def test_the_settings_of_every_preset_are_valid(preset: str, images: int, monkey
         (("--data.init_args.indices", "[400]"), "names the validation image 400, and there are 355"),
         (("--data.init_args.folder", "nowhere"), "nowhere is not a folder"),
         (("--data.init_args.folder", "broken"), "the reference broken/0.png cannot be read"),
-        (("--data.init_args.image_size", "16"), "have 16 × 16 pixels and the tokenizer reads 32 × 32"),
+        (("--data.init_args.image_size", "16"), "are 3 × 16 × 16 and the tokenizer reads 3 × 32 × 32"),
         (("--data.init_args.classes", "[]"), "data.classes is an empty list"),
         (("--data.init_args.classes", "[0, 10]"), "names class 10, and the generator knows the 10 classes"),
         (("--model.init_args.forcing.sub_codes", "[3]"), "names 3, and the generator writes the sub-codes [0, 1]"),

@@ -54,7 +54,11 @@ def test_images_depend_on_reference_and_class_but_not_the_batch(pipeline: Genera
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"references": references(1, 16)}, "have 16 × 16 pixels and the tokenizer reads 32 × 32: resize them"),
+        ({"references": references(1, 16)}, "are 3 × 16 × 16 and the tokenizer reads 3 × 32 × 32: resize them"),
+        ({"references": references(1)[:, :1]}, "are 1 × 32 × 32 and the tokenizer reads 3 × 32 × 32"),
+        ({"references": references(1) * torch.nan}, r"reference images leave \[-1, 1\]: polytoken.images.read_image"),
+        ({"references": (127 * references(1)).byte()}, r"reference images leave \[-1, 1\]"),
+        ({"batch_size": 0}, "batch_size is 0"),
         ({"references": references(2)}, "2 reference images for 1 classes: give one an image"),
         ({"forcing": Forcing()}, "forcing needs the images whose sub-codes are forced: give references"),
         ({"references": references(1), "forcing": Forcing((2,))}, "names 2, and the generator writes"),

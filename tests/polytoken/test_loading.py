@@ -55,6 +55,12 @@ def test_unloadable_runs_are_reported(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cut.ckpt is not a readable checkpoint"):
         load_tokenizer(cut)
     checkpoint = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    sizes = checkpoint[MODEL_CONFIG]["init_args"]["tokenizer"]["init_args"]
+    sizes["latent_channels"] *= 2
+    torch.save(checkpoint, tmp_path / "shapes.ckpt")
+    with pytest.raises(ValueError, match=r"shapes.ckpt do not fit the tokenizer .*: size mismatch .*") as refused:
+        load_tokenizer(tmp_path / "shapes.ckpt")
+    assert "more). Train the run again" in str(refused.value) and "\n" not in str(refused.value)
     del checkpoint[MODEL_CONFIG]["init_args"]["tokenizer"]
     torch.save(checkpoint, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="other.ckpt is not the checkpoint of a tokenizer"):

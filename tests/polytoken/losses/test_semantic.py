@@ -138,8 +138,9 @@ def test_a_tokenizer_that_does_not_fit_is_refused(settings: dict[str, Any], mess
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="ConvolutionalTokenizer has none from 16"):
         SemanticContrast("high", projection="shared").connect(tiny_tokenizer(), teachers(tmp_path))
-    with pytest.raises(UserError, match="temperature of a semantic contrast must be positive, got 0"):
-        SemanticContrast("high", temperature=0)
+    for wrong in (0, float("nan")):
+        with pytest.raises(UserError, match=f"temperature of a semantic contrast must be positive, got {wrong}"):
+            SemanticContrast("high", temperature=wrong)
     with pytest.raises(UserError, match="projection of a semantic contrast is 'both': choose own or shared"):
         SemanticContrast("high", projection="both")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no negatives in a batch of one"):
