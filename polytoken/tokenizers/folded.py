@@ -73,8 +73,9 @@ class FoldedTokenizer(Tokenizer):
             or the file of a stand-in. It is read when training starts, and in no other case. It sees images in [-1, 1],
             whatever normalisation it was trained with, as released.
         tuning: how the encoder departs from ``pretrained`` (Table 2): ``full`` trains all of it; ``linear`` freezes it
-            but for queries, level embeddings and projection (the decoder is always trained); ``lora`` freezes it too and adds low-rank
-            updates of its attention projections. The paper does not say which weights its three rows train.
+            but for queries, level embeddings and projection (the decoder is always trained); ``lora``
+            freezes it too and adds low-rank updates of its attention projections. The paper does not say which weights
+            its three rows train.
         rank: of the updates.
 
     Raises:
