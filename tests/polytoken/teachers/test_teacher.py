@@ -162,7 +162,7 @@ def test_invalid_settings_are_rejected_with_a_remedy(tmp_path: Path) -> None:
         Teacher("clip")
     with pytest.raises(ValueError, match="multiple of its patch size 14"):
         Teacher("dinov2_small", image_size=256)
-    with pytest.raises(ValueError, match="block 13 .* blocks 1 to 12"):
+    with pytest.raises(ValueError, match="block 13 .* blocks 0 to 12"):
         Teacher("dinov2_small", block=13)
     with pytest.raises(ValueError, match="make teacher"):
         Teacher("stand_in")
