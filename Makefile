@@ -20,8 +20,8 @@ CLUSTER  ?=
 CONFIG  = --config configs/$(1).yaml --config configs/presets/$(PRESET)/$(2).yaml $(CLUSTER)
 # overlay of a preset for one recipe
 OVERLAY = $(wildcard configs/presets/$(PRESET)/$(1).yaml)
-# a preset states the sizes of folded tokenizers in a file of their own
-KIND   := $(if $(shell grep -s FoldedTokenizer configs/$(TOKENIZER).yaml),folded,tokenizer)
+# a preset states the sizes of each class of tokenizers in a file of its own
+KIND   := $(if $(shell grep -s FoldedTokenizer configs/$(TOKENIZER).yaml),folded,$(if $(shell grep -s RepresentationTokenizer configs/$(TOKENIZER).yaml),representation,tokenizer))
 SIZED   = $(call CONFIG,$(1),$(2)) $(addprefix --config ,$(call OVERLAY,$(1)))
 CLI    := $(LAUNCHER) $(PYTHON) cli.py
 FIT    := $(CLI) fit

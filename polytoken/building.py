@@ -86,6 +86,10 @@ def _nested(value: Any, hint: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         if CLASS_PATH in value:
             return _instantiate(value, tuple(_classes(hint)), where)
+        # a recipe writes the arguments of a class without subclasses alone
+        for found in (one for one in _classes(hint) if getattr(one, "__final__", False)):
+            path = f"{found.__module__}.{found.__qualname__}"
+            return _instantiate({CLASS_PATH: path, "init_args": value}, (found,), where)
         return {key: _nested(item, hint, where) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_nested(item, hint, where) for item in value]

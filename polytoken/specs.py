@@ -163,6 +163,7 @@ class Encoding:
         latents: the k encoder outputs (B, d_i, h, w) as they were compared with the codes, normalised if those are.
         code_vectors: the k code vectors (B, d_i, h, w) whose gradient reaches the codebooks; empty where none do.
         kept: (B,) bool, the samples of which no scale was dropped; None where none is ever dropped.
+        features: what a frozen encoder computed of the images, by name, such as "deep": (B, D, h, w) without gradient.
     """
 
     codes: Tensor | None
@@ -172,6 +173,7 @@ class Encoding:
     latents: tuple[Tensor, ...] = ()
     code_vectors: tuple[Tensor, ...] = ()
     kept: Tensor | None = None
+    features: dict[str, Tensor] = field(default_factory=dict)
 
     def rows(self, mask: Tensor) -> Encoding:
         """The encoding of the images that ``mask`` (B,) selects; without the losses, which belong to the batch."""
@@ -182,6 +184,7 @@ class Encoding:
             latents=tuple(latent[mask] for latent in self.latents),
             code_vectors=tuple(vector[mask] for vector in self.code_vectors),
             kept=None if self.kept is None else self.kept[mask],
+            features={name: feature[mask] for name, feature in self.features.items()},
         )
 
 
@@ -191,7 +194,7 @@ class Decoded:
 
     Args:
         image: (B, 3, H, W), not clamped.
-        features: reconstructed features by name, such as "deep"; empty where a tokenizer reconstructs none.
+        features: reconstructed features (B, D, h, w) by name, such as "deep"; empty where none are reconstructed.
     """
 
     image: Tensor

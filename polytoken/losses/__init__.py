@@ -4,6 +4,7 @@ from polytoken.losses.adversarial import Adversarial
 from polytoken.losses.alignment import FeatureAlignment
 from polytoken.losses.base import LossTerm, TokenizerStep, teacher_key
 from polytoken.losses.disentanglement import Disentanglement
+from polytoken.losses.feature_reconstruction import FeatureReconstruction
 from polytoken.losses.lecam import LeCam
 from polytoken.losses.objective import TokenizerObjective
 from polytoken.losses.perceptual import LPIPS, JudgeFeatures
@@ -15,6 +16,7 @@ __all__ = [
     "Adversarial",
     "Disentanglement",
     "FeatureAlignment",
+    "FeatureReconstruction",
     "JudgeFeatures",
     "LeCam",
     "LossTerm",

@@ -62,6 +62,7 @@ FOUNDATION_MODELS = {
         "timm", "vit_large_patch14_reg4_dinov2.lvd142m", 336, 14, 1024, 24, 5, IMAGENET
     ),
     "dinov3_large": FoundationModel("timm", "vit_large_patch16_dinov3.lvd1689m", 256, 16, 1024, 24, 5, IMAGENET),
+    "siglip2_large_256": FoundationModel("timm", "vit_large_patch16_siglip_256.v2_webli", 256, 16, 1024, 24, 0, SIGLIP),
     "siglip2_large": FoundationModel("timm", "vit_large_patch16_siglip_384.v2_webli", 384, 16, 1024, 24, 0, SIGLIP),
 }
 

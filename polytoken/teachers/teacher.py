@@ -81,6 +81,10 @@ class Teacher:
             raise UserError(f"{self.weights} was trained at {model.image_size} px: leave image_size unset")
         self._check_block(self.block, model)
 
+    def check_block(self, block: int | None) -> None:
+        """Raise UserError if the model has no such block; no weights are read."""
+        self._check_block(block, self._model)
+
     def _check_block(self, block: int | None, model: FoundationModel) -> None:
         first = 0 if model.library == "timm" else 1
         if block is not None and not first <= block <= model.depth:

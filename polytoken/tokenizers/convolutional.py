@@ -58,7 +58,8 @@ class Decoder(nn.Module):
         base_channels: width of the last stage.
         channel_multipliers: as the encoder's, which it walks backwards.
         num_res_blocks: residual blocks of the *encoder*'s stages.
-        attention: self-attention in the middle and after each block of the first stage.
+        attention: self-attention in the middle.
+        stage_attention: self-attention after each block of the first stage, too; None is as ``attention``.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Decoder(nn.Module):
         channel_multipliers: Sequence[int],
         num_res_blocks: int,
         attention: bool,
+        stage_attention: bool | None = None,
     ) -> None:
         super().__init__()
         channels = base_channels * channel_multipliers[-1]
@@ -80,7 +82,7 @@ class Decoder(nn.Module):
             for _ in range(num_res_blocks + 1):
                 layers.append(ResidualBlock(channels, base_channels * multiplier))
                 channels = base_channels * multiplier
-                if stage == 0 and attention:
+                if stage == 0 and (attention if stage_attention is None else stage_attention):
                     layers.append(SpatialAttention(channels))
         self.stages = nn.Sequential(*layers)
         self.norm_out = NormSwish(channels)

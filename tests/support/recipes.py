@@ -30,13 +30,15 @@ def recipes_of(model: str) -> list[str]:
     return sorted(name for name, recipe in found.items() if recipe.get("model", {}).get("class_path") == model)
 
 
+KINDS = {"FoldedTokenizer": "folded", "RepresentationTokenizer": "representation"}
 TOKENIZERS = recipes_of("lightning_modules.TokenizerModule")
 
 
 def preset_files(recipe: str, preset: str, kind: str = "tokenizer") -> list[str]:
     """A recipe's files of a preset, as the Makefile chooses them; ``kind`` is tokenizer or generator."""
-    if kind == "tokenizer" and "FoldedTokenizer" in (CONFIGS / f"{recipe}.yaml").read_text():
-        kind = "folded"
+    if kind == "tokenizer":
+        text = (CONFIGS / f"{recipe}.yaml").read_text()
+        kind = next((file for network, file in KINDS.items() if network in text), kind)
     files = [CONFIGS / "presets" / preset / f"{name}.yaml" for name in (kind, recipe)]
     return [str(file) for file in files if file.exists()]
 

@@ -1,9 +1,19 @@
 """Networks small enough for a unit test."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
 
 from polytoken.quantizers import FactorizedQuantizer, MultiScaleQuantizer, Quantizer, VectorQuantizer
-from polytoken.tokenizers import ConvolutionalTokenizer, FoldedTokenizer, VisionTransformerConfig
+from polytoken.teachers import SmallVisionTransformer, Teacher
+from polytoken.tokenizers import (
+    ConvolutionalTokenizer,
+    FeatureDecoderConfig,
+    FoldedTokenizer,
+    RepresentationTokenizer,
+    VisionTransformerConfig,
+)
 
 
 def tiny_tokenizer(
@@ -42,3 +52,19 @@ def tiny_folded(num_branches: int = 2) -> FoldedTokenizer:
     )
     torch.nn.init.normal_(made.queries)  # otherwise all positions of an untrained branch are nearly equal
     return made
+
+
+def tiny_representation(directory: Path, quantizer: Quantizer | None = None, **changes: Any) -> RepresentationTokenizer:
+    """An f8 tokenizer of images of 16 pixels on a stand-in of three blocks, written into ``directory``; seed 0."""
+    torch.manual_seed(0)
+    directory.mkdir(exist_ok=True)
+    file = directory / "foundation.safetensors"
+    SmallVisionTransformer(16, patch_size=8, width=32, depth=3, num_heads=4).save(file)
+    settings = {
+        "shallow": 1,
+        "image_size": 16,
+        "feature_decoder": FeatureDecoderConfig(depth=1, num_heads=4, dropout=0.0),
+        "base_channels": 32,
+        "channel_multipliers": (1, 1, 1, 1),
+    } | changes
+    return RepresentationTokenizer(quantizer or VectorQuantizer(16, 4), Teacher("stand_in", str(file)), **settings)
