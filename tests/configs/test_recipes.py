@@ -39,7 +39,7 @@ def test_recipe_with_preset_is_built_on_the_meta_device(
 ) -> None:
     """The whole configuration is parsed and instantiated, networks without memory; nothing runs."""
     if preset != "imagenet":
-        write_judge(Path(f"runs/{preset}/teacher/judge.safetensors"))
+        write_judge(Path(f"runs/{preset}/teacher/judge.safetensors"), side=64 if preset == "photos" else 32)
     commands: list[cli.CommandLine] = []
 
     def stop(self: cli.CommandLine) -> None:

@@ -13,13 +13,13 @@ from tests.support.commands import REPOSITORY
 CONFIGS = REPOSITORY / "configs"
 
 
-def write_judge(path: Path, num_classes: int = 10) -> Path:
-    """Write a judge and two teachers with random weights, in the formats of `make teacher`."""
+def write_judge(path: Path, num_classes: int = 10, side: int = 32) -> Path:
+    """Write a judge and two teachers of ``side`` px with random weights, as `make teacher` does."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         SmallClassifier(num_classes, (32, 32)).save(path, accuracy=0.1)
         for name in ("mid", "high"):
-            network = SmallVisionTransformer(32, width=16, depth=1, num_heads=2, class_token=name == "high")
+            network = SmallVisionTransformer(side, width=16, depth=1, num_heads=2, class_token=name == "high")
             network.save(path.with_name(f"{name}.safetensors"))
     return path
 
