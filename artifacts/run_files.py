@@ -2,22 +2,19 @@
 
 Readers of these files decode them with these types, so a broken file is one sentence with the place inside it. Keys
 that a definition does not name are dropped by the decoder. The files of a token store are defined in
-`artifacts.token_store`, the results of an experiment in `artifacts.results`, and `lineage.json` in
-`polytoken.generators.record`.
+`artifacts.token_store`, `dependency.json` in `artifacts.dependency`, the results of an experiment in
+`artifacts.results`, and `lineage.json` in `polytoken.generators.record`. This module does not import torch: that would
+cost each stage of an experiment seconds.
 """
 
 from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
 
-from polytoken.metrics.dependency import Dependence
-from polytoken.specs import TokenSpec
-
 METRICS = "metrics.json"
 PROBES = "probes.json"
 LAYERS = "layers.json"
 CURVE = "curve.json"
-DEPENDENCY = "dependency.json"
 
 Metrics = dict[str, float | None]  # by name; None means NaN or infinity, which JSON lacks
 
@@ -191,23 +188,6 @@ class Layers(TypedDict):
     probe: NotRequired[list[float] | None]
     probe_standard_error: NotRequired[list[float] | None]
     origin: NotRequired[dict[str, Any]]
-    versions: NotRequired[dict[str, str]]
-    commit: NotRequired[str | None]
-
-
-class Dependency(TypedDict):
-    """`dependency.json` of a token store."""
-
-    entries: list[Dependence]
-    estimator: str
-    store: str
-    images: int
-    views: int
-    spec: TokenSpec
-    groups: list[int]  # number of groups of each codebook's codes
-    shuffles: int
-    seed: int
-    tokenizer_fingerprint: str
     versions: NotRequired[dict[str, str]]
     commit: NotRequired[str | None]
 

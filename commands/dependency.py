@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from artifacts.dependency import DEPENDENCY, Dependency
 from artifacts.provenance import commit, versions
-from artifacts.run_files import DEPENDENCY, Dependency
 from artifacts.token_store import TokenStore
 from callbacks.measure.plots import new_plot, render
 from commands.preset import spread

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from artifacts.run_files import Dependency
+from artifacts.dependency import Dependency
 from commands import dependency
 from polytoken import records
 from polytoken.fingerprint import fingerprint

@@ -89,6 +89,12 @@ def test_a_dry_run_only_prints_the_commands(tmp_path: Path, capsys: pytest.Captu
     assert not Path("runs").exists()
 
 
+def test_a_start_of_a_stage_imports_no_torch() -> None:
+    """It would take seconds; "show" and "status" do not need it either."""
+    program = "import sys; sys.modules['torch'] = None; import experiments.start, experiments.__main__"
+    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True)
+
+
 def test_finished_stages_are_skipped_and_failures_do_not_stop_the_others(
     tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
