@@ -27,6 +27,7 @@ class FoundationModel:
         prefix_tokens: class token and registers before the patches; with none, ``cls`` is the mean of the patches.
         normalization: mean and standard deviation of its inputs in [0, 1], per channel.
         final_norm: apply the model's last norm to the output of the last block.
+        attention_pooling: it pools its patches by attention, to embeddings that its text tower's are compared with.
     """
 
     library: Literal["timm", "open_clip"]
@@ -38,6 +39,7 @@ class FoundationModel:
     prefix_tokens: int
     normalization: tuple[tuple[float, float, float], tuple[float, float, float]]
     final_norm: bool = True
+    attention_pooling: bool = False
 
 
 # CLIP is read before its last norm and without projection, as in the released FQGAN. OpenAI's weights need the
@@ -62,8 +64,12 @@ FOUNDATION_MODELS = {
         "timm", "vit_large_patch14_reg4_dinov2.lvd142m", 336, 14, 1024, 24, 5, IMAGENET
     ),
     "dinov3_large": FoundationModel("timm", "vit_large_patch16_dinov3.lvd1689m", 256, 16, 1024, 24, 5, IMAGENET),
-    "siglip2_large_256": FoundationModel("timm", "vit_large_patch16_siglip_256.v2_webli", 256, 16, 1024, 24, 0, SIGLIP),
-    "siglip2_large": FoundationModel("timm", "vit_large_patch16_siglip_384.v2_webli", 384, 16, 1024, 24, 0, SIGLIP),
+    "siglip2_large_256": FoundationModel(
+        "timm", "vit_large_patch16_siglip_256.v2_webli", 256, 16, 1024, 24, 0, SIGLIP, attention_pooling=True
+    ),
+    "siglip2_large": FoundationModel(
+        "timm", "vit_large_patch16_siglip_384.v2_webli", 384, 16, 1024, 24, 0, SIGLIP, attention_pooling=True
+    ),
 }
 
 

@@ -34,8 +34,9 @@ def read_stand_in(path: str) -> FoundationModel:
         patch_size=header["patch_size"],
         width=header["width"],
         depth=header["depth"],
-        prefix_tokens=int(header["class_token"]),
+        prefix_tokens=int(header["pooling"] == "token"),
         normalization=SIGLIP,
+        attention_pooling=header["pooling"] == "attention",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypedDict
+from typing import Annotated, Literal, TypedDict
 
 import torch
 from msgspec import Meta
@@ -14,6 +14,9 @@ from polytoken.records import decode
 from polytoken.weights import load_state, read_metadata, save_state
 
 REMEDY = "run `make teacher PRESET=…`, which trains it"
+
+Pooling = Literal["token", "mean", "attention"]
+TIMM_POOLING: dict[Pooling, Literal["token", "avg", "map"]] = {"token": "token", "mean": "avg", "attention": "map"}
 
 Size = Annotated[int, Meta(ge=1, le=8192)]
 
@@ -26,7 +29,7 @@ class Architecture(TypedDict):
     width: Size
     depth: Annotated[int, Meta(ge=1, le=100)]
     num_heads: Size
-    class_token: bool
+    pooling: Pooling
     num_classes: Annotated[int, Meta(ge=0, le=1_000_000)]
 
 
@@ -39,7 +42,7 @@ class SmallVisionTransformer(nn.Module):
         width: D of its features.
         depth: number of blocks.
         num_heads: attention heads.
-        class_token: prepend a class token to the patches.
+        pooling: of the patches: ``token`` prepends a class token, ``attention`` is SigLIP's, by one learned query.
         num_classes: logits of a linear head on the pooled features; 0 is no head.
     """
 
@@ -50,7 +53,7 @@ class SmallVisionTransformer(nn.Module):
         width: int = 96,
         depth: int = 4,
         num_heads: int = 4,
-        class_token: bool = True,
+        pooling: Pooling = "token",
         num_classes: int = 0,
     ) -> None:
         super().__init__()
@@ -62,7 +65,7 @@ class SmallVisionTransformer(nn.Module):
             "width": width,
             "depth": depth,
             "num_heads": num_heads,
-            "class_token": class_token,
+            "pooling": pooling,
             "num_classes": num_classes,
         }
         self.width = width
@@ -73,8 +76,8 @@ class SmallVisionTransformer(nn.Module):
             embed_dim=width,
             depth=depth,
             num_heads=num_heads,
-            class_token=class_token,
-            global_pool="token" if class_token else "avg",
+            class_token=pooling == "token",
+            global_pool=TIMM_POOLING[pooling],
             fc_norm=False,  # average pooling would otherwise move the last norm behind the pooling
             num_classes=num_classes,
         )
@@ -116,4 +119,7 @@ def read_architecture(path: str | Path) -> Architecture:
     metadata = read_metadata(path, REMEDY)
     if "architecture" not in metadata:
         raise UserError(f"{path} is not a stand-in teacher (its header names no architecture): {REMEDY}")
-    return decode(metadata["architecture"], Architecture, f"the header of {path}")
+    header = metadata["architecture"]
+    if isinstance(header, dict) and "class_token" in header:  # files from before pooling by attention
+        header = {**header, "pooling": "token" if header["class_token"] else "mean"}
+    return decode(header, Architecture, f"the header of {path}")

@@ -13,6 +13,7 @@ from torch.nn import functional
 from polytoken.constants import constant
 from polytoken.errors import UserError
 from polytoken.frozen import FrozenNetwork
+from polytoken.precision import full_precision
 from polytoken.teachers.foundation_models import FOUNDATION_MODELS, FoundationModel
 from polytoken.teachers.loading import POSITIONS, STAND_IN, TeacherWeights, read_stand_in
 
@@ -39,6 +40,7 @@ class Teacher:
         image_size: side of the model's input images, a multiple of its patch size; None is its own.
         block: features after this block, counted from 1, before any norm; 0 is the input of the first block (timm's
             models); None is the last block, behind the model's last norm where the table says so.
+        final_norm: put the features of ``block`` behind the model's last norm too.
 
     Raises:
         UserError: the name is unknown, or size or block do not fit the model. The file of a stand-in is read, and
@@ -46,11 +48,17 @@ class Teacher:
     """
 
     def __init__(
-        self, name: str, weights: str | None = None, image_size: int | None = None, block: int | None = None
+        self,
+        name: str,
+        weights: str | None = None,
+        image_size: int | None = None,
+        block: int | None = None,
+        final_norm: bool = False,
     ) -> None:
         self.name = name
         self.weights = weights
         self.block = block
+        self.final_norm = final_norm
         self._image_size = image_size
         self._network: FrozenNetwork[nn.Module] = FrozenNetwork(self._load)
         if name == STAND_IN:
@@ -134,7 +142,7 @@ class Teacher:
         """
         if self.name == STAND_IN or self._image_size is not None or grid[0] != grid[1]:
             return self
-        return Teacher(self.name, self.weights, grid[0] * self.patch_size, self.block)
+        return Teacher(self.name, self.weights, grid[0] * self.patch_size, self.block, self.final_norm)
 
     def check(self, blocks: Sequence[int | None] = (None,)) -> None:
         """Check ``blocks``, and the names and shapes in the weights file, before anything is loaded.
@@ -174,7 +182,7 @@ class Teacher:
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
-            blocks: as ``block`` of the teacher; None is that of the teacher itself.
+            blocks: as ``block`` of the teacher, raw; None is that of the teacher itself, with its norm.
             full_precision: compute in float32 on a GPU too.
         """
         return self.features_with_gradient(images, blocks, full_precision)
@@ -188,6 +196,36 @@ class Teacher:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=enabled):
             tokens = self._tokens(network, self.transform(images.float()), blocks)
         return tuple(self._features(prefix, patches.float()) for prefix, patches in tokens)
+
+    def check_pool(self) -> None:
+        """Check that the model pools by attention; of a stand-in the header of its file is read.
+
+        Raises:
+            MissingFileError: the file of a stand-in is missing.
+            UserError: it does not.
+        """
+        if not self._model.attention_pooling:
+            which = f"{self.name} ({self.weights})" if self.name == STAND_IN else self.name
+            able = ", ".join(name for name, model in FOUNDATION_MODELS.items() if model.attention_pooling)
+            raise UserError(
+                f"teacher {which} has no attention pooling, which text is compared with: take {able}, or a "
+                "stand_in of `make teacher` with pooling attention (dual.safetensors)"
+            )
+
+    @torch.no_grad()
+    def pool(self, patches: Tensor) -> Tensor:
+        """Pool patches (B, h, w, D) by the model's own attention to embeddings (B, D), in float32, not normalised.
+
+        It reads features behind the model's last norm. SigLIP's pooling is one learned query (arXiv 2303.15343).
+
+        Raises:
+            UserError: as :meth:`check_pool` does.
+        """
+        self.check_pool()
+        network = self._network.on(patches.device)
+        with full_precision(patches.device):
+            pooled = network.attn_pool(patches.float().flatten(1, 2))  # type: ignore[operator]
+            return network.fc_norm(pooled)  # type: ignore[operator]
 
     def transform(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] at the model's own size and normalisation."""
@@ -213,9 +251,9 @@ class Teacher:
         else:
             raw, norm = _timm_tokens(network, inputs, sorted(set(numbers))), network.norm
         tokens = []
-        for block, number in zip(chosen, numbers, strict=True):
+        for asked, block, number in zip(blocks, chosen, numbers, strict=True):
             prefix, patches = raw[number]
-            if block is None and self._model.final_norm:
+            if (block is None and self._model.final_norm) or (asked is None and self.final_norm):
                 prefix, patches = norm(prefix), norm(patches)  # type: ignore[operator]
             tokens.append((prefix, patches))
         return tokens

@@ -7,7 +7,7 @@ from polytoken.teachers.stand_in import SmallVisionTransformer
 
 def build() -> MaskedPatchModule:
     torch.manual_seed(0)
-    network = SmallVisionTransformer(image_size=16, patch_size=4, width=16, depth=1, class_token=False)
+    network = SmallVisionTransformer(image_size=16, patch_size=4, width=16, depth=1, pooling="mean")
     return MaskedPatchModule(network, "unused.safetensors").eval()
 
 

@@ -13,7 +13,7 @@ from polytoken.teachers.stand_in import SmallVisionTransformer
 from polytoken.weights import save_state
 
 ARCHITECTURE = {"image_size": 8, "patch_size": 4, "width": 8, "depth": 1, "num_heads": 1}
-ARCHITECTURE |= {"class_token": True, "num_classes": 0}
+ARCHITECTURE |= {"pooling": "token", "num_classes": 0}
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,8 @@ def test_judges(header: dict, says: str, tmp_path: Path) -> None:
     [
         ("a string", r"\$: expected object, got str"),
         ({**ARCHITECTURE, "width": 10**9}, r"\$\.width: expected int <= 8192"),
-        ({**ARCHITECTURE, "class_token": 1}, r"\$\.class_token: expected bool"),
+        ({**ARCHITECTURE, "pooling": 1}, r"\$\.pooling: expected str, got int"),
+        ({**ARCHITECTURE, "pooling": "map"}, r"\$\.pooling: invalid enum value"),
         ([], r"\$: expected object, got array"),
     ],
 )
@@ -54,3 +55,11 @@ def test_keys_of_later_versions_are_ignored(tmp_path: Path) -> None:
     save_state(tmp_path / "high.safetensors", network, {"architecture": {**ARCHITECTURE, "later": 1}})
     loaded = SmallVisionTransformer.load(tmp_path / "high.safetensors")
     assert all(torch.equal(one, other) for one, other in zip(network.parameters(), loaded.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("class_token", "pooling"), [(True, "token"), (False, "mean")])
+def test_headers_of_earlier_versions_name_a_class_token(class_token: bool, pooling: str, tmp_path: Path) -> None:
+    network = SmallVisionTransformer(**{**ARCHITECTURE, "pooling": pooling})
+    earlier = {key: value for key, value in ARCHITECTURE.items() if key != "pooling"} | {"class_token": class_token}
+    save_state(tmp_path / "high.safetensors", network, {"architecture": earlier})
+    assert SmallVisionTransformer.load(tmp_path / "high.safetensors").architecture["pooling"] == pooling

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from polytoken.classifier import SmallClassifier
-from polytoken.teachers.stand_in import SmallVisionTransformer
+from polytoken.teachers.stand_in import Pooling, SmallVisionTransformer
 from tests.support.commands import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
@@ -19,7 +19,8 @@ def write_judge(path: Path, num_classes: int = 10, side: int = 32) -> Path:
         torch.manual_seed(0)
         SmallClassifier(num_classes, (32, 32)).save(path, accuracy=0.1)
         for name in ("mid", "high"):
-            network = SmallVisionTransformer(side, width=16, depth=1, num_heads=2, class_token=name == "high")
+            pooling: Pooling = "token" if name == "high" else "mean"
+            network = SmallVisionTransformer(side, width=16, depth=1, num_heads=2, pooling=pooling)
             network.save(path.with_name(f"{name}.safetensors"))
     return path
 

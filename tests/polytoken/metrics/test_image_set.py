@@ -85,7 +85,7 @@ def extractors(directory: Path) -> list[Extractor]:
     path = directory / "judge.safetensors"
     SmallClassifier(3, (8, 8)).save(path, accuracy=0.5)
     stand_in = directory / "mid.safetensors"
-    SmallVisionTransformer(8, width=8, depth=1, num_heads=2, class_token=False).save(stand_in)
+    SmallVisionTransformer(8, width=8, depth=1, num_heads=2, pooling="mean").save(stand_in)
     teacher = TeacherExtractor(Teacher("stand_in", str(stand_in)), CPU)
     return [Judge(SmallClassifier.load(path), path), teacher]
 

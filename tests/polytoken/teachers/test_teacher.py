@@ -34,6 +34,7 @@ def test_the_table_agrees_with_timm(name: str) -> None:
         network = build_network(model, model.image_size, pretrained=False)
     assert network.num_prefix_tokens == model.prefix_tokens
     assert (network.embed_dim, len(network.blocks)) == (model.width, model.depth)
+    assert (getattr(network, "attn_pool", None) is not None) == model.attention_pooling
     activation = type(network.blocks[0].mlp.act).__name__
     assert (activation == "QuickGELU") == ("openai" in model.model), "OpenAI's CLIP needs QuickGELU"
 
@@ -120,7 +121,7 @@ def test_open_clip_and_timm_agree_on_the_interface() -> None:
 
 
 def test_features_of_any_block(tmp_path: Path) -> None:
-    path = stand_in(tmp_path / "mid.safetensors", class_token=False)
+    path = stand_in(tmp_path / "mid.safetensors", pooling="mean")
     images = torch.rand(3, 3, 16, 16) * 2 - 1
     trunk = SmallVisionTransformer.load(path).trunk
     expected = trunk.blocks[0](trunk._pos_embed(trunk.patch_embed(images)))

@@ -118,7 +118,7 @@ def test_a_source_is_a_local_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         tokenizer("dinov2_base").start()
     with pytest.raises(MissingFileError, match="pretrained is 'high.safetensors', which is no file and no published"):
         tokenizer("high.safetensors").start()
-    stand_in(tmp_path / "mean.safetensors", class_token=False)
+    stand_in(tmp_path / "mean.safetensors", pooling="mean")
     with pytest.raises(UserError, match="do not both have class_token"):
         tokenizer("mean.safetensors").start()
 
