@@ -69,7 +69,7 @@ $(READY): requirements.lock
 	@touch $@
 
 lock: $(READY) ## Renew requirements.lock from pyproject.toml
-	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-header --python-version 3.11 --extra suite --extra dev pyproject.toml -o requirements.lock
+	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-header --python-version 3.11 --extra suite --extra caption --extra dev pyproject.toml -o requirements.lock
 
 # --- curriculum ------------------------------------------------------------------------------------------------------
 

@@ -31,6 +31,11 @@ class Tokenizer(nn.Module, ABC):
         """Widths d_1 … d_k of ``Encoding.subspaces``."""
 
     @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the features of a foundation model that it reconstructs, as in ``Decoded.features``."""
+        return ()
+
+    @property
     def grid(self) -> tuple[int, int]:
         """(h, w) of ``Encoding.quantized`` for an image of ``image_size``."""
         side = self.image_size // self.downsampling
