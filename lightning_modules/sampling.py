@@ -12,6 +12,7 @@ from torch import Tensor
 from datamodules.labels import LabelDataModule
 from datamodules.references import ReferenceDataModule
 from polytoken.errors import UserError
+from polytoken.images import from_uint8, resize_displayed, to_uint8
 from polytoken.pipeline import GenerationPipeline
 from polytoken.sampling import Forcing, SamplerSettings
 
@@ -29,6 +30,8 @@ class SamplingModule(pl.LightningModule):
         trust: packages besides polytoken whose classes the checkpoints may name.
         compile: run the decoding step under ``torch.compile``.
         forcing: sub-codes that are those of a reference image, the ``image`` of a batch; None samples all.
+        image_size: pixels a side to which the images, in 8 bits, are resized once (bicubic, antialiased); None keeps
+            the tokenizer's.
 
     Raises:
         MissingFileError: if a run does not exist.
@@ -44,12 +47,16 @@ class SamplingModule(pl.LightningModule):
         trust: Sequence[str] = (),
         compile: bool = False,  # noqa: A002
         forcing: Forcing | None = None,
+        image_size: int | None = None,
     ) -> None:
         super().__init__()
+        if image_size is not None and image_size < 1:
+            raise UserError(f"image_size must be at least 1 pixel, or null for the tokenizer's, got {image_size}")
         self.generator = GenerationPipeline.from_run(generator_run, tokenizer_run, trust, compile)
         self.sampler = self.generator.rules(sampler or SamplerSettings())
         self.seed = seed
         self.forcing = forcing
+        self.image_size = image_size
         if forcing is not None:
             self.generator.forced_places(forcing)
 
@@ -81,17 +88,26 @@ class SamplingModule(pl.LightningModule):
     def settings(self) -> dict[str, Any]:
         """Return everything that the images depend on besides their classes, as plain data."""
         forcing = {} if self.forcing is None else {"forcing": asdict(self.forcing)}
-        return {**self.generator.origin, "sampler": asdict(self.sampler), "seed": self.seed, **forcing}
+        resized = {} if self.image_size is None else {"image_size": self.image_size}
+        return {**self.generator.origin, "sampler": asdict(self.sampler), "seed": self.seed, **forcing, **resized}
 
     def predict_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """Images uint8 (B, H, W, 3) of ``label`` (B,), whose ``index`` (B,) are consecutive."""
         forced = None if self.forcing is None else self.generator.force(batch["image"], self.forcing)
-        return self.generator.images(batch["label"], self.sampler, self.seed, int(batch["index"][0]), forced)
+        images = self.generator.images(batch["label"], self.sampler, self.seed, int(batch["index"][0]), forced)
+        return self._resized(images)
 
     def forced_alone(self, references: Tensor) -> Tensor:
         """Images uint8 (B, H, W, 3) that the forced sub-codes of references (B, 3, H, W) decode to alone."""
         assert self.forcing is not None
-        return self.generator.forced_alone(self.generator.force(references, self.forcing))
+        return self._resized(self.generator.forced_alone(self.generator.force(references, self.forcing)))
+
+    def _resized(self, images: Tensor) -> Tensor:
+        """Images uint8 (B, H, W, 3) at ``image_size``."""
+        if self.image_size is None:
+            return images
+        resized = resize_displayed(from_uint8(images.permute(0, 3, 1, 2)), self.image_size)
+        return to_uint8(resized).permute(0, 2, 3, 1)
 
     def test_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """The same images, for ``callbacks.GenerationMetrics`` to measure."""

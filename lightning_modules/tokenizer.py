@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_modules.resuming import ResumingModule
 from polytoken.errors import UserError
 from polytoken.guard import NonFiniteGuard
+from polytoken.images import resize_displayed
 from polytoken.losses import TokenizerObjective, TokenizerStep
 from polytoken.optimization import OptimizerConfig, gradient_norm
 from polytoken.specs import Decoded, Encoding
@@ -35,6 +36,8 @@ class TokenizerModule(ResumingModule):
         gradient_clip: largest gradient norm of each network, clipped separately; None disables clipping.
         accumulate_steps: batches an update.
         max_nonfinite_steps: consecutive non-finite steps tolerated before raising.
+        metric_size: pixels a side at which callbacks compare images and reconstructions, both in 8 bits and resized
+            once (bicubic, antialiased); None compares them as they are.
     """
 
     def __init__(
@@ -46,8 +49,11 @@ class TokenizerModule(ResumingModule):
         gradient_clip: float | None = 1.0,
         accumulate_steps: int = 1,
         max_nonfinite_steps: int = 10,
+        metric_size: int | None = None,
     ) -> None:
         super().__init__()
+        if metric_size is not None and metric_size < 1:
+            raise UserError(f"metric_size must be at least 1 pixel, or null for the images' own, got {metric_size}")
         if accumulate_steps < 1:
             raise UserError(f"accumulate_steps must be 1 or more, got {accumulate_steps}")
         if gradient_clip is not None and gradient_clip <= 0:
@@ -61,6 +67,7 @@ class TokenizerModule(ResumingModule):
         self.optimizer_config = optimizer or OptimizerConfig()
         self.discriminator_config = discriminator_optimizer or self.optimizer_config
         self.gradient_clip = gradient_clip
+        self.metric_size = metric_size
         self.accumulate_steps = accumulate_steps
         self._batches_accumulated = 0
         self._guard = NonFiniteGuard(max_nonfinite_steps)
@@ -105,9 +112,12 @@ class TokenizerModule(ResumingModule):
         return None
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Any]:
-        """Reconstruct without clamping; callbacks measure and draw the result."""
+        """Reconstruct; callbacks measure and draw the result, which is not clamped where nothing is resized."""
         decoded, encoding = self(batch["image"])
-        return {"reconstruction": decoded.image.float(), "encoding": encoding}
+        compared = {"image": batch["image"], "reconstruction": decoded.image.float()}
+        if self.metric_size is not None:
+            compared = {name: resize_displayed(images, self.metric_size) for name, images in compared.items()}
+        return {**compared, "encoding": encoding}
 
     test_step = validation_step
 

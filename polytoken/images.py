@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, uint8
+from torch.nn import functional
 
 from polytoken.errors import MissingFileError, UserError
 from polytoken.files import replacing
@@ -67,6 +68,15 @@ def write_image(image: Tensor, path: str | Path) -> None:
 def to_uint8(images: Tensor) -> Tensor:
     """Images in [-1, 1] to 0 … 255, rounded half up and clamped; same shape."""
     return (images.float() * 127.5 + 128).clamp(0, 255).to(uint8)
+
+
+def resize_displayed(images: Tensor, size: int) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1] as a file holds them, in 8 bits, reduced or enlarged to squares of ``size`` pixels.
+
+    Bicubic with antialiasing, float32; values past the range are clamped by whoever rounds again.
+    """
+    shown = from_uint8(to_uint8(images))
+    return functional.interpolate(shown, (size, size), mode="bicubic", antialias=True)
 
 
 def from_uint8(images: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class Measurement(pl.Callback, ABC):
         if kept.any():
             encoding = outputs["encoding"].rows(kept)
             with torch.autocast(pl_module.device.type, enabled=False):
-                self.measure(batch["image"][kept], outputs["reconstruction"][kept], batch["label"][kept], encoding)
+                self.measure(outputs["image"][kept], outputs["reconstruction"][kept], batch["label"][kept], encoding)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         prefix = "test" if trainer.testing else "val"

@@ -105,6 +105,7 @@ class ReconstructionDistance(Measurement):
                 for callback in trainer.callbacks  # type: ignore[attr-defined]
             ),
             "precision": str(trainer.precision),
+            "metric_size": trainer.lightning_module.metric_size,
         }
         count = self._target.about["reference_n"]
         about = {"path": None, "n": count, "use": "reconstruction", "settings": settings}

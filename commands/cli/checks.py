@@ -17,12 +17,13 @@ from polytoken.loading import read_metadata
 
 SHOWN = 5
 
-# Settings that trade memory for time, and change numbers by rounding at most: a run that ran out of memory may resume
-# with others.
+# Settings that trade memory for time, and change numbers by rounding at most, so that a run that ran out of memory may
+# resume with others; and those of validation alone.
 NO_NUMBER_CHANGES = (
     ".trunk.checkpointing",  # keep or recompute activations
     ".trunk.compile",  # kernels
     ".init_args.max_matrix_elements",  # chunk size of the code look-up
+    "model.init_args.metric_size",
 )
 
 
