@@ -9,7 +9,9 @@ from torch.utils.data import DataLoader
 
 from lightning_modules import OptimizerConfig, TokenizerModule
 from polytoken.discriminators import DiffAugment, PatchDiscriminator
+from polytoken.errors import UserError
 from polytoken.guard import NonFiniteError
+from polytoken.images import resize_displayed
 from polytoken.losses import (
     Adversarial,
     Disentanglement,
@@ -206,6 +208,16 @@ def test_adaptive_weight_in_training(tmp_path: Path) -> None:
     fit(module, tmp_path, 2)
     assert changed(before.tokenizer, module.tokenizer)
     assert changed(before.objective.adversarial, module.objective.adversarial)
+
+
+def test_images_are_compared_at_the_size_of_the_metrics() -> None:
+    batch = next(iter(batches(2)))
+    plain, reduced = (build(metric_size=size).eval().validation_step(batch, 0) for size in (None, 8))
+    assert torch.equal(plain["image"], batch["image"])
+    for name in ("image", "reconstruction"):
+        assert torch.equal(reduced[name], resize_displayed(plain[name], 8))
+    with pytest.raises(UserError, match="metric_size must be at least 1 pixel"):
+        build(metric_size=0)
 
 
 def test_predict_returns_codes(tmp_path: Path) -> None:

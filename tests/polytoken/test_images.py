@@ -9,7 +9,16 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from polytoken.errors import RunError, UserError
-from polytoken.images import FORMATS, from_uint8, open_image, read_image, save_png, to_uint8, write_image
+from polytoken.images import (
+    FORMATS,
+    from_uint8,
+    open_image,
+    read_image,
+    resize_displayed,
+    save_png,
+    to_uint8,
+    write_image,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -71,3 +80,13 @@ def test_files_that_are_not_images_are_rejected_in_one_sentence(tmp_path: Path) 
         read_image(tmp_path / "missing.png", 8)
     with pytest.raises(UserError, match="holds 2: select one"):
         write_image(torch.zeros(2, 3, 8, 8), tmp_path / "two.png")
+
+
+@pytest.mark.parametrize("size", [12, 16, 24])
+def test_images_are_resized_as_pillow_resizes_8_bits(size: int) -> None:
+    """Clamped and rounded first; Pillow rounds twice, between its two passes too."""
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for image, found in zip(to_uint8(images), to_uint8(resize_displayed(images, size)), strict=True):
+        pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
+        expected = np.asarray(pixels.resize((size, size), Image.Resampling.BICUBIC)).astype(int)
+        assert abs(expected - found.permute(1, 2, 0).numpy()).max() <= (0 if size == 16 else 1)

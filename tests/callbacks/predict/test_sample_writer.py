@@ -14,7 +14,9 @@ from artifacts.samples import SamplesFile
 from callbacks.predict.sample_writer import SampleWriter
 from datamodules.labels import LabelDataModule
 from lightning_modules.sampling import SamplingModule
+from polytoken.errors import UserError
 from polytoken.files import file_sha256
+from polytoken.images import from_uint8, resize_displayed, to_uint8
 from polytoken.sampling import CategoricalSampler
 from tests.support.generated import write_runs
 from tests.support.validation import quiet_trainer
@@ -85,6 +87,18 @@ def test_images_are_written_in_order(directory: Path, run: Path) -> None:
     for index in (0, 9, 22):
         alone = module.generator.images(torch.tensor([index % 10]), CategoricalSampler(guidance=2.0), 3, index)
         assert abs(alone[0].int().numpy() - images(directory)[index]).max() <= 1
+
+
+def test_images_are_written_at_another_size(run: Path) -> None:
+    """Those of the tokenizer, resized in 8 bits; the record says so."""
+    batch = {"label": torch.tensor([3, 4]), "index": torch.tensor([0, 1])}
+    plain, reduced = (SamplingModule(str(run), image_size=size) for size in (None, 8))
+    whole = from_uint8(plain.predict_step(batch, 0).permute(0, 3, 1, 2))
+    found = reduced.predict_step(batch, 0)
+    assert torch.equal(found, to_uint8(resize_displayed(whole, 8)).permute(0, 2, 3, 1))
+    assert reduced.settings()["image_size"] == 8 and "image_size" not in plain.settings()
+    with pytest.raises(UserError, match="image_size must be at least 1 pixel"):
+        SamplingModule(str(run), image_size=0)
 
 
 def test_a_finished_file_is_not_sampled_again(directory: Path, run: Path) -> None:
