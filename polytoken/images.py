@@ -71,7 +71,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def resize_displayed(images: Tensor, size: int) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1] as a file holds them, in 8 bits, reduced or enlarged to squares of ``size`` pixels.
+    """Images (B, 3, H, W) in [-1, 1], rounded to 8 bits as a file holds them and resized to squares of ``size`` pixels.
 
     Bicubic with antialiasing, float32; values past the range are clamped by whoever rounds again.
     """
