@@ -26,6 +26,7 @@ class OptimizerConfig:
             ``all``, biases and norms too, as in the released code of iFSQ.
         schedule: constant, or a cosine from the peak to ``final_fraction`` of it at the trainer's ``max_steps``.
         warmup_steps: updates of linear warm-up before either.
+        initial_fraction: start of the warm-up, as a fraction of the peak; 0.1 in the released Ideal.
         final_fraction: end of the cosine, as a fraction of the peak.
     """
 
@@ -35,6 +36,7 @@ class OptimizerConfig:
     decay: Literal["matrices", "all"] = "matrices"
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0
+    initial_fraction: float = 0.0
     final_fraction: float = 0.0
 
     def build(
@@ -75,7 +77,8 @@ class OptimizerConfig:
     def learning_rate_at(self, step: int, max_steps: int) -> float:
         """Learning rate of update ``step`` (from 0) in a run of ``max_steps``."""
         if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
+            warm = (step + 1) / self.warmup_steps
+            return self.learning_rate * (self.initial_fraction + (1 - self.initial_fraction) * warm)
         if self.schedule == "constant":
             return self.learning_rate
         if max_steps <= 0:

@@ -3,6 +3,7 @@
 from polytoken.losses.adversarial import Adversarial
 from polytoken.losses.alignment import FeatureAlignment
 from polytoken.losses.base import LossTerm, TokenizerStep, teacher_key
+from polytoken.losses.consistency import Consistency
 from polytoken.losses.disentanglement import Disentanglement
 from polytoken.losses.feature_reconstruction import FeatureReconstruction
 from polytoken.losses.lecam import LeCam
@@ -14,6 +15,7 @@ from polytoken.losses.semantic import SemanticContrast
 __all__ = [
     "LPIPS",
     "Adversarial",
+    "Consistency",
     "Disentanglement",
     "FeatureAlignment",
     "FeatureReconstruction",

@@ -11,6 +11,7 @@ from torch.nn import functional
 from polytoken.discriminators import DiffAugment, Discriminator
 from polytoken.distributed import mean_over_ranks
 from polytoken.losses.base import TokenizerStep
+from polytoken.losses.consistency import Consistency
 from polytoken.losses.lecam import LeCam
 
 Form = Literal["hinge", "vanilla", "non_saturating"]
@@ -20,9 +21,9 @@ Form = Literal["hinge", "vanilla", "non_saturating"]
 class Adversarial(nn.Module):
     """Losses of the autoencoder (L_GAN of SSQ eq. 2 and FQGAN eq. 2) and of its discriminator.
 
-    ``weight`` multiplies both losses, as in LlamaGen. The discriminator does not run before ``start_step``; released
-    code runs it with weight 0, which moves no weight. Batch norm in the discriminator uses the batch of each rank,
-    unless the trainer's ``sync_batchnorm`` is on (GPUs only).
+    ``weight`` multiplies both losses, as in LlamaGen, but not the consistency term. The discriminator does not run
+    before ``start_step``; released code runs it with weight 0, which moves no weight. Batch norm in the discriminator
+    uses the batch of each rank, unless the trainer's ``sync_batchnorm`` is on (GPUs only).
 
     Args:
         discriminator: images to logits.
@@ -35,6 +36,7 @@ class Adversarial(nn.Module):
         augmentation: differentiable augmentation of all images that the discriminator sees, real and reconstructed, in
             the losses of both networks; None is off.
         lecam: LeCam regularisation of the discriminator; None is off.
+        consistency: consistency regularisation of the discriminator; None is off.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Adversarial(nn.Module):
         adaptive: bool = False,
         augmentation: DiffAugment | None = None,
         lecam: LeCam | None = None,
+        consistency: Consistency | None = None,
     ) -> None:
         super().__init__()
         self.discriminator = discriminator
@@ -55,6 +58,7 @@ class Adversarial(nn.Module):
         self.adaptive = adaptive
         self.augmentation = augmentation
         self.lecam = lecam
+        self.consistency = consistency
 
     def active(self, global_step: int) -> bool:
         """Return True if the block takes part in this update."""
@@ -74,14 +78,18 @@ class Adversarial(nn.Module):
 
     def discriminator_loss(self, step: TokenizerStep) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted loss of the discriminator (scalar), and scalars for the log."""
-        real = self._logits(step.images)
-        fake = self._logits(step.decoded.image.detach())
+        images = step.images, step.decoded.image.detach()
+        real, fake = map(self._logits, images)
         loss = discriminator_loss(real, fake, self.form)
         logged = {"logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
         if self.lecam is not None:
             logged["lecam"] = self.lecam(real, fake)
             loss = loss + self.lecam.weight * logged["lecam"]
-        return self.weight * loss, logged
+        loss = self.weight * loss
+        if self.consistency is not None:
+            logged["consistency"] = self.consistency(self.discriminator, images, (real, fake))
+            loss = loss + self.consistency.weight * logged["consistency"]
+        return loss, logged
 
     def _logits(self, images: Tensor) -> Tensor:
         if self.augmentation is not None:

@@ -14,6 +14,7 @@ from polytoken.guard import NonFiniteError
 from polytoken.images import resize_displayed
 from polytoken.losses import (
     Adversarial,
+    Consistency,
     Disentanglement,
     LeCam,
     LossTerm,
@@ -259,10 +260,11 @@ def test_a_rejected_step_leaves_no_trace(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("accumulate_steps", [1, 2])
 def test_a_training_step_reads_the_device_once(tmp_path: Path, accumulate_steps: int) -> None:
-    """With both networks, adaptive weight, LeCam and augmentation; without optimizers (Adam counts on the host)."""
+    """With both networks, all adversarial options; without optimizers (Adam counts on the host)."""
     module = build(accumulate_steps=accumulate_steps)
     block = module.objective.adversarial
-    block.adaptive, block.lecam, block.augmentation = True, LeCam(), DiffAugment()
+    block.adaptive, block.augmentation = True, DiffAugment()
+    block.lecam, block.consistency = LeCam(), Consistency()
     counts = []
 
     class Count(pl.Callback):

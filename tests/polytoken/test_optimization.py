@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -25,3 +26,19 @@ def test_weight_decay_of_all_tensors() -> None:
     network = nn.Linear(2, 2)
     (group,) = OptimizerConfig(weight_decay=0.1, decay="all").build(network.parameters()).param_groups
     assert group["name"] == "all" and group["weight_decay"] == 0.1 and len(group["params"]) == 2
+
+
+def test_warmup_from_a_fraction_of_the_peak() -> None:
+    """The released Ideal: from 1e-5 to 1e-4 in 20,016 updates, and back to 1e-5 at the end."""
+    config = OptimizerConfig(1e-4, schedule="cosine", warmup_steps=20016, initial_fraction=0.1, final_fraction=0.1)
+    rates = [config.learning_rate_at(step, 250200) for step in (0, 10008, 20015, 20016, 250200)]
+    assert rates == pytest.approx([1.0e-5, 5.5e-5, 1.0e-4, 1.0e-4, 1.0e-5], rel=1e-3)
+    assert OptimizerConfig(1.0, warmup_steps=4).learning_rate_at(0, 9) == 0.25
+
+
+def test_decay_of_matrices_leaves_biases_and_norms() -> None:
+    config = OptimizerConfig(weight_decay=0.05)
+    network = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Conv2d(1, 1, 1))
+    decayed, kept = config.build(network.parameters()).param_groups
+    assert [parameter.ndim for parameter in decayed["params"]] == [2, 4] and decayed["weight_decay"] == 0.05
+    assert [parameter.ndim for parameter in kept["params"]] == [1, 1, 1, 1] and kept["weight_decay"] == 0.0
