@@ -166,7 +166,7 @@ $(RUNS)/report.html: $(MEASURED) $(wildcard runs/experiments/results/*/*_$(PRESE
 	$(PYTHON) -m commands.report --preset $(PRESET)
 	@echo "the report is $@; that is the whole curriculum"
 
-probe: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Probe the subspaces of TOKENIZER for the class: probes.json
+probe: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Probe the features of TOKENIZER for the class: probes.json
 	$(PYTHON) -m commands.probe --run $(RUNS)/tokenizer/$(TOKENIZER) $(ARGS)
 
 analysis: tokenizer ## Analyse the subspaces of TOKENIZER: affinity, ablation, code maps

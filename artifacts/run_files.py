@@ -146,8 +146,7 @@ class Sweep(TypedDict):
 class Probe(TypedDict):
     """The accuracy of one probe."""
 
-    subspace: str
-    vectors: str
+    feature: str
     probe: str
     value: float
     standard_error: float

@@ -1,12 +1,15 @@
 """Probes of a frozen tokenizer for the class: `python -m commands.probe --run runs/digits/tokenizer/fq_dual`.
 
-Fits a linear probe to the vectors of each subspace and of all, before and after quantization, and assigns images to the
-nearest class mean. Training and validation images come from the configuration in the run, as validation shows them.
+Fits a linear probe to each named feature, and assigns images to the nearest class mean and by a vote of their nearest
+neighbours. A feature is `before/0`, `before/all`, `after/0` … (subspaces before and after quantization), or for a
+tokenizer on a foundation model `foundation/deep`, `decoded/deep` … (what that model computes, and what the tokenizer
+reconstructs of it). Training and validation images come from the configuration in the run, as validation shows them.
 Prints a table and writes `probes.json` into the run. See docs/evaluation.md, "Guidance and probes".
 
 Linear probing of ImageFolder (Table 4: 58.0 % of ImageNet) reads features before quantization, as a mean over tokens:
-`--vectors before --pooling mean`. Its release does not say which branch it takes, and fits one linear layer by AdamW
-(rate and decay 1e-4, 10 epochs, steps at 30, 60 and 90 %) to features that are not standardised.
+`--features before/all --pooling mean`. Its release does not say which branch it takes, and fits one linear layer by
+AdamW (rate and decay 1e-4, 10 epochs, steps at 30, 60 and 90 %) to features that are not standardised. Ideal (Table 1)
+probes the reconstructed feature, `--features decoded/deep`, and states neither pooling nor optimizer.
 """
 
 from __future__ import annotations
@@ -29,29 +32,32 @@ from datamodules.sources.base import Split
 from lightning_modules.linear_probe import EPOCHS, FIT_BATCH, fit_in_batches
 from polytoken import records
 from polytoken.errors import UserError
+from polytoken.features import ALL, check_feature, feature_names
 from polytoken.loading import Checkpoint, load_tokenizer
 from polytoken.metrics.probes import (
+    ATTENTION_POOLED,
+    TEMPERATURE,
     Labelled,
+    PooledFeatures,
     Pooling,
-    SubspaceFeatures,
-    Vectors,
     accuracy,
     logistic_regression,
     majority,
     nearest_class_mean,
+    nearest_neighbours,
     standardise,
 )
 from polytoken.tokenizers import Tokenizer
 
-ALL = "all"
+NEIGHBOURS = 20
 MOST_ENTRIES = 2**27  # of float64: 1 GiB
 
 
 def probe(
     run: Path,
-    subspaces: Sequence[str] = (),
-    vectors: Sequence[Vectors] = ("before", "after"),
+    features: Sequence[str] = (),
     pooling: Pooling = "mean",
+    k: int = NEIGHBOURS,
     max_train: int | None = None,
     device: torch.device | None = None,
 ) -> Probes:
@@ -59,33 +65,35 @@ def probe(
 
     Args:
         run: run of the tokenizer.
-        subspaces: numbers, 0 the visual one, or ``all``; by default every subspace and all of them together.
-        vectors: sides of the quantization.
+        features: names (`polytoken.features`); by default every feature that the pooling can read.
         pooling: pooling over positions.
+        k: neighbours that vote.
         max_train: upper bound of the training images, evenly spread; None is all.
         device: device of the tokenizer; None is the CPU.
 
     Raises:
         MissingFileError: if the run has no checkpoint.
-        UserError: if it is not a tokenizer's, reads no images, lacks a subspace, or its vectors are not finite.
+        UserError: if it is not a tokenizer's, reads no images, lacks a feature or its pooling, or a feature is not
+            finite.
     """
     tokenizer = load_tokenizer(run).to(device or torch.device("cpu"))
     if max_train is not None and max_train < 2:
         raise UserError(f"--max-train is {max_train}: a probe is fitted to at least 2 images")
-    count = len(tokenizer.subspace_channels)
-    names = list(subspaces) or [*map(str, range(count)), *([ALL] if count > 1 else [])]
-    if wrong := [name for name in names if name != ALL and name not in map(str, range(count))]:
-        raise UserError(f"there is no subspace {wrong[0]} in {run}: it has 0 … {count - 1}, and {ALL}")
+    if k < 1:
+        raise UserError(f"--neighbours is {k}: at least 1 image votes")
+    for name in features:
+        check_feature(tokenizer, name, str(run))
+    names = list(features) or default_features(tokenizer, pooling)
+    train, validation = (PooledFeatures(tokenizer, names, pooling) for _ in range(2))
     data = image_data(directory_of(run) / "config.yaml")
-    train = _encode(tokenizer, data, "train", vectors, pooling, max_train)
-    validation = _encode(tokenizer, data, "validation", vectors, pooling)
+    _add(train, data, "train", max_train)
+    _add(validation, data, "validation")
     probes: list[Probe] = []
-    for side in vectors:
-        for name in names:
-            fitted, tested = (features.of(side, None if name == ALL else int(name)) for features in (train, validation))
-            if not bool(fitted.features.isfinite().all() and tested.features.isfinite().all()):
-                raise UserError(f"vectors of subspace {name} in {run} are not finite: train it again")
-            probes += ({**one, "subspace": name, "vectors": side} for one in _probes(fitted, tested))
+    for name in names:
+        fitted, tested = train.of(name), validation.of(name)
+        if not bool(fitted.features.isfinite().all() and tested.features.isfinite().all()):
+            raise UserError(f"the feature {name} of {run} is not finite: train it again")
+        probes += ({"feature": name, **one} for one in _probes(fitted, tested, k))
     checkpoint = Checkpoint.open(run)
     classes = train.labels.unique()
     return {
@@ -95,7 +103,13 @@ def probe(
         "n_train": len(train.labels),
         "n_validation": len(validation.labels),
         "num_classes": len(classes),
-        "settings": {"pooling": pooling, "precision": "float32", "standardised": "by training mean and deviation"},
+        "settings": {
+            "pooling": pooling,
+            "neighbours": k,
+            "temperature": TEMPERATURE,
+            "precision": "float32",
+            "standardised": "by training mean and deviation; not for neighbours",
+        },
         "checkpoint": {
             "path": str(checkpoint.path),
             "sha256": checkpoint.sha256,
@@ -105,6 +119,14 @@ def probe(
         "versions": versions("torch", "lightning", "scikit-learn"),
         "commit": commit(),
     }
+
+
+def default_features(tokenizer: Tokenizer, pooling: Pooling) -> list[str]:
+    """Names of all features that differ and that the pooling can read."""
+    if pooling == "attention":
+        return list(ATTENTION_POOLED)
+    one = len(tokenizer.subspace_channels) == 1
+    return [name for name in feature_names(tokenizer) if not (one and name.endswith(f"/{ALL}"))]
 
 
 def fit_linear(train: Labelled, features: Tensor) -> tuple[Tensor, str]:
@@ -119,31 +141,25 @@ def fit_linear(train: Labelled, features: Tensor) -> tuple[Tensor, str]:
     return fit_in_batches(train, features), f"AdamW, {EPOCHS} epochs, batches of {FIT_BATCH}"
 
 
-def _probes(train: Labelled, validation: Labelled) -> Iterator[dict[str, Any]]:
-    """Results of both probes on one set of features."""
+def _probes(train: Labelled, validation: Labelled, k: int) -> Iterator[dict[str, Any]]:
+    """Results of all probes of one feature."""
     scaled, tested = standardise(train.features, validation.features)
     fitted = Labelled(scaled, train.labels)
-    linear = fit_linear(fitted, tested)
-    means = nearest_class_mean(fitted, tested), "closed form"
-    for kind, (predicted, fit) in {"linear": linear, "nearest_class_mean": means}.items():
-        found = accuracy(predicted, validation.labels)
-        yield {"probe": kind, "num_features": scaled.shape[1], **found._asdict(), "fit": fit}
+    found = {
+        "linear": fit_linear(fitted, tested),
+        "nearest_class_mean": (nearest_class_mean(fitted, tested), "closed form"),
+        "nearest_neighbours": (nearest_neighbours(train, validation.features, k), f"k={min(k, len(train.labels))}"),
+    }
+    for kind, (predicted, fit) in found.items():
+        share = accuracy(predicted, validation.labels)
+        yield {"probe": kind, "num_features": scaled.shape[1], **share._asdict(), "fit": fit}
 
 
-def _encode(
-    tokenizer: Tokenizer,
-    data: ImageDataModule,
-    split: Split,
-    vectors: Sequence[Vectors],
-    pooling: Pooling,
-    at_most: int | None = None,
-) -> SubspaceFeatures:
-    features = SubspaceFeatures(tokenizer, vectors, pooling)
+def _add(features: PooledFeatures, data: ImageDataModule, split: Split, at_most: int | None = None) -> None:
     length = len(data.source.split(split))
     batches, total = real_images(data, split, spread(length, at_most)), min(length, at_most or length)
     for batch in track(batches, f"{split} images, batches", total=-(-total // BATCH), transient=True):
         features.add(batch["image"], batch["label"])
-    return features
 
 
 def save(run: Path, result: Probes) -> Path:
@@ -159,16 +175,17 @@ def directory_of(run: Path) -> Path:
 
 
 def show(result: Probes) -> None:
-    """Print a row per subspace and side."""
-    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    """Print a row per feature."""
+    rows: dict[tuple[str, str], dict[str, str]] = {}
     for one in result["probes"]:
-        key = (one["subspace"], one["vectors"], str(one["num_features"]))
+        key = (one["feature"], str(one["num_features"]))
         rows.setdefault(key, {})[one["probe"]] = f"{one['value']:.1%} ± {one['standard_error']:.1%}"
+    kinds = list(dict.fromkeys(one["probe"] for one in result["probes"]))
     print_table(
         f"share of {result['n_validation']} validation images assigned to their class",
-        ("subspace", "quantization", "features", "linear probe", "nearest class mean"),
-        ([*key, texts["linear"], texts["nearest_class_mean"]] for key, texts in rows.items()),
-        left=2,
+        ("feature", "width", *(kind.replace("_", " ") for kind in kinds)),
+        ([*key, *(texts[kind] for kind in kinds)] for key, texts in rows.items()),
+        left=1,
     )
     print(
         f"chance {result['chance']:.1%}, always the most common class {result['majority']:.1%}; "
@@ -178,7 +195,7 @@ def show(result: Probes) -> None:
 
 def work(given: Namespace) -> None:
     """Probe, write `probes.json`, and print a table."""
-    result = probe(given.run, given.subspaces, given.vectors, given.pooling, given.max_train, best_device())
+    result = probe(given.run, given.features, given.pooling, given.neighbours, given.max_train, best_device())
     show(result)
     print(f"all results: {save(given.run, result)}")
 
@@ -187,9 +204,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the program."""
     parser = new_parser("commands.probe", __doc__)
     parser.add_argument("--run", type=Path, required=True, help="run of a tokenizer: runs/digits/tokenizer/fq_dual")
-    parser.add_argument("--subspaces", nargs="+", default=[], help="0 (visual), 1 …, all; by default every one")
-    parser.add_argument("--vectors", nargs="+", choices=get_args(Vectors), default=list(get_args(Vectors)))
+    parser.add_argument(
+        "--features", nargs="+", default=[], help="before/0 after/all decoded/deep …; by default every one"
+    )
     parser.add_argument("--pooling", choices=get_args(Pooling), default="mean", help="pooling over the positions")
+    parser.add_argument("--neighbours", type=int, default=NEIGHBOURS, help="nearest neighbours that vote (k)")
     parser.add_argument("--max-train", type=int, help="most training images, evenly spread; by default all")
     run(parser, work, arguments)
 

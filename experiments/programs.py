@@ -20,24 +20,22 @@ LEVELS = 17  # the paper's 4 bits
 
 
 def probe(directory: Path, max_train: int | None = None) -> tuple[Metrics, int]:
-    """Accuracy of linear and nearest-class-mean probes of a tokenizer; also writes its `probes.json`.
+    """Accuracy of the probes of a tokenizer's features; also writes its `probes.json`.
 
     Args:
         directory: The tokenizer's run.
         max_train: Maximum number of training images, evenly chosen; None means all.
 
     Returns:
-        `probe/<linear or nearest_class_mean>/<before or after>/<subspace or all>`, and the number of images.
+        `probe/<linear, nearest_class_mean or nearest_neighbours>/<feature>`, and the number of images.
     """
     from commands import probe as program
 
     found = program.probe(directory, max_train=max_train, device=best_device())
     program.save(directory, found)
-    named: Metrics = {
-        f"probe/{one['probe']}/{one['vectors']}/{one['subspace']}": one["value"] for one in found["probes"]
-    }
-    if not any(name.endswith("/all") for name in named):  # one subspace is all of them
-        named |= {f"{name.rpartition('/')[0]}/all": value for name, value in named.items()}
+    named: Metrics = {f"probe/{one['probe']}/{one['feature']}": one["value"] for one in found["probes"]}
+    for name in [name for name in named if name.endswith("/0")]:  # one subspace is all of them
+        named.setdefault(f"{name.removesuffix('0')}all", named[name])
     return named, found["n_validation"]
 
 

@@ -150,19 +150,19 @@ def _sweep(sweep: Sweep) -> Iterator[Table]:
 
 
 def _probes(found: Probes) -> Iterator[Table]:
-    """A row for each subspace before and after quantization, a column for each probe."""
+    """A row for each feature, a column for each probe."""
     if probes := found["probes"]:
         kinds = list(dict.fromkeys(probe["probe"] for probe in probes))
-        rows: dict[tuple[str, str], dict[str, str]] = {}
+        rows: dict[str, dict[str, str]] = {}
         for probe in probes:
             accuracy = f"{probe['value']:.1%} ± {probe['standard_error']:.1%}"
-            rows.setdefault((probe["subspace"], probe["vectors"]), {})[probe["probe"]] = accuracy
+            rows.setdefault(probe["feature"], {})[probe["probe"]] = accuracy
         caption = (
             f"Probes: accuracy on {found['n_validation']:,} validation images; chance {found['chance']:.1%}; "
             "± is one standard error"
         )
-        body = [[*key, *(row.get(kind, "–") for kind in kinds)] for key, row in rows.items()]
-        yield Table(["subspace", "quantization", *(kind.replace("_", " ") for kind in kinds)], body, caption)
+        body = [[name, *(row.get(kind, "–") for kind in kinds)] for name, row in rows.items()]
+        yield Table(["feature", *(kind.replace("_", " ") for kind in kinds)], body, caption)
 
 
 def _evaluated(metrics: dict[str, ImageMetric]) -> list[str]:

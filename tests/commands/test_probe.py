@@ -13,14 +13,15 @@ from polytoken.files import file_sha256
 from polytoken.loading import load_tokenizer
 from polytoken.metrics.probes import (
     Labelled,
-    SubspaceFeatures,
+    PooledFeatures,
     accuracy,
     logistic_regression,
     nearest_class_mean,
+    nearest_neighbours,
     standardise,
 )
 from tests.polytoken.metrics.test_probes import clouds
-from tests.support.generated import write_folded_run, write_runs
+from tests.support.generated import write_folded_run, write_representation_run, write_runs
 
 DATA = {
     "class_path": "datamodules.ImageDataModule",
@@ -47,12 +48,12 @@ def probed(run: Path, *more: str) -> dict:
 
 def test_probes_use_the_frozen_vectors(run: Path, capsys: pytest.CaptureFixture) -> None:
     result = probed(run)
-    rows = {(row["probe"], row["subspace"], row["vectors"]): row for row in result["probes"]}
-    assert len(rows) == 12 and rows["linear", "all", "after"]["num_features"] == 8
+    rows = {(row["probe"], row["feature"]): row for row in result["probes"]}
+    assert len(rows) == 18 and rows["linear", "after/all"]["num_features"] == 8
 
     tokenizer, data = load_tokenizer(run), image_data(run / "config.yaml")
 
-    def vectors(split: str, at_most: int | None) -> dict[tuple[str, str], Labelled]:
+    def vectors(split: str, at_most: int | None) -> dict[str, Labelled]:
         rows = spread(len(data.source.split(split)), at_most)  # type: ignore[arg-type]
         batches = list(real_images(data, split, rows))  # type: ignore[arg-type]
         labels = torch.cat([batch["label"] for batch in batches])
@@ -61,7 +62,7 @@ def test_probes_use_the_frozen_vectors(run: Path, capsys: pytest.CaptureFixture)
             [torch.cat([getattr(e, name)[i] for e in encodings]).mean((2, 3)) for i in range(2)]
             for name in ("subspaces", "latents")
         )
-        wanted = {("1", "after"): after[1], ("0", "before"): before[0], ("all", "after"): torch.cat(after, 1)}
+        wanted = {"after/1": after[1], "before/0": before[0], "after/all": torch.cat(after, 1)}
         return {key: Labelled(rows, labels) for key, rows in wanted.items()}
 
     train, validation = vectors("train", 200), vectors("validation", None)
@@ -70,13 +71,16 @@ def test_probes_use_the_frozen_vectors(run: Path, capsys: pytest.CaptureFixture)
         scaled, features = standardise(given.features, asked.features)
         for kind, fit in (("linear", logistic_regression), ("nearest_class_mean", nearest_class_mean)):
             expected = accuracy(fit(Labelled(scaled, given.labels), features), asked.labels)
-            assert rows[kind, *key]["value"] == pytest.approx(expected.value, abs=0.006), (kind, key)
-    assert rows["linear", "0", "before"]["value"] != rows["linear", "0", "after"]["value"]
+            assert rows[kind, key]["value"] == pytest.approx(expected.value, abs=0.006), (kind, key)
+        voted = accuracy(nearest_neighbours(given, asked.features, 20), asked.labels)
+        assert rows["nearest_neighbours", key]["value"] == pytest.approx(voted.value, abs=0.006), "not standardised"
+    assert rows["linear", "before/0"]["value"] != rows["linear", "after/0"]["value"]
 
     assert (result["n_train"], result["n_validation"], result["chance"]) == (200, 355, 0.1)
     assert 0.09 < result["majority"] < 0.11
     assert result["checkpoint"]["sha256"] == file_sha256(run / "checkpoints/last.ckpt")
     assert result["checkpoint"]["averaged"] is False and result["settings"]["pooling"] == "mean"
+    assert result["settings"]["neighbours"] == 20
     printed = capsys.readouterr().out
     assert "chance 10.0%" in printed and "nearest class mean" in printed
 
@@ -85,13 +89,13 @@ def test_branches_of_several_scales(tmp_path: Path) -> None:
     """Before quantization the features of a branch are read, after it the sum of all its scales."""
     run = write_folded_run(tmp_path / "runs/digits/tokenizer/folded")
     (run / "config.yaml").write_text(yaml.safe_dump({"data": DATA}))
-    rows = {(row["subspace"], row["vectors"]): row for row in probed(run)["probes"] if row["probe"] == "linear"}
+    rows = {row["feature"]: row for row in probed(run)["probes"] if row["probe"] == "linear"}
     assert {key: row["num_features"] for key, row in rows.items()} == {
-        (name, side): 8 if name == "all" else 4 for name in ("0", "1", "all") for side in ("before", "after")
+        f"{side}/{name}": 8 if name == "all" else 4 for name in ("0", "1", "all") for side in ("before", "after")
     }
     tokenizer, data = load_tokenizer(run), image_data(run / "config.yaml")
     images = next(iter(real_images(data, "validation")))["image"]
-    features = SubspaceFeatures(tokenizer, ("before", "after"), "mean")
+    features = PooledFeatures(tokenizer, list(rows), "mean")
     features.add(images, torch.zeros(len(images)))
     with torch.no_grad():
         before, encoding = tokenizer.features(images), tokenizer.encode(images)
@@ -99,15 +103,39 @@ def test_branches_of_several_scales(tmp_path: Path) -> None:
     for side, maps in (("before", before), ("after", total)):
         branches = maps.mean((2, 3)).split(4, dim=1)
         for index, expected in enumerate(branches):
-            torch.testing.assert_close(features.of(side, index).features, expected, rtol=0, atol=1e-5)
+            torch.testing.assert_close(features.of(f"{side}/{index}").features, expected, rtol=0, atol=1e-5)
 
 
-def test_subspace_side_and_pooling_are_arguments(run: Path) -> None:
-    result = probed(run / "checkpoints/..", "--subspaces", "1", "--vectors", "after", "--pooling", "flatten")
-    assert [(row["subspace"], row["vectors"], row["num_features"]) for row in result["probes"]] == [
-        ("1", "after", 16),
-        ("1", "after", 16),
+def test_features_pooling_and_neighbours_are_arguments(run: Path) -> None:
+    options = ["--features", "after/1", "--pooling", "flatten", "--neighbours", "3"]
+    result = probed(run / "checkpoints/..", *options)
+    assert [(row["probe"], row["feature"], row["num_features"], row["fit"][:3]) for row in result["probes"]] == [
+        ("linear", "after/1", 16, "sci"),
+        ("nearest_class_mean", "after/1", 16, "clo"),
+        ("nearest_neighbours", "after/1", 16, "k=3"),
     ]
+
+
+def test_features_of_a_foundation_model_are_probed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = write_representation_run(tmp_path / "runs/digits/tokenizer/ideal")
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": DATA}))
+    widths = {row["feature"]: row["num_features"] for row in probed(run)["probes"]}
+    names = ("foundation/deep", "foundation/shallow", "decoded/deep", "decoded/shallow")
+    assert widths == {"before/0": 4, "after/0": 4, **dict.fromkeys(names, 32)}
+    pooled = probed(run, "--pooling", "attention")["probes"]
+    assert {row["feature"]: row["num_features"] for row in pooled} == {"foundation/deep": 32, "decoded/deep": 32}
+
+    tokenizer = load_tokenizer(run)
+    images = torch.rand(3, 3, 16, 16) * 2 - 1
+    features = PooledFeatures(tokenizer, ["decoded/deep"], "attention")
+    features.add(images, torch.zeros(3))
+    with torch.no_grad():
+        deep = tokenizer(images)[0].features["deep"].permute(0, 2, 3, 1)
+    torch.testing.assert_close(features.of("decoded/deep").features, tokenizer.foundation.pool(deep))
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        probe.main(["--run", str(run), "--pooling", "attention", "--features", "decoded/shallow"])
+    assert "foundation/deep or decoded/deep, and not decoded/shallow" in capsys.readouterr().err
 
 
 def test_invalid_input_is_rejected(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -117,8 +145,11 @@ def test_invalid_input_is_rejected(run: Path, tmp_path: Path, capsys: pytest.Cap
         assert stop.value.code == 2
         return capsys.readouterr().err
 
-    assert "no subspace 2" in refusal(run, "--subspaces", "2")
+    unknown = refusal(run, "--features", "decoded/deep")
+    assert "no feature 'decoded/deep'" in unknown and "before/all, before/0" in unknown
+    assert "this tokenizer has none" in refusal(run, "--pooling", "attention")
     assert "--max-train is 0" in refusal(run, "--max-train", "0")
+    assert "--neighbours is 0" in refusal(run, "--neighbours", "0")
     assert "not the checkpoint of a tokenizer" in refusal(run.parent.parent / "stage2/tiny")
     assert "no checkpoint" in refusal(tmp_path / "none")
     (run / "config.yaml").unlink()

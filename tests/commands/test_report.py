@@ -137,7 +137,7 @@ def test_other_generators_have_their_own_section(runs: Path) -> None:
 def test_sweep_and_probes_are_in_their_runs(runs: Path) -> None:
     assert "Probes:" not in page(runs).text and "Guidance:" not in page(runs).text
     probes = [
-        {"probe": kind, "subspace": "all", "vectors": "after", "value": value, "standard_error": 0.0123}
+        {"probe": kind, "feature": "after/all", "value": value, "standard_error": 0.0123}
         for kind, value in (("linear", 0.876), ("nearest_class_mean", 0.543))
     ]
     tokenizer = runs / "digits/tokenizer/fq_dual"
@@ -156,7 +156,14 @@ def test_sweep_and_probes_are_in_their_runs(runs: Path) -> None:
     ]
     (generator / "sweep.json").write_text(json.dumps({"scales": scales}))
     html = page(runs)
-    for expected in ("87.6% ± 1.2%", "54.3% ± 1.2%", "355 validation images", "chance 10.0%", "500 samples a scale"):
+    for expected in (
+        "87.6% ± 1.2%",
+        "54.3% ± 1.2%",
+        "after/all",
+        "355 validation images",
+        "chance 10.0%",
+        "500 samples a scale",
+    ):
         assert expected in html.text, expected
     assert "0.999" not in html.text  # of earlier settings
     assert html.text.index("0.456") < html.text.index("0.321")  # by scale

@@ -80,7 +80,7 @@ def test_probes_are_named_and_saved_with_the_tokenizer(
 
     def probe(run: Path, **given: object) -> dict[str, object]:
         asked.update(run=run, **given)
-        found = {"probe": "linear", "subspace": "all", "vectors": "after", "value": 0.75}
+        found = {"probe": "linear", "feature": "after/all", "value": 0.75}
         return {"probes": [found], "n_validation": 355}
 
     monkeypatch.setattr("commands.probe.probe", probe)
@@ -92,7 +92,7 @@ def test_probes_are_named_and_saved_with_the_tokenizer(
     assert json.loads(Path("tokenizer/probes.json").read_text())["probes"][0]["value"] == 0.75
 
     monkeypatch.setattr("commands.probe.probe", lambda *_, **__: {"probes": [one], "n_validation": 1})
-    one = {"probe": "linear", "subspace": "0", "vectors": "before", "value": 0.5}
+    one = {"probe": "linear", "feature": "before/0", "value": 0.5}
     assert programs.probe(Path("tokenizer"))[0] == {"probe/linear/before/0": 0.5, "probe/linear/before/all": 0.5}
 
     monkeypatch.undo()

@@ -15,7 +15,7 @@ from polytoken.specs import LatentSpec, TokenSpec
 from polytoken.tokenizers import Tokenizer
 from tests.support.generators import build_generator
 from tests.support.recipes import CONFIGS
-from tests.support.tokenizers import tiny_folded, tiny_tokenizer
+from tests.support.tokenizers import tiny_folded, tiny_representation, tiny_tokenizer
 
 TRUNK = {"dim": 16, "depth": 1, "num_heads": 2, "ffn_multiple": 16}
 BRANCH = {"class_path": "polytoken.quantizers.VectorQuantizer", "init_args": {"codebook_size": 16, "code_dim": 4}}
@@ -145,6 +145,24 @@ def write_folded_run(run: Path) -> Path:
         "init_args": {"quantizer": quantizer, "grid_size": 3, "image_size": 16, "transformer": sizes},
     }
     return _write(run, "tokenizer", tiny_folded(), {"tokenizer": section})
+
+
+def write_representation_run(run: Path) -> Path:
+    """Run of :func:`tests.support.tokenizers.tiny_representation` on a stand-in with attention pooling."""
+    tokenizer = tiny_representation(run, pooling="attention")
+    section = {
+        "class_path": "polytoken.tokenizers.RepresentationTokenizer",
+        "init_args": {
+            "quantizer": BRANCH,
+            "foundation": {"name": "stand_in", "weights": str(run / "foundation.safetensors")},
+            "shallow": 1,
+            "image_size": 16,
+            "feature_decoder": {"depth": 1, "num_heads": 4, "dropout": 0.0},
+            "base_channels": 32,
+            "channel_multipliers": [1, 1, 1, 1],
+        },
+    }
+    return _write(run, "tokenizer", tokenizer, {"tokenizer": section})
 
 
 def write_next_scale_runs(

@@ -7,6 +7,7 @@ import torch
 
 from polytoken.quantizers import FactorizedQuantizer, MultiScaleQuantizer, Quantizer, VectorQuantizer
 from polytoken.teachers import SmallVisionTransformer, Teacher
+from polytoken.teachers.stand_in import Pooling
 from polytoken.tokenizers import (
     ConvolutionalTokenizer,
     FeatureDecoderConfig,
@@ -54,12 +55,14 @@ def tiny_folded(num_branches: int = 2) -> FoldedTokenizer:
     return made
 
 
-def tiny_representation(directory: Path, quantizer: Quantizer | None = None, **changes: Any) -> RepresentationTokenizer:
+def tiny_representation(
+    directory: Path, quantizer: Quantizer | None = None, pooling: Pooling = "token", **changes: Any
+) -> RepresentationTokenizer:
     """An f8 tokenizer of images of 16 pixels on a stand-in of three blocks, written into ``directory``; seed 0."""
     torch.manual_seed(0)
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     file = directory / "foundation.safetensors"
-    SmallVisionTransformer(16, patch_size=8, width=32, depth=3, num_heads=4).save(file)
+    SmallVisionTransformer(16, patch_size=8, width=32, depth=3, num_heads=4, pooling=pooling).save(file)
     settings = {
         "shallow": 1,
         "image_size": 16,

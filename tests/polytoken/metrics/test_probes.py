@@ -10,6 +10,7 @@ from polytoken.metrics.probes import (
     logistic_regression,
     majority,
     nearest_class_mean,
+    nearest_neighbours,
     pool,
     standardise,
 )
@@ -36,6 +37,26 @@ def test_nearest_class_mean_equals_a_loop() -> None:
         expected.append(min(distances, key=distances.__getitem__))
     assert nearest_class_mean(train, validation.features).tolist() == expected
     assert nearest_class_mean(far, validation.features + 1000).tolist() == expected
+    assert len(set(expected)) == 3
+
+
+@pytest.mark.parametrize("k", [1, 7, 500])
+def test_nearest_neighbours_vote_as_in_a_loop(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, validation = clouds(90, 4.0, 0), clouds(60, 4.0, 1)
+    expected = []
+    for row in validation.features.double().numpy():
+        cosines = [
+            (float(row @ one / np.linalg.norm(row) / np.linalg.norm(one)), label)
+            for one, label in zip(train.features.double().numpy(), train.labels.tolist(), strict=True)
+        ]
+        votes = dict.fromkeys((2, 5, 7), 0.0)
+        for cosine, label in sorted(cosines, reverse=True)[:k]:
+            votes[label] += np.exp(cosine / 0.07)
+        expected.append(max(votes, key=votes.__getitem__))
+    assert nearest_neighbours(train, validation.features, k).tolist() == expected
+    assert nearest_neighbours(train, validation.features * 9, k).tolist() == expected, "a length changes nothing"
+    monkeypatch.setattr("polytoken.metrics.probes.MOST_SIMILARITIES", 700)
+    assert nearest_neighbours(train, validation.features, k).tolist() == expected, "in parts"
     assert len(set(expected)) == 3
 
 
