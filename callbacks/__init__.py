@@ -8,6 +8,7 @@ from callbacks.checkpoint.run_record import RunRecord
 from callbacks.measure.affinity_matrix import AffinityMatrix
 from callbacks.measure.code_map import CodeMap
 from callbacks.measure.codebook_usage import CodebookUsage
+from callbacks.measure.feature_components import FeatureComponents
 from callbacks.measure.generation_metrics import GenerationMetrics
 from callbacks.measure.layer_analysis import LayerAnalysis
 from callbacks.measure.metrics_file import MetricsFile
@@ -34,6 +35,7 @@ __all__ = [
     "CodeMap",
     "CodebookUsage",
     "ConditionalWriter",
+    "FeatureComponents",
     "GenerationMetrics",
     "KeptCheckpoints",
     "LastCheckpoint",

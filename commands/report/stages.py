@@ -32,6 +32,7 @@ PICTURES = {
     "usage.png": "How often the codes of each sub-codebook are used",
     "affinity.png": "Similarity of the subspaces to one another and to teachers",
     "subspaces.png": "Images decoded without one subspace, and from one alone",
+    "components.png": "Three principal components of the features of a patch, as a colour",
     "scales.png": "Images decoded from the first scales of their codes",
     "code_map.png": "Codes of each subspace, coloured by class",
     "sweep.png": "Distance and score over the guidance",

@@ -116,6 +116,11 @@ class Teacher:
         return self._model.width
 
     @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return self._model.depth
+
+    @property
     def patch_size(self) -> int:
         """Pixels a side of a patch."""
         return self._model.patch_size

@@ -22,7 +22,14 @@ def test_analysis_and_reconstruction_overlays_run(tmp_path: Path, monkeypatch: p
     analysis = [f"--config={CONFIGS / name}" for name in ("analysis.yaml", "presets/digits/analysis.yaml")]
     assert exit_code("validate", *arguments, *analysis) == 0
     run = tmp_path / "runs/digits/tokenizer/fq_dual"
-    pictures = {"affinity.png", "code_map.png", "reconstructions.png", "subspaces.png", "affinity.json"}
+    pictures = {
+        "affinity.png",
+        "code_map.png",
+        "components.png",
+        "reconstructions.png",
+        "subspaces.png",
+        "affinity.json",
+    }
     assert pictures <= {path.name for path in run.iterdir()}
     metrics = json.loads((run / "metrics.json").read_text())["validate"]["metrics"]
     names = ("cosine/0_1", "silhouette/image/1", "ablation/psnr_only_0", "ablation/rfd/judge_without_1", "rfd/judge")
