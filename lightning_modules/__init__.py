@@ -1,6 +1,7 @@
 """LightningModules: wiring of model, losses, optimizers and logging."""
 
 from lightning_modules.classifier import ClassifierModule
+from lightning_modules.dual_encoder import DualEncoderModule
 from lightning_modules.extraction import ExtractionModule
 from lightning_modules.generator import GeneratorModule
 from lightning_modules.masked_patches import MaskedPatchModule
@@ -10,6 +11,7 @@ from polytoken.optimization import OptimizerConfig
 
 __all__ = [
     "ClassifierModule",
+    "DualEncoderModule",
     "ExtractionModule",
     "GeneratorModule",
     "MaskedPatchModule",

@@ -149,6 +149,14 @@ class Teacher:
             return self
         return Teacher(self.name, self.weights, grid[0] * self.patch_size, self.block, self.final_norm)
 
+    def at_last_block(self) -> Teacher:
+        """Return this model with the features of its last block; both share the loaded network."""
+        if self.block is None:
+            return self
+        teacher = Teacher(self.name, self.weights, self._image_size)
+        teacher._network = self._network
+        return teacher
+
     def check(self, blocks: Sequence[int | None] = (None,)) -> None:
         """Check ``blocks``, and the names and shapes in the weights file, before anything is loaded.
 

@@ -115,7 +115,7 @@ def test_f8_matches_the_published_model(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("preset", ["digits", "photos"])
-@pytest.mark.parametrize("teacher", ["mid", "high"])
+@pytest.mark.parametrize("teacher", ["mid", "high", "dual"])
 def test_two_steps_of_a_teacher(preset: str, teacher: str, tmp_path: Path) -> None:
     recipe = f"teacher_{teacher}.yaml"
     arguments = ["--config", str(CONFIGS / recipe), "--config", str(CONFIGS / f"presets/{preset}/{recipe}")]

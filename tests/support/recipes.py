@@ -1,4 +1,4 @@
-"""Input of the shipped recipes in tests: a judge, two teachers, and sizes of a few seconds."""
+"""Input of the shipped recipes in tests: a judge, three teachers, and sizes of a few seconds."""
 
 import json
 from pathlib import Path
@@ -18,8 +18,8 @@ def write_judge(path: Path, num_classes: int = 10, side: int = 32) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         SmallClassifier(num_classes, (32, 32)).save(path, accuracy=0.1)
-        for name in ("mid", "high"):
-            pooling: Pooling = "token" if name == "high" else "mean"
+        poolings: dict[str, Pooling] = {"mid": "mean", "high": "token", "dual": "attention"}
+        for name, pooling in poolings.items():
             network = SmallVisionTransformer(side, width=16, depth=1, num_heads=2, pooling=pooling)
             network.save(path.with_name(f"{name}.safetensors"))
     return path
