@@ -36,6 +36,8 @@ GENERATE = $(FIT) $(call SIZED,$(1),generator) --run.stage $(1)/$(TOKENIZER) --d
 SAMPLED := $(RUNS)/samples/$(TOKENIZER)$(if $(filter-out stage2,$(GENERATOR)),_$(GENERATOR))
 SAMPLES ?= $(SAMPLED)/samples.npz
 MEASURED := $(if $(filter samples.npz,$(notdir $(SAMPLES))),$(dir $(SAMPLES))metrics.json,$(SAMPLES:.npz=_metrics.json))
+# class vectors of zero-shot classification
+CLASSES ?= $(if $(wildcard configs/presets/$(PRESET)/teacher_dual.yaml),$(RUNS)/teacher/classes,weights/siglip2_large_classes).safetensors
 CFG ?= 1.0 1.5 2.0 2.5 3.0
 # ARGS apply to the targets on the command line, not to their prerequisites
 ARGS_OF = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
@@ -50,7 +52,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR: # a run that was stopped during its last validation is not finished
-.PHONY: help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe analysis pictures plot weights reference experiment consolidate test test-cluster drill lint format benchmark tensorboard clean
+.PHONY: help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot analysis pictures plot weights reference experiment consolidate test test-cluster drill lint format benchmark tensorboard clean
 
 help: ## Explain every target
 	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=$$(grep -l 'stage: tokenizer/' configs/*.yaml | sed 's|.*/||; s|\.yaml||' | paste -sd '|')]"
@@ -83,11 +85,13 @@ curriculum: report ## The same stages; with LAUNCH=slurm, a job each, one after 
 
 ifeq ($(wildcard configs/presets/$(PRESET)/judge.yaml),)
 TEACHERS_HERE :=
-teacher: ## Train the judge and the stand-ins for CLIP and DINOv2 of an embedded preset (digits, photos)
+teacher: ## Train the judge and the stand-ins for CLIP, DINOv2 and SigLIP 2 of an embedded preset (digits, photos)
 	@echo "the preset $(PRESET) trains no teachers: it uses published networks (make weights)"
 else
 TEACHERS_HERE := $(addprefix $(RUNS)/teacher/,judge.safetensors mid.safetensors high.safetensors)
-teacher: $(TEACHERS_HERE) ## Train the judge and the stand-ins for CLIP and DINOv2 of an embedded preset (digits, photos)
+# the dual encoder, which the recipes that name it need in addition
+DUAL := $(addprefix $(RUNS)/teacher/,dual.safetensors text.safetensors)
+teacher: $(TEACHERS_HERE) $(DUAL) ## Train the judge and the stand-ins for CLIP, DINOv2 and SigLIP 2 of an embedded preset (digits, photos)
 
 $(RUNS)/teacher/judge.safetensors: configs/judge.yaml configs/presets/$(PRESET)/judge.yaml | $(READY)
 	$(FIT) $(call CONFIG,judge,judge)
@@ -96,11 +100,20 @@ $(RUNS)/teacher/judge.safetensors: configs/judge.yaml configs/presets/$(PRESET)/
 $(RUNS)/teacher/%.safetensors: configs/teacher_%.yaml configs/presets/$(PRESET)/teacher_%.yaml | $(READY)
 	$(FIT) $(call CONFIG,teacher_$*,teacher_$*)
 	@echo "the teacher is $@"
+
+$(RUNS)/teacher/text.safetensors: $(RUNS)/teacher/dual.safetensors ; # one training writes both
+
+$(RUNS)/teacher/classes.safetensors: $(RUNS)/teacher/text.safetensors | $(READY)
+	$(PYTHON) -m commands.class_vectors --text $<
 endif
+
+weights/%_classes.safetensors: | $(READY)
+	$(PYTHON) -m commands.class_vectors --text $* # once, with a network: the text tower is large
 
 tokenizer: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Train TOKENIZER on PRESET, or resume its training
 
-$(RUNS)/tokenizer/$(TOKENIZER)/metrics.json: $(TEACHERS_HERE) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/$(KIND).yaml $(call OVERLAY,$(TOKENIZER)) | $(READY)
+NAMES_DUAL := $(shell grep -ls teacher/dual configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/$(KIND).yaml $(call OVERLAY,$(TOKENIZER)))
+$(RUNS)/tokenizer/$(TOKENIZER)/metrics.json: $(TEACHERS_HERE) $(if $(NAMES_DUAL),$(DUAL)) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/$(KIND).yaml $(call OVERLAY,$(TOKENIZER)) | $(READY)
 	$(FIT) $(call SIZED,$(TOKENIZER),$(KIND)) $(ROOT) $(call ARGS_OF,tokenizer)
 	@$(PYTHON) -m commands.summary $(@D)
 	@echo "the tokenizer is in $(@D) (config.yaml, checkpoints/, metrics.json, pictures); next: make tokens"
@@ -169,6 +182,9 @@ $(RUNS)/report.html: $(MEASURED) $(wildcard runs/experiments/results/*/*_$(PRESE
 probe: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Probe the features of TOKENIZER for the class: probes.json
 	$(PYTHON) -m commands.probe --run $(RUNS)/tokenizer/$(TOKENIZER) $(ARGS)
 
+zero-shot: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json $(CLASSES) ## Classify images by decoded features of TOKENIZER=ideal and names of classes: zero_shot.json
+	$(PYTHON) -m commands.zero_shot --run $(RUNS)/tokenizer/$(TOKENIZER) --classes $(CLASSES) $(ARGS)
+
 analysis: tokenizer ## Analyse the subspaces of TOKENIZER: affinity, ablation, code maps
 	@touch -r $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json $(RUNS)/.trained
 	$(PYTHON) cli.py validate $(call SIZED,$(TOKENIZER),$(KIND)) --config configs/analysis.yaml --config configs/presets/$(PRESET)/analysis.yaml $(ROOT) $(ARGS)
@@ -194,7 +210,7 @@ reference: $(TEACHERS_HERE) | $(READY) ## Measure the real images of SPLIT=valid
 consolidate: | $(READY) ## Make one file (whole.ckpt) of the sharded checkpoint of RUN=runs/…, by default GENERATOR's
 	$(PYTHON) -m commands.consolidate $(or $(RUN),$(RUNS)/$(GENERATOR)/$(TOKENIZER))
 
-experiment: teacher | $(READY) ## Run EXPERIMENT (ssq/table3, ifsq/fig3 …) on PRESET; ARGS='--seeds 3'
+experiment: $(TEACHERS_HERE) $(if $(filter ideal/%,$(EXPERIMENT)),$(DUAL)) | $(READY) ## Run EXPERIMENT (ssq/table3, ifsq/fig3 …) on PRESET; ARGS='--seeds 3'
 	$(PYTHON) -m experiments run $(EXPERIMENT) --preset $(PRESET) $(ARGS)
 
 # one stage as a job: experiments --sbatch submits it (LAUNCHER and CLUSTER reach it as variables of the environment)

@@ -13,6 +13,7 @@ from typing import Any, NotRequired, TypedDict
 
 METRICS = "metrics.json"
 PROBES = "probes.json"
+ZERO_SHOT = "zero_shot.json"
 LAYERS = "layers.json"
 CURVE = "curve.json"
 
@@ -164,6 +165,38 @@ class Probes(TypedDict):
     n_train: NotRequired[int]
     num_classes: NotRequired[int]
     settings: NotRequired[dict[str, Any]]
+    checkpoint: NotRequired[dict[str, Any]]
+    versions: NotRequired[dict[str, str]]
+    commit: NotRequired[str | None]
+
+
+class ZeroShotRow(TypedDict):
+    """Shares of images whose class is the nearest one, and among the five nearest."""
+
+    features: str
+    top1: float
+    top1_standard_error: float
+    top5: float
+    top5_standard_error: float
+
+
+class NamedClasses(TypedDict):
+    """The class vectors of a zero-shot classification."""
+
+    path: str
+    sha256: str
+    text_tower: str
+    num_prompts: int
+
+
+class ZeroShotResult(TypedDict):
+    """`zero_shot.json`."""
+
+    rows: list[ZeroShotRow]
+    n: int
+    num_classes: int
+    teacher: str
+    class_vectors: NamedClasses
     checkpoint: NotRequired[dict[str, Any]]
     versions: NotRequired[dict[str, str]]
     commit: NotRequired[str | None]

@@ -10,7 +10,18 @@ from typing import Any
 import yaml
 
 from artifacts.results import Table
-from artifacts.run_files import METRICS, PROBES, ImageMetric, MetricsFile, Probes, Samples, SampleSettings, Sweep
+from artifacts.run_files import (
+    METRICS,
+    PROBES,
+    ZERO_SHOT,
+    ImageMetric,
+    MetricsFile,
+    Probes,
+    Samples,
+    SampleSettings,
+    Sweep,
+    ZeroShotResult,
+)
 from commands.report.content import Entry, Picture, Section, number
 from commands.report.drawing import curves
 from polytoken import records
@@ -116,7 +127,9 @@ def _run(path: Path) -> Entry:
     entry.pictures = list(_pictures(path))
     sweep = records.read_derived(path / "sweep.json", Sweep)
     probes = records.read_derived(path / PROBES, Probes)
+    zero_shot = records.read_derived(path / ZERO_SHOT, ZeroShotResult)
     entry.tables = [*(_sweep(sweep) if sweep else ()), *(_probes(probes) if probes else ())]
+    entry.tables += [_zero_shot(zero_shot)] if zero_shot else []
     return entry
 
 
@@ -164,6 +177,23 @@ def _probes(found: Probes) -> Iterator[Table]:
         )
         body = [[name, *(row.get(kind, "–") for kind in kinds)] for name, row in rows.items()]
         yield Table(["feature", *(kind.replace("_", " ") for kind in kinds)], body, caption)
+
+
+def _zero_shot(found: ZeroShotResult) -> Table:
+    """A row for each kind of features."""
+    rows = [
+        [
+            row["features"],
+            f"{row['top1']:.1%} ± {row['top1_standard_error']:.1%}",
+            f"{row['top5']:.1%} ± {row['top5_standard_error']:.1%}",
+        ]
+        for row in found["rows"]
+    ]
+    caption = (
+        f"Zero-shot classification of {found['n']:,} validation images into {found['num_classes']} classes; "
+        "± is one standard error"
+    )
+    return Table(["features", "top-1", "top-5"], rows, caption)
 
 
 def _evaluated(metrics: dict[str, ImageMetric]) -> list[str]:

@@ -22,7 +22,7 @@ BROKEN = {
     "deep": b'{"x": ' + b"[" * 100_000,
     "huge": b'{"validate": {"metrics": {"val/psnr": 1e999}}}',
 }
-FILES = ("metrics.json", "lineage.json", "sweep.json", "probes.json")
+FILES = ("metrics.json", "lineage.json", "sweep.json", "probes.json", "zero_shot.json")
 
 
 @pytest.mark.parametrize("kind", BROKEN)

@@ -134,7 +134,7 @@ def test_other_generators_have_their_own_section(runs: Path) -> None:
     assert "Runs in llamagen" in text and "24.78" in text and "Runs in tokens" not in text
 
 
-def test_sweep_and_probes_are_in_their_runs(runs: Path) -> None:
+def test_sweep_probes_and_zero_shot_are_in_their_runs(runs: Path) -> None:
     assert "Probes:" not in page(runs).text and "Guidance:" not in page(runs).text
     probes = [
         {"probe": kind, "feature": "after/all", "value": value, "standard_error": 0.0123}
@@ -143,6 +143,16 @@ def test_sweep_and_probes_are_in_their_runs(runs: Path) -> None:
     tokenizer = runs / "digits/tokenizer/fq_dual"
     found = {"probes": probes, "n_validation": 355, "chance": 0.1}
     (tokenizer / "probes.json").write_text(json.dumps(found))
+    row = {
+        "features": "decoded",
+        "top1": 0.8089,
+        "top1_standard_error": 0.01,
+        "top5": 0.964,
+        "top5_standard_error": 0.005,
+    }
+    named = {"path": "classes", "sha256": "0", "text_tower": "text", "num_prompts": 80}
+    classified = {"rows": [row], "n": 1000, "num_classes": 10, "teacher": "stand_in", "class_vectors": named}
+    (tokenizer / "zero_shot.json").write_text(json.dumps(classified))
     generator = runs / "digits/stage2/fq_dual"
     generator.mkdir(parents=True)
     (generator / "config.yaml").write_text("seed_everything: 7\n")
@@ -163,12 +173,15 @@ def test_sweep_and_probes_are_in_their_runs(runs: Path) -> None:
         "355 validation images",
         "chance 10.0%",
         "500 samples a scale",
+        "80.9% ± 1.0%",
+        "96.4% ± 0.5%",
+        "1,000 validation images into 10 classes",
     ):
         assert expected in html.text, expected
     assert "0.999" not in html.text  # of earlier settings
     assert html.text.index("0.456") < html.text.index("0.321")  # by scale
     captions = [attributes for attributes in html.all("p") if attributes.get("class") == "caption"]
-    assert len(html.all("img")) == 5 and len(captions) == 2
+    assert len(html.all("img")) == 5 and len(captions) == 3
 
 
 def test_tables_of_experiments_and_commands_for_missing_ones(runs: Path) -> None:

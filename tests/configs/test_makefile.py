@@ -76,3 +76,27 @@ def test_a_wrong_name_is_refused_before_anything_is_trained(arguments: tuple[str
     with pytest.raises(subprocess.CalledProcessError) as stop:
         make("-n", "-B", *arguments)
     assert stop.value.returncode == 2 and not stop.value.stdout and sentence in stop.value.stderr
+
+
+@pytest.mark.parametrize(("tokenizer", "needed"), [("ideal", True), ("fq_dual", False)])
+def test_only_recipes_on_the_dual_encoder_train_it(tokenizer: str, needed: bool) -> None:
+    said = make("-n", "-B", "tokenizer", f"TOKENIZER={tokenizer}", "PRESET=photos")
+    assert ("--config configs/teacher_dual.yaml" in said) == needed
+    assert "teacher_dual.yaml" in make("-n", "-B", "teacher")
+
+
+def test_zero_shot_reads_the_class_vectors_of_the_preset() -> None:
+    said = make("-n", "-B", "zero-shot", "TOKENIZER=ideal")
+    assert "commands.class_vectors --text runs/digits/teacher/text.safetensors" in said
+    assert (
+        "commands.zero_shot --run runs/digits/tokenizer/ideal --classes runs/digits/teacher/classes.safetensors" in said
+    )
+    said = make(
+        "-n",
+        "-B",
+        "zero-shot",
+        "TOKENIZER=ideal_256",
+        "PRESET=imagenet",
+        "CLASSES=weights/siglip2_large_256_classes.safetensors",
+    )
+    assert "commands.class_vectors --text siglip2_large_256 " in said

@@ -147,14 +147,19 @@ def write_folded_run(run: Path) -> Path:
     return _write(run, "tokenizer", tiny_folded(), {"tokenizer": section})
 
 
-def write_representation_run(run: Path) -> Path:
-    """Run of :func:`tests.support.tokenizers.tiny_representation` on a stand-in with attention pooling."""
+def write_representation_run(run: Path, foundation: dict[str, Any] | None = None) -> Path:
+    """Run of :func:`tests.support.tokenizers.tiny_representation`.
+
+    Args:
+        run: its directory.
+        foundation: settings of the foundation model; None writes a stand-in with attention pooling.
+    """
     tokenizer = tiny_representation(run, pooling="attention")
     section = {
         "class_path": "polytoken.tokenizers.RepresentationTokenizer",
         "init_args": {
             "quantizer": BRANCH,
-            "foundation": {"name": "stand_in", "weights": str(run / "foundation.safetensors")},
+            "foundation": foundation or {"name": "stand_in", "weights": str(run / "foundation.safetensors")},
             "shallow": 1,
             "image_size": 16,
             "feature_decoder": {"depth": 1, "num_heads": 4, "dropout": 0.0},
