@@ -6,6 +6,8 @@ GENERATOR ?= stage2
 EXPERIMENT ?= ssq/table3
 SPLIT     ?= validation
 DATA      ?=
+CAPTIONS  ?=
+FEATURE   ?= after/all
 ARGS      ?=
 LAUNCH    ?= here
 
@@ -38,6 +40,8 @@ SAMPLES ?= $(SAMPLED)/samples.npz
 MEASURED := $(if $(filter samples.npz,$(notdir $(SAMPLES))),$(dir $(SAMPLES))metrics.json,$(SAMPLES:.npz=_metrics.json))
 # class vectors of zero-shot classification
 CLASSES ?= $(if $(wildcard configs/presets/$(PRESET)/teacher_dual.yaml),$(RUNS)/teacher/classes,weights/siglip2_large_classes).safetensors
+# a captioning probe carries the name of its feature
+CAPTIONED := $(TOKENIZER)_$(subst /,_,$(FEATURE))
 CFG ?= 1.0 1.5 2.0 2.5 3.0
 # ARGS apply to the targets on the command line, not to their prerequisites
 ARGS_OF = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
@@ -52,7 +56,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR: # a run that was stopped during its last validation is not finished
-.PHONY: help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot analysis pictures plot weights reference experiment consolidate test test-cluster drill lint format benchmark tensorboard clean
+.PHONY: help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference experiment consolidate test test-cluster drill lint format benchmark tensorboard clean
 
 help: ## Explain every target
 	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=$$(grep -l 'stage: tokenizer/' configs/*.yaml | sed 's|.*/||; s|\.yaml||' | paste -sd '|')]"
@@ -184,6 +188,19 @@ probe: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Probe the features of TOKE
 
 zero-shot: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json $(CLASSES) ## Classify images by decoded features of TOKENIZER=ideal and names of classes: zero_shot.json
 	$(PYTHON) -m commands.zero_shot --run $(RUNS)/tokenizer/$(TOKENIZER) --classes $(CLASSES) $(ARGS)
+
+caption: $(RUNS)/caption_stage2/$(CAPTIONED)/metrics.json ## Caption images from FEATURE of TOKENIZER, in two stages: captions.json
+
+# stage 1 trains a projector to a language model, stage 2 both
+CAPTION = $(FIT) $(call SIZED,$(1),caption) --run.stage $(1)/$(CAPTIONED) --model.init_args.feature $(FEATURE) \
+	--model.init_args.tokenizer_run $(RUNS)/tokenizer/$(TOKENIZER) $(if $(CAPTIONS),--data.init_args.source.init_args.root=$(CAPTIONS))
+
+$(RUNS)/caption_stage1/$(CAPTIONED)/metrics.json: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json configs/caption_stage1.yaml configs/presets/$(PRESET)/caption.yaml $(call OVERLAY,caption_stage1) | $(READY)
+	$(call CAPTION,caption_stage1)
+
+$(RUNS)/caption_stage2/$(CAPTIONED)/metrics.json: $(RUNS)/caption_stage1/$(CAPTIONED)/metrics.json configs/caption_stage2.yaml $(call OVERLAY,caption_stage2) | $(READY)
+	$(call CAPTION,caption_stage2) --model.init_args.init_from $(RUNS)/caption_stage1/$(CAPTIONED) $(call ARGS_OF,caption)
+	@echo "BLEU and CIDEr-D are in $(@D)/metrics.json, the captions in captions.json"
 
 analysis: tokenizer ## Analyse the subspaces of TOKENIZER: affinity, ablation, code maps
 	@touch -r $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json $(RUNS)/.trained

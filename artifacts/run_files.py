@@ -16,6 +16,7 @@ PROBES = "probes.json"
 ZERO_SHOT = "zero_shot.json"
 LAYERS = "layers.json"
 CURVE = "curve.json"
+CAPTIONS = "captions.json"
 
 Metrics = dict[str, float | None]  # by name; None means NaN or infinity, which JSON lacks
 
@@ -97,6 +98,14 @@ class MetricsFile(TypedDict, total=False):
     test: Measured
     evaluate: Evaluation
     reconstruction: dict[str, Evaluation]
+
+
+class Caption(TypedDict):
+    """An image of `captions.json`, which is a list of them."""
+
+    image: str  # its path, or another name for it
+    generated: str
+    references: list[str]
 
 
 class Samples(TypedDict):

@@ -43,13 +43,14 @@ class Kind:
 
 
 STORE: dict[str, tuple[str, ...]] = {"data.init_args.store": ("tokens",)}
+TOKENIZER: dict[str, tuple[str, ...]] = {"model.init_args.tokenizer_run": ("tokenizer",)}
 GENERATOR: dict[str, tuple[str, ...]] = {"run": ("stage2", "generator")}
 
 KINDS = {
     "tokenizer": Kind(),
     "tokens": Kind(
         command="predict",
-        inputs={"model.init_args.tokenizer_run": ("tokenizer",)},
+        inputs=TOKENIZER,
         recipe="tokens",
         preset_file="tokens",
         files=("train/manifest.json", "validation/manifest.json"),
@@ -70,6 +71,12 @@ KINDS = {
         files=("samples.npz",),
         section="evaluate",
         begun=("parts", "samples.npz"),
+    ),
+    "caption_stage1": Kind(inputs=TOKENIZER, recipe="caption_stage1", preset_file="caption"),
+    "caption_stage2": Kind(
+        inputs={**TOKENIZER, "model.init_args.init_from": ("caption_stage1",)},
+        recipe="caption_stage2",
+        preset_file="caption",
     ),
     "layers": Kind(command="layers", inputs=GENERATOR, seeds=(), begun=(), options=("max_images", "k", "time")),
     "curve": Kind(command="curve", inputs=GENERATOR, seeds=(), begun=(), options=("num_images", "guidance", "steps")),

@@ -1,5 +1,6 @@
 """LightningModules: wiring of model, losses, optimizers and logging."""
 
+from lightning_modules.captioning import CaptioningModule
 from lightning_modules.classifier import ClassifierModule
 from lightning_modules.dual_encoder import DualEncoderModule
 from lightning_modules.extraction import ExtractionModule
@@ -10,6 +11,7 @@ from lightning_modules.tokenizer import TokenizerModule
 from polytoken.optimization import OptimizerConfig
 
 __all__ = [
+    "CaptioningModule",
     "ClassifierModule",
     "DualEncoderModule",
     "ExtractionModule",

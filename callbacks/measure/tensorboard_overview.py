@@ -34,6 +34,10 @@ LAYOUT = {
         "bits an image": [r"val/bits_per_image(_bound)?$"],
         "share of noisy sub-tokens": [r"train/noise_rate$"],
     },
+    "caption": {
+        "CIDEr-D, %": [r"val/cider_d$"],
+        "BLEU, %": [r"val/bleu_\d$"],
+    },
 }
 SETTINGS = ("max_steps", "precision")  # settings of the trainer
 

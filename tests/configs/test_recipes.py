@@ -28,7 +28,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_overlays_are_named_after_recipes() -> None:
     """`presets/<preset>/<name>.yaml` without a recipe `<name>` would never be used."""
     for path in CONFIGS.glob("presets/*/*.yaml"):
-        shared = ("tokenizer", "folded", "representation", "generator", "f8")
+        shared = ("tokenizer", "folded", "representation", "generator", "caption", "f8")
         assert path.stem in shared or (CONFIGS / f"{path.stem}.yaml").exists(), path
 
 
