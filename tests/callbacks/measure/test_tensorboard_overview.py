@@ -42,7 +42,7 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
 def test_the_layout_groups_the_logged_curves(events: EventAccumulator) -> None:
     (event,) = events.Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
-    assert [category.title for category in layout.category] == ["reconstruct", "codes", "generate"]
+    assert [category.title for category in layout.category] == ["reconstruct", "codes", "generate", "caption"]
     charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
     logged = events.Tags()["scalars"]
     shown = {title: {tag for tag in logged for name in names if re.match(name, tag)} for title, names in charts.items()}
