@@ -69,7 +69,8 @@ def test_settings_have_their_configuration_names() -> None:
 def test_every_chart_matches_a_known_name() -> None:
     """Known names are those of docs/callbacks.md and the modules."""
     known = """val/psnr val/ssim val/rfd/judge train/perceptual train/usage/0 val/perplexity/0 train/entropy val/ks
-        train/nll/0 val/nll val/nll_bound val/bits_per_image train/loss/0 train/noise_rate""".split()
+        train/nll/0 val/nll val/nll_bound val/bits_per_image train/loss/0 train/noise_rate val/cider_d
+        val/bleu_4""".split()
     for charts in LAYOUT.values():
         for title, names in charts.items():
             assert any(re.match(name, tag) for name in names for tag in known), title
