@@ -75,7 +75,9 @@ class AffinityMatrix(SubsetMeasurement):
         subspaces = [gather_rows(kept, self._cosines.device) for kept in self._subspaces]
         guides = [gather_rows(kept, self._cosines.device) for kept in self._guides.values()]
         self._num_images = len(subspaces[0])
-        self._tables = dict(zip(("cosine", "squared_cosine"), self._cosines.compute(), strict=True))
+        # torchmetrics makes the table of a single subspace a scalar
+        tables = [table.reshape(self._num_subspaces, -1) for table in self._cosines.compute()]
+        self._tables = dict(zip(("cosine", "squared_cosine"), tables, strict=True))
         if guides:
             self._tables["cknna"] = _table(subspaces, guides, self._cknna)
             self._tables["cka"] = _table(subspaces, guides, linear_cka)

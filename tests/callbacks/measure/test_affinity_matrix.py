@@ -97,3 +97,9 @@ def test_invalid_settings_are_rejected() -> None:
     for arguments in ({"k": 1}, {"k": 10, "max_images": 10}):
         with pytest.raises(ValueError, match="CKNNA needs a k of 2 or more, and more images than"):
             AffinityMatrix(**arguments)
+
+
+def test_a_single_subspace_has_a_picture_too(tmp_path: Path) -> None:
+    found, _ = measure(tmp_path, AffinityMatrix(k=3), tiny_tokenizer(num_subspaces=1), {})
+    assert not found and (tmp_path / "affinity.png").exists()
+    assert json.loads((tmp_path / "affinity.json").read_text())["cosine"] == [[pytest.approx(1, abs=1e-5)]]
