@@ -158,13 +158,19 @@ class CaptioningModule(ResumingModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of all ranks' captions, and write them."""
-        if several_ranks():
-            every: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(every, self._found)
-            self._found = {index: caption for part in every for index, caption in part.items()}
-        captions = [self._found[index] for index in sorted(self._found)]
+        captions = gather_captions(self._found)
         metrics = caption_metrics([one["generated"] for one in captions], [one["references"] for one in captions])
         # equal on all ranks, of which Lightning would warn
         self.log_dict({f"val/{name}": value for name, value in metrics.items()}, sync_dist=True)
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
             records.write(Path(self.trainer.default_root_dir) / CAPTIONS, captions)
+
+
+def gather_captions(found: dict[int, Caption]) -> list[Caption]:
+    """Captions of all ranks by the index of their image; every rank must call it."""
+    every: list[Any] = [found]
+    if several_ranks():
+        every = [None] * dist.get_world_size()
+        dist.all_gather_object(every, found)
+    merged = {index: caption for part in every for index, caption in part.items()}
+    return [merged[index] for index in sorted(merged)]

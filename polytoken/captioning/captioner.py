@@ -52,10 +52,10 @@ class Captioner(nn.Module):
         targets = rows.to(features.device)
         network, prefix = self._prefix(features)
         tokens = network.get_input_embeddings()(targets.clamp_min(0))
-        mask = torch.cat([prefix.new_ones(prefix.shape[:2], dtype=torch.int64), (targets != IGNORED).long()], dim=1)
         inputs = torch.cat([prefix, tokens.to(prefix.dtype)], dim=1)
         keep = targets.shape[1] + 1  # the logits from the last position of the image on
-        logits = network(inputs_embeds=inputs, attention_mask=mask, logits_to_keep=keep, use_cache=False).logits
+        # no mask: padding is behind the caption, where no token of it looks
+        logits = network(inputs_embeds=inputs, logits_to_keep=keep, use_cache=False).logits
         return functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
     @torch.no_grad()

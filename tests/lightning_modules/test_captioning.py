@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from datamodules import CaptionDataModule, CaptionedPhotos
+from lightning_modules.captioning import gather_captions
+from polytoken.captioning import Captioner
 from polytoken.features import features_of
 from polytoken.loading import load_tokenizer
 from polytoken.metrics.captions import caption_metrics
@@ -85,18 +88,24 @@ def test_two_steps_of_both_stages(capsys: pytest.CaptureFixture) -> None:
     assert "was trained with the feature 'before/1', and this run has 'after/1'" in error and "Traceback" not in error
 
 
-def test_the_named_feature_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, ...]] = []
+def test_each_image_is_captioned_from_its_own_named_feature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the generation writes the mean of the features of each image."""
 
-    def spy(tokenizer: torch.nn.Module, images: torch.Tensor, *names: str) -> list[torch.Tensor]:
-        asked.append(names)
-        return features_of(tokenizer, images, *names)
+    def mean(self: Captioner, features: torch.Tensor, *_: int) -> list[str]:
+        return [f"{value:.4f}" for value in features.mean((1, 2, 3)).tolist()]
 
-    monkeypatch.setattr("lightning_modules.captioning.features_of", spy)
+    monkeypatch.setattr(Captioner, "generate", mean)
     assert fit("caption_stage1", trainer__max_steps=1, model__init_args__feature="after/0") == 0
-    assert set(asked) == {("after/0",)}
-    width = load_tokenizer("runs/photos/tokenizer/tiny").subspace_channels[0]
-    assert projector(STAGE1).shape[1] == width
+    tokenizer = load_tokenizer("runs/photos/tokenizer/tiny")
+    assert projector(STAGE1).shape[1] == tokenizer.subspace_channels[0]
+    photos = CaptionedPhotos(192, validation_crops_per_photo=1)
+    data = CaptionDataModule(photos, image_size=16, num_workers=0).dataset("validation")
+    captions = json.loads(Path("runs/photos", STAGE1, "captions.json").read_text())
+    images = torch.stack([data[index].image for index in range(14)])
+    expected = features_of(tokenizer, images, "after/0")[0].mean((1, 2, 3))
+    torch.testing.assert_close(torch.tensor([float(one["generated"]) for one in captions]), expected, rtol=0, atol=1e-4)
+    assert len(expected.unique()) > 4
+    assert [one["references"] for one in captions] == [list(photos.split("validation").captions(i)) for i in range(14)]
 
 
 @pytest.mark.parametrize(
@@ -114,3 +123,16 @@ def test_bad_input_is_one_sentence(changes: dict, says: str, capsys: pytest.Capt
     error = capsys.readouterr().err
     assert says in error and "Traceback" not in error
     assert not Path("runs/photos/caption_stage1/fq_dual/checkpoints/last.ckpt").exists()
+
+
+def test_captions_of_all_ranks_are_sorted_by_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    here: dict = {index: {"image": str(index), "generated": "", "references": []} for index in (2, 0)}
+    assert [one["image"] for one in gather_captions(here)] == ["0", "2"]
+
+    def gather(every: list, found: dict) -> None:
+        every[:] = [found, {1: {"image": "1", "generated": "", "references": []}}]
+
+    monkeypatch.setattr("lightning_modules.captioning.several_ranks", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    assert [one["image"] for one in gather_captions(here)] == ["0", "1", "2"]
