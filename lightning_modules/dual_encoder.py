@@ -128,5 +128,5 @@ def sigmoid_loss(logits: Tensor, labels: Tensor) -> Tensor:
         logits: of image i and the text of class j.
         labels: (B,) classes of the images.
     """
-    positive = functional.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    positive = (labels[:, None] == torch.arange(logits.shape[1], device=labels.device)).to(logits.dtype)
     return functional.binary_cross_entropy_with_logits(logits, positive, reduction="none").sum(1).mean()
