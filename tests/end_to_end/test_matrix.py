@@ -1,0 +1,99 @@
+"""Any tokenizer × any generator: every recipe with every other, and the table of README and docs."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import polytoken.generators
+from cli import CommandLine
+from lightning_modules import GeneratorModule
+from polytoken import loading
+from polytoken.errors import UserError
+from polytoken.generators import Head, LinearHead, NextScaleGenerator
+from polytoken.tokenizers import Tokenizer
+from tests.support.commands import REPOSITORY
+from tests.support.matrix import drawn, generator, write_tokens
+from tests.support.recipes import TOKENIZERS, recipes_of, write_judge
+
+GENERATORS = recipes_of("lightning_modules.GeneratorModule")
+FITS = "✓"
+REASONS = {
+    "codes": "models codes, and the token store|holds latents of a tokenizer without codes",
+    "one code": r"^LinearHead predicts one code a position and the data has \d: select one",
+    "scales": "^these codes have one scale, 4 × 4, and NextScaleGenerator predicts a scale from those before",
+    "grid": "^teacher stand_in has a grid of 4 × 4 patches and the generator one of 3 × 3 positions",
+}
+"""What is missing, as the table says it, and the sentence that refuses the pair."""
+
+
+def missing(tokenizer: Tokenizer, module: GeneratorModule, one_sub_code: bool) -> str | None:
+    """What a pair lacks, by the specification of the tokens and the classes of generator and head."""
+    spec, family = tokenizer.spec, module.generator
+    if family.models == "codes":
+        if spec is None:
+            return "codes"
+        if isinstance(family, NextScaleGenerator) and len(spec.scales) == 1:
+            return "scales"
+        if type(family.head) is LinearHead and spec.num_sub_codes > 1 and not one_sub_code:
+            return "one code"
+    aligned = module.alignment is not None
+    return "grid" if aligned and tokenizer.latent_shape[1:] != module.alignment.teacher.grid else None
+
+
+def columns(store: Path) -> dict[str, CommandLine]:
+    """All recipes of generators, and far_base with the heads that no recipe has."""
+    found = {recipe: generator(recipe, store) for recipe in GENERATORS}
+    used = {type(getattr(command.model.generator, "head", None)) for command in found.values()}
+    for name in polytoken.generators.__all__:
+        kind = getattr(polytoken.generators, name)
+        if isinstance(kind, type) and issubclass(kind, Head) and kind not in used and not kind.__abstractmethods__:
+            found[f"far_base with {name}"] = generator("far_base", store, name)
+    return found
+
+
+def table(cells: dict[tuple[str, str], str]) -> str:
+    """Markdown; tokenizers with equal rows share one, and so do generators with equal columns."""
+    rows, names = ([*dict.fromkeys(pair[i] for pair in cells)] for i in range(2))
+    rows = grouped({row: tuple(cells[row, name] for name in names) for row in rows})
+    names = grouped({name: tuple(cells[row[0], name] for row in rows) for name in names})
+    lines = [["tokenizer", *map(listed, names)], ["---"] * (len(names) + 1)]
+    lines += [[listed(row), *(cells[row[0], name[0]] for name in names)] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def grouped(values: dict[str, tuple[str, ...]]) -> list[list[str]]:
+    """Names of equal value together, in the order of their first."""
+    order = [*dict.fromkeys(values.values())]
+    return [[name for name, value in values.items() if value == wanted] for wanted in order]
+
+
+def listed(names: list[str]) -> str:
+    return ", ".join(re.sub(r"\w+", r"`\g<0>`", name, count=1) for name in names)
+
+
+@pytest.mark.slow
+def test_every_tokenizer_with_every_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "load_tokenizer", cache(loading.load_tokenizer))
+    judge = write_judge(Path("runs/digits/teacher/judge.safetensors"))
+    stores = {recipe: write_tokens(recipe, judge) for recipe in TOKENIZERS}
+    generators = columns(stores["fq_dual"])
+    cells = {}
+    for recipe, store in stores.items():
+        tokenizer = loading.load_tokenizer(f"runs/digits/tokenizer/{recipe}", ())
+        for name, command in generators.items():
+            lacks = missing(tokenizer, command.model, name == "stage1")
+            try:
+                image = drawn(command, store)
+            except UserError as refusal:
+                assert lacks and re.search(REASONS[lacks], str(refusal)), f"{name} on {recipe}: {refusal}"
+            else:
+                assert lacks is None and image.size == (32, 32), f"{name} on {recipe}"
+            cells[recipe, name] = f"needs {lacks}" if lacks else FITS
+    found = table(cells)
+    for page in ("README.md", "docs/architecture.md"):
+        assert found in (REPOSITORY / page).read_text(), f"{page} needs this table:\n{found}"
