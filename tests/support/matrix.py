@@ -27,7 +27,7 @@ from tests.support.generator_recipes import TRUNK
 from tests.support.recipes import CONFIGS, digits, preset_files
 
 COUNTS: dict[Split, int] = {"train": 16, "validation": 8}
-QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
 class FewDigits(DigitsSource):
@@ -46,7 +46,7 @@ def write_tokens(recipe: str, judge: Path) -> Path:
     trainer.strategy.connect(command.model)
     trainer.save_checkpoint(run / CHECKPOINTS / LAST)
     store = Path("runs/digits/tokens") / recipe
-    writer = Trainer(**QUIET, enable_checkpointing=False, callbacks=[TokenWriter(str(store), images_per_shard=16)])
+    writer = Trainer(**QUIET, callbacks=[TokenWriter(str(store), images_per_shard=16)])
     images = ImageDataModule(FewDigits(), 32, batch_size=16, num_workers=0, views=Views())
     writer.predict(ExtractionModule(str(run)), images, return_predictions=False)
     return store
@@ -78,7 +78,7 @@ def drawn(command: cli.CommandLine, store: Path) -> Image.Image:
     data = type(command.datamodule)(**arguments)
     assert isinstance(data, StoredTokens)
     run = Path("runs/digits/generator")
-    trainer = _trainer(command, run, max_steps=2, limit_val_batches=1, gradient_clip_val=1.0)
+    trainer = _trainer(command, run, max_steps=2, limit_val_batches=0, gradient_clip_val=1.0)
     torch.manual_seed(0)
     trainer.fit(deepcopy(command.model), data)
     assert trainer.global_step == 2
