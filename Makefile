@@ -54,6 +54,18 @@ $(if $(shell grep -s NextScaleGenerator configs/$(GENERATOR).yaml),,\
 	$(error GENERATOR is $(GENERATOR), and references condition a next-scale one: make condition GENERATOR=next_scale TOKENIZER=imagefolder))
 endif
 
+# so is a generator that cannot learn the tokens, which its program would refuse after their tokenizer was trained; ARGS may make it fit
+says  = $(shell grep -sE '^[^\#]*($(2))' configs/$(1).yaml)
+lacks = $(if $(call says,$(1),$(2)),,$(1))
+LEARNERS := $(or $(filter stage1 stage2,$(MAKECMDGOALS)),$(if $(filter demo curriculum generator sample condition sweep layers,$(MAKECMDGOALS)),$(GENERATOR)))
+$(foreach learner,$(if $(ARGS),,$(LEARNERS)),\
+	$(if $(and $(call says,$(TOKENIZER),ContinuousBottleneck),$(call lacks,$(learner),DiffusionTransformer)),\
+		$(error GENERATOR $(learner) learns codes, and TOKENIZER $(TOKENIZER) has none: take GENERATOR=dit, or a tokenizer with codes))\
+	$(if $(and $(call says,$(learner),NextScaleGenerator),$(call lacks,$(TOKENIZER),MultiScaleQuantizer)),\
+		$(error GENERATOR $(learner) predicts a scale from those before, and TOKENIZER $(TOKENIZER) has one: take TOKENIZER=var or imagefolder))\
+	$(if $(and $(call says,$(learner),generators.LinearHead),$(call lacks,$(learner),sub_codes:),$(call says,$(TOKENIZER),(num_branches|num_sub_codes): [2-9])),\
+		$(error GENERATOR $(learner) predicts one code a position, and TOKENIZER $(TOKENIZER) has several: take GENERATOR=far_base, or TOKENIZER=vq)))
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR: # a run that was stopped during its last validation is not finished
 .PHONY: help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference experiment consolidate test test-cluster drill lint format benchmark tensorboard clean

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from functools import cache
+from inspect import isabstract
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from polytoken import loading
 from polytoken.errors import UserError
 from polytoken.generators import Head, LinearHead, NextScaleGenerator
 from polytoken.tokenizers import Tokenizer
+from tests.configs.test_makefile import make
 from tests.support.commands import REPOSITORY
 from tests.support.matrix import drawn, generator, write_tokens
 from tests.support.recipes import TOKENIZERS, recipes_of, write_judge
@@ -23,11 +27,17 @@ GENERATORS = recipes_of("lightning_modules.GeneratorModule")
 FITS = "✓"
 REASONS = {
     "codes": "models codes, and the token store|holds latents of a tokenizer without codes",
-    "one code": r"^LinearHead predicts one code a position and the data has \d: select one",
-    "scales": "^these codes have one scale, 4 × 4, and NextScaleGenerator predicts a scale from those before",
-    "grid": "^teacher stand_in has a grid of 4 × 4 patches and the generator one of 3 × 3 positions",
+    "one code a position": r"^LinearHead predicts one code a position and the data has \d: select one",
+    "several scales": "^these codes have one scale, 4 × 4, and NextScaleGenerator predicts a scale from those before",
+    "the grid of the teacher": "^teacher stand_in has a grid of 4 × 4 patches and the generator one of 3 × 3 positions",
 }
 """What is missing, as the table says it, and the sentence that refuses the pair."""
+EARLY = {
+    "codes": "learns codes, and TOKENIZER {} has none",
+    "one code a position": "predicts one code a position, and TOKENIZER {} has several",
+    "several scales": "predicts a scale from those before, and TOKENIZER {} has one",
+}
+"""The same of make, before a tokenizer is trained; only the networks know their grids."""
 
 
 def missing(tokenizer: Tokenizer, module: GeneratorModule, one_sub_code: bool) -> str | None:
@@ -37,32 +47,40 @@ def missing(tokenizer: Tokenizer, module: GeneratorModule, one_sub_code: bool) -
         if spec is None:
             return "codes"
         if isinstance(family, NextScaleGenerator) and len(spec.scales) == 1:
-            return "scales"
+            return "several scales"
         if type(family.head) is LinearHead and spec.num_sub_codes > 1 and not one_sub_code:
-            return "one code"
+            return "one code a position"
     aligned = module.alignment is not None
-    return "grid" if aligned and tokenizer.latent_shape[1:] != module.alignment.teacher.grid else None
+    return "the grid of the teacher" if aligned and tokenizer.latent_shape[1:] != module.alignment.teacher.grid else None
 
 
 def columns(store: Path) -> dict[str, CommandLine]:
     """All recipes of generators, and far_base with the heads that no recipe has."""
     found = {recipe: generator(recipe, store) for recipe in GENERATORS}
-    used = {type(getattr(command.model.generator, "head", None)) for command in found.values()}
+    raster = [command.model.generator for command in found.values() if command.model.generator.is_causal]
+    used = {type(network.head) for network in raster}
     for name in polytoken.generators.__all__:
         kind = getattr(polytoken.generators, name)
-        if isinstance(kind, type) and issubclass(kind, Head) and kind not in used and not kind.__abstractmethods__:
+        if isinstance(kind, type) and issubclass(kind, Head) and kind not in used and not isabstract(kind):
             found[f"far_base with {name}"] = generator("far_base", store, name)
     return found
 
 
 def table(cells: dict[tuple[str, str], str]) -> str:
     """Markdown; tokenizers with equal rows share one, and so do generators with equal columns."""
-    rows, names = ([*dict.fromkeys(pair[i] for pair in cells)] for i in range(2))
-    rows = grouped({row: tuple(cells[row, name] for name in names) for row in rows})
-    names = grouped({name: tuple(cells[row[0], name] for row in rows) for name in names})
+    rows, names = groups(cells)
     lines = [["tokenizer", *map(listed, names)], ["---"] * (len(names) + 1)]
     lines += [[listed(row), *(cells[row[0], name[0]] for name in names)] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def groups(cells: dict[tuple[str, str], str]) -> tuple[list[list[str]], list[list[str]]]:
+    """Tokenizers with equal rows, and generators with equal columns."""
+    rows, names = ([*dict.fromkeys(pair[i] for pair in cells)] for i in range(2))
+    return (
+        grouped({row: tuple(cells[row, name] for name in names) for row in rows}),
+        grouped({name: tuple(cells[row, name] for row in rows) for name in names}),
+    )
 
 
 def grouped(values: dict[str, tuple[str, ...]]) -> list[list[str]]:
@@ -94,6 +112,20 @@ def test_every_tokenizer_with_every_generator(tmp_path: Path, monkeypatch: pytes
             else:
                 assert lacks is None and image.size == (32, 32), f"{name} on {recipe}"
             cells[recipe, name] = f"needs {lacks}" if lacks else FITS
+    check_make({(row[0], name[0]): cells[row[0], name[0]] for row, name in product(*groups(cells))})
     found = table(cells)
     for page in ("README.md", "docs/architecture.md"):
         assert found in (REPOSITORY / page).read_text(), f"{page} needs this table:\n{found}"
+
+
+def check_make(cells: dict[tuple[str, str], str]) -> None:
+    """`make generator` refuses these pairs by the same reason, and plans the others."""
+    for (recipe, name), cell in cells.items():
+        lacks = cell.removeprefix("needs ")
+        arguments = ("-n", "generator", f"GENERATOR={name}", f"TOKENIZER={recipe}")
+        if lacks not in EARLY:
+            assert f"--run.stage {name}/{recipe}" in make("-B", *arguments)
+            continue
+        with pytest.raises(subprocess.CalledProcessError) as stop:
+            make(*arguments)
+        assert EARLY[lacks].format(recipe) in stop.value.stderr
