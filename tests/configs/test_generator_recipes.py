@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import cli
+from callbacks import EMA
 from datamodules import OnlineTokenDataModule
 from polytoken.codec import BlankCodec
+from polytoken.generators import SIZES
 from polytoken.specs import TokenSpec
 from tests.support.commands import exit_code
 from tests.support.generator_recipes import tiny, write_digit_codes
@@ -23,7 +25,7 @@ ALIGNED = [name for name in GENERATORS if "alignment:" in (CONFIGS / f"{name}.ya
 ONLINE = [
     (path.stem, path.parent.name) for path in CONFIGS.glob("presets/*/*.yaml") if "OnlineTokenData" in path.read_text()
 ]
-SINGLE = ("llamagen", "llamagen_ifsq", "llamagen_repa", "next_scale")  # read stores of one code a position
+SINGLE = ("llamagen", "llamagen_ideal", "llamagen_ifsq", "llamagen_repa", "next_scale")  # read stores of one code a position
 ONE_CODE = (*SINGLE, "stage1")
 
 
@@ -33,7 +35,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["cli.py"])
 
 
-def built(recipe: str, preset: str, store: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[cli.CommandLine, Any]:
+def built(
+    recipe: str, preset: str, store: Path, monkeypatch: pytest.MonkeyPatch, *overlays: Path
+) -> tuple[cli.CommandLine, Any]:
     """The instantiated command line, and the generator that training would build."""
     made: list[cli.CommandLine] = []
 
@@ -42,7 +46,7 @@ def built(recipe: str, preset: str, store: Path, monkeypatch: pytest.MonkeyPatch
         raise SystemExit(0)
 
     monkeypatch.setattr(cli.CommandLine, "before_fit", stop, raising=False)
-    files = [CONFIGS / f"{recipe}.yaml", *preset_files(recipe, preset, "generator")]
+    files = [CONFIGS / f"{recipe}.yaml", *preset_files(recipe, preset, "generator"), *overlays]
     arguments = [part for file in files for part in ("--config", str(file))]
     arguments += ["--trainer.devices", "1", "--trainer.strategy", "auto", "--data.init_args.store", str(store)]
     assert exit_code("fit", *arguments) == 0
@@ -87,6 +91,33 @@ def test_published_sizes(
     optimizer = command.model.optimizer_config
     assert optimizer.betas == (0.9, 0.95) and optimizer.weight_decay == 0.05 and optimizer.schedule == "constant"
     assert (generator.noise is not None) == (recipe == "stage2")
+
+
+@pytest.mark.parametrize(
+    ("size", "name", "parameters", "epochs"),
+    [
+        (None, "B", 110_888_448, 300),
+        ("l", "L", 342_910_976, 300),
+        ("xxl", "XXL", 1_410_972_672, 200),
+        ("3b", "3B", 3_096_659_200, 200),
+    ],
+)
+def test_sizes_of_ideal(
+    size: str | None, name: str, parameters: int, epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ideal Tables 5 and 9, the class token counted with its null class."""
+    store = write_digit_codes(tmp_path / "codes", TokenSpec((16384,), ((24, 24),)), num_classes=1000, image_size=384)
+    overlays = [CONFIGS / f"sizes/{size}.yaml"] if size else []
+    command, generator = built("llamagen_ideal", "imagenet", store, monkeypatch, *overlays)
+    assert count(generator) == parameters and generator.config == SIZES[name]
+    assert generator.spec.num_positions == 576 and command.trainer.max_steps == epochs * 5004
+    config = generator.config
+    assert config.class_dropout == config.resid_dropout == config.ffn_dropout == config.token_dropout == 0.1
+    optimizer = command.model.optimizer_config
+    assert (optimizer.learning_rate, optimizer.betas, optimizer.weight_decay) == (1e-4, (0.9, 0.95), 0.05)
+    assert (optimizer.schedule, optimizer.decay, command.trainer.gradient_clip_val) == ("constant", "matrices", 1.0)
+    assert str(command.trainer.precision) == "bf16-mixed"
+    assert any(isinstance(callback, EMA) and callback.decay == 0.9999 for callback in command.trainer.callbacks)
 
 
 def test_published_size_of_the_diffusion_transformer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
