@@ -25,7 +25,13 @@ ALIGNED = [name for name in GENERATORS if "alignment:" in (CONFIGS / f"{name}.ya
 ONLINE = [
     (path.stem, path.parent.name) for path in CONFIGS.glob("presets/*/*.yaml") if "OnlineTokenData" in path.read_text()
 ]
-SINGLE = ("llamagen", "llamagen_ideal", "llamagen_ifsq", "llamagen_repa", "next_scale")  # read stores of one code a position
+SINGLE = (
+    "llamagen",
+    "llamagen_ideal",
+    "llamagen_ifsq",
+    "llamagen_repa",
+    "next_scale",
+)  # read stores of one code a position
 ONE_CODE = (*SINGLE, "stage1")
 
 

@@ -51,7 +51,9 @@ def missing(tokenizer: Tokenizer, module: GeneratorModule, one_sub_code: bool) -
         if type(family.head) is LinearHead and spec.num_sub_codes > 1 and not one_sub_code:
             return "one code a position"
     aligned = module.alignment is not None
-    return "the grid of the teacher" if aligned and tokenizer.latent_shape[1:] != module.alignment.teacher.grid else None
+    return (
+        "the grid of the teacher" if aligned and tokenizer.latent_shape[1:] != module.alignment.teacher.grid else None
+    )
 
 
 def columns(store: Path) -> dict[str, CommandLine]:

@@ -27,7 +27,13 @@ from tests.support.generator_recipes import TRUNK
 from tests.support.recipes import CONFIGS, digits, preset_files
 
 COUNTS: dict[Split, int] = {"train": 16, "validation": 8}
-QUIET = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 
 
 class FewDigits(DigitsSource):
