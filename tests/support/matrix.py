@@ -8,7 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from PIL import Image
 
 import cli
@@ -45,7 +45,7 @@ class FewDigits(DigitsSource):
 
 
 def write_tokens(recipe: str, judge: Path) -> Path:
-    """Run of a tokenizer with its initial weights under the digits preset, and the tokens of a few digits; the store."""
+    """Run of an untrained tokenizer under the digits preset, and the tokens of a few digits: the store."""
     command = _composed(digits(recipe, judge))
     run = Path("runs/digits/tokenizer") / recipe
     trainer = _trainer(command, run)
