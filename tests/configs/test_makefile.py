@@ -34,11 +34,11 @@ def test_help_lists_every_recipe() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("recipe", GENERATORS)
 def test_a_generator_gets_its_overlay(recipe: str, preset: str) -> None:
-    said = make("-n", "-B", "generator", f"GENERATOR={recipe}", f"PRESET={preset}", "TOKENIZER=ifsq")
-    (line,) = (line for line in said.splitlines() if f"--run.stage {recipe}/ifsq" in line)
+    said = make("-n", "-B", "generator", f"GENERATOR={recipe}", f"PRESET={preset}", "TOKENIZER=var")
+    (line,) = (line for line in said.splitlines() if f"--run.stage {recipe}/var" in line)
     expected = [CONFIGS / f"{recipe}.yaml", *map(Path, preset_files(recipe, preset, "generator"))]
     assert [REPOSITORY / file for file in configs_of(line)] == expected
-    assert f"--data.init_args.store runs/{preset}/tokens/ifsq" in line
+    assert f"--data.init_args.store runs/{preset}/tokens/var" in line
 
 
 def test_a_new_recipe_and_its_overlay_need_no_change_of_the_makefile(tmp_path: Path) -> None:
@@ -69,6 +69,8 @@ def test_a_new_recipe_and_its_overlay_need_no_change_of_the_makefile(tmp_path: P
     [
         (("tokenizer", "TOKENIZER=imagefoldr"), "TOKENIZER is imagefoldr, and there is no configs/imagefoldr.yaml"),
         (("sample", "GENERATOR=next_scal"), "GENERATOR is next_scal, and there is no configs/next_scal.yaml"),
+        (("demo", "TOKENIZER=ae"), "GENERATOR stage2 learns codes, and TOKENIZER ae has none: take GENERATOR=dit"),
+        (("stage1", "TOKENIZER=vae"), "GENERATOR stage1 learns codes, and TOKENIZER vae has none"),
         (("condition",), "GENERATOR is stage2, and references condition a next-scale one: make condition GENERATOR="),
     ],
 )
@@ -100,3 +102,9 @@ def test_zero_shot_reads_the_class_vectors_of_the_preset() -> None:
         "CLASSES=weights/siglip2_large_256_classes.safetensors",
     )
     assert "commands.class_vectors --text siglip2_large_256 " in said
+
+
+def test_arguments_may_make_a_pair_fit() -> None:
+    one = "--data.init_args.sub_codes [0]"
+    assert one in make("-n", "-B", "generator", "GENERATOR=llamagen", "TOKENIZER=fq_dual", f"ARGS={one}")
+    assert "--run.stage tokens/ae" in make("-n", "-B", "tokens", "TOKENIZER=ae")
