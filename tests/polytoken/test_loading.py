@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from polytoken.errors import MissingFileError
 from polytoken.fingerprint import fingerprint
-from polytoken.loading import MODEL_CONFIG, load_tokenizer
+from polytoken.loading import MODEL_CONFIG, Checkpoint, load_tokenizer
+from polytoken.tokenizers import RepresentationTokenizer
+from tests.support.generated import write_representation_run
 from tests.support.runs import trained_tokenizer
 
 
@@ -65,3 +68,20 @@ def test_unloadable_runs_are_reported(run: Path, tmp_path: Path) -> None:
     torch.save(checkpoint, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="other.ckpt is not the checkpoint of a tokenizer"):
         load_tokenizer(tmp_path / "other.ckpt")
+
+
+def test_a_foundation_model_is_no_part_of_the_checkpoint(tmp_path: Path) -> None:
+    """Its weights are read from their own file, which a message names once it is gone."""
+    run = write_representation_run(tmp_path / "run")
+    checkpoint = Checkpoint.open(run)
+    tokenizer = checkpoint.tokenizer()
+    assert isinstance(tokenizer, RepresentationTokenizer)
+    frozen = sum(weight.numel() for weight in tokenizer.foundation.load_from_file().parameters())
+    saved = sum(weight.numel() for weight in checkpoint.weights("tokenizer").values())
+    assert frozen > 0 and saved == sum(weight.numel() for weight in tokenizer.parameters())
+    images = torch.zeros(1, 3, 16, 16)
+    assert tokenizer.decode_codes(tokenizer.encode(images).codes).shape == images.shape  # type: ignore[arg-type]
+    (file,) = run.glob("**/foundation.safetensors")
+    file.unlink()
+    with pytest.raises(MissingFileError, match=r"foundation\.safetensors"):
+        load_tokenizer(run)
