@@ -2,7 +2,7 @@
 
 PRESET    ?= digits
 TOKENIZER ?= fq_dual
-GENERATOR ?= stage2
+GENERATOR ?= $(if $(filter representation,$(KIND)),llamagen,stage2)
 EXPERIMENT ?= ssq/table3
 SPLIT     ?= validation
 DATA      ?=
@@ -189,11 +189,20 @@ dependency: $(CODES) ## Measure how far the stored codes of TOKENIZER depend on 
 layers: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json $(TEACHERS_HERE) ## Compare the blocks of GENERATOR with its output and a teacher: layers.json, layers.png
 	$(PYTHON) -m commands.layers --run $(RUNS)/$(GENERATOR)/$(TOKENIZER) $(ARGS)
 
+# what the features of a representation autoencoder still know, for the report of its curriculum
+UNDERSTOOD := $(if $(filter representation,$(KIND)),$(addprefix $(RUNS)/tokenizer/$(TOKENIZER)/,probes.json zero_shot.json))
+
 report: $(RUNS)/report.html ## Put all runs and tables of PRESET on one page: report.html, and report.md
 
-$(RUNS)/report.html: $(MEASURED) $(wildcard runs/experiments/results/*/*_$(PRESET).json) | $(READY)
+$(RUNS)/report.html: $(MEASURED) $(UNDERSTOOD) $(wildcard runs/experiments/results/*/*_$(PRESET).json) | $(READY)
 	$(PYTHON) -m commands.report --preset $(PRESET)
 	@echo "the report is $@; that is the whole curriculum"
+
+$(RUNS)/tokenizer/$(TOKENIZER)/probes.json: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json
+	$(PYTHON) -m commands.probe --run $(@D)
+
+$(RUNS)/tokenizer/$(TOKENIZER)/zero_shot.json: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json $(CLASSES)
+	$(PYTHON) -m commands.zero_shot --run $(@D) --classes $(CLASSES)
 
 probe: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Probe the features of TOKENIZER for the class: probes.json
 	$(PYTHON) -m commands.probe --run $(RUNS)/tokenizer/$(TOKENIZER) $(ARGS)
