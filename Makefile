@@ -2,7 +2,7 @@
 
 PRESET    ?= digits
 TOKENIZER ?= fq_dual
-GENERATOR ?= $(if $(filter representation,$(KIND)),llamagen,stage2)
+GENERATOR ?= $(if $(filter representation,$(KIND)),llamagen_ideal,stage2)
 EXPERIMENT ?= ssq/table3
 SPLIT     ?= validation
 DATA      ?=
