@@ -248,7 +248,7 @@ reference: $(TEACHERS_HERE) | $(READY) ## Measure the real images of SPLIT=valid
 consolidate: | $(READY) ## Make one file (whole.ckpt) of the sharded checkpoint of RUN=runs/…, by default GENERATOR's
 	$(PYTHON) -m commands.consolidate $(or $(RUN),$(RUNS)/$(GENERATOR)/$(TOKENIZER))
 
-experiment: $(TEACHERS_HERE) $(if $(filter ideal/%,$(EXPERIMENT)),$(DUAL)) | $(READY) ## Run EXPERIMENT (ssq/table3, ifsq/fig3 …) on PRESET; ARGS='--seeds 3'
+experiment: $(TEACHERS_HERE) $(if $(filter ideal/%,$(EXPERIMENT)),$(DUAL) $(if $(shell grep -s zero_shot experiments/$(EXPERIMENT).yaml),$(CLASSES))) | $(READY) ## Run EXPERIMENT (ssq/table3, ifsq/fig3 …) on PRESET; ARGS='--seeds 3'
 	$(PYTHON) -m experiments run $(EXPERIMENT) --preset $(PRESET) $(ARGS)
 
 # one stage as a job: experiments --sbatch submits it (LAUNCHER and CLUSTER reach it as variables of the environment)

@@ -151,11 +151,17 @@ def rows_of(result: ZeroShotResult) -> list[list[str]]:
     ]
 
 
+def save(run: Path, result: ZeroShotResult) -> Path:
+    """Write `zero_shot.json` into the run; returns its path."""
+    path = directory_of(run) / ZERO_SHOT
+    records.write(path, result)
+    return path
+
+
 def work(given: Namespace) -> None:
     """Classify, write `zero_shot.json`, and print a table."""
     result = zero_shot(given.run, given.classes, given.max_images, best_device())
-    path = directory_of(given.run) / ZERO_SHOT
-    records.write(path, result)
+    path = save(given.run, result)
     print_table(
         f"zero-shot accuracy on {result['n']} validation images", ("features", "top-1", "top-5"), rows_of(result)
     )

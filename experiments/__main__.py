@@ -11,7 +11,7 @@ from pathlib import Path
 from commands.cli.places import nearest
 from experiments import schedule, start, table
 from experiments.adopt import adopt
-from experiments.check import check, check_reference
+from experiments.check import check, check_files
 from experiments.specification import Experiment, load, names
 from experiments.tasks import ROOT, Task, expand, nested
 from polytoken.errors import UserError
@@ -69,7 +69,7 @@ def _list() -> int:
 def _run(experiment: Experiment, tasks: list[Task], options: argparse.Namespace) -> int:
     check(experiment)
     if not options.dry_run:
-        check_reference(tasks)
+        check_files(tasks)
         for directory, by_hand in adopt(tasks).items():
             print(f"reusing {by_hand} for {directory} (same configuration)")
     todo = schedule.missing(tasks)

@@ -45,12 +45,17 @@ def check(experiment: Experiment, composed: set[str] | None = None) -> None:
             composed.add(shape)
 
 
-def check_reference(tasks: list[Task]) -> None:
-    """Raise UserError if the file that samples are compared with is missing: sampling them takes days."""
-    if any(run.needs_reference for task in tasks for run in task.runs) and not REFERENCE.exists():
+def check_files(tasks: list[Task]) -> None:
+    """Raise MissingFileError if a file is missing that a stage at the end of a row reads: the others take days."""
+    runs = [run for task in tasks for run in task.runs]
+    if any(run.needs_reference for run in runs) and not REFERENCE.exists():
         raise MissingFileError(
             f"{REFERENCE} is missing, the reference of gFID: put ADM's there "
             "(openai/guided-diffusion, evaluations, ImageNet 256 × 256)"
+        )
+    for path in sorted({run.classes for run in runs if run.classes and not run.classes.exists()}):
+        raise MissingFileError(
+            f"{path} is missing, the class vectors of zero-shot classification: make {path} PRESET={runs[0].preset}"
         )
 
 

@@ -39,6 +39,30 @@ def probe(directory: Path, max_train: int | None = None) -> tuple[Metrics, int]:
     return named, found["n_validation"]
 
 
+def zero_shot(directory: Path, classes: Path, max_images: int | None = None) -> tuple[Metrics, int]:
+    """Zero-shot accuracy by a tokenizer's decoded features; also writes its `zero_shot.json`.
+
+    Args:
+        directory: The tokenizer's run.
+        classes: File of class vectors.
+        max_images: Maximum number of validation images, evenly spread; None means all.
+
+    Returns:
+        `zero_shot/<top1 or top5>/<decoded, foundation or block>`, the last for a tokenizer that reads an earlier block
+        than the foundation model's last; and the number of images.
+    """
+    from commands import zero_shot as program
+
+    found = program.zero_shot(directory, classes, max_images, best_device())
+    program.save(directory, found)
+    names = {program.DECODED: "decoded", program.UNTOUCHED: "foundation"}
+    metrics: Metrics = {}
+    for row in found["rows"]:
+        name = names.get(row["features"], "block")
+        metrics |= {f"zero_shot/top1/{name}": row["top1"], f"zero_shot/top5/{name}": row["top5"]}
+    return metrics, found["n"]
+
+
 def dependency(directory: Path, groups: int) -> tuple[Metrics, int]:
     """Mutual information of stored sub-codes of training images; also writes `dependency.json` and its plot.
 
@@ -139,6 +163,7 @@ def curve(directory: Path, num_images: int, guidance: float, steps: int | None) 
 def _work(options: Namespace) -> None:
     metrics, n = {
         "probe": lambda: probe(options.run, options.max_train),
+        "zero_shot": lambda: zero_shot(options.run, options.classes, options.max_images),
         "layers": lambda: layers(options.run, options.max_images, options.k, options.time),
         "curve": lambda: curve(options.run, options.num_images, options.guidance, options.steps),
         "dependency": lambda: dependency(options.store, options.groups),
@@ -155,6 +180,10 @@ def main(arguments: list[str] | None = None) -> None:
     for_probe = commands.add_parser("probe", help="class information in a tokenizer's vectors")
     for_probe.add_argument("--run", type=Path, required=True, help="directory of the tokenizer's run")
     for_probe.add_argument("--max-train", type=int, help="maximum number of training images (default: all)")
+    for_zero_shot = commands.add_parser("zero_shot", help="classification by decoded features and names of classes")
+    for_zero_shot.add_argument("--run", type=Path, required=True, help="directory of the tokenizer's run")
+    for_zero_shot.add_argument("--classes", type=Path, required=True, help="file of class vectors")
+    for_zero_shot.add_argument("--max-images", type=int, help="maximum number of validation images (default: all)")
     for_dependency = commands.add_parser("dependency", help="mutual information of stored sub-codes")
     for_dependency.add_argument("--store", type=Path, required=True, help="directory of the stores")
     for_dependency.add_argument("--groups", type=int, default=32, help="maximum number of groups of codes")
@@ -170,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
     for_curve.add_argument("--steps", type=int, help="time grid of a flow (default: 250)")
     for command in (for_layers, for_curve):
         command.add_argument("--run", type=Path, required=True, help="directory of the generator's run")
-    for command in (for_probe, for_dependency, for_normal, for_layers, for_curve):
+    for command in (for_probe, for_zero_shot, for_dependency, for_normal, for_layers, for_curve):
         command.add_argument("--output", type=Path, required=True, help="directory of metrics.json")
     run(parser, _work, arguments)
 

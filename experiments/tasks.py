@@ -24,6 +24,7 @@ ROOT = Path("runs/experiments")
 PROGRAM = REPOSITORY / "cli.py"
 EVALUATION = ("-m", "commands.evaluate")  # finds the judge where `make teacher` puts it
 REFERENCE = Path("weights/VIRTUAL_imagenet256_labeled.npz")  # ADM's, for presets without a judge
+CLASSES = Path("weights/siglip2_large_classes.safetensors")  # for presets without a dual encoder
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,15 @@ class Run:
         """True if it measures samples by Inception, for lack of a judge."""
         return self.kind.section == "evaluate" and not (PRESETS / self.preset / "judge.yaml").exists()
 
+    @property
+    def classes(self) -> Path | None:
+        """File of the class vectors that it reads, where the Makefile puts it; None for a stage without names."""
+        if self.stage.kind != "zero_shot":
+            return None
+        if (PRESETS / self.preset / "teacher_dual.yaml").exists():
+            return Path("runs") / self.preset / "teacher/classes.safetensors"
+        return CLASSES
+
     def arguments(self, overrides: Path) -> list[str]:
         """Arguments of `cli.py`."""
         options: list[tuple[str, Any]] = [("config", file) for file in (*self.stage.configs(self.preset), overrides)]
@@ -97,6 +107,7 @@ class Run:
         """The commands in their order; samples are measured after they are drawn."""
         if self.stage.is_program:
             given = {**self.inputs, **self.stage.overrides, "output": self.directory}
+            given |= {"classes": self.classes} if self.classes else {}
             named = [(name.replace("_", "-"), value) for name, value in given.items()]
             return [[sys.executable, "-m", "experiments.programs", self.kind.command, *_options(named)]]
         commands = [[sys.executable, str(short(PROGRAM)), *self.arguments(self.overrides)]]

@@ -102,6 +102,45 @@ def test_probes_are_named_and_saved_with_the_tokenizer(
     assert "error: " in capsys.readouterr().err
 
 
+def test_zero_shot_reads_the_class_vectors_of_its_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def zero_shot(*given: object) -> dict[str, object]:
+        asked.extend(given)
+        names = ("foundation model", "its block 8", "decoded")
+        rows = [{"features": name, "top1": i / 4, "top5": i / 2} for i, name in enumerate(names)]
+        return {"rows": rows, "n": 355}
+
+    monkeypatch.setattr("commands.zero_shot.zero_shot", zero_shot)
+    Path("tokenizer").mkdir()
+    stages = "      - {stage: zero_shot, overrides: {max_images: 50}}\n"
+    text = STAGED.replace("      - stage: samples\n", stages).replace("[digits]", "[digits, imagenet]")
+    file = str(write_experiment(Path(), text=text))
+    for preset, classes in (("digits", "runs/digits/teacher/classes"), ("imagenet", "weights/siglip2_large_classes")):
+        *_, run = runs_of(load(file, preset).rows[0], preset, 0)
+        (command,) = run.commands()
+        assert command[3:] == [
+            *("zero_shot", "--run", str(run.inputs["run"]), "--max-images", "50"),
+            *("--output", str(run.directory), "--classes", f"{classes}.safetensors"),
+        ]
+    programs.main(["zero_shot", "--run", "tokenizer", "--classes", "c", "--max-images", "50", "--output", "there"])
+    assert asked[:3] == [Path("tokenizer"), Path("c"), 50]
+    section = json.loads(Path("there/metrics.json").read_text())["validate"]
+    assert section["n"] == 355 and section["metrics"] == {
+        **{"zero_shot/top1/foundation": 0.0, "zero_shot/top1/block": 0.25, "zero_shot/top1/decoded": 0.5},
+        **{"zero_shot/top5/foundation": 0.0, "zero_shot/top5/block": 0.5, "zero_shot/top5/decoded": 1.0},
+    }
+    assert json.loads(Path("tokenizer/zero_shot.json").read_text())["n"] == 355
+
+
+def test_class_vectors_are_needed_before_anything_runs(capsys: pytest.CaptureFixture) -> None:
+    text = STAGED.replace("      - stage: samples\n", "      - stage: zero_shot\n")
+    assert main(["run", str(write_experiment(Path(), text=text))]) == 2
+    missing = "runs/digits/teacher/classes.safetensors is missing, the class vectors of zero-shot classification: make "
+    assert missing in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
 def test_dependency_of_a_store_is_named_by_its_sub_codes() -> None:
     root = write_stores(Path("tokens"), spec=TokenSpec((16, 12), ((1, 1), (2, 2))))
     programs.main(["dependency", "--store", str(root), "--output", "there"])
