@@ -180,7 +180,7 @@ class AutoregressiveGenerator(Generator):
         return self._hidden(codes, labels)[0]
 
     def loss(self, tokens: Tokens, labels: Tensor, step: int = 0, taps: Collection[int] = ()) -> GeneratorLoss:
-        """Teacher-forced cross-entropy, a mean over the sub-codes (iFSQ eq. 10).
+        """Teacher-forced cross-entropy, a mean over the sub-codes (iFSQ eq. 10, Ideal eqs. 12, 13).
 
         Row i of a tapped output is of the finest scale; it has seen the class and all codes before the one at i, which
         it predicts.

@@ -23,7 +23,8 @@ class TokenizerObjective(nn.Module):
 
     L_VQGAN = L_rec + L_VQ + L_perceptual + L_GAN (SSQ eq. 2, FQGAN eq. 2) is the sum of ``reconstruction``, the
     quantizer's losses, ``perceptual`` and ``adversarial``; L_total = L_VQGAN + λ_1 L_disentangle + λ_2 L_rep (FQGAN
-    eq. 8) adds ``disentanglement`` and the alignment terms, whose weights are λ_1 and λ_2.
+    eq. 8) adds ``disentanglement`` and the alignment terms, whose weights are λ_1 and λ_2. L_AE (Ideal eq. 5)
+    is L_VQGAN without L_VQ, and Ideal's total (Ideal eq. 11) adds the reconstruction of features, as ``terms``.
 
     A term that is null or has weight 0 is off, and none of it is built.
 

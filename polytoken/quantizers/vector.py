@@ -16,10 +16,10 @@ from polytoken.specs import Encoding
 class VectorQuantizer(Quantizer):
     """Nearest code of one codebook (SSQ eq. 1, FQGAN eq. 1); alone it is LlamaGen's single-codebook quantizer.
 
-    The losses are L_VQ of SSQ eq. 2 and FQGAN eq. 2, as means over all B·h·w·d entries, as released: codebook
-    ‖z_q − sg z‖², commitment β‖sg z_q − z‖², and entropy λ(E[H(p)] − H(E[p])) of p = softmax(−distance / τ). A loss of
-    weight 0 is not computed. H(E[p]) is of the whole batch: as released of each rank's own, with ``entropy_gather`` of
-    all ranks together.
+    The losses are L_VQ of SSQ eq. 2 and FQGAN eq. 2 (Ideal eq. 4), as means over all B·h·w·d entries, as released:
+    codebook ‖z_q − sg z‖², commitment β‖sg z_q − z‖², and entropy λ(E[H(p)] − H(E[p])) of p = softmax(−distance / τ).
+    A loss of weight 0 is not computed. H(E[p]) is of the whole batch: as released of each rank's own, with
+    ``entropy_gather`` of all ranks together.
 
     Args:
         codebook_size: K.
@@ -122,7 +122,9 @@ def initialise_codebook(embedding: nn.Embedding, normalize: bool) -> None:
 
 
 def nearest_codes(rows: Tensor, codebook: Tensor, max_matrix_elements: int) -> Tensor:
-    """Index of the nearest codebook row for each of (n, d) rows, by squared distance (SSQ eq. 1, FQGAN eq. 1).
+    """Index of the nearest codebook row for each of (n, d) rows, by squared distance.
+
+    SSQ eq. 1, FQGAN eq. 1, Ideal eq. 2.
 
     Maximises z·e − ‖e‖²/2, which orders codes as the distance does but subtracts no large equal numbers. At most
     ``max_matrix_elements`` products are held at once.

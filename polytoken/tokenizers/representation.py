@@ -128,7 +128,7 @@ class RepresentationTokenizer(Tokenizer):
         return {name: one.patches.permute(0, 3, 1, 2) for name, one in zip(self.feature_names, found, strict=True)}
 
     def encode(self, images: Tensor) -> Encoding:
-        """Images (B, 3, H, W) in [-1, 1] to their encoding, with the features of the foundation model."""
+        """Images (B, 3, H, W) in [-1, 1] to their encoding, with the features of the foundation model (Ideal eq. 1)."""
         features = self.features(images)
         rows = [feature.flatten(2).transpose(1, 2) for feature in features.values()]
         fused = rows[0] if self.fusion is None else self.fusion(*rows)
@@ -137,7 +137,7 @@ class RepresentationTokenizer(Tokenizer):
         return encoding
 
     def decode(self, quantized: Tensor) -> Decoded:
-        """Quantized features (B, C, h, w) to images (B, 3, H, W), and to features (B, D, h, w) (Ideal eqs. 7, 8)."""
+        """Quantized features (B, C, h, w) to images (B, 3, H, W), and to features (B, D, h, w) (Ideal eqs. 3, 7, 8)."""
         tokens = self.post_quant_linear(quantized.flatten(2).transpose(1, 2))
         decoded = self.feature_decoder(tokens)
         features = {name: _to_map(head(decoded), self.grid) for name, head in self.heads.items()}
