@@ -53,7 +53,7 @@ def test_the_curriculum_is_a_chain(slurm: FakeSlurm, tmp_path: Path) -> None:
     assert [4 if "--gpus-per-node=4" in call else 1 for call in calls] == [1, 4, 4, 4, 4, 4, 1, 1]
     assert all("TOKENIZER=vq" in call for call in calls) and "stage2: job 4711" in said
     assert ["STRATEGY=ddp" in call for call in calls] == [stage == "tokenizer" for stage in stages]
-    imagenet = make("-n", "curriculum", "PRESET=imagenet", "GENERATOR=llamagen")
+    imagenet = make("-n", "curriculum", "PRESET=imagenet", "TOKENIZER=vq", "GENERATOR=llamagen")
     assert "sbatch teacher" not in imagenet and "train.sbatch generator" in imagenet and "stage1" not in imagenet
 
 
