@@ -117,7 +117,8 @@ $(RUNS)/teacher/%.safetensors: configs/teacher_%.yaml configs/presets/$(PRESET)/
 	$(FIT) $(call CONFIG,teacher_$*,teacher_$*)
 	@echo "the teacher is $@"
 
-$(RUNS)/teacher/text.safetensors: $(RUNS)/teacher/dual.safetensors ; # one training writes both
+# one training writes both
+$(RUNS)/teacher/text.safetensors: $(RUNS)/teacher/dual.safetensors ;
 
 $(RUNS)/teacher/classes.safetensors: $(RUNS)/teacher/text.safetensors | $(READY)
 	$(PYTHON) -m commands.class_vectors --text $<
