@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from polytoken.errors import UserError
+from polytoken.quantizers.base import Quantizer
 from polytoken.specs import Decoded, Encoding, LatentSpec, TokenSpec
 
 
@@ -20,15 +21,19 @@ class Tokenizer(nn.Module, ABC):
     downsampling: int
     """f: pixels a side of the square that one position of ``grid`` covers."""
 
-    @property
-    @abstractmethod
-    def spec(self) -> TokenSpec | None:
-        """Shape of the codes of an image of ``image_size``; None for a continuous bottleneck."""
+    quantizer: Quantizer
+    """The bottleneck."""
 
     @property
-    @abstractmethod
+    def spec(self) -> TokenSpec | None:
+        """Shape of the codes of an image of ``image_size``; None for a continuous bottleneck."""
+        sizes = self.quantizer.codebook_sizes
+        return TokenSpec(sizes, self.quantizer.scales(self.grid)) if sizes else None
+
+    @property
     def subspace_channels(self) -> tuple[int, ...]:
         """Widths d_1 … d_k of ``Encoding.subspaces``."""
+        return self.quantizer.subspace_channels
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -57,13 +62,13 @@ class Tokenizer(nn.Module, ABC):
     def decode(self, quantized: Tensor) -> Decoded:
         """Quantized features (B, C, h, w) to images (B, 3, H, W), not clamped, and to features where it has some."""
 
-    @abstractmethod
     def embed_codes(self, codes: Tensor) -> Tensor:
         """Codes (B, k, N) of the shape that ``spec`` states to quantized features (B, C, h, w)."""
+        return self.quantizer.embed_codes(codes, self.grid)
 
     def partial_sums(self, codes: Tensor) -> Iterator[Tensor]:
         """Yield the quantized features (B, C, h, w) after each scale of codes (B, k, n), all or the first scales'."""
-        yield self.embed_codes(codes)
+        return self.quantizer.partial_sums(codes, self.grid)
 
     def decode_codes(self, codes: Tensor) -> Tensor:
         """Codes (B, k, N) of the shape that ``spec`` states to images (B, 3, H, W), not clamped."""
@@ -87,9 +92,9 @@ class Tokenizer(nn.Module, ABC):
         """Nearest points of the codebooks to ``quantized`` (B, C, h, w), which a generator of latents has drawn.
 
         Raises:
-            UserError: if the tokenizer has no such points.
+            UserError: if the quantizer has no such points.
         """
-        raise UserError(f"{type(self).__name__} has no points to snap latents to: set sampler.snap to false")
+        return self.quantizer.snap(quantized)
 
     def keep_subspaces(self, quantized: Tensor, kept: Collection[int]) -> Tensor:
         """Quantized features (B, C, h, w) with the channels of all other subspaces set to zero."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from polytoken.blocks import Downsample, NormSwish, ResidualBlock, SpatialAttention, Upsample
 from polytoken.errors import UserError
 from polytoken.quantizers.base import Quantizer
-from polytoken.specs import Decoded, Encoding, TokenSpec
+from polytoken.specs import Decoded, Encoding
 from polytoken.tokenizers.base import Tokenizer
 from polytoken.tokenizers.projection import Adapter, SubspaceProjection
 
@@ -152,15 +152,6 @@ class ConvolutionalTokenizer(Tokenizer):
         self.to(memory_format=torch.channels_last)  # the layout convolutions are fastest in, on CPU and GPU
 
     @property
-    def spec(self) -> TokenSpec | None:
-        sizes = self.quantizer.codebook_sizes
-        return TokenSpec(sizes, self.quantizer.scales(self.grid)) if sizes else None
-
-    @property
-    def subspace_channels(self) -> tuple[int, ...]:
-        return self.quantizer.subspace_channels
-
-    @property
     def last_layer(self) -> nn.Parameter:
         """Weight of the decoder's output convolution."""
         return self.decoder.conv_out.weight  # type: ignore[return-value]
@@ -186,12 +177,6 @@ class ConvolutionalTokenizer(Tokenizer):
             grid: (H/f, W/f) of images of another size.
         """
         return self.quantizer.embed_codes(codes, grid or self.grid)
-
-    def partial_sums(self, codes: Tensor) -> Iterator[Tensor]:
-        return self.quantizer.partial_sums(codes, self.grid)
-
-    def snap(self, quantized: Tensor) -> Tensor:
-        return self.quantizer.snap(quantized)
 
     def decode_codes(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Codes (B, k, N) to images (B, 3, h·f, w·f), not clamped; arguments as for :meth:`embed_codes`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +12,7 @@ from torch.nn import functional
 
 from polytoken.errors import UserError
 from polytoken.quantizers.base import Quantizer
-from polytoken.specs import Decoded, Encoding, TokenSpec
+from polytoken.specs import Decoded, Encoding
 from polytoken.tokenizers.base import Tokenizer
 from polytoken.tokenizers.low_rank import update_attention
 from polytoken.tokenizers.pretrained import load_pretrained
@@ -122,17 +121,8 @@ class FoldedTokenizer(Tokenizer):
         self._tune(tuning, rank)
 
     @property
-    def spec(self) -> TokenSpec | None:
-        sizes = self.quantizer.codebook_sizes
-        return TokenSpec(sizes, self.quantizer.scales(self.grid)) if sizes else None
-
-    @property
     def grid(self) -> tuple[int, int]:
         return self.grid_size, self.grid_size
-
-    @property
-    def subspace_channels(self) -> tuple[int, ...]:
-        return self.quantizer.subspace_channels
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -180,15 +170,6 @@ class FoldedTokenizer(Tokenizer):
         blocks = self.pixels(patches).unflatten(2, (3, self.patch_size, self.patch_size))
         blocks = blocks.unflatten(1, (self.decoder.side, self.decoder.side))  # (B, rows, columns, 3, p, p)
         return Decoded(blocks.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3))
-
-    def embed_codes(self, codes: Tensor) -> Tensor:
-        return self.quantizer.embed_codes(codes, self.grid)
-
-    def partial_sums(self, codes: Tensor) -> Iterator[Tensor]:
-        return self.quantizer.partial_sums(codes, self.grid)
-
-    def snap(self, quantized: Tensor) -> Tensor:
-        return self.quantizer.snap(quantized)
 
 
 class GridTransformer(nn.Module):
