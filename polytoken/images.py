@@ -67,16 +67,21 @@ def write_image(image: Tensor, path: str | Path) -> None:
 
 def to_uint8(images: Tensor) -> Tensor:
     """Images in [-1, 1] to 0 … 255, rounded half up and clamped; same shape."""
-    return (images.float() * 127.5 + 128).clamp(0, 255).to(uint8)
+    return _levels(images).to(uint8)
+
+
+def _levels(images: Tensor) -> Tensor:
+    """Images in [-1, 1] to whole float32 numbers in 0 … 255; NaN stays NaN."""
+    return (images.float() * 127.5 + 128).clamp(0, 255).floor()
 
 
 def resize_displayed(images: Tensor, size: int) -> Tensor:
     """Images (B, 3, H, W) in [-1, 1], rounded to 8 bits as a file holds them and resized to squares of ``size`` pixels.
 
-    Bicubic with antialiasing, float32; values past the range are clamped by whoever rounds again.
+    Bicubic with antialiasing, float32. The result may leave [-1, 1]; rounding it again clamps it. What is not finite
+    stays so, since in 8 bits it would pass for black.
     """
-    shown = from_uint8(to_uint8(images))
-    return functional.interpolate(shown, (size, size), mode="bicubic", antialias=True)
+    return functional.interpolate(from_uint8(_levels(images)), (size, size), mode="bicubic", antialias=True)
 
 
 def from_uint8(images: Tensor) -> Tensor:

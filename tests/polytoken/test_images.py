@@ -82,6 +82,12 @@ def test_files_that_are_not_images_are_rejected_in_one_sentence(tmp_path: Path) 
         write_image(torch.zeros(2, 3, 8, 8), tmp_path / "two.png")
 
 
+def test_what_is_not_finite_survives_resizing() -> None:
+    images = torch.zeros(1, 3, 8, 8)
+    images[0, 1, 3, 3] = float("nan")
+    assert resize_displayed(images, 4).isnan().any()
+
+
 @pytest.mark.parametrize("size", [12, 16, 24])
 def test_images_are_resized_as_pillow_resizes_8_bits(size: int) -> None:
     """Pillow rounds, and clamps, between its two passes too: the images stay clear of black and white."""
