@@ -51,7 +51,7 @@ class FeatureReconstruction(LossTerm):
         return frozenset({f"features:{self.feature}"})
 
     def forward(self, step: TokenizerStep) -> Tensor:
-        decoded, target = step.decoded.features[self.feature], step.encoding.features[self.feature]
+        decoded, target = step.decoded.features[self.feature], step.encoding.features[self.feature].detach()
         with full_precision(decoded.device):
             decoded, target = decoded.float().movedim(1, -1), target.float().movedim(1, -1)
             if self.normalize:

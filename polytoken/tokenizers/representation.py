@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from polytoken.errors import UserError
 from polytoken.precision import autocasts
 from polytoken.quantizers.base import Quantizer
-from polytoken.specs import Decoded, Encoding, TokenSpec
+from polytoken.specs import Decoded, Encoding
 from polytoken.teachers import Teacher
 from polytoken.tokenizers.base import Tokenizer
 from polytoken.tokenizers.convolutional import Decoder
@@ -103,15 +103,6 @@ class RepresentationTokenizer(Tokenizer):
         return ("deep",) if self.shallow is None else ("deep", "shallow")
 
     @property
-    def spec(self) -> TokenSpec | None:
-        sizes = self.quantizer.codebook_sizes
-        return TokenSpec(sizes, self.quantizer.scales(self.grid)) if sizes else None
-
-    @property
-    def subspace_channels(self) -> tuple[int, ...]:
-        return self.quantizer.subspace_channels
-
-    @property
     def last_layer(self) -> nn.Parameter:
         """Weight of the pixel decoder's output convolution."""
         return self.decoder.conv_out.weight  # type: ignore[return-value]
@@ -143,17 +134,10 @@ class RepresentationTokenizer(Tokenizer):
         features = {name: _to_map(head(decoded), self.grid) for name, head in self.heads.items()}
         return Decoded(self.decoder(features["deep"]), features)
 
-    def embed_codes(self, codes: Tensor) -> Tensor:
-        return self.quantizer.embed_codes(codes, self.grid)
-
-    def partial_sums(self, codes: Tensor) -> Iterator[Tensor]:
-        return self.quantizer.partial_sums(codes, self.grid)
-
-    def snap(self, quantized: Tensor) -> Tensor:
-        return self.quantizer.snap(quantized)
-
     def frozen_identities(self) -> dict[str, str]:
-        return {"foundation": self.foundation.identity}
+        foundation = self.foundation
+        read = f"block {foundation.block}, final norm {foundation.final_norm}, {foundation.image_size} px"
+        return {"foundation": foundation.identity, "deep": read, "shallow": f"block {self.shallow}"}
 
 
 def _to_map(rows: Tensor, grid: tuple[int, int]) -> Tensor:

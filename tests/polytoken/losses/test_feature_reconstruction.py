@@ -40,6 +40,12 @@ def test_square_and_cosine_against_a_loop(normalize: bool) -> None:
     torch.testing.assert_close(found.double(), reference(decoded, target, normalize), rtol=1e-5, atol=1e-6)
 
 
+def test_the_target_has_no_gradient() -> None:
+    decoded, target = (torch.randn(2, 4, 2, 2, requires_grad=True) for _ in range(2))
+    FeatureReconstruction("deep")(step_of(decoded, target)).backward()
+    assert decoded.grad is not None and target.grad is None
+
+
 def test_float32_under_autocast() -> None:
     torch.manual_seed(0)
     decoded, target = torch.randn(2, 64, 2, 2), torch.randn(2, 64, 2, 2)

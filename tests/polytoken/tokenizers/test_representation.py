@@ -127,6 +127,15 @@ def test_the_fingerprint_covers_the_foundation_model(tmp_path: Path) -> None:
     assert fingerprint(other) != found
 
 
+def test_the_fingerprint_covers_the_blocks_that_are_read(tmp_path: Path) -> None:
+    """Equal weights on other features write other codes."""
+    made, other = (tiny_representation(tmp_path, shallow=block) for block in (1, 2))
+    other.load_state_dict(made.state_dict())
+    assert fingerprint(made) != fingerprint(other)
+    other.shallow = 1
+    assert fingerprint(made) == fingerprint(other)
+
+
 def test_a_recorded_tokenizer_is_built_again(tmp_path: Path) -> None:
     """A recipe writes the foundation model as plain arguments, without a class path."""
     tiny_representation(tmp_path)
