@@ -104,10 +104,10 @@ class ClassVectors:
             UserError: the data set has other classes.
         """
         if differing := sorted(self.classes.keys() ^ class_to_idx.keys()):
-            which = "the class vectors lack" if differing[0] in class_to_idx else "the data set lacks"
+            which = "has no class vector" if differing[0] in class_to_idx else "is no class of the data set"
             raise UserError(
-                f"{which} class {differing[0]!r} and {len(differing) - 1} more differ: the {len(self.classes)} class "
-                f"vectors and the {len(class_to_idx)} classes of the data set must have the same names; {REMEDY}"
+                f"class {differing[0]!r} {which} ({len(differing)} differ): the {len(self.classes)} class vectors "
+                f"and {len(class_to_idx)} classes of the data set must have the same names; {REMEDY}"
             )
         rows = {name: row for row, name in enumerate(self.classes)}
         return self.vectors[[rows[name] for name in sorted(class_to_idx, key=class_to_idx.__getitem__)]]

@@ -225,6 +225,12 @@ class Teacher:
                 "stand_in of `make teacher` with pooling attention (dual.safetensors)"
             )
 
+        if self.block is not None and not self.final_norm:
+            raise UserError(
+                f"teacher {self.name} gives block {self.block} before any norm, and its attention pooling reads "
+                "features behind the model's last norm: set final_norm of the teacher to true"
+            )
+
     @torch.no_grad()
     def pool(self, patches: Tensor) -> Tensor:
         """Pool patches (B, h, w, D) by the model's own attention to embeddings (B, D), in float32, not normalised.

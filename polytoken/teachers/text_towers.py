@@ -80,6 +80,8 @@ def _published(name: str, device: torch.device) -> TextTower:
     try:
         tokenize = open_clip.get_tokenizer(model)  # first: without a network it fails before gigabytes are allocated
         network = open_clip.create_model(model, pretrained=tag, device=device).eval().requires_grad_(False)
+    except torch.OutOfMemoryError:
+        raise  # a RuntimeError too
     except (OSError, RuntimeError) as error:
         raise MissingFileError(
             f"the hub of {PUBLISHED[name]} does not answer ({str(error).splitlines()[0]}): run this where there is a "

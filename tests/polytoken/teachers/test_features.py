@@ -97,6 +97,9 @@ def test_a_model_without_attention_pooling_is_refused(tmp_path: Path) -> None:
     teacher = Teacher("stand_in", str(tmp_path / "mid.safetensors"))
     with pytest.raises(UserError, match=r"stand_in \(.*mid.safetensors\) has no attention pooling"):
         teacher.pool(torch.zeros(1, 2, 2, 8))
+    with pytest.raises(UserError, match="gives block 8 before any norm.*set final_norm"):
+        Teacher("siglip2_large", block=8).check_pool()
+    Teacher("siglip2_large", block=8, final_norm=True).check_pool()
     gap = replace(FOUNDATION_MODELS["siglip2_large"], model="vit_large_patch16_siglip_gap_384.v2_webli")
     with torch.device("meta"):
         assert build_network(gap, 384, pretrained=False).attn_pool is None
