@@ -39,7 +39,7 @@ class CaptioningModule(ResumingModule):
         language: the language model.
         feature: what it reads, a name of :mod:`polytoken.features`: before/all, after/0, decoded/deep …
         train_language: train the language model too (stage 2), not the projector alone (stage 1).
-        init_from: run of stage 1, whose projector this run starts from.
+        init_from: run of stage 1, whose projector this run starts from; its language model too, if stage 1 trained it.
         optimizer: of all that is trained.
         max_tokens: most tokens of a caption, in training and in generation.
         beams: of the generation; 1 is greedy.
@@ -86,11 +86,11 @@ class CaptioningModule(ResumingModule):
         return features_of(self._tokenizer.on(images.device), images, self.feature)[0]
 
     def configure_model(self) -> None:
-        """Take the projector of stage 1 over, in a run that starts.
+        """Take over what stage 1 trained, in a run that starts.
 
         Raises:
-            UserError: the data have no captions or other sizes, or stage 1 had another tokenizer, feature or language
-                model.
+            UserError: the data have no captions or other sizes, stage 1 had another tokenizer, feature or language
+                model, or it trained a language model that this run would freeze as it was before.
         """
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, CaptionDataModule):
@@ -107,6 +107,13 @@ class CaptioningModule(ResumingModule):
             stage1 = Checkpoint.open(self.init_from)
             self._check_record(stage1.content, stage1.path)
             self.captioner.projector.load_state_dict(stage1.weights("captioner.projector"))
+            if trained := stage1.weights("captioner.network"):
+                if self.captioner.network is None:
+                    raise UserError(
+                        f"{self.init_from} has trained its language model, and this run would freeze an untrained one: "
+                        "set model.init_args.train_language to true, or name another run as init_from"
+                    )
+                self.captioner.network.load_state_dict(trained)
 
     def _check_record(self, checkpoint: Any, path: Path | str) -> None:
         found = checkpoint.get(RECORD)

@@ -88,6 +88,16 @@ def test_two_steps_of_both_stages(capsys: pytest.CaptureFixture) -> None:
     assert "was trained with the feature 'before/1', and this run has 'after/1'" in error and "Traceback" not in error
 
 
+def test_a_language_model_that_stage_1_trained_is_taken_over(capsys: pytest.CaptureFixture[str]) -> None:
+    start = {"model__init_args__init_from": "runs/photos/trained"}
+    assert fit("caption_stage2", run__stage="trained", trainer__max_steps=1) == 0
+    assert fit("caption_stage2", run__stage="next", model__init_args__optimizer__learning_rate=0.0, **start) == 0
+    before, after = (checkpoint(stage)["state_dict"] for stage in ("trained", "next"))
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert fit("caption_stage1", run__stage="frozen", **start) == 2
+    assert "runs/photos/trained has trained its language model" in capsys.readouterr().err
+
+
 def test_each_image_is_captioned_from_its_own_named_feature(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for the generation writes the mean of the features of each image."""
 
