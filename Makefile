@@ -38,8 +38,9 @@ GENERATE = $(FIT) $(call SIZED,$(1),generator) --run.stage $(1)/$(TOKENIZER) --d
 SAMPLED := $(RUNS)/samples/$(TOKENIZER)$(if $(filter-out stage2,$(GENERATOR)),_$(GENERATOR))
 SAMPLES ?= $(SAMPLED)/samples.npz
 MEASURED := $(if $(filter samples.npz,$(notdir $(SAMPLES))),$(dir $(SAMPLES))metrics.json,$(SAMPLES:.npz=_metrics.json))
-# class vectors of zero-shot classification
-CLASSES ?= $(if $(wildcard configs/presets/$(PRESET)/teacher_dual.yaml),$(RUNS)/teacher/classes,weights/siglip2_large_classes).safetensors
+# class vectors of zero-shot classification: of the dual encoder of an embedded preset, or of the recipe's foundation model
+FOUNDATION := $(shell sed -n 's/.*foundation: {name: \([a-z0-9_]*\).*/\1/p' configs/$(TOKENIZER).yaml 2>/dev/null)
+CLASSES ?= $(if $(wildcard configs/presets/$(PRESET)/teacher_dual.yaml),$(RUNS)/teacher/classes,weights/$(or $(FOUNDATION),siglip2_large)_classes).safetensors
 # a captioning probe carries the name of its feature
 CAPTIONED := $(TOKENIZER)_$(subst /,_,$(FEATURE))
 CFG ?= 1.0 1.5 2.0 2.5 3.0
@@ -190,8 +191,8 @@ dependency: $(CODES) ## Measure how far the stored codes of TOKENIZER depend on 
 layers: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json $(TEACHERS_HERE) ## Compare the blocks of GENERATOR with its output and a teacher: layers.json, layers.png
 	$(PYTHON) -m commands.layers --run $(RUNS)/$(GENERATOR)/$(TOKENIZER) $(ARGS)
 
-# what the features of a representation autoencoder still know, for the report of its curriculum
-UNDERSTOOD := $(if $(filter representation,$(KIND)),$(addprefix $(RUNS)/tokenizer/$(TOKENIZER)/,probes.json zero_shot.json))
+# what the features of a representation autoencoder still know, for the report; elsewhere it takes hours: make probe zero-shot
+UNDERSTOOD := $(if $(and $(filter representation,$(KIND)),$(TEACHERS_HERE)),$(addprefix $(RUNS)/tokenizer/$(TOKENIZER)/,probes.json zero_shot.json))
 
 report: $(RUNS)/report.html ## Put all runs and tables of PRESET on one page: report.html, and report.md
 
