@@ -64,7 +64,7 @@ def _text(file: Path) -> str:
 
 
 def default_output(text: str) -> Path:
-    """Where the vectors are written by default: next to a text tower, or `weights/<teacher>_classes.safetensors`."""
+    """Default output: `classes.safetensors` next to a text tower's file, or `weights/<teacher>_classes.safetensors`."""
     return (
         Path("weights", f"{text}_classes.safetensors")
         if text in PUBLISHED

@@ -29,7 +29,7 @@ class LanguageModel(ABC):
     end: int
     """The token that ends a caption."""
     identity: str
-    """What tells its weights from others', for the record of a run."""
+    """Name of the weights in the record of a run; two names are two sets of weights."""
 
     def __init__(self) -> None:
         self._transformers()

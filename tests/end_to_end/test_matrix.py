@@ -31,7 +31,7 @@ REASONS = {
     "several scales": "^these codes have one scale, 4 × 4, and NextScaleGenerator predicts a scale from those before",
     "the grid of the teacher": "^teacher stand_in has a grid of 4 × 4 patches and the generator one of 3 × 3 positions",
 }
-"""What is missing, as the table says it, and the sentence that refuses the pair."""
+"""Reason in the table, and pattern of the message that refuses the pair."""
 EARLY = {
     "codes": "learns codes, and TOKENIZER {} has none",
     "one code a position": "predicts one code a position, and TOKENIZER {} has several",
@@ -41,7 +41,7 @@ EARLY = {
 
 
 def missing(tokenizer: Tokenizer, module: GeneratorModule, one_sub_code: bool) -> str | None:
-    """What a pair lacks, by the specification of the tokens and the classes of generator and head."""
+    """Reason why a generator cannot learn a tokenizer's tokens, from their spec and its class; None if it can."""
     spec, family = tokenizer.spec, module.generator
     if family.models == "codes":
         if spec is None:

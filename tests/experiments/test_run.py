@@ -90,7 +90,7 @@ def test_a_dry_run_only_prints_the_commands(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_start_of_a_stage_imports_no_torch() -> None:
-    """It would take seconds; "show" and "status" do not need it either."""
+    """Torch takes seconds to import, and neither this process nor `show` and `status` need it."""
     program = "import sys; sys.modules['torch'] = None; import experiments.start, experiments.__main__"
     subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True)
 
