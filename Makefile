@@ -167,8 +167,8 @@ endif
 
 sample: $(SAMPLED)/samples.npz ## Generate images with GENERATOR: samples.npz and grid.png
 
-$(SAMPLED)/samples.npz: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json configs/sample.yaml configs/presets/$(PRESET)/sample.yaml | $(READY)
-	$(CLI) predict $(call CONFIG,sample,sample) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(TOKENIZER) --run.stage samples/$(notdir $(SAMPLED)) $(call ARGS_OF,sample)
+$(SAMPLED)/samples.npz: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json configs/sample.yaml configs/presets/$(PRESET)/sample.yaml $(call OVERLAY,sample_$(GENERATOR)) | $(READY)
+	$(CLI) predict $(call CONFIG,sample,sample) $(addprefix --config ,$(call OVERLAY,sample_$(GENERATOR))) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(TOKENIZER) --run.stage samples/$(notdir $(SAMPLED)) $(call ARGS_OF,sample)
 	@echo "the samples are in $(@D) (samples.npz, grid.png); next: make evaluate"
 
 condition: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json | $(READY) ## Generate images around references (GENERATOR=next_scale): grid.png, samples.npz

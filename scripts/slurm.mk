@@ -13,10 +13,10 @@ TASKS       = $(if $(filter 0,$(GPUS)),1,$(GPUS))
 # order of the chain; a preset with published networks trains no teachers
 CURRICULUM := $(if $(wildcard configs/presets/$(PRESET)/judge.yaml),teacher) tokenizer tokens \
 	$(if $(filter stage2,$(GENERATOR)),stage1 stage2,generator) sample evaluate report
-SUBMITTED  := teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate sweep report probe zero-shot analysis
+SUBMITTED  := teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate sweep report probe zero-shot caption analysis
 # stages of a single process
 SINGLE     := tokens-check evaluate sweep report probe zero-shot analysis teacher
-HANDED_ON  := PRESET TOKENIZER GENERATOR DATA STAGE1 SAMPLES CLASSES CFG
+HANDED_ON  := PRESET TOKENIZER GENERATOR DATA STAGE1 SAMPLES CLASSES CAPTIONS FEATURE CFG
 
 # $(1) is the stage: options of sbatch, and arguments of the job's make
 ASKED = --job-name=$(PRESET)-$(1) --output=$(RUNS)/slurm/%x-%j.log --time=$(TIME) $(PARTITION:%=--partition=%) \

@@ -87,6 +87,17 @@ def test_only_recipes_on_the_dual_encoder_train_it(tokenizer: str, needed: bool)
     assert "teacher_dual.yaml" in make("-n", "-B", "teacher")
 
 
+def test_a_preset_may_sample_one_generator_in_another_way() -> None:
+    overlay = "--config configs/presets/imagenet/sample_llamagen_ideal.yaml"
+    assert overlay in make("-n", "-B", "sample", "PRESET=imagenet", "TOKENIZER=ideal")
+    assert overlay not in make("-n", "-B", "sample", "PRESET=imagenet")
+
+
+def test_captioning_is_submitted_with_its_feature_and_captions() -> None:
+    said = make("-n", "caption", "LAUNCH=slurm", "PRESET=imagenet", "FEATURE=decoded/deep", "CAPTIONS=/data/flickr")
+    assert {"caption", "'FEATURE=decoded/deep'", "'CAPTIONS=/data/flickr'"} <= {*said.split()}
+
+
 def test_zero_shot_reads_the_class_vectors_of_the_preset() -> None:
     said = make("-n", "-B", "zero-shot", "TOKENIZER=ideal")
     assert "commands.class_vectors --text runs/digits/teacher/text.safetensors" in said
