@@ -122,13 +122,15 @@ def _short(identity: str) -> str:
 def _pooled(tokenizer: RepresentationTokenizer, images: Tensor) -> dict[str, Tensor]:
     """Pooled features (B, D): of the untouched model, of the block that the tokenizer reads instead, and decoded."""
     foundation = tokenizer.foundation
-    with full_precision(images.device):
-        (last,) = foundation.at_last_block().features(images, full_precision=True)
     deep, decoded = (
         one.permute(0, 2, 3, 1) for one in features_of(tokenizer, images, "foundation/deep", "decoded/deep")
     )
-    of_block = {} if foundation.block is None else {f"its block {foundation.block}": deep}
-    patches = {UNTOUCHED: last.patches, **of_block, DECODED: decoded}
+    if foundation.block is None:
+        patches = {UNTOUCHED: deep, DECODED: decoded}
+    else:
+        with full_precision(images.device):
+            (last,) = foundation.at_last_block().features(images, full_precision=True)
+        patches = {UNTOUCHED: last.patches, f"its block {foundation.block}": deep, DECODED: decoded}
     return {name: foundation.pool(one) for name, one in patches.items()}
 
 

@@ -156,7 +156,9 @@ class CaptioningModule(ResumingModule):
         if references:  # the last batch of a rank may hold only padding
             features = self.features(batch["image"][real])
             first = [texts[0] for texts in references]
-            self.validation_loss.update(self.captioner.loss(features, first, self.max_tokens), weight=len(first))
+            loss = self.captioner.loss(features, first, self.max_tokens)
+            count = sum(len(self.captioner.tokens(text, self.max_tokens)) for text in first)
+            self.validation_loss.update(loss, weight=count)
             generated = self.captioner.generate(features, self.max_tokens, self.beams)
             images = self.trainer.datamodule.records(training=False)  # type: ignore[attr-defined]
             for index, text, texts in zip(batch["index"][real].tolist(), generated, references, strict=True):

@@ -47,8 +47,8 @@ class Captioner(nn.Module):
             captions: B texts.
             max_tokens: longer captions are cut, and then have no end.
         """
-        ends = [[*self.language.encode(caption), self.language.end][:max_tokens] for caption in captions]
-        rows = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in ends], batch_first=True, padding_value=IGNORED)
+        ends = [torch.tensor(self.tokens(caption, max_tokens)) for caption in captions]
+        rows = nn.utils.rnn.pad_sequence(ends, batch_first=True, padding_value=IGNORED)
         targets = rows.to(features.device)
         network, prefix = self._prefix(features)
         tokens = network.get_input_embeddings()(targets.clamp_min(0))
@@ -57,6 +57,10 @@ class Captioner(nn.Module):
         # no mask: padding is behind the caption, where no token of it looks
         logits = network(inputs_embeds=inputs, logits_to_keep=keep, use_cache=False).logits
         return functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+
+    def tokens(self, caption: str, max_tokens: int) -> list[int]:
+        """Tokens of a caption that :meth:`loss` predicts: at most `max_tokens`, the last being the end if it fits."""
+        return [*self.language.encode(caption), self.language.end][:max_tokens]
 
     @torch.no_grad()
     def generate(self, features: Tensor, max_tokens: int, beams: int = 1) -> list[str]:
