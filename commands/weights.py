@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from commands.program import new_parser, run
-from polytoken.errors import RunError, UserError
+from polytoken.errors import RunError
 from polytoken.files import file_sha256
 from polytoken.metrics import inception
 
@@ -64,12 +64,10 @@ def fetch_teacher(name: str, directory: Path = DIRECTORY) -> Path:
         UserError: no teacher has this name.
         RunError: its hub does not answer.
     """
-    from polytoken.teachers.teacher import FOUNDATION_MODELS, build_network
+    from polytoken.teachers import build_network, published_model
     from polytoken.weights import save_state
 
-    if name not in FOUNDATION_MODELS:
-        raise UserError(f"there is no teacher '{name}'; known are {', '.join(FOUNDATION_MODELS)}")
-    model, target = FOUNDATION_MODELS[name], directory / f"{name}.safetensors"
+    model, target = published_model(name), directory / f"{name}.safetensors"
     if not target.exists():
         try:
             network = build_network(model, model.image_size, pretrained=True)

@@ -1,6 +1,6 @@
 """Frozen vision foundation models, and the small stand-ins of the embedded data sets."""
 
-from polytoken.teachers.foundation_models import FOUNDATION_MODELS, FoundationModel, build_network
+from polytoken.teachers.foundation_models import FOUNDATION_MODELS, FoundationModel, build_network, published_model
 from polytoken.teachers.loading import WEIGHTS
 from polytoken.teachers.stand_in import SmallVisionTransformer
 from polytoken.teachers.teacher import Teacher, TeacherFeatures
@@ -13,4 +13,5 @@ __all__ = [
     "Teacher",
     "TeacherFeatures",
     "build_network",
+    "published_model",
 ]

@@ -1,12 +1,15 @@
-"""Table of published vision foundation models."""
+"""Published vision foundation models: a table, and every plain vision transformer of timm."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch import nn
+
+from polytoken.errors import UserError
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -71,6 +74,55 @@ FOUNDATION_MODELS = {
         "timm", "vit_large_patch16_siglip_384.v2_webli", 384, 16, 1024, 24, 0, SIGLIP, attention_pooling=True
     ),
 }
+
+TIMM = "timm/"
+
+
+def published_model(name: str) -> FoundationModel:
+    """Settings of a published model: a key of ``FOUNDATION_MODELS``, or ``timm/`` and the name of a model of timm.
+
+    Raises:
+        UserError: there is no such model, or it is no vision transformer of square patches and equal blocks.
+    """
+    if name in FOUNDATION_MODELS:
+        return FOUNDATION_MODELS[name]
+    if not name.startswith(TIMM):
+        raise UserError(
+            f"no teacher is called {name!r}: take stand_in, one of {', '.join(FOUNDATION_MODELS)}, or {TIMM} and the "
+            "name of a vision transformer of timm"
+        )
+    return _model_of_timm(name.removeprefix(TIMM))
+
+
+@cache
+def _model_of_timm(name: str) -> FoundationModel:
+    """Settings that timm states, and those of the network itself; no weights are read."""
+    import timm
+    from timm.models.eva import Eva
+    from timm.models.vision_transformer import VisionTransformer
+
+    if not timm.is_model_pretrained(name):
+        raise UserError(f"timm has no pretrained model {name!r}: timm.list_models('vit*', pretrained=True) lists its")
+    published: Any = timm.get_pretrained_cfg(name)
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        network: Any = timm.create_model(name, num_classes=0)
+    patch = network.patch_embed.patch_size if isinstance(network, VisionTransformer | Eva) else (0, 1)
+    if patch[0] != patch[1]:
+        raise UserError(
+            f"timm's {name} is a {type(network).__name__}: take a vision transformer whose blocks share one grid of "
+            "square patches"
+        )
+    return FoundationModel(
+        library="timm",
+        model=name,
+        image_size=published.input_size[-1],
+        patch_size=patch[0],
+        width=network.embed_dim,
+        depth=len(network.blocks),
+        prefix_tokens=network.num_prefix_tokens,
+        normalization=(tuple(published.mean), tuple(published.std)),
+        attention_pooling=network.attn_pool is not None,
+    )
 
 
 def build_network(model: FoundationModel, image_size: int, pretrained: bool) -> nn.Module:

@@ -14,7 +14,7 @@ from polytoken.constants import constant
 from polytoken.errors import UserError
 from polytoken.frozen import FrozenNetwork
 from polytoken.precision import full_precision
-from polytoken.teachers.foundation_models import FOUNDATION_MODELS, FoundationModel
+from polytoken.teachers.foundation_models import FOUNDATION_MODELS, FoundationModel, published_model
 from polytoken.teachers.loading import POSITIONS, STAND_IN, TeacherWeights, read_stand_in
 
 
@@ -35,7 +35,8 @@ class Teacher:
     GPU and in float32 on a CPU, without gradients.
 
     Args:
-        name: a key of ``FOUNDATION_MODELS``, or ``stand_in``: a small network trained by ``make teacher``.
+        name: a key of ``FOUNDATION_MODELS``, ``timm/`` and the name of a vision transformer of timm, or ``stand_in``:
+            a small network trained by ``make teacher``.
         weights: file of its weights; None takes ``weights/<name>.safetensors``, or else the model's hub.
         image_size: side of the model's input images, a multiple of its patch size; None is its own.
         block: features after this block, counted from 1, before any norm; 0 is the input of the first block (timm's
@@ -64,16 +65,14 @@ class Teacher:
         if name == STAND_IN:
             if weights is None:
                 raise UserError("a stand_in teacher has no hub: set weights to the file that `make teacher` wrote")
-        elif name in FOUNDATION_MODELS:
-            self._check_settings(FOUNDATION_MODELS[name])
         else:
-            raise UserError(f"no teacher is called {name!r}; known are {', '.join(FOUNDATION_MODELS)} and {STAND_IN}")
+            self._check_settings(published_model(name))
 
     @cached_property
     def _model(self) -> FoundationModel:
         """The row of the table; read lazily for a stand-in, since few runs use every teacher of a recipe."""
-        if self.name in FOUNDATION_MODELS:
-            return FOUNDATION_MODELS[self.name]
+        if self.name != STAND_IN:
+            return published_model(self.name)
         assert self.weights is not None
         model = read_stand_in(self.weights)
         self._check_settings(model)

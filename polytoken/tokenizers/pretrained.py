@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from polytoken.errors import MissingFileError, UserError
 from polytoken.teachers import FOUNDATION_MODELS, Teacher
+from polytoken.teachers.foundation_models import TIMM
 from polytoken.tokenizers.low_rank import updated_name
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def load_pretrained(source: str, transformers: list[GridTransformer], patch_embe
     Positions and patch kernel are resampled to the grid and the patch size of the tokenizer, by timm's functions.
 
     Args:
-        source: a key of ``FOUNDATION_MODELS``, or the file of a stand-in.
+        source: the name of a published model, or the file of a stand-in.
         transformers: of equal sizes.
         patch_embedding: convolution from pixels to patches.
 
@@ -36,11 +37,11 @@ def load_pretrained(source: str, transformers: list[GridTransformer], patch_embe
     """
     from timm.layers import resample_abs_pos_embed, resample_patch_embed
 
-    published = source in FOUNDATION_MODELS
+    published = source in FOUNDATION_MODELS or source.startswith(TIMM)
     if not published and not Path(source).is_file():
         raise MissingFileError(
             f"pretrained is {source!r}, which is no file and no published model: name the file of a stand-in (make "
-            f"teacher) or one of {', '.join(FOUNDATION_MODELS)}"
+            f"teacher), one of {', '.join(FOUNDATION_MODELS)}, or {TIMM} and the name of a vision transformer of timm"
         )
     teacher = Teacher(source) if published else Teacher("stand_in", source)
     side = transformers[0].side

@@ -1,5 +1,7 @@
 """Settings of the published models: size, normalisation, prefix tokens, activation, norm."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from polytoken.classifier import SmallClassifier
+from polytoken.errors import UserError
 from polytoken.frozen import FrozenNetwork
-from polytoken.teachers import FOUNDATION_MODELS, Teacher, build_network
+from polytoken.teachers import FOUNDATION_MODELS, Teacher, build_network, published_model
 from polytoken.teachers.stand_in import SmallVisionTransformer
 from tests.support.host_sync import host_syncs
 
@@ -43,6 +46,30 @@ def test_the_table_agrees_with_timm(name: str) -> None:
     ((prefix, patches),) = teacher._tokens(network.eval(), inputs, [None])
     assert prefix.shape == (2, model.prefix_tokens, model.width)
     assert patches.shape == (2, teacher.grid[0] * teacher.grid[1], model.width)
+
+
+def test_a_model_of_timm_that_is_not_in_the_table() -> None:
+    """The settings are those that the table states for the same model."""
+    for name in ("siglip2_large", "dinov2_base_registers", "dinov3_large"):
+        stated = FOUNDATION_MODELS[name]
+        found = published_model(f"timm/{stated.model}")
+        assert replace(found, image_size=stated.image_size) == stated
+    assert Teacher("timm/vit_small_patch16_224.dino").grid == (14, 14)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vit_small", "no teacher is called 'vit_small': take stand_in, one of clip_base_16"),
+        ("timm/nothing", "timm has no pretrained model 'nothing'"),
+        ("timm/vit_small_patch16_224.nobody", "timm has no pretrained model 'vit_small_patch16_224.nobody'"),
+        ("timm/resnet18.a1_in1k", "is a ResNet: take a vision transformer"),
+        ("timm/swin_tiny_patch4_window7_224.ms_in1k", "is a SwinTransformer: take a vision transformer"),
+    ],
+)
+def test_a_name_that_no_model_has(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        Teacher(name)
 
 
 @pytest.mark.parametrize("name", FOUNDATION_MODELS)
@@ -159,7 +186,7 @@ def test_building_a_teacher_draws_no_random_numbers(tmp_path: Path) -> None:
 
 
 def test_invalid_settings_are_rejected_with_a_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no teacher is called 'clip'; known are clip_base_16"):
+    with pytest.raises(ValueError, match="no teacher is called 'clip': take stand_in, one of clip_base_16"):
         Teacher("clip")
     with pytest.raises(ValueError, match="multiple of its patch size 14"):
         Teacher("dinov2_small", image_size=256)
