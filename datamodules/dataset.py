@@ -11,8 +11,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from datamodules.order import PADDING, Draw, seeded_generator
-from datamodules.sources.base import UNREADABLE, ImageRecords, Split
+from datamodules.sources.base import ImageRecords, Split
 from polytoken.errors import RunError
+from polytoken.images import UNREADABLE
 
 REPLACEMENTS = 16
 

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from datamodules.labels import Batch, LabelDataModule
-from datamodules.sources.base import UNREADABLE, ImageRecords, ImageSource
-from datamodules.sources.folder import FolderRecords, image_names
+from datamodules.sources.base import ImageRecords, ImageSource
+from datamodules.sources.folder import FolderRecords
+from datamodules.sources.listing import list_images, warn_of_others
 from datamodules.transforms import EvaluationTransform
 from polytoken.errors import UserError
+from polytoken.images import UNREADABLE
 
 
 class ReferenceDataModule(LabelDataModule):
@@ -26,7 +28,8 @@ class ReferenceDataModule(LabelDataModule):
     Args:
         image_size: Height and width of the references, in pixels; they are centre crops, as for validation.
         classes: The classes, in the order of the grid's columns.
-        folder: Folder of the reference images, in the order of their names; None takes those of `source`.
+        folder: Folder of the reference images, in the order of their names, those of folders below it included; None
+            takes those of `source`.
         source: A data set.
         indices: Indices of references among the validation images of `source`.
         batch_size: Images at a time on each device.
@@ -55,15 +58,16 @@ class ReferenceDataModule(LabelDataModule):
         self.image_size = image_size
         self._transform = EvaluationTransform(image_size)
         self.folder, self.source = folder, source
-        names = None if folder is None else image_names(Path(folder))
-        self.indices = list(indices) if names is None else list(range(len(names)))
+        self.indices = list(indices) if folder is None else list(range(len(self.records)))
         super().__init__(len(self.indices) * max(1, len(classes)), classes, batch_size, part_size)
 
     @cached_property
     def records(self) -> ImageRecords:
         """The images that `indices` count."""
         if self.folder is not None:
-            return FolderRecords([self.folder], [0], [image_names(Path(self.folder))])
+            listing = list_images(Path(self.folder))
+            warn_of_others(Path(self.folder), [listing])
+            return FolderRecords([self.folder], [0], [listing.images])
         assert self.source is not None
         return self.source.split("validation")
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import zlib
 from io import BytesIO
 from pathlib import Path
+from stat import S_ISREG
 
 import numpy as np
 import torch
@@ -17,16 +21,30 @@ from polytoken.files import replacing
 # Pillow chooses a decoder by content, not by file name, and its decoder of PostScript starts Ghostscript:
 # only the formats named here are tried. JPEG includes the multi-picture files of cameras.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# An image is scaled by its shorter side before it is cropped, so that thin ones would cost memory without a bound.
+MAX_ASPECT = 64
+
+# raised by Pillow on truncated, damaged, missing, foreign or absurdly large files (179 million pixels and more), and by
+# `open_image`; anything else is a fault of the code
+UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 def open_image(source: str | Path | bytes) -> Image.Image:
     """Decode a file, or its bytes, in its stored mode.
 
+    Size and aspect are checked by the header, before pixels take memory.
+
     Raises:
-        OSError: there is no such file, it is damaged, or its format is not one of `FORMATS`. Damaged files can raise
-            other classes as well, which `datamodules.sources.base.UNREADABLE` lists.
+        OSError: there is no such file, it is no regular file, it is damaged, or its format is not one of `FORMATS`.
+            Damaged and absurdly large files can raise the other classes of `UNREADABLE`.
+        UserError: one side is more than `MAX_ASPECT` times the other.
     """
+    if not isinstance(source, bytes) and not S_ISREG(os.stat(source).st_mode):
+        raise OSError(f"{source} is no regular file")  # opening a pipe would wait for ever
     with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+        if max(image.size) > MAX_ASPECT * min(image.size):
+            width, height = image.size
+            raise UserError(f"{width} × {height} pixels: one side is more than {MAX_ASPECT} times the other")
         image.load()
     return image
 
@@ -42,13 +60,13 @@ def read_image(path: str | Path, size: int) -> Tensor:
 
     Raises:
         MissingFileError: if there is no such file.
-        UserError: if it is not an image of `FORMATS`.
+        UserError: if it is not an image of `FORMATS`, or too thin or too large.
     """
     if not Path(path).is_file():
         raise MissingFileError(f"there is no image {path}")
     try:
         square = ImageOps.fit(open_image(path).convert("RGB"), (size, size), Image.Resampling.BICUBIC)
-    except OSError as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as an image ({', '.join(FORMATS)}): {error}") from error
     return from_uint8(torch.from_numpy(np.array(square)).permute(2, 0, 1).unsqueeze(0))
 

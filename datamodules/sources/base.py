@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
+import hashlib
 from abc import ABC, abstractmethod
 from typing import Literal
 
+import numpy as np
 from PIL import Image
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
-
-# raised by Pillow on truncated, damaged, missing, foreign or absurdly large files; anything else is a fault of the code
-UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 class ImageRecords(ABC):
@@ -25,7 +22,7 @@ class ImageRecords(ABC):
 
     @abstractmethod
     def load(self, index: int) -> Image.Image:
-        """Read image `index` in its stored mode; raises one of `UNREADABLE` if that fails."""
+        """Read image `index` in its stored mode; raises one of `polytoken.images.UNREADABLE` if that fails."""
 
     @abstractmethod
     def label(self, index: int) -> int:
@@ -34,6 +31,14 @@ class ImageRecords(ABC):
     @abstractmethod
     def describe(self, index: int) -> str:
         """Return the path of image `index`, or another name for it, for messages."""
+
+    def digest(self) -> str:
+        """Return a digest of which images these are, in this order, wherever they lie; no image is read.
+
+        A run does not resume with images of another digest. This default knows number and classes of the images: a
+        source that knows their names adds them.
+        """
+        return sha256(np.array([self.label(index) for index in range(len(self))], dtype=np.int64))
 
 
 class ImageSource(ABC):
@@ -47,3 +52,12 @@ class ImageSource(ABC):
     @abstractmethod
     def class_to_idx(self) -> dict[str, int]:
         """Class numbers by name. Checkpoints keep them, and a run does not resume with other ones."""
+
+
+def sha256(*parts: bytes | np.ndarray) -> str:
+    """Digest of bytes and arrays, with their lengths."""
+    digest = hashlib.sha256()
+    for part in parts:
+        content = part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes()
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.hexdigest()

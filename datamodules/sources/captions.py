@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 from PIL import Image
 
-from datamodules.sources.base import ImageRecords, ImageSource, Split
+from datamodules.sources.base import ImageRecords, ImageSource, Split, sha256
 from datamodules.sources.photo_captions import CAPTIONS
 from datamodules.sources.photos import PHOTOGRAPHS, PhotosRecords, PhotosSource
 from polytoken import records
@@ -94,21 +94,21 @@ class CaptionedFolder(CaptionedSource):
         if not found:
             known = ", ".join(sorted({one.split for one in self._images})) or "none"
             raise UserError(
-                f"{self.file} has no image of the split '{wanted}', and its splits are {known}: set "
-                f"data.source.{name}_split"
+                f"{self.file} has no image of the split '{wanted}', and its splits are {known}: set {name}_split to "
+                "one of these"
             )
         if bare := next((one.image for one in found if not any(text.strip() for text in one.captions)), None):
             raise UserError(f"{self.file} names {bare} without a caption: add one, or remove the image")
         if gone := [one.image for one in found if not (self.root / one.image).is_file()]:
             raise MissingFileError(
                 f"{self.root} lacks {len(gone)} of the {len(found)} {wanted} images that {self.file.name} names, the "
-                f"first being {gone[0]}: set data.source.root to the folder that the names start from"
+                f"first being {gone[0]}: name the folder that the names start from as the root of CaptionedFolder"
             )
         return FolderWithCaptions(self.root, found)
 
     def _read(self) -> list[CaptionedImage]:
         if not self.file.is_file():
-            raise MissingFileError(f"{self.file} is missing: set data.source.root and data.source.captions")
+            raise MissingFileError(f"{self.file} is missing: set root and captions of CaptionedFolder")
         if self.file.suffix == ".json":
             return [
                 CaptionedImage(str(Path(one.filepath, one.filename)), [text.raw for text in one.sentences], one.split)
@@ -146,6 +146,10 @@ class FolderWithCaptions(CaptionedRecords):
     def captions(self, index: int) -> list[str]:
         """Return the captions of image `index` that hold a word."""
         return [text for text in self.images[index].captions if text.strip()]
+
+    def digest(self) -> str:
+        """Digest of the file names and the captions."""
+        return sha256(msgspec.json.encode(self.images))
 
 
 class CaptionedPhotos(PhotosSource, CaptionedSource):

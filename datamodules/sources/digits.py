@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from datamodules.sources.base import ImageRecords, ImageSource, Split
+from datamodules.sources.base import ImageRecords, ImageSource, Split, sha256
 from polytoken.errors import UserError
 
 VALIDATION_EVERY = 5
@@ -66,3 +66,7 @@ class DigitsRecords(ImageRecords):
     def describe(self, index: int) -> str:
         """Name the row of scikit-learn's table."""
         return f"scikit-learn digits, row {self.rows[index]}"
+
+    def digest(self) -> str:
+        """Digest of the stored pixels, the classes, and the size."""
+        return sha256(self.pixels, self.labels, np.array(self.size))

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datamodules.sources.base import ImageRecords, ImageSource, Split
+from datamodules.sources.base import ImageRecords, ImageSource, Split, sha256
+from datamodules.sources.held_out import check_share, part
+from datamodules.sources.listing import class_folders, list_images, warn_of_others
 from polytoken.errors import MissingFileError, UserError
 from polytoken.images import open_image
-
-EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")  # in upper or lower case
 
 SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "validation": ("val", "validation")}
 
@@ -21,14 +21,18 @@ class FolderSource(ImageSource):
     """Images at `root/train/<class>/<file>` and `root/val/<class>/<file>` (or `validation/`).
 
     Classes are numbered in the order of their sorted names, as in torchvision's ImageFolder, and images are sorted by
-    class and file name. Only files directly in a class folder count; hidden files and other extensions are ignored.
+    class, folder and file name. Images in folders below a class folder count too; hidden files are ignored, and files
+    with other endings are counted in a warning.
 
     Args:
         root: The folder that holds `train` and `val`.
+        held_out: Share of the images in `train` that are the validation split, drawn by their number; `val` is not read
+            then. 0 reads `val`.
     """
 
-    def __init__(self, root: str) -> None:
-        self.root = Path(root)
+    def __init__(self, root: str, held_out: float = 0.0) -> None:
+        check_share(held_out)
+        self.root, self.held_out = Path(root), held_out
         self._class_to_idx: dict[str, int] | None = None
 
     @property
@@ -36,40 +40,50 @@ class FolderSource(ImageSource):
         """Class numbers by name: the sorted names of the folders in `train`."""
         if self._class_to_idx is None:
             folder = self._split_folder("train")
-            self._class_to_idx = {name: index for index, name in enumerate(_class_folders(folder))}
+            self._class_to_idx = {name: index for index, name in enumerate(class_folders(folder))}
         return self._class_to_idx
 
-    def split(self, name: Split) -> FolderRecords:
+    def split(self, name: Split) -> ImageRecords:
         """List the files of one split.
 
         Raises:
             MissingFileError: The root, the split or a class's images are missing.
-            UserError: The validation split has a class that the training split lacks.
+            UserError: The validation split has a class that the training split lacks, or `held_out` leaves a split
+                empty.
         """
+        if self.held_out:
+            return part(self._files("train"), self.held_out, name, str(self.root))
+        return self._files(name)
+
+    def _files(self, name: Split) -> FolderRecords:
         folder = self._split_folder(name)
-        classes = _class_folders(folder)
+        classes = class_folders(folder)
         if unknown := [wnid for wnid in classes if wnid not in self.class_to_idx]:
             raise UserError(
                 f"{folder / unknown[0]} is a class that {self._split_folder('train')} lacks ({len(unknown)} such "
                 "classes): both splits must name their class folders alike."
             )
-        folders: list[str] = []
-        class_indices: list[int] = []
-        file_names: list[list[str]] = []
-        for wnid in classes:
-            folders.append(str(folder / wnid))
-            class_indices.append(self.class_to_idx[wnid])
-            file_names.append(image_names(folder / wnid))
-        return FolderRecords(folders, class_indices, file_names)
+        listings = [list_images(folder / wnid) for wnid in classes]
+        warn_of_others(folder, listings)
+        return FolderRecords(
+            [str(folder / wnid) for wnid in classes],
+            [self.class_to_idx[wnid] for wnid in classes],
+            [listing.images for listing in listings],
+        )
 
     def _split_folder(self, name: Split) -> Path:
         if not self.root.is_dir():
-            raise MissingFileError(f"{self.root} is not a folder: set data.source.root to the one that holds train/.")
+            raise MissingFileError(
+                f"{self.root}, the root of FolderSource, is not a folder: name the one that holds train/."
+            )
         for candidate in SPLIT_FOLDERS[name]:
             if (self.root / candidate).is_dir():
                 return self.root / candidate
         wanted = " or ".join(f"{candidate}/" for candidate in SPLIT_FOLDERS[name])
-        raise MissingFileError(f"{self.root} has no {wanted}: put the {name} images there, one folder a class.")
+        without = ", or set held_out (0.05) to hold out a share of train/" if name == "validation" else ""
+        raise MissingFileError(
+            f"{self.root} has no {wanted}: put the {name} images there, one folder a class{without}."
+        )
 
 
 class FolderRecords(ImageRecords):
@@ -78,7 +92,7 @@ class FolderRecords(ImageRecords):
     Args:
         folders: The class folders of this split.
         class_indices: The class of each folder.
-        file_names: The sorted file names in each folder.
+        file_names: The sorted file names in each folder, relative to it.
     """
 
     def __init__(self, folders: list[str], class_indices: list[int], file_names: list[list[str]]) -> None:
@@ -105,29 +119,7 @@ class FolderRecords(ImageRecords):
         name = os.fsdecode(self.names[self.bounds[index] : self.bounds[index + 1]])
         return os.path.join(self.folders[self.folder_of[index]], name)
 
-
-def _class_folders(split_folder: Path) -> list[str]:
-    with os.scandir(split_folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise MissingFileError(f"{split_folder} has no class folders: expected {split_folder}/<class>/<image>.")
-    return names
-
-
-def image_names(folder: Path) -> list[str]:
-    """Sorted names of the image files in a folder.
-
-    Raises:
-        MissingFileError: There is no such folder, or no image in it.
-    """
-    if not folder.is_dir():
-        raise MissingFileError(f"{folder} is not a folder: name one that holds images.")
-    with os.scandir(folder) as entries:
-        names = sorted(
-            entry.name
-            for entry in entries
-            if entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith(".") and entry.is_file()
-        )
-    if not names:
-        raise MissingFileError(f"The folder {folder} holds no images ({', '.join(EXTENSIONS)}): fill it, or remove it.")
-    return names
+    def digest(self) -> str:
+        """Digest of class folders, classes and file names; not of the folder that holds them."""
+        folders = b"\0".join(os.fsencode(os.path.basename(folder)) for folder in self.folders)
+        return sha256(folders, self.class_indices, self.folder_of, self.names, self.bounds)

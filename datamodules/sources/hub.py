@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from datamodules.sources.base import ImageRecords, ImageSource, Split
+from datamodules.sources.base import ImageRecords, ImageSource, Split, sha256
+from datamodules.sources.held_out import check_share, part
 from polytoken.errors import MissingFileError, UserError
 from polytoken.images import open_image
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 
 LARGEST_LABEL = 10_000_000  # one name is kept for each number below the largest
+PROBED = 16  # rows whose bytes tell data sets of equal labels apart
 
 
 class HubSource(ImageSource):
@@ -36,6 +38,8 @@ class HubSource(ImageSource):
         validation_split: The library's name of the validation split.
         name: Configuration of the data set, if it has several.
         revision: Branch, tag or commit on the hub.
+        held_out: Share of the training split that is the validation split, drawn by the number of the row;
+            `validation_split` is not read then. 0 reads it.
     """
 
     def __init__(
@@ -47,7 +51,10 @@ class HubSource(ImageSource):
         validation_split: str = "validation",
         name: str | None = None,
         revision: str | None = None,
+        held_out: float = 0.0,
     ) -> None:
+        check_share(held_out)
+        self.held_out = held_out
         self.path, self.name, self.revision = path, name, revision
         self.image_column, self.label_column = image_column, label_column
         self.split_names: dict[Split, str] = {"train": train_split, "validation": validation_split}
@@ -62,13 +69,19 @@ class HubSource(ImageSource):
             self._class_to_idx = {name: index for index, name in enumerate(names)}
         return self._class_to_idx
 
-    def split(self, name: Split) -> HubRecords:
+    def split(self, name: Split) -> ImageRecords:
         """Open one split and read its labels.
 
         Raises:
             MissingFileError: The folder is missing.
-            UserError: The split or a column is missing, or the labels do not fit the training split's classes.
+            UserError: The split or a column is missing, the labels do not fit the training split's classes, or
+                `held_out` leaves a split empty.
         """
+        if self.held_out:
+            return part(self._rows("train"), self.held_out, name, self.path)
+        return self._rows(name)
+
+    def _rows(self, name: Split) -> HubRecords:
         from datasets import Image as ImageFeature
 
         table = self._table(name)
@@ -81,16 +94,17 @@ class HubSource(ImageSource):
             self._splits = self._open()
         split = self.split_names[name]
         if split not in self._splits:
+            without = ", or set held_out (0.05) to hold out a share of the training split"
             raise UserError(
-                f"{self.path} has no split {split!r}, only {', '.join(self._splits)}: "
-                f"set data.source.{name}_split to one of these."
+                f"{self.path} has no split {split!r}, only {', '.join(self._splits)}: set {name}_split to one of these"
+                f"{without if name == 'validation' else ''}."
             )
         table = self._splits[split]
         for argument, column in (("image_column", self.image_column), ("label_column", self.label_column)):
             if column not in table.column_names:
                 raise UserError(
                     f"{self.path}[{split}] has no column {column!r}, only {', '.join(table.column_names)}: "
-                    f"set data.source.{argument} to one of these."
+                    f"set {argument} to one of these."
                 )
         return table
 
@@ -100,15 +114,20 @@ class HubSource(ImageSource):
         folder = Path(self.path)
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             splits = load_from_disk(self.path)
+            if not isinstance(splits, DatasetDict) and self.held_out:
+                return DatasetDict({self.split_names["train"]: splits})
             if not isinstance(splits, DatasetDict):
                 raise UserError(
                     f"{self.path} holds a single split: save a DatasetDict with {self.split_names['train']!r} and "
-                    f"{self.split_names['validation']!r} by save_to_disk."
+                    f"{self.split_names['validation']!r} by save_to_disk, or set held_out (0.05) to hold "
+                    "out a share of it."
                 )
             return splits
         # without this check a mistyped path would be looked up on the hub
         if not folder.exists() and (folder.is_absolute() or self.path.startswith(".") or self.path.count("/") > 1):
-            raise MissingFileError(f"{self.path} does not exist: set data.source.path to a folder or a hub name.")
+            raise MissingFileError(
+                f"{self.path} does not exist: name a folder or a data set of the hub as the path of HubSource."
+            )
         return load_dataset(self.path, self.name, revision=self.revision)
 
     def _class_names(self, table: Dataset) -> list[str]:
@@ -122,7 +141,7 @@ class HubSource(ImageSource):
             if values.max() >= LARGEST_LABEL:
                 raise UserError(
                     f"Column {self.label_column!r} of {self.path} holds the label {values.max()}: classes are numbered "
-                    "from 0; set data.source.label_column to the column of the classes."
+                    "from 0; set label_column to the column of the classes."
                 )
             return [str(index) for index in range(int(values.max()) + 1)]
         return [str(value) for value in values]
@@ -132,7 +151,7 @@ class HubSource(ImageSource):
         if not (np.issubdtype(values.dtype, np.integer) or values.dtype.kind in "OUT"):
             raise UserError(
                 f"Column {self.label_column!r} of {self.path} holds {values.dtype}: expected integers or strings, none "
-                "of them missing; set data.source.label_column to the column of the classes."
+                "of them missing; set label_column to the column of the classes."
             )
         return values
 
@@ -179,3 +198,9 @@ class HubRecords(ImageRecords):
         row = self.images[index][self.column]
         path = row["path"] if row else None
         return f"{self.name} row {index}" + (f" ({os.fspath(path)})" if path else "")
+
+    def digest(self) -> str:
+        """Digest of the labels, and of the encoded bytes or the file names of some rows, evenly spread."""
+        rows = [self.images[index][self.column] for index in {index * len(self) // PROBED for index in range(PROBED)}]
+        some = (b"" if row is None else row["bytes"] or os.fsencode(os.path.basename(row["path"])) for row in rows)
+        return sha256(self.labels, *some)

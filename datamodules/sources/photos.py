@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datamodules.sources.base import ImageRecords, ImageSource, Split
+from datamodules.sources.base import ImageRecords, ImageSource, Split, sha256
 from polytoken.errors import MissingFileError, UserError
 from polytoken.images import open_image
 
@@ -123,7 +123,7 @@ class PhotosSource(ImageSource):
         if size[along] - band < self.window or min(size) < self.window:
             raise UserError(
                 f"{photo.file} has {size[0]} x {size[1]} pixels, too few for a training and a validation window of "
-                f"{self.window}: set data.source.window to {min(*size, max(size) // 2)} or less."
+                f"{self.window}: set window to {min(*size, max(size) // 2)} or less."
             )
         start, extent = [0, 0], list(size)
         extent[along] = band
@@ -154,3 +154,7 @@ class PhotosRecords(ImageRecords):
         """Name the photograph and the place of the window."""
         number, top, left = self.windows[index]
         return f"{PHOTOGRAPHS[number].file}, window at row {top}, column {left}"
+
+    def digest(self) -> str:
+        """Digest of the places of the windows and their size."""
+        return sha256(self.windows, np.array(self.window))

@@ -64,10 +64,8 @@ def test_bad_files_are_one_sentence(root: Path) -> None:
     )
     for captions in ([], [" "]):
         assert "captions.jsonl names a.png without a caption: add one" in refusal(UserError, captions=captions)
-    assert "no image of the split 'train', and its splits are test, x: set data.source.train_split" in refusal(
-        UserError, split="x"
-    )
-    with pytest.raises(MissingFileError, match=r"none.json is missing: set data.source.root and data.source.captions"):
+    assert "no image of the split 'train', and its splits are test, x: set train_split" in refusal(UserError, split="x")
+    with pytest.raises(MissingFileError, match=r"none.json is missing: set root and captions of CaptionedFolder"):
         CaptionedFolder(str(root), "none.json").split("train")
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
-from datamodules import FolderSource, HubSource, ImageDataModule
+from datamodules import CaptionedFolder, FolderSource, HubSource, ImageDataModule, ReferenceDataModule
 from datamodules.sources import ImageSource
+from polytoken.errors import UserError
+from polytoken.images import read_image
 from tests.datamodules.memory import Diary, quiet_trainer
 
 POSTSCRIPT = (
@@ -76,4 +78,16 @@ def test_postscript_is_an_unreadable_image(
     quiet_trainer().validate(diary, datamodule=data, verbose=False)
     assert [batch["index"].tolist() for batch in diary.evaluated] == [[0]]
     assert caplog.text.count("skips an unreadable validation image") == len(split) - 1
+    assert not ghostscript.exists()
+
+
+def test_postscript_is_no_reference_no_captioned_image_and_no_picture(ghostscript: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(POSTSCRIPT)
+    (tmp_path / "captions.jsonl").write_text('{"image": "x.png", "captions": ["a cat"], "split": "train"}')
+    with pytest.raises(UserError, match="the reference .*x.png cannot be read"):
+        _ = ReferenceDataModule(8, [0], folder=str(tmp_path)).references
+    with pytest.raises(UnidentifiedImageError):
+        CaptionedFolder(str(tmp_path)).split("train").load(0)
+    with pytest.raises(UserError, match="x.png cannot be read as an image"):
+        read_image(tmp_path / "x.png", 8)
     assert not ghostscript.exists()

@@ -53,7 +53,7 @@ def test_folder_accepts_validation_for_val_and_a_class_without_validation_images
 
 
 def test_folder_errors_name_path_and_remedy(tree: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere is not a folder: set data.source.root"):
+    with pytest.raises(FileNotFoundError, match="nowhere, the root of FolderSource, is not a folder"):
         FolderSource("nowhere").split("train")
     (tree / "train" / "n03").mkdir()
     with pytest.raises(FileNotFoundError, match="train/n03 holds no images"):
@@ -120,7 +120,7 @@ def test_hub_reads_save_to_disk(tmp_path: Path) -> None:
     assert_hub_splits(HubSource(str(tmp_path / "saved")))
     with pytest.raises(ValueError, match="no split 'val', only train, validation"):
         HubSource(str(tmp_path / "saved"), validation_split="val").split("validation")
-    with pytest.raises(ValueError, match="no column 'img', only image, label: set data.source.image_column"):
+    with pytest.raises(ValueError, match="no column 'img', only image, label: set image_column"):
         HubSource(str(tmp_path / "saved"), image_column="img").split("train")
     hub_table([0], 0).save_to_disk(str(tmp_path / "single"))
     with pytest.raises(ValueError, match="holds a single split"):

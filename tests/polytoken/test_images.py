@@ -11,6 +11,8 @@ from PIL import Image, UnidentifiedImageError
 from polytoken.errors import RunError, UserError
 from polytoken.images import (
     FORMATS,
+    MAX_ASPECT,
+    UNREADABLE,
     from_uint8,
     open_image,
     read_image,
@@ -80,6 +82,29 @@ def test_files_that_are_not_images_are_rejected_in_one_sentence(tmp_path: Path) 
         read_image(tmp_path / "missing.png", 8)
     with pytest.raises(UserError, match="holds 2: select one"):
         write_image(torch.zeros(2, 3, 8, 8), tmp_path / "two.png")
+
+
+@pytest.mark.parametrize("size", [(1, MAX_ASPECT + 1), (20_000, 2), (2_000_000, 1)])
+def test_thin_images_are_refused_by_their_header(
+    size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("L", size).save(tmp_path / "thin.png")
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda image: pytest.fail("its pixels were read"))
+    with pytest.raises(UNREADABLE, match=f"{size[0]} × {size[1]} pixels: one side is more than 64 times the other"):
+        open_image(tmp_path / "thin.png")
+    with pytest.raises(UserError, match="thin.png cannot be read as an image"):
+        read_image(tmp_path / "thin.png", 8)
+
+
+def test_the_thinnest_image_is_read(tmp_path: Path) -> None:
+    Image.new("L", (MAX_ASPECT, 1)).save(tmp_path / "thin.png")
+    assert open_image(tmp_path / "thin.png").size == (MAX_ASPECT, 1)
+
+
+def test_a_header_that_claims_a_huge_image_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "huge.ppm").write_bytes(b"P5 20000 20000 255 ")
+    with pytest.raises(UNREADABLE, match="exceeds limit"):
+        open_image(tmp_path / "huge.ppm")
 
 
 def test_what_is_not_finite_survives_resizing() -> None:
