@@ -222,6 +222,7 @@ class Layers(TypedDict):
     n: int  # images
     positions: int
     k: int
+    unit_rows: NotRequired[bool]  # features of unit length for CKNNA; absent is True
     teacher: str
     source: str  # validation, or generated
     time: float | None  # of a flow; None for a generator without time

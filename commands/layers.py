@@ -57,6 +57,7 @@ class Analysis:
         guidance: of generated tokens.
         seed: of generated tokens.
         batch_size: images at a time.
+        unit_rows: scale features to unit length for CKNNA.
     """
 
     source: Origin = "validation"
@@ -67,6 +68,7 @@ class Analysis:
     guidance: float = 1.0
     seed: int = 0
     batch_size: int = 100
+    unit_rows: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.time < 1:
@@ -96,7 +98,7 @@ def analyse(run: Path, teacher: Teacher, analysis: Analysis, device: torch.devic
     pipeline = GenerationPipeline.from_run(run).to(device)
     generator = pipeline.network
     teacher.prepare(device)
-    found = LayerStatistics(generator.depth, device, analysis.k)
+    found = LayerStatistics(generator.depth, device, analysis.k, analysis.unit_rows)
     batches = _generated(pipeline, analysis) if analysis.source == "generated" else _validation(pipeline, analysis)
     first = 0
     with torch.inference_mode(), full_precision(device):
@@ -179,7 +181,15 @@ def show(name: str, record: Layers) -> None:
 def work(given: Namespace) -> None:
     """Measure every run, write its files, and print a table; draw all runs in one plot if a path is given."""
     analysis = Analysis(
-        given.source, given.max_images, given.k, given.time, given.probe, given.guidance, given.seed, given.batch_size
+        source=given.source,
+        max_images=given.max_images,
+        k=given.k,
+        time=given.time,
+        probe=given.probe,
+        guidance=given.guidance,
+        seed=given.seed,
+        batch_size=given.batch_size,
+        unit_rows=not given.raw_rows,
     )
     found: dict[str, Layers] = {}
     for directory in given.run:
@@ -216,6 +226,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--teacher-weights", help="file of the teacher; by default the one of `make weights`")
     parser.add_argument("--max-images", type=int, default=2048, help="most images; memory grows with their square")
     parser.add_argument("--k", type=int, default=10, help="neighbours of CKNNA")
+    parser.add_argument("--raw-rows", action="store_true", help="CKNNA of features as they are, as iFSQ's code has it")
     parser.add_argument("--time", type=float, default=0.5, help="time of a flow between 0, noise, and 1, data")
     parser.add_argument("--probe", action="store_true", help="also fit linear probes for the class")
     parser.add_argument("--guidance", type=float, default=1.0, help="of generated tokens; 1 is none")

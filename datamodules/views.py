@@ -37,7 +37,9 @@ class Views:
     """The crops of an image in a token store; view 0 is a centre crop, not mirrored.
 
     `centre` is the crop of evaluation. `ten_crop` cuts the four corners and the centre out of ADM's centre square of
-    int(size · enlargement) pixels: 281 for 256 and 1.1. Without `flip` these are five crops.
+    int(size · enlargement) pixels: 281 for 256 and 1.1. Without `flip` these are five crops. The mirrored crops are
+    those of the mirrored square, and the centre begins at half the margin, rounded to even, as torchvision's TenCrop
+    has it: with an odd margin the two centres are a column apart.
 
     Args:
         crops: The centre alone, or centre and corners.
@@ -88,7 +90,8 @@ class ViewsTransform:
 
     def _crop(self, square: np.ndarray, view: View) -> np.ndarray:
         rest = len(square) - self.size
-        top = rest // 2 if view.place == "centre" else rest * view.place.startswith("bottom")
-        left = rest // 2 if view.place == "centre" else rest * view.place.endswith("right")
-        pixels = square[top : top + self.size, left : left + self.size]
-        return pixels[:, ::-1] if view.mirrored else pixels
+        centre = view.place == "centre"
+        top = round(rest / 2) if centre else rest * view.place.startswith("bottom")
+        left = round(rest / 2) if centre else rest * (view.place.endswith("right") != view.mirrored)
+        pixels = square[:, ::-1] if view.mirrored else square
+        return pixels[top : top + self.size, left : left + self.size]

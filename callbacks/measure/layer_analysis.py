@@ -142,6 +142,7 @@ def layers_record(curves: LayerCurves, teacher: str, source: str, time: float | 
         "n": curves.images,
         "positions": curves.positions,
         "k": curves.k,
+        "unit_rows": curves.unit_rows,
         "teacher": teacher,
         "source": source,
         "time": time,

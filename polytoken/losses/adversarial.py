@@ -29,6 +29,7 @@ class Adversarial(nn.Module):
         discriminator: images to logits.
         form: hinge; vanilla (cross-entropy for the discriminator, and the autoencoder raises its logits, as in VQGAN);
             or non_saturating (cross-entropy for both).
+        autoencoder_form: another form for the autoencoder's loss; None takes ``form``.
         start_step: updates before which the block is off.
         weight: factor of both losses.
         adaptive: scale the autoencoder's loss by ‖∇ reconstruction‖ / ‖∇ adversarial‖ at the decoder's last layer
@@ -43,6 +44,7 @@ class Adversarial(nn.Module):
         self,
         discriminator: Discriminator,
         form: Form = "hinge",
+        autoencoder_form: Form | None = None,
         start_step: int = 20000,
         weight: float = 0.5,
         adaptive: bool = False,
@@ -53,6 +55,7 @@ class Adversarial(nn.Module):
         super().__init__()
         self.discriminator = discriminator
         self.form: Form = form
+        self.autoencoder_form: Form = autoencoder_form or form
         self.start_step = start_step
         self.weight = weight
         self.adaptive = adaptive
@@ -71,7 +74,7 @@ class Adversarial(nn.Module):
             step: the step.
             reconstruction_loss: reconstruction plus perceptual loss, which the adaptive weight compares with.
         """
-        loss = generator_loss(self._logits(step.decoded.image), self.form)
+        loss = generator_loss(self._logits(step.decoded.image), self.autoencoder_form)
         if self.adaptive:
             loss = loss * adaptive_weight(reconstruction_loss, loss, step.last_layer)
         return self.weight * loss

@@ -64,6 +64,7 @@ class LayerCurves(NamedTuple):
         images: n; CKNNA compares at equal n and k only.
         positions: N of an image.
         k: neighbours of CKNNA.
+        unit_rows: whether CKNNA is that of features of unit length.
         probe: accuracy of a linear probe for the class, or None.
     """
 
@@ -75,6 +76,7 @@ class LayerCurves(NamedTuple):
     images: int
     positions: int
     k: int
+    unit_rows: bool
     probe: list[Accuracy] | None = None
 
 
@@ -85,12 +87,13 @@ class LayerStatistics:
         depth: blocks L of the generator.
         device: device of the features.
         k: neighbours of CKNNA, at least 2.
+        unit_rows: scale features to unit length for CKNNA.
     """
 
-    def __init__(self, depth: int, device: torch.device, k: int = 10) -> None:
+    def __init__(self, depth: int, device: torch.device, k: int = 10, unit_rows: bool = True) -> None:
         if k < 2:
             raise UserError(f"CKNNA with k={k}: set k to 2 or more")
-        self.k = k
+        self.k, self.unit_rows = k, unit_rows
         self._device = device
         self._tokens = TokenSimilarity(depth).to(device)
         self._blocks: list[list[Tensor]] = [[] for _ in range(depth)]
@@ -130,7 +133,7 @@ class LayerStatistics:
         sts, nts = (values.reshape(-1) for values in self._tokens.compute())  # torchmetrics drops the axis of one block
         guide = gather_rows(self._guide, self._device)
         blocks = [gather_rows(kept, self._device) for kept in self._blocks]
-        near = torch.stack([cknna(block, guide, self.k) for block in blocks]).to(nts)
+        near = torch.stack([cknna(block, guide, self.k, self.unit_rows) for block in blocks]).to(nts)
         alike = torch.stack([linear_cka(block, guide) for block in blocks])
         probe = None
         if self._labels:
@@ -145,6 +148,7 @@ class LayerStatistics:
             images=len(guide),
             positions=self._positions,
             k=self.k,
+            unit_rows=self.unit_rows,
             probe=probe,
         )
 

@@ -10,17 +10,18 @@ from torchmetrics import Metric
 from polytoken.errors import UserError
 
 
-def cknna(first: Tensor, second: Tensor, k: int = 10) -> Tensor:
+def cknna(first: Tensor, second: Tensor, k: int = 10, unit_rows: bool = True) -> Tensor:
     """CKNNA (arXiv 2405.07987, appendix A): alignment of the k nearest neighbours, at most 1; scalar float64.
 
-    Kernels are products of rows scaled to unit length. Pairs that are not neighbours in both sets are set to 0, and an
-    unbiased HSIC is divided by those of each kernel with its own neighbours. The value depends on n and k: report both.
-    NaN if the neighbours of one set carry no signal.
+    Kernels are products of rows, by the paper's protocol scaled to unit length. Pairs that are not neighbours in both
+    sets are set to 0, and an unbiased HSIC is divided by those of each kernel with its own neighbours. The value
+    depends on n and k: report both. NaN if the neighbours of one set carry no signal.
 
     Args:
         first: features (n, d₁).
         second: features (n, d₂) of the same images.
         k: number of neighbours.
+        unit_rows: scale each row to unit length first; iFSQ's released code does not.
 
     Raises:
         UserError: if k is below 2, there are at most k or 3 images, or their numbers differ.
@@ -30,8 +31,8 @@ def cknna(first: Tensor, second: Tensor, k: int = 10) -> Tensor:
         raise UserError(f"CKNNA with k={k}: set k to 2 or more")
     if count <= max(k, 3):
         raise UserError(f"CKNNA with k={k} needs more than {max(k, 3)} images, got {count}: measure more, or lower k")
-    kernels = [functional.normalize(features.double(), dim=1) for features in (first, second)]
-    one, other = (rows @ rows.T for rows in kernels)
+    both = (features.double() for features in (first, second))
+    one, other = (rows @ rows.T for rows in (functional.normalize(rows, dim=1) if unit_rows else rows for rows in both))
     near_one, near_other = _neighbours(one, k), _neighbours(other, k)
     shared = near_one & near_other
     own = _unbiased_hsic(one * near_one, one * near_one) * _unbiased_hsic(other * near_other, other * near_other)

@@ -13,7 +13,7 @@ from polytoken.quantizers.base import Quantizer
 from polytoken.quantizers.digits import Order, codes_to_digits, digits_to_codes, sub_code_sizes
 from polytoken.specs import Encoding
 
-Cells = Literal["rounding", "equal"]
+Cells = Literal["rounding", "equal", "offset"]
 
 
 class FiniteScalarQuantizer(Quantizer):
@@ -25,7 +25,8 @@ class FiniteScalarQuantizer(Quantizer):
         levels: L of each of the d channels, odd or even; (17, 17, 17, 17) is the paper's 4 bits.
         alpha: steepness α of the bound f(z) = 2σ(αz) − 1.
         cells: "rounding" is the published rule, whose two outer cells are half as wide as the others; "equal" cuts
-            [−1, 1] into L equal cells and returns their mid-points. docs/finite_scalar.md says which suits which α.
+            [−1, 1] into L equal cells and returns their mid-points; "offset" is the rule of FSQ's own code, for its
+            checkpoints (with ``alpha`` 2). docs/finite_scalar.md says which suits which α.
         order: "big_endian" is the paper's eq. 3, channel 1 most significant; "little_endian" is the released code's.
         num_sub_codes: k, the sub-codes of d/k consecutive channels each.
 
@@ -56,7 +57,7 @@ class FiniteScalarQuantizer(Quantizer):
     def forward(self, features: Tensor) -> Encoding:
         """Features (B, d, h, w) to codes (B, k, h·w) and their vectors (B, d, h, w) float32."""
         with torch.autocast(features.device.type, enabled=False):
-            bounded = bound(features.float(), self.alpha)
+            bounded = self._bound(features.float())
             digits = vectors_to_digits(self._to_rows(bounded.detach()), self.levels, self.cells)
             vectors = self._to_map(digits_to_vectors(digits, self.levels, self.cells), bounded.shape[2:])
             quantized = bounded + (vectors - bounded).detach()
@@ -83,6 +84,12 @@ class FiniteScalarQuantizer(Quantizer):
         digits = vectors_to_digits(rows, self.levels, self.cells)
         return self._to_map(digits_to_vectors(digits, self.levels, self.cells), quantized.shape[2:])
 
+    def _bound(self, features: Tensor) -> Tensor:
+        """Features (B, d, h, w) to latents in [−1, 1]."""
+        if self.cells == "offset":
+            return offset_bound(features, self.levels.view(-1, 1, 1), self.alpha)
+        return bound(features, self.alpha)
+
     def _to_rows(self, maps: Tensor) -> Tensor:
         """(B, d, h, w) to (B, h·w, k, d/k)."""
         return maps.flatten(2).transpose(1, 2).unflatten(2, self.levels.shape)
@@ -95,6 +102,22 @@ class FiniteScalarQuantizer(Quantizer):
 def bound(latents: Tensor, alpha: float) -> Tensor:
     """f(z) = 2σ(αz) − 1 in (−1, 1) (iFSQ eq. 4), computed as tanh(αz/2), which is exact near 0 where 2σ − 1 cancels."""
     return torch.tanh(latents * (alpha / 2))
+
+
+def offset_bound(latents: Tensor, levels: Tensor, alpha: float = 2.0) -> Tensor:
+    """The bound of FSQ's code (arXiv 2309.15505, appendix A): even L keep the level 0, and −1 lies below it alone.
+
+    (tanh(αz/2 + s) · (1 + ε)(L − 1)/2 − o) / ⌊L/2⌋ with ε = 0.001, o = 1/2 for even L, else 0, and s such that 0
+    stays 0.
+
+    Args:
+        latents: z, any floating type.
+        levels: L, integers that broadcast against ``latents``.
+        alpha: 2 in FSQ.
+    """
+    half, offset = (levels - 1) * (1.001 / 2), (1 - levels % 2) / 2
+    shift = torch.atanh(offset / half)
+    return (torch.tanh(latents * (alpha / 2) + shift) * half - offset) / (levels // 2)
 
 
 def vectors_to_digits(vectors: Tensor, levels: Tensor, cells: Cells = "rounding") -> Tensor:
@@ -112,6 +135,9 @@ def vectors_to_digits(vectors: Tensor, levels: Tensor, cells: Cells = "rounding"
     Returns:
         (…, d) int64.
     """
+    if cells == "offset":
+        half = levels // 2
+        return torch.minimum((torch.round(vectors * half) + half).long().clamp_min(0), levels - 1)
     if cells == "rounding":
         return torch.round((vectors + 1) * ((levels - 1) / 2)).long()
     return torch.minimum(((vectors + 1) * (levels / 2)).long(), levels - 1)  # v = 1 belongs to the last cell
@@ -121,7 +147,10 @@ def digits_to_vectors(digits: Tensor, levels: Tensor, cells: Cells = "rounding")
     """Inverse of :func:`vectors_to_digits` on the vectors it can return; (…, d) in [−1, 1], float32.
 
     "rounding" spreads the levels from −1 to 1 (iFSQ eq. 2); "equal" returns mid-points, 1/L away from both ends.
+    "offset" has 0 among the levels of even L too, and 1 among those of odd L only.
     """
+    if cells == "offset":
+        return (digits - levels // 2) / (levels // 2)
     if cells == "rounding":
         return (2 * digits - (levels - 1)) / (levels - 1)
     return (2 * digits - (levels - 1)) / levels

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
-from datamodules.transforms import EvaluationTransform
+from datamodules.transforms import EvaluationTransform, to_tensor
 from datamodules.views import Views, ViewsTransform
 
 
@@ -22,16 +23,14 @@ def test_the_centre_view_equals_the_evaluation_crop() -> None:
     assert torch.equal(both[0], views[0]) and torch.equal(both[1], views[0].flip(-1))
 
 
-def test_ten_crop_has_corners_and_centre_of_281_pixels_and_mirror_images() -> None:
-    image = picture(281, 281)  # no resizing
-    pixels = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy()) / 127.5 - 1
-    views = ViewsTransform(256, Views("ten_crop", flip=True))(image)
-    places = [(12, 12), (0, 0), (0, 25), (25, 0), (25, 25)]  # centre first, then the corners
-    for number, (top, left) in enumerate(places):
-        crop = pixels[:, top : top + 256, left : left + 256]
-        torch.testing.assert_close(views[number], crop.float())
-        torch.testing.assert_close(views[number + 5], crop.flip(-1).float())
-    assert len(views) == 10
+@pytest.mark.parametrize(("size", "side"), [(256, 281), (20, 22), (20, 23), (10, 13)])
+def test_ten_crop_holds_the_crops_of_torchvision(size: int, side: int) -> None:
+    """Margins of 25, 2 and 3 pixels: even, and odd with the half rounded down and up. Corners in another order."""
+    image = picture(side, side)  # no resizing
+    views = ViewsTransform(size, Views("ten_crop", flip=True, enlargements=((side + 0.5) / size,)))(image)
+    crops = [to_tensor(np.asarray(crop)) for crop in transforms.TenCrop(size)(image)]
+    order = [4, 0, 1, 2, 3, 9, 6, 5, 8, 7]  # centre first; ours names a mirrored crop by where it is in the image
+    torch.testing.assert_close(views, torch.stack([crops[number] for number in order]), rtol=0, atol=0)
 
 
 def test_names_follow_the_order_of_the_views() -> None:

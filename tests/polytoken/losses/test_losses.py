@@ -85,6 +85,19 @@ def test_adversarial_forms() -> None:
     assert generator_loss(fake, "non_saturating").item() == pytest.approx(expected.item())
 
 
+def test_the_autoencoder_may_have_a_form_of_its_own() -> None:
+    step = make_step((torch.randn(2, 4, 2, 2),), 0)
+    discriminator = nn.Conv2d(3, 1, 3)
+    fake = discriminator(step.decoded.image)
+    given = {"discriminator": discriminator, "weight": 1.0, "start_step": 0}
+    both = Adversarial(**given, form="hinge", autoencoder_form="non_saturating")
+    expected = functional.binary_cross_entropy_with_logits(fake, torch.ones_like(fake))
+    assert both.generator_loss(step, torch.zeros(())).item() == pytest.approx(expected.item(), rel=1e-6)
+    alone = Adversarial(**given, form="hinge")
+    assert alone.generator_loss(step, torch.zeros(())).item() == pytest.approx(-fake.mean().item(), rel=1e-6)
+    assert both.discriminator_loss(step)[0].item() == alone.discriminator_loss(step)[0].item()
+
+
 def test_adaptive_weight_is_the_ratio_of_gradient_norms() -> None:
     layer = nn.Parameter(torch.tensor([1.0, 2.0]))
     weight = adaptive_weight((layer * torch.tensor([3.0, 4.0])).sum(), (layer * 2).sum(), layer)

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from polytoken.metrics import SubspaceCosines, cknna, linear_cka
 
@@ -50,6 +51,14 @@ def test_cknna_equals_loops(k: int) -> None:
     first = features(20, 6, 0)
     second = first @ features(6, 4, 1) + features(20, 4, 2)
     assert cknna(first, second, k).item() == pytest.approx(slow_cknna(first, second, k), rel=1e-9)
+
+
+def test_cknna_of_raw_rows_depends_on_their_lengths() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(40, 6, generator=generator) * torch.rand(40, 1, generator=generator) for _ in range(2))
+    units = [functional.normalize(one.double(), dim=1) for one in (first, second)]
+    assert cknna(*units, k=5, unit_rows=False).item() == pytest.approx(cknna(first, second, 5).item(), rel=1e-9)
+    assert cknna(first, second, 5, unit_rows=False).item() != pytest.approx(cknna(first, second, 5).item(), rel=1e-3)
 
 
 def test_cknna_properties() -> None:

@@ -53,6 +53,33 @@ def test_cells_have_the_stated_widths_and_hold_their_nearest_points(cells: str) 
     assert (nearest != digits).sum() <= 4  # ties, one at an edge
 
 
+def released_fsq(latents: torch.Tensor, levels: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Digits and vectors of FSQ, channel by channel in float64 (arXiv 2309.15505, appendix A)."""
+    digits, vectors = [], []
+    for channel, count in zip(latents.unbind(-1), levels, strict=True):
+        reach, offset = (count - 1) * 1.001 / 2, 0.0 if count % 2 else 0.5
+        bounded = torch.tanh(channel + math.atanh(offset / reach)) * reach - offset
+        digits.append(bounded.round() + count // 2)
+        vectors.append(bounded.round() / (count // 2))
+    return torch.stack(digits, -1), torch.stack(vectors, -1)
+
+
+def test_offset_cells_are_those_of_the_first_fsq() -> None:
+    levels = [8, 5, 6, 2, 17]
+    latents = 2 * torch.randn(1, 5, 40, 50, generator=torch.Generator().manual_seed(0))
+    quantizer = build(levels=levels, alpha=2.0, cells="offset", num_sub_codes=5)
+    encoding = quantizer(latents)
+    rows = latents[0].flatten(1).T.double()
+    digits, vectors = released_fsq(rows, levels)
+    assert (encoding.codes[0].T != digits).float().mean() < 1e-3, "float32 against float64 at an edge"
+    expected = quantizer.embed_codes(encoding.codes, (40, 50))
+    torch.testing.assert_close(encoding.quantized, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(quantizer.snap(expected), expected, rtol=0, atol=1e-6)
+    assert (expected[0].flatten(1).T - vectors).abs().max(1).values.gt(1e-6).float().mean() < 1e-3
+    assert [channel.unique().numel() for channel in encoding.codes[0]] == levels
+    assert quantizer(torch.zeros(1, 5, 1, 1)).quantized.abs().max() == 0, "zero stays zero for even levels too"
+
+
 def test_odd_levels_follow_algorithm_1() -> None:
     """round(h f) / h, and the digit round(h f) + h, written as in the paper."""
     half_width = torch.tensor([1.0, 2.0, 4.0, 8.0])
