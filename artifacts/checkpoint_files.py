@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import io
-import lzma
 import os
 import pickle
 import shutil
-import struct
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +14,14 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from polytoken.errors import RunError
-from polytoken.files import PARTIAL, replacing, sync
+from polytoken.files import PARTIAL, file_sha256, replacing, sync, write_text
+from polytoken.integrity import DAMAGED, damage_of_archive, damage_of_records
 from polytoken.layout import LAST, SHARDED
 from polytoken.weights import why_unreadable
 
 PREVIOUS, BEST, NEXT = "previous.ckpt", "best.ckpt", "next.ckpt"
-# raised by zipfile and torch on damaged bytes
-DAMAGED = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    MemoryError,  # a damaged length
-    OverflowError,
-)
 INDEX = ".metadata"  # torch's index of a sharded checkpoint
+SEAL = ".metadata.sha256"  # our digest of it
 
 
 class SyncedCheckpointIO(TorchCheckpointIO):
@@ -49,6 +34,12 @@ class SyncedCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint; raises RunError, and leaves nothing half-written, if the disk is full or read-only."""
         with replacing(path) as unfinished, unfinished.open("wb") as file:
             torch.save(checkpoint, file)
+
+
+def seal(path: Path) -> None:
+    """Write the digest of a sharded checkpoint's index, which has no checksum of its own; leave a file as it is."""
+    if path.is_dir():
+        write_text(path / SEAL, file_sha256(path / INDEX))
 
 
 def check_writable(directory: Path) -> None:
@@ -103,19 +94,15 @@ def candidates(directory: Path) -> list[Path]:
 def fault(path: Path) -> str | None:
     """Describe the damage of a checkpoint, or return None. Reads the whole file: torch loads damaged tensors silently.
 
-    Of a sharded checkpoint it reads only the parts that torch would unpickle, which excludes the weights.
+    Reads all parts of a sharded checkpoint, each record of which has a checksum.
     """
     if path.is_dir():
         missing = [name for name in (SHARDED, INDEX) if not (path / name).is_file()]
-        return f"{missing[0]} is missing in it" if missing else fault(path / SHARDED) or _fault_of_index(path)
+        return f"{missing[0]} is missing in it" if missing else fault(path / SHARDED) or _fault_of_shards(path)
+    if (damage := damage_of_archive(path)) is not None:
+        return damage
     try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken is not None:
-            return f"the checksum of its part {broken} is wrong"
         torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except zipfile.BadZipFile:
-        return "it is cut short, or no checkpoint"
     except DAMAGED as error:
         return why_unreadable(error)
     return None
@@ -144,8 +131,11 @@ class _IndexUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"GLOBAL {module}.{name} in {INDEX}")
 
 
-def _fault_of_index(path: Path) -> str | None:
-    """Describe damage in what torch unpickles of a sharded checkpoint: its index, and values other than tensors."""
+def _fault_of_shards(path: Path) -> str | None:
+    """Describe damage of a sharded checkpoint: of its index, or of a value, each of which is a torch file in a part."""
+    seal = path / SEAL
+    if seal.is_file() and seal.read_text().strip() != file_sha256(path / INDEX):
+        return f"its {INDEX} has another SHA-256 than when it was written"
     try:
         index = _IndexUnpickler(io.BytesIO((path / INDEX).read_bytes())).load()
         for key, place in index.storage_data.items():
@@ -154,14 +144,18 @@ def _fault_of_index(path: Path) -> str | None:
                 return f"{part.name} is missing in it"
             if part.stat().st_size < place.offset + place.length:
                 return f"{part.name} is cut short in it"
+            with part.open("rb") as file:
+                file.seek(place.offset)
+                value = io.BytesIO(file.read(place.length))
+            if (damage := damage_of_records(value, place.length)) is not None:
+                return f"{damage} in {part.name}, of {key.fqn}"
             if isinstance(index.state_dict_metadata[key.fqn], BytesStorageMetadata):
-                with part.open("rb") as file:
-                    file.seek(place.offset)
-                    torch.load(io.BytesIO(file.read(place.length)), weights_only=True)
-    except DAMAGED as error:
-        return why_unreadable(error)
+                value.seek(0)
+                torch.load(value, weights_only=True)  # which torch will unpickle
     except (AttributeError, LookupError, TypeError) as error:
         return f"its {INDEX} is damaged ({error!r})"
+    except DAMAGED as error:
+        return why_unreadable(error)
     return None
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Generic, TypeVar, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -46,12 +46,15 @@ class FrozenNetwork(Generic[Network]):
 
 
 def hash_weights(digest: hashlib._Hash, network: nn.Module, without: Collection[str] = ()) -> None:
-    """Add name, type, shape and bytes of every tensor of the state dict but those named.
+    """Add every tensor of the state dict but those named; see :func:`hash_tensors`."""
+    hash_tensors(digest, {name: tensor for name, tensor in network.state_dict().items() if name not in without})
+
+
+def hash_tensors(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
+    """Add name, type, shape and bytes of tensors, in the order of their names.
 
     Device and memory layout do not matter.
     """
-    for name, tensor in sorted(network.state_dict().items()):
-        if name in without:
-            continue
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -8,7 +8,6 @@ module, such as ``TokenDataModule``, with the position in the training stream, b
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +24,7 @@ from polytoken.files import file_sha256
 from polytoken.fingerprint import fingerprint
 from polytoken.generators.base import Generator
 from polytoken.generators.record import GeneratorRecord
+from polytoken.integrity import DAMAGED, damage_of_archive
 from polytoken.layout import CHECKPOINTS, LAST, SHARDED, WHOLE
 from polytoken.tokenizers import Tokenizer
 from polytoken.weights import why_unreadable
@@ -37,6 +37,7 @@ EMA = "EMA"
 AVERAGE = "average"
 MODEL_CONFIG = "model_config"
 GENERATOR = "generator"
+REMEDY = "name another checkpoint of the run (previous.ckpt, step_….ckpt), or train it again"
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -262,13 +263,15 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """Read a checkpoint file with memory-mapped tensors; of a sharded one, all but weights and optimizers.
 
     Raises:
-        UserError: if it is unreadable.
+        UserError: if it is unreadable, or one of its records has another checksum than when it was written.
     """
+    file = path / SHARDED if path.is_dir() else path
+    if (damage := damage_of_archive(file)) is not None:
+        raise UserError(f"{path} is not a readable checkpoint ({damage}): {REMEDY}")
     try:
-        file = path / SHARDED if path.is_dir() else path
         content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path} is not a readable checkpoint ({why_unreadable(error)})") from error
+    except DAMAGED as error:
+        raise UserError(f"{path} is not a readable checkpoint ({why_unreadable(error)}): {REMEDY}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a readable checkpoint (it holds a {type(content).__name__})")
     return content

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from polytoken.errors import MissingFileError, UserError
 from polytoken.files import replacing
+from polytoken.integrity import DAMAGED, SHA256, damage_of, tensors_sha256
 
 
 def load_state(path: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -26,26 +28,28 @@ def load_state(path: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict[s
 
     Raises:
         MissingFileError: if it is missing, naming the remedy.
-        UserError: if it is cut short, corrupt, or a pickle that would run code.
+        UserError: if it is cut short, corrupt, changed since it was written, or a pickle that would run code.
     """
     path = _existing(path, remedy)
+    _check(path, remedy)
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 metadata = _metadata(file.metadata())
                 return {key: file.get_tensor(key) for key in file.keys()}, metadata
         return torch.load(path, map_location="cpu", weights_only=True), {}
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except DAMAGED as error:
         raise UserError(f"{path} is not a readable weights file ({why_unreadable(error)}): {remedy}") from error
 
 
 def read_metadata(path: str | Path, remedy: str) -> dict[str, Any]:
     """Metadata of a ``.safetensors`` file, without its tensors; raises as :func:`load_state` does."""
     path = _existing(path, remedy)
+    _check(path, remedy)
     try:
         with safe_open(path, framework="pt") as file:
             return _metadata(file.metadata())
-    except (SafetensorError, OSError) as error:
+    except DAMAGED as error:
         raise UserError(f"{path} is not a readable weights file ({why_unreadable(error)}): {remedy}") from error
 
 
@@ -59,7 +63,7 @@ def read_shapes(path: str | Path, remedy: str) -> dict[str, tuple[int, ...]]:
         state = torch.load(path, map_location="meta", weights_only=True)
         entries = state.items() if isinstance(state, dict) else ()
         return {key: tuple(tensor.shape) for key, tensor in entries if isinstance(tensor, Tensor)}
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except DAMAGED as error:
         raise UserError(f"{path} is not a readable weights file ({why_unreadable(error)}): {remedy}") from error
 
 
@@ -77,6 +81,8 @@ def _metadata(header: dict[str, str] | None) -> dict[str, Any]:
     """Decode a header: ours hold JSON; others hold plain words, such as ``format: pt``, which stay as they are."""
     values: dict[str, Any] = {}
     for key, value in (header or {}).items():
+        if key == SHA256:
+            continue
         try:
             values[key] = json.loads(value)
         except (json.JSONDecodeError, RecursionError):
@@ -85,10 +91,21 @@ def _metadata(header: dict[str, str] | None) -> dict[str, Any]:
 
 
 def save_state(path: str | Path, module: nn.Module, metadata: dict[str, Any]) -> None:
-    """Write a module's weights as safetensors, atomically; metadata values become JSON."""
-    state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    """Write a module's weights as safetensors; see :func:`save_tensors`."""
+    save_tensors(path, module.state_dict(), metadata)
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors as safetensors, atomically, with a digest; metadata values become JSON."""
+    state = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    header = {key: json.dumps(value) for key, value in metadata.items()}
     with replacing(path) as temporary:
-        save_file(state, temporary, {key: json.dumps(value) for key, value in metadata.items()})
+        save_file(state, temporary, {**header, SHA256: tensors_sha256(state, header)})
+
+
+def _check(path: Path, remedy: str) -> None:
+    if (damage := damage_of(path)) is not None:
+        raise UserError(f"{path} is not a readable weights file ({damage}): {remedy}")
 
 
 def _existing(path: str | Path, remedy: str) -> Path:

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
 
-from artifacts.checkpoint_files import BEST, LAST, NEXT, PREVIOUS, check_writable, copy, fault, move, sync
+from artifacts.checkpoint_files import BEST, LAST, NEXT, PREVIOUS, check_writable, copy, fault, move, seal, sync
 from polytoken.errors import RunError, UserError
 from polytoken.layout import CHECKPOINTS
 
@@ -153,6 +153,7 @@ class LastCheckpoint(Checkpoint):
     def _put_in_place(self) -> None:
         """Make the next checkpoint the last one, and the last one the previous: one of them is whole at any moment."""
         following, last = self.directory / NEXT, self.directory / LAST
+        seal(following)
         for part in following.glob("*") if following.is_dir() else (following,):  # a sharded one is a directory
             sync(part)
         if last.exists() and (self._saved or fault(last) is None):  # else previous.ckpt is the better one

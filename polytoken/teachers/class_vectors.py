@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
 from polytoken.errors import UserError
-from polytoken.files import replacing
 from polytoken.records import decode
 from polytoken.teachers.text_towers import TextTower
-from polytoken.weights import load_state
+from polytoken.weights import load_state, save_tensors
 
 PLACEHOLDER = "{}"
 REMEDY = "write it by `python -m commands.class_vectors`"
@@ -74,8 +71,7 @@ class ClassVectors:
             "classes": dict(self.classes),
             "prompts": list(self.prompts),
         }
-        with replacing(path) as temporary:
-            save_file({"vectors": self.vectors}, temporary, {key: json.dumps(value) for key, value in header.items()})
+        save_tensors(path, {"vectors": self.vectors}, header)
 
     @classmethod
     def load(cls, path: Path) -> ClassVectors:

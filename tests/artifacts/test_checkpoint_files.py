@@ -11,7 +11,7 @@ import torch
 import torch.distributed.checkpoint as sharded
 
 from artifacts import checkpoint_files
-from artifacts.checkpoint_files import SyncedCheckpointIO, candidates, check_writable, copy, fault, move
+from artifacts.checkpoint_files import SyncedCheckpointIO, candidates, check_writable, copy, fault, move, seal
 
 STATE = {"global_step": 3, "weight": torch.arange(1000.0)}
 
@@ -155,6 +155,26 @@ def test_a_sharded_checkpoint_without_one_part_is_damaged(tmp_path: Path) -> Non
     assert fault(last) == f"{part.name} is cut short in it"
     part.unlink()
     assert fault(last) == f"{part.name} is missing in it"
+
+
+def test_damage_of_any_part_of_a_sharded_checkpoint_is_described(tmp_path: Path) -> None:
+    last = write_sharded(tmp_path / "last.ckpt")
+    seal(last)
+    assert fault(last) is None
+    part = next(last.glob("*.distcp"))
+    for file, places in ((part, 12), (last / ".metadata", 6), (last / "meta.pt", 6)):
+        whole, noticed = file.read_bytes(), 0
+        for place in range(len(whole) // 2 // places, len(whole), len(whole) // places):
+            damaged = bytearray(whole)
+            damaged[place] ^= 2
+            file.write_bytes(damaged)
+            noticed += fault(last) is not None
+        file.write_bytes(whole)
+        assert noticed >= places * (1 if file.name == ".metadata" else 0.4), file.name  # torch aligns by padding
+    content = bytearray(part.read_bytes())
+    content[content.index(STATE["weight"].bfloat16().view(torch.uint8).numpy().tobytes()) + 99] ^= 1
+    part.write_bytes(content)
+    assert f"in {part.name}, of state_dict.weight" in (fault(last) or "")
 
 
 class RunsCode:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from polytoken.errors import MissingFileError
+from polytoken.errors import MissingFileError, UserError
 from polytoken.fingerprint import fingerprint
 from polytoken.loading import MODEL_CONFIG, Checkpoint, load_tokenizer
 from polytoken.tokenizers import RepresentationTokenizer
@@ -48,6 +48,16 @@ def test_fingerprint_follows_the_loaded_weights(run: Path) -> None:
     with torch.no_grad():
         next(tokenizer.parameters()).view(-1)[0] += 1e-6
     assert fingerprint(tokenizer) != before
+
+
+@pytest.mark.parametrize("share", [0.2, 0.4, 0.6, 0.8])
+def test_a_changed_bit_is_noticed(run: Path, tmp_path: Path, share: float) -> None:
+    damaged = tmp_path / "damaged.ckpt"
+    content = bytearray((run / "checkpoints/last.ckpt").read_bytes())
+    content[int(share * len(content))] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged.ckpt is not a readable checkpoint \(the checksum of its part"):
+        load_tokenizer(damaged)
 
 
 def test_unloadable_runs_are_reported(run: Path, tmp_path: Path) -> None:

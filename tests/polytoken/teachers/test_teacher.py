@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.nn import functional
 
 from polytoken.classifier import SmallClassifier
@@ -15,6 +14,7 @@ from polytoken.errors import UserError
 from polytoken.frozen import FrozenNetwork
 from polytoken.teachers import FOUNDATION_MODELS, Teacher, build_network, published_model
 from polytoken.teachers.stand_in import SmallVisionTransformer
+from polytoken.weights import load_state, save_tensors
 from tests.support.host_sync import host_syncs
 
 TIMM = [name for name, model in FOUNDATION_MODELS.items() if model.library == "timm"]
@@ -168,11 +168,9 @@ def test_features_of_any_block(tmp_path: Path) -> None:
 def test_the_identity_has_name_and_digest(tmp_path: Path) -> None:
     first, again = (Teacher("stand_in", str(stand_in(tmp_path / f"{name}.safetensors"))) for name in ("one", "two"))
     assert first.identity == again.identity and first.identity.startswith("stand_in ")
-    state = load_file(tmp_path / "one.safetensors")
-    with safe_open(tmp_path / "one.safetensors", framework="pt") as file:
-        header = file.metadata()
+    state, header = load_state(tmp_path / "one.safetensors", "")
     state["trunk.norm.bias"][0] += 1
-    save_file(state, tmp_path / "two.safetensors", header)
+    save_tensors(tmp_path / "two.safetensors", state, header)
     assert Teacher("stand_in", str(tmp_path / "two.safetensors")).identity != first.identity
 
 
@@ -204,12 +202,12 @@ def test_invalid_settings_are_rejected_with_a_remedy(tmp_path: Path) -> None:
 def test_a_stand_in_must_match_its_header(change: str, tmp_path: Path) -> None:
     """Raised on connect, with the remedy for a stand-in; a missing file likewise."""
     path = stand_in(tmp_path / "high.safetensors")
-    with safe_open(path, framework="pt") as file:
-        header = file.metadata()
-    state = load_file(stand_in(tmp_path / "wide.safetensors", width=24) if change == "width" else path)
-    if change == "lack":
+    state, header = load_state(path, "")
+    if change == "width":
+        state, _ = load_state(stand_in(tmp_path / "wide.safetensors", width=24), "")
+    else:
         state.pop("trunk.norm.weight")
-    save_file(state, path, header)
+    save_tensors(path, state, header)
     message = "trunk.* of shape .*not the network" if change == "width" else "lacks trunk.norm.weight.*not the network"
     with pytest.raises(ValueError, match=f"{message} its header describes; run `make teacher"):
         Teacher("stand_in", str(path)).check()
