@@ -23,11 +23,11 @@ from artifacts.checkpoint_files import SyncedCheckpointIO
 from artifacts.repository import BASE_CONFIG
 from callbacks.checkpoint.run_record import RunRecord
 from callbacks.steer.rank_watch import RankWatch
-from commands.cli.checks import check_data, check_drift, check_shards
-from commands.cli.errors import ParseError, Parser, explain
+from commands.cli.checks import check_data, check_drift, check_numbers, check_shards
+from commands.cli.errors import ParseError, Parser, explain, where
 from commands.cli.runs import RunConfig, check_directory, place_outputs, resolve_checkpoint
 from lightning_modules.resuming import ResumingModule
-from polytoken.errors import UserError
+from polytoken.errors import SettingError, UserError
 
 
 class CommandLine(LightningCLI):
@@ -59,6 +59,8 @@ class CommandLine(LightningCLI):
             command = next((argument for argument in arguments if argument in self.subcommands()), None)
             valid = [*self._parser(command).get_defaults(skip_validation=True).keys()] if command else []
             raise UserError(explain(str(error), arguments, valid)) from None
+        config = self.config[self.config.subcommand]
+        check_numbers(config.seed_everything, config.trainer)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: LightningCLI would read the whole checkpoint for hyperparameters, and let them override."""
@@ -92,12 +94,16 @@ class CommandLine(LightningCLI):
                 causes.append(causes[-1].__cause__)
             # one of our own errors may itself have a library's error as its cause
             raise next((cause for cause in causes if isinstance(cause, UserError)), causes[-1]) from None
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+                raise
+            raise UserError(f"the memory of this machine does not hold the model or the data: {error}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the record of the run, and the watch over the other ranks, to the trainer's callbacks."""
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except ValueError as error:  # raised by Trainer(...) about an argument
+        except (ValueError, TypeError) as error:  # raised by Trainer(...) about an argument
             raise UserError(str(error)) from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             # not as a plugin in YAML: the sharding strategies refuse one, and lists of plugins replace each other
@@ -128,7 +134,8 @@ def main(args: list[str] | None = None) -> None:
     except (UserError, MisconfigurationException, FileNotFoundError) as error:
         if getattr(error, "errno", None) is not None:  # the operating system's own, so a fault of the code
             raise
-        print(f"error: {error}", file=sys.stderr)
+        place = where(error, sys.argv[1:] if args is None else args) if isinstance(error, SettingError) else ""
+        print(f"error: {error}{place}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -15,6 +15,7 @@ from datamodules.sources.base import SPLITS, ImageSource, Split
 from datamodules.transforms import EvaluationTransform, TrainingTransform
 from datamodules.views import Views, ViewsTransform
 from polytoken.errors import RunError, UserError
+from polytoken.ranges import at_least, within
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +58,10 @@ class ImageDataModule(ResumableDataModule):
         views: Views | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
-        if not 0 <= max_bad_fraction <= 1:
-            raise UserError(f"data.max_bad_fraction={max_bad_fraction}: expected a fraction between 0 and 1.")
+        within(0, 1, self, max_bad_fraction=max_bad_fraction)
         self.source = source
         self.image_size = image_size
-        if validation_batch_size is not None and validation_batch_size < 1:
-            raise UserError(f"data.validation_batch_size={validation_batch_size}: expected at least 1, or null.")
+        at_least(1, self, validation_batch_size=validation_batch_size)
         self.validation_batch_size = validation_batch_size or batch_size
         self.max_bad_fraction = max_bad_fraction
         self.views = views

@@ -10,8 +10,11 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from polytoken.errors import UserError
+from polytoken.ranges import LARGEST_SEED, at_least, within
 
 Batch = dict[str, torch.Tensor]
+
+MOST_IMAGES = 10_000_000  # 200 times the published protocols; their classes are held in memory
 
 
 class LabelDataModule(LightningDataModule):
@@ -41,16 +44,14 @@ class LabelDataModule(LightningDataModule):
         super().__init__()
         # a resumed run may have less left than ranks; Lightning's own __init__ has just set it to False
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        for name, value in (("num_images", num_images), ("batch_size", batch_size), ("part_size", part_size)):
-            if value < 1:
-                raise UserError(f"data.{name}={value}: expected at least 1.")
+        at_least(1, self, batch_size=batch_size, part_size=part_size)
+        within(1, MOST_IMAGES, self, num_images=num_images)
         if batch_size > part_size:
             raise UserError(
                 f"data.batch_size={batch_size} is more than data.part_size={part_size}, and a batch never leaves its "
                 "part: lower the one or raise the other."
             )
-        if seed < 0:
-            raise UserError(f"data.seed={seed}: expected a number that is not negative.")
+        within(0, LARGEST_SEED, self, seed=seed)
         if not isinstance(classes, str) and not classes:
             raise UserError("data.classes is an empty list: name at least one class.")
         self.num_images, self.classes = num_images, classes
@@ -91,13 +92,9 @@ class LabelDataModule(LightningDataModule):
         assert self.trainer is not None
         labels = torch.from_numpy(self.labels(self.trainer.lightning_module.num_classes))
         remaining = [part for part in range(self.num_parts) if part not in self._finished]
-        batches = []
-        for part in remaining[self.trainer.global_rank :: self.trainer.world_size]:
-            images = self.part(part)
-            for start in range(images.start, images.stop, self.batch_size):
-                index = torch.arange(start, min(start + self.batch_size, images.stop))
-                batches.append({"label": labels[index], "index": index})
-        return Batches(batches)
+        parts = [self.part(part) for part in remaining[self.trainer.global_rank :: self.trainer.world_size]]
+        size = self.batch_size
+        return Batches(labels, [images[i : i + size] for images in parts for i in range(0, len(images), size)])
 
     def test_dataloader(self) -> Batches:
         """Return the same batches: a test generates the images that prediction would write."""
@@ -105,16 +102,23 @@ class LabelDataModule(LightningDataModule):
 
 
 class Batches:
-    """A list of batches; Lightning would replace the sampler of a DataLoader, and take a plain list for loaders."""
+    """Batches of labels; Lightning would replace the sampler of a DataLoader, and take a plain list for loaders.
 
-    def __init__(self, batches: list[Batch]) -> None:
-        self.batches = batches
+    Args:
+        labels: Class of each image (num_images,).
+        images: Consecutive images of each batch.
+    """
+
+    def __init__(self, labels: torch.Tensor, images: list[range]) -> None:
+        self.labels, self.images = labels, images
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.images)
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self.batches)
+        for images in self.images:
+            index = torch.arange(images.start, images.stop)
+            yield {"label": self.labels[index], "index": index}
 
 
 def _checked(classes: Sequence[int], num_classes: int) -> np.ndarray:

@@ -18,10 +18,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.order import Draw, TrainingOrder
 from polytoken.errors import UserError
+from polytoken.ranges import LARGEST_SEED, at_least, within
 
 log = logging.getLogger(__name__)
 
 SECONDS_AFTER_SIGTERM = 60
+MOST_WORKERS = 256  # processes of one rank
 KILLED = (signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV)
 
 
@@ -38,11 +40,9 @@ class ResumableDataModule(LightningDataModule, ABC):
 
     def __init__(self, batch_size: int, num_workers: int, seed: int) -> None:
         super().__init__()
-        if seed < 0:
-            raise UserError(f"data.seed={seed}: expected a number that is not negative.")
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            if value < least:
-                raise UserError(f"data.{name}={value}: expected at least {least}.")
+        within(0, LARGEST_SEED, self, seed=seed)
+        at_least(1, self, batch_size=batch_size)
+        within(0, MOST_WORKERS, self, num_workers=num_workers)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed

@@ -23,6 +23,7 @@ from polytoken.frozen import FrozenNetwork
 from polytoken.loading import Checkpoint, load_tokenizer
 from polytoken.metrics.captions import caption_metrics
 from polytoken.optimization import OptimizerConfig
+from polytoken.ranges import at_least
 
 RECORD = "captioner"  # in a checkpoint: tokenizer, feature and language model
 
@@ -61,9 +62,7 @@ class CaptioningModule(ResumingModule):
         beams: int = 1,
     ) -> None:
         super().__init__()
-        for name, value in (("max_tokens", max_tokens), ("beams", beams)):
-            if value < 1:
-                raise UserError(f"model.{name}={value}: expected at least 1")
+        at_least(1, self, max_tokens=max_tokens, beams=beams)
         tokenizer = load_tokenizer(tokenizer_run)
         check_feature(tokenizer, feature, tokenizer_run)
         self.image_size = tokenizer.image_size

@@ -10,6 +10,7 @@ from torchmetrics import MeanMetric
 
 from polytoken.classifier import SmallClassifier
 from polytoken.optimization import OptimizerConfig
+from polytoken.ranges import below_one
 from polytoken.teachers.stand_in import SmallVisionTransformer
 
 
@@ -31,6 +32,7 @@ class ClassifierModule(pl.LightningModule):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        below_one(self, label_smoothing=label_smoothing)
         self.classifier = classifier
         self.output = output
         self.optimizer_config = optimizer or OptimizerConfig()

@@ -25,6 +25,7 @@ from polytoken.guard import NonFiniteGuard
 from polytoken.loading import GENERATOR, load_codec, read_metadata, record_in
 from polytoken.optimization import OptimizerConfig, gradient_norm
 from polytoken.parallelize import parallelize, shard
+from polytoken.ranges import above, at_least
 from polytoken.specs import Tokens, TokenSpec
 
 TOTAL = "total"
@@ -61,6 +62,8 @@ class GeneratorModule(ResumingModule):
         alignment: RepresentationAlignment | None = None,
     ) -> None:
         super().__init__()
+        above(0, self, carried_learning_rate=carried_learning_rate)
+        at_least(0, self, freeze_carried_steps=freeze_carried_steps, max_nonfinite_steps=max_nonfinite_steps)
         if init_from is None and (carried_learning_rate is not None or freeze_carried_steps):
             raise UserError(
                 "carried_learning_rate and freeze_carried_steps are for weights that another run hands over: "

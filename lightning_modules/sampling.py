@@ -14,6 +14,7 @@ from datamodules.references import ReferenceDataModule
 from polytoken.errors import UserError
 from polytoken.images import from_uint8, resize_displayed, to_uint8
 from polytoken.pipeline import GenerationPipeline
+from polytoken.ranges import LARGEST_SEED, at_least, within
 from polytoken.sampling import Forcing, SamplerSettings
 
 
@@ -50,8 +51,8 @@ class SamplingModule(pl.LightningModule):
         image_size: int | None = None,
     ) -> None:
         super().__init__()
-        if image_size is not None and image_size < 1:
-            raise UserError(f"image_size must be at least 1 pixel, or null for the tokenizer's, got {image_size}")
+        at_least(1, self, image_size=image_size)
+        within(0, LARGEST_SEED, self, seed=seed)
         self.generator = GenerationPipeline.from_run(generator_run, tokenizer_run, trust, compile)
         self.sampler = self.generator.rules(sampler or SamplerSettings())
         self.seed = seed

@@ -16,6 +16,7 @@ from polytoken.guard import NonFiniteGuard
 from polytoken.images import resize_displayed
 from polytoken.losses import TokenizerObjective, TokenizerStep
 from polytoken.optimization import OptimizerConfig, gradient_norm
+from polytoken.ranges import above, at_least
 from polytoken.specs import Decoded, Encoding
 from polytoken.tokenizers import Tokenizer
 
@@ -52,14 +53,9 @@ class TokenizerModule(ResumingModule):
         metric_size: int | None = None,
     ) -> None:
         super().__init__()
-        if metric_size is not None and metric_size < 1:
-            raise UserError(f"metric_size must be at least 1 pixel, or null for the images' own, got {metric_size}")
-        if accumulate_steps < 1:
-            raise UserError(f"accumulate_steps must be 1 or more, got {accumulate_steps}")
-        if gradient_clip is not None and gradient_clip <= 0:
-            raise UserError(f"gradient_clip must be above 0, or null to disable clipping, got {gradient_clip}")
-        if max_nonfinite_steps < 0:
-            raise UserError(f"max_nonfinite_steps must be 0 or more, got {max_nonfinite_steps}")
+        above(0, self, gradient_clip=gradient_clip)
+        at_least(1, self, accumulate_steps=accumulate_steps, metric_size=metric_size)
+        at_least(0, self, max_nonfinite_steps=max_nonfinite_steps)
         self.automatic_optimization = False
         self.tokenizer = tokenizer
         self.objective = objective

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from polytoken.blocks import NormSwish
 from polytoken.errors import UserError
+from polytoken.ranges import at_least
 from polytoken.records import decode
 from polytoken.weights import load_state, save_state
 
@@ -35,6 +36,7 @@ class SmallClassifier(nn.Module):
 
     def __init__(self, num_classes: int = 10, widths: Sequence[int] = (32, 64, 128)) -> None:
         super().__init__()
+        at_least(1, self, num_classes=num_classes, widths=widths)
         self.num_classes = num_classes
         self.widths = tuple(widths)
         channels = [3, *self.widths]

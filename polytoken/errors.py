@@ -11,6 +11,21 @@ class UserError(ValueError):
     """A wrong value, file or setting; the message names the thing, the place and the remedy."""
 
 
+class SettingError(UserError):
+    """A setting out of its range; the command line adds the place where it was given.
+
+    Args:
+        name: of the setting.
+        value: of the setting.
+        message: the whole sentence.
+    """
+
+    def __init__(self, name: str, value: object, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+        self.value = value
+
+
 class MissingFileError(UserError, FileNotFoundError):
     """A file or directory that does not exist."""
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from polytoken.errors import UserError
 from polytoken.parallelize import whole
+from polytoken.ranges import above, at_least, below_one, within
 
 
 @dataclass
@@ -38,6 +39,12 @@ class OptimizerConfig:
     warmup_steps: int = 0
     initial_fraction: float = 0.0
     final_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        above(0, self, learning_rate=self.learning_rate)
+        below_one(self, betas=self.betas)
+        at_least(0, self, weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
+        within(0, 1, self, initial_fraction=self.initial_fraction, final_fraction=self.final_fraction)
 
     def build(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from polytoken.errors import RunError, UserError
 from polytoken.parallelize import placed_like, whole
+from polytoken.ranges import below_one
 
 
 class EMA(pl.Callback):
@@ -30,6 +31,7 @@ class EMA(pl.Callback):
     """
 
     def __init__(self, modules: Sequence[str] = ("tokenizer",), decay: float = 0.9999, warmup: bool = True) -> None:
+        below_one(self, decay=decay)
         self.modules = tuple(modules)
         self.decay = decay
         self.warmup = warmup

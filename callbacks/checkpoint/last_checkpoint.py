@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from artifacts.checkpoint_files import BEST, LAST, NEXT, PREVIOUS, check_writable, copy, fault, move, seal, sync
 from polytoken.errors import RunError, UserError
 from polytoken.layout import CHECKPOINTS
+from polytoken.ranges import above, at_least
 
 CLOCK_STEPS = 10  # optimizer steps between two broadcasts of rank 0's clock, if there are several ranks
 
@@ -46,10 +47,8 @@ class LastCheckpoint(Checkpoint):
         monitor: str | None = None,
         mode: Literal["min", "max"] = "min",
     ) -> None:
-        if every_n_train_steps < 1:
-            raise UserError(f"every_n_train_steps is {every_n_train_steps}; it must be at least 1.")
-        if every_minutes is not None and every_minutes <= 0:
-            raise UserError(f"every_minutes is {every_minutes}; it must be above 0, or null.")
+        at_least(1, self, every_n_train_steps=every_n_train_steps)
+        above(0, self, every_minutes=every_minutes)
         self.every_n_train_steps = every_n_train_steps
         self.dirpath = dirpath
         self.every_minutes = every_minutes

@@ -16,6 +16,7 @@ from callbacks.measure.measurement import Measurement
 from callbacks.measure.plots import new_plot, publish, render, tensorboard_writers
 from polytoken.errors import UserError
 from polytoken.metrics.gather import gather_rows
+from polytoken.ranges import LARGEST_SEED, within
 from polytoken.specs import Encoding
 
 Level = Literal["image", "patch"]
@@ -48,6 +49,7 @@ class CodeMap(Measurement):
     """
 
     def __init__(self, classes: int | list[str] = 10, max_points: int = 1000, seed: int = 0) -> None:
+        within(0, LARGEST_SEED, self, seed=seed)
         number = classes if isinstance(classes, int) else len(classes)
         if number < 2 or max_points < 2 * number:
             raise UserError(

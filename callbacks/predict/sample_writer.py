@@ -17,12 +17,12 @@ from artifacts.provenance import commit, versions
 from artifacts.run_files import Samples
 from artifacts.samples import SamplesFile, write_samples
 from callbacks.checkpoint.run_record import differences
-from callbacks.measure.measurement import check_counts
 from callbacks.measure.plots import image_table
 from polytoken import records
 from polytoken.errors import ExistingFileError, UserError
 from polytoken.files import file_sha256, replacing
 from polytoken.images import save_png
+from polytoken.ranges import within
 
 NETWORKS = ("settings.generator.", "settings.tokenizer.")
 
@@ -42,7 +42,7 @@ class SampleWriter(pl.Callback):
     """
 
     def __init__(self, output: str | None = None, grid_rows: int = 10, grid_columns: int = 10) -> None:
-        check_counts(self, grid_rows=grid_rows, grid_columns=grid_columns)
+        within(1, 1000, self, grid_rows=grid_rows, grid_columns=grid_columns)
         self.output = output
         self.grid_rows = grid_rows
         self.grid_columns = grid_columns

@@ -18,6 +18,7 @@ from artifacts.token_store_writer import TokenStoreWriter
 from datamodules.images import ImageDataModule
 from datamodules.sources.base import SPLITS, Split
 from polytoken.errors import RunError, UserError
+from polytoken.ranges import at_least
 
 
 class TokenWriter(BasePredictionWriter):
@@ -35,6 +36,7 @@ class TokenWriter(BasePredictionWriter):
 
     def __init__(self, output: str | None = None, images_per_shard: int = 8192) -> None:
         super().__init__("batch")
+        at_least(1, self, images_per_shard=images_per_shard)
         self.output = output
         self.images_per_shard = images_per_shard
         self._writers: dict[Split, TokenStoreWriter] = {}

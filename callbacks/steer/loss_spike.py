@@ -38,7 +38,7 @@ class LossSpike(pl.Callback):
     """
 
     def __init__(self, deviations: float = 20.0, window: int = 200, metric: str = "train/loss") -> None:
-        if deviations <= 0 or window < LEAST:
+        if not deviations > 0 or window < LEAST:
             raise UserError(f"deviations is {deviations} and window {window}: above 0, and at least {LEAST}.")
         self.deviations = deviations
         self.metric = metric

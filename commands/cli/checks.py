@@ -14,6 +14,7 @@ from datamodules.resumable import ResumableDataModule
 from polytoken.errors import UserError
 from polytoken.layout import WHOLE
 from polytoken.loading import read_metadata
+from polytoken.ranges import above, at_least, within
 
 SHOWN = 5
 
@@ -25,6 +26,21 @@ NO_NUMBER_CHANGES = (
     ".init_args.max_matrix_elements",  # chunk size of the code look-up
     "model.init_args.metric_size",
 )
+
+
+def check_numbers(seed: int | bool | None, trainer: dict[str, Any]) -> None:
+    """Raise SettingError for numbers that Lightning accepts or fails on with a traceback.
+
+    Args:
+        seed: `seed_everything`.
+        trainer: The trainer's section.
+    """
+    within(0, 2**32 - 1, "cli", seed_everything=seed)
+    above(0, "trainer", gradient_clip_val=trainer.get("gradient_clip_val"))
+    counts = ("accumulate_grad_batches", "check_val_every_n_epoch")
+    at_least(1, "trainer", **{name: trainer.get(name) for name in counts})
+    if isinstance(interval := trainer.get("val_check_interval"), int | float):
+        above(0, "trainer", val_check_interval=interval)
 
 
 def check_drift(checkpoint: Path, model: dict[str, Any], subcommand: str) -> None:

@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from artifacts.repository import REPOSITORY
 from commands.cli.places import find, nearest, read_places
-from polytoken.errors import UserError
+from polytoken.errors import SettingError, UserError
 
 BRANCH = re.compile(r"""(?:Parser key|Key) "([^"]+)":?|Problem with given class_path '([^']+)':""")
 UNKNOWN = re.compile(r"(?:Group '([^']+)' does not accept option|accept option|Option|arguments:) '?(?:--)?([^'\s=]+)")
@@ -85,6 +85,14 @@ def explain(message: str, arguments: list[str], valid: list[str]) -> str:
     return "\n".join(lines)
 
 
+def where(error: SettingError, arguments: list[str]) -> str:
+    """The key and place that gave a setting its wrong value, on a line of its own; "" if several keys may have."""
+    named = [place for place in read_places(arguments) if place[0][-1] == error.name]
+    equal = [place for place in named if _number(place[1]) == _number(error.value) is not None]
+    places = equal or (named if len({place[0] for place in named}) == 1 else [])
+    return f"\n  {'.'.join(places[-1][0])}, {places[-1][2]}" if places else ""
+
+
 def nearest_class(class_path: str) -> str | None:
     """The existing class most like a path that does not exist; each part of it may be misspelt."""
     found = ""
@@ -99,6 +107,14 @@ def nearest_class(class_path: str) -> str | None:
             return None
         found = f"{found}.{match}".lstrip(".")
     return found
+
+
+def _number(value: object) -> str | None:
+    """A number or its text as Python writes floats, so that NaN equals NaN; None for anything else."""
+    try:
+        return repr(float(str(value).removeprefix(".") if str(value) in (".nan", ".inf") else str(value)))
+    except ValueError:
+        return None
 
 
 def _options(class_path: str) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from polytoken.errors import MissingFileError, UserError
+from polytoken.ranges import LARGEST_SEED, at_least, within
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,6 +73,8 @@ class SmallLanguageModel(LanguageModel):
 
     def __init__(self, width: int = 64, depth: int = 2, num_heads: int = 4, seed: int = 0) -> None:
         super().__init__()
+        at_least(1, self, width=width, depth=depth, num_heads=num_heads)
+        within(0, LARGEST_SEED, self, seed=seed)
         if width % (2 * num_heads):  # rotary positions turn pairs of channels
             raise UserError(f"language.width is {width}: set a multiple of twice language.num_heads={num_heads}")
         self.width, self.depth, self.num_heads, self.seed = width, depth, num_heads, seed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from polytoken.discriminators.base import Discriminator
+from polytoken.ranges import at_least
 
 
 class PatchDiscriminator(Discriminator, nn.Sequential):
@@ -16,6 +17,8 @@ class PatchDiscriminator(Discriminator, nn.Sequential):
     """
 
     def __init__(self, base_channels: int = 64, num_layers: int = 3) -> None:
+        at_least(1, self, base_channels=base_channels)
+        at_least(0, self, num_layers=num_layers)
         layers: list[nn.Module] = [nn.Conv2d(3, base_channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         channels = base_channels
         for layer in range(1, num_layers + 1):

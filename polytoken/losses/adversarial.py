@@ -13,6 +13,7 @@ from polytoken.distributed import mean_over_ranks
 from polytoken.losses.base import TokenizerStep
 from polytoken.losses.consistency import Consistency
 from polytoken.losses.lecam import LeCam
+from polytoken.ranges import at_least
 
 Form = Literal["hinge", "vanilla", "non_saturating"]
 
@@ -53,6 +54,7 @@ class Adversarial(nn.Module):
         consistency: Consistency | None = None,
     ) -> None:
         super().__init__()
+        at_least(0, self, start_step=start_step, weight=weight)
         self.discriminator = discriminator
         self.form: Form = form
         self.autoencoder_form: Form = autoencoder_form or form

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -10,6 +12,7 @@ from polytoken.distributed import gather_over_ranks
 from polytoken.errors import UserError
 from polytoken.losses.base import LossTerm, TokenizerStep, teacher_key
 from polytoken.losses.predictors import ClassTokenPredictor, PatchPredictor
+from polytoken.ranges import at_least
 from polytoken.teachers import Teacher
 from polytoken.tokenizers import Tokenizer
 
@@ -52,9 +55,10 @@ class FeatureAlignment(LossTerm):
         block: int | None = None,
     ) -> None:
         super().__init__(weight, start_step)
+        at_least(1, self, depth=depth)
         if max(contrastive, patch_cosine, patch_mse) <= 0 or min(contrastive, patch_cosine, patch_mse) < 0:
             raise UserError("an alignment term needs contrastive, patch_cosine or patch_mse above 0, and none below")
-        if temperature <= 0:
+        if not 0 < temperature < math.inf:
             raise UserError(f"temperature of an alignment term must be positive, got {temperature}")
         self.teacher = teacher
         self.subspace = subspace

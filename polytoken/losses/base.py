@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from polytoken.ranges import at_least
 from polytoken.specs import Decoded, Encoding
 from polytoken.teachers import Teacher, TeacherFeatures
 from polytoken.tokenizers import Tokenizer
@@ -52,6 +53,7 @@ class LossTerm(nn.Module, ABC):
 
     def __init__(self, weight: float = 1.0, start_step: int = 0) -> None:
         super().__init__()
+        at_least(0, self, weight=weight, start_step=start_step)
         self.weight = weight
         self.start_step = start_step
 

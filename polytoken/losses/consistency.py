@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polytoken.discriminators import DiffAugment, Discriminator
+from polytoken.ranges import at_least
 
 
 @final
@@ -26,6 +27,7 @@ class Consistency(nn.Module):
 
     def __init__(self, weight: float = 4.0) -> None:
         super().__init__()
+        at_least(0, self, weight=weight)
         self.weight = weight
         self.strong = DiffAugment(probability=1.0, cutout=0.5)
 

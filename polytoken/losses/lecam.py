@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polytoken.distributed import mean_over_ranks
+from polytoken.ranges import at_least, below_one
 
 
 @final
@@ -28,6 +29,8 @@ class LeCam(nn.Module):
 
     def __init__(self, weight: float = 0.001, decay: float = 0.999) -> None:
         super().__init__()
+        at_least(0, self, weight=weight)
+        below_one(self, decay=decay)
         self.weight = weight
         self.decay = decay
         # A buffer, so that checkpoints hold it. DDP overwrites buffers with those of rank 0, which are equal.

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from polytoken.errors import UserError
 from polytoken.quantizers.base import Quantizer
+from polytoken.ranges import at_least
 from polytoken.specs import Encoding
 
 
@@ -22,6 +23,8 @@ class ContinuousBottleneck(Quantizer):
     """
 
     def __init__(self, code_dim: int = 4, kl_weight: float | None = None) -> None:
+        at_least(1, self, code_dim=code_dim)
+        at_least(0, self, kl_weight=kl_weight)
         super().__init__((code_dim if kl_weight is None else 2 * code_dim,), (code_dim,), ())
         self.kl_weight = kl_weight
 

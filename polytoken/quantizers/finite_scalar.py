@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from polytoken.errors import UserError
 from polytoken.quantizers.base import Quantizer
 from polytoken.quantizers.digits import Order, codes_to_digits, digits_to_codes, sub_code_sizes
+from polytoken.ranges import above
 from polytoken.specs import Encoding
 
 Cells = Literal["rounding", "equal", "offset"]
@@ -45,8 +45,7 @@ class FiniteScalarQuantizer(Quantizer):
         num_sub_codes: int = 1,
     ) -> None:
         sizes = sub_code_sizes(levels, num_sub_codes)
-        if alpha <= 0:
-            raise UserError(f"alpha must be above 0, got {alpha}: 1.6 is iFSQ, 2.0 is FSQ")
+        above(0, self, alpha=alpha)  # 1.6 is iFSQ, 2.0 is FSQ
         super().__init__((len(levels),), (len(levels) // num_sub_codes,) * num_sub_codes, sizes)
         self.alpha = alpha
         self.cells: Cells = cells

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from polytoken.errors import UserError
 from polytoken.quantizers.base import Quantizer
 from polytoken.quantizers.digits import codes_to_digits, digits_to_codes, sub_code_sizes
+from polytoken.ranges import above, at_least, within
 from polytoken.specs import Encoding
 
 
@@ -51,6 +52,11 @@ class LookupFreeQuantizer(Quantizer):
         entropy_bits: int | None = None,
         max_matrix_elements: int = 2**24,
     ) -> None:
+        within(1, 1024, self, bits=bits)
+        at_least(1, self, num_sub_codes=num_sub_codes, entropy_bits=entropy_bits)
+        at_least(1, self, max_matrix_elements=max_matrix_elements)
+        at_least(0, self, commitment_weight=commitment_weight, entropy_weight=entropy_weight, diversity=diversity)
+        above(0, self, temperature=temperature)
         sizes = sub_code_sizes([2] * bits, num_sub_codes)
         width = bits // num_sub_codes
         if width % (entropy_bits or width):

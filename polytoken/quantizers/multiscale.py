@@ -15,6 +15,7 @@ from polytoken.errors import UserError
 from polytoken.precision import full_precision
 from polytoken.quantizers.base import Quantizer
 from polytoken.quantizers.vector import initialise_codebook, nearest_codes
+from polytoken.ranges import MOST_CODES, at_least, within
 from polytoken.specs import Encoding
 
 IMAGEFOLDER_SCALES = (1, 1, 2, 3, 3, 4, 5, 6, 8, 11)
@@ -64,6 +65,9 @@ class MultiScaleQuantizer(Quantizer):
         dropout_start: int = 3,
         max_matrix_elements: int = 2**24,
     ) -> None:
+        within(1, MOST_CODES, self, codebook_size=codebook_size)
+        at_least(1, self, code_dim=code_dim, max_matrix_elements=max_matrix_elements)
+        at_least(0, self, commitment_weight=commitment_weight)
         super().__init__((code_dim,), (code_dim,), (codebook_size,))
         if not scales or scales[0] < 1 or list(scales) != sorted(scales):
             raise UserError(f"scales are {list(scales)}: give sides of grids from coarse to fine, each at least 1")

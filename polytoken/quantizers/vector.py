@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from polytoken.distributed import mean_over_ranks
 from polytoken.precision import full_precision
 from polytoken.quantizers.base import Quantizer
+from polytoken.ranges import MOST_CODES, above, at_least, within
 from polytoken.specs import Encoding
 
 
@@ -45,6 +46,12 @@ class VectorQuantizer(Quantizer):
         codebook_weight: float = 1.0,
         entropy_gather: bool = False,
     ) -> None:
+        within(1, MOST_CODES, self, codebook_size=codebook_size)
+        at_least(1, self, code_dim=code_dim, max_matrix_elements=max_matrix_elements)
+        at_least(
+            0, self, commitment_weight=commitment_weight, entropy_weight=entropy_weight, codebook_weight=codebook_weight
+        )
+        above(0, self, entropy_temperature=entropy_temperature)
         super().__init__((code_dim,), (code_dim,), (codebook_size,))
         self.entropy_gather = entropy_gather
         self.codebook_weight = codebook_weight

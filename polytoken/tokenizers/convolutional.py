@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from polytoken.blocks import Downsample, NormSwish, ResidualBlock, SpatialAttention, Upsample
 from polytoken.errors import UserError
 from polytoken.quantizers.base import Quantizer
+from polytoken.ranges import at_least
 from polytoken.specs import Decoded, Encoding
 from polytoken.tokenizers.base import Tokenizer
 from polytoken.tokenizers.projection import Adapter, SubspaceProjection
@@ -129,6 +130,9 @@ class ConvolutionalTokenizer(Tokenizer):
         adapter_depth: int = 6,
     ) -> None:
         super().__init__()
+        at_least(1, self, image_size=image_size, base_channels=base_channels, channel_multipliers=channel_multipliers)
+        at_least(1, self, num_res_blocks=num_res_blocks, latent_channels=latent_channels)
+        at_least(1, self, projection_channels=projection_channels, adapter_depth=adapter_depth)
         self.downsampling = 2 ** (len(channel_multipliers) - 1)
         if image_size % self.downsampling:
             raise UserError(

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from polytoken.errors import UserError
 from polytoken.quantizers.base import Quantizer
+from polytoken.ranges import at_least
 from polytoken.specs import Decoded, Encoding
 from polytoken.tokenizers.base import Tokenizer
 from polytoken.tokenizers.low_rank import update_attention
@@ -93,6 +94,7 @@ class FoldedTokenizer(Tokenizer):
         rank: int = 8,
     ) -> None:
         super().__init__()
+        at_least(1, self, image_size=image_size, rank=rank)
         config = transformer or VisionTransformerConfig()
         side = image_size // config.patch_size
         if side < 1 or image_size % config.patch_size:

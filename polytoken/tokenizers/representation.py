@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from polytoken.errors import UserError
 from polytoken.precision import autocasts
 from polytoken.quantizers.base import Quantizer
+from polytoken.ranges import at_least
 from polytoken.specs import Decoded, Encoding
 from polytoken.teachers import Teacher
 from polytoken.tokenizers.base import Tokenizer
@@ -61,6 +62,8 @@ class RepresentationTokenizer(Tokenizer):
         num_res_blocks: int = 1,
     ) -> None:
         super().__init__()
+        at_least(1, self, image_size=image_size, base_channels=base_channels, channel_multipliers=channel_multipliers)
+        at_least(1, self, num_res_blocks=num_res_blocks)
         config = feature_decoder or FeatureDecoderConfig()
         width, (side, _) = foundation.width, foundation.grid
         factor = 2 ** (len(channel_multipliers) - 1)

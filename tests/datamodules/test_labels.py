@@ -58,10 +58,10 @@ def test_a_class_out_of_range_is_rejected(label: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"num_images": 0}, "num_images=0"),
+        ({"num_images": 0}, "num_images is 0"),
         ({"num_images": 1, "batch_size": 300}, "batch_size=300 is more than data.part_size=256"),
         ({"num_images": 1, "classes": []}, "empty"),
-        ({"num_images": 1, "seed": -1}, "seed=-1"),
+        ({"num_images": 1, "seed": -1}, "seed is -1"),
     ],
 )
 def test_invalid_settings_are_rejected(arguments: dict, says: str) -> None:

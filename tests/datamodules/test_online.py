@@ -72,7 +72,7 @@ def test_other_images_with_the_same_classes_are_noticed(store: str, tmp_path: Pa
 def test_batches_have_images(store: str) -> None:
     for name in ("batch_size", "validation_batch_size"):
         for size in (0, -1):
-            with pytest.raises(UserError, match=f"data.{name}={size}: expected at least 1"):
+            with pytest.raises(UserError, match=f"{name} is {size}; it must be at least 1"):
                 online(store, **{name: size})
-    with pytest.raises(UserError, match="data.num_workers=-1: expected at least 0"):
+    with pytest.raises(UserError, match="num_workers is -1; it must be from 0 to 256"):
         online(store, num_workers=-1)

@@ -239,8 +239,6 @@ def test_usage_during_training(tmp_path: Path) -> None:
         (callbacks.ScaleReconstructions, "rows"),
         (callbacks.ScaleReconstructions, "max_images"),
         (callbacks.SubspaceAblation, "rows"),
-        (callbacks.SampleWriter, "grid_rows"),
-        (callbacks.ConditionalWriter, "grid_columns"),
     ],
 )
 def test_a_picture_without_images_is_refused_at_construction(callback: type, argument: str) -> None:

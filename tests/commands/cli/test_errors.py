@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.cli import LightningCLI
 
 from artifacts.token_store import TokenStoreError
-from commands.cli.errors import explain
-from polytoken.errors import ExistingFileError, UserError
+from commands.cli.errors import explain, where
+from polytoken.errors import ExistingFileError, SettingError, UserError
 from tests.support.commands import TOY, exit_code
 
 QUANTIZER = "model.init_args.tokenizer.init_args.quantizer"
@@ -218,3 +219,39 @@ def test_a_user_error_while_running_is_one_sentence(what: str, sentence: str, ca
 def test_a_fault_while_running_keeps_its_traceback(what: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         exit_code_of(what)
+
+
+NUMBERS = {
+    "--seed_everything -5": ["cli: seed_everything is -5; it must be from 0 to", "on the command line"],
+    "--seed_everything 1%s" % (30 * "0"): ["seed_everything is 1000", "must be from 0 to 4,294,967,295"],
+    "--trainer.gradient_clip_val -1": ["trainer: gradient_clip_val is -1", "it must be above 0"],
+    "--trainer.accumulate_grad_batches 0": ["accumulate_grad_batches is 0; it must be at least 1"],
+    "--trainer.check_val_every_n_epoch 0": ["check_val_every_n_epoch is 0; it must be at least 1"],
+    "--trainer.val_check_interval 0": ["val_check_interval is 0; it must be above 0"],
+    "--trainer.devices abc": ["devices"],
+    "--trainer.devices -1": ["devices"],
+}
+
+
+@pytest.mark.parametrize("arguments", NUMBERS)
+def test_numbers_that_undo_training(arguments: str, capsys: pytest.CaptureFixture) -> None:
+    assert exit_code("fit", "--config", TOY, "--trainer.accelerator", "cpu", *arguments.split()) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in NUMBERS[arguments]), error
+
+
+def test_a_number_out_of_range_is_placed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text("trainer:\n  gradient_clip_val: .nan\n")
+    assert exit_code("fit", "--config", TOY, "--config", str(file)) == 2
+    assert f"trainer.gradient_clip_val, in {file}, line 2" in capsys.readouterr().err
+    several = tmp_path / "several.yaml"
+    several.write_text("model:\n  a: {weight: 1.0}\n  b:\n    weight: -1\n")
+    assert "model.b.weight" in where(SettingError("weight", -1.0, ""), ["--config", str(several)])
+    assert where(SettingError("weight", 5.0, ""), ["--config", str(several)]) == ""
+
+
+def test_a_model_that_exceeds_the_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(LightningCLI, "instantiate_classes", lambda self: torch.empty(2**60, dtype=torch.uint8))
+    assert exit_code("fit", "--config", TOY) == 2
+    assert "the memory of this machine does not hold the model" in capsys.readouterr().err

@@ -171,7 +171,7 @@ def test_spread_of_the_vectors_of_a_standard_normal(levels: int, alpha: float, s
         ({"levels": [5], "num_sub_codes": 0}, "num_sub_codes=0 does not divide"),
         ({"levels": [5, 1]}, r"at least 2 levels.*\[5, 1\]"),
         ({"levels": []}, "levels must name at least 2 levels"),
-        ({"alpha": 0.0}, "alpha must be above 0"),
+        ({"alpha": 0.0}, "alpha is 0.0; it must be above 0"),
     ],
 )
 def test_invalid_arguments_are_rejected_with_a_remedy(changes: dict, message: str) -> None:
