@@ -19,6 +19,10 @@ RUNS   := runs/$(PRESET)
 # set by a job on a cluster: the launcher of the ranks, and the overlay of each recipe
 LAUNCHER ?=
 CLUSTER  ?=
+# paths may hold spaces: quoted for the shell, escaped for make
+quoted  = '$(subst ','\'',$(1))'
+SPACE  := $(subst ,, )
+escaped = $(subst $(SPACE),\ ,$(1))
 CONFIG  = --config configs/$(1).yaml --config configs/presets/$(PRESET)/$(2).yaml $(CLUSTER)
 # overlay of a preset for one recipe
 OVERLAY = $(wildcard configs/presets/$(PRESET)/$(1).yaml)
@@ -27,23 +31,31 @@ KIND   := $(if $(shell grep -s FoldedTokenizer configs/$(TOKENIZER).yaml),folded
 SIZED   = $(call CONFIG,$(1),$(2)) $(addprefix --config ,$(call OVERLAY,$(1)))
 CLI    := $(LAUNCHER) $(PYTHON) cli.py
 FIT    := $(CLI) fit
-ROOT   := $(if $(DATA),--data.init_args.source.init_args.root=$(DATA))
+ROOT   := $(if $(DATA),--data.init_args.source.init_args.root=$(call quoted,$(DATA)))
 TOKENS := $(RUNS)/tokens/$(TOKENIZER)
-CODES  := $(TOKENS)/validation/manifest.json# the store that is written last
+# a stage is finished when it has written done.json (artifacts/completion.py)
+CODES  := $(TOKENS)/done.json
 STAGE1 ?= $(RUNS)/stage1/$(TOKENIZER)
+TRAINED := $(RUNS)/$(GENERATOR)/$(TOKENIZER)/done.json
 # a generator's recipe on the tokens of TOKENIZER; some recipes read the images again
 GENERATE = $(FIT) $(call SIZED,$(1),generator) --run.stage $(1)/$(TOKENIZER) --data.init_args.store $(TOKENS) \
 	$(if $(DATA),$(if $(shell grep -l OnlineTokenDataModule configs/$(1).yaml $(call OVERLAY,$(1))),$(ROOT)))
 # samples of a generator other than stage 2 carry its name as well
 SAMPLED := $(RUNS)/samples/$(TOKENIZER)$(if $(filter-out stage2,$(GENERATOR)),_$(GENERATOR))
 SAMPLES ?= $(SAMPLED)/samples.npz
-MEASURED := $(if $(filter samples.npz,$(notdir $(SAMPLES))),$(dir $(SAMPLES))metrics.json,$(SAMPLES:.npz=_metrics.json))
+# the target of their evaluation, and what it waits for; ⎵ keeps a path together while make splits words
+WHOLE    := $(subst $(SPACE),⎵,$(SAMPLES))
+MEASURED := $(subst ⎵,\ ,$(if $(filter samples.npz,$(notdir $(WHOLE))),$(dir $(WHOLE))metrics.json,$(WHOLE:.npz=_metrics.json)))
+DRAWN    := $(if $(filter $(SAMPLED)/samples.npz,$(WHOLE)),$(SAMPLED)/done.json,$(call escaped,$(SAMPLES)))
 # class vectors of zero-shot classification: of the dual encoder of an embedded preset, or of the recipe's foundation model
 FOUNDATION := $(shell sed -n 's/.*foundation: {name: \([a-z0-9_]*\).*/\1/p' configs/$(TOKENIZER).yaml 2>/dev/null)
 CLASSES ?= $(if $(wildcard configs/presets/$(PRESET)/teacher_dual.yaml),$(RUNS)/teacher/classes,weights/$(or $(FOUNDATION),siglip2_large)_classes).safetensors
 # a captioning probe carries the name of its feature
 CAPTIONED := $(TOKENIZER)_$(subst /,_,$(FEATURE))
 CFG ?= 1.0 1.5 2.0 2.5 3.0
+# the next command, with the choices of this one
+NEXT = next: make $(strip $(1) $(foreach name,PRESET TOKENIZER GENERATOR,$(if $(filter command environment,$(origin $(name))),$(name)=$($(name)))))$(if \
+	$(DATA), DATA=$(call quoted,$(DATA)))
 # ARGS apply to the targets on the command line, not to their prerequisites
 ARGS_OF = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 
@@ -68,7 +80,6 @@ $(foreach learner,$(if $(ARGS),,$(LEARNERS)),\
 		$(error GENERATOR $(learner) predicts one code a position, and TOKENIZER $(TOKENIZER) has several: take GENERATOR=far_base, or TOKENIZER=vq)))
 
 .DEFAULT_GOAL := help
-.DELETE_ON_ERROR: # a run that was stopped during its last validation is not finished
 .PHONY: help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference experiment consolidate test test-cluster drill lint format benchmark tensorboard clean
 
 help: ## Explain every target
@@ -105,90 +116,87 @@ TEACHERS_HERE :=
 teacher: ## Train the judge and the stand-ins for CLIP, DINOv2 and SigLIP 2 of an embedded preset (digits, photos)
 	@echo "the preset $(PRESET) trains no teachers: it uses published networks (make weights)"
 else
-TEACHERS_HERE := $(addprefix $(RUNS)/teacher/,judge.safetensors mid.safetensors high.safetensors)
+TEACHERS_HERE := $(addprefix $(RUNS)/teacher/,judge/done.json mid/done.json high/done.json)
 # the dual encoder, which the recipes that name it need in addition
-DUAL := $(addprefix $(RUNS)/teacher/,dual.safetensors text.safetensors)
+DUAL := $(RUNS)/teacher/dual/done.json
 teacher: $(TEACHERS_HERE) $(DUAL) ## Train the judge and the stand-ins for CLIP, DINOv2 and SigLIP 2 of an embedded preset (digits, photos)
 
-$(RUNS)/teacher/judge.safetensors: configs/judge.yaml configs/presets/$(PRESET)/judge.yaml | $(READY)
+$(RUNS)/teacher/judge/done.json: configs/judge.yaml configs/presets/$(PRESET)/judge.yaml | $(READY)
 	$(FIT) $(call CONFIG,judge,judge)
-	@echo "the judge is $@"
+	@echo "the judge is $(RUNS)/teacher/judge.safetensors"
 
-$(RUNS)/teacher/%.safetensors: configs/teacher_%.yaml configs/presets/$(PRESET)/teacher_%.yaml | $(READY)
+$(RUNS)/teacher/%/done.json: configs/teacher_%.yaml configs/presets/$(PRESET)/teacher_%.yaml | $(READY)
 	$(FIT) $(call CONFIG,teacher_$*,teacher_$*)
-	@echo "the teacher is $@"
+	@echo "the teacher is $(RUNS)/teacher/$*.safetensors"
 
-# one training writes both
-$(RUNS)/teacher/text.safetensors: $(RUNS)/teacher/dual.safetensors ;
-
-$(RUNS)/teacher/classes.safetensors: $(RUNS)/teacher/text.safetensors | $(READY)
-	$(PYTHON) -m commands.class_vectors --text $<
+$(RUNS)/teacher/classes.safetensors: $(DUAL) | $(READY)
+	$(PYTHON) -m commands.class_vectors --text $(RUNS)/teacher/text.safetensors
 endif
 
 weights/%_classes.safetensors: | $(READY)
 	$(PYTHON) -m commands.class_vectors --text $* # once, with a network: the text tower is large
 
-tokenizer: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Train TOKENIZER on PRESET, or resume its training
+tokenizer: $(RUNS)/tokenizer/$(TOKENIZER)/done.json ## Train TOKENIZER on PRESET, or resume its training
 
 NAMES_DUAL := $(shell grep -ls teacher/dual configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/$(KIND).yaml $(call OVERLAY,$(TOKENIZER)))
-$(RUNS)/tokenizer/$(TOKENIZER)/metrics.json: $(TEACHERS_HERE) $(if $(NAMES_DUAL),$(DUAL)) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/$(KIND).yaml $(call OVERLAY,$(TOKENIZER)) | $(READY)
+$(RUNS)/tokenizer/$(TOKENIZER)/done.json: $(TEACHERS_HERE) $(if $(NAMES_DUAL),$(DUAL)) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/$(KIND).yaml $(call OVERLAY,$(TOKENIZER)) | $(READY)
 	$(FIT) $(call SIZED,$(TOKENIZER),$(KIND)) $(ROOT) $(call ARGS_OF,tokenizer)
 	@$(PYTHON) -m commands.summary $(@D)
-	@echo "the tokenizer is in $(@D) (config.yaml, checkpoints/, metrics.json, pictures); next: make tokens"
+	@echo "the tokenizer is in $(@D) (config.yaml, checkpoints/, metrics.json, pictures); $(call NEXT,tokens)"
 
 tokens: $(CODES) ## Write the codes of all images, by TOKENIZER; the latents, if it has no codes
 
-$(CODES): $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json configs/tokens.yaml configs/presets/$(PRESET)/tokens.yaml | $(READY)
+$(CODES): $(RUNS)/tokenizer/$(TOKENIZER)/done.json configs/tokens.yaml configs/presets/$(PRESET)/tokens.yaml | $(READY)
 	$(CLI) predict $(call CONFIG,tokens,tokens) --model.init_args.tokenizer_run $(RUNS)/tokenizer/$(TOKENIZER) --run.stage tokens/$(TOKENIZER) $(ROOT) $(call ARGS_OF,tokens)
-	@echo "the tokens are in $(TOKENS) (train/, validation/); next: make stage1, or make generator GENERATOR=…"
+	@echo "the tokens are in $(TOKENS) (train/, validation/); $(call NEXT,$(if $(filter stage2,$(GENERATOR)),stage1,generator))"
 
 tokens-check: $(CODES) ## Decode a few of the stored tokens next to their images, and verify all checksums
 	$(PYTHON) -m commands.tokens_check $(TOKENS) $(call ARGS_OF,tokens-check)
 
-stage1: $(RUNS)/stage1/$(TOKENIZER)/metrics.json ## Train a generator on one code a patch: global structure
+stage1: $(RUNS)/stage1/$(TOKENIZER)/done.json ## Train a generator on one code a patch: global structure
 
-$(RUNS)/stage1/$(TOKENIZER)/metrics.json: $(CODES) configs/stage1.yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,stage1) | $(READY)
+$(RUNS)/stage1/$(TOKENIZER)/done.json: $(CODES) configs/stage1.yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,stage1) | $(READY)
 	$(call GENERATE,stage1) $(call ARGS_OF,stage1)
-	@echo "stage 1 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); next: make stage2"
+	@echo "stage 1 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); $(call NEXT,stage2)"
 
-stage2: $(RUNS)/stage2/$(TOKENIZER)/metrics.json ## Train it on all codes, starting from the run STAGE1: local dependencies
+stage2: $(RUNS)/stage2/$(TOKENIZER)/done.json ## Train it on all codes, starting from the run STAGE1: local dependencies
 
-$(RUNS)/stage2/$(TOKENIZER)/metrics.json: $(CODES) $(STAGE1)/metrics.json configs/stage2.yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,stage2) | $(READY)
-	$(call GENERATE,stage2) --model.init_args.init_from $(STAGE1) $(call ARGS_OF,stage2)
-	@echo "stage 2 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); next: make sample"
+$(RUNS)/stage2/$(TOKENIZER)/done.json: $(CODES) $(call escaped,$(STAGE1))/done.json configs/stage2.yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,stage2) | $(READY)
+	$(call GENERATE,stage2) --model.init_args.init_from $(call quoted,$(STAGE1)) $(call ARGS_OF,stage2)
+	@echo "stage 2 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); $(call NEXT,sample)"
 
-generator: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json ## Train GENERATOR, by default stage 2, on the stored tokens
+generator: $(TRAINED) ## Train GENERATOR, by default stage 2, on the stored tokens
 
 ifeq ($(filter stage1 stage2,$(GENERATOR)),)
-$(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json: $(CODES) configs/$(GENERATOR).yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,$(GENERATOR)) | $(READY)
+$(TRAINED): $(CODES) configs/$(GENERATOR).yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,$(GENERATOR)) | $(READY)
 	$(call GENERATE,$(GENERATOR)) $(call ARGS_OF,generator)
-	@echo "$(GENERATOR) is in $(@D); next: make sample GENERATOR=$(GENERATOR) TOKENIZER=$(TOKENIZER)"
+	@echo "$(GENERATOR) is in $(@D); $(call NEXT,sample)"
 endif
 
-sample: $(SAMPLED)/samples.npz ## Generate images with GENERATOR: samples.npz and grid.png
+sample: $(SAMPLED)/done.json ## Generate images with GENERATOR: samples.npz and grid.png
 
-$(SAMPLED)/samples.npz: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json configs/sample.yaml configs/presets/$(PRESET)/sample.yaml $(call OVERLAY,sample_$(GENERATOR)) | $(READY)
+$(SAMPLED)/done.json: $(TRAINED) configs/sample.yaml configs/presets/$(PRESET)/sample.yaml $(call OVERLAY,sample_$(GENERATOR)) | $(READY)
 	$(CLI) predict $(call CONFIG,sample,sample) $(addprefix --config ,$(call OVERLAY,sample_$(GENERATOR))) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(TOKENIZER) --run.stage samples/$(notdir $(SAMPLED)) $(call ARGS_OF,sample)
-	@echo "the samples are in $(@D) (samples.npz, grid.png); next: make evaluate"
+	@echo "the samples are in $(@D) (samples.npz, grid.png); $(call NEXT,evaluate)"
 
-condition: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json | $(READY) ## Generate images around references (GENERATOR=next_scale): grid.png, samples.npz
+condition: $(TRAINED) | $(READY) ## Generate images around references (GENERATOR=next_scale): grid.png, samples.npz
 	$(CLI) predict $(call CONFIG,condition,condition) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(TOKENIZER) --run.stage samples/$(notdir $(SAMPLED))_condition $(ROOT) $(ARGS)
 
 evaluate: $(MEASURED) ## Measure SAMPLES=any.npz, real images and reconstructions
 
 # ARGS may name another reference or network than that of the existing metrics
 .PHONY: measure-again
-$(MEASURED): $(SAMPLES) $(TEACHERS_HERE) $(if $(call ARGS_OF,evaluate),measure-again) | $(READY)
-	$(PYTHON) -m commands.evaluate --samples $(SAMPLES) --preset $(PRESET) $(call ARGS_OF,evaluate)
-	@echo "the metrics are in $@; next: make report"
+$(MEASURED): $(DRAWN) $(TEACHERS_HERE) $(if $(call ARGS_OF,evaluate),measure-again) | $(READY)
+	$(PYTHON) -m commands.evaluate --samples $(call quoted,$(SAMPLES)) --preset $(PRESET) $(call ARGS_OF,evaluate)
+	@echo "the metrics are in $@; $(call NEXT,report)"
 
-sweep: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json $(TEACHERS_HERE) ## Measure GENERATOR at each guidance of CFG="1.0 1.5 2.0": sweep.json, sweep.png
+sweep: $(TRAINED) $(TEACHERS_HERE) ## Measure GENERATOR at each guidance of CFG="1.0 1.5 2.0": sweep.json, sweep.png
 	$(PYTHON) -m commands.sweep --run $(RUNS)/$(GENERATOR)/$(TOKENIZER) --guidance $(CFG) --preset $(PRESET) $(ARGS)
 
 dependency: $(CODES) ## Measure how far the stored codes of TOKENIZER depend on each other: dependency.json, dependency.png
 	$(PYTHON) -m commands.dependency --store $(TOKENS) $(ARGS)
 
-layers: $(RUNS)/$(GENERATOR)/$(TOKENIZER)/metrics.json $(TEACHERS_HERE) ## Compare the blocks of GENERATOR with its output and a teacher: layers.json, layers.png
+layers: $(TRAINED) $(TEACHERS_HERE) ## Compare the blocks of GENERATOR with its output and a teacher: layers.json, layers.png
 	$(PYTHON) -m commands.layers --run $(RUNS)/$(GENERATOR)/$(TOKENIZER) $(ARGS)
 
 # what the features of a representation autoencoder still know, for the report; elsewhere it takes hours: make probe zero-shot
@@ -200,35 +208,33 @@ $(RUNS)/report.html: $(MEASURED) $(UNDERSTOOD) $(wildcard runs/experiments/resul
 	$(PYTHON) -m commands.report --preset $(PRESET)
 	@echo "the report is $@; that is the whole curriculum"
 
-$(RUNS)/tokenizer/$(TOKENIZER)/probes.json: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json
+$(RUNS)/tokenizer/$(TOKENIZER)/probes.json: $(RUNS)/tokenizer/$(TOKENIZER)/done.json
 	$(PYTHON) -m commands.probe --run $(@D)
 
-$(RUNS)/tokenizer/$(TOKENIZER)/zero_shot.json: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json $(CLASSES)
-	$(PYTHON) -m commands.zero_shot --run $(@D) --classes $(CLASSES)
+$(RUNS)/tokenizer/$(TOKENIZER)/zero_shot.json: $(RUNS)/tokenizer/$(TOKENIZER)/done.json $(call escaped,$(CLASSES))
+	$(PYTHON) -m commands.zero_shot --run $(@D) --classes $(call quoted,$(CLASSES))
 
-probe: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json ## Probe the features of TOKENIZER for the class: probes.json
+probe: $(RUNS)/tokenizer/$(TOKENIZER)/done.json ## Probe the features of TOKENIZER for the class: probes.json
 	$(PYTHON) -m commands.probe --run $(RUNS)/tokenizer/$(TOKENIZER) $(ARGS)
 
-zero-shot: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json $(CLASSES) ## Classify images by decoded features of TOKENIZER=ideal and names of classes: zero_shot.json
-	$(PYTHON) -m commands.zero_shot --run $(RUNS)/tokenizer/$(TOKENIZER) --classes $(CLASSES) $(ARGS)
+zero-shot: $(RUNS)/tokenizer/$(TOKENIZER)/done.json $(call escaped,$(CLASSES)) ## Classify images by decoded features of TOKENIZER=ideal and names of classes: zero_shot.json
+	$(PYTHON) -m commands.zero_shot --run $(RUNS)/tokenizer/$(TOKENIZER) --classes $(call quoted,$(CLASSES)) $(ARGS)
 
-caption: $(RUNS)/caption_stage2/$(CAPTIONED)/metrics.json ## Caption images from FEATURE of TOKENIZER, in two stages: captions.json
+caption: $(RUNS)/caption_stage2/$(CAPTIONED)/done.json ## Caption images from FEATURE of TOKENIZER, in two stages: captions.json
 
 # stage 1 trains a projector to a language model, stage 2 both
 CAPTION = $(FIT) $(call SIZED,$(1),caption) --run.stage $(1)/$(CAPTIONED) --model.init_args.feature $(FEATURE) \
-	--model.init_args.tokenizer_run $(RUNS)/tokenizer/$(TOKENIZER) $(if $(CAPTIONS),--data.init_args.source.init_args.root=$(CAPTIONS))
+	--model.init_args.tokenizer_run $(RUNS)/tokenizer/$(TOKENIZER) $(if $(CAPTIONS),--data.init_args.source.init_args.root=$(call quoted,$(CAPTIONS)))
 
-$(RUNS)/caption_stage1/$(CAPTIONED)/metrics.json: $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json configs/caption_stage1.yaml configs/presets/$(PRESET)/caption.yaml $(call OVERLAY,caption_stage1) | $(READY)
+$(RUNS)/caption_stage1/$(CAPTIONED)/done.json: $(RUNS)/tokenizer/$(TOKENIZER)/done.json configs/caption_stage1.yaml configs/presets/$(PRESET)/caption.yaml $(call OVERLAY,caption_stage1) | $(READY)
 	$(call CAPTION,caption_stage1)
 
-$(RUNS)/caption_stage2/$(CAPTIONED)/metrics.json: $(RUNS)/caption_stage1/$(CAPTIONED)/metrics.json configs/caption_stage2.yaml $(call OVERLAY,caption_stage2) | $(READY)
+$(RUNS)/caption_stage2/$(CAPTIONED)/done.json: $(RUNS)/caption_stage1/$(CAPTIONED)/done.json configs/caption_stage2.yaml $(call OVERLAY,caption_stage2) | $(READY)
 	$(call CAPTION,caption_stage2) --model.init_args.init_from $(RUNS)/caption_stage1/$(CAPTIONED) $(call ARGS_OF,caption)
 	@echo "BLEU and CIDEr-D are in $(@D)/metrics.json, the captions in captions.json"
 
 analysis: tokenizer ## Analyse the subspaces of TOKENIZER: affinity, ablation, code maps
-	@touch -r $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json $(RUNS)/.trained
 	$(PYTHON) cli.py validate $(call SIZED,$(TOKENIZER),$(KIND)) --config configs/analysis.yaml --config configs/presets/$(PRESET)/analysis.yaml $(ROOT) $(ARGS)
-	@touch -r $(RUNS)/.trained $(RUNS)/tokenizer/$(TOKENIZER)/metrics.json && rm $(RUNS)/.trained # measured again, not trained
 
 endif
 
@@ -245,18 +251,18 @@ weights: $(READY) ## Fetch the published weights (VGG-16 for LPIPS, Inception, a
 	$(PYTHON) -m commands.weights $(TEACHERS)
 
 reference: $(TEACHERS_HERE) | $(READY) ## Measure the real images of SPLIT=validation (for rFID) or train (for gFID)
-	$(PYTHON) -m commands.reference --preset $(PRESET) --split $(SPLIT) $(DATA:%=--data %) $(ARGS)
+	$(PYTHON) -m commands.reference --preset $(PRESET) --split $(SPLIT) $(if $(DATA),--data $(call quoted,$(DATA))) $(ARGS)
 
 consolidate: | $(READY) ## Make one file (whole.ckpt) of the sharded checkpoint of RUN=runs/…, by default GENERATOR's
-	$(PYTHON) -m commands.consolidate $(or $(RUN),$(RUNS)/$(GENERATOR)/$(TOKENIZER))
+	$(PYTHON) -m commands.consolidate $(call quoted,$(or $(RUN),$(RUNS)/$(GENERATOR)/$(TOKENIZER)))
 
-experiment: $(TEACHERS_HERE) $(if $(filter ideal/%,$(EXPERIMENT)),$(DUAL) $(if $(shell grep -s zero_shot experiments/$(EXPERIMENT).yaml),$(CLASSES))) | $(READY) ## Run EXPERIMENT (ssq/table3, ifsq/fig3 …) on PRESET; ARGS='--seeds 3'
+experiment: $(TEACHERS_HERE) $(if $(filter ideal/%,$(EXPERIMENT)),$(DUAL) $(if $(shell grep -s zero_shot experiments/$(EXPERIMENT).yaml),$(call escaped,$(CLASSES)))) | $(READY) ## Run EXPERIMENT (ssq/table3, ifsq/fig3 …) on PRESET; ARGS='--seeds 3'
 	$(PYTHON) -m experiments run $(EXPERIMENT) --preset $(PRESET) $(ARGS)
 
 # one stage as a job: experiments --sbatch submits it (LAUNCHER and CLUSTER reach it as variables of the environment)
 .PHONY: experiment-stage
 experiment-stage: | $(READY)
-	$(PYTHON) -m experiments.start '$(RUN)'
+	$(PYTHON) -m experiments.start $(call quoted,$(RUN))
 
 # --- development -----------------------------------------------------------------------------------------------------
 

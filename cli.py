@@ -120,10 +120,15 @@ class CommandLine(LightningCLI):
             self.model.resumes_from = checkpoint
 
     def after_fit(self) -> None:
-        """Validate the final weights: the last validation of the fit may be some steps older."""
+        """Validate the final weights, since the last validation of the fit may be some steps older; mark the end."""
         measures = is_overridden("validation_step", self.model, LightningModule)
         if measures and is_overridden("val_dataloader", self.datamodule, LightningDataModule):
             self.trainer.validate(self.model, self.datamodule, verbose=False)
+        self.record.finish(self.trainer, self.model)
+
+    def after_predict(self) -> None:
+        """Mark the end."""
+        self.record.finish(self.trainer, self.model)
 
 
 def main(args: list[str] | None = None) -> None:

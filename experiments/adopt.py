@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from artifacts.run_files import METRICS
 from experiments.check import compose
 from experiments.stages import measured, progress
 from experiments.tasks import Run, Task, nested
@@ -44,7 +43,7 @@ def adopt(tasks: list[Task]) -> dict[Path, Path]:
 
 
 def _is_same(run: Run, place: Path) -> bool:
-    """True if every start of the run at this place had the stage's configuration, and its metrics are of its end."""
+    """True if every start of the finished run at this place had the stage's configuration."""
     predicts = run.kind.command == "predict"
     first = place / ("config_predict.yaml" if predicts else "config.yaml")
     files = [first, *([] if predicts else place.glob("config_resume_*.yaml"))]
@@ -54,11 +53,10 @@ def _is_same(run: Run, place: Path) -> bool:
     if not all(_has_configuration(run, place, config) for config in configs):
         return False
     section = measured(run.kind, place)
-    if section is None:  # a token store, whose manifests are written last
+    if section is None:  # a token store
         return True
-    written = (place / METRICS).stat().st_mtime
     steps = {config["trainer"].get("max_steps") for config in configs}
-    return steps == {section.get("global_step")} and all(file.stat().st_mtime <= written for file in files)
+    return steps == {section.get("global_step")}
 
 
 def _has_configuration(run: Run, place: Path, recorded: dict[str, Any]) -> bool:

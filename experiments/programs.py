@@ -1,6 +1,7 @@
 """Stages of an experiment that train nothing: `python -m experiments.programs PROGRAM … --output DIRECTORY`.
 
-Each writes its metrics into `metrics.json` of the directory, as the validation at the end of a fit does.
+Each writes its metrics into `metrics.json` of the directory, as the validation at the end of a fit does, and then the
+marker of its end.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from artifacts.completion import begin, finish
 from artifacts.metrics import merge_section
 from artifacts.provenance import commit, machine
 from artifacts.run_files import METRICS, Measured, Metrics
@@ -161,6 +163,7 @@ def curve(directory: Path, num_images: int, guidance: float, steps: int | None) 
 
 
 def _work(options: Namespace) -> None:
+    begin(options.output)
     metrics, n = {
         "probe": lambda: probe(options.run, options.max_train),
         "zero_shot": lambda: zero_shot(options.run, options.classes, options.max_images),
@@ -171,6 +174,7 @@ def _work(options: Namespace) -> None:
     }[options.command]()
     section: Measured = {"metrics": metrics, "n": n, "machine": machine(), "commit": commit()}
     merge_section(options.output / METRICS, "validate", section)
+    finish(options.output, options.command, str(options), [options.output / METRICS])
 
 
 def main(arguments: list[str] | None = None) -> None:

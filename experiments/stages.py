@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from artifacts.completion import completion
 from artifacts.run_files import METRICS, MetricsFile
 from polytoken import records
 from polytoken.layout import CHECKPOINTS, LAST
@@ -23,8 +24,7 @@ class Kind:
         recipe: The recipe, for a kind that has only one.
         preset_file: The file of the preset, for a kind that has only one.
         seeds: Arguments that get the seed, besides `seed_everything`.
-        files: Files of a finished run besides `metrics.json`.
-        section: The section of `metrics.json` that is written last; None for a stage that measures nothing.
+        section: The section of `metrics.json` with its metrics; None for a stage that measures nothing.
         begun: Patterns, one of which matches a file of an unfinished run.
         options: None for a run of `cli.py`. Otherwise the stage is a program that trains nothing: it has neither
             recipe nor preset, and its overrides are these options, all numbers.
@@ -35,8 +35,6 @@ class Kind:
     recipe: str | None = None
     preset_file: str | None = None
     seeds: tuple[str, ...] = ("data.init_args.seed",)
-    files: tuple[str, ...] = ()
-    # A fit writes its section "fit" first: without "validate" it was stopped before its last validation.
     section: str | None = "validate"
     begun: tuple[str, ...] = (f"{CHECKPOINTS}/{LAST}",)
     options: tuple[str, ...] | None = None
@@ -53,7 +51,6 @@ KINDS = {
         inputs=TOKENIZER,
         recipe="tokens",
         preset_file="tokens",
-        files=("train/manifest.json", "validation/manifest.json"),
         section=None,
         begun=("*.partial", "train"),
     ),
@@ -68,7 +65,6 @@ KINDS = {
         recipe="sample",
         preset_file="sample",
         seeds=("data.init_args.seed", "model.init_args.seed"),
-        files=("samples.npz",),
         section="evaluate",
         begun=("parts", "samples.npz"),
     ),
@@ -98,16 +94,24 @@ def input_stages(kinds: Sequence[str]) -> dict[str, int | None]:
 
 def progress(kind: Kind, directory: Path) -> str:
     """State of a stage: done, unfinished or missing."""
-    is_measured = kind.section is None or measured(kind, directory) is not None
-    if is_measured and all((directory / file).exists() for file in kind.files):
+    if (completion(directory) if kind.section is None else measured(kind, directory)) is not None:
         return "done"
     is_begun = any(True for pattern in kind.begun for _ in directory.glob(pattern))
     return "unfinished" if is_begun else "missing"
 
 
 def measured(kind: Kind, directory: Path) -> dict[str, Any] | None:
-    """The section of `metrics.json` that a stage writes last; None before that."""
-    if kind.section is None:
+    """The section of `metrics.json` with the metrics of a finished stage; None for an unfinished one."""
+    marker = completion(directory)
+    if marker is None or kind.section is None:
         return None
     sections: dict[str, Any] = {**(records.read_derived(directory / METRICS, MetricsFile) or {})}
-    return sections.get(kind.section)
+    section = sections.get(kind.section)
+    # samples are marked when they are drawn; their evaluation names the file that it has measured
+    if (
+        section
+        and kind.section == "evaluate"
+        and section["samples"].get("sha256") != marker["files"].get("samples.npz")
+    ):
+        return None
+    return section

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from polytoken.teachers.stand_in import SmallVisionTransformer
 
 
 class ClassifierModule(pl.LightningModule):
-    """Trains a classifier by cross-entropy, and writes it to ``output`` after each validation.
+    """Trains a classifier by cross-entropy, and writes it to ``output`` at the end of the fit.
 
     Args:
         classifier: the network.
@@ -57,7 +59,7 @@ class ClassifierModule(pl.LightningModule):
             self.accuracy.update((self.classifier(batch["image"][real]).argmax(-1) == batch["label"][real]).float())
         self.log("val/accuracy", self.accuracy, prog_bar=True)
 
-    def on_validation_end(self) -> None:
-        """Save the classifier with the accuracy of this validation."""
-        if self.trainer.is_global_zero:
-            self.classifier.save(self.output, float(self.trainer.callback_metrics["val/accuracy"]))
+    def deliver(self) -> list[Path]:
+        """Write the classifier with the accuracy of the last validation."""
+        self.classifier.save(self.output, float(self.trainer.callback_metrics["val/accuracy"]))
+        return [Path(self.output)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
@@ -22,7 +23,7 @@ class DualEncoderModule(pl.LightningModule):
     """Trains both towers by SigLIP's sigmoid loss on images and prompts with the names of their classes.
 
     A batch is paired with one text of each class; in arXiv 2303.15343, eq. 1, each image brings a text of its own. Both
-    towers are written after each validation, which classifies images by the names of the classes.
+    towers are written at the end of the fit. A validation classifies images by the names of the classes.
 
     Args:
         image: the image tower.
@@ -114,11 +115,11 @@ class DualEncoderModule(pl.LightningModule):
             self.accuracy.update((scores.argmax(-1) == batch["label"][real]).float())
         self.log("val/accuracy", self.accuracy, prog_bar=True)
 
-    def on_validation_end(self) -> None:
-        """Save both towers; the text tower names the image tower that it belongs to."""
-        if self.trainer.is_global_zero:
-            self.image.save(self.output, float(self.trainer.callback_metrics["val/accuracy"]))
-            self.text.save(self.text_output, Teacher("stand_in", self.output).identity, self.classes, self.prompts)
+    def deliver(self) -> list[Path]:
+        """Write both towers; the text tower names the image tower that it belongs to."""
+        self.image.save(self.output, float(self.trainer.callback_metrics["val/accuracy"]))
+        self.text.save(self.text_output, Teacher("stand_in", self.output).identity, self.classes, self.prompts)
+        return [Path(self.output), Path(self.text_output)]
 
 
 def sigmoid_loss(logits: Tensor, labels: Tensor) -> Tensor:

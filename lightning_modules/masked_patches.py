@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from polytoken.teachers.stand_in import SmallVisionTransformer
 class MaskedPatchModule(pl.LightningModule):
     """Trains a network to predict the pixels of masked patches from the visible ones.
 
-    After each validation the network is written to ``output``, without the linear layer that predicts pixels.
+    At the end of the fit the network is written to ``output``, without the linear layer that predicts pixels.
 
     Args:
         network: the stand-in.
@@ -61,10 +63,10 @@ class MaskedPatchModule(pl.LightningModule):
             self.error.update(self._error(images, mask), weight=len(images))
         self.log("val/error", self.error, prog_bar=True)
 
-    def on_validation_end(self) -> None:
-        """Save the network."""
-        if self.trainer.is_global_zero:
-            self.network.save(self.output)
+    def deliver(self) -> list[Path]:
+        """Write the network."""
+        self.network.save(self.output)
+        return [Path(self.output)]
 
     def _random_mask(self, images: Tensor) -> Tensor:
         rows, columns = (side // self.network.patch_size for side in images.shape[-2:])

@@ -22,7 +22,7 @@ HANDED_ON  := PRESET TOKENIZER GENERATOR DATA STAGE1 SAMPLES CLASSES CAPTIONS FE
 ASKED = --job-name=$(PRESET)-$(1) --output=$(RUNS)/slurm/%x-%j.log --time=$(TIME) $(PARTITION:%=--partition=%) \
 	$(if $(filter $(1),$(SINGLE)),$(call SHAPE,1,$(if $(filter 0,$(GPUS)),0,1),1),$(call SHAPE,$(NODES),$(GPUS),$(TASKS))) $(SBATCH_ARGS)
 SHAPE = --nodes=$(1) --ntasks-per-node=$(3) $(if $(filter-out 0,$(2)),--gpus-per-node=$(2)) --cpus-per-task=$(CPUS)
-MADE  = $(1) $(foreach name,$(HANDED_ON),$(if $(findstring command,$(origin $(name))),'$(name)=$($(name))')) \
+MADE  = $(1) $(foreach name,$(HANDED_ON),$(if $(findstring command,$(origin $(name))),$(call quoted,$(name)=$($(name))))) \
 	$(if $(filter-out $(SINGLE),$(1)),$(addprefix STRATEGY=,$(or $(STRATEGY),$(if $(filter tokenizer,$(1)),$(SEVERAL:%=ddp)))))
 # tokenizers need another strategy than Lightning's default for several devices
 SEVERAL = $(filter-out 1 1-1,$(NODES)-$(TASKS))
@@ -37,11 +37,11 @@ $(if $(NOT_HERE),$(error LAUNCH=slurm submits curriculum $(SUBMITTED): leave it 
 
 $(SUBMITTED): | $(READY)
 	@mkdir -p $(RUNS)/slurm
-	sbatch $(strip $(call ASKED,$@)) scripts/train.sbatch $(strip $(call MADE,$@)) $(if $(ARGS),'ARGS=$(ARGS)')
+	sbatch $(strip $(call ASKED,$@)) scripts/train.sbatch $(call MADE,$@) $(if $(ARGS),$(call quoted,ARGS=$(ARGS)))
 
 demo: curriculum
 
 curriculum: | $(READY)
 	@mkdir -p $(RUNS)/slurm
 	@set -e; $(foreach stage,$(CURRICULUM),\$(newline)\
-	job=$$(sbatch --parsable $${job:+--dependency=afterok:$$job --kill-on-invalid-dep=yes} $(strip $(call ASKED,$(stage))) scripts/train.sbatch $(strip $(call MADE,$(stage)))); echo "$(stage): job $$job";)
+	job=$$(sbatch --parsable $${job:+--dependency=afterok:$$job --kill-on-invalid-dep=yes} $(strip $(call ASKED,$(stage))) scripts/train.sbatch $(call MADE,$(stage))); echo "$(stage): job $$job";)

@@ -55,6 +55,7 @@ class LastCheckpoint(Checkpoint):
         self.monitor = monitor
         self.mode = mode
         self._best: float | None = None
+        self._fits = False
         self._saved = False  # by this process
         self._saved_at = 0.0  # reading of time.monotonic
         self._step = self._step_in_file = 0  # no step is taken yet, so there is nothing to save
@@ -77,6 +78,7 @@ class LastCheckpoint(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Agree on the directory; raises RunError if a fit cannot write to it."""
         self.dirpath = trainer.strategy.broadcast(self.dirpath or str(Path(trainer.default_root_dir) / CHECKPOINTS))
+        self._fits = self._fits or stage == "fit"  # a validation follows the fit
         if stage == "fit" and not trainer.fast_dev_run and trainer.is_global_zero:
             check_writable(self.directory)
 
@@ -138,6 +140,10 @@ class LastCheckpoint(Checkpoint):
             self._put_in_place()
         self._step_in_file = trainer.global_step
         self._saved_at = time.monotonic()
+
+    def deliver(self) -> list[Path]:
+        """The last checkpoint of a fit."""
+        return [self.directory / LAST] if self._fits else []
 
     def _time_is_up(self, trainer: Trainer) -> bool:
         """True if every_minutes have passed since the last save on rank 0; all ranks get the same answer."""

@@ -1,4 +1,4 @@
-"""Configuration of a run, as files in its directory and inside each checkpoint."""
+"""Configuration of a run, as files in its directory and inside each checkpoint, and the marker of its end."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from artifacts.completion import Producer, begin, finish
 from polytoken.files import write_text
 from polytoken.loading import MODEL_CONFIG, read_metadata
+
+STAGES = ("fit", "predict")  # the commands whose files later stages read
 
 
 class RunRecord(Callback):
     """Writes the configuration of a run; cli.py adds this callback to each command.
 
     The first fit writes `config.yaml`, and a fit that resumes `config_resume_1.yaml`, `config_resume_2.yaml` … Another
-    command overwrites `config_<command>.yaml`. Each checkpoint holds the resolved model section.
+    command overwrites `config_<command>.yaml`. Each checkpoint holds the resolved model section. A fit or predict
+    removes the marker of a finished stage (`artifacts.completion`) when it starts, and writes it when it has ended.
 
     Args:
         directory: The run's directory.
@@ -36,7 +40,17 @@ class RunRecord(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the configuration, but not a second time for the validation that ends a fit."""
         if trainer.is_global_zero and not trainer.fast_dev_run and stage == self.command:
+            if stage in STAGES:
+                begin(self.directory)
             write_text(self._file(), self.config)
+
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Mark the stage as finished, with the files of the module and of the callbacks that later stages read."""
+        if not trainer.is_global_zero or trainer.fast_dev_run or trainer.interrupted:
+            return
+        producers = [part for part in (pl_module, *trainer.callbacks) if isinstance(part, Producer)]
+        files = [file for producer in producers for file in producer.deliver()]
+        finish(self.directory, self.command, self.config, files, trainer.global_step if self.command == "fit" else None)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the model section."""

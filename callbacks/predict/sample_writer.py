@@ -75,8 +75,6 @@ class SampleWriter(pl.Callback):
             rank_zero_info(f"{self._parts} holds {len(done)} of {self._data.num_parts} parts: sampling the others.")
         self._data.leave_out(range(self._data.num_parts) if self._finished else done)
         if trainer.is_global_zero:
-            if self._finished:
-                self._npz.touch()  # for make, which compares its time with the generator's
             if self._finished or outdated:  # a kill during the clean-up leaves parts behind
                 shutil.rmtree(self._parts, ignore_errors=True)
             if not self._finished:
@@ -107,6 +105,10 @@ class SampleWriter(pl.Callback):
         elif trainer.is_global_zero:
             self._join()
         trainer.strategy.barrier("samples joined")
+
+    def deliver(self) -> list[Path]:
+        """The images and the record of their settings."""
+        return [self._npz, self._record]
 
     def _join(self) -> None:
         shape = self._read(0).shape[1:]

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from artifacts.moments import Moments
-from artifacts.token_store import StorePlan, check_tokens
+from artifacts.token_store import MANIFEST, StorePlan, check_tokens
 from artifacts.token_store_writer import TokenStoreWriter
 from datamodules.images import ImageDataModule
 from datamodules.sources.base import SPLITS, Split
@@ -122,6 +122,10 @@ class TokenWriter(BasePredictionWriter):
             indices, labels, stored = (np.concatenate(parts) for parts in zip(*self._rows, strict=True))
             writer.write(shard, indices, labels, stored, self._moments)
             self._start_shard()
+
+    def deliver(self) -> list[Path]:
+        """The manifests, which hold the digests of the shards."""
+        return [writer.path / MANIFEST for writer in self._writers.values()]
 
     def _start_shard(self) -> None:
         self._rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # indices, labels, tokens

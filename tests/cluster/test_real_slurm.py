@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from artifacts.completion import finish
 from tests.end_to_end.test_cli import assert_equal
 from tests.support.commands import REPOSITORY, exit_code
 from tests.support.experiments import write_experiment
@@ -66,9 +67,9 @@ def state(run: Path) -> dict:
 def with_codes(directory: Path, pause: list[str]) -> Path:
     """A working copy with the codes of a tokenizer, so that a generator can be trained at once."""
     here = working_copy(directory, pause)
-    (here / RUNS / "tokenizer/fq_dual").mkdir(parents=True)
-    (here / RUNS / "tokenizer/fq_dual/metrics.json").touch()
-    write_digit_codes(here / RUNS / "tokens/fq_dual")
+    codes = write_digit_codes(here / RUNS / "tokens/fq_dual")
+    for directory in (here / RUNS / "tokenizer/fq_dual", codes):
+        finish(directory, "", "", [codes / "validation/manifest.json"])
     return here
 
 

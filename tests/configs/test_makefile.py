@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def test_a_new_recipe_and_its_overlay_need_no_change_of_the_makefile(tmp_path: P
         said = make("-n", "sample", f"GENERATOR={recipe}", *settings, cwd=tmp_path)
         (line,) = (line for line in said.splitlines() if f"--run.stage {recipe}/vq" in line)
         assert configs_of(line) == [f"configs/{recipe}.yaml", "configs/presets/mine/generator.yaml", *files]
-        assert ("source.init_args.root=/images" in line) == (recipe == "online")
+        assert ("source.init_args.root='/images'" in line) == (recipe == "online")
         assert f"--model.init_args.generator_run runs/mine/{recipe}/vq" in said
 
 
@@ -102,7 +103,8 @@ def test_zero_shot_reads_the_class_vectors_of_the_preset() -> None:
     said = make("-n", "-B", "zero-shot", "TOKENIZER=ideal")
     assert "commands.class_vectors --text runs/digits/teacher/text.safetensors" in said
     assert (
-        "commands.zero_shot --run runs/digits/tokenizer/ideal --classes runs/digits/teacher/classes.safetensors" in said
+        "commands.zero_shot --run runs/digits/tokenizer/ideal --classes 'runs/digits/teacher/classes.safetensors'"
+        in said
     )
     said = make(
         "-n",
@@ -119,3 +121,59 @@ def test_arguments_may_make_a_pair_fit() -> None:
     one = "--data.init_args.sub_codes [0]"
     assert one in make("-n", "-B", "generator", "GENERATOR=llamagen", "TOKENIZER=fq_dual", f"ARGS={one}")
     assert "--run.stage tokens/ae" in make("-n", "-B", "tokens", "TOKENIZER=ae")
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A directory to run make in, without runs."""
+    for name in ("Makefile", "configs", "scripts"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    return tmp_path
+
+
+def test_only_its_marker_finishes_a_stage(here: Path) -> None:
+    runs = here / "runs/digits"
+    places = [runs / place for place in ("teacher/judge", "teacher/mid", "teacher/high")]
+    places += [runs / f"{stage}/fq_dual" for stage in ("tokenizer", "tokens", "stage1", "stage2", "samples")]
+    for place in places:
+        place.mkdir(parents=True)
+        for file in ("metrics.json", "samples.npz", "samples.json", f"../{place.name}.safetensors"):
+            (place / file).touch()
+    assert make("-n", "evaluate", cwd=here).count("cli.py") == len(places)
+    for place in places:
+        (place / "done.json").touch()
+    assert "cli.py" not in make("-n", "evaluate", cwd=here)
+    (places[3] / "done.json").unlink()
+    assert make("-n", "evaluate", cwd=here).count("cli.py") == 5, "the tokenizer, and all that is built upon it"
+
+
+def test_paths_may_hold_spaces_and_quotes(here: Path) -> None:
+    place = "my  spaced 'dir'"
+    for directory in (place, *(f"runs/digits/teacher/{name}" for name in ("judge", "mid", "high"))):
+        (here / directory).mkdir(parents=True)
+        for name in ("done.json", "theirs.npz", "samples.npz", "classes.safetensors"):
+            (here / directory / name).touch()
+    for goal, given, option in (
+        ("tokenizer", f"DATA={place}", f"--data.init_args.source.init_args.root={place}"),
+        ("reference", f"DATA={place}", place),
+        ("caption PRESET=photos", f"CAPTIONS={place}", f"--data.init_args.source.init_args.root={place}"),
+        ("stage2", f"STAGE1={place}", place),
+        ("evaluate", f"SAMPLES={place}/theirs.npz", f"{place}/theirs.npz"),
+        ("evaluate", f"SAMPLES={place}/samples.npz", f"{place}/samples.npz"),
+        ("zero-shot", f"CLASSES={place}/classes.safetensors", f"{place}/classes.safetensors"),
+        ("consolidate", f"RUN={place}", place),
+        ("experiment-stage", f"RUN={place}", place),
+    ):
+        commands = [line for line in make("-n", *goal.split(), given, cwd=here).splitlines() if "/python " in line]
+        assert any(option in shlex.split(command) for command in commands), (goal, given)
+    (here / place / "theirs_metrics.json").touch()
+    assert "commands.evaluate" not in make("-n", "evaluate", f"SAMPLES={place}/theirs.npz", cwd=here)
+
+
+def test_hints_keep_what_was_chosen() -> None:
+    chosen = ("PRESET=photos", "TOKENIZER=ifsq", "GENERATOR=dit")
+    said = re.findall(r'next: make (.*)"', make("-n", "-B", "evaluate", *chosen, "DATA=a b"))
+    goals = ("tokens", "generator", "sample", "evaluate", "report")
+    assert said == [f"{goal} {' '.join(chosen)} DATA='a b'" for goal in goals]
+    said = re.findall(r'next: make (.*)"', make("-n", "-B", "evaluate"))
+    assert said == ["tokens", "stage1", "stage2", "sample", "evaluate", "report"]

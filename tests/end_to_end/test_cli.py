@@ -9,6 +9,8 @@ import pytest
 import torch
 import yaml
 
+from artifacts.completion import changed, completion
+from polytoken.files import file_sha256
 from tests.support.commands import REPOSITORY, TOY, exit_code, program
 
 RUN = Path("runs/default/toy")
@@ -65,6 +67,22 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     ]
     assert sorted(path.name for path in LAST.parent.iterdir()) == ["last.ckpt", "previous.ckpt"]
     assert json.loads((RUN / "metrics.json").read_text())["fit"]["global_step"] == 6
+
+
+def test_a_run_is_finished_when_it_has_written_its_marker(tmp_path: Path) -> None:
+    fit("--trainer.max_steps", "2")
+    marker = completion(RUN)
+    assert marker is not None and (marker["command"], marker["step"]) == ("fit", 2)
+    assert marker["config"] == file_sha256(RUN / "config.yaml")
+    assert marker["files"] == {"checkpoints/last.ckpt": file_sha256(LAST)}
+    assert exit_code("validate", "--config", TOY) == 0
+    assert completion(RUN) == marker, "a measurement does not train"
+    killed = program("fit", "--config", TOY, cwd=tmp_path, TOY_KILL_AT_STEP="3")
+    assert killed.returncode == -signal.SIGKILL and completion(RUN) is None
+    assert exit_code("fit", "--config", TOY, "--trainer.fast_dev_run", "true") == 0 and completion(RUN) is None
+    fit()
+    marker = completion(RUN)
+    assert marker is not None and marker["step"] == 6 and changed(RUN, marker) == []
 
 
 def test_a_run_killed_before_its_first_step_interval_resumes_from_a_checkpoint_by_time(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from artifacts.completion import finish
 from commands.cli.runs import place_outputs
 from experiments import tasks
 from experiments.__main__ import main
@@ -38,6 +39,7 @@ def record(run: Run, hand: Path, change: Callable[[dict], None] = lambda config:
     (hand / "config.yaml").write_text(yaml.safe_dump(config))
     section = {"metrics": {"val/psnr": 30.0}, "global_step": config["trainer"]["max_steps"]}
     (hand / "metrics.json").write_text(json.dumps({"validate": section}))
+    finish(hand, "fit", yaml.safe_dump(config), [hand / "metrics.json"])
 
 
 def rows() -> list[Run]:
@@ -118,7 +120,7 @@ def test_a_run_on_other_codes_is_not_adopted() -> None:
     hand = Path("runs/digits/far_base/fq_dual")
     record(generator, hand, lambda config: config["data"]["init_args"].update(store="runs/digits/tokens/vq"))
     assert adopted() == {}
-    for file in (hand / "config.yaml", hand / "metrics.json"):
+    for file in (hand / "config.yaml", hand / "metrics.json", hand / "done.json"):
         file.unlink()
     hand.rmdir()
     record(generator, hand)  # the very store that the row's own tokens are to be

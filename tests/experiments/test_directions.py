@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from artifacts.completion import finish
 from artifacts.results import Record
 from experiments import directions
 from experiments.__main__ import main
@@ -85,6 +86,7 @@ def test_directions_are_below_the_table_and_in_the_results(
         run.directory.mkdir(parents=True)
         value = 5.0 + task.seed + (task.row.label == "b")
         (run.directory / "metrics.json").write_text(json.dumps({"validate": {"metrics": {"val/psnr": value}}}))
+        finish(run.directory, "fit", "", [run.directory / "metrics.json"])
     assert main(["show", str(made.source.file), "--markdown"]) == 0
     table, caption, compared = capsys.readouterr().out.strip().split("\n\n")
     assert "| b | 7 ± 1 | 2 |" in table and caption == directions.CAPTION

@@ -216,6 +216,7 @@ def test_a_stage_running_elsewhere_is_waited_for(tmp_path: Path, capfd: pytest.C
         while not waits.search(Path("/proc/locks").read_text()):
             time.sleep(0.01)
         (run.directory / "metrics.json").write_text('{"validate": {"metrics": {"val/psnr": 1.0}}}')
+        finish(run.directory, "fit", "", [run.directory / "metrics.json"])
         other.close()
 
     finisher = threading.Thread(target=finish)

@@ -122,9 +122,13 @@ def test_rows_run_to_their_samples_and_a_failure_stops_one_row_only(capfd: pytes
 
 
 EVALUATED = {
-    **{"metrics": {"samples": {}}, "samples": {}, "extractor": {"name": "judge", "sha256": None}},
+    **{"metrics": {"samples": {}}, "samples": {"sha256": "0f"}, "extractor": {"name": "judge", "sha256": None}},
     **{"reference": {"reference": "validation images"}, "notes": []},
 }
+
+
+def marker(*files: str) -> dict[str, object]:
+    return {"command": "", "config": "", "files": dict.fromkeys(files, "0f")}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +140,8 @@ EVALUATED = {
                 ("config_predict.yaml", "", "missing"),
                 ("train.partial/plan.json", "", "unfinished"),
                 ("train/manifest.json", "", "unfinished"),
-                ("validation/manifest.json", "", "done"),
+                ("validation/manifest.json", "", "unfinished"),
+                ("done.json", marker("train/manifest.json", "validation/manifest.json"), "done"),
             ],
         ),
         (
@@ -145,6 +150,8 @@ EVALUATED = {
                 ("log.txt", "", "missing"),
                 ("parts/00000.npy", "", "unfinished"),
                 ("samples.npz", "", "unfinished"),
+                ("done.json", marker("samples.npz"), "unfinished"),
+                ("metrics.json", {"evaluate": {**EVALUATED, "samples": {"sha256": "other"}}}, "unfinished"),
                 ("metrics.json", {"evaluate": EVALUATED}, "done"),
             ],
         ),
@@ -154,12 +161,14 @@ EVALUATED = {
                 ("lineage.json", "", "missing"),
                 ("checkpoints/last.ckpt", "", "unfinished"),
                 ("metrics.json", {"fit": {"metrics": {}}}, "unfinished"),
-                ("metrics.json", {"validate": {"metrics": {}}}, "done"),
+                ("metrics.json", {"validate": {"metrics": {}}}, "unfinished"),
+                ("done.json", marker("checkpoints/previous.ckpt"), "unfinished"),
+                ("done.json", marker("checkpoints/last.ckpt"), "done"),
             ],
         ),
     ],
 )
-def test_a_stage_is_done_with_its_last_file(kind: str, steps: list[tuple[str, object, str]]) -> None:
+def test_a_stage_is_done_with_its_marker(kind: str, steps: list[tuple[str, object, str]]) -> None:
     run = rows(write_experiment(Path(), text=STAGED))["staged"][kind]
     assert run.state == "missing"
     for name, content, state in steps:

@@ -71,10 +71,13 @@ STAGED = dedent("""\
 PROGRAM = dedent("""\
     import json, os, pathlib, sys, time, yaml
 
+    def mark(run, *files):
+        (run / "done.json").write_text(json.dumps({"command": "", "config": "", "files": dict.fromkeys(files, "0f")}))
+
     if sys.argv[1] == "--samples":
         figures = {"samples": {"gfd/judge": {"value": 7.5, "n": 40}}}
         about = {
-            "samples": {"settings": {"sampler": {"guidance": 2.0, "top_k": None}}},
+            "samples": {"sha256": "0f", "settings": {"sampler": {"guidance": 2.0, "top_k": None}}},
             "extractor": {"name": "judge", "sha256": "0123456789"},
             "reference": {"reference": "validation images", "reference_n": 30},
             "notes": [],
@@ -104,8 +107,10 @@ PROGRAM = dedent("""\
         for split in ("train", "validation"):
             (run / split).mkdir()
             (run / split / "manifest.json").touch()
+        mark(run, "train/manifest.json", "validation/manifest.json")
     elif kind == "samples":
         (run / "samples.npz").touch()
+        mark(run, "samples.npz")
     else:
         psnr = 20.0 + int(given["--seed_everything"])
         metrics = {"val/psnr": psnr, "val/usage/0": 0.5, "val/usage/1": 1.0} if kind == "tokenizer" else {}
@@ -113,6 +118,7 @@ PROGRAM = dedent("""\
         section = {"metrics": {**metrics, **nll}, **({"n": 30} if nll else {})}
         section |= {"global_step": 600, "commit": "abc", "machine": "a PC"}
         (run / "metrics.json").write_text(json.dumps({"validate": section}))
+        mark(run, "metrics.json")
     """)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from artifacts.completion import finish
 from tests.support.commands import REPOSITORY
 from tests.support.recipes import write_judge
 
@@ -58,7 +59,9 @@ def working_copy(directory: Path, pause: list[str] | None = None) -> Path:
             callback = {"class_path": "tests.support.interrupt.PauseAfter", "init_args": {"step": 3, "stages": pause}}
             preset["trainer"]["callbacks+"].append(callback)
         path.write_text(yaml.safe_dump(preset))
-    write_judge(directory / "runs/digits/teacher/judge.safetensors")  # older than its targets, for make
+    judge = write_judge(directory / "runs/digits/teacher/judge.safetensors")
+    for name in ("judge", "mid", "high"):
+        finish(judge.with_name(name), "fit", "", [judge.with_name(f"{name}.safetensors")])
     return directory
 
 
