@@ -118,6 +118,12 @@ class Samples(TypedDict):
     commit: NotRequired[str | None]
 
 
+class SamplePart(TypedDict):
+    """`parts/<number>.json`, written after the images of the part."""
+
+    sha256: str
+
+
 class Source(TypedDict):
     """The run that samples come from."""
 

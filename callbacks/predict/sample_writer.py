@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from artifacts.provenance import commit, versions
-from artifacts.run_files import Samples
+from artifacts.run_files import SamplePart, Samples
 from artifacts.samples import SamplesFile, write_samples
 from callbacks.checkpoint.run_record import differences
 from callbacks.measure.plots import image_table
@@ -30,8 +30,9 @@ NETWORKS = ("settings.generator.", "settings.tokenizer.")
 class SampleWriter(pl.Callback):
     """Writes what a SamplingModule generates: ``samples.npz``, ``samples.json`` and ``grid.png``.
 
-    Each rank writes whole parts of the images to ``parts/``, and rank 0 joins them in the end. Another predict with the
-    same settings samples only missing parts, nothing if the npz exists, and everything if the run was trained further.
+    Each rank writes whole parts of the images to ``parts/``, each with its SHA-256, and rank 0 joins them in the end.
+    Another predict with the same settings samples only parts that are missing or no longer as they were written,
+    nothing if the npz exists, and everything if the run was trained further.
     ``samples.npz`` holds ``arr_0`` uint8 (n, H, W, 3) and ``arr_1`` int64 (n,), as ADM's evaluator reads them.
     ``samples.json`` records the settings, and ``grid.png`` shows a few images of each class.
 
@@ -52,6 +53,7 @@ class SampleWriter(pl.Callback):
 
         Raises:
             ExistingFileError: the directory holds samples of other settings.
+            UserError: its npz is not the one that was written.
         """
         if stage != "predict":
             raise UserError(f"SampleWriter writes the images of predict and cannot run in {stage}: leave it out")
@@ -64,10 +66,11 @@ class SampleWriter(pl.Callback):
         self._rows: list[Tensor] = []
         outdated = self._outdated()
         self._finished = not outdated and self._npz.exists() and self._record.exists()
-        done = [part for part in range(self._data.num_parts) if self._part(part).exists() and not outdated]
+        whole = [part for part in range(self._data.num_parts) if self._is_whole(part)] if trainer.is_global_zero else []
+        done = [] if outdated else trainer.strategy.broadcast(whole)
         trainer.strategy.barrier("samples found")  # before rank zero changes anything
         if self._finished:
-            SamplesFile(self._npz)
+            self._check_npz()
             rank_zero_info(f"{self._npz} exists, with these settings: nothing to do. Delete it to sample again.")
         elif outdated:
             rank_zero_info(f"{self._directory} holds samples of earlier weights of the same run: sampling again.")
@@ -90,8 +93,10 @@ class SampleWriter(pl.Callback):
         part, position = divmod(int(batch["index"][-1]), self._data.part_size)
         images = self._data.part(part)
         if position == len(images) - 1:
-            with replacing(self._part(part)) as unfinished, unfinished.open("wb") as file:
+            path = self._part(part)
+            with replacing(path) as unfinished, unfinished.open("wb") as file:
                 np.save(file, torch.cat(self._rows).numpy())
+            records.write(path.with_suffix(".json"), {"sha256": file_sha256(path)})
             self._rows = []
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -129,10 +134,11 @@ class SampleWriter(pl.Callback):
 
     def _pieces(self) -> Iterator[np.ndarray]:
         for part in range(self._data.num_parts):
-            images = self._read(part)
-            if len(images) != len(self._data.part(part)):
-                raise UserError(f"{self._part(part)} holds {len(images)} images: delete it, and start predict again")
-            yield images
+            if not self._is_whole(part):
+                raise UserError(
+                    f"{self._part(part)} is not the file that was written: start predict again, which samples it again"
+                )
+            yield self._read(part)
 
     def _grid(self) -> np.ndarray:
         """The first images of a few classes, a row each."""
@@ -154,6 +160,22 @@ class SampleWriter(pl.Callback):
             return np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
             raise UserError(f"{path} cannot be read as an array: delete it, and start predict again") from error
+
+    def _is_whole(self, part: int) -> bool:
+        """True if a part exists as it was written; the note of its digest is written last."""
+        note = self._part(part).with_suffix(".json")
+        try:
+            return records.read(note, SamplePart)["sha256"] == file_sha256(self._part(part))
+        except (UserError, FileNotFoundError):
+            return False
+
+    def _check_npz(self) -> None:
+        SamplesFile(self._npz)
+        if records.read(self._record, Samples).get("sha256") != file_sha256(self._npz):
+            raise UserError(
+                f"{self._npz} is not the file that {self._record.name} describes: restore it, or delete "
+                f"{self._directory} and sample again"
+            )
 
     def _outdated(self) -> bool:
         """True if existing samples are of earlier weights of the same runs; raises if other settings differ."""

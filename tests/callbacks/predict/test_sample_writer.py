@@ -14,6 +14,7 @@ from artifacts.samples import SamplesFile
 from callbacks.predict.sample_writer import SampleWriter
 from datamodules.labels import LabelDataModule
 from lightning_modules.sampling import SamplingModule
+from polytoken import records
 from polytoken.errors import UserError
 from polytoken.files import file_sha256
 from polytoken.images import from_uint8, resize_displayed, to_uint8
@@ -125,7 +126,7 @@ def test_samples_of_other_settings_are_rejected(directory: Path, run: Path, chan
 def test_an_interrupted_prediction_resumes_bit_for_bit(run: Path, directory: Path, tmp_path: Path) -> None:
     with pytest.raises(InterruptedError):
         predict(tmp_path, run, fails_at=16)
-    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["00000.npy", "settings.json"]
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["00000.json", "00000.npy", "settings.json"]
     assert not (tmp_path / "samples.npz").exists()
     with pytest.raises(FileExistsError, match="seed was 3 and is 4"):
         predict(tmp_path, run, seed=4)
@@ -140,6 +141,39 @@ def test_limit_predict_batches_keeps_the_parts(run: Path, tmp_path: Path) -> Non
     trainer.predict(module, LabelDataModule(23, batch_size=5, part_size=10))
     assert (tmp_path / "parts/00000.npy").exists() and not (tmp_path / "samples.npz").exists()
     assert predict(tmp_path, run).sampled == list(range(10, 23))
+
+
+def replace(part: Path) -> None:
+    pixels = np.load(part)
+    pixels[0, 0, 0] ^= 1
+    np.save(part, pixels)
+
+
+def test_a_replaced_part_is_sampled_again(run: Path, directory: Path, tmp_path: Path) -> None:
+    with pytest.raises(InterruptedError):
+        predict(tmp_path, run, fails_at=20)
+    replace(tmp_path / "parts/00001.npy")
+    assert predict(tmp_path, run).sampled == list(range(10, 23))
+    assert (images(tmp_path) == images(directory)).all()
+
+
+def test_a_part_replaced_before_the_join_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    join = SampleWriter._join
+    monkeypatch.setattr(SampleWriter, "_join", lambda writer: (replace(tmp_path / "parts/00002.npy"), join(writer)))
+    with pytest.raises(UserError, match=r"parts/00002.npy is not the file that was written: start predict again"):
+        predict(tmp_path, run)
+    assert not (tmp_path / "samples.npz").exists() and not (tmp_path / "samples.json").exists()
+    monkeypatch.undo()
+    assert predict(tmp_path, run).sampled == [20, 21, 22]
+
+
+def test_replaced_samples_are_refused(run: Path, directory: Path, tmp_path: Path) -> None:
+    for name in ("samples.npz", "samples.json"):
+        (tmp_path / name).write_bytes((directory / name).read_bytes())
+    with np.load(tmp_path / "samples.npz") as archive:
+        np.savez(tmp_path / "samples.npz", arr_0=archive["arr_0"] ^ 1, arr_1=archive["arr_1"])
+    with pytest.raises(UserError, match="samples.npz is not the file that samples.json describes"):
+        predict(tmp_path, run)
 
 
 def test_samples_without_a_record_are_not_overwritten(run: Path, tmp_path: Path) -> None:
@@ -173,7 +207,9 @@ def test_two_ranks_write_the_file_of_one(run: Path, directory: Path, tmp_path: P
     (tmp_path / "samples.json").rename(tmp_path / "parts/settings.json")
     with np.load(tmp_path / "samples.npz") as archive:
         for part in (0, 2):
-            np.save(tmp_path / f"parts/{part:05d}.npy", archive["arr_0"][part * 10 : part * 10 + 10])
+            path = tmp_path / f"parts/{part:05d}.npy"
+            np.save(path, archive["arr_0"][part * 10 : part * 10 + 10])
+            records.write(path.with_suffix(".json"), {"sha256": file_sha256(path)})
     predict(tmp_path, run, devices=2, strategy="ddp_spawn")
     assert (images(tmp_path) == images(directory)).all() and not (tmp_path / "parts").exists()
 
