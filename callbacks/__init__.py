@@ -28,6 +28,7 @@ from callbacks.steer.loss_spike import LossSpike
 from callbacks.steer.progress import StepProgressBar
 from callbacks.steer.rank_watch import RankWatch
 from callbacks.steer.requeue import Requeue
+from callbacks.steer.text_progress import TextProgress
 
 __all__ = [
     "EMA",
@@ -56,6 +57,7 @@ __all__ = [
     "StepProgressBar",
     "SubspaceAblation",
     "TensorBoardOverview",
+    "TextProgress",
     "TokenWriter",
     "Uniformity",
 ]

@@ -34,6 +34,12 @@ LAYOUT = {
         "bits an image": [r"val/bits_per_image(_bound)?$"],
         "share of noisy sub-tokens": [r"train/noise_rate$"],
     },
+    "speed": {
+        "images a second": [r"speed/images_per_second$"],
+        "share of the time without a batch": [r"speed/data_wait$"],
+        "peak memory, GB": [r"speed/memory_gb$"],
+        "learning rate": [r"lr-"],
+    },
     "caption": {
         "CIDEr-D, %": [r"val/cider_d$"],
         "BLEU, %": [r"val/bleu_\d$"],

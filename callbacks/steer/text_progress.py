@@ -1,0 +1,204 @@
+"""Progress as lines of text, for log files; and the speed of training as curves."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from polytoken.text import duration, memory
+
+
+def shows_bar(trainer: pl.Trainer) -> bool:
+    """True if a progress bar is drawn: it is on, and the output is a terminal."""
+    return sys.stdout.isatty() and trainer.progress_bar_callback is not None
+
+
+class TextProgress(pl.Callback):
+    """Prints a line at the first step and at most one a minute where no progress bar is shown, and a line at the end.
+
+    `step 1200/200000 (0.6 %) · train/loss 0.412 · val/psnr 21.3 · 812 img/s · 38 GB · data wait 2 % · ETA 1 d 3 h`.
+    Speed and wait are of the time since the last line without validation; the ETA is of the whole fit, with it. The
+    wait is the share of the time in which the process stood still for the next batch. Memory is the peak of the first
+    GPU, or of the process on a CPU. The curves `speed/…` are the same numbers. Nothing waits for the device except a
+    line, which reads the metrics. Rank 0 alone prints; its images are counted for all ranks.
+
+    Args:
+        every_seconds: least time between two lines.
+    """
+
+    def __init__(self, every_seconds: float = 60.0) -> None:
+        self.every_seconds = every_seconds
+        self._printed = -float("inf")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._start, self._first_step, self._all_images = time.monotonic(), trainer.global_step, 0
+        self._line, self._curve = Window(self._start), Window(self._start)
+        self._idle_since = self._start
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        waited = time.monotonic() - self._idle_since
+        for window in (self._line, self._curve):
+            window.waited += waited
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        now = self._idle_since = time.monotonic()
+        images = batch_length(batch) * trainer.world_size
+        self._all_images += images
+        for window in (self._line, self._curve):
+            window.images += images
+        if trainer.global_step and trainer.global_step % trainer.log_every_n_steps == 0:
+            curves = {f"speed/{name}": value for name, value in self._curve.speed(now).items()}
+            for logger in trainer.loggers:  # not by self.log: they are no metrics of the run
+                logger.log_metrics(curves, step=trainer.global_step)
+            self._curve = Window(now)
+        if self._due(trainer, now):
+            self._print(self._training_line(trainer, now))
+            self._line = Window(now)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begin(trainer)
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, index: int, loader: int = 0
+    ) -> None:
+        self._batch(trainer, "validation", batch, index, loader, trainer.num_val_batches)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        now = time.monotonic()
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            for window in (self._line, self._curve):
+                window.start += now - self._began
+            self._idle_since = now
+        if self._prints(trainer):
+            self._print(f"validated in {duration(now - self._began)}{_metrics(trainer, 'val/')}")
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begin(trainer)
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, index: int, loader: int = 0
+    ) -> None:
+        self._batch(trainer, "test", batch, index, loader, trainer.num_test_batches)
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begin(trainer)
+
+    def on_predict_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, index: int, loader: int = 0
+    ) -> None:
+        self._batch(trainer, "prediction", batch, index, loader, trainer.num_predict_batches)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        now = time.monotonic()
+        if trainer.is_global_zero and self._all_images:
+            took = duration(now - self._began)
+            print(f"predicted {self._all_images:,} images in {took}, {self._rate(now):.3g} img/s", flush=True)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say how long the fit took; in a terminal too."""
+        if trainer.is_global_zero and (steps := trainer.global_step - self._first_step):
+            took = time.monotonic() - self._start
+            count = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
+            print(
+                f"trained {steps:,} steps in {duration(took)}, with validation: {self._all_images / took:.3g} img/s, "
+                f"{count:,} trainable parameters, {memory(peak_memory())}",
+                flush=True,
+            )
+
+    def _training_line(self, trainer: pl.Trainer, now: float) -> str:
+        step, total = trainer.global_step, trainer.max_steps
+        parts = [f"step {step}/{total} ({100 * step / total:.1f} %)" if total > 0 else f"step {step}"]
+        speed = self._line.speed(now)
+        parts += [
+            f"{speed['images_per_second']:.3g} img/s",
+            memory(1e9 * speed["memory_gb"]),
+            f"data wait {100 * speed['data_wait']:.0f} %",
+        ]
+        if total > 0 and (done := step - self._first_step):
+            parts += [f"ETA {duration((total - step) * (now - self._start) / done)}"]
+        return f"{parts[0]}{_metrics(trainer)} · {' · '.join(parts[1:])}"
+
+    def _begin(self, trainer: pl.Trainer) -> None:
+        self._began = time.monotonic()
+        if trainer.state.fn != "fit":
+            self._all_images = 0
+
+    def _batch(
+        self, trainer: pl.Trainer, what: str, batch: Any, index: int, loader: int, totals: Iterable[float]
+    ) -> None:
+        now = time.monotonic()
+        if trainer.state.fn != "fit":
+            self._all_images += batch_length(batch) * trainer.world_size
+        elif trainer.sanity_checking:
+            return
+        if self._due(trainer, now):
+            counts = list(totals)
+            done, total = sum(counts[:loader]) + index + 1, sum(counts)
+            left = (total - done) * (now - self._began) / done
+            rate = "" if trainer.state.fn == "fit" else f" · {self._rate(now):.3g} img/s"
+            self._print(f"{what} batch {done:.0f}/{total:.0f}{rate} · ETA {duration(left)}")
+
+    def _rate(self, now: float) -> float:
+        """Images a second of an evaluation or a prediction."""
+        return self._all_images / max(now - self._began, 1e-9)
+
+    def _prints(self, trainer: pl.Trainer) -> bool:
+        return trainer.is_global_zero and not trainer.sanity_checking and not shows_bar(trainer)
+
+    def _due(self, trainer: pl.Trainer, now: float) -> bool:
+        return now - self._printed >= self.every_seconds and self._prints(trainer)
+
+    def _print(self, line: str) -> None:
+        print(line, flush=True)
+        self._printed = time.monotonic()
+
+
+class Window:
+    """Images, and seconds without a batch, since a moment.
+
+    Args:
+        start: the moment, on the monotonic clock.
+    """
+
+    def __init__(self, start: float) -> None:
+        self.start, self.images, self.waited = start, 0, 0.0
+
+    def speed(self, now: float) -> dict[str, float]:
+        """Images a second, share of the time without a batch, and peak memory."""
+        elapsed = max(now - self.start, 1e-9)
+        return {
+            "images_per_second": self.images / elapsed,
+            "data_wait": min(1.0, self.waited / elapsed),
+            "memory_gb": peak_memory() / 1e9,
+        }
+
+
+def batch_length(batch: Any) -> int:
+    """Images in a batch: rows of its first tensor."""
+    if isinstance(batch, Tensor):
+        return len(batch) if batch.ndim else 1
+    values = batch.values() if isinstance(batch, Mapping) else batch
+    return next((batch_length(value) for value in values if isinstance(value, Tensor)), 0)
+
+
+def peak_memory() -> float:
+    """Bytes: the most that tensors took on the GPU, or the process on a CPU."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return float(torch.cuda.max_memory_allocated())
+    scale = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale)
+
+
+def _metrics(trainer: pl.Trainer, prefix: str = "") -> str:
+    """The metrics of the progress bar, each after a separator."""
+    values = {name: value for name, value in trainer.progress_bar_metrics.items() if name.startswith(prefix)}
+    return "".join(f" · {name} {value:.4g}" for name, value in values.items() if isinstance(value, float | int))

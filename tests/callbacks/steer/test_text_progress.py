@@ -1,0 +1,124 @@
+"""Lines of progress in a log, their numbers, and the bar in a terminal."""
+
+import re
+import sys
+import time
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+from torch.utils.data import DataLoader
+
+from callbacks import StepProgressBar, TextProgress
+from callbacks.steer.text_progress import Window, batch_length
+
+NUMBER = r"[\d.e+-]+"
+
+
+class Toy(pl.LightningModule):
+    """Four parameters that train on batches of five."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+
+    def training_step(self, batch: dict, index: int) -> torch.Tensor:
+        loss = self.layer(batch["image"]).square().mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict, index: int) -> None:
+        self.log("val/psnr", 21.25, prog_bar=True, batch_size=1)
+        self.log("val/other", 1.0, batch_size=1)
+
+    def predict_step(self, batch: dict, index: int) -> None:
+        pass
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Slow(list):
+    """A data set whose reading takes most of a step."""
+
+    def __getitem__(self, index: int) -> dict:
+        time.sleep(0.002)
+        return super().__getitem__(index)
+
+
+def loader() -> DataLoader:
+    return DataLoader(Slow({"image": torch.randn(3)} for _ in range(20)), batch_size=5)  # type: ignore[arg-type]
+
+
+def trainer(place: Path, every: float = 0.0, **changes) -> pl.Trainer:
+    given = {"max_steps": 6, "max_epochs": -1, "accelerator": "cpu", "default_root_dir": place, "logger": False}
+    given |= {"enable_model_summary": False, "enable_checkpointing": False, "log_every_n_steps": 2}
+    return pl.Trainer(**given | {"callbacks": [StepProgressBar(), TextProgress(every)]} | changes)
+
+
+def test_lines_hold_step_metrics_speed_and_time_left(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    trainer(tmp_path, val_check_interval=3, check_val_every_n_epoch=None, logger=CSVLogger(tmp_path, "", "")).fit(
+        Toy(), loader(), loader()
+    )
+    lines = capsys.readouterr().out.splitlines()
+    steps = [line for line in lines if line.startswith("step ")]
+    assert [line.split(" · ")[0] for line in steps] == [
+        f"step {n}/6 ({share} %)" for n, share in enumerate((16.7, 33.3, 50.0, 66.7, 83.3, 100.0), start=1)
+    ]
+    metrics = rf"train/loss {NUMBER} · val/psnr 21.25"
+    found = re.fullmatch(
+        rf"step 5/6 \(83.3 %\) · {metrics} · {NUMBER} img/s · {NUMBER} GB · data wait (\d+) % · ETA \d+ s", steps[4]
+    )
+    assert found and 30 < int(found[1]) <= 100, steps[4]
+    assert any(re.fullmatch(r"validation batch 2/4 · ETA \d+ s", line) for line in lines)
+    assert sum(re.fullmatch(r"validated in \d+ s · val/psnr 21.25", line) is not None for line in lines) == 2
+    form = rf"trained 6 steps in \d+ s, with validation: {NUMBER} img/s, 4 trainable parameters, {NUMBER} GB"
+    assert re.fullmatch(form, lines[-1]), lines[-1]
+    curves = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert {"speed/images_per_second", "speed/data_wait", "speed/memory_gb"} <= set(curves[0].split(","))
+
+
+def test_at_most_a_line_in_the_interval(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    trainer(tmp_path, every=60.0, val_check_interval=3, check_val_every_n_epoch=None).fit(Toy(), loader(), loader())
+    out = capsys.readouterr().out
+    assert out.count("step 1/6") == 1 and "step 2/6" not in out and "validation batch" not in out
+    assert out.count("validated in") == 2, "a validation always says its result"
+
+
+def test_a_prediction_counts_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    trainer(tmp_path).predict(Toy(), loader())
+    out = capsys.readouterr().out
+    assert re.search(rf"prediction batch 2/4 · {NUMBER} img/s · ETA \d+ s", out)
+    assert re.search(rf"predicted 20 images in \d+ s, {NUMBER} img/s", out)
+
+
+def test_a_terminal_has_a_bar_over_all_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    seen: list[tuple[float, float | None]] = []
+
+    class Look(pl.Callback):
+        def on_train_batch_end(self, *_) -> None:
+            seen.append((bar.train_progress_bar.completed, bar.train_progress_bar.total))
+
+    bar = StepProgressBar()
+    trainer(tmp_path, callbacks=[bar, TextProgress(), Look()]).fit(Toy(), loader())
+    assert seen == [(step, 6) for step in range(1, 7)], "an epoch of four batches does not restart it"
+    assert "step 1/6" not in capsys.readouterr().out
+
+
+def test_wait_and_rate_are_those_of_the_window() -> None:
+    window = Window(10.0)
+    window.images, window.waited = 300, 0.5
+    speed = window.speed(12.0)
+    assert (speed["images_per_second"], speed["data_wait"]) == (150, 0.25)
+
+
+def test_images_of_a_batch() -> None:
+    assert batch_length({"names": ["a"], "image": torch.zeros(4, 3), "label": torch.zeros(2)}) == 4
+    assert batch_length([torch.zeros(3)]) == batch_length(torch.zeros(3)) == 3
+    assert batch_length({"names": ["a"]}) == 0
