@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from callbacks import TextProgress
 from tests.support.commands import REPOSITORY
 from tests.support.slurm import FakeSlurm
 
@@ -124,4 +123,3 @@ def test_cluster_files_overlay_every_recipe(monkeypatch: pytest.MonkeyPatch) -> 
     environment = trainer._accelerator_connector.cluster_environment
     assert isinstance(environment, SLURMEnvironment) and environment.auto_requeue is False
     assert trainer.strategy._ddp_kwargs == {"find_unused_parameters": True}
-    assert any(isinstance(callback, TextProgress) for callback in trainer.callbacks), "a log file gets lines"
