@@ -42,7 +42,7 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
 def test_the_layout_groups_the_logged_curves(events: EventAccumulator) -> None:
     (event,) = events.Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
-    assert [category.title for category in layout.category] == ["reconstruct", "codes", "generate", "caption"]
+    assert [category.title for category in layout.category] == ["reconstruct", "codes", "generate", "speed", "caption"]
     charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
     logged = events.Tags()["scalars"]
     shown = {title: {tag for tag in logged for name in names if re.match(name, tag)} for title, names in charts.items()}
@@ -69,7 +69,8 @@ def test_settings_have_their_configuration_names() -> None:
 def test_every_chart_matches_a_known_name() -> None:
     """Known names are those of docs/callbacks.md and the modules."""
     known = """val/psnr val/ssim val/rfd/judge train/perceptual train/usage/0 val/perplexity/0 train/entropy val/ks
-        train/nll/0 val/nll val/nll_bound val/bits_per_image train/loss/0 train/noise_rate val/cider_d
+        train/nll/0 val/nll val/nll_bound val/bits_per_image train/loss/0 train/noise_rate speed/images_per_second
+        speed/data_wait speed/memory_gb lr-AdamW/autoencoder val/cider_d
         val/bleu_4""".split()
     for charts in LAYOUT.values():
         for title, names in charts.items():
