@@ -3,149 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from functools import reduce
-from operator import add
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from artifacts.moments import Moments
+from artifacts.token_manifest import MANIFEST, Manifest, Shard, StorePlan, TokenStoreError, read_manifest
 from polytoken import records
-from polytoken.errors import MissingFileError, RunError, UserError
+from polytoken.errors import MissingFileError, RunError
 from polytoken.files import PARTIAL, file_sha256
 from polytoken.specs import LatentSpec, TokenSpec
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
+SPLITS = ("train", "validation")
+SAME = ("spec", "latent_shape", "tokenizer_fingerprint", "class_to_idx", "image_size")  # in the plans of both splits
 VERIFIED = "verified.json"
-FORMAT = 2
 LARGEST_LATENT = float(np.finfo(np.float16).max)
-
-
-class TokenStoreError(UserError):
-    """A token store that is missing, damaged, or of another tokenizer."""
-
-
-@dataclass(frozen=True)
-class StorePlan:
-    """Specification of a store; two stores of equal plans hold equal tokens.
-
-    Args:
-        spec: Shape of the codes of one view; None for a tokenizer without codes, whose store holds its latents.
-        latent_shape: Shape (C, h, w) of the latents of one view, the input of the tokenizer's decoder.
-        tokenizer_fingerprint: Fingerprint of the tokenizer (`polytoken.fingerprint`).
-        tokenizer_run: The directory it was loaded from; not compared, since the fingerprint decides.
-        split: `train` or `validation`.
-        num_images: Images in the split.
-        class_to_idx: The numbering of its classes.
-        image_size: Pixels a side of a view.
-        views: The views in words; view 0 is a centre crop.
-        images_per_shard: Images in a shard; shard s begins with image s · images_per_shard.
-        format: Version of the format on disk.
-    """
-
-    spec: TokenSpec | None
-    latent_shape: tuple[int, int, int]
-    tokenizer_fingerprint: str
-    tokenizer_run: str = field(compare=False)
-    split: str
-    num_images: int
-    class_to_idx: dict[str, int]
-    image_size: int
-    views: tuple[str, ...]
-    images_per_shard: int
-    format: int = field(default=FORMAT, compare=False)
-
-    def __post_init__(self) -> None:
-        if not self.views or min(self.num_images, self.image_size, self.images_per_shard, *self.latent_shape) < 1:
-            raise UserError("views, num_images, image_size, images_per_shard and latent_shape must be at least 1")
-        if sorted(self.class_to_idx.values()) != list(range(len(self.class_to_idx))):
-            raise UserError(f"class_to_idx does not number the classes from 0 to {len(self.class_to_idx) - 1}")
-
-    @property
-    def holds(self) -> Literal["codes", "latents"]:
-        """Kind of the stored tokens; also the name of the column and of the entry in a batch."""
-        return "latents" if self.spec is None else "codes"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of what the store holds of one view: codes (k, N) or latents (C, h, w)."""
-        return self.latent_shape if self.spec is None else (self.spec.num_sub_codes, self.spec.num_positions)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type on disk: float16 of latents, uint16 of codes, or uint32 where a codebook has more than 65,536."""
-        if self.spec is None:
-            return np.dtype(np.float16)
-        return np.dtype(np.uint16 if max(self.spec.codebook_sizes) <= 65536 else np.uint32)
-
-    @property
-    def num_shards(self) -> int:
-        """Count the shards; the last may be shorter."""
-        return -(-self.num_images // self.images_per_shard)
-
-    def shard_images(self, shard: int) -> range:
-        """Return the images of a shard."""
-        first = shard * self.images_per_shard
-        return range(first, min(first + self.images_per_shard, self.num_images))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, for the manifest."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A file of a store: its name, number of images, size in bytes and digest, and the moments of its latents."""
-
-    file: str
-    rows: int
-    bytes: int
-    sha256: str
-    moments: Moments | None = None
-
-    def __post_init__(self) -> None:
-        if Path(self.file).name != self.file:
-            raise UserError(f"{self.file!r} is not the name of a file in the store")
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """`manifest.json`, which lists the shards next to the fields of the plan.
-
-    `latents` has mean and deviation of the latents over all views; None if a store of codes was written without.
-    """
-
-    images: int
-    shards: tuple[Shard, ...]
-    latents: LatentSpec | None
-
-    def __post_init__(self) -> None:
-        if len({shard.file for shard in self.shards}) < len(self.shards):
-            raise UserError("a shard is listed twice")
-        if not 0 < sum(shard.rows for shard in self.shards) == self.images:
-            raise UserError(f"the shards do not add up to {self.images} images")
-        parts = [shard.moments for shard in self.shards]
-        if self.latents is not None and self.latents != merged(parts, self.latents.grid):
-            raise UserError("latents are not the mean and deviation of the shards' moments")
-
-
-@dataclass(frozen=True)
-class Version:
-    """The format of a manifest, which is read before the rest of it."""
-
-    format: int
-
-
-def merged(parts: Sequence[Moments | None], grid: tuple[int, int]) -> LatentSpec | None:
-    """Describe the latents of shards by their moments, in this order; None if a shard has none."""
-    found = [part for part in parts if part is not None]
-    return reduce(add, found).spec(grid) if found and len(found) == len(parts) else None
 
 
 class TokenStore:
@@ -158,7 +33,7 @@ class TokenStore:
         self.path = path
         self.plan = plan
         self.manifest = manifest
-        self._check_latents()
+        self._check_plan()
         self._map()
 
     @classmethod
@@ -177,18 +52,9 @@ class TokenStore:
                 "was never finished: run the same predict command again" if begun else "is not there: `make tokens`"
             )
             raise MissingFileError(f"the token store {path} {reason}")
-        try:
-            version = records.read(manifest, Version).format
-            if version != FORMAT:
-                raise TokenStoreError(
-                    f"{path} is a token store of format {version}, and this code reads {FORMAT}: delete {path.parent} "
-                    "and write it again (make tokens)"
-                )
-            plan, content = records.read(manifest, StorePlan), records.read(manifest, Manifest)
-        except TokenStoreError:
-            raise
-        except UserError as error:
-            raise TokenStoreError(f"{error}. Write the token store again (make tokens).") from error
+        plan, content = read_manifest(manifest)
+        if plan.split != path.name:
+            raise TokenStoreError(f"{path} holds the split {plan.split}: write both stores again")
         for shard in content.shards:
             _check_shard(path, shard, verify)
         return cls(path, plan, content)
@@ -281,7 +147,15 @@ class TokenStore:
     def __reduce__(self) -> tuple[Any, ...]:
         return TokenStore, (self.path, self.plan, self.manifest)  # workers map the files themselves
 
-    def _check_latents(self) -> None:
+    def _check_plan(self) -> None:
+        covered = [shard.images for shard in self.shards]
+        if covered != [(images.start, images.stop) for images in map(self.plan.shard_images, range(len(covered)))] or (
+            covered[-1][1] != self.plan.num_images
+        ):
+            raise TokenStoreError(
+                f"{self.path / MANIFEST} lists shards of the images 0 to {covered[-1][1] - 1}, and the plan is for "
+                f"{self.plan.num_images} images, {self.plan.images_per_shard} a shard: write the store again"
+            )
         latents, shape = self.manifest.latents, self.plan.latent_shape
         if latents is None and self.plan.spec is None:
             raise TokenStoreError(f"{self.path / MANIFEST} has no mean and deviation of its latents: write it again")
@@ -317,15 +191,24 @@ class TokenStore:
                     f"{self.path / shard.file} holds {len(labels[-1])} labels and the tokens of {rows} images as "
                     f"{chunks[-1].dtype}, and {MANIFEST} says {shard.rows} as {self.plan.dtype}: write the store again"
                 )
+            first, stop = shard.images
+            for name, values, low, high in (
+                ("label", labels[-1], 0, len(self.class_to_idx)),
+                ("index", indices[-1], first, stop),
+            ):
+                if values.min() < low or values.max() >= high:
+                    wrong = values[(values < low) | (values >= high)][0]
+                    raise TokenStoreError(
+                        f"{self.path / shard.file} has the {name} {wrong}, beyond {low} to {high - 1}: write the store "
+                        "again"
+                    )
+            if not (np.diff(indices[-1]) > 0).all():
+                raise TokenStoreError(
+                    f"{self.path / shard.file} holds an image twice, or in another order than its split: write the "
+                    "store again"
+                )
             self._chunks += chunks
         self._labels, self._indices = np.concatenate(labels), np.concatenate(indices)
-        for name, values, count in (
-            ("label", self._labels, len(self.class_to_idx)),
-            ("index", self._indices, self.plan.num_images),
-        ):
-            if values.min() < 0 or values.max() >= count:
-                wrong = values[(values < 0) | (values >= count)][0]
-                raise TokenStoreError(f"{self.path} has the {name} {wrong}, beyond 0 to {count - 1}: write it again")
         self._starts = np.cumsum([0, *(len(chunk) for chunk in self._chunks[:-1])])
 
 
@@ -362,7 +245,19 @@ def _check_shard(path: Path, shard: Shard, verify: bool) -> None:
         )
 
 
-def stores(root: str | Path, verify: bool = False) -> Iterator[TokenStore]:
-    """Open the stores below a root, `train` first; raises as `TokenStore.open` does."""
-    for split in ("train", "validation"):
-        yield TokenStore.open(Path(root) / split, verify)
+def stores(root: str | Path, verify: bool = False) -> tuple[TokenStore, TokenStore]:
+    """Open the stores `train` and `validation` below a root.
+
+    Raises:
+        MissingFileError: One of them is missing.
+        TokenStoreError: One is damaged, or they hold tokens of other shapes, tokenizers, classes or image sizes.
+    """
+    train, validation = (TokenStore.open(Path(root) / split, verify) for split in SPLITS)
+    for name in SAME:
+        one, other = getattr(train.plan, name), getattr(validation.plan, name)
+        if one != other:
+            raise TokenStoreError(
+                f"{train.path} and {validation.path} differ in {name}, {str(one)[:80]} and {str(other)[:80]}: write "
+                "both stores again"
+            )
+    return train, validation

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from artifacts.moments import Moments
-from artifacts.token_store import (
+from artifacts.token_manifest import (
     MANIFEST,
     Manifest,
     Shard,
     StorePlan,
-    TokenStore,
     TokenStoreError,
-    check_tokens,
     merged,
+    write_manifest,
 )
+from artifacts.token_store import TokenStore, check_tokens
 from polytoken import records
 from polytoken.errors import UserError
 from polytoken.files import PARTIAL, file_sha256, replacing
@@ -136,7 +136,9 @@ class TokenStoreWriter:
         with replacing(file) as unfinished, ArrowWriter(path=str(unfinished), features=features) as writer:
             writer.write_table(table)
             writer.finalize()
-        note = Shard(file.name, len(indices), file.stat().st_size, file_sha256(file), moments)
+        note = Shard(
+            file.name, (images.start, images.stop), len(indices), file.stat().st_size, file_sha256(file), moments
+        )
         records.write(file.with_suffix(".json"), note)
 
     def finish(self) -> None:
@@ -156,7 +158,7 @@ class TokenStoreWriter:
             )
         shards = tuple(note for note in notes if note is not None)
         manifest = Manifest(sum(shard.rows for shard in shards), shards, self._latents(shards))
-        records.write(self.partial / MANIFEST, {**self.plan.to_json(), **asdict(manifest)})
+        write_manifest(self.partial / MANIFEST, self.plan, manifest)
         self._swap()
 
     def _swap(self) -> None:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from artifacts.token_store import TokenStore, TokenStoreError, stores
+from artifacts.token_manifest import TokenStoreError
+from artifacts.token_store import TokenStore, stores
 from callbacks.measure.plots import image_table
 from commands.preset import image_data
 from commands.program import new_parser, run
@@ -80,6 +81,8 @@ def compare(store: TokenStore, data: ImageDataModule, number: int) -> CheckedSto
     """
     tokenizer = load_tokenizer(store.tokenizer_run)
     store.check_tokenizer(fingerprint(tokenizer), f"what {store.tokenizer_run} holds now")
+    if store.spec != tokenizer.spec:
+        raise TokenStoreError(f"{store.path} says {store.spec}, and its tokenizer has {tokenizer.spec}: write it again")
     split = "train" if store.plan.split == "train" else "validation"
     if data.split_views(split).names != store.plan.views:
         raise TokenStoreError(f"{store.path} holds the views {store.plan.views}, which its configuration does not list")

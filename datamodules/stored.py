@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.trainer.states import TrainerFn
 
-from artifacts.token_store import TokenStore, TokenStoreError
+from artifacts.token_store import stores
 from datamodules.resumable import ResumableDataModule
 from polytoken.specs import LatentSpec, TokenSpec
 
@@ -26,17 +25,7 @@ class StoredTokens(ResumableDataModule):
     def _read_stores(self, store: str) -> None:
         """Open both stores; raises TokenStoreError if their splits, tokenizers, shapes or classes do not fit."""
         self.store = store
-        train, validation = (TokenStore.open(Path(store) / split) for split in ("train", "validation"))
-        for split, opened in (("train", train), ("validation", validation)):
-            if opened.plan.split != split:
-                raise TokenStoreError(f"{opened.path} holds the split {opened.plan.split}: write both stores again")
-        if (train.spec, train.plan.latent_shape) != (validation.spec, validation.plan.latent_shape):
-            raise TokenStoreError(f"{train.path} and {validation.path} hold tokens of other shapes: write them again")
-        validation.check_tokenizer(train.tokenizer_fingerprint, f"that of {train.path}")
-        if train.class_to_idx != validation.class_to_idx:
-            raise TokenStoreError(
-                f"{train.path} and {validation.path} number their classes differently: write them again"
-            )
+        train, validation = stores(store)
         self._stores = {"train": train, "validation": validation}
 
     @property

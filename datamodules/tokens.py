@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
-from artifacts.token_store import TokenStore, TokenStoreError
+from artifacts.token_manifest import TokenStoreError
+from artifacts.token_store import TokenStore
 from datamodules.order import PADDING, Draw, EvaluationOrder, seeded_generator
 from datamodules.stored import StoredTokens
 from polytoken.errors import UserError

@@ -94,6 +94,11 @@ def load_tokenizer_of(
             f"{place} has {found[:12]}: name the run of its own tokenizer as tokenizer_run, or train the generator "
             "again on the tokens of this one"
         )
+    if record.full_spec != tokenizer.spec:
+        raise UserError(
+            f"{owner} tokens of the shape {record.full_spec}, and its tokenizer in {place} has {tokenizer.spec}: the "
+            "token store was changed before training; write it again (make tokens), and train the generator again"
+        )
     return tokenizer
 
 

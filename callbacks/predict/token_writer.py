@@ -13,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from artifacts.moments import Moments
-from artifacts.token_store import MANIFEST, StorePlan, check_tokens
+from artifacts.token_manifest import MANIFEST, StorePlan
+from artifacts.token_store import check_tokens
 from artifacts.token_store_writer import TokenStoreWriter
 from datamodules.images import ImageDataModule
 from datamodules.sources.base import SPLITS, Split

@@ -11,12 +11,22 @@ import pyarrow
 import pytest
 
 from artifacts.moments import Moments
-from artifacts.token_store import StorePlan, TokenStore, TokenStoreError
+from artifacts.token_manifest import StorePlan, TokenStoreError
+from artifacts.token_store import TokenStore
 from artifacts.token_store_writer import TokenStoreWriter
 from polytoken import records
 from polytoken.errors import RunError, UserError
 from polytoken.specs import TokenSpec
-from tests.support.token_store import LATENTS, SPEC, plan_of, random_codes, random_latents, write_shard, write_store
+from tests.support.token_store import (
+    LATENTS,
+    SPEC,
+    plan_of,
+    random_codes,
+    random_latents,
+    seal,
+    write_shard,
+    write_store,
+)
 
 
 def assert_holds(store: TokenStore, plan: StorePlan) -> None:
@@ -111,7 +121,7 @@ def test_codes_may_have_no_statistics_and_latents_may_not(tmp_path: Path, caplog
         latents = np.zeros((8, 3, *plan.latent_shape), np.float32)
         tokens = latents if plan.spec is None else np.stack([random_codes(plan, image) for image in range(8)])
         for moments in (None, Moments.of(latents)):
-            writer = TokenStoreWriter(tmp_path / f"{name}_{moments is None}", plan)
+            writer = TokenStoreWriter(tmp_path / f"{name}_{moments is None}/train", plan)
             writer.begin()
             writer.write(0, np.arange(8), np.zeros(8, int), tokens, moments)
             if name == "codes":
@@ -145,7 +155,7 @@ def test_a_store_of_the_first_format_is_to_be_written_again(tmp_path: Path) -> N
     content = json.loads(manifest.read_text())
     del content["latent_shape"], content["latents"]
     manifest.write_text(json.dumps({**content, "format": 1}))
-    said = r"train is a token store of format 1, and this code reads 2: delete .*/fq_dual and write it again \(make to"
+    said = r"train is a token store of format 1, and this code reads 3: delete .*/fq_dual and write it again \(make to"
     with pytest.raises(TokenStoreError, match=said):
         TokenStore.open(tmp_path / "fq_dual/train")
     assert not TokenStoreWriter(tmp_path / "fq_dual/train", plan_of("train")).whole()
@@ -297,7 +307,7 @@ def test_damage_is_reported(tmp_path: Path) -> None:
     manifest = path / "manifest.json"
     content = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**content, "format": 7}))
-    with pytest.raises(TokenStoreError, match="a token store of format 7, and this code reads 2"):
+    with pytest.raises(TokenStoreError, match="a token store of format 7, and this code reads 3"):
         TokenStore.open(path)
     manifest.write_text("{")
     with pytest.raises(TokenStoreError, match="manifest.json is not valid JSON.* Write the token store again"):
@@ -336,6 +346,49 @@ def broken(changes: dict) -> Callable[[dict], dict]:
     return lambda content: {**content, **changes}
 
 
+def shards(change: Callable[[list[dict]], object]) -> Callable[[dict], dict]:
+    def changed(content: dict) -> dict:
+        change(content["shards"])
+        return content
+
+    return changed
+
+
+def swap_files(found: list[dict]) -> None:
+    own = ("file", "bytes", "sha256")
+    first, second = ({key: shard[key] for key in own} for shard in found[:2])
+    found[0].update(second)
+    found[1].update(first)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        broken({"views": ["centre of 1", "left", "mirrored"]}),
+        broken({"spec": {"codebook_sizes": [16, 12], "scales": [[3, 2]]}, "latent_shape": [8, 3, 2]}),
+        broken({"spec": {"codebook_sizes": [32, 12], "scales": [[2, 3]]}}),
+        broken({"class_to_idx": {"even": 1, "odd": 0}}),
+        broken({"tokenizer_run": "runs/digits/tokenizer/other"}),
+        broken({"image_size": 16}),
+        broken({"sha256": None}),
+    ],
+)
+def test_a_manifest_proves_itself(change: Callable[[dict], dict], tmp_path: Path) -> None:
+    """Contents that nothing else contradicts."""
+    write_store(tmp_path / "train", plan_of("train"))
+    manifest = tmp_path / "train/manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(dict(reversed(content.items()))))
+    TokenStore.open(tmp_path / "train")  # order and spacing do not matter
+    changed = change(content)
+    if "latents" in changed and changed["latent_shape"] == [8, 3, 2]:
+        changed["latents"]["grid"] = [3, 2]
+    manifest.write_text(json.dumps(changed))
+    with pytest.raises(TokenStoreError, match=r"manifest.json has the SHA-256 .*: it was changed .* write the store"):
+        TokenStore.open(tmp_path / "train")
+    assert not TokenStoreWriter(tmp_path / "train", plan_of("train")).whole()
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -353,17 +406,28 @@ def broken(changes: dict) -> Callable[[dict], dict]:
         (lambda content: {**content, "shards": [{**content["shards"][0], "file": "../x"}]}, "not the name of a file"),
         (
             lambda content: {**content, "shards": [{"file": "x"}]},
-            r"\$\.shards\[0\]: .* required field rows",
+            r"\$\.shards\[0\]: .* required field images",
         ),
+        (broken({"split": "validation"}), "train holds the split validation: write both stores again"),
+        (broken({"images_per_shard": 11}), "the images 0 to 21, and the plan is for 22 images, 11 a shard"),
+        (shards(lambda found: found.pop()), "the shards do not add up to 22 images"),
+        (shards(lambda found: found.reverse()), "the images of the shards do not follow one another from 0 on"),
+        (shards(lambda found: found[2].update(images=[16, 18])), "00002.arrow has 6 rows for the images 16 to 17"),
+        (shards(lambda found: found[0].update(file=found[1]["file"])), "a shard is listed twice"),
+        (shards(swap_files), "shard_00001.arrow has the index 8, beyond 0 to 7"),
         (broken({"views": ["centre of 1"]}), "holds 8 labels and the tokens of 24 images"),
-        (broken({"class_to_idx": {"even": 0}}), "train has the label 1, beyond 0 to 0"),
-        (broken({"num_images": 20}), "train has the index 20, beyond 0 to 19"),
+        (broken({"class_to_idx": {"even": 0}}), "shard_00000.arrow has the label 1, beyond 0 to 0"),
+        (broken({"num_images": 20}), "images 0 to 21, and the plan is for 20 images, 8 a shard"),
     ],
 )
 def test_a_manifest_is_validated(change: Callable[[dict], object], says: str, tmp_path: Path) -> None:
     write_store(tmp_path / "train", plan_of("train"))
     manifest = tmp_path / "train/manifest.json"
-    manifest.write_text(json.dumps(change(json.loads(manifest.read_text()))))
+    changed = change(json.loads(manifest.read_text()))
+    if isinstance(changed, dict):
+        seal(manifest, changed)
+    else:
+        manifest.write_text(json.dumps(changed))
     with pytest.raises(TokenStoreError, match=says) as caught:
         TokenStore.open(tmp_path / "train")
     assert "\n" not in str(caught.value)
@@ -405,7 +469,7 @@ def test_statistics_of_latents_fit_the_store(change: Callable[[dict], object], l
     manifest = tmp_path / "train/manifest.json"
     content = json.loads(manifest.read_text())
     change(content["latents"])
-    manifest.write_text(json.dumps(content))
+    seal(manifest, content)
     with pytest.raises(TokenStoreError, match=r"manifest.json.*[Ww]rite the (token )?store again"):
         TokenStore.open(tmp_path / "train")
 
@@ -413,6 +477,6 @@ def test_statistics_of_latents_fit_the_store(change: Callable[[dict], object], l
 def test_a_store_of_latents_has_statistics(tmp_path: Path) -> None:
     write_store(tmp_path / "train", plan_of("train", **LATENTS))
     manifest = tmp_path / "train/manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "latents": None}))
+    seal(manifest, {**json.loads(manifest.read_text()), "latents": None})
     with pytest.raises(TokenStoreError, match="no mean and deviation of its latents: write it again"):
         TokenStore.open(tmp_path / "train")

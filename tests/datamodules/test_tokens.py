@@ -1,5 +1,6 @@
 """Batches of codes or latents: views by epoch, exact resuming, selection of sub-codes, and incompatible stores."""
 
+import json
 import os
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from artifacts.token_store import TokenStore, TokenStoreError
+from artifacts.token_manifest import TokenStoreError
+from artifacts.token_store import TokenStore
 from datamodules import TokenDataModule
 from polytoken.errors import UserError
 from polytoken.specs import TokenSpec
 from tests.datamodules.memory import quiet_trainer
-from tests.support.token_store import LATENTS, plan_of, random_codes, random_latents, write_store, write_stores
+from tests.support.token_store import LATENTS, plan_of, random_codes, random_latents, seal, write_store, write_stores
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -148,7 +150,7 @@ def test_missing_sub_codes_are_rejected(root: Path, sub_codes: list[int], said: 
 def test_splits_of_two_tokenizers_are_rejected(tmp_path: Path) -> None:
     write_store(tmp_path / "train", plan_of("train"))
     write_store(tmp_path / "validation", plan_of("validation", 7, tokenizer_fingerprint="f" * 64))
-    with pytest.raises(TokenStoreError, match=r"validation holds .*\(ffffffffffff…\), and that of .*train is another"):
+    with pytest.raises(TokenStoreError, match=r"validation differ in tokenizer_fingerprint, 0123.* and ffff"):
         TokenDataModule(str(tmp_path))
 
 
@@ -189,7 +191,9 @@ def test_codes_beyond_their_codebook_are_reported(tmp_path: Path) -> None:
     write_stores(tmp_path)
     for split in ("train", "validation"):
         manifest = tmp_path / split / "manifest.json"
-        manifest.write_text(manifest.read_text().replace("12", "5", 1))
+        content = json.loads(manifest.read_text())
+        content["spec"]["codebook_sizes"][1] = 5
+        seal(manifest, content)
     data = TokenDataModule(str(tmp_path), batch_size=20, num_workers=0)
     with pytest.raises(TokenStoreError, match=r"train, image \d+: code \d+ in codebook 1, which has codes 0 to 4"):
         next(iter(data.train_dataloader()))
@@ -206,9 +210,9 @@ def test_classes_beyond_those_of_the_store_are_reported(tmp_path: Path, monkeypa
 
 def test_a_store_in_place_of_the_other_split_is_rejected(tmp_path: Path) -> None:
     write_stores(tmp_path)
-    write_store(tmp_path / "again", plan_of("train"))
+    write_store(tmp_path / "again/train", plan_of("train"))
     (tmp_path / "validation").rename(tmp_path / "away")
-    (tmp_path / "again").rename(tmp_path / "validation")
+    (tmp_path / "again/train").rename(tmp_path / "validation")
     with pytest.raises(TokenStoreError, match="validation holds the split train: write both stores again"):
         TokenDataModule(str(tmp_path))
 
@@ -217,5 +221,5 @@ def test_splits_have_tokens_of_one_shape(tmp_path: Path) -> None:
     write_store(tmp_path / "train", plan_of("train"))
     other = TokenSpec((16, 12), ((3, 2),))
     write_store(tmp_path / "validation", plan_of("validation", spec=other))
-    with pytest.raises(TokenStoreError, match="hold tokens of other shapes: write them again"):
+    with pytest.raises(TokenStoreError, match="differ in spec, .*: write both stores again"):
         TokenDataModule(str(tmp_path))

@@ -20,6 +20,7 @@ from tests.support.commands import exit_code
 from tests.support.generated import CONTINUOUS, DIFFUSION, SCALAR, write_latent_runs, write_runs
 from tests.support.generator_recipes import write_digit_codes
 from tests.support.host_sync import host_syncs
+from tests.support.token_store import seal
 from tests.support.toy_generator import ToyGenerator
 
 RECIPE = """
@@ -187,10 +188,10 @@ def test_unsuitable_tokens_are_one_sentence(place: Path, capsys: pytest.CaptureF
     assert "the latents of all 2 sub-codes, and the data are the sub-codes [1]: set data.init_args.sub_codes" in said
     assert "there is no checkpoint runs/digits/tokenizer/fq_dual" in error(*two)
     manifest = place / "two/train/manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "latents": None}))
+    seal(manifest, {**json.loads(manifest.read_text()), "latents": None})
     assert "the token store two has codes without the mean and deviation of their vectors" in error(*two)
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 1}))
-    assert "two/train is a token store of format 1, and this code reads 2: delete two and write it again" in error(*two)
+    assert "two/train is a token store of format 1, and this code reads 3: delete two and write it again" in error(*two)
 
 
 def test_a_run_does_not_resume_on_tokens_of_another_kind(place: Path, capsys: pytest.CaptureFixture) -> None:

@@ -142,6 +142,18 @@ def test_the_tokenizer_must_have_the_fingerprint_of_training(tmp_path: Path) -> 
         GenerationPipeline.from_run(run, tmp_path / "moved")
 
 
+def test_the_tokenizer_has_the_shape_of_the_codes(tmp_path: Path) -> None:
+    """As after a token store whose codebook sizes were edited; the fingerprint is that of the tokenizer."""
+    run = write_runs(tmp_path)
+    file = run / "checkpoints/last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    for name in ("spec", "full_spec"):
+        checkpoint["generator"][name]["codebook_sizes"][0] += 1
+    torch.save(checkpoint, file)
+    with pytest.raises(UserError, match=r"last.ckpt writes tokens of the shape .*: the token store was changed before"):
+        GenerationPipeline.from_run(run)
+
+
 def test_other_runs_are_rejected(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not the checkpoint of a generator"):
         GenerationPipeline.from_run(run.parent.parent / "tokenizer/tiny")

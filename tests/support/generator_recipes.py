@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from artifacts.moments import Moments
-from artifacts.token_store import StorePlan
+from artifacts.token_manifest import StorePlan
 from artifacts.token_store_writer import TokenStoreWriter
 from polytoken.fingerprint import fingerprint
 from polytoken.loading import load_tokenizer

@@ -1,11 +1,13 @@
 """Token stores of random codes or latents, without a tokenizer."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 
 from artifacts.moments import Moments
-from artifacts.token_store import StorePlan, TokenStore
+from artifacts.token_manifest import SHA256, StorePlan, manifest_sha256
+from artifacts.token_store import TokenStore
 from artifacts.token_store_writer import TokenStoreWriter
 from polytoken.specs import TokenSpec
 
@@ -68,3 +70,8 @@ def write_stores(root: Path, num_images: int = 22, **changes: object) -> Path:
     for split, count in (("train", num_images), ("validation", 7)):
         write_store(root / split, plan_of(split, count, **changes))
     return root
+
+
+def seal(manifest: Path, content: dict) -> None:
+    """Write a manifest with the digest of this content, as if it had been written so."""
+    manifest.write_text(json.dumps({**content, SHA256: manifest_sha256(content)}))

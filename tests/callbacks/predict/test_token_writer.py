@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from artifacts.token_store import TokenStore, TokenStoreError
+from artifacts.token_manifest import TokenStoreError
+from artifacts.token_store import TokenStore
 from artifacts.token_store_writer import TokenStoreWriter
 from callbacks import TokenWriter
 from datamodules import ImageDataModule, Views

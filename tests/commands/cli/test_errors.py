@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningCLI
 
-from artifacts.token_store import TokenStoreError
+from artifacts.token_manifest import TokenStoreError
 from commands.cli.errors import explain, where
 from polytoken.errors import ExistingFileError, SettingError, UserError
 from tests.support.commands import TOY, exit_code
