@@ -97,7 +97,7 @@ def load_tokenizer_of(
     if record.full_spec != tokenizer.spec:
         raise UserError(
             f"{owner} tokens of the shape {record.full_spec}, and its tokenizer in {place} has {tokenizer.spec}: the "
-            "token store was changed before training; write it again (make tokens), and train the generator again"
+            "token store is not as that tokenizer wrote it; write it again (make tokens), and train the generator on it"
         )
     return tokenizer
 

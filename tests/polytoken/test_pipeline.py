@@ -150,7 +150,7 @@ def test_the_tokenizer_has_the_shape_of_the_codes(tmp_path: Path) -> None:
     for name in ("spec", "full_spec"):
         checkpoint["generator"][name]["codebook_sizes"][0] += 1
     torch.save(checkpoint, file)
-    with pytest.raises(UserError, match=r"last.ckpt writes tokens of the shape .*: the token store was changed before"):
+    with pytest.raises(UserError, match=r"last.ckpt writes tokens of the shape .*: the token store is not as that"):
         GenerationPipeline.from_run(run)
 
 
