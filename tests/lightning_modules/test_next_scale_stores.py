@@ -32,9 +32,6 @@ def test_it_resumes_on_its_own_scales_alone(
     other = write_digit_codes(tmp_path / "other", TokenSpec((16, 16), ((1, 1), (3, 3), (4, 4))), **same)
     assert exit_code("fit", *tiny("next_scale", other)) == 2
     assert "other holds tokens of the shape TokenSpec(" in capsys.readouterr().err
-    single = write_digit_codes(tmp_path / "single", TokenSpec((16, 16), ((4, 4),)), **same)
-    assert exit_code("fit", *tiny("next_scale", single), "--run.stage", "next_scale/single") == 2
-    assert "error: these codes have one scale, 4 × 4, and NextScaleGenerator predicts" in capsys.readouterr().err
 
 
 @pytest.mark.slow
