@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from artifacts.repository import PRESETS
 from datamodules.dataset import ImageDataset, collate
 from datamodules.images import ImageDataModule
+from datamodules.loader import new_loader
 from datamodules.sources.base import Split
 from polytoken.errors import UserError
 
@@ -46,7 +47,8 @@ def real_images(data: ImageDataModule, split: Split, rows: Sequence[int] | None 
     images: Any = ImageDataset(data.source.split(split), data.evaluation_transform, split, 0, replace_unreadable=False)
     if rows is not None:
         images = Subset(images, rows)
-    yield from DataLoader(images, BATCH, collate_fn=collate, num_workers=data.num_workers)
+    for batch in new_loader(images, None, BATCH, collate, data.num_workers):
+        yield data.count_unreadable(batch)
 
 
 def spread(count: int, wanted: int | None) -> list[int] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from torch.utils.data import DataLoader, Sampler
@@ -122,6 +123,22 @@ class ImageDataModule(ResumableDataModule):
     def _training_length(self) -> int:
         return len(self.dataset("train"))
 
+    def identity(self) -> dict[str, Any]:
+        """Return the source, its images by digest, and the settings of the transform of training."""
+        source = type(self.source)
+        return {
+            **super().identity(),
+            "source.class_path": f"{source.__module__}.{source.__qualname__}",
+            "source": f"{self._training_length()} images (digest {self._digest[:12]})",
+            "image_size": self.image_size,
+            "crop_fraction": [*self.training_transform.crop_fraction],
+            "horizontal_flip": self.training_transform.horizontal_flip,
+        }
+
+    @cached_property
+    def _digest(self) -> str:
+        return self.dataset("train").records.digest()
+
     # -- views for prediction ------------------------------------------------------------------------------------------
 
     def predict_only(self, images: Mapping[Split, Sequence[int]]) -> None:
@@ -152,6 +169,14 @@ class ImageDataModule(ResumableDataModule):
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Record the skipped images of a batch, and return exactly `image`, `label` and `index`."""
+        return self.count_unreadable(batch)
+
+    def count_unreadable(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Log and count the skipped images of a batch, and return it without them.
+
+        Raises:
+            RunError: More than `max_bad_fraction` of a split cannot be read.
+        """
         for bad in batch.pop("skipped", ()):
             self._note_unreadable(bad)
         return batch

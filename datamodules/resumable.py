@@ -5,26 +5,52 @@ from __future__ import annotations
 import logging
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import wait
-from typing import Any
+from typing import Annotated, Any
 from weakref import WeakSet
 
-import torch
+import msgspec
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from datamodules.loader import ResumableLoader, new_loader
 from datamodules.order import Draw, TrainingOrder
+from polytoken import records
 from polytoken.errors import UserError
 from polytoken.ranges import LARGEST_SEED, at_least, within
 
 log = logging.getLogger(__name__)
 
-SECONDS_AFTER_SIGTERM = 60
 MOST_WORKERS = 256  # processes of one rank
 KILLED = (signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV)
+
+AtLeast1 = Annotated[int, msgspec.Meta(ge=1)]
+NotNegative = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Position(msgspec.Struct):
+    """State of a data module in a checkpoint.
+
+    Args:
+        batches_trained: the Trainer's count of batches.
+        offset: what is added to it to give the position in the stream.
+        seed: of order and augmentation.
+        global_batch_size: of all ranks.
+        length: images of the training split.
+        class_to_idx: class numbers by name.
+        data: the other settings that decide which pixels come next, by key.
+    """
+
+    batches_trained: NotNegative
+    offset: int
+    seed: int
+    global_batch_size: AtLeast1
+    length: AtLeast1
+    class_to_idx: dict[str, int]
+    data: dict[str, Any] = {}
 
 
 class ResumableDataModule(LightningDataModule, ABC):
@@ -67,18 +93,7 @@ class ResumableDataModule(LightningDataModule, ABC):
         batch_size: int,
         collate: Callable[[list[Any]], dict[str, Any]],
     ) -> DataLoader[Any]:
-        loader = ResumableLoader(
-            dataset,
-            batch_size=batch_size,
-            sampler=order,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            worker_init_fn=_leave_signals_to_the_rank,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-            # a loader draws a seed for its workers, by default from the global generator, which the model uses too
-            generator=torch.Generator().manual_seed(self.seed),
-        )
+        loader = new_loader(dataset, order, batch_size, collate, self.num_workers, self.seed)
         self._loaders.add(loader)
         return loader
 
@@ -141,69 +156,52 @@ class ResumableDataModule(LightningDataModule, ABC):
         # runs over all epochs, so an epoch cut short by max_steps is resumed inside as well.
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed if self.trainer else 0
 
+    def identity(self) -> dict[str, Any]:
+        """Return what else decides which pixels or tokens come next, as plain data by key; a run keeps it for good."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the training stream, the settings it depends on, and the class numbers."""
         order = self._training_order()
-        return {
-            "batches_trained": self._batches_trained(),
-            "offset": self._offset,
-            "seed": self.seed,
-            "global_batch_size": order.global_batch_size,
-            "length": order.length,
-            "class_to_idx": dict(self.class_to_idx),
-        }
+        return msgspec.to_builtins(
+            Position(
+                batches_trained=self._batches_trained(),
+                offset=self._offset,
+                seed=self.seed,
+                global_batch_size=order.global_batch_size,
+                length=order.length,
+                class_to_idx=dict(self.class_to_idx),
+                data=self.identity(),
+            )
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue training at the position of the checkpoint.
 
         Raises:
-            UserError: The class numbers differ, or the checkpoint lies inside an epoch and the seed, the global batch
-                size or the size of the split has changed since.
+            UserError: The classes or the data are others, or the checkpoint lies inside an epoch and the seed, the
+                global batch size or the size of the split has changed since.
         """
         if self.trainer and self.trainer.state.fn != TrainerFn.FITTING:
             return  # a model may be evaluated on any data
-        _check_same_classes(state_dict["class_to_idx"], self.class_to_idx)
+        where = (self.trainer and self.trainer.ckpt_path) or "the checkpoint"
+        saved = records.decode(state_dict, Position, f"{where}: {type(self).__qualname__}")
+        _check_same_classes(saved.class_to_idx, self.class_to_idx)
+        _check_same_data(saved.data, msgspec.to_builtins(self.identity()))
         order = self._training_order()
         now = {"seed": self.seed, "global_batch_size": order.global_batch_size, "length": order.length}
-        changed = [name for name, value in now.items() if value != state_dict[name]]
-        self._restored_batches, self._offset = state_dict["batches_trained"], state_dict["offset"]
+        changed = [name for name, value in now.items() if value != getattr(saved, name)]
+        self._restored_batches, self._offset = saved.batches_trained, saved.offset
         if changed:
-            per_epoch = state_dict["length"] // state_dict["global_batch_size"]
+            per_epoch = max(1, saved.length // saved.global_batch_size)
             epoch, batch = divmod(self._restored_batches + self._offset, per_epoch)
             if batch:
-                differences = ", ".join(f"{name} was {state_dict[name]} and is {now[name]}" for name in changed)
+                differences = ", ".join(f"{name} was {getattr(saved, name)} and is {now[name]}" for name in changed)
                 raise UserError(
                     f"The checkpoint was taken after batch {batch} of {per_epoch} of epoch {epoch}, but {differences}: "
                     "resume with the values of the checkpoint, or from one taken at the end of an epoch."
                 )
             self._offset = epoch * order.batches_per_epoch - self._restored_batches
-
-
-class ResumableLoader(DataLoader[Any]):
-    """A DataLoader that Lightning may resume mid-epoch: its order asks the data module for the position."""
-
-    workers: Sequence[Any] = ()
-
-    def __iter__(self) -> Any:
-        iterator = super().__iter__()
-        # multiprocessing.active_children, the public way to the processes, drops those that have ended
-        self.workers = getattr(iterator, "_workers", ())
-        return iterator
-
-    # Lightning asks for these two methods; the state is the data module's, as Lightning sometimes drops a loader's.
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        pass
-
-
-def _leave_signals_to_the_rank(worker: int) -> None:
-    # SLURM signals every process, and a dead worker would end its rank before it has saved. Some ranks end their
-    # workers by SIGTERM, so that signal does end a worker, with a delay.
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_AFTER_SIGTERM))
 
 
 def _check_same_classes(saved: dict[str, int], current: dict[str, int]) -> None:
@@ -213,4 +211,13 @@ def _check_same_classes(saved: dict[str, int], current: dict[str, int]) -> None:
                 f"The checkpoint numbers {len(saved)} classes and the data set {len(current)}, and they differ at "
                 f"{name!r}: class {saved.get(name)} in the checkpoint, {current.get(name)} in the data. "
                 "Resume with the data set that the run began with."
+            )
+
+
+def _check_same_data(saved: dict[str, Any], current: dict[str, Any]) -> None:
+    for key in saved.keys() & current.keys():
+        if saved[key] != current[key]:
+            raise UserError(
+                f"data.{key} was {saved[key]} when the checkpoint was written, and is {current[key]}: restore it to "
+                "resume the run, or set run.stage to a new name to start another one."
             )

@@ -63,6 +63,11 @@ class StoredTokens(ResumableDataModule):
         """Fingerprint of that tokenizer when it wrote the store."""
         return self._stores["train"].tokenizer_fingerprint
 
+    def identity(self) -> dict[str, Any]:
+        """Return what else the tokens of the store depend on: the views of an image and their size."""
+        plan = self._stores["train"].plan
+        return {**super().identity(), "store (views)": list(plan.views), "store (image_size)": plan.image_size}
+
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the training stream, and the fingerprint of the tokenizer."""
         return {**super().state_dict(), "tokenizer_fingerprint": self.tokenizer_fingerprint}

@@ -10,8 +10,9 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from datamodules import ImageDataModule
+from datamodules import FolderSource, ImageDataModule
 from tests.datamodules.memory import Diary, MemorySource, quiet_trainer
+from tests.datamodules.test_listing import put
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -139,7 +140,6 @@ def test_loading_does_not_touch_the_global_generator() -> None:
     [
         ({"seed": 4}, "seed was 3 and is 4"),
         ({"batch_size": 2}, "global_batch_size was 4 and is 2"),
-        ({"source": MemorySource(length=24)}, "length was 22 and is 24"),
     ],
 )
 def test_another_order_is_rejected_inside_an_epoch(
@@ -149,6 +149,64 @@ def test_another_order_is_rejected_inside_an_epoch(
     with pytest.raises(ValueError, match=message):
         fit(data(**change), folder / "step=3.ckpt")
     fit(data(**change), folder / "step=5.ckpt")  # between epochs the user may change it
+
+
+class Renamed(MemorySource):
+    pass
+
+
+def elsewhere(source: MemorySource) -> MemorySource:
+    records = source.split("train")
+    records.digest = lambda: "0" * 64
+    source.split = lambda name: records if name == "train" else MemorySource().split(name)
+    return source
+
+
+@pytest.mark.parametrize("step", [3, 5, 13])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 9}, "data.image_size was 8 when the checkpoint was written, and is 9: restore it"),
+        ({"crop_fraction": (0.5, 1.0)}, r"data.crop_fraction was \[0.8, 1.0\] when .*, and is \[0.5, 1.0\]"),
+        ({"horizontal_flip": False}, "data.horizontal_flip was True when .*, and is False"),
+        ({"source": Renamed()}, "data.source.class_path was .*MemorySource when .*, and is .*Renamed"),
+        ({"source": MemorySource(length=24)}, "data.source was 22 images .* and is 24 images"),
+        (
+            {"source": elsewhere(MemorySource())},
+            r"data.source was 22 images .* and is 22 images \(digest 000000000000\)",
+        ),
+    ],
+)
+def test_other_data_are_rejected_wherever_the_run_stands(
+    uninterrupted: tuple[list, Path], step: int, change: dict, message: str
+) -> None:
+    """The last step is the end of the run, which has nothing left to train."""
+    with pytest.raises(ValueError, match=message):
+        fit(data(**change), uninterrupted[1] / f"step={step}.ckpt")
+
+
+def test_a_data_set_that_was_moved_is_the_same(tmp_path: Path) -> None:
+    for index in range(6):
+        put(tmp_path / "a" / "train" / f"{index % 2}" / "deep" / f"{index}.png")
+    put(tmp_path / "a" / "val" / "0" / "x.png")
+    before = data(source=FolderSource(str(tmp_path / "a")))
+    state = before.state_dict()
+    (tmp_path / "a").rename(tmp_path / "b")
+    data(source=FolderSource(str(tmp_path / "b"))).load_state_dict(state)
+    deep = tmp_path / "b" / "train" / "1" / "deep"
+    (deep / "1.png").rename(deep / "7.png")
+    with pytest.raises(ValueError, match=r"data.source was 6 images .* and is 6 images"):
+        data(source=FolderSource(str(tmp_path / "b"))).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("batches_trained", -1), ("global_batch_size", 0), ("length", "many"), ("class_to_idx", None), ("data", [1])],
+)
+def test_a_broken_state_is_one_sentence(key: str, value: object) -> None:
+    datamodule = data()
+    with pytest.raises(ValueError, match=rf"the checkpoint: ImageDataModule: \$.{key}: expected"):
+        datamodule.load_state_dict({**datamodule.state_dict(), key: value})
 
 
 def test_another_batch_size_starts_at_the_next_epoch(uninterrupted: tuple[list, Path], tmp_path: Path) -> None:
@@ -183,15 +241,16 @@ def test_workers_survive_the_signals_of_a_cluster() -> None:
     batches = iter(loader)
     first = next(batches)
     for signum in (signal.SIGUSR1, signal.SIGTERM):
-        os.kill(batches._workers[0].pid, signum)
+        os.kill(loader.workers[0].pid, signum)
     time.sleep(0.2)  # a dead worker would raise in the main process
     assert [first, *batches] == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
 def test_a_killed_worker_is_reported() -> None:
-    batches = iter(data(num_workers=1)._loader(range(100), range(100), batch_size=2, collate=list))
+    loader = data(num_workers=1)._loader(range(100), range(100), batch_size=2, collate=list)
+    batches = iter(loader)
     next(batches)
-    worker = batches._workers[0].pid
+    worker = loader.workers[0].pid
     with pytest.raises(RuntimeError, match=rf"DataLoader worker \(pid\(?s?\)? ?{worker}\)"):
         os.kill(worker, signal.SIGKILL)
         list(batches)
