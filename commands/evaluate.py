@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from artifacts.metrics import comparison_section, merge_section
@@ -24,6 +23,7 @@ from artifacts.samples import SamplesFile
 from commands.comparison import Comparison, add_arguments
 from commands.preset import BATCH
 from commands.program import new_parser, print_table, run
+from commands.progress import track
 from polytoken import records
 from polytoken.errors import UserError
 from polytoken.metrics.image_metrics import Target, image_metrics, kind_of
@@ -125,7 +125,7 @@ def _doubts(file: SamplesFile, comparison: Comparison, target: Target) -> Iterat
 
 def _samples(file: SamplesFile) -> Iterator[tuple[Tensor, Tensor | None]]:
     start = 0
-    for batch in track(file.batches(BATCH), "samples, batches", total=-(-len(file) // BATCH), transient=True):
+    for batch in track(file.batches(BATCH), "samples, batches", total=-(-len(file) // BATCH)):
         labels = None if file.labels is None else torch.from_numpy(file.labels[start : start + len(batch)])
         start += len(batch)
         yield torch.from_numpy(batch.copy()).permute(0, 3, 1, 2), labels

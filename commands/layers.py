@@ -16,7 +16,6 @@ from typing import Literal
 
 import torch
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 
 from artifacts.provenance import commit, versions
@@ -25,6 +24,7 @@ from artifacts.run_files import LAYERS, Layers
 from callbacks.measure.layer_analysis import CURVES, draw_layers, layers_record
 from commands.preset import image_data, preset_of, real_images, spread
 from commands.program import best_device, new_parser, print_table, run
+from commands.progress import track
 from polytoken import records
 from polytoken.codec import FrozenCodec
 from polytoken.errors import UserError
@@ -135,7 +135,7 @@ def _validation(pipeline: GenerationPipeline, analysis: Analysis) -> Iterator[Ba
     codec = FrozenCodec(lambda: pipeline.tokenizer, pipeline.sub_codes)
     device = pipeline.tokenizer.last_layer.device
     rows = spread(len(data.source.split("validation")), analysis.max_images)
-    for batch in track(real_images(data, "validation", rows), "validation images, batches", transient=True):
+    for batch in track(real_images(data, "validation", rows), "validation images, batches"):
         images = batch["image"].to(device)
         yield images, batch["label"].to(device), codec.encode(images, pipeline.network.models)
 
@@ -145,7 +145,7 @@ def _generated(pipeline: GenerationPipeline, analysis: Analysis) -> Iterator[Bat
     device = pipeline.tokenizer.last_layer.device
     labels = (torch.arange(analysis.max_images) % pipeline.num_classes).to(device)
     rules = pipeline.rules(Guidance(guidance=analysis.guidance))
-    for start in track(range(0, len(labels), analysis.batch_size), "samples, batches", transient=True):
+    for start in track(range(0, len(labels), analysis.batch_size), "samples, batches"):
         batch = labels[start : start + analysis.batch_size]
         tokens = pipeline.draw(batch, rules, analysis.seed, start)
         images = from_uint8(pipeline.decode(tokens).permute(0, 3, 1, 2).contiguous())

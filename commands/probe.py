@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from artifacts.provenance import commit, versions
 from artifacts.run_files import PROBES, Probe, Probes
 from commands.preset import BATCH, image_data, real_images, spread
 from commands.program import best_device, new_parser, print_table, run
+from commands.progress import track
 from datamodules.images import ImageDataModule
 from datamodules.sources.base import Split
 from lightning_modules.linear_probe import EPOCHS, FIT_BATCH, fit_in_batches
@@ -158,7 +158,7 @@ def _probes(train: Labelled, validation: Labelled, k: int) -> Iterator[dict[str,
 def _add(features: PooledFeatures, data: ImageDataModule, split: Split, at_most: int | None = None) -> None:
     length = len(data.source.split(split))
     batches, total = real_images(data, split, spread(length, at_most)), min(length, at_most or length)
-    for batch in track(batches, f"{split} images, batches", total=-(-total // BATCH), transient=True):
+    for batch in track(batches, f"{split} images, batches", total=-(-total // BATCH)):
         features.add(batch["image"], batch["label"])
 
 

@@ -14,7 +14,6 @@ from typing import get_args
 
 import numpy as np
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from artifacts.reference import Reference, ReferenceProtocol, write_reference
@@ -22,6 +21,7 @@ from artifacts.samples import SamplesFile
 from commands.comparison import add_extractor_arguments, extractor_of
 from commands.preset import BATCH, Preset, real_images, spread
 from commands.program import new_parser, run
+from commands.progress import track
 from datamodules.sources.base import Split
 from polytoken.errors import UserError
 from polytoken.metrics.extractor import Extractor
@@ -94,12 +94,10 @@ def measure(source: Source, kind: Split, extractor: Extractor, num_images: int, 
         UserError: if features are not finite, or an npz is damaged.
     """
     image_set, readable = ImageSet(extractor), []
-    with Progress() as progress:
-        bar = progress.add_task(f"{extractor.name} of {kind} images", total=source.count)
-        for images, rows in source.batches(None):
-            image_set.add(images)
-            readable += rows.tolist()
-            progress.advance(bar, len(rows))
+    batches = track(source.batches(None), f"{extractor.name} of {kind} images, batches", -(-source.count // BATCH))
+    for images, rows in batches:
+        image_set.add(images)
+        readable += rows.tolist()
     found = image_set.compute()
     kept = min(max(num_images, 0), len(readable))
     chosen = [readable[row] for row in spread(len(readable), kept) or range(kept)]

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 
 from artifacts.metrics import PACKAGES
@@ -25,6 +24,7 @@ from artifacts.run_files import Sweep
 from callbacks.measure.plots import new_plot, render
 from commands.comparison import Comparison, add_arguments
 from commands.program import new_parser, print_table, run
+from commands.progress import track
 from datamodules.labels import LabelDataModule
 from polytoken import records
 from polytoken.files import replacing
@@ -100,7 +100,7 @@ def _sampled(
     """Images uint8 (B, 3, H, W) at a scale, and their labels."""
     sampler, size = replace(plan.sampler, guidance=scale), plan.labels.batch_size
     labels = torch.from_numpy(plan.labels.labels(generator.num_classes))
-    for start in track(range(0, len(labels), size), f"guidance {scale:g}, batches", transient=True):
+    for start in track(range(0, len(labels), size), f"guidance {scale:g}, batches"):
         batch = labels[start : start + size]
         yield generator.images(batch.to(device), sampler, plan.seed, start).permute(0, 3, 1, 2), batch
 

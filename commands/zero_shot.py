@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from artifacts.provenance import commit, versions
@@ -21,6 +20,7 @@ from artifacts.run_files import ZERO_SHOT, ZeroShotResult, ZeroShotRow
 from commands.preset import BATCH, image_data, real_images, spread
 from commands.probe import directory_of
 from commands.program import best_device, new_parser, print_table, run
+from commands.progress import track
 from polytoken import records
 from polytoken.errors import UserError
 from polytoken.features import features_of
@@ -71,7 +71,7 @@ def zero_shot(
     metrics: dict[str, ZeroShot] = {}
     device = device or torch.device("cpu")
     tokenizer.to(device)
-    for batch in track(batches, "validation images, batches", total=total, transient=True):
+    for batch in track(batches, "validation images, batches", total=total):
         for name, pooled in _pooled(tokenizer, batch["image"].to(device)).items():
             metric = metrics.setdefault(name, ZeroShot(vectors).to(device))
             metric.update(pooled, batch["label"].to(device))
