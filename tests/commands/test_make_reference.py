@@ -105,6 +105,6 @@ def test_missing_files_are_reported(runs: Path, tmp_path: Path, capsys: pytest.C
     assert "no teacher is called 'cat'" in refusal(capsys, "--extractor", "cat")
     np.savez(tmp_path / "floats.npz", np.zeros((3, 8, 8, 3)))
     assert "arr_0 is float64" in refusal(capsys, "--npz", tmp_path / "floats.npz", "--extractor", "inception")
-    assert "none is not a folder" in refusal(
+    assert "is not a folder: name the one that holds train" in refusal(
         capsys, "--preset", "imagenet", "--data", tmp_path / "none", "--extractor", "inception"
     )
