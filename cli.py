@@ -6,6 +6,8 @@ those imported from `cli`.
 
 from __future__ import annotations
 
+import commands  # isort: skip  # noqa: F401 - first, so that a Ctrl-C during the imports below ends in one line
+
 import sys
 import warnings
 from pathlib import Path
@@ -136,6 +138,10 @@ def main(args: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of a deprecated call
     try:
         CommandLine(args)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning has turned into code 1
+            raise stop.__context__ from None
+        raise
     except (UserError, MisconfigurationException, FileNotFoundError) as error:
         if getattr(error, "errno", None) is not None:  # the operating system's own, so a fault of the code
             raise

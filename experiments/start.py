@@ -66,7 +66,12 @@ def start(directory: Path) -> int:
 def _run_all(commands: list[list[str]], log: TextIO) -> int:
     for command in map(launched, commands):
         print(f"$ {shlex.join(command)}", file=log, flush=True)
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # the command saves; subprocess.run would kill it meanwhile
+            process.wait()
+            raise
         if code:
             return code
     return 0

@@ -1,4 +1,4 @@
-"""Save, requeue and exit on SIGTERM or SIGUSR1, or shortly before the SLURM allocation ends."""
+"""Save, requeue and exit on a signal (Ctrl-C included), or shortly before the SLURM allocation ends."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import logging
 import os
 import re
 import signal
+import stat
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -22,12 +24,16 @@ from polytoken.errors import UserError
 logger = logging.getLogger(__name__)
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, and the same command resumes
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
-ENDED_BY_SLURM = ("CANCELLED", "COMPLETING")  # a cancelled job must not return; SLURM requeues a preempted one itself
+STOPPED = 130  # by Ctrl-C, as shells report it: a loop that restarts on 75 ends
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+FROM_TERMINAL = SIGNALS[2:]  # nohup and `command &` ignore these on purpose
 
 
 class Requeue(Checkpoint):
-    """Ends a run with exit code 75 after the batch in which SIGUSR1 or SIGTERM arrived, or time ran out.
+    """Ends a run with exit code 75 after the batch in which a signal arrived, or time ran out.
+
+    The signals are SIGUSR1, SIGTERM, SIGHUP (a closed terminal), SIGQUIT, and SIGINT: the first Ctrl-C saves and exits
+    with 130, and a second one exits at once.
 
     All ranks agree first, since a signal may reach them in different batches, or only one of them. Then they write
     `last.ckpt`, rank 0 calls `scontrol requeue` if this is a SLURM job, and all exit. A validation is abandoned, since
@@ -47,6 +53,7 @@ class Requeue(Checkpoint):
             raise UserError(f"seconds_before_end is {seconds_before_end}; it must not be negative.")
         self.seconds_before_end = seconds_before_end
         self._received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}  # handlers that Lightning does not restore
         self._leave_at: float | None = None
         self._step = 0
         self._last: LastCheckpoint | None = None
@@ -58,7 +65,10 @@ class Requeue(Checkpoint):
             raise UserError("Requeue saves by LastCheckpoint: add callbacks.LastCheckpoint before it")
         if self._leave_at is None and (end := os.environ.get("SLURM_JOB_END_TIME", "")).isdigit():
             left = int(end) - time.time()
-            self._leave_at = int(end) - min(self.seconds_before_end, left / 2)
+            if left > 0:
+                self._leave_at = int(end) - min(self.seconds_before_end, left / 2)
+            elif trainer.is_global_zero:
+                logger.warning("SLURM_JOB_END_TIME=%s is over: it is of an earlier job, and is ignored", end)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the step that a resumed run starts from, and install the signal handlers."""
@@ -101,11 +111,24 @@ class Requeue(Checkpoint):
         if self._reason() is not None:
             self._leave(trainer, "predict resumes with the missing parts", together=False)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Restore the handlers of signals from the terminal; Lightning restores the others."""
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Restore the handlers: no teardown follows."""
+        self.teardown(trainer, pl_module, "")
+
     def _listen(self, trainer: Trainer) -> None:
         # replaces Lightning's handlers; Lightning restores the original ones when the command ends
         if threading.current_thread() is threading.main_thread():
             for signum in SIGNALS:
-                signal.signal(signum, self._receive)
+                before = signal.getsignal(signum)
+                if signum not in FROM_TERMINAL:
+                    signal.signal(signum, self._receive)
+                elif before not in (signal.SIG_IGN, self._receive):
+                    self._before[signum] = signal.signal(signum, self._receive)
         if trainer.received_sigterm:  # by Lightning's handler, before ours was installed
             self._received = signal.SIGTERM
             # private, since trainer.received_sigterm is read-only: Lightning would end the run with exit code 0
@@ -113,6 +136,13 @@ class Requeue(Checkpoint):
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         # only set a flag: the handler may interrupt a collective
+        if signum == signal.SIGINT == self._received:
+            os.write(2, b"\nstopped at once: what was saved before is whole, and the same command resumes\n")
+            os._exit(STOPPED)
+        if signum == signal.SIGINT:
+            os.write(2, b"\nCtrl-C: the run saves after this step and exits; a second Ctrl-C exits at once\n")
+        if signum == signal.SIGHUP:
+            _close_terminal()
         self._received = signal.Signals(signum)
 
     def _reason(self) -> str | None:
@@ -125,23 +155,29 @@ class Requeue(Checkpoint):
         return trainer.strategy.reduce_boolean_decision(self._reason() is not None, all=False)
 
     def _leave(self, trainer: Trainer, state: str, together: bool = True) -> NoReturn:
+        code = STOPPED if self._received == signal.SIGINT else EXIT_CODE
         if trainer.is_global_zero:
             reason = self._reason() or "another rank was asked to stop"
-            logger.warning("%s: %s; %s (exit code %d)", reason, state, self._requeue(), EXIT_CODE)
+            outlook = "the same command resumes" if code == STOPPED else self._requeue()
+            logger.warning("%s: %s; %s (exit code %d)", reason, state, outlook, code)
         if together:
             trainer.strategy.barrier("requeued")
         # Lightning kills the main process at once if a rank that it started exits with a code other than 0
         started_by_lightning = isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
-        raise SystemExit(0 if started_by_lightning and not trainer.is_global_zero else EXIT_CODE)
+        raise SystemExit(0 if started_by_lightning and not trainer.is_global_zero else code)
 
     def _requeue(self) -> str:
         """Requeue this job, and describe the result."""
         job = job_id()
         if job is None:
             return "the same command resumes"
-        # SIGTERM announces a preemption or a cancellation, and may have reached another rank first
-        if (state := job_state(job)) in ENDED_BY_SLURM:
-            return f"SLURM ends job {job} ({state}), so it is not requeued from here"
+        shown = scontrol("show", "job", job)[0]
+        # SIGTERM announces a preemption, after which SLURM requeues the job itself, or a cancellation. The shell may
+        # also have inherited the id of a job that is over.
+        if (state := _field(shown, "JobState")) not in (None, "RUNNING"):
+            return f"SLURM ends job {job} ({state}), so it is not requeued from here; the same command resumes"
+        if _field(shown, "BatchFlag") == "0":
+            return f"job {job} is interactive (salloc), so it is not requeued; the same command resumes"
         failure = scontrol("requeue", job)[1]
         return (
             f"job {job} is requeued" if failure is None else f"job {job} is not requeued ({failure}): submit it again"
@@ -155,10 +191,18 @@ def job_id() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
-def job_state(job: str) -> str | None:
-    """State of a job (RUNNING, CANCELLED, …), or None if SLURM reports none."""
-    found = re.search(r"JobState=(\w+)", scontrol("show", "job", job)[0])
+def _field(shown: str, name: str) -> str | None:
+    """Value of a field in the output of `scontrol show job`, such as JobState=RUNNING."""
+    found = re.search(rf"\b{name}=(\w+)", shown)
     return found[1] if found else None
+
+
+def _close_terminal() -> None:
+    """Discard output to a terminal that is gone: writing to it would end the run before it has saved."""
+    for stream in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(stream).st_mode):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def scontrol(*arguments: str) -> tuple[str, str | None]:

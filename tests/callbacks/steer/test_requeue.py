@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import torch
 
 from callbacks.checkpoint.last_checkpoint import LastCheckpoint
 from callbacks.steer import requeue
-from callbacks.steer.requeue import EXIT_CODE, Requeue, job_id
+from callbacks.steer.requeue import EXIT_CODE, STOPPED, Requeue, job_id
 from tests.end_to_end.test_cli import assert_equal
 from tests.support.commands import TOY, exit_code
 from tests.support.slurm import FakeSlurm
@@ -132,10 +133,92 @@ def test_it_exits_before_the_allocation_ends(
     callback.setup(trainer, None, "fit")
     assert callback._leave_at == pytest.approx(start + 3510, abs=2)
 
-    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(start + now[0])))  # already over
+    def tick() -> float:
+        now[0] += 1
+        return start + now[0]
+
+    monkeypatch.setattr(requeue, "time", SimpleNamespace(time=tick))
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(start + now[0]) + 3))
     assert fit() == EXIT_CODE
     assert state()["global_step"] == 1 and slurm.calls() == ["scontrol show job 7", "scontrol requeue 7"]
     assert "the allocation ends" in caplog.text
+
+
+def test_the_end_of_an_earlier_job_is_ignored(
+    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) - 5))  # inherited by a shell
+    callback = Requeue()
+    callback.setup(SimpleNamespace(callbacks=[LastCheckpoint()], is_global_zero=True), None, "fit")
+    assert callback._reason() is None
+    assert "is over: it is of an earlier job, and is ignored" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("shown", "says"),
+    [
+        ("JobId=7 JobState=RUNNING BatchFlag=0", "job 7 is interactive (salloc), so it is not requeued"),
+        ("JobId=7 JobState=COMPLETED BatchFlag=1", "SLURM ends job 7 (COMPLETED), so it is not requeued from here"),
+    ],
+)
+def test_an_interactive_or_finished_job_is_not_requeued(
+    shown: str, says: str, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.program("scontrol", prints=shown)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert says in Requeue()._requeue()
+    assert slurm.calls() == ["scontrol show job 7"]
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", STOPPED), ("SIGHUP", EXIT_CODE), ("SIGQUIT", EXIT_CODE)])
+def test_signals_of_a_terminal_save(
+    name: str, code: int, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    handlers = [signal.getsignal(signum) for signum in requeue.SIGNALS]
+    monkeypatch.setattr(requeue, "_close_terminal", lambda: None)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert fit(step=1, name=name) == code
+    assert state()["global_step"] == 1 and f"(exit code {code})" in caplog.text
+    assert bool(slurm.calls()) == (code == EXIT_CODE)  # a Ctrl-C requeues nothing
+    assert [signal.getsignal(signum) for signum in requeue.SIGNALS] == handlers
+
+
+def test_an_ignored_signal_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    try:
+        assert fit(step=1, name="SIGHUP") == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_second_ctrl_c_exits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    callback = Requeue()
+    callback._receive(signal.SIGINT, None)
+    assert not left and callback._reason() == "SIGINT"
+    callback._receive(signal.SIGINT, None)
+    assert left == [STOPPED]
+
+
+def test_a_closed_terminal_does_not_end_the_run() -> None:
+    """A line written to a terminal that is gone would raise before the run has saved."""
+    master, terminal = os.openpty()
+    child = os.fork()
+    if not child:
+        for stream in (1, 2):
+            os.dup2(terminal, stream)
+        os.close(master)
+        os.close(terminal)
+        with suppress(OSError):
+            while True:  # until the terminal is gone
+                os.write(1, b".")
+        requeue._close_terminal()
+        os._exit(EXIT_CODE if os.write(1, b"x") + os.write(2, b"x") == 2 else 1)
+    os.close(terminal)
+    os.read(master, 1)
+    os.close(master)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == EXIT_CODE
 
 
 def test_it_waits_for_the_end_of_an_accumulated_step() -> None:
@@ -172,3 +255,17 @@ def test_it_needs_last_checkpoint() -> None:
         Requeue().setup(SimpleNamespace(callbacks=[]), None, "fit")
     with pytest.raises(ValueError, match="must not be negative"):
         Requeue(seconds_before_end=-1)
+
+
+def test_a_ctrl_c_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Requeue, "setup", pressed)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt):  # and not Lightning's exit code 1
+            fit()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not LAST.exists()
