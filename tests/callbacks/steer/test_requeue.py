@@ -258,7 +258,7 @@ def test_it_needs_last_checkpoint() -> None:
 
 
 def test_a_ctrl_c_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    def pressed(*_: object) -> None:
+    def pressed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Requeue, "setup", pressed)
