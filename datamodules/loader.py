@@ -101,8 +101,8 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _leave_signals_to_the_rank(worker: int) -> None:
-    # SLURM and terminals signal every process, and a dead worker would end its rank before it has saved. Some ranks end their
-    # workers by SIGTERM, so that signal does end a worker, with a delay.
+    # SLURM and terminals signal every process, and a dead worker would end its rank before it has saved. Some ranks
+    # end their workers by SIGTERM, so that signal does end a worker, with a delay.
     for signum in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_AFTER_SIGTERM))
