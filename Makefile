@@ -247,7 +247,7 @@ plot: $(READY) ## Plot iFSQ Fig. 3 from its finished experiment into docs/images
 	$(PYTHON) -m experiments show ifsq/fig3 --preset photos
 	$(PYTHON) -m experiments.ifsq_plot runs/experiments/results/ifsq/fig3_photos.json docs/images/ifsq_fig3.png
 
-weights: $(READY) ## Fetch the published weights (VGG-16 for LPIPS, Inception, and TEACHERS="clip_large_14 …") into weights/
+weights: $(READY) ## Fetch VGG-16 (LPIPS), Inception, ADM's reference (2 GB), and TEACHERS="clip_large_14 …" into weights/
 	$(PYTHON) -m commands.weights $(TEACHERS)
 
 reference: $(TEACHERS_HERE) | $(READY) ## Measure the real images of SPLIT=validation (for rFID) or train (for gFID)

@@ -8,3 +8,4 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = REPOSITORY / "configs"
 PRESETS = CONFIGS / "presets"
 BASE_CONFIG = CONFIGS / "base.yaml"
+ADM_REFERENCE = Path("weights/VIRTUAL_imagenet256_labeled.npz")  # statistics of ImageNet; `make weights` fetches it

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from artifacts.reference import target_of_file
+from artifacts.repository import ADM_REFERENCE
 from commands.preset import Preset
 from commands.program import best_device
 from polytoken.errors import UserError
@@ -36,7 +37,11 @@ def add_extractor_arguments(parser: ArgumentParser) -> None:
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the options of :meth:`Comparison.of`."""
     add_extractor_arguments(parser)
-    parser.add_argument("--reference", type=Path, help="npz of statistics: ADM's, or one of `make reference`")
+    parser.add_argument(
+        "--reference",
+        type=Path,
+        help="npz of statistics; without a judge, by default that of `make reference` or ADM's",
+    )
     parser.add_argument("--force", action="store_true", help="accept a reference of the wrong split, with a note")
 
 
@@ -53,6 +58,27 @@ def extractor_of(given: Namespace, preset: Preset | None) -> Extractor:
     if name == "judge" and weights is None and preset is not None:
         weights = preset.judge_file(given.runs)
     return load_extractor(name, weights, best_device())
+
+
+def default_reference(runs: Path, preset: str, extractor: str, use: Use) -> Path:
+    """File that images of a preset are compared with: its own of `make reference`, or ADM's of ImageNet.
+
+    Samples are compared with training images, reconstructions with validation images.
+
+    Raises:
+        UserError: neither exists.
+    """
+    split = "train" if use == "generation" else "validation"
+    own = runs / preset / "reference" / f"{split}_{extractor}.npz"
+    published = [ADM_REFERENCE] if (preset, extractor, use) == ("imagenet", "inception", "generation") else []
+    for path in (own, *published):
+        if path.exists():
+            return path
+    remedy = f"`make reference PRESET={preset} SPLIT={split} ARGS='--extractor {extractor}'` measures it"
+    raise UserError(
+        f"metrics by {extractor} are distances to a reference, and there is no {own}: {remedy}"
+        f"{', `make weights` fetches that of ADM' if published else ''}, and --reference FILE.npz names another"
+    )
 
 
 @dataclass(frozen=True)
@@ -81,13 +107,12 @@ class Comparison:
             UserError: as :func:`extractor_of`, or if a network needs a reference and none is named.
         """
         preset = Preset.load(given.preset)
-        judged = (given.extractor or ("judge" if preset.has_judge else "inception")) == "judge"
-        if not judged and given.reference is None:
-            raise UserError(
-                f"metrics by {given.extractor or 'inception'} are distances to a reference file, and none is named: "
-                "--reference FILE.npz takes ADM's (VIRTUAL_imagenet256_labeled.npz) or one that `make reference` writes"
-            )
-        return cls(extractor_of(given, preset), preset if judged else None, given.reference, use, given.force)
+        name = given.extractor or ("judge" if preset.has_judge else "inception")
+        reference = given.reference
+        if reference is None and name != "judge":
+            reference = default_reference(given.runs, preset.name, name, use)
+        extractor = extractor_of(given, preset)
+        return cls(extractor, preset if name == "judge" else None, reference, use, given.force)
 
     @property
     def own(self) -> Preset:

@@ -6,12 +6,15 @@ from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
+from artifacts.reference import Reference
+from artifacts.repository import ADM_REFERENCE
 from commands.program import new_parser, run
 from polytoken.errors import RunError
-from polytoken.files import file_sha256
+from polytoken.files import file_sha256, write_text
 from polytoken.metrics import inception
 
 DIRECTORY = Path("weights")
+ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021"
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class PublishedFile:
     Args:
         name: its name below ``weights/``.
         url: its address.
-        sha256_prefix: its SHA-256, or the start of it.
+        sha256_prefix: its SHA-256, or the start of it; empty if none is published.
     """
 
     name: str
@@ -33,6 +36,7 @@ FILES = (
     PublishedFile("vgg16.pth", "https://download.pytorch.org/models/vgg16-397923af.pth", "397923af"),
     PublishedFile(inception.WEIGHTS.name, inception.URL, inception.SHA256),
 )
+REFERENCE = PublishedFile(ADM_REFERENCE.name, f"{ADM}/ref_batches/imagenet/256/{ADM_REFERENCE.name}", "")
 
 
 def fetch(file: PublishedFile, directory: Path = DIRECTORY) -> Path:
@@ -47,13 +51,32 @@ def fetch(file: PublishedFile, directory: Path = DIRECTORY) -> Path:
     if not target.exists():
         directory.mkdir(parents=True, exist_ok=True)
         try:
-            download_url_to_file(file.url, str(target), hash_prefix=file.sha256_prefix)
+            download_url_to_file(file.url, str(target), hash_prefix=file.sha256_prefix or None)
         except (OSError, RuntimeError) as error:
             raise RunError(
                 f"{file.url} cannot be fetched ({error}): fetch it elsewhere and put it at {target}"
             ) from error
     elif not (found := file_sha256(target)).startswith(file.sha256_prefix):
         raise RunError(f"{target} has the SHA-256 {found}, not {file.sha256_prefix}…: delete it and fetch it again")
+    return target
+
+
+def fetch_reference(file: PublishedFile = REFERENCE, directory: Path = DIRECTORY) -> Path:
+    """Download ADM's statistics of ImageNet (2 GB) unless they exist, and read them.
+
+    No digest is published. The one of the first download is kept in `<name>.sha256`, and a later call compares.
+
+    Raises:
+        RunError: the server does not answer, or the file has changed since.
+        UserError: it is no reference.
+    """
+    target = fetch(file, directory)
+    digest = Reference.read(target).sha256
+    record = target.with_name(f"{target.name}.sha256")
+    if not record.exists():
+        write_text(record, f"{digest}  {target.name}\n")
+    elif record.read_text().split()[:1] != [digest]:
+        raise RunError(f"{target} is not the file whose digest is in {record}: delete both and fetch it again")
     return target
 
 
@@ -90,6 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _fetch_all(given: Namespace) -> None:
     for file in FILES:
         print(f"{file.name}: {fetch(file)}")
+    print(f"{REFERENCE.name}: {fetch_reference()}")
     for name in given.teachers:
         print(f"{name}: {fetch_teacher(name)}")
 

@@ -15,9 +15,10 @@ from typing import Any
 import msgspec
 import yaml
 
+from artifacts.repository import ADM_REFERENCE
 from commands.cli.places import nearest
 from experiments.specification import Experiment, Row
-from experiments.tasks import REFERENCE, Run, Task, runs_of
+from experiments.tasks import Run, Task, runs_of
 from polytoken.errors import MissingFileError, UserError
 
 
@@ -48,11 +49,8 @@ def check(experiment: Experiment, composed: set[str] | None = None) -> None:
 def check_files(tasks: list[Task]) -> None:
     """Raise MissingFileError if a file is missing that a stage at the end of a row reads: the others take days."""
     runs = [run for task in tasks for run in task.runs]
-    if any(run.needs_reference for run in runs) and not REFERENCE.exists():
-        raise MissingFileError(
-            f"{REFERENCE} is missing, the reference of gFID: put ADM's there "
-            "(openai/guided-diffusion, evaluations, ImageNet 256 × 256)"
-        )
+    if any(run.needs_reference for run in runs) and not ADM_REFERENCE.exists():
+        raise MissingFileError(f"{ADM_REFERENCE} is missing, the reference of gFID: `make weights` fetches it")
     for path in sorted({run.classes for run in runs if run.classes and not run.classes.exists()}):
         raise MissingFileError(
             f"{path} is missing, the class vectors of zero-shot classification: make {path} PRESET={runs[0].preset}"

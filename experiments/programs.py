@@ -143,14 +143,14 @@ def curve(directory: Path, num_images: int, guidance: float, steps: int | None) 
         `curve/<number of the checkpoint, from 1>/<metric>`, `compute/forward` (GFLOP an image) and `compute/total`
         (PFLOP of the whole training); and the number of samples a checkpoint.
     """
+    from artifacts.repository import ADM_REFERENCE
     from commands import curve as program
     from commands.preset import Preset, preset_of
-    from experiments.tasks import REFERENCE
 
     preset = preset_of(directory)
     options = ["--curve", "run", str(directory), "--preset", preset, "--guidance", str(guidance)]
     options += ["--num-images", str(num_images), *(["--steps", str(steps)] if steps else [])]
-    options += [] if Preset.load(preset).has_judge else ["--reference", str(REFERENCE)]
+    options += [] if Preset.load(preset).has_judge else ["--reference", str(ADM_REFERENCE)]
     (found,) = program.measure(program.options().parse_args(options))["runs"]
     metrics: Metrics = {
         f"curve/{number}/{name}": metric["value"]

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from artifacts.repository import PRESETS, REPOSITORY
+from artifacts.repository import ADM_REFERENCE, PRESETS, REPOSITORY
 from experiments.specification import Experiment, Overrides, Row, Stage, short
 from experiments.stages import KINDS, Kind, input_stages, measured, progress
 from polytoken.files import write_text
@@ -23,7 +23,6 @@ from polytoken.files import write_text
 ROOT = Path("runs/experiments")
 PROGRAM = REPOSITORY / "cli.py"
 EVALUATION = ("-m", "commands.evaluate")  # finds the judge where `make teacher` puts it
-REFERENCE = Path("weights/VIRTUAL_imagenet256_labeled.npz")  # ADM's, for presets without a judge
 CLASSES = Path("weights/siglip2_large_classes.safetensors")  # for presets without a dual encoder
 
 
@@ -113,7 +112,7 @@ class Run:
         commands = [[sys.executable, str(short(PROGRAM)), *self.arguments(self.overrides)]]
         if self.kind.section == "evaluate":
             options: list[tuple[str, Any]] = [("samples", self.directory / "samples.npz"), ("preset", self.preset)]
-            options += [("reference", REFERENCE)] if self.needs_reference else []
+            options += [("reference", ADM_REFERENCE)] if self.needs_reference else []
             commands.append([sys.executable, *EVALUATION, *_options(options)])
         return commands
 

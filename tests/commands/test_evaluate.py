@@ -162,7 +162,7 @@ def test_mismatched_images_are_rejected(runs: Path, tmp_path: Path, capsys: pyte
     assert "not a file of samples" in refusal(short, runs, capsys)
     assert "no samples at" in refusal(tmp_path / "none.npz", runs, capsys)
     assert "no preset cats" in refusal(small, runs, capsys, "--preset", "cats")
-    assert "none is named: --reference" in refusal(small, runs, capsys, "--preset", "imagenet")
+    assert "`make weights` fetches that of ADM" in refusal(small, runs, capsys, "--preset", "imagenet")
     assert "make teacher" in refusal(small, tmp_path / "empty", capsys)
 
 

@@ -1,15 +1,33 @@
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from commands.weights import PublishedFile, fetch
+from commands.weights import PublishedFile, fetch, fetch_reference
+from polytoken.errors import RunError, UserError
 
 
 def published(tmp_path: Path, digest: str | None = None) -> PublishedFile:
     source = tmp_path / "served.pth"
     source.write_bytes(b"weights")
     return PublishedFile("vgg16.pth", source.as_uri(), digest or hashlib.sha256(b"weights").hexdigest()[:8])
+
+
+def test_a_reference_is_read_and_its_digest_is_kept(tmp_path: Path) -> None:
+    served = tmp_path / "served.npz"
+    np.savez(served, mu=np.zeros(2048), sigma=np.eye(2048))
+    file = PublishedFile("reference.npz", served.as_uri(), "")
+    target = fetch_reference(file, tmp_path / "weights")
+    digest = hashlib.sha256(served.read_bytes()).hexdigest()
+    assert target.with_name("reference.npz.sha256").read_text() == f"{digest}  reference.npz\n"
+    fetch_reference(file, tmp_path / "weights")
+    np.savez(target, mu=np.ones(2048), sigma=np.eye(2048))
+    with pytest.raises(RunError, match=r"is not the file whose digest is in .*reference.npz.sha256: delete both"):
+        fetch_reference(file, tmp_path / "weights")
+    served.write_bytes(b"an error page of the server")
+    with pytest.raises(UserError, match="is not a reference file"):
+        fetch_reference(file, tmp_path / "elsewhere")
 
 
 def test_an_existing_file_is_not_fetched_again(tmp_path: Path) -> None:
