@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,13 +13,14 @@ from polytoken.errors import UserError
 from polytoken.files import file_sha256
 from polytoken.generators.base import Generator, SubCode
 from polytoken.generators.record import GeneratorRecord, InitFrom, Lineage
-from polytoken.handover import carry_over
+from polytoken.handover import CLASS_EMBEDDING, by_class, carry_over
 from polytoken.loading import Checkpoint, checkpoint_path
 
 if TYPE_CHECKING:
     from datamodules.stored import StoredTokens
 
 LINEAGE = "lineage.json"
+SHOWN = 5  # classes in a message
 
 
 def record_of(data: StoredTokens) -> GeneratorRecord:
@@ -59,7 +60,15 @@ def hand_over(init_from: str, generator: Generator, record: GeneratorRecord, tru
             f"{checkpoint.path} is a {type(earlier).__name__}, of {earlier.models}, and this run trains a "
             f"{type(generator).__name__}, of {generator.models}: set init_from to a run of the same family, or to null"
         )
-    handover = carry_over(earlier.state_dict(), generator, sub_code)
+    weights = by_class(earlier.state_dict(), source.class_to_idx, record.class_to_idx)
+    if weights is None:
+        rank_zero_warn(
+            f"{checkpoint.path} has the classes {_shown(source.class_to_idx)}, and this run has "
+            f"{_shown(record.class_to_idx)}: the class embedding is trained from scratch"
+        )
+        handover = carry_over(earlier.state_dict(), generator, sub_code, unused=(CLASS_EMBEDDING,))
+    else:
+        handover = carry_over(weights, generator, sub_code)
     rank_zero_info(f"weights of {checkpoint.path}\n{handover}")
     return InitFrom(
         path=str(checkpoint.path),
@@ -145,6 +154,11 @@ def write_lineage(directory: Path, lineage: Lineage) -> None:
     """Write ``lineage.json``."""
     directory.mkdir(parents=True, exist_ok=True)
     records.write(directory / LINEAGE, lineage)
+
+
+def _shown(class_to_idx: Mapping[str, int]) -> str:
+    names = sorted(class_to_idx, key=class_to_idx.__getitem__)
+    return ", ".join(names[:SHOWN]) + (f" … ({len(names)})" if len(names) > SHOWN else "")
 
 
 def _teacher(record: GeneratorRecord) -> str:

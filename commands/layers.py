@@ -25,6 +25,7 @@ from callbacks.measure.layer_analysis import CURVES, draw_layers, layers_record
 from commands.preset import image_data, preset_of, real_images, spread
 from commands.program import best_device, new_parser, print_table, run
 from commands.progress import track
+from datamodules.images import check_image_size
 from polytoken import records
 from polytoken.codec import FrozenCodec
 from polytoken.errors import UserError
@@ -131,7 +132,9 @@ def teacher_of(run: Path, name: str | None = None, weights: str | None = None) -
 
 def _validation(pipeline: GenerationPipeline, analysis: Analysis) -> Iterator[Batch]:
     """Validation images of the tokenizer's run, and their tokens."""
-    data = image_data(Path(pipeline.origin["tokenizer"]["run"]) / "config.yaml")
+    run = Path(pipeline.origin["tokenizer"]["run"])
+    data = image_data(run / "config.yaml")
+    check_image_size(data, pipeline.tokenizer.image_size, f"the image_size of the tokenizer in {run}")
     codec = FrozenCodec(lambda: pipeline.tokenizer, pipeline.sub_codes)
     device = pipeline.tokenizer.last_layer.device
     rows = spread(len(data.source.split("validation")), analysis.max_images)

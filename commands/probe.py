@@ -27,7 +27,7 @@ from artifacts.run_files import PROBES, Probe, Probes
 from commands.preset import BATCH, image_data, real_images, spread
 from commands.program import best_device, new_parser, print_table, run
 from commands.progress import track
-from datamodules.images import ImageDataModule
+from datamodules.images import ImageDataModule, check_image_size
 from datamodules.sources.base import Split
 from lightning_modules.linear_probe import EPOCHS, FIT_BATCH, fit_in_batches
 from polytoken import records
@@ -86,6 +86,7 @@ def probe(
     names = list(features) or default_features(tokenizer, pooling)
     train, validation = (PooledFeatures(tokenizer, names, pooling) for _ in range(2))
     data = image_data(directory_of(run) / "config.yaml")
+    check_image_size(data, tokenizer.image_size, f"the image_size of the tokenizer in {run}")
     _add(train, data, "train", max_train)
     _add(validation, data, "validation")
     probes: list[Probe] = []

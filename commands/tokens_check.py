@@ -20,7 +20,7 @@ from artifacts.token_store import TokenStore, stores
 from callbacks.measure.plots import image_table
 from commands.preset import image_data
 from commands.program import new_parser, run
-from datamodules.images import ImageDataModule
+from datamodules.images import ImageDataModule, check_image_size
 from polytoken.errors import UserError
 from polytoken.fingerprint import fingerprint
 from polytoken.images import save_png
@@ -83,6 +83,7 @@ def compare(store: TokenStore, data: ImageDataModule, number: int) -> CheckedSto
     store.check_tokenizer(fingerprint(tokenizer), f"what {store.tokenizer_run} holds now")
     if store.spec != tokenizer.spec:
         raise TokenStoreError(f"{store.path} says {store.spec}, and its tokenizer has {tokenizer.spec}: write it again")
+    check_image_size(data, store.plan.image_size, f"the image_size of {store.path}")
     split = "train" if store.plan.split == "train" else "validation"
     if data.split_views(split).names != store.plan.views:
         raise TokenStoreError(f"{store.path} holds the views {store.plan.views}, which its configuration does not list")

@@ -21,6 +21,7 @@ from commands.preset import BATCH, image_data, real_images, spread
 from commands.probe import directory_of
 from commands.program import best_device, new_parser, print_table, run
 from commands.progress import track
+from datamodules.images import check_image_size
 from polytoken import records
 from polytoken.errors import UserError
 from polytoken.features import features_of
@@ -64,6 +65,7 @@ def zero_shot(
     foundation.check_pool()
     _check_teacher(foundation, named, classes)
     data = image_data(directory_of(run) / "config.yaml")
+    check_image_size(data, tokenizer.image_size, f"the image_size of the tokenizer in {run}")
     vectors = named.by_label(data.class_to_idx)
     length = len(data.source.split("validation"))
     batches = real_images(data, "validation", spread(length, max_images))

@@ -195,3 +195,19 @@ class ImageDataModule(ResumableDataModule):
                 f"data.max_bad_fraction={self.max_bad_fraction} allows, the last being {bad.place} ({bad.reason}): "
                 "repair the data set or raise the limit."
             )
+
+
+def check_image_size(data: object, size: int, holder: str) -> None:
+    """Raise UserError unless a data module of images has those of a size.
+
+    Args:
+        data: any data module; one without images passes.
+        size: pixels a side that are needed.
+        holder: the setting that says so, for the message.
+    """
+    given = getattr(data, "image_size", size)
+    if given != size:
+        raise UserError(
+            f"data.image_size is {given}, and {holder} is {size}: set data.init_args.image_size to {size}, or name "
+            "another model"
+        )

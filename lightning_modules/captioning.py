@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric
 
 from artifacts.run_files import CAPTIONS, Caption
 from datamodules.captions import CaptionDataModule
+from datamodules.images import check_image_size
 from lightning_modules.resuming import ResumingModule
 from polytoken import records
 from polytoken.captioning import Captioner, LanguageModel
@@ -97,11 +98,7 @@ class CaptioningModule(ResumingModule):
                 f"CaptioningModule reads images with captions, and data is {type(data).__name__}: set data.class_path "
                 "to datamodules.CaptionDataModule"
             )
-        if data.image_size != self.image_size:
-            raise UserError(
-                f"data.image_size={data.image_size}, and the tokenizer reads images of {self.image_size} px: set "
-                f"data.init_args.image_size={self.image_size}"
-            )
+        check_image_size(data, self.image_size, "the image_size of the tokenizer in model.tokenizer_run")
         if self.init_from is not None and self.resumes_from is None and self.trainer.state.fn == "fit":
             stage1 = Checkpoint.open(self.init_from)
             self._check_record(stage1.content, stage1.path)

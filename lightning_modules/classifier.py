@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 from torchmetrics import MeanMetric
 
+from datamodules.images import check_image_size
 from polytoken.classifier import SmallClassifier
+from polytoken.errors import UserError
 from polytoken.optimization import OptimizerConfig
 from polytoken.ranges import below_one
 from polytoken.teachers.stand_in import SmallVisionTransformer
@@ -40,6 +42,22 @@ class ClassifierModule(pl.LightningModule):
         self.optimizer_config = optimizer or OptimizerConfig()
         self.label_smoothing = label_smoothing
         self.accuracy = MeanMetric()
+
+    def setup(self, stage: str) -> None:
+        """Raise UserError if the data have another number of classes, or images of another size."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(self.classifier, SmallVisionTransformer):
+            architecture = self.classifier.architecture
+            check_image_size(data, architecture["image_size"], "model.classifier.image_size")
+            classes = architecture["num_classes"]
+        else:
+            classes = self.classifier.num_classes
+        found = len(getattr(data, "class_to_idx", range(classes)))
+        if found != classes:
+            raise UserError(
+                f"data.source has {found} classes, and model.classifier.num_classes is {classes}: set "
+                f"model.init_args.classifier.init_args.num_classes to {found}"
+            )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer_config.build(self.classifier.parameters())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import MeanMetric
 
+from datamodules.images import check_image_size
 from polytoken.errors import UserError
 from polytoken.optimization import OptimizerConfig
 from polytoken.teachers import Teacher
@@ -76,8 +77,10 @@ class DualEncoderModule(pl.LightningModule):
         """Order the names by label, and tokenize all texts.
 
         Raises:
-            UserError: the data set has other classes.
+            UserError: the data set has other classes, or images of another size.
         """
+        data = getattr(self.trainer, "datamodule", None)
+        check_image_size(data, self.image.architecture["image_size"], "model.image.image_size")
         labels: dict[str, int] = self.trainer.datamodule.class_to_idx  # type: ignore[attr-defined]
         if differing := sorted(labels.keys() ^ self.classes.keys()):
             raise UserError(

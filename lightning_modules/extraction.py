@@ -5,6 +5,7 @@ from __future__ import annotations
 import lightning.pytorch as pl
 from torch import Tensor
 
+from datamodules.images import check_image_size
 from polytoken.errors import UserError
 from polytoken.fingerprint import fingerprint
 from polytoken.loading import load_tokenizer
@@ -41,7 +42,9 @@ class ExtractionModule(pl.LightningModule):
         return self.tokenizer.latent_shape
 
     def setup(self, stage: str) -> None:
-        """Raise an error for a precision that rounds the latents before they are compared with the codes."""
+        """Raise UserError for images of another size, or a precision that rounds latents before they are compared."""
+        data = getattr(self.trainer, "datamodule", None)
+        check_image_size(data, self.tokenizer.image_size, f"the image_size of the tokenizer in {self.tokenizer_run}")
         if str(self.trainer.precision) != "32-true":
             raise UserError(
                 f"trainer.precision={self.trainer.precision}, and codes are computed in float32: "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from datamodules.images import check_image_size
 from polytoken.errors import UserError
 from polytoken.optimization import OptimizerConfig
 from polytoken.teachers.stand_in import SmallVisionTransformer
@@ -42,6 +43,11 @@ class MaskedPatchModule(pl.LightningModule):
         self.mask_ratio = mask_ratio
         self.error = MeanMetric()
         self.to_pixels = nn.Linear(network.width, 3 * network.patch_size**2)
+
+    def setup(self, stage: str) -> None:
+        """Raise UserError if the images have another size than the network."""
+        data = getattr(self.trainer, "datamodule", None)
+        check_image_size(data, self.network.architecture["image_size"], "model.network.image_size")
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer_config.build(self.parameters())

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
+from datamodules.images import check_image_size
 from lightning_modules.resuming import ResumingModule
 from polytoken.errors import UserError
 from polytoken.guard import NonFiniteGuard
@@ -69,8 +70,10 @@ class TokenizerModule(ResumingModule):
         self._guard = NonFiniteGuard(max_nonfinite_steps)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Check the trainer here: Lightning's own errors come later and name no remedy."""
+        """Check trainer and image size here: Lightning's own errors come later and name no remedy."""
         self.check_trainer(self.trainer)
+        data = getattr(self.trainer, "datamodule", None)
+        check_image_size(data, self.tokenizer.image_size, "model.tokenizer.image_size")
         return []
 
     def configure_model(self) -> None:

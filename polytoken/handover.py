@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,9 @@ from polytoken.errors import UserError
 
 if TYPE_CHECKING:
     from polytoken.generators.base import Generator, SubCode
+
+
+CLASS_EMBEDDING = "class_embedding.weight"
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,9 @@ class Handover:
 
 
 @torch.no_grad()
-def carry_over(source: Mapping[str, Tensor], target: Generator, sub_code: SubCode = None) -> Handover:
+def carry_over(
+    source: Mapping[str, Tensor], target: Generator, sub_code: SubCode = None, unused: Collection[str] = ()
+) -> Handover:
     """Copy the weights of an earlier stage into a generator, and list them.
 
     The generator says which weights carry over (:meth:`Generator.carried`) and adjusts the others.
@@ -46,11 +51,12 @@ def carry_over(source: Mapping[str, Tensor], target: Generator, sub_code: SubCod
         target: the generator of the next stage, changed in place.
         sub_code: the one sub-code of the same tokenizer that the source was trained on; ``all`` if it was trained on
             the same sub-codes in the same order; None if it was trained on other codes.
+        unused: tensors of the source that stay behind.
 
     Raises:
         UserError: if the two do not fit, naming the first tensor that differs. Nothing is changed then.
     """
-    pairs = target.carried(source, sub_code)
+    pairs = target.carried({name: tensor for name, tensor in source.items() if name not in unused}, sub_code)
     state = target.state_dict()
     for name, origin in pairs.items():
         state[name].copy_(source[origin])
@@ -60,6 +66,26 @@ def carry_over(source: Mapping[str, Tensor], target: Generator, sub_code: SubCod
         fresh=tuple(sorted(set(state) - set(pairs))),
         left_behind=tuple(sorted(set(source) - set(pairs.values()))),
     )
+
+
+def by_class(
+    source: Mapping[str, Tensor], before: Mapping[str, int], now: Mapping[str, int]
+) -> dict[str, Tensor] | None:
+    """Return a state dict with the rows of its class embedding in the order of other labels; None for other classes.
+
+    Args:
+        source: state dict of the earlier generator.
+        before: its classes and their labels.
+        now: classes of the next stage and their labels.
+    """
+    state = dict(source)
+    if before.keys() != now.keys():
+        return None
+    if CLASS_EMBEDDING in state and before != now:
+        table = state[CLASS_EMBEDDING]
+        rows = [before[name] for name in sorted(now, key=now.__getitem__)]
+        state[CLASS_EMBEDDING] = table[[*rows, *range(len(rows), len(table))]]  # the null class comes last
+    return state
 
 
 def check_equal_shapes(source: Mapping[str, Tensor], state: Mapping[str, Tensor], part: str) -> None:

@@ -168,3 +168,12 @@ def test_many_features_are_fitted_in_batches(monkeypatch: pytest.MonkeyPatch) ->
     assert (batched == exact).double().mean() > 0.95
     assert accuracy(batched, validation.labels).value > 0.95
     assert "AdamW" in probe.fit_linear(train, validation.features)[1]
+
+
+def test_images_of_another_size_than_the_tokenizers_are_refused(run: Path, capsys: pytest.CaptureFixture) -> None:
+    data = {**DATA, "init_args": {**DATA["init_args"], "image_size": 32}}
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": data}))
+    with pytest.raises(SystemExit) as error:
+        probe.main(["--run", str(run)])
+    assert error.value.code == 2
+    assert "data.image_size is 32, and the image_size of the tokenizer in" in capsys.readouterr().err
