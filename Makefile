@@ -80,7 +80,7 @@ $(foreach learner,$(if $(ARGS),,$(LEARNERS)),\
 		$(error GENERATOR $(learner) predicts one code a position, and TOKENIZER $(TOKENIZER) has several: take GENERATOR=far_base, or TOKENIZER=vq)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference experiment consolidate test test-cluster drill lint format benchmark tensorboard clean
+.PHONY: help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference experiment consolidate test test-cluster drill soak lint format benchmark tensorboard clean
 
 help: ## Explain every target
 	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=$$(grep -l 'stage: tokenizer/' configs/*.yaml | sed 's|.*/||; s|\.yaml||' | paste -sd '|')]"
@@ -275,8 +275,11 @@ test: $(READY) ## Run all tests of a single process, two at a time with a thread
 test-cluster: $(READY) ## Run the tests of several processes, and jobs of a real SLURM (as root; else skipped with the reason)
 	$(PYTEST) -m cluster --numprocesses 2 --dist loadfile -rs $(ARGS)
 
-drill: $(READY) ## Kill a curriculum on digits 20 times at random: it ends like an uninterrupted one; ARGS='--kills 5 --seed 1'
+drill: $(READY) ## Kill the make of a curriculum on digits 20 times: it ends like an undisturbed one; ARGS='--curriculum ideal --kills 50'
 	$(PYTHON) -m tests.drill $(ARGS)
+
+soak: $(READY) ## Train a tokenizer and a generator for 20,000 tiny steps each: memory, files, threads and time do not grow
+	$(PYTHON) -m tests.soak $(ARGS)
 
 lint: $(READY) ## Check style, types and imports
 	$(VENV)/bin/ruff check

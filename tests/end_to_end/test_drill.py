@@ -1,75 +1,127 @@
-"""The drill itself: it kills as often as asked, and reports differences. `make drill` runs it at full length."""
+"""The drill and the soak themselves: faults hit as often as asked, and differences are reported."""
 
 import json
+import sys
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from tests import drill
+from tests import soak
+from tests.drill import __main__ as drill
+from tests.drill.curricula import CURRICULA, RUNS, Stage, equal, prepare
+from tests.drill.faults import End, Fault, run
+
+SAMPLES = Stage("samples", "samples/fq_dual/done.json", "samples/fq_dual")
+WAIT = "import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
 
 
-def test_a_program_is_killed_with_its_children(tmp_path: Path) -> None:
-    marker = tmp_path / "child_lived"
-    child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(marker)!r}).touch()"
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    killed, after = drill.run(["-c", parent], tmp_path, drill.moment("evaluate", tmp_path, 0, 1.0))
-    assert killed and 1 <= after < 3
-    assert drill.run(["-c", "import time; time.sleep(3)"], tmp_path, lambda: False)[0] is False
-    assert not marker.exists()
-    with pytest.raises(SystemExit, match="ended with 3, see .*output.txt"):
-        drill.run(["-c", "import sys; sys.exit(3)"], tmp_path)
+def after(seconds: float) -> Callable[[], bool]:
+    since = time.monotonic()
+    return lambda: time.monotonic() > since + seconds
+
+
+@pytest.mark.parametrize("fault", ["SIGKILL", "SIGTERM", "Ctrl-C"])
+def test_a_fault_hits_make_and_its_children(tmp_path: Path, fault: Fault) -> None:
+    child = f"import time, pathlib; time.sleep(2); pathlib.Path({str(tmp_path / 'lived')!r}).touch()"
+    (tmp_path / "program.py").write_text(WAIT.format(child=child))
+    (tmp_path / "Makefile").write_text(f"all:\n\t{sys.executable} program.py\n")
+    end = run(["make"], tmp_path, fault, after(0.5))
+    assert end.struck and end.code != 0 and end.seconds < 2 and not end.hung
+    time.sleep(max(0.0, 2.2 - end.seconds))
+    assert not (tmp_path / "lived").exists()
+    assert end.tracebacks == (tmp_path / "output.txt").read_text().count("Traceback (most")
+
+
+def test_a_full_disk_stops_every_write(tmp_path: Path) -> None:
+    """Output still arrives; a start without a fault ends by itself."""
+    code = "import pathlib, time; print('begun', flush=True); time.sleep(1); pathlib.Path('file').write_text('text')"
+    end = run([sys.executable, "-c", code], tmp_path, "full disk", after(0.7))
+    assert end.struck and end.code == 1 and end.tracebacks == 1
+    said = (tmp_path / "output.txt").read_text()
+    assert said.startswith("begun") and "File too large" in said and (tmp_path / "file").read_text() == ""
+    end = run([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
+    assert (end.struck, end.code, end.tracebacks) == (False, 3, 0)
 
 
 def test_a_kill_falls_between_two_writes(tmp_path: Path) -> None:
-    parts = tmp_path / drill.PLACES["samples"] / "parts"
+    parts = tmp_path / SAMPLES.place / "parts"
     parts.mkdir(parents=True)
     (parts / "0.npy").touch()
-    come = drill.moment("samples", tmp_path, units=2, delay=0.05)
+    come = drill.moment(SAMPLES, tmp_path, units=2, delay=0.05)
     for name in ("1.npy", "2.npy"):
         assert not come()
         (parts / name).touch()
+        time.sleep(0.11)
     assert not come(), "not at once"
     time.sleep(0.06)
     assert come()
 
 
 @pytest.mark.parametrize("different", [False, True])
-def test_every_kill_happens_and_differences_are_reported(
+def test_every_fault_happens_and_differences_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, different: bool
 ) -> None:
-    starts: list[tuple[str, bool]] = []
+    starts: list[tuple[str, Fault | None]] = []
 
-    def run(command: list[str], directory: Path, kill_when: Callable | None = None) -> tuple[bool, float]:
-        starts.append((directory.name, kill_when is not None))
-        return kill_when is not None and len(starts) % 5 != 0, 10.0  # every fifth ends before it would be killed
+    def start(command: list[str], directory: Path, fault: Fault | None, when: Callable[[], bool]) -> End:
+        starts.append((directory.name, fault))
+        struck = fault is not None and len(starts) % 5 != 0  # every fifth ends before it is hit
+        if not struck:
+            (directory / command[-1]).parent.mkdir(parents=True, exist_ok=True)
+            (directory / command[-1]).touch()
+        return End(struck, int(struck), 10.0, 0.1, 0)
 
-    def result(directory: Path) -> dict:
-        return {"weights": {"a": torch.full((2,), float(different and directory.name == "killed"))}, "codes": ["x"]}
+    def result(_: object, runs: Path) -> dict:
+        killed = "killed" in runs.parts
+        return {"weights": {"a": torch.full((2,), float(different and killed))}, "codes": ["x"]}
 
-    monkeypatch.setattr(drill, "run", run)
+    monkeypatch.setattr(drill, "run", start)
     monkeypatch.setattr(drill, "result", result)
+    monkeypatch.setattr(drill, "reached", lambda *_: 0)
+    monkeypatch.setattr(drill, "prepare", lambda directory, _: directory.mkdir(parents=True))
     place = tmp_path / "drill"
-    assert drill.main(["--kills", "7", "--seed", "3", "--directory", str(place)]) == int(different)
-    assert starts[:6] == [("undisturbed", False)] * 6
+    assert drill.main(["--kills", "9", "--seed", "3", "--directory", str(place)]) == int(different)
+    stages = [stage.name for stage in CURRICULA["fq_dual"].stages]
+    assert starts[: len(stages)] == [("undisturbed", None)] * len(stages)
     report = json.loads((place / "drill.json").read_text())
     assert report["equal"] == {"weights": not different, "codes": True}
-    entries = [entry["what"] for entry in report["log"]]
-    assert entries.count("killed") == 7 and entries.count("undisturbed") == 6
-    killed = {entry["stage"] for entry in report["log"] if entry["what"] == "killed"}
-    assert len(killed) > 3, "kills are distributed over the stages"
+    struck = [entry for entry in report["log"] if entry["struck"]]
+    assert len(struck) == 9 and {entry["what"] for entry in struck} == {"SIGKILL", "SIGTERM", "Ctrl-C", "full disk"}
+    assert len({entry["stage"] for entry in struck}) > 5, "they are distributed over the stages"
     last = {entry["stage"]: entry["what"] for entry in report["log"]}
-    assert set(last.values()) == {"ended"} and len(last) == 6, "each stage is completed"
+    assert set(last.values()) == {"ended"} and [*last] == stages, "each stage is completed"
     said = capsys.readouterr().out
-    assert ("DIFFERENT: weights" if different else "7 kills; all is equal") in said
+    assert ("DIFFERENT: weights" if different else "9 faults in 0 min, all is equal") in said and "| judge |" in said
 
 
-def test_the_drill_uses_the_shipped_recipes() -> None:
-    stages = drill.commands(steps=10, samples=20)
-    assert [*stages] == [*drill.STAGES]
-    for arguments in stages.values():
-        files = [Path(file) for option, file in pairwise(arguments) if option == "--config"]
-        assert all(file.exists() for file in files if file.is_absolute())
+@pytest.mark.parametrize("name", CURRICULA)
+def test_a_curriculum_is_one_of_the_makefile(name: str, tmp_path: Path) -> None:
+    """Its tiny presets keep their keys, and make knows each goal."""
+    prepare(tmp_path / "copy", CURRICULA[name])
+    for file in (tmp_path / "copy/configs/presets/digits").glob("*.yaml"):
+        steps = yaml.safe_load(file.read_text()).get("trainer", {}).get("max_steps", 0)
+        assert steps <= 24, file
+    for stage in CURRICULA[name].stages:
+        command = drill.make(CURRICULA[name], stage)
+        end = run([*command, "-n"], tmp_path / "copy")
+        assert end.code == 0, (tmp_path / "copy/output.txt").read_text()
+    assert str(RUNS / stage.goal) == command[-1]
+
+
+def test_values_are_compared_bit_for_bit() -> None:
+    assert equal({"a": [torch.zeros(2), "x"]}, {"a": [torch.zeros(2), "x"]})
+    assert not equal({"a": [torch.zeros(2)]}, {"a": [torch.tensor([0.0, 1e-38])]}) and not equal([1], [1, 2])
+
+
+def test_the_soak_names_what_grew() -> None:
+    steady = {"memory": 500.0, "workers": 90.0, "processes": 2, "files": 30, "threads": 9, "ms": 9.0, "cpu_ms": 8.0}
+    used = [{"step": step, **steady} for step in range(40)]
+    assert soak.grown(used) == {} and len(soak.table(used).splitlines()) == 12
+    for name, value in (("memory", 531.0), ("files", 33), ("threads", 12), ("cpu_ms", 10.7)):
+        worse = [{**row, name: value} if row["step"] >= 30 else row for row in used]
+        assert [*soak.grown(worse)] == [name]
+    assert soak.grown([{**row, "memory": 100.0} if row["step"] < 10 else row for row in used]) == {}, "the start"

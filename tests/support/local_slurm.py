@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import yaml
 from artifacts.completion import finish
 from tests.support.commands import REPOSITORY
 from tests.support.recipes import write_judge
+from tests.support.working_copy import change, link_repository
 
 SCRIPT = REPOSITORY / "scripts/local_slurm.sh"
 CANNOT_BE_HAD = 3  # the script's exit code without root or SLURM
@@ -46,19 +46,15 @@ def working_copy(directory: Path, pause: list[str] | None = None) -> Path:
 
     The runs of the stages ``pause`` stop after three steps until they receive a signal.
     """
-    directory.mkdir()
-    for path in REPOSITORY.iterdir():
-        if path.name not in ("configs", "runs", ".git"):
-            (directory / path.name).symlink_to(path)
-    shutil.copytree(REPOSITORY / "configs", directory / "configs")
+    link_repository(directory)
     for name, changes in TINY.items():
         path = directory / f"configs/presets/digits/{name}.yaml"
-        preset = yaml.safe_load(path.read_text())
-        _lay_over(preset, changes)
+        change(path, changes)
         if pause and name != "sample":
+            preset = yaml.safe_load(path.read_text())
             callback = {"class_path": "tests.support.interrupt.PauseAfter", "init_args": {"step": 3, "stages": pause}}
             preset["trainer"]["callbacks+"].append(callback)
-        path.write_text(yaml.safe_dump(preset))
+            path.write_text(yaml.safe_dump(preset))
     judge = write_judge(directory / "runs/digits/teacher/judge.safetensors")
     for name in ("judge", "mid", "high"):
         finish(judge.with_name(name), "fit", "", [judge.with_name(f"{name}.safetensors")])
@@ -109,11 +105,3 @@ class LocalSlurm:
                 if about["Reason"] == "BeginTime":  # SLURM lets a requeued job wait for two minutes
                     self.run("scontrol", "update", f"jobid={job}", "starttime=now")
             time.sleep(2)
-
-
-def _lay_over(config: dict[str, Any], changes: dict[str, Any]) -> None:
-    for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(config.get(key), dict):
-            _lay_over(config[key], value)
-        else:
-            config[key] = value

@@ -1,0 +1,1 @@
+"""Fault drill: curricula on digits whose `make` is killed again and again (`make drill`)."""
