@@ -20,6 +20,7 @@ from polytoken.layout import LAST, SHARDED
 from polytoken.weights import why_unreadable
 
 PREVIOUS, BEST, NEXT = "previous.ckpt", "best.ckpt", "next.ckpt"
+RUINED = "ruined.ckpt"  # weights that gave no finite loss
 INDEX = ".metadata"  # torch's index of a sharded checkpoint
 SEAL = ".metadata.sha256"  # our digest of it
 
@@ -74,6 +75,8 @@ def move(path: Path, target: Path) -> None:
 
 def copy(path: Path, target: Path) -> None:
     """Keep a checkpoint under a second name, by a hard link where the file system has them."""
+    if target.exists() and path.samefile(target):  # a rename of one name of a file over another removes neither
+        return
     unfinished = target.with_name(f"{target.name}{PARTIAL}")
     if unfinished.is_dir():
         shutil.rmtree(unfinished)

@@ -78,7 +78,7 @@ class GeneratorModule(ResumingModule):
         self.record: GeneratorRecord | None = None  # set with the parameters
         self._codec: FrozenCodec | None = None  # where a batch does not hold what the generator learns
         self._carried: list[nn.Parameter] = []
-        self._guard = NonFiniteGuard(max_nonfinite_steps)
+        self.guard = NonFiniteGuard(max_nonfinite_steps)
         self._losses: dict[str, Tensor] = {}
 
     def configure_callbacks(self) -> list[pl.Callback]:
@@ -224,8 +224,8 @@ class GeneratorModule(ResumingModule):
                 parameter.grad = None
         norm = gradient_norm(self.parameters())
         self.log("train/gradient_norm", norm)
-        if self._guard.accept({**self._losses, "gradient": norm}, step=self.global_step):
-            self._guard.reset()
+        if self.guard.accept({**self._losses, "gradient": norm}, step=self.global_step):
+            self.guard.reset()
             return
         for parameter in self.parameters():
             parameter.grad = None

@@ -67,7 +67,7 @@ class TokenizerModule(ResumingModule):
         self.metric_size = metric_size
         self.accumulate_steps = accumulate_steps
         self._batches_accumulated = 0
-        self._guard = NonFiniteGuard(max_nonfinite_steps)
+        self.guard = NonFiniteGuard(max_nonfinite_steps)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Check trainer and image size here: Lightning's own errors come later and name no remedy."""
@@ -204,7 +204,7 @@ class TokenizerModule(ResumingModule):
         consequences = {"loss": losses["loss"], **{f"gradient of the {name}": norm for name, norm in norms.items()}}
         accepted = False
         try:
-            accepted = self._guard.accept(output, terms, consequences, step=step.global_step)
+            accepted = self.guard.accept(output, terms, consequences, step=step.global_step)
         finally:
             if not accepted:
                 self._undo(buffers)
@@ -238,7 +238,7 @@ class TokenizerModule(ResumingModule):
             network.optimizer.step()
             network.optimizer.zero_grad()
         if norms:
-            self._guard.reset()
+            self.guard.reset()
         return None if step.encoding.codes is None else {"codes": step.encoding.codes}
 
     def _networks(self, global_step: int) -> Iterator[_Network]:

@@ -67,7 +67,7 @@ class NonFiniteGuard:
         if self.in_a_row > self.max_in_a_row:
             raise NonFiniteError(
                 f"{message}; {self.in_a_row} in a row is more than max_nonfinite_steps={self.max_in_a_row}. "
-                "The last checkpoint is good and stays. With a lower learning rate, start under another run.stage"
+                "Checkpoints with a finite loss stay. With a lower learning rate, start under another run.stage"
             )
 
 

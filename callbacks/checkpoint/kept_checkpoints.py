@@ -54,7 +54,7 @@ class KeptCheckpoints(Checkpoint):
         if self._step == before or not self._is_due or trainer.fast_dev_run:
             return
         self._last.save(trainer)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and self._last.holds(self._step):  # no weights are saved whose loss is not finite
             copy(self._last.directory / LAST, self._path)
 
     @property

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
 
-from artifacts.checkpoint_files import BEST, LAST, NEXT, PREVIOUS, check_writable, copy, fault, move, seal, sync
+from artifacts.checkpoint_files import BEST, LAST, NEXT, PREVIOUS, RUINED, check_writable, copy, fault, move, seal, sync
 from polytoken.errors import RunError, UserError
+from polytoken.guard import NonFiniteError, NonFiniteGuard
 from polytoken.layout import CHECKPOINTS
 from polytoken.ranges import above, at_least
+
+logger = logging.getLogger(__name__)
 
 CLOCK_STEPS = 10  # optimizer steps between two broadcasts of rank 0's clock, if there are several ranks
 
@@ -26,6 +32,10 @@ class LastCheckpoint(Checkpoint):
     The checkpoint before it stays as `previous.ckpt`, from which the command line resumes if the last one cannot be
     read. Saving before a validation means that a run killed while it validates loses no step, and that the best
     checkpoint is a second name of the last one.
+
+    `previous.ckpt` holds weights that have since given a finite loss; those of `last.ckpt` may not have been used yet.
+    Nothing is written while steps are left out as not finite. If the run ends so, a last checkpoint that has given no
+    finite loss becomes `ruined.ckpt`, and the previous one takes its place.
 
     Lightning's ModelCheckpoint(save_last=True) omits the last step unless it divides, numbers a second file after a
     resume, writes through the temporary directory, and has no atomic replacement of `last.ckpt`.
@@ -57,6 +67,9 @@ class LastCheckpoint(Checkpoint):
         self._best: float | None = None
         self._fits = False
         self._saved = False  # by this process
+        self._proven = False  # the weights of last.ckpt have given a finite loss in this process
+        self._due = False
+        self._guard: NonFiniteGuard | None = None
         self._saved_at = 0.0  # reading of time.monotonic
         self._step = self._step_in_file = 0  # no step is taken yet, so there is nothing to save
 
@@ -64,6 +77,11 @@ class LastCheckpoint(Checkpoint):
     def last_model_path(self) -> str:
         """The path of `last.ckpt`."""
         return str(self.directory / LAST)
+
+    @property
+    def step(self) -> int:
+        """The step that `last.ckpt` holds."""
+        return self._step_in_file
 
     def holds(self, step: int) -> bool:
         """True if `last.ckpt` was written at this step."""
@@ -86,6 +104,8 @@ class LastCheckpoint(Checkpoint):
         """Note the step that a resumed run starts from: a file holds it already."""
         self._step = self._step_in_file = trainer.global_step
         self._saved_at = time.monotonic()
+        self._guard = getattr(pl_module, "guard", None)
+        self._proven = self._due = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -96,8 +116,11 @@ class LastCheckpoint(Checkpoint):
         self._step = step
         if step == before or trainer.fast_dev_run:
             return
+        if not self._is_rejecting:  # the weights before this update are at least as new as those of the file
+            self._proven = True
         by_step = step % self.every_n_train_steps == 0 or step == trainer.max_steps
-        if by_step or _validates_next(trainer) or self._time_is_up(trainer):
+        self._due = self._due or by_step or _validates_next(trainer) or self._time_is_up(trainer)
+        if self._due:
             self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -114,16 +137,35 @@ class LastCheckpoint(Checkpoint):
                 copy(self.directory / LAST, self.directory / BEST)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the last step of a run that max_epochs or an early stop has ended."""
+        """Save the last step of a run that max_epochs or an early stop has ended.
+
+        Raises:
+            RunError: The weights are not finite, or have given a loss that is not.
+        """
         self.save(trainer)
+        if trainer.fast_dev_run or self.holds(trainer.global_step):
+            return
+        if trainer.is_global_zero:
+            self._withdraw()
+        raise RunError(
+            f"the run ends at step {trainer.global_step} with weights whose loss is not finite, so they are not saved: "
+            f"train under another run.stage with a lower learning rate, from {self.directory / LAST} if it exists"
+        )
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Withdraw the last checkpoint if too many steps were not finite, and its weights have never given a loss."""
+        if isinstance(exception, NonFiniteError) and trainer.is_global_zero and not trainer.fast_dev_run:
+            self._withdraw()
 
     def save(self, trainer: Trainer) -> None:
         """Write `last.ckpt` unless it holds this step already; all ranks must call it together.
 
+        Nothing is written while steps are left out as not finite, or if a weight is not.
+
         Raises:
             RunError: The disk refuses the checkpoint; the earlier ones are unchanged.
         """
-        if trainer.fast_dev_run or self.holds(trainer.global_step):
+        if trainer.fast_dev_run or self.holds(trainer.global_step) or self._is_rejecting or not _is_finite(trainer):
             return
         # weights_only is explicit to avoid Lightning's warning; here it means "omit the optimizer states"
         try:
@@ -140,6 +182,25 @@ class LastCheckpoint(Checkpoint):
             self._put_in_place()
         self._step_in_file = trainer.global_step
         self._saved_at = time.monotonic()
+        self._proven = self._due = False
+
+    @property
+    def _is_rejecting(self) -> bool:
+        """True if the last step was left out as not finite."""
+        return self._guard is not None and self._guard.in_a_row > 0
+
+    def _withdraw(self) -> None:
+        """Put the previous checkpoint in the place of a last one whose weights have given no finite loss."""
+        last, previous, ruined = (self.directory / name for name in (LAST, PREVIOUS, RUINED))
+        if self._proven or not last.exists() or not (self._saved or previous.exists()):
+            return
+        move(last, ruined)
+        for kept in self.directory.glob(f"step_{self._step_in_file}.ckpt"):  # its second name
+            move(kept, ruined)
+        if previous.exists():
+            copy(previous, last)
+        place = "the one before takes its place" if previous.exists() else "the run starts over"
+        logger.warning("the weights of %s have given no finite loss: it is %s now, and %s", last, ruined, place)
 
     def deliver(self) -> list[Path]:
         """The last checkpoint of a fit."""
@@ -161,7 +222,8 @@ class LastCheckpoint(Checkpoint):
         seal(following)
         for part in following.glob("*") if following.is_dir() else (following,):  # a sharded one is a directory
             sync(part)
-        if last.exists() and (self._saved or fault(last) is None):  # else previous.ckpt is the better one
+        # else previous.ckpt is the better one
+        if last.exists() and self._proven and (self._saved or fault(last) is None):
             copy(last, self.directory / PREVIOUS)
         self._saved = True
         move(following, last)
@@ -176,6 +238,14 @@ class LastCheckpoint(Checkpoint):
         if self._best is None or not isfinite(value):
             return isfinite(value)
         return value < self._best if self.mode == "min" else value > self._best
+
+
+def _is_finite(trainer: Trainer) -> bool:
+    """True if all weights of all ranks are finite; reads one number from the device."""
+    weights = [weight.detach() for weight in trainer.lightning_module.parameters()]
+    parts = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights]
+    finite = torch.stack([part.isfinite().all() for part in parts]).all() if parts else True
+    return trainer.strategy.reduce_boolean_decision(bool(finite))
 
 
 def _validates_next(trainer: Trainer) -> bool:

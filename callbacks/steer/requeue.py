@@ -91,7 +91,7 @@ class Requeue(Checkpoint):
         if self._all_agree(trainer):
             assert self._last is not None
             self._last.save(trainer)
-            self._leave(trainer, f"{self._last.last_model_path} holds step {trainer.global_step}")
+            self._leave(trainer, f"{self._last.last_model_path} holds step {self._last.step}")
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Abandon a validation, which starts over, unless `last.ckpt` does not hold its step."""

@@ -18,6 +18,8 @@ class FakeTrainer(SimpleNamespace):
     sanity_checking = False
     _val_check_time_interval = None
     state = SimpleNamespace(fn="fit")
+    lightning_module = torch.nn.Linear(1, 1)
+    strategy = SimpleNamespace(reduce_boolean_decision=bool)
 
     @property
     def fit_loop(self) -> SimpleNamespace:
@@ -165,7 +167,9 @@ def test_a_checkpoint_by_step_restarts_the_interval(tmp_path: Path, clock: Simpl
 
 def test_several_ranks_save_at_the_same_step_by_the_clock_of_rank_zero(tmp_path: Path, clock: SimpleNamespace) -> None:
     told: list[bool] = []
-    strategy = SimpleNamespace(broadcast=lambda own: told.append(own) or step >= 2 * CLOCK_STEPS)  # rank 0's answer
+    strategy = SimpleNamespace(
+        reduce_boolean_decision=bool, broadcast=lambda own: told.append(own) or step >= 2 * CLOCK_STEPS
+    )  # rank 0's answer
     callback = LastCheckpoint(1000, str(tmp_path), every_minutes=1)
     trainer = FakeTrainer(global_step=0, max_steps=999, saved=[], fast_dev_run=0, breaks=False, validations={})
     trainer.world_size, trainer.strategy = 2, strategy
