@@ -223,7 +223,9 @@ def test_a_closed_terminal_does_not_end_the_run() -> None:
 
 def test_it_waits_for_the_end_of_an_accumulated_step() -> None:
     callback, saved = Requeue(), []
-    callback._last = SimpleNamespace(save=lambda _: saved.append(1), holds=lambda step: False, last_model_path="x")
+    callback._last = SimpleNamespace(
+        save=lambda _: saved.append(1), holds=lambda step: False, last_model_path="x", step=1
+    )
     callback._receive(signal.SIGTERM, None)
     strategy = SimpleNamespace(reduce_boolean_decision=lambda own, all: own, barrier=lambda name: None)
     trainer = SimpleNamespace(
