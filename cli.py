@@ -9,7 +9,6 @@ from __future__ import annotations
 import commands  # isort: skip  # noqa: F401 - first, so that a Ctrl-C during the imports below ends in one line
 
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from callbacks.checkpoint.run_record import RunRecord
 from callbacks.steer.rank_watch import RankWatch
 from commands.cli.checks import check_data, check_drift, check_numbers, check_shards
 from commands.cli.errors import ParseError, Parser, explain, where
+from commands.cli.noise import quiet
 from commands.cli.runs import RunConfig, check_directory, place_outputs, resolve_checkpoint
 from lightning_modules.resuming import ResumingModule
 from polytoken.errors import SettingError, UserError
@@ -135,7 +135,7 @@ class CommandLine(LightningCLI):
 
 def main(args: list[str] | None = None) -> None:
     """Run one command; a mistake of the user is printed in a few lines, with exit code 2."""
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of a deprecated call
+    quiet()
     try:
         CommandLine(args)
     except SystemExit as stop:

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polytoken.text import duration, memory
 
@@ -36,6 +36,13 @@ class TextProgress(pl.Callback):
     def __init__(self, every_seconds: float = 60.0) -> None:
         self.every_seconds = every_seconds
         self._printed = -float("inf")
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say how large the parts of the model are."""
+        if trainer.is_global_zero:
+            sizes = {name: trainable(child) for name, child in pl_module.named_children()}
+            parts = ", ".join(f"{name} {count:,}" for name, count in sizes.items() if count)
+            print(f"trainable parameters: {parts or 0}", flush=True)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start, self._first_step, self._all_images = time.monotonic(), trainer.global_step, 0
@@ -107,10 +114,9 @@ class TextProgress(pl.Callback):
         """Say how long the fit took; in a terminal too."""
         if trainer.is_global_zero and (steps := trainer.global_step - self._first_step):
             took = time.monotonic() - self._start
-            count = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
             print(
                 f"trained {steps:,} steps in {duration(took)}, with validation: {self._all_images / took:.3g} img/s, "
-                f"{count:,} trainable parameters, {memory(peak_memory())}",
+                f"{memory(peak_memory())}",
                 flush=True,
             )
 
@@ -188,6 +194,11 @@ def batch_length(batch: Any) -> int:
         return len(batch) if batch.ndim else 1
     values = batch.values() if isinstance(batch, Mapping) else batch
     return next((batch_length(value) for value in values if isinstance(value, Tensor)), 0)
+
+
+def trainable(module: nn.Module) -> int:
+    """Number of the parameters that have gradients."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
 def peak_memory() -> float:

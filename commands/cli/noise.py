@@ -1,0 +1,29 @@
+"""Messages of libraries that tell a user nothing about the run."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+ADVERTS = ("💡 Tip", "TPU available", "HPU available")
+WARNINGS = (
+    ".*LeafSpec.*",  # Lightning's own use of a deprecated call
+    ".*srun. command is available.*",  # outside of a job
+    ".*instantiate_classes.*deprecated.*",  # Lightning's own use of jsonargparse
+    ".*JsonargparseDeprecationWarning.*",
+    ".*smaller than the logging interval.*",  # TextProgress counts steps, not epochs
+    ".*predict returned None.*",  # our predictions are written, not returned
+    ".*does not have many workers.*",  # TextProgress prints the wait for data
+)
+
+
+def quiet() -> None:
+    """Drop these messages for the rest of the process; all others stay."""
+    for message in WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(_is_no_advert)
+
+
+def _is_no_advert(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(ADVERTS)
