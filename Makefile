@@ -146,8 +146,8 @@ $(RUNS)/tokenizer/$(TOKENIZER)/done.json: $(TEACHERS_HERE) $(if $(NAMES_DUAL),$(
 
 tokens: $(CODES) ## Write the codes of all images, by TOKENIZER; the latents, if it has no codes
 
-$(CODES): $(RUNS)/tokenizer/$(TOKENIZER)/done.json configs/tokens.yaml configs/presets/$(PRESET)/tokens.yaml | $(READY)
-	$(CLI) predict $(call CONFIG,tokens,tokens) --model.init_args.tokenizer_run $(RUNS)/tokenizer/$(TOKENIZER) --run.stage tokens/$(TOKENIZER) $(ROOT) $(call ARGS_OF,tokens)
+$(CODES): $(RUNS)/tokenizer/$(TOKENIZER)/done.json configs/tokens.yaml configs/presets/$(PRESET)/tokens.yaml $(call OVERLAY,tokens_$(TOKENIZER)) | $(READY)
+	$(CLI) predict $(call CONFIG,tokens,tokens) $(addprefix --config ,$(call OVERLAY,tokens_$(TOKENIZER))) --model.init_args.tokenizer_run $(RUNS)/tokenizer/$(TOKENIZER) --run.stage tokens/$(TOKENIZER) $(ROOT) $(call ARGS_OF,tokens)
 	@echo "the tokens are in $(TOKENS) (train/, validation/); $(call NEXT,$(if $(filter stage2,$(GENERATOR)),stage1,generator))"
 
 tokens-check: $(CODES) ## Decode a few of the stored tokens next to their images, and verify all checksums

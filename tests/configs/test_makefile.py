@@ -88,6 +88,12 @@ def test_only_recipes_on_the_dual_encoder_train_it(tokenizer: str, needed: bool)
     assert "teacher_dual.yaml" in make("-n", "-B", "teacher")
 
 
+def test_a_preset_may_encode_by_one_tokenizer_in_another_way() -> None:
+    overlay = "--config configs/presets/imagenet/tokens_ideal.yaml"
+    assert overlay in make("-n", "-B", "tokens", "PRESET=imagenet", "TOKENIZER=ideal")
+    assert overlay not in make("-n", "-B", "tokens", "PRESET=imagenet", "TOKENIZER=ideal_256")
+
+
 def test_a_preset_may_sample_one_generator_in_another_way() -> None:
     overlay = "--config configs/presets/imagenet/sample_llamagen_ideal.yaml"
     assert overlay in make("-n", "-B", "sample", "PRESET=imagenet", "TOKENIZER=ideal")
