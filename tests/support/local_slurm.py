@@ -56,7 +56,7 @@ def working_copy(directory: Path, pause: list[str] | None = None) -> Path:
             preset["trainer"]["callbacks+"].append(callback)
             path.write_text(yaml.safe_dump(preset))
     judge = write_judge(directory / "runs/digits/teacher/judge.safetensors")
-    for name in ("judge", "mid", "high"):
+    for name in ("judge", "mid", "high", "dual"):
         finish(judge.with_name(name), "fit", "", [judge.with_name(f"{name}.safetensors")])
     return directory
 
