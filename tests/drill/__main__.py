@@ -102,7 +102,8 @@ class Drill:
             units = self.draw.randint(0, 2 * (total - reached(stage, runs)) // (left + 1)) if left else 0
             begins, writes = self.begins[stage.name], max(1, total // (VALIDATION if stage.trains else 1))
             write = (self.seconds[stage.name] - begins) / writes
-            delay = self.draw.uniform(0, write) if units else self.draw.uniform(0.3, 1) * begins
+            soon = self.draw.random() ** 3  # most of a start's writes follow each other within a second
+            delay = soon * write if units else self.draw.uniform(0.3, 1) * begins
             end = self._start(stage, place, fault, moment(stage, runs, units, delay))
             if end.struck:
                 left, _ = left - 1, faults.pop(0)

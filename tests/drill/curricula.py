@@ -18,7 +18,7 @@ from polytoken.files import file_sha256
 from tests.support.working_copy import change, lay_over, link_repository
 
 RUNS = Path("runs/digits")
-STEPS, VALIDATION = 24, 6  # updates of each training, and from one validation to the next; a checkpoint precedes each
+STEPS, VALIDATION = 60, 12  # updates of each training, and from one validation to the next; a checkpoint precedes each
 IMAGES, PART = 60, 10  # samples, and samples in a part
 SHARD = 128  # images in a shard
 ONCE = re.compile(r"config_resume_\d+\.yaml|events\.out\..*|hparams\.yaml")  # files of each start

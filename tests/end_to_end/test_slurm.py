@@ -34,10 +34,10 @@ def test_one_stage_is_one_job(slurm: FakeSlurm, tmp_path: Path) -> None:
     runs = f"RUNS={tmp_path / 'runs'}"
     planned = make("-n", *order, runs, "PRESET=imagenet", "SBATCH_ARGS=--account=me")
     assert slurm.calls() == []
-    make(*order, runs, "PRESET=imagenet", "SBATCH_ARGS=--account=me")
+    make(*order, runs, "PRESET=imagenet", "DATA=/my  'own' images", "SBATCH_ARGS=--account=me")
     (call,) = slurm.calls()
     asked, made = call.split(" scripts/train.sbatch ")
-    assert made == "stage2 PRESET=imagenet ARGS=--trainer.max_steps 5"
+    assert made == "stage2 PRESET=imagenet DATA=/my  'own' images ARGS=--trainer.max_steps 5"
     assert "'ARGS=--trainer.max_steps 5'" in planned and asked in planned
     for part in ("nodes=2", "ntasks-per-node=8", "gpus-per-node=8", "partition=a100", "time=1-00:00:00", "account=me"):
         assert f" --{part}" in asked

@@ -44,6 +44,7 @@ def test_both_towers_are_trained_and_saved(tmp_path: Path) -> None:
     module = build(tmp_path)
     before = {name: weight.clone() for name, weight in module.named_parameters()}
     quiet_trainer(tmp_path, [], max_steps=3, val_check_interval=3, check_val_every_n_epoch=None).fit(module, Images())
+    assert not [*tmp_path.glob("*.safetensors")], "an interrupted fit leaves no weights that others would use"
     assert module.deliver() == [tmp_path / "dual.safetensors", tmp_path / "text.safetensors"]
     moved = {name for name, weight in module.named_parameters() if not torch.equal(weight, before[name])}
     assert moved == before.keys()
