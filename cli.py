@@ -20,14 +20,22 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from artifacts import lock
 from artifacts.checkpoint_files import SyncedCheckpointIO
 from artifacts.repository import BASE_CONFIG
 from callbacks.checkpoint.run_record import RunRecord
 from callbacks.steer.rank_watch import RankWatch
-from commands.cli.checks import check_data, check_drift, check_numbers, check_shards
-from commands.cli.errors import ParseError, Parser, explain, where
+from commands.cli.checks import check_data, check_drift, check_numbers, check_saves, check_shards
+from commands.cli.errors import ParseError, Parser, explain, reordered, where
 from commands.cli.noise import quiet
-from commands.cli.runs import RunConfig, check_directory, place_outputs, resolve_checkpoint
+from commands.cli.runs import (
+    RunConfig,
+    check_directory,
+    divert_outputs,
+    lock_outputs,
+    place_outputs,
+    resolve_checkpoint,
+)
 from lightning_modules.resuming import ResumingModule
 from polytoken.errors import SettingError, UserError
 
@@ -54,10 +62,10 @@ class CommandLine(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
         """Parse; an error of jsonargparse becomes a few lines."""
+        arguments = reordered(sys.argv[1:] if args is None else args, self.subcommands())
         try:
-            super().parse_arguments(parser, args)
+            super().parse_arguments(parser, arguments)
         except ParseError as error:
-            arguments = sys.argv[1:] if args is None else args
             command = next((argument for argument in arguments if argument in self.subcommands()), None)
             valid = [*self._parser(command).get_defaults(skip_validation=True).keys()] if command else []
             raise UserError(explain(str(error), arguments, valid)) from None
@@ -71,9 +79,14 @@ class CommandLine(LightningCLI):
         """Resolve the run's directory and checkpoint, and compare the checkpoint with the configuration."""
         config = self.config[self.subcommand]
         run = RunConfig(**config["run"].as_dict())
-        if not config["trainer"].get("fast_dev_run"):
-            check_directory(run.directory)
-        place_outputs(config["trainer"], run.directory)
+        directory = run.directory
+        if config["trainer"].get("fast_dev_run"):
+            directory = divert_outputs(config)
+            config["ckpt_path"] = None if self.subcommand == "fit" else config["ckpt_path"]
+        else:
+            check_directory(directory)
+            lock_outputs(config, directory)
+        place_outputs(config["trainer"], directory)
         if self.subcommand == "predict":
             config["return_predictions"] = False  # writers store them; Lightning would keep all of them in memory
         config["ckpt_path"] = resolve_checkpoint(config["ckpt_path"], run, self.subcommand)
@@ -81,7 +94,7 @@ class CommandLine(LightningCLI):
         model = yaml.safe_load(text).get("model") or {}
         if config["ckpt_path"]:
             check_drift(Path(config["ckpt_path"]), model, self.subcommand)
-        self.record = RunRecord(run.directory, self.subcommand, bool(config["ckpt_path"]), text, model)
+        self.record = RunRecord(directory, self.subcommand, bool(config["ckpt_path"]), text, model)
         if torch.cuda.is_available():
             # Allow TF32 for training; code extraction and metrics disable it (polytoken.precision)
             torch.set_float32_matmul_precision("high" if self.subcommand in ("fit", "validate") else "highest")
@@ -110,6 +123,8 @@ class CommandLine(LightningCLI):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             # not as a plugin in YAML: the sharding strategies refuse one, and lists of plugins replace each other
             trainer.strategy.checkpoint_io = SyncedCheckpointIO()
+        if self.subcommand == "fit" and not trainer.fast_dev_run:
+            check_saves(trainer, self.config.fit.trainer.enable_checkpointing is False)
         trainer.callbacks = [self.record, *trainer.callbacks, RankWatch()]
         return trainer
 
@@ -148,6 +163,8 @@ def main(args: list[str] | None = None) -> None:
         place = where(error, sys.argv[1:] if args is None else args) if isinstance(error, SettingError) else ""
         print(f"error: {error}{place}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        lock.release_all()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
 from artifacts.checkpoint_files import BEST, LAST, NEXT, PREVIOUS, RUINED, check_writable, copy, fault, move, seal, sync
+from artifacts.lock import check_in_place
 from polytoken.errors import RunError, UserError
 from polytoken.guard import NonFiniteError, NonFiniteGuard
 from polytoken.layout import CHECKPOINTS
@@ -167,6 +168,7 @@ class LastCheckpoint(Checkpoint):
         """
         if trainer.fast_dev_run or self.holds(trainer.global_step) or self._is_rejecting or not _is_finite(trainer):
             return
+        check_in_place(self.directory.parent)
         # weights_only is explicit to avoid Lightning's warning; here it means "omit the optimizer states"
         try:
             trainer.save_checkpoint(self.directory / NEXT, weights_only=False)

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from artifacts.completion import Producer, begin, finish
+from artifacts.lock import check_in_place
 from polytoken.files import write_text
 from polytoken.loading import MODEL_CONFIG, read_metadata
 
@@ -48,6 +49,7 @@ class RunRecord(Callback):
         """Mark the stage as finished, with the files of the module and of the callbacks that later stages read."""
         if not trainer.is_global_zero or trainer.fast_dev_run or trainer.interrupted:
             return
+        check_in_place(self.directory)
         producers = [part for part in (pl_module, *trainer.callbacks) if isinstance(part, Producer)]
         files = [file for producer in producers for file in producer.deliver()]
         finish(self.directory, self.command, self.config, files, trainer.global_step if self.command == "fit" else None)

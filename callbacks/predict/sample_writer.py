@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from artifacts.lock import hold
 from artifacts.provenance import commit, versions
 from artifacts.run_files import SamplePart, Samples
 from artifacts.samples import SamplesFile, write_samples
@@ -64,6 +65,8 @@ class SampleWriter(pl.Callback):
         self._class_names = pl_module.class_names
         self._labels = self._data.labels(pl_module.num_classes)
         self._rows: list[Tensor] = []
+        if trainer.is_global_zero:
+            hold(self._directory)
         outdated = self._outdated()
         self._finished = not outdated and self._npz.exists() and self._record.exists()
         whole = [part for part in range(self._data.num_parts) if self._is_whole(part)] if trainer.is_global_zero else []

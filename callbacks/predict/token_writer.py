@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from artifacts.lock import hold
 from artifacts.moments import Moments
 from artifacts.token_manifest import MANIFEST, StorePlan
 from artifacts.token_store import check_tokens
@@ -78,6 +79,7 @@ class TokenWriter(BasePredictionWriter):
             self._writers[split] = TokenStoreWriter(root / split, plan)
         missing: list[tuple[Split, int]] = []
         if trainer.is_global_zero:
+            hold(root)
             for split, writer in self._writers.items():
                 writer.begin()
                 missing += [(split, shard) for shard in writer.missing()]

@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
+from callbacks.checkpoint.last_checkpoint import LastCheckpoint
+from callbacks.checkpoint.random_state import RandomState
 from callbacks.checkpoint.run_record import differences, recorded_model
+from callbacks.measure.metrics_file import MetricsFile
+from callbacks.steer.requeue import Requeue
 from datamodules.resumable import ResumableDataModule
 from polytoken.errors import UserError
 from polytoken.layout import WHOLE
@@ -41,6 +46,30 @@ def check_numbers(seed: int | bool | None, trainer: dict[str, Any]) -> None:
     at_least(1, "trainer", **{name: trainer.get(name) for name in counts})
     if isinstance(interval := trainer.get("val_check_interval"), int | float):
         above(0, "trainer", val_check_interval=interval)
+
+
+def check_saves(trainer: Trainer, on_purpose: bool) -> None:
+    """Raise UserError if nothing saves a fit, and warn if it lacks another callback of base.yaml, or its curves.
+
+    Args:
+        trainer: Of the fit.
+        on_purpose: Whether `trainer.enable_checkpointing` is false.
+    """
+    lost = [kind.__name__ for kind in (LastCheckpoint, Requeue, RandomState, MetricsFile) if not _has(trainer, kind)]
+    replaced = "a list under trainer.callbacks replaces that of configs/base.yaml, and `callbacks+` adds to it"
+    if "LastCheckpoint" in lost and not on_purpose:
+        raise UserError(
+            f"nothing saves this run so that it could resume: it has no callbacks.LastCheckpoint ({replaced}). Add it, "
+            "or train without checkpoints by --trainer.enable_checkpointing false"
+        )
+    if lost:
+        rank_zero_warn(f"this run has no {', '.join(f'callbacks.{name}' for name in lost)}: {replaced}")
+    if not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+        rank_zero_warn("this run has no TensorBoardLogger (trainer.logger), so the report shows no curves of it")
+
+
+def _has(trainer: Trainer, kind: type[Callback]) -> bool:
+    return any(isinstance(callback, kind) for callback in trainer.callbacks)
 
 
 def check_drift(checkpoint: Path, model: dict[str, Any], subcommand: str) -> None:

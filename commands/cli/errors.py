@@ -10,6 +10,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+from collections.abc import Collection
 from typing import NoReturn
 
 from jsonargparse import ArgumentParser
@@ -50,6 +51,16 @@ class Parser(LightningArgumentParser):
         raise ParseError(message) from ex
 
 
+def reordered(arguments: list[str], commands: Collection[str]) -> list[str]:
+    """The arguments with the command first; `--help` shows `--config` before it, where no key of a command is known."""
+    end = 0
+    while end < len(arguments) and arguments[end].partition("=")[0] in ("--config", "-c"):
+        end += 1 if "=" in arguments[end] else 2
+    if 0 < end < len(arguments) and arguments[end] in commands:
+        return [arguments[end], *arguments[:end], *arguments[end + 1 :]]
+    return arguments
+
+
 def explain(message: str, arguments: list[str], valid: list[str]) -> str:
     """Shorten jsonargparse's message on a command line to a few lines; `valid` are the command's keys, with dots.
 
@@ -72,6 +83,9 @@ def explain(message: str, arguments: list[str], valid: list[str]) -> str:
     elif "arguments are required: " in texts[0]:
         missing = texts[0].rpartition(": ")[2].removeprefix(f"{arguments[0]}.")
         text = f": {missing} is not set, and has no default"
+        if not any("presets" in argument for argument in arguments):
+            presets = ", ".join(sorted(path.name for path in (REPOSITORY / "configs" / "presets").iterdir()))
+            text += f"; a preset sets data and sizes, and none is given (--config configs/presets/…: {presets})"
     elif len(found := [match for match in map(EXPECTED.fullmatch, texts) if match]) == len(texts):
         types = dict.fromkeys(TYPE.sub(lambda match: f"{match[1] or match[2] or 'class path'}", m[1]) for m in found)
         value = next((got for got in [*(match[2] for match in found), *GIVEN.findall(message)] if got), "")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
+from artifacts import lock
 from artifacts.checkpoint_files import BEST, candidates, fault
 from polytoken.errors import UserError
 from polytoken.layout import CHECKPOINTS, LAST
@@ -58,6 +63,40 @@ def check_directory(directory: Path) -> None:
             f"the run's directory {directory} cannot be written: {place} {reason}. Make it a writable directory, or "
             "choose another place by run.root"
         )
+
+
+def lock_outputs(config: Any, directory: Path) -> None:
+    """Hold a run's directory, and the files of weights that its model writes; one rank does so for all.
+
+    Raises UserError if another process writes there.
+    """
+    first = rank_zero_only.rank == 0 and os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")) == "0"
+    if first:
+        lock.hold(directory)
+        for section, name in _outputs(config):
+            lock.hold(Path(section[name]), is_file=True)
+
+
+def divert_outputs(config: Any) -> Path:
+    """A temporary directory in place of the run's, for a trial (`trainer.fast_dev_run`) that must change nothing.
+
+    The directory is removed when the process ends.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="fast_dev_run_"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    callbacks = config["trainer"].get("callbacks")
+    for callback in callbacks if isinstance(callbacks, list) else []:
+        if (arguments := callback.get("init_args")) and arguments.get("output"):
+            arguments["output"] = None  # the run's directory
+    for section, name in _outputs(config):
+        section[name] = str(directory / Path(section[name]).name)
+    return directory
+
+
+def _outputs(config: Any) -> Iterator[tuple[Any, str]]:
+    """The model's arguments that name a file of weights to be written, such as a judge's."""
+    arguments = (config.get("model") or {}).get("init_args") or {}
+    yield from ((arguments, name) for name in ("output", "text_output") if arguments.get(name))
 
 
 def place_outputs(trainer: Any, directory: Path) -> None:

@@ -69,7 +69,7 @@ def images(directory: Path) -> np.ndarray:
 
 
 def test_npz_grid_and_record_are_written(directory: Path, run: Path) -> None:
-    assert sorted(path.name for path in directory.iterdir()) == ["grid.png", "samples.json", "samples.npz"]
+    assert sorted(path.name for path in directory.glob("[!.]*")) == ["grid.png", "samples.json", "samples.npz"]
     with np.load(directory / "samples.npz", allow_pickle=False) as archive:
         assert archive["arr_0"].shape == (23, 16, 16, 3) and archive["arr_0"].dtype == np.uint8
         assert archive["arr_1"].tolist() == [index % 10 for index in range(23)]

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningCLI
 
 from artifacts.token_manifest import TokenStoreError
-from commands.cli.errors import explain, where
+from commands.cli.errors import explain, reordered, where
 from polytoken.errors import ExistingFileError, SettingError, UserError
 from tests.support.commands import TOY, exit_code
 
@@ -255,3 +255,22 @@ def test_a_model_that_exceeds_the_memory(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(LightningCLI, "instantiate_classes", lambda self: torch.empty(2**60, dtype=torch.uint8))
     assert exit_code("fit", "--config", TOY) == 2
     assert "the memory of this machine does not hold the model" in capsys.readouterr().err
+
+
+def test_configs_may_stand_before_the_command() -> None:
+    """As in the usage line of `cli.py --help`."""
+    commands = ("fit", "validate")
+    assert reordered(["--config", "a", "-c=b", "fit", "--x", "1"], commands) == [
+        *("fit", "--config", "a", "-c=b", "--x", "1")
+    ]
+    for already in (["fit", "--config", "validate"], ["--help"], ["--config"], ["--config", "fit"], []):
+        assert reordered(already, commands) == already
+    assert exit_code("--config", TOY, "fit", "--trainer.max_steps", "1") == 0
+
+
+def test_a_recipe_without_a_preset_names_it(capsys: pytest.CaptureFixture) -> None:
+    recipe = str(Path(TOY).parents[2] / "configs" / "fq_dual.yaml")
+    assert exit_code("fit", "--config", recipe) == 2
+    error = capsys.readouterr().err
+    assert "source is not set, and has no default; a preset sets data and sizes, and none is given" in error
+    assert "(--config configs/presets/…: digits, imagenet, photos)" in error

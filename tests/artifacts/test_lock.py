@@ -1,0 +1,61 @@
+"""One process at a time writes a directory; a kill releases it."""
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from artifacts import lock
+from polytoken.errors import RunError, UserError
+
+
+@pytest.fixture(autouse=True)
+def released() -> Iterator[None]:
+    lock.release_all()
+    yield
+    lock.release_all()
+
+
+def held_elsewhere(path: Path, is_file: bool = False) -> int:
+    """Process id of a child that holds a lock, and of which a child of its own lives on."""
+    reads, writes = os.pipe()
+    child = os.fork()
+    if not child:
+        lock.hold(path, is_file)
+        if os.fork():
+            os.write(writes, b"x")
+        signal.alarm(30)  # ends a process that nobody kills
+        signal.pause()
+    os.close(writes)
+    assert os.read(reads, 1) == b"x"
+    os.close(reads)
+    return child
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_a_second_process_names_the_holder_until_it_is_killed(is_file: bool, tmp_path: Path) -> None:
+    place = tmp_path / "judge.safetensors" if is_file else tmp_path / "run"
+    child = held_elsewhere(place, is_file)
+    with pytest.raises(UserError, match=f"is in use by process {child} on {socket.gethostname()}: wait until"):
+        lock.hold(place, is_file)
+    lock.hold(tmp_path / "other", is_file)
+    os.kill(child, signal.SIGKILL)  # its own child, as a data worker, is left and keeps nothing
+    os.waitpid(child, 0)
+    lock.hold(place, is_file)
+    lock.hold(place, is_file)  # again, by the same process
+    held = place.with_name(".judge.safetensors.lock") if is_file else place / ".lock"
+    assert held.read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def test_a_deleted_directory_is_noticed(tmp_path: Path) -> None:
+    lock.check_in_place(tmp_path / "not held")
+    lock.hold(tmp_path / "run")
+    lock.check_in_place(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(RunError, match="run was deleted or replaced while this run was writing to it"):
+        lock.check_in_place(tmp_path / "run")
+    lock.hold(tmp_path / "run")  # another start of the same process
+    lock.check_in_place(tmp_path / "run")
