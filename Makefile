@@ -80,7 +80,7 @@ $(foreach learner,$(if $(ARGS),,$(LEARNERS)),\
 		$(error GENERATOR $(learner) predicts one code a position, and TOKENIZER $(TOKENIZER) has several: take GENERATOR=far_base, or TOKENIZER=vq)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference experiment consolidate test test-cluster drill soak lint format benchmark tensorboard clean
+.PHONY: status help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference experiment consolidate test test-cluster drill soak lint format benchmark tensorboard clean
 
 help: ## Explain every target
 	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=$$(grep -l 'stage: tokenizer/' configs/*.yaml | sed 's|.*/||; s|\.yaml||' | paste -sd '|')]"
@@ -296,7 +296,12 @@ benchmark: $(READY) ## Measure the f16 dual tokenizer, and generators in trainin
 	$(PYTHON) -m benchmarks.generator
 
 tensorboard: $(READY) ## Watch all runs: Custom Scalars groups reconstruct, codes, generate; HParams lists settings
-	$(VENV)/bin/tensorboard --logdir runs
+	$(VENV)/bin/tensorboard --logdir runs --port $(or $(PORT),6006) --host $(or $(HOST),localhost)
 
-clean: ## Delete the runs of PRESET
+clean: ## Delete the runs of PRESET, after a question; YES=1 answers it
+	@test -d $(RUNS) || { echo "there is no $(RUNS)"; exit 1; }
+	@test -n "$(YES)" || { printf 'delete %s (%s)? [y/N] ' $(RUNS) "$$(du -sh $(RUNS) | cut -f 1)"; read -r answer; test "$$answer" = y; } || { echo "nothing was deleted"; exit 1; }
 	rm -rf $(RUNS)
+
+status: | $(READY) ## List the stages of PRESET: finished, unfinished with its step, not begun
+	@$(PYTHON) -m commands.status --preset $(PRESET) --tokenizer $(TOKENIZER) --generator $(GENERATOR)

@@ -1,0 +1,122 @@
+"""State of every stage of a preset: `python -m commands.status --preset digits`.
+
+Prints the stages of the curriculum in order and all other runs of the preset: finished, unfinished with its step, or
+not begun, and how long ago the last file was written. `done.json` marks a finished stage (artifacts.completion).
+"""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from artifacts.completion import DONE, completion
+from commands.program import new_parser, print_table, run
+from polytoken.errors import UserError
+from polytoken.layout import CHECKPOINTS, LAST
+from polytoken.text import duration
+
+FIRST = ("teacher", "tokenizer", "tokens", "stage1", "stage2")  # order of the curriculum; generators and samples follow
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's directory and what is known of it.
+
+    Args:
+        name: its path below the preset: `tokenizer/fq_dual`.
+        state: finished, unfinished or not begun.
+        step: optimizer steps done; None where nothing is trained.
+        steps: those that its configuration asks for.
+        age: seconds since its last file was written; None if it has none.
+    """
+
+    name: str
+    state: str
+    step: int | None = None
+    steps: int | None = None
+    age: float | None = None
+
+
+def stages(root: Path, expected: list[str]) -> list[Stage]:
+    """All stages below a preset's directory, and those that are expected, in the order of the curriculum."""
+    found = {str(path.parent.relative_to(root)) for path in root.glob("*/*/config.yaml")}
+    return sorted((_stage(root, name) for name in found | {*expected}), key=_order)
+
+
+def _stage(root: Path, name: str) -> Stage:
+    directory = root / name
+    files = [path for path in (directory, *directory.glob("*"), *directory.glob(f"{CHECKPOINTS}/*")) if path.exists()]
+    if not files:
+        return Stage(name, "not begun")
+    age = time.time() - max(path.stat().st_mtime for path in files)
+    done = completion(directory)
+    if done is not None:
+        return Stage(name, "finished", done.get("step"), None, time.time() - (directory / DONE).stat().st_mtime)
+    return Stage(name, "unfinished", _step(directory), _steps(directory), age)
+
+
+def _step(directory: Path) -> int | None:
+    """Step of the last checkpoint; None without one, or if it cannot be read."""
+    path = directory / CHECKPOINTS / LAST
+    if not path.exists():
+        return None
+    from polytoken.loading import read_metadata
+
+    try:
+        step = read_metadata(path).get("global_step")
+    except UserError:
+        return None
+    return step if isinstance(step, int) else None
+
+
+def _steps(directory: Path) -> int | None:
+    """`trainer.max_steps` of the recorded configuration."""
+    try:
+        steps = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))["trainer"]["max_steps"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, RecursionError):
+        return None
+    return steps if isinstance(steps, int) and steps > 0 else None
+
+
+def _order(stage: Stage) -> tuple[int, str]:
+    kind = stage.name.split("/")[0]
+    return (FIRST.index(kind) if kind in FIRST else len(FIRST) + (kind == "samples"), stage.name)
+
+
+def _row(stage: Stage) -> Iterator[str]:
+    yield stage.name
+    yield stage.state
+    of = f" of {stage.steps:,}" if stage.steps else ""
+    yield "" if stage.step is None else f"{stage.step:,}{of}"
+    yield "" if stage.age is None else f"{duration(max(stage.age, 0))} ago"
+
+
+def work(given: Namespace) -> None:
+    """Print the table, and the first stage of the curriculum that is not finished."""
+    generators = ["stage1", "stage2"] if given.generator == "stage2" else [given.generator]
+    samples = given.tokenizer + ("" if given.generator == "stage2" else f"_{given.generator}")
+    chain = [f"{kind}/{given.tokenizer}" for kind in ("tokenizer", "tokens", *generators)] + [f"samples/{samples}"]
+    found = stages(given.runs / given.preset, chain)
+    print_table(f"{given.runs / given.preset}", ("stage", "state", "step", "last written"), map(_row, found), left=2)
+    states = {stage.name: stage.state for stage in found}
+    missing = next((name for name in chain if states[name] != "finished"), None)
+    print("the curriculum is complete" if missing is None else f"next in the curriculum: {missing}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the program."""
+    parser = new_parser("commands.status", __doc__)
+    parser.add_argument("--preset", default="digits", help="preset whose runs are listed")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="root of all runs")
+    parser.add_argument("--tokenizer", default="fq_dual", help="tokenizer of the curriculum")
+    parser.add_argument("--generator", default="stage2", help="generator of the curriculum")
+    run(parser, work, arguments)
+
+
+if __name__ == "__main__":
+    main()
