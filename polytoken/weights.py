@@ -96,11 +96,27 @@ def save_state(path: str | Path, module: nn.Module, metadata: dict[str, Any]) ->
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write tensors as safetensors, atomically, with a digest; metadata values become JSON."""
+    """Write tensors as safetensors, atomically, with a digest; metadata values become JSON.
+
+    Equal content gives equal bytes.
+    """
     state = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     header = {key: json.dumps(value) for key, value in metadata.items()}
     with replacing(path) as temporary:
         save_file(state, temporary, {**header, SHA256: tensors_sha256(state, header)})
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata, which safetensors writes in a random order, so that equal weights are equal files."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size, "the same text in another order"
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def _check(path: Path, remedy: str) -> None:

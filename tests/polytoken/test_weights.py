@@ -45,3 +45,14 @@ def test_a_pickle_that_runs_code_is_rejected(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ValueError, match="not a readable weights file"):
         load_state(tmp_path / "malice.pth", "fetch it again")
     assert not (tmp_path / "owned").exists()
+
+
+def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
+    """A judge that is written again keeps the digest that references name."""
+    layer, metadata = torch.nn.Linear(2, 3), {"é": 'a "quoted" ü', **{f"key_{number}": [number] for number in range(8)}}
+    for _ in range(3):
+        save_state(tmp_path / "layer.safetensors", layer, metadata)
+        written = (tmp_path / "layer.safetensors").read_bytes()
+        save_state(tmp_path / "again.safetensors", layer, metadata)
+        assert (tmp_path / "again.safetensors").read_bytes() == written
+    assert load_state(tmp_path / "layer.safetensors", "")[1] == metadata
