@@ -135,7 +135,7 @@ class SampleSettings(TypedDict):
     """The settings in `samples.json` that the report shows."""
 
     num_images: int
-    classes: str | list[int]
+    classes: str | list[int | str]
     generator: Source
     sampler: dict[str, Any]
     seed: int

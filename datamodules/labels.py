@@ -27,7 +27,7 @@ class LabelDataModule(LightningDataModule):
     Args:
         num_images: Images of all ranks together.
         classes: `balanced` (image i has class i modulo the number of classes), `random` (drawn uniformly, as in
-            published protocols), or a list of classes, repeated as often as needed.
+            published protocols), or a list of classes by number or by name, repeated as often as needed.
         batch_size: Images at a time on each device.
         part_size: Images saved together; a kill can lose one part on each rank.
         seed: Seed of `random`, not negative.
@@ -36,7 +36,7 @@ class LabelDataModule(LightningDataModule):
     def __init__(
         self,
         num_images: int,
-        classes: Literal["balanced", "random"] | list[int] = "balanced",
+        classes: Literal["balanced", "random"] | list[int | str] = "balanced",
         batch_size: int = 32,
         part_size: int = 256,
         seed: int = 0,
@@ -63,15 +63,19 @@ class LabelDataModule(LightningDataModule):
         """Count the parts; the last may be shorter."""
         return -(-self.num_images // self.part_size)
 
-    def labels(self, num_classes: int) -> np.ndarray:
+    def labels(self, num_classes: int, names: Sequence[str] = ()) -> np.ndarray:
         """Return the class of each image, int64 (num_images,).
 
+        Args:
+            num_classes: Classes of the generator.
+            names: Their names, by number.
+
         Raises:
-            UserError: A named class is not one of 0 … num_classes − 1.
+            UserError: A class is not one of 0 … num_classes − 1, or there is no class of a name.
         """
         if self.classes == "random":
             return np.random.default_rng(self.seed).integers(num_classes, size=self.num_images)
-        known = np.arange(num_classes) if isinstance(self.classes, str) else _checked(self.classes, num_classes)
+        known = np.arange(num_classes) if isinstance(self.classes, str) else _checked(self.classes, num_classes, names)
         return np.resize(known, self.num_images)
 
     def settings(self) -> dict[str, Any]:
@@ -90,7 +94,8 @@ class LabelDataModule(LightningDataModule):
     def predict_dataloader(self) -> Batches:
         """Return this rank's batches."""
         assert self.trainer is not None
-        labels = torch.from_numpy(self.labels(self.trainer.lightning_module.num_classes))
+        module = self.trainer.lightning_module
+        labels = torch.from_numpy(self.labels(module.num_classes, getattr(module, "class_names", ())))
         remaining = [part for part in range(self.num_parts) if part not in self._finished]
         parts = [self.part(part) for part in remaining[self.trainer.global_rank :: self.trainer.world_size]]
         size = self.batch_size
@@ -121,10 +126,14 @@ class Batches:
             yield {"label": self.labels[index], "index": index}
 
 
-def _checked(classes: Sequence[int], num_classes: int) -> np.ndarray:
-    if wrong := [label for label in classes if not 0 <= label < num_classes]:
-        raise UserError(
-            f"data.classes names class {wrong[0]}, and the generator knows the {num_classes} classes 0 … "
-            f"{num_classes - 1}: name classes among them."
-        )
-    return np.array(classes, dtype=np.int64)
+def _checked(classes: Sequence[int | str], num_classes: int, names: Sequence[str]) -> np.ndarray:
+    known = {name: label for label, name in enumerate(names)}
+    labels = [known.get(label, -1) if isinstance(label, str) else label for label in classes]
+    for given, label in zip(classes, labels, strict=True):
+        if not 0 <= label < num_classes:
+            some = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+            raise UserError(
+                f"data.classes names class {given}, and the generator knows the {num_classes} classes 0 … "
+                f"{num_classes - 1}{f' ({some})' if some else ''}: name classes among them."
+            )
+    return np.array(labels, dtype=np.int64)

@@ -27,7 +27,7 @@ class ReferenceDataModule(LabelDataModule):
 
     Args:
         image_size: Height and width of the references, in pixels; they are centre crops, as for validation.
-        classes: The classes, in the order of the grid's columns.
+        classes: The classes by number or by name, in the order of the grid's columns.
         folder: Folder of the reference images, in the order of their names, those of folders below it included; None
             takes those of `source`.
         source: A data set.
@@ -43,7 +43,7 @@ class ReferenceDataModule(LabelDataModule):
     def __init__(
         self,
         image_size: int,
-        classes: list[int],
+        classes: list[int | str],
         folder: str | None = None,
         source: ImageSource | None = None,
         indices: Sequence[int] = (),

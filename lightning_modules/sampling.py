@@ -73,7 +73,7 @@ class SamplingModule(pl.LightningModule):
         if isinstance(data, ReferenceDataModule):
             self.generator.check_references(data.references)
         if isinstance(data, LabelDataModule):
-            data.labels(self.num_classes)
+            data.labels(self.num_classes, self.class_names)
         return []
 
     @property

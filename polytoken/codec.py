@@ -12,6 +12,7 @@ from polytoken.frozen import FrozenNetwork
 from polytoken.precision import full_precision
 from polytoken.specs import LatentSpec, Tokens
 from polytoken.tokenizers import Tokenizer
+from polytoken.tokenizers.inputs import trusted
 
 
 def embed_sub_codes(tokenizer: Tokenizer, codes: Tensor, sub_codes: Sequence[int]) -> Tensor:
@@ -76,7 +77,7 @@ class FrozenCodec:
     def embed_codes(self, codes: Tensor) -> Tensor:
         """Return vectors (B, C, h, w) for codes (B, k, N) of the generator."""
         tokenizer = self._tokenizer.on(codes.device)
-        with torch.autocast(codes.device.type, enabled=False):
+        with torch.autocast(codes.device.type, enabled=False), trusted():
             return embed_sub_codes(tokenizer, codes, self._sub_codes)
 
     @property
@@ -94,7 +95,7 @@ class FrozenCodec:
     def encode(self, images: Tensor, models: Literal["codes", "latents"]) -> Tokens:
         """Return the tokens of images (B, 3, H, W), as a token store of these images holds them."""
         tokenizer = self._tokenizer.on(images.device)
-        with full_precision(images.device):
+        with full_precision(images.device), trusted():
             encoding = tokenizer.encode(images.float())
         if models == "latents":
             return Tokens(latents=encoding.quantized)

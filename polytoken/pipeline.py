@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -270,7 +271,13 @@ class GenerationPipeline(nn.Module):
 
     def _index(self, name: int | str) -> int:
         if not isinstance(name, str):
-            return int(name)  # numpy's and torch's integers as well
+            try:
+                label = operator.index(name)  # numpy's and torch's integers as well
+            except TypeError as error:
+                raise UserError(f"{name!r} is no class: name classes by whole numbers or by name") from error
+            if not 0 <= label < self.num_classes:
+                raise UserError(f"there is no class {label}: the generator knows 0 to {self.num_classes - 1}")
+            return label
         if name not in self.class_to_idx:
             shown = ", ".join(list(self.class_to_idx)[:10]) + (", …" if self.num_classes > 10 else "")
             raise UserError(f"there is no class {name!r}: the generator knows {shown}")

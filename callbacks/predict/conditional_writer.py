@@ -26,7 +26,7 @@ class ConditionalWriter(SampleWriter):
         self._module = pl_module
 
     def _grid(self) -> np.ndarray:
-        references, classes = self._data.references, self._data.classes[: self.grid_columns]
+        references, classes = self._data.references, self._labels[: len(self._data.classes)][: self.grid_columns]
         chosen = np.unique(np.linspace(0, len(references) - 1, self.grid_rows).round().astype(int))
         alone = self._module.forced_alone(references[chosen]).permute(0, 3, 1, 2).cpu()
         rows = []

@@ -63,7 +63,7 @@ class SampleWriter(pl.Callback):
         settings = {**pl_module.settings(), **self._data.settings(), "precision": str(trainer.precision)}
         self._settings = records.decode(records.encode(settings), dict[str, Any], "settings")  # as read from the file
         self._class_names = pl_module.class_names
-        self._labels = self._data.labels(pl_module.num_classes)
+        self._labels = self._data.labels(pl_module.num_classes, pl_module.class_names)
         self._rows: list[Tensor] = []
         if trainer.is_global_zero:
             hold(self._directory)

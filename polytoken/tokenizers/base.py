@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from polytoken.errors import UserError
 from polytoken.quantizers.base import Quantizer
 from polytoken.specs import Decoded, Encoding, LatentSpec, TokenSpec
+from polytoken.tokenizers.inputs import check_codes
 
 
 class Tokenizer(nn.Module, ABC):
@@ -56,15 +57,29 @@ class Tokenizer(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, images: Tensor) -> Encoding:
-        """Images (B, 3, H, W) in [-1, 1] to their encoding."""
+        """Images (B, 3, H, W) in [-1, 1] to their encoding.
+
+        Raises:
+            UserError: for another shape or type. On a CPU, outside of training, also for values beyond ±10.
+        """
 
     @abstractmethod
     def decode(self, quantized: Tensor) -> Decoded:
         """Quantized features (B, C, h, w) to images (B, 3, H, W), not clamped, and to features where it has some."""
 
     def embed_codes(self, codes: Tensor) -> Tensor:
-        """Codes (B, k, N) of the shape that ``spec`` states to quantized features (B, C, h, w)."""
+        """Codes (B, k, N) of the shape that ``spec`` states to quantized features (B, C, h, w).
+
+        Raises:
+            UserError: for another shape or type. On a CPU also for codes that are no entries of their codebooks.
+        """
+        self.check_codes(codes, self.grid)
         return self.quantizer.embed_codes(codes, self.grid)
+
+    def check_codes(self, codes: Tensor, grid: tuple[int, int]) -> None:
+        """Raise UserError unless codes (B, k, N) are those of images with this grid."""
+        if sizes := self.quantizer.codebook_sizes:
+            check_codes(codes, sizes, self.quantizer.scales(grid))
 
     def partial_sums(self, codes: Tensor) -> Iterator[Tensor]:
         """Yield the quantized features (B, C, h, w) after each scale of codes (B, k, n), all or the first scales'."""

@@ -13,6 +13,7 @@ from polytoken.quantizers.base import Quantizer
 from polytoken.ranges import at_least
 from polytoken.specs import Decoded, Encoding
 from polytoken.tokenizers.base import Tokenizer
+from polytoken.tokenizers.inputs import check_images
 from polytoken.tokenizers.projection import Adapter, SubspaceProjection
 
 
@@ -162,6 +163,7 @@ class ConvolutionalTokenizer(Tokenizer):
 
     def encode(self, images: Tensor) -> Encoding:
         """Images (B, 3, H, W) in [-1, 1] to their encoding over a grid (H/f, W/f) (SSQ and FQGAN eqs. 3–5)."""
+        check_images(images, self.last_layer, self.training)
         if images.shape[-1] % self.downsampling or images.shape[-2] % self.downsampling:
             raise UserError(
                 f"images of {images.shape[-2]} × {images.shape[-1]} pixels do not divide by the downsampling factor "
@@ -180,6 +182,7 @@ class ConvolutionalTokenizer(Tokenizer):
             codes: of images of ``image_size``, or of other images with their ``grid``.
             grid: (H/f, W/f) of images of another size.
         """
+        self.check_codes(codes, grid or self.grid)
         return self.quantizer.embed_codes(codes, grid or self.grid)
 
     def decode_codes(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:

@@ -15,6 +15,7 @@ from polytoken.quantizers.base import Quantizer
 from polytoken.ranges import at_least
 from polytoken.specs import Decoded, Encoding
 from polytoken.tokenizers.base import Tokenizer
+from polytoken.tokenizers.inputs import check_images
 from polytoken.tokenizers.low_rank import update_attention
 from polytoken.tokenizers.pretrained import load_pretrained
 
@@ -137,6 +138,7 @@ class FoldedTokenizer(Tokenizer):
 
     def features(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to the features of all branches (B, k · C, K, K), detail first."""
+        check_images(images, self.last_layer, self.training)
         if images.shape[1:] != (3, self.image_size, self.image_size):
             raise UserError(
                 f"images have shape {' × '.join(map(str, images.shape))}, and the tokenizer reads batches of 3 × "

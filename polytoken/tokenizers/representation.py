@@ -17,6 +17,7 @@ from polytoken.tokenizers.base import Tokenizer
 from polytoken.tokenizers.convolutional import Decoder
 from polytoken.tokenizers.feature_decoder import FeatureDecoder, FeatureDecoderConfig
 from polytoken.tokenizers.fusion import AttentionFusion, LinearFusion
+from polytoken.tokenizers.inputs import check_images
 
 Fusion = Literal["attention", "linear", "none"]
 
@@ -112,6 +113,7 @@ class RepresentationTokenizer(Tokenizer):
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Features (B, D, h, w) that the foundation model computes of images (B, 3, H, W), by name."""
+        check_images(images, self.last_layer, self.training)
         if images.shape[1:] != (3, self.image_size, self.image_size):
             raise UserError(
                 f"images have shape {' × '.join(map(str, images.shape))}, and the tokenizer reads batches of 3 × "

@@ -49,6 +49,13 @@ def test_finished_parts_are_skipped_and_the_rest_shared_evenly() -> None:
     assert [sorted(share) for share in shares] == [[*range(5, 10), *range(20, 23)], [*range(15, 20)]]
 
 
+def test_classes_are_named_as_well_as_numbered() -> None:
+    names = ["ape", "bear", "cat", "dog"]
+    assert LabelDataModule(4, ["dog", 1, "ape"]).labels(4, names).tolist() == [3, 1, 0, 3]
+    with pytest.raises(ValueError, match=r"class owl, and the generator knows the 4 classes 0 … 3 \(ape, bear, cat"):
+        LabelDataModule(4, ["owl"]).labels(4, names)
+
+
 @pytest.mark.parametrize("label", [-1, 4])
 def test_a_class_out_of_range_is_rejected(label: int) -> None:
     with pytest.raises(ValueError, match=rf"class {label}, and the generator knows the 4 classes 0 … 3"):

@@ -80,7 +80,7 @@ def test_the_published_size() -> None:
     ("changes", "sentence"),
     [
         ({"image_size": 18}, "image_size 18 is not a multiple of the patches' 4 pixels"),
-        ({"image_size": 0}, "image_size 0 is not a multiple of the patches' 4 pixels"),
+        ({"image_size": 0}, "image_size is 0; it must be at least 1"),
         ({"grid_size": 5}, "grid_size is 5, and the image has 4 × 4 patches: choose 1 to 4"),
         ({"grid_size": 2}, "scales end at 3 × 3 and the features have a grid of 2 × 2"),
     ],
