@@ -123,10 +123,12 @@ teacher: $(TEACHERS_HERE) $(DUAL) ## Train the judge and the stand-ins for CLIP,
 
 $(RUNS)/teacher/judge/done.json: configs/judge.yaml configs/presets/$(PRESET)/judge.yaml | $(READY)
 	$(FIT) $(call CONFIG,judge,judge)
+	@$(PYTHON) -m commands.summary $(@D)
 	@echo "the judge is $(RUNS)/teacher/judge.safetensors"
 
 $(RUNS)/teacher/%/done.json: configs/teacher_%.yaml configs/presets/$(PRESET)/teacher_%.yaml | $(READY)
 	$(FIT) $(call CONFIG,teacher_$*,teacher_$*)
+	@$(PYTHON) -m commands.summary $(@D)
 	@echo "the teacher is $(RUNS)/teacher/$*.safetensors"
 
 $(RUNS)/teacher/classes.safetensors: $(DUAL) | $(READY)
@@ -157,12 +159,14 @@ stage1: $(RUNS)/stage1/$(TOKENIZER)/done.json ## Train a generator on one code a
 
 $(RUNS)/stage1/$(TOKENIZER)/done.json: $(CODES) configs/stage1.yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,stage1) | $(READY)
 	$(call GENERATE,stage1) $(call ARGS_OF,stage1)
+	@$(PYTHON) -m commands.summary $(@D)
 	@echo "stage 1 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); $(call NEXT,stage2)"
 
 stage2: $(RUNS)/stage2/$(TOKENIZER)/done.json ## Train it on all codes, starting from the run STAGE1: local dependencies
 
 $(RUNS)/stage2/$(TOKENIZER)/done.json: $(CODES) $(call escaped,$(STAGE1))/done.json configs/stage2.yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,stage2) | $(READY)
 	$(call GENERATE,stage2) --model.init_args.init_from $(call quoted,$(STAGE1)) $(call ARGS_OF,stage2)
+	@$(PYTHON) -m commands.summary $(@D)
 	@echo "stage 2 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); $(call NEXT,sample)"
 
 generator: $(TRAINED) ## Train GENERATOR, by default stage 2, on the stored tokens
@@ -170,6 +174,7 @@ generator: $(TRAINED) ## Train GENERATOR, by default stage 2, on the stored toke
 ifeq ($(filter stage1 stage2,$(GENERATOR)),)
 $(TRAINED): $(CODES) configs/$(GENERATOR).yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,$(GENERATOR)) | $(READY)
 	$(call GENERATE,$(GENERATOR)) $(call ARGS_OF,generator)
+	@$(PYTHON) -m commands.summary $(@D)
 	@echo "$(GENERATOR) is in $(@D); $(call NEXT,sample)"
 endif
 
