@@ -72,11 +72,12 @@ class Drill:
         for stage in self.curriculum.stages:
             self._undisturbed(stage, peace)
         # each stage has its share, and each fault; an order of their own pairs all faults with all stages
-        planned = [*islice(cycle(self.curriculum.stages), self.kills)]
+        stages = self.curriculum.stages
+        planned = [stages[number * len(stages) // self.kills] for number in range(self.kills)]
         faults: list[Fault] = [*islice(cycle(FAULTS), self.kills)]
         self.draw.shuffle(faults)
         left = 0
-        for stage in self.curriculum.stages:
+        for stage in stages:
             left = self._under_faults(stage, fire, reached(stage, peace / RUNS), left + planned.count(stage), faults)
         expected, found = (result(self.curriculum, place / RUNS) for place in (peace, fire))
         same = {name: equal(found.get(name), expected[name]) for name in expected}
