@@ -22,7 +22,7 @@ from polytoken import records
 from polytoken.errors import MissingFileError, UserError
 from polytoken.files import file_sha256
 from polytoken.metrics.extractor import Extractor
-from polytoken.metrics.frechet import Gaussian
+from polytoken.metrics.frechet import Gaussian, check_covariance
 from polytoken.metrics.image_metrics import Kind, Target
 from polytoken.metrics.image_set import Use
 
@@ -85,7 +85,7 @@ class Reference:
 
         Raises:
             MissingFileError: if the file does not exist.
-            UserError: if it is cut short, pickled, lacks an array, or holds arrays of wrong shapes or NaN.
+            UserError: if it is cut short, pickled, lacks an array, or holds wrong shapes, NaN, or no covariances.
         """
         path = Path(path)
         if not path.is_file():
@@ -195,6 +195,9 @@ def _gaussian(archive: ZipFile, mean: str, covariance: str, number: int | None) 
         if not np.isfinite(array).all():
             raise UserError(f"{name} is not finite")
     sigma = torch.from_numpy(second.astype(np.float64))
+    if number is not None and number < 2:
+        raise UserError(f"its protocol says {number} images, which have no covariance")
+    check_covariance(sigma, covariance)
     return Gaussian(number, torch.from_numpy(first.astype(np.float64)), (sigma + sigma.T) / 2)
 
 

@@ -88,7 +88,7 @@ def _labels(archive: npz.ZipFile, count: int) -> np.ndarray:
     labels = npz.read_array(archive, LABELS)
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
         raise UserError(f"{LABELS} is {labels.dtype} {labels.shape} for {count} images")
-    labels = labels.astype(np.int64)
-    if (lowest := labels.min()) < 0:  # uint64 from 2^63 on becomes negative too
-        raise UserError(f"{LABELS} holds the negative label {lowest}")
-    return labels
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest > np.iinfo(np.int64).max:
+        raise UserError(f"{LABELS} holds the label {lowest if lowest < 0 else highest}: classes are numbered from 0")
+    return labels.astype(np.int64)

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from polytoken.errors import UserError
+from polytoken.errors import RunError, UserError
 from polytoken.specs import Encoding
 
 
@@ -49,6 +49,8 @@ class Measurement(pl.Callback, ABC):
         kept = self.rows(batch["index"])
         if kept.any():
             encoding = outputs["encoding"].rows(kept)
+            if not bool(outputs["reconstruction"][kept].isfinite().all()):  # in 8 bits they would pass for black images
+                raise RunError("reconstructions are not finite, so they are not measured: train the tokenizer again")
             with torch.autocast(pl_module.device.type, enabled=False):
                 self.measure(outputs["image"][kept], outputs["reconstruction"][kept], batch["label"][kept], encoding)
 

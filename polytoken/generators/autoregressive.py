@@ -233,7 +233,9 @@ class AutoregressiveGenerator(Generator):
         steps = self.spec.num_positions, self.spec.num_sub_codes
         draw = Draw(sampler, noise, torch.tensor(sampler.scales(*steps), device=labels.device))
         with self.evaluating():
-            return Tokens(codes=self.write(labels, draw, sampler.guided_steps(*steps), self.compile_decoding))
+            codes = self.write(labels, draw, sampler.guided_steps(*steps), self.compile_decoding)
+        draw.check()
+        return Tokens(codes=codes)
 
     @torch.no_grad()
     def write(self, labels: Tensor, draw: Draw, guided_positions: int = 0, compiled: bool = False) -> Tensor:

@@ -156,7 +156,8 @@ class DiffusionTransformer(Generator):
         """Return latents (B, C, h, w) in float32 for labels (B,) int64.
 
         Raises:
-            UserError: for a class out of range, or guided channels that the latents do not have.
+            UserError: for a class out of range, guided channels that the latents do not have, or latents that are not
+                finite.
         """
         self.check_classes(labels)
         sampler.check(self.spec)
@@ -164,7 +165,10 @@ class DiffusionTransformer(Generator):
         mean, deviation = moments(self.spec, labels.device)
         with self.evaluating():
             data = sampler.integrate(lambda *states: self._velocity(*states)[0], start, labels, self.num_classes)
-        return Tokens(latents=data * deviation + mean)
+        latents = data * deviation + mean
+        if not bool(latents.isfinite().all()):  # snapped to a codebook they would pass for others
+            raise UserError("sampled latents are not finite: lower sampler.guidance, or train the generator again")
+        return Tokens(latents=latents)
 
     def _velocity(
         self, states: Tensor, times: Tensor, labels: Tensor, taps: Collection[int] = ()

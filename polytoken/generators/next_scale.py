@@ -161,6 +161,7 @@ class NextScaleGenerator(Generator):
         null = torch.full_like(labels, self.num_classes)
         rows = torch.cat([labels, *[null] * (bool(guided) if forced is None else PASSES - 1)])
         cache, written = ScaleCache(self.depth), []
+        first = Draw(sampler, noise, scales)
         with self.evaluating():
             condition = self.class_embedding(rows)
             features = self._start(condition)
@@ -169,7 +170,7 @@ class NextScaleGenerator(Generator):
                     condition, features = condition[: len(labels)], features[: len(labels)]
                     cache.keep_rows(len(labels))
                 hidden = self.trunk.step(features, condition, cache)
-                draw = Draw(sampler, noise.spread(self._count(scale)), scales, scale)
+                draw = Draw(sampler, noise.spread(self._count(scale)), scales, scale, first.wrong)
                 if forced is not None:
                     draw = ForcedDraw(draw, forced, self._first(scale))
                 codes = self.head.sample(hidden.flatten(0, 1), self.embeddings, draw)
@@ -177,6 +178,7 @@ class NextScaleGenerator(Generator):
                 if scale + 1 < steps[0]:
                     *_, words = self._words(torch.cat(written, dim=2))
                     features = words.repeat(len(condition) // len(words), 1, 1)
+        first.check()
         return Tokens(codes=torch.cat(written, dim=2)[: len(labels)])
 
     def check_forced(self) -> None:

@@ -15,6 +15,9 @@ from torchmetrics import Metric
 
 from polytoken.errors import UserError
 
+ROUNDING = 1e-5  # of float32 files, as a share of the trace
+TINY = 1e-30  # a constant feature has a variance of 0
+
 
 class Gaussian(NamedTuple):
     """Mean and covariance of feature vectors, float64.
@@ -93,7 +96,7 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> Tensor:
         UserWarning: if a Gaussian has at most as many images as features.
 
     Raises:
-        UserError: if the two have different sizes, or one is not finite.
+        UserError: if the two have different sizes, one is not finite, or the distance is below 0 by more than rounding.
     """
     if first.mean.shape != second.mean.shape:
         raise UserError(
@@ -107,7 +110,23 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> Tensor:
             warnings.warn(gaussian.shortage, stacklevel=2)
     shared = torch.linalg.svdvals(_root(first.covariance) @ _root(second.covariance)).sum()
     traces = first.covariance.trace() + second.covariance.trace()
-    return (first.mean - second.mean).square().sum() + traces - 2 * shared
+    distance = (first.mean - second.mean).square().sum() + traces - 2 * shared
+    if not bool(distance >= -ROUNDING * traces.abs()):
+        raise UserError(
+            f"a Fréchet distance is {float(distance):.4g}: a covariance is not positive semi-definite, so measure again"
+        )
+    return distance
+
+
+def check_covariance(matrix: Tensor, name: str) -> None:
+    """Raise UserError, naming the matrix (D, D), unless it is symmetric and positive semi-definite up to rounding."""
+    scale = matrix.diagonal().abs().max()
+    asymmetry = (matrix - matrix.T).abs().max()
+    if not bool(asymmetry <= ROUNDING * scale):
+        raise UserError(f"{name} is not symmetric, by {float(asymmetry):.4g}, and a covariance is")
+    lifted = matrix + torch.eye(len(matrix), dtype=matrix.dtype) * (ROUNDING * matrix.diagonal().abs().sum() + TINY)
+    if int(torch.linalg.cholesky_ex(lifted).info):  # a hundred times faster than eigenvalues
+        raise UserError(f"{name} is not positive semi-definite, and a covariance is")
 
 
 def _root(covariance: Tensor) -> Tensor:

@@ -77,17 +77,34 @@ class Draw:
         noise: of B rows.
         scales: (N, k) float32 guidance scales; see :meth:`Guidance.scales`.
         position: a Python integer, or an int64 tensor () in a compiled step.
+        wrong: (k,) bool, set where logits of a sub-code are not finite; shared by the draws of all positions.
     """
 
-    def __init__(self, sampler: CategoricalSampler, noise: RowNoise, scales: Tensor, position: Key = 0) -> None:
+    def __init__(
+        self,
+        sampler: CategoricalSampler,
+        noise: RowNoise,
+        scales: Tensor,
+        position: Key = 0,
+        wrong: Tensor | None = None,
+    ) -> None:
         self.sampler = sampler
         self.noise = noise
         self.scales = scales
         self.position = position
+        self.wrong = scales.new_zeros(scales.shape[1], dtype=torch.bool) if wrong is None else wrong
 
     def at(self, position: Key) -> Draw:
         """Return the draws of another position."""
-        return Draw(self.sampler, self.noise, self.scales, position)
+        return Draw(self.sampler, self.noise, self.scales, position, self.wrong)
+
+    def check(self) -> None:
+        """Raise UserError if logits of any position were not finite; call it after all, since the host waits."""
+        if wrong := [index for index, flag in enumerate(self.wrong.tolist()) if flag]:
+            raise UserError(
+                f"the logits of sub-code {wrong[0]} are not finite, so no code can be drawn from them: lower "
+                "sampler.guidance, or train the generator again"
+            )
 
     def guided(self, logits: Tensor, sub_code: int) -> Tensor:
         """Return float32 logits (B, …) for logits (B, …), or (2B, …) whose second half has the null class."""
@@ -112,6 +129,7 @@ class Draw:
             temperature: multiplies that of the rules.
         """
         logits = self.guided(logits, sub_code)
+        self.wrong[sub_code].logical_or_(~logits.isfinite().all())
         gumbel = self.gumbel(sub_code, *keys, shape=tuple(logits.shape[1:]))
         return self.sampler.choose(logits, sub_code, gumbel, temperature)
 

@@ -93,7 +93,7 @@ class ForcedDraw(Draw):
 
     def __init__(self, draw: Draw, forced: ForcedCodes, first: int) -> None:
         assert isinstance(draw.position, int)
-        super().__init__(draw.sampler, draw.noise, draw.scales, draw.position)
+        super().__init__(draw.sampler, draw.noise, draw.scales, draw.position, draw.wrong)
         count = len(draw.noise) // len(forced.codes)
         self.codes = {i: forced.codes[:, i, first : first + count].flatten() for i in forced.sub_codes}
         ramp = replace(draw.sampler, guidance=forced.guidance).scales(len(draw.scales))

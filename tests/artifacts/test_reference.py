@@ -12,6 +12,7 @@ import torch
 
 from artifacts.reference import Reference, ReferenceProtocol, write_reference
 from artifacts.samples import SamplesFile
+from polytoken.errors import UserError
 from polytoken.files import file_sha256
 from polytoken.metrics.frechet import FeatureStatistics, Gaussian
 from tests.support.extractors import MeanColours
@@ -111,6 +112,35 @@ def test_another_network_or_size_is_rejected(tmp_path: Path) -> None:
     wide = replace(reference, spatial=gaussian(5))
     with pytest.raises(ValueError, match="holds 5 spatial features, and mean_colours has 4"):
         wide.require_same(extractor)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "says"),
+    [
+        (-np.eye(3), "sigma is not positive semi-definite"),
+        (np.array([[1.0, 2, 0], [2, 1, 0], [0, 0, 1]]), "sigma is not positive semi-definite"),
+        (np.array([[1.0, 0.5, 0], [0, 1, 0], [0, 0, 1]]), "sigma is not symmetric, by 0.5"),
+        (np.full((3, 3), np.nan), "sigma is not finite"),
+    ],
+)
+def test_what_is_no_covariance_is_refused(sigma: np.ndarray, says: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "fid.npz", mu=np.zeros(3), sigma=sigma)
+    with pytest.raises(UserError, match=rf"fid.npz is not a reference file: {says}.* write one with `make reference`"):
+        Reference.read(tmp_path / "fid.npz")
+
+
+def test_covariances_within_rounding_are_read(tmp_path: Path) -> None:
+    """Of few images or constant features, and in float32 as other programs write them."""
+    rows = np.random.default_rng(0).normal(size=(20, 64)) * np.geomspace(1e-3, 10, 64)
+    for sigma in (np.zeros((64, 64)), np.cov(rows, rowvar=False), np.cov(rows, rowvar=False).astype(np.float32)):
+        np.savez(tmp_path / "fid.npz", mu=np.zeros(64), sigma=sigma)
+        Reference.read(tmp_path / "fid.npz")
+
+
+def test_a_covariance_of_one_image_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "one.npz", replace(PROTOCOL, number=1))
+    with pytest.raises(UserError, match="its protocol says 1 images, which have no covariance"):
+        Reference.read(path)
 
 
 def test_damaged_and_foreign_files_are_rejected(tmp_path: Path) -> None:

@@ -50,7 +50,11 @@ def test_labels_are_optional(tmp_path: Path) -> None:
         ((np.array([{}], dtype=object),), "pickle"),
         ((IMAGES, LABELS[:5]), r"arr_1 is int64 \(5,\) for 7 images"),
         ((IMAGES, LABELS / 1), "arr_1 is float64"),
-        ((IMAGES, LABELS - 1), "negative label -1"),
+        ((IMAGES, LABELS - 1), "holds the label -1: classes are numbered from 0"),
+        (
+            (IMAGES, LABELS.astype(np.uint64) + np.uint64(2**63)),
+            f"holds the label {2**63 + int(LABELS.max())}: classes",
+        ),
         ((IMAGES, np.array([None] * 7)), "arr_1 is a pickle"),
     ],
 )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
+from polytoken.errors import UserError
 from polytoken.generators import (
     AutoregressiveGenerator,
     AutoregressiveHead,
@@ -95,3 +96,20 @@ def test_one_graph_serves_all_positions(
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == graphs
     assert torch.equal(found, expected)
+
+
+@parametrize_heads
+@pytest.mark.parametrize("compiled", [False, True])
+def test_logits_that_are_not_finite_are_refused(
+    head, num_sub_codes: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At one position alone; the compiled step marks them too."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    generator = small_generator(num_sub_codes, head())
+    generator.compile_decoding = compiled
+    labels, noise = torch.tensor([0, 1, 2]), RowNoise(3, 0, 3, torch.device("cpu"))
+    generator.sample(labels, RULES, noise)
+    with torch.no_grad():
+        generator.embeddings[0].weight[generator.sample(labels, RULES, noise).codes[1, 0, 0]] = float("inf")
+    with pytest.raises(UserError, match="the logits of sub-code 0 are not finite"):
+        generator.sample(labels, RULES, noise)

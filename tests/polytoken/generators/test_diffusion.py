@@ -177,6 +177,13 @@ def test_moments_are_no_weights() -> None:
     assert not [*small_diffusion().buffers()], "a buffer would be cast with the weights, and saved"
 
 
+def test_latents_that_are_not_finite_are_refused() -> None:
+    generator = small_diffusion()
+    next(generator.parameters()).data.fill_(float("nan"))
+    with pytest.raises(UserError, match="sampled latents are not finite: lower sampler.guidance, or train"):
+        sample(generator, FlowSampler(steps=2))
+
+
 def test_invalid_input() -> None:
     generator = small_diffusion()
     tokens, labels = random_latents(2)

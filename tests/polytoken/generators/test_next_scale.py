@@ -21,7 +21,7 @@ from polytoken.generators import (
 from polytoken.handover import carry_over
 from polytoken.next_scale_transformer import scale_mask
 from polytoken.quantizers import FactorizedQuantizer, MultiScaleQuantizer
-from polytoken.sampling import CategoricalSampler, Guidance, RowNoise
+from polytoken.sampling import CategoricalSampler, ForcedCodes, Guidance, RowNoise
 from polytoken.specs import LatentSpec, Tokens, TokenSpec
 from polytoken.tokenizers import ConvolutionalTokenizer
 from tests.support.host_sync import host_syncs
@@ -216,8 +216,18 @@ def test_neither_a_step_nor_a_scale_reads_from_the_device() -> None:
     noise, sampler = RowNoise(0, 0, 3, CPU), CategoricalSampler(guidance=2.0, top_k=5, top_p=0.9)
     with host_syncs() as counts:
         made.sample(labels, sampler, noise)
-    # one check of the labels and one table of guidance, whatever the number of scales
-    assert counts == {"aten::_local_scalar_dense": 1, "tensor": 1}
+    # one check of the labels, one table of guidance and one check of the logits, whatever the number of scales
+    assert counts == {"aten::_local_scalar_dense": 1, "tensor": 1, "tolist": 1}
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_logits_that_are_not_finite_are_refused(forced: bool) -> None:
+    made, labels, noise = generator(), torch.tensor([0, 1, 2]), RowNoise(0, 0, 3, CPU)
+    reference = ForcedCodes(codes(), (0,), 1.0) if forced else None
+    made.sample(labels, CategoricalSampler(), noise, reference)
+    made.head.outputs[1].weight.data[3, 0] = float("nan")
+    with pytest.raises(UserError, match="the logits of sub-code 1 are not finite, .*: lower sampler.guidance"):
+        made.sample(labels, CategoricalSampler(), noise, reference)
 
 
 def test_stochastic_depth_drops_branches_in_training_only() -> None:

@@ -73,6 +73,12 @@ def test_fewer_images_than_features_warn() -> None:
     assert shifted == pytest.approx(64 * 0.25, rel=1e-6)
 
 
+def test_a_distance_below_zero_is_refused() -> None:
+    first, second = gaussian([0.0, 0.0], torch.eye(2)), gaussian([0.0, 0.0], -2 * torch.eye(2))
+    with pytest.raises(ValueError, match="a Fréchet distance is -2: a covariance is not positive semi-definite"):
+        frechet_distance(first, second)
+
+
 def test_invalid_statistics_are_rejected() -> None:
     features = torch.randn(20, 20, generator=torch.Generator().manual_seed(2))
     with pytest.warns(UserWarning, match="20 images for 20 features: the covariance is singular"):
