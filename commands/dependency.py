@@ -28,7 +28,7 @@ from polytoken import records
 from polytoken.errors import UserError
 from polytoken.files import replacing
 from polytoken.fingerprint import fingerprint
-from polytoken.loading import load_tokenizer
+from polytoken.loading import load_tokenizer, present_run
 from polytoken.metrics.code_groups import code_groups
 from polytoken.metrics.dependency import Dependence, Kind, dependencies
 from polytoken.specs import TokenSpec
@@ -102,8 +102,8 @@ def _codes(store: TokenStore, row: int) -> Tensor:
 
 
 def _tokenizer(store: TokenStore) -> Tokenizer:
-    tokenizer = load_tokenizer(store.tokenizer_run)
-    store.check_tokenizer(fingerprint(tokenizer), f"what {store.tokenizer_run} holds now")
+    tokenizer = load_tokenizer(place := present_run(store.tokenizer_run, store.path))
+    store.check_tokenizer(fingerprint(tokenizer), f"what {place} holds now")
     return tokenizer.to(best_device())
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -25,7 +26,7 @@ from commands.preset import BATCH
 from commands.program import new_parser, print_table, run
 from commands.progress import track
 from polytoken import records
-from polytoken.errors import UserError
+from polytoken.errors import MissingFileError, UserError
 from polytoken.metrics.image_metrics import Target, image_metrics, kind_of
 from polytoken.metrics.image_set import SPLIT, ImageStatistics, Use
 
@@ -76,7 +77,7 @@ def evaluate(samples: Path, comparison: Comparison, tokenizer_run: Path | None =
         sets["validation"] = comparison.measure(real.images("validation"))
         sets["train"] = comparison.measure(real.images("train", at_most=len(file)))
         target = Target.of_images(sets["validation"], f"{real.name} validation images")
-        tokenizer, origin = _tokenizer(tokenizer_run, made, notes)
+        tokenizer, origin = _tokenizer(tokenizer_run, made, samples, notes)
         if tokenizer is not None:
             sets["reconstructions"] = comparison.measure(_reconstructions(comparison, tokenizer))
     else:
@@ -132,17 +133,19 @@ def _samples(file: SamplesFile) -> Iterator[tuple[Tensor, Tensor | None]]:
 
 
 def _tokenizer(
-    run: Path | None, made: dict[str, Any], notes: list[str]
+    run: Path | None, made: dict[str, Any], samples: Path, notes: list[str]
 ) -> tuple[Tokenizer, dict[str, str]] | tuple[None, None]:
     """Tokenizer of the samples and its origin; none, and a note, if it is unknown or has changed."""
     from polytoken.fingerprint import fingerprint
-    from polytoken.loading import load_tokenizer
+    from polytoken.loading import load_tokenizer, present_run
 
     recorded = (made.get("settings") or {}).get("tokenizer")
-    if run is None and (recorded is None or not Path(recorded["run"]).exists()):
+    if run is None:
+        with suppress(MissingFileError):
+            run = None if recorded is None else present_run(recorded["run"], samples)
+    if run is None:
         notes.append("no reconstructions: name the samples' tokenizer by --tokenizer RUN")
         return None, None
-    run = run or Path(recorded["run"])
     tokenizer = load_tokenizer(run)
     found = fingerprint(tokenizer)
     if recorded is not None and found != recorded["fingerprint"]:

@@ -24,7 +24,7 @@ from datamodules.images import ImageDataModule, check_image_size
 from polytoken.errors import UserError
 from polytoken.fingerprint import fingerprint
 from polytoken.images import save_png
-from polytoken.loading import load_tokenizer
+from polytoken.loading import load_tokenizer, present_run
 from polytoken.metrics.images import psnr, to_uint8
 from polytoken.specs import Encoding
 
@@ -79,8 +79,8 @@ def compare(store: TokenStore, data: ImageDataModule, number: int) -> CheckedSto
         MissingFileError: the tokenizer's run does not exist.
         TokenStoreError: it has been trained further, or the views differ from those of the store.
     """
-    tokenizer = load_tokenizer(store.tokenizer_run)
-    store.check_tokenizer(fingerprint(tokenizer), f"what {store.tokenizer_run} holds now")
+    tokenizer = load_tokenizer(place := present_run(store.tokenizer_run, store.path))
+    store.check_tokenizer(fingerprint(tokenizer), f"what {place} holds now")
     if store.spec != tokenizer.spec:
         raise TokenStoreError(f"{store.path} says {store.spec}, and its tokenizer has {tokenizer.spec}: write it again")
     check_image_size(data, store.plan.image_size, f"the image_size of {store.path}")

@@ -118,7 +118,7 @@ class GeneratorModule(ResumingModule):
         trust = type(self.generator).__module__.split(".")[0]  # the configuration names it already
         embeds = self.generator.models == "latents" and data.spec is not None
         if self.generator.needs_codec or embeds or isinstance(data, ImageDataModule):
-            self._codec = load_codec(self._data_record, f"{data.store} holds", (trust,))
+            self._codec = load_codec(self._data_record, f"{data.store} holds", data.store, (trust,))
         self.generator.connect(spec, data.num_classes, self._codec if self.generator.needs_codec else None)
         if self.alignment is not None:
             self.alignment.connect(self.generator)

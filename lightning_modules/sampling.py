@@ -27,7 +27,8 @@ class SamplingModule(pl.LightningModule):
         generator_run: run or checkpoint of the generator: ``runs/digits/stage2/fq_dual``.
         sampler: guidance, and rules of the generator's family: temperature … of codes, or steps … of latents.
         seed: of all images.
-        tokenizer_run: present place of the tokenizer; None is its place when the generator was trained.
+        tokenizer_run: present place of the tokenizer; None looks where it was in training, and beside the
+            generator's run.
         trust: packages besides polytoken whose classes the checkpoints may name.
         compile: run the decoding step under ``torch.compile``.
         forcing: sub-codes that are those of a reference image, the ``image`` of a batch; None samples all.
@@ -63,6 +64,11 @@ class SamplingModule(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Raise UserError, before callbacks write, for classes that do not exist, or references that do not fit."""
+        if not str(self.trainer.precision).endswith(("32-true", "-mixed")):
+            raise UserError(
+                f"trainer.precision={self.trainer.precision} rounds the tokens and the decoder's input: sample with "
+                "32-true, or with bf16-mixed, which computes the generator alone in bfloat16"
+            )
         data = getattr(self.trainer, "datamodule", None)
         if (self.forcing is not None) != isinstance(data, ReferenceDataModule):
             raise UserError(

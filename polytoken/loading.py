@@ -70,22 +70,49 @@ def load_generator(run: str | Path, trust: Sequence[str] = ()) -> Generator:
     return Checkpoint.open(run).generator(trust)
 
 
-def load_tokenizer_of(
-    record: GeneratorRecord, owner: str, run: str | Path | None = None, trust: Sequence[str] = ()
-) -> Tokenizer:
+def present_run(recorded: str, beside: str | Path) -> Path:
+    """Return the present place of a run, which may have moved together with what recorded it.
+
+    The recorded path, or the end of it, is looked for below each directory above ``beside``, so that neither a moved
+    tree nor another working directory loses it. The caller compares fingerprints.
+
+    Args:
+        recorded: path of the run, as it was recorded.
+        beside: run, checkpoint or token store that recorded it.
+
+    Raises:
+        MissingFileError: if there is no checkpoint in any of these places.
+    """
+    path = Path(recorded)
+    if path.is_absolute() and checkpoint_path(path).exists():
+        return path
+    parts = path.parts[1:] if path.is_absolute() else path.parts
+    for end in (Path(*parts[start:]) for start in range(max(1, len(parts) - 1))):
+        for above in Path(beside).resolve().parents:
+            if checkpoint_path(above / end).exists():
+                return path if (above / end).resolve() == path.resolve() else above / end
+    if checkpoint_path(path).exists():
+        return path
+    raise MissingFileError(
+        f"there is no checkpoint {path}, where the tokenizer of {beside} was, nor in its place beside {beside}: name "
+        "the present place of the tokenizer's run (tokenizer_run), move it there, or train this run first"
+    )
+
+
+def load_tokenizer_of(record: GeneratorRecord, owner: str, run: str | Path, trust: Sequence[str] = ()) -> Tokenizer:
     """Load the tokenizer of a generator's tokens, as :func:`load_tokenizer` does.
 
     Args:
         record: of the generator.
         owner: what has these tokens, for the message: "<checkpoint> writes".
-        run: present place of the tokenizer; None is its place in training.
+        run: present place of the tokenizer (:func:`present_run`).
         trust: packages besides polytoken whose classes the checkpoint may name.
 
     Raises:
         MissingFileError: if there is no checkpoint.
         UserError: if the tokenizer is another one.
     """
-    place = Path(run or record.tokenizer_run)
+    place = Path(run)
     tokenizer = load_tokenizer(place, trust)
     found = fingerprint(tokenizer)
     if found != record.tokenizer_fingerprint:
@@ -102,9 +129,10 @@ def load_tokenizer_of(
     return tokenizer
 
 
-def load_codec(record: GeneratorRecord, owner: str, trust: Sequence[str]) -> FrozenCodec:
-    """Load the codec of a generator's tokenizer; arguments as for :func:`load_tokenizer_of`."""
-    codec = FrozenCodec(lambda: load_tokenizer_of(record, owner, trust=trust), record.sub_codes)
+def load_codec(record: GeneratorRecord, owner: str, beside: str | Path, trust: Sequence[str]) -> FrozenCodec:
+    """Load the codec of a generator's tokenizer; arguments as for :func:`load_tokenizer_of` and :func:`present_run`."""
+    place = present_run(record.tokenizer_run, beside)
+    codec = FrozenCodec(lambda: load_tokenizer_of(record, owner, place, trust), record.sub_codes)
     codec.prepare(torch.device("cpu"))
     return codec
 
@@ -207,7 +235,7 @@ class Checkpoint:
         if generator.needs_codec and tokenizer is not None:
             codec = FrozenCodec(lambda: tokenizer, record.sub_codes)
         elif generator.needs_codec:
-            codec = load_codec(record, f"{self.path} writes", trust)
+            codec = load_codec(record, f"{self.path} writes", self.path, trust)
         generator.connect(record.described(generator, f"the record of {self.path}"), record.num_classes, codec)
         return self._load(generator, GENERATOR)
 

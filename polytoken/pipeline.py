@@ -18,7 +18,7 @@ from polytoken.generators.base import Generator
 from polytoken.generators.next_scale import NextScaleGenerator
 from polytoken.generators.record import GeneratorRecord
 from polytoken.images import to_uint8
-from polytoken.loading import Checkpoint, load_tokenizer_of
+from polytoken.loading import Checkpoint, load_tokenizer_of, present_run
 from polytoken.precision import full_precision
 from polytoken.sampling import CategoricalSampler, FlowSampler, ForcedCodes, Forcing, Guidance, RowNoise
 from polytoken.specs import Tokens
@@ -65,7 +65,7 @@ class GenerationPipeline(nn.Module):
 
         Args:
             run: the run's directory, e.g. ``runs/digits/stage2/fq_dual``, or a checkpoint file.
-            tokenizer_run: present place of its tokenizer; None is its place in training.
+            tokenizer_run: present place of its tokenizer; None looks where it was in training, and beside the run.
             trust: packages besides polytoken whose classes the checkpoints may name.
             compile: run the decoding step under ``torch.compile``, which needs a C++ compiler and time once.
 
@@ -76,7 +76,7 @@ class GenerationPipeline(nn.Module):
         checkpoint = Checkpoint.open(run)
         record = checkpoint.record
         _warn_of_first_stage(record, checkpoint.path)
-        place = Path(tokenizer_run or record.tokenizer_run)
+        place = Path(tokenizer_run or present_run(record.tokenizer_run, checkpoint.path))
         tokenizer = load_tokenizer_of(record, f"{checkpoint.path} writes", place, trust)
         origin = {
             "generator": {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -118,8 +119,17 @@ class Tokenizer(nn.Module, ABC):
 
     def forward(self, images: Tensor) -> tuple[Decoded, Encoding]:
         """Images (B, 3, H, W) to their reconstruction and its encoding."""
-        encoding = self.encode(images)
+        encoding = self.encode(images.to(self.last_layer.dtype))
         return self.decode(encoding.quantized), encoding
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move as any module, and keep float32: ``.to(torch.bfloat16)`` would select other codes and coarser pixels."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            return tensor.to(result.device) if result.itemsize < tensor.itemsize else result
+
+        return super()._apply(moved, recurse)
 
     def require_codes(self) -> TokenSpec:
         """The spec of the codes.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from polytoken.errors import UserError
+from polytoken.errors import MissingFileError, UserError
 from polytoken.pipeline import GenerationPipeline
 from polytoken.sampling import CategoricalSampler, FlowSampler, RowNoise, SamplerSettings
 from polytoken.specs import Tokens
@@ -243,3 +243,33 @@ def test_images_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     torch.save(content, file)
     with pytest.raises(UserError, match="the generator's patch_embedding.bias in .*last.ckpt is not finite"):
         GenerationPipeline.from_run(run)
+
+
+def test_half_precision_leaves_the_decoder_in_float32(run: Path, generator: GenerationPipeline) -> None:
+    half = GenerationPipeline.from_run(run).to(torch.bfloat16)
+    assert {weight.dtype for weight in half.network.parameters()} == {torch.bfloat16}
+    for (name, weight), own in zip(
+        half.tokenizer.state_dict().items(), generator.tokenizer.state_dict().values(), strict=True
+    ):
+        assert torch.equal(weight, own), name  # and not rounded on the way
+    assert len(half.sample([0, 1])) == 2
+    images = torch.rand(1, 3, half.tokenizer.image_size, half.tokenizer.image_size) * 2 - 1
+    assert half.tokenizer(images.bfloat16())[0].image.dtype == torch.float32
+    assert half.tokenizer.double().last_layer.dtype == torch.float64  # references of tests
+
+
+def test_a_moved_run_finds_its_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = write_runs(Path("runs/digits"))
+    expected = pixels(GenerationPipeline.from_run(run).sample([0]))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # another working directory
+    moved = tmp_path / run
+    assert np.array_equal(pixels(GenerationPipeline.from_run(moved).sample([0])), expected)
+    (tmp_path / "runs").rename(tmp_path / "archive")
+    moved = tmp_path / "archive" / run.relative_to("runs")
+    assert np.array_equal(pixels(GenerationPipeline.from_run(moved).sample([0])), expected)
+    tokenizer = next((tmp_path / "archive").rglob("tokenizer*"))
+    tokenizer.rename(tmp_path / "lost")
+    with pytest.raises(MissingFileError, match=r"there is no checkpoint runs/.*name the present place .*tokenizer_run"):
+        GenerationPipeline.from_run(moved)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from PIL import Image
 from torch import Tensor
 
@@ -227,3 +228,11 @@ def test_samples_of_a_run_trained_further_are_replaced(tmp_path: Path) -> None:
     assert (images(tmp_path / "out") != before).any()
     with pytest.raises(FileExistsError, match="generator.run was"):
         predict(tmp_path / "out", write_runs(tmp_path / "others", num_subspaces=1))
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_a_precision_that_rounds_the_decoder_is_refused(precision: str, run: Path, tmp_path: Path) -> None:
+    trainer = Trainer(accelerator="cpu", devices=1, precision=precision, logger=False, default_root_dir=tmp_path)
+    with pytest.raises(UserError, match=f"trainer.precision={precision} rounds the tokens.*: sample with 32-true"):
+        trainer.predict(SamplingModule(str(run)), LabelDataModule(2), return_predictions=False)
+    assert not (tmp_path / "parts").exists()
