@@ -38,6 +38,7 @@ from commands.cli.runs import (
 )
 from lightning_modules.resuming import ResumingModule
 from polytoken.errors import SettingError, UserError
+from polytoken.files import is_full
 
 
 class CommandLine(LightningCLI):
@@ -157,7 +158,9 @@ def main(args: list[str] | None = None) -> None:
         if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning has turned into code 1
             raise stop.__context__ from None
         raise
-    except (UserError, MisconfigurationException, FileNotFoundError) as error:
+    except (UserError, MisconfigurationException, OSError) as error:
+        if is_full(error):  # elsewhere than in our own writers, such as TensorBoard's events
+            error = UserError(f"a file of the run cannot be written: {error}. Earlier files are whole: make room")
         if getattr(error, "errno", None) is not None:  # the operating system's own, so a fault of the code
             raise
         place = where(error, sys.argv[1:] if args is None else args) if isinstance(error, SettingError) else ""

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
+from artifacts.continuation import INIT_FROM, continue_from
 from datamodules.images import check_image_size
 from lightning_modules.resuming import ResumingModule
 from polytoken.errors import UserError
@@ -38,6 +39,9 @@ class TokenizerModule(ResumingModule):
         gradient_clip: largest gradient norm of each network, clipped separately; None disables clipping.
         accumulate_steps: batches an update.
         max_nonfinite_steps: consecutive non-finite steps tolerated before raising.
+        init_from: run or checkpoint of a tokenizer whose weights this run starts from, averaged where it kept averages,
+            with its discriminator and the predictors of its terms where theirs have equal shapes. Step, optimizers
+            and averages begin anew. A run that resumes does not read it.
         metric_size: pixels a side at which callbacks compare images and reconstructions, both in 8 bits and resized
             once (bicubic, antialiased); None compares them as they are.
     """
@@ -52,6 +56,7 @@ class TokenizerModule(ResumingModule):
         accumulate_steps: int = 1,
         max_nonfinite_steps: int = 10,
         metric_size: int | None = None,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         above(0, self, gradient_clip=gradient_clip)
@@ -65,6 +70,8 @@ class TokenizerModule(ResumingModule):
         self.discriminator_config = discriminator_optimizer or self.optimizer_config
         self.gradient_clip = gradient_clip
         self.metric_size = metric_size
+        self.init_from = init_from
+        self.origin: dict[str, Any] | None = None  # of the weights that a run with init_from started from
         self.accumulate_steps = accumulate_steps
         self._batches_accumulated = 0
         self.guard = NonFiniteGuard(max_nonfinite_steps)
@@ -79,7 +86,19 @@ class TokenizerModule(ResumingModule):
     def configure_model(self) -> None:
         """Load the weights that training starts from."""
         if self.trainer.state.fn == "fit" and self.resumes_from is None:
-            self.tokenizer.start()
+            if self.init_from is None:
+                self.tokenizer.start()
+            else:
+                self.origin = continue_from(self.init_from, self.tokenizer, self.objective)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add path, digest and step of the weights that the run started from."""
+        if self.origin is not None:
+            checkpoint[INIT_FROM] = self.origin
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore them."""
+        self.origin = checkpoint.get(INIT_FROM)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Autoencoder (with the trainable parts of the terms) first, then the discriminator if there is one."""

@@ -21,6 +21,13 @@ DISK = {
     *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
 }
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def is_full(error: BaseException | None) -> bool:
+    """True for an error of the operating system that says that there is no room for a file."""
+    return isinstance(error, OSError) and error.errno in FULL
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:

@@ -13,6 +13,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from polytoken.images import save_png
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -23,9 +25,7 @@ FONT_SIZE = 12
 
 def publish(trainer: pl.Trainer, name: str, plot: np.ndarray) -> None:
     """Write uint8 (H, W, 3) to ``<name>.png`` in the run's directory, and to TensorBoard."""
-    directory = Path(trainer.default_root_dir)
-    directory.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(plot).save(directory / f"{name}.png")
+    save_png(Path(trainer.default_root_dir) / f"{name}.png", plot)
     for writer in tensorboard_writers(trainer):
         writer.add_image(name, plot, trainer.global_step, dataformats="HWC")
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
+
+from polytoken.files import is_full
 
 ADVERTS = ("💡 Tip", "TPU available", "HPU available")
 WARNINGS = (
@@ -23,7 +26,13 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(_is_no_advert)
+    threading.excepthook = _report
 
 
 def _is_no_advert(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(ADVERTS)
+
+
+def _report(failed: threading.ExceptHookArgs) -> None:
+    if not is_full(failed.exc_value):  # which TensorBoard's thread raises a second time, where it is caught
+        threading.__excepthook__(failed)

@@ -1,16 +1,22 @@
 """Messages and files of a run whose disk, directory or data workers fail."""
 
 import ctypes
+import errno
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from artifacts.checkpoint_files import fault
+from callbacks.measure.plots import publish
+from polytoken.errors import RunError
 from tests.end_to_end.test_cli import assert_equal
 from tests.support.commands import TOY, exit_code
 from tests.support.generator_recipes import tiny, write_digit_codes
@@ -48,6 +54,39 @@ def test_a_full_disk_is_reported(capsys: pytest.CaptureFixture) -> None:
     assert names() == ["last.ckpt"] and state()["global_step"] == 2
     assert exit_code("fit", "--config", TOY) == 0
     assert_equal(state(), expected())
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("writer", "says"),
+    [
+        ("tensorboard.summary.writer.record_writer.RecordWriter.write", "a file of the run cannot be written: "),
+        ("polytoken.files.sync", "config.yaml cannot be written: "),  # the first file that is renamed into place
+    ],
+)
+def test_a_full_disk_elsewhere(
+    writer: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(writer, full)
+        assert exit_code("fit", "--config", TOY, "--trainer.log_every_n_steps", "1") == 2
+    error = capsys.readouterr().err
+    assert says in error and "No space left on device" in error and "Traceback" not in error
+    assert exit_code("fit", "--config", TOY) == 0
+    assert_equal(state(), expected())
+
+
+def test_a_picture_on_a_full_disk(tmp_path: Path) -> None:
+    trainer = SimpleNamespace(default_root_dir=str(tmp_path), loggers=[])
+    publish(trainer, "usage", np.zeros((4, 4, 3), np.uint8))
+    before = (tmp_path / "usage.png").read_bytes()
+    (tmp_path / "usage.png.partial").symlink_to("/dev/full")
+    with pytest.raises(RunError, match=r"usage.png cannot be written: No space left on device"):
+        publish(trainer, "usage", np.ones((4, 4, 3), np.uint8))
+    assert (tmp_path / "usage.png").read_bytes() == before
 
 
 @contextmanager
