@@ -80,7 +80,7 @@ $(foreach learner,$(if $(ARGS),,$(LEARNERS)),\
 		$(error GENERATOR $(learner) predicts one code a position, and TOKENIZER $(TOKENIZER) has several: take GENERATOR=far_base, or TOKENIZER=vq)))
 
 .DEFAULT_GOAL := help
-.PHONY: status help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference experiment consolidate test test-cluster drill soak lint format benchmark tensorboard clean
+.PHONY: status help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference experiment consolidate test test-cluster drill soak fuzz lint format benchmark tensorboard clean
 
 help: ## Explain every target
 	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=$$(grep -l 'stage: tokenizer/' configs/*.yaml | sed 's|.*/||; s|\.yaml||' | paste -sd '|')]"
@@ -285,6 +285,9 @@ drill: $(READY) ## Kill the make of a curriculum on digits 20 times: it ends lik
 
 soak: $(READY) ## Train a tokenizer and a generator for 20,000 tiny steps each: memory, files, threads and time do not grow
 	$(PYTHON) -m tests.soak $(ARGS)
+
+fuzz: $(READY) ## Give 2,000 mutated files to the programs that read them; ARGS='--seed 1 --mutations 500'
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.fuzz $(ARGS)
 
 lint: $(READY) ## Check style, types and imports
 	$(VENV)/bin/ruff check

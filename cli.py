@@ -28,6 +28,7 @@ from callbacks.steer.rank_watch import RankWatch
 from commands.cli.checks import check_data, check_drift, check_numbers, check_saves, check_shards
 from commands.cli.errors import ParseError, Parser, explain, reordered, where
 from commands.cli.noise import quiet
+from commands.cli.places import check_files
 from commands.cli.runs import (
     RunConfig,
     check_directory,
@@ -64,6 +65,7 @@ class CommandLine(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str] | None) -> None:
         """Parse; an error of jsonargparse becomes a few lines."""
         arguments = reordered(sys.argv[1:] if args is None else args, self.subcommands())
+        check_files(arguments)
         try:
             super().parse_arguments(parser, arguments)
         except ParseError as error:
@@ -114,12 +116,14 @@ class CommandLine(LightningCLI):
             if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
                 raise
             raise UserError(f"the memory of this machine does not hold the model or the data: {error}") from error
+        except ModuleNotFoundError as error:  # a logger that is not installed, such as W&B's
+            raise UserError(f"the configuration needs a package that is not installed: {error}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the record of the run, and the watch over the other ranks, to the trainer's callbacks."""
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (ValueError, TypeError) as error:  # raised by Trainer(...) about an argument
+        except (ValueError, TypeError, RuntimeError) as error:  # raised by Trainer(...) about an argument or callback
             raise UserError(str(error)) from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             # not as a plugin in YAML: the sharding strategies refuse one, and lists of plugins replace each other

@@ -12,8 +12,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
-
+from artifacts import yaml_files
 from commands.program import best_device, new_parser, run
 from polytoken.errors import MissingFileError, UserError
 from polytoken.teachers.class_vectors import ClassVectors, check_prompts
@@ -27,10 +26,7 @@ def read_classes(file: Path) -> dict[str, str]:
         MissingFileError: there is no such file.
         UserError: it is not such a mapping.
     """
-    try:
-        content = yaml.safe_load(_text(file))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{file} is not readable YAML: write a line `class: name` for each class") from error
+    content = yaml_files.read(file)
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{file} is not a mapping: write a line `class: name` for each class")
     for key, name in content.items():

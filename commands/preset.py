@@ -7,39 +7,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 from torch.utils.data import Subset
 
+from artifacts import yaml_files
 from artifacts.repository import PRESETS
 from datamodules.dataset import ImageDataset, collate
 from datamodules.images import ImageDataModule
 from datamodules.loader import new_loader
 from datamodules.sources.base import Split
+from polytoken.building import build
 from polytoken.errors import UserError
+from polytoken.files import is_file_name
 
 BATCH = 128
+SOURCES = ("datamodules",)  # packages of data modules and sources
 
 
-def image_data(config: Path, root: str | None = None) -> ImageDataModule:
-    """Build the image data module of a configuration's section ``data``, optionally with another folder of images.
+def image_data(config: Path, root: str | None = None, trust: Sequence[str] = ()) -> ImageDataModule:
+    """Build the image data module of a configuration's section ``data``.
+
+    Args:
+        config: the file, which a run may have recorded.
+        root: another folder of images.
+        trust: packages besides the project's own whose classes it may name.
 
     Raises:
-        UserError: if the file does not exist, or its data are not images.
+        UserError: if the file does not exist, names classes of other packages, or its data are not images.
     """
     if not config.is_file():
         raise UserError(f"there is no {config}, which names the images")
     section = _section(config, "data")
     if "class_path" not in section:
         raise UserError(f"{config} names no images in its section data: write it again, or name another run")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(ImageDataModule, "data")
     if root is not None:
         section["init_args"]["source"].setdefault("init_args", {})["root"] = root
-    try:
-        return parser.instantiate(parser.parse_object({"data": section})).data
-    except (ArgumentError, ValueError) as error:
-        raise UserError(f"{config}: {error}") from error
+    return build(section, ImageDataModule, str(config), (*SOURCES, *trust))
 
 
 def real_images(data: ImageDataModule, split: Split, rows: Sequence[int] | None = None) -> Iterator[dict[str, Any]]:
@@ -74,10 +76,9 @@ def preset_of(run: Path) -> str:
 def _section(config: Path, name: str) -> dict[str, Any]:
     """A section of a configuration; an empty one if it is missing."""
     try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{config} is not readable YAML ({reason}): restore it, or name another run") from error
+        content = yaml_files.read(config) or {}
+    except UserError as error:
+        raise UserError(f"{config} is not readable: {error}. Restore it, or name another run") from error
     section = (content.get(name) or {}) if isinstance(content, dict) else content
     if not isinstance(section, dict):
         raise UserError(f"{config} has no section {name} with keys and values: restore it, or name another run")
@@ -104,7 +105,7 @@ class Preset:
             UserError: if there is no such preset.
         """
         config = PRESETS / name / "tokenizer.yaml"
-        if not config.exists():
+        if not is_file_name(name) or not config.exists():
             known = ", ".join(sorted(path.parent.name for path in PRESETS.glob("*/tokenizer.yaml")))
             raise UserError(f"there is no preset {name}: known are {known}")
         return cls(name, image_data(config, root))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Sequence
+from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
+from artifacts.display import plain_console
 from polytoken.errors import UserError
 
 
@@ -27,6 +29,8 @@ def run(
     A `UserError` or an error of the operating system is printed as one sentence, with exit code 2. Every other
     exception is a fault of the code and keeps its traceback.
     """
+    if isinstance(sys.stdout, TextIOWrapper):  # a name that is no Unicode does not end a program
+        sys.stdout.reconfigure(errors="backslashreplace")
     given = parser.parse_args(arguments)
     try:
         code = work(given)
@@ -49,10 +53,9 @@ def print_table(
         notes: sentences below the table; each is printed once.
         left: number of leading columns that hold words and are aligned left; the others are aligned right.
     """
-    from rich.console import Console
     from rich.table import Table
 
-    console, table = Console(), Table(title=title)
+    console, table = plain_console(), Table(title=title)
     for index, name in enumerate(head):
         table.add_column(name, justify="left" if index < left else "right", no_wrap=index == 0)
     for row in rows:

@@ -8,8 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from artifacts import yaml_files
 from experiments.check import compose
 from experiments.stages import measured, progress
 from experiments.tasks import Run, Task, nested
@@ -49,7 +48,7 @@ def _is_same(run: Run, place: Path) -> bool:
     files = [first, *([] if predicts else place.glob("config_resume_*.yaml"))]
     if not first.exists():
         return False
-    configs = [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
+    configs = [yaml_files.read(file) for file in files]
     if not all(_has_configuration(run, place, config) for config in configs):
         return False
     section = measured(run.kind, place)
@@ -61,7 +60,7 @@ def _is_same(run: Run, place: Path) -> bool:
 
 def _has_configuration(run: Run, place: Path, recorded: dict[str, Any]) -> bool:
     # a quick test first: composing takes a second
-    recipe = yaml.safe_load(run.stage.configs(run.preset)[0].read_text(encoding="utf-8"))
+    recipe = yaml_files.read(run.stage.configs(run.preset)[0])
     overrides = {key: value for key, value in run.stage.overrides.items() if not key.endswith("+")}
     overrides |= {"seed_everything": run.seed, "model.class_path": recipe["model"]["class_path"]}
     if not _contains(recorded, nested(overrides)):

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
-import yaml
 
+from artifacts import yaml_files
 from artifacts.repository import CONFIGS, PRESETS, REPOSITORY
 from commands.cli.places import compose, nearest, nearest_file, read_places
 from experiments.stages import KINDS, input_stages
@@ -207,7 +207,7 @@ def load(name: str, preset: str | None = None) -> Experiment:
         match = nearest_file(file) if name.endswith(".yaml") else nearest(name, names())
         raise UserError(f"there is no experiment '{name}'" + (f"\n  did you mean {match}?" if match else ""))
     compose(file)  # raises if it is not YAML
-    source = Source(file, yaml.safe_load(file.read_text(encoding="utf-8")))
+    source = Source(file, yaml_files.read(file))
     written = source.decode()
     full_name = f"{file.resolve().parent.name}/{file.stem}"
     preset = preset or written.presets[0]

@@ -10,9 +10,9 @@ from statistics import fmean, stdev
 
 import msgspec
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table as Grid
 
+from artifacts.display import plain_console
 from artifacts.results import Record, Results, Table
 from experiments import directions
 from experiments.specification import Experiment, Row
@@ -80,7 +80,7 @@ def show(title: str, tables: list[Table]) -> None:
             grid.add_column(name, justify="right" if index else "left", min_width=0 if index else 16, overflow="fold")
         for row in table.rows:
             grid.add_row(*row)
-        Console().print(grid)
+        plain_console().print(grid)
 
 
 def markdown(tables: list[Table]) -> str:

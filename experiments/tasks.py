@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from artifacts import yaml_files
 from artifacts.repository import ADM_REFERENCE, PRESETS, REPOSITORY
 from experiments.specification import Experiment, Overrides, Row, Stage, short
 from experiments.stages import KINDS, Kind, input_stages, measured, progress
@@ -175,7 +176,7 @@ def runs_of(row: Row, preset: str, seed: int, root: Path = ROOT) -> list[Run]:
     for stage in row.stages:
         indices = input_stages([*(run.stage.kind for run in runs), stage.kind])
         inputs = {argument: runs[index] for argument, index in indices.items() if index is not None}
-        configs = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in stage.configs(preset)]
+        configs = [yaml_files.read(path) for path in stage.configs(preset)]
         digests = {argument: run.digest for argument, run in inputs.items()} or None
         text = json.dumps([*configs, nested(stage.overrides), digests], sort_keys=True, default=str)
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -32,8 +32,9 @@ def build(section: Any, base: type[T], where: str, trust: Sequence[str] = ()) ->
     Raises:
         UserError: for a class of another package, or arguments that the class does not take.
     """
-    _check_packages(section, where, (LIBRARY, *trust))
-    return _instantiate(section, (base,), where)
+    packages = (LIBRARY, *trust)
+    _check_packages(section, where, packages)
+    return _instantiate(section, (base,), where, packages)
 
 
 def _check_packages(value: Any, where: str, packages: tuple[str, ...]) -> None:
@@ -52,7 +53,7 @@ def _check_packages(value: Any, where: str, packages: tuple[str, ...]) -> None:
             _check_packages(item, where, packages)
 
 
-def _instantiate(section: Any, bases: tuple[type, ...], where: str) -> Any:
+def _instantiate(section: Any, bases: tuple[type, ...], where: str, packages: tuple[str, ...]) -> Any:
     names = " or ".join(base.__name__ for base in bases)
     if not isinstance(section, Mapping) or CLASS_PATH not in section:
         raise UserError(f"{where} does not say which class its {names} has")
@@ -62,7 +63,9 @@ def _instantiate(section: Any, bases: tuple[type, ...], where: str) -> Any:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{where} names the class {path}, which this version of the code does not have") from error
-    if not isinstance(found, type) or not issubclass(found, bases):
+    # a module also holds what it imports, such as pathlib.Path
+    own = isinstance(found, type) and found.__module__.split(".")[0] in packages
+    if not own or not issubclass(found, bases) or inspect.isabstract(found):
         raise UserError(f"{where} names {path}, which is not a {names}")
     constructor = f"the arguments of {path} recorded in {where} do not fit this version of the code"
     if not isinstance(arguments, Mapping):
@@ -75,24 +78,27 @@ def _instantiate(section: Any, bases: tuple[type, ...], where: str) -> Any:
     values = {}
     for key, value in arguments.items():
         try:
-            values[key] = msgspec.convert(_nested(value, hints[key], where), hints[key])
+            values[key] = msgspec.convert(_nested(value, hints[key], where, packages), hints[key])
         except msgspec.ValidationError as error:
             raise UserError(f"{constructor}: {key}: {error}") from error
-    return found(**values)
+    try:
+        return found(**values)
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:  # sizes beyond what torch can count or hold
+        raise UserError(f"{constructor}: {str(error).splitlines()[0][:200]}") from error
 
 
-def _nested(value: Any, hint: Any, where: str) -> Any:
+def _nested(value: Any, hint: Any, where: str, packages: tuple[str, ...]) -> Any:
     """The value with its class sections replaced by objects."""
     if isinstance(value, Mapping):
         if CLASS_PATH in value:
-            return _instantiate(value, tuple(_classes(hint)), where)
+            return _instantiate(value, tuple(_classes(hint)), where, packages)
         # a recipe writes the arguments of a class without subclasses alone
         for found in (one for one in _classes(hint) if getattr(one, "__final__", False)):
             path = f"{found.__module__}.{found.__qualname__}"
-            return _instantiate({CLASS_PATH: path, "init_args": value}, (found,), where)
-        return {key: _nested(item, hint, where) for key, item in value.items()}
+            return _instantiate({CLASS_PATH: path, "init_args": value}, (found,), where, packages)
+        return {key: _nested(item, hint, where, packages) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_nested(item, hint, where) for item in value]
+        return [_nested(item, hint, where, packages) for item in value]
     return value
 
 

@@ -52,8 +52,16 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a small UTF-8 file; see :func:`write_bytes`."""
-    write_bytes(path, text.encode())
+    """Write a small UTF-8 file; see :func:`write_bytes`. A lone surrogate becomes an escape."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def is_file_name(name: str) -> bool:
+    """True if a directory can hold a file of this name, with the suffix of an incomplete one."""
+    try:
+        return name not in (".", "..") and not {"/", "\0"} & {*name} and 0 < len(name.encode()) <= 240
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
 
 
 def sync(path: Path) -> None:

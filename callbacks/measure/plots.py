@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from artifacts.display import printable, read_no_mathematics
 from polytoken.images import save_png
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def image_table(
         column_titles: one per column, or none.
         pixels: minimum height of an image in the plot; small images are enlarged without smoothing.
     """
+    row_labels, column_titles = [*map(printable, row_labels)], [*map(printable, column_titles)]
     scale = max(1, -(-pixels // rows[0][0].shape[-2]))
     height, width = (side * scale for side in rows[0][0].shape[-2:])
     font = ImageFont.load_default(FONT_SIZE)
@@ -84,6 +86,7 @@ def render(plot: Figure) -> np.ndarray:
     """Pixels of a plot, uint8 (H, W, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    read_no_mathematics(plot)
     canvas = FigureCanvasAgg(plot)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from artifacts.display import plain_console
 from callbacks.measure.measurement import Measurement
 from polytoken import records
 from polytoken.metrics.grouped import GroupedMean
@@ -48,10 +49,9 @@ class PSNRByClass(Measurement):
             self._print()
 
     def _print(self) -> None:
-        from rich.console import Console
         from rich.table import Table
 
         table = Table("class", "tokenizer", "painted", "difference", title="PSNR in dB on validation images")
         for name, (tokenizer, painted) in self._rows.items():
             table.add_row(name, f"{tokenizer:.2f}", f"{painted:.2f}", f"{tokenizer - painted:+.2f}")
-        Console().print(table)
+        plain_console().print(table)

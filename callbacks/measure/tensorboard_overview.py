@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
+from artifacts import yaml_files
 from callbacks.measure.plots import tensorboard_writers
+from polytoken.errors import MissingFileError, UserError
 
 # group, chart, and regular expressions of the names of its curves
 LAYOUT = {
@@ -62,8 +64,7 @@ class TensorBoardOverview(Callback):
         from torch.utils.tensorboard.summary import hparams
 
         file = Path(trainer.default_root_dir) / "config.yaml"
-        config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
-        _, start, _ = hparams(settings(config), {})
+        _, start, _ = hparams(_recorded(file), {})
         for writer in tensorboard_writers(trainer):
             writer.add_custom_scalars(
                 {
@@ -73,6 +74,17 @@ class TensorBoardOverview(Callback):
             )
             writer.file_writer.add_summary(start)
             writer.flush()
+
+
+def _recorded(file: Path) -> dict[str, bool | float | str]:
+    """Settings in a run's configuration; none if it is missing, or broken, which does not stop a run."""
+    try:
+        return settings(yaml_files.read(file) or {})
+    except MissingFileError:
+        return {}
+    except (UserError, AttributeError) as error:  # AttributeError: a section is no mapping
+        rank_zero_warn(f"{file} is broken, so that TensorBoard shows no settings: {error}")
+        return {}
 
 
 def settings(config: dict[str, Any]) -> dict[str, bool | float | str]:

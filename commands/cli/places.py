@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from artifacts import yaml_files
 from polytoken.errors import MissingFileError, UserError
 
 Place = tuple[tuple[str, ...], str, str]  # keys, value of a scalar, file and line
@@ -22,6 +23,22 @@ def nearest_file(path: Path) -> Path | None:
     """The file in the same directory whose name is most like this one."""
     name = nearest(path.name, (file.name for file in path.parent.glob("*")))
     return path.parent / name if name else None
+
+
+def config_files(arguments: list[str]) -> Iterator[str]:
+    """The values of `--config`."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, separator, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name in ("config", "c") and (separator or following):
+            yield value if separator else following
+
+
+def check_files(arguments: list[str]) -> None:
+    """Raise UserError if a config file is missing, is not YAML, or has anything but keys at its top."""
+    for file in config_files(arguments):
+        node = compose(Path(file))
+        if node is not None and not isinstance(node, yaml.MappingNode):
+            raise UserError(f"{file} has no keys at its top: write `section: …`, as in configs/vq.yaml")
 
 
 def read_places(arguments: list[str]) -> Iterator[Place]:
@@ -55,13 +72,7 @@ def compose(file: Path) -> yaml.Node | None:
     if not file.is_file():
         meant = nearest_file(file)
         raise MissingFileError(f"there is no config file '{file}'" + (f"\n  did you mean {meant}?" if meant else ""))
-    try:
-        text = file.read_text(encoding="utf-8")
-        yaml.safe_load(text)  # rejects the tags that compose would let pass
-        return yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
-        raise UserError(f"this is not YAML: {getattr(error, 'problem', error)}\n  in {file}{line}") from error
+    return yaml_files.compose(file)
 
 
 def _nodes(node: yaml.Node | None, keys: tuple[str, ...], file: str) -> Iterator[Place]:

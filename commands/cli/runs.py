@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from artifacts import lock
 from artifacts.checkpoint_files import BEST, candidates, fault
 from polytoken.errors import UserError
+from polytoken.files import is_file_name
 from polytoken.layout import CHECKPOINTS, LAST
 
 
@@ -45,6 +46,10 @@ class RunConfig:
             place = PurePosixPath(value)
             if place.is_absolute() or ".." in place.parts or not place.parts:
                 raise UserError(f"{name} is '{value}', which leads out of run.root: use a plain relative name.")
+            if not all(map(is_file_name, place.parts)):
+                raise UserError(
+                    f"{name} is {value[:60]!r}, and no directory can have this name: use a shorter, plain one"
+                )
         return Path(self.root) / self.preset / self.stage
 
     @property
@@ -63,6 +68,12 @@ def check_directory(directory: Path) -> None:
             f"the run's directory {directory} cannot be written: {place} {reason}. Make it a writable directory, or "
             "choose another place by run.root"
         )
+    try:  # some file systems, such as /proc, only say that they are writable
+        os.rmdir(tempfile.mkdtemp(prefix=".writable_", dir=place))
+    except OSError as error:
+        raise UserError(
+            f"the run's directory {directory} cannot be made in {place}: {error.strerror}. Choose another run.root"
+        ) from error
 
 
 def lock_outputs(config: Any, directory: Path) -> None:

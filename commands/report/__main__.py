@@ -12,15 +12,17 @@ import shutil
 from argparse import Namespace
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from artifacts.display import for_markdown
 from artifacts.provenance import commit, machine
 from commands.program import new_parser, run
 from commands.report import experiments, stages
 from commands.report.content import Picture
-from polytoken.errors import MissingFileError
-from polytoken.files import write_bytes, write_text
+from polytoken.errors import MissingFileError, UserError
+from polytoken.files import is_file_name, write_bytes, write_text
 
 
 def write(page: Path, directory: Path, preset: str) -> None:
@@ -53,7 +55,7 @@ def write(page: Path, directory: Path, preset: str) -> None:
         if file is None:
             file = drawn / f"{re.sub(r'[^a-z0-9]+', '_', target.text.lower()).strip('_')}.svg"
             write_bytes(file, target.content)
-        return Path(os.path.relpath(file, page.parent)).as_posix().replace(" ", "%20")
+        return quote(os.fsencode(Path(os.path.relpath(file, page.parent)).as_posix()))
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -62,17 +64,14 @@ def write(page: Path, directory: Path, preset: str) -> None:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(link=link, plain=_plain)
+    environment.filters.update(link=link, plain=for_markdown)
     for file in (page.with_suffix(".md"), page):
         write_text(file, environment.get_template(f"report{file.suffix}.j2").render(content))
 
 
-def _plain(text: str) -> str:
-    """Text without characters that mean something in Markdown."""
-    return " ".join(text.replace("<", "&lt;").replace("|", "\\|").split())
-
-
 def _work(options: Namespace) -> None:
+    if not is_file_name(options.preset):
+        raise UserError(f"--preset is {options.preset!r}: name a directory of {options.runs}")
     directory = options.runs / options.preset
     if not directory.is_dir():
         raise MissingFileError(f"there are no runs in {directory}: make demo PRESET={options.preset} makes them")

@@ -39,7 +39,7 @@ class Entry:
     @property
     def configuration(self) -> str:
         """The configuration as YAML text."""
-        return "" if self.config is None else self.config.read_text(encoding="utf-8")
+        return "" if self.config is None else self.config.read_text(encoding="utf-8", errors="replace")
 
 
 @dataclass

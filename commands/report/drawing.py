@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 from collections.abc import Iterator
 from itertools import cycle
@@ -10,11 +11,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
+from artifacts.display import read_no_mathematics
 from commands.report.content import Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
 
 SVG = "image/svg+xml"
 MAX_POINTS = 400
@@ -29,7 +33,11 @@ def curves(path: Path) -> Iterator[Picture]:
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
     events = EventAccumulator(str(path), size_guidance={SCALARS: 0})
-    events.Reload()
+    try:
+        events.Reload()
+    except (ValueError, OSError) as error:  # ValueError: the name of the directory is no Unicode
+        log.warning("the events of %s cannot be read, and its curves are left out: %s", path, error)
+        return
     groups: dict[str, list[str]] = {}
     for tag in sorted(events.Tags()[SCALARS]):
         if tag.startswith(("train/", "val/")) and not tag.endswith("_originals") and len(events.Scalars(tag)) > 1:
@@ -81,6 +89,7 @@ def _new(width: float, height: float) -> tuple[Figure, Axes]:
 def _svg(figure: Figure, salt: str) -> bytes:
     from matplotlib import rc_context
 
+    read_no_mathematics(figure)
     file = io.BytesIO()
     with rc_context({"svg.hashsalt": salt}):  # the same page for the same runs
         figure.savefig(file, format="svg", metadata={"Date": None})

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import fmean
 
-import yaml
-
+from artifacts import yaml_files
 from artifacts.repository import REPOSITORY
 from artifacts.results import Results, Table
 from commands.report.content import Entry, Section, number
@@ -36,7 +35,7 @@ def tables(found: list[Results], preset: str) -> Section:
         section.entries.append(Entry(results.title, facts, tables=results.tables))
     for file in sorted((REPOSITORY / "experiments").glob("*/*.yaml")):
         name = f"{file.parent.name}/{file.stem}"
-        if name not in done and preset in yaml.safe_load(file.read_text(encoding="utf-8"))["presets"]:
+        if name not in done and preset in yaml_files.read(file)["presets"]:
             section.missing.append(f"make experiment EXPERIMENT={name} PRESET={preset}")
     return section
 

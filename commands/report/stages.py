@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from artifacts import yaml_files
 from artifacts.results import Table
 from artifacts.run_files import (
     METRICS,
@@ -113,7 +112,7 @@ def _run(path: Path) -> Entry:
     entry = Entry(path.name)
     if (path / "config.yaml").exists():
         entry.config = path / "config.yaml"
-        entry.facts += _settings(yaml.safe_load(entry.configuration) or {})
+        entry.facts += _settings(entry.config)
     sections = _metrics(path)
     measured: dict[str, Any] = {**(sections.get("validate") or sections.get("fit") or {})}
     entry.metrics = {name: value for name, value in measured.get("metrics", {}).items() if not name.startswith("lr-")}
@@ -133,17 +132,22 @@ def _run(path: Path) -> Entry:
     return entry
 
 
-def _settings(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The most important settings."""
-    trainer, data = config.get("trainer") or {}, (config.get("data") or {}).get("init_args") or {}
-    settings = {
-        "model": str((config.get("model") or {}).get("class_path", "")).rpartition(".")[2] or None,
-        "steps": trainer.get("max_steps"),
-        "batch size": data.get("batch_size"),
-        "precision": trainer.get("precision"),
-        "seed": config.get("seed_everything"),
-    }
-    yield from ((name, str(value)) for name, value in settings.items() if value is not None)
+def _settings(file: Path) -> list[tuple[str, str]]:
+    """The most important settings of a configuration; none, and a warning, if it is broken."""
+    try:
+        config = yaml_files.read(file) or {}
+        trainer, model, data = (config.get(name) or {} for name in ("trainer", "model", "data"))
+        settings = {
+            "model": str(model.get("class_path", "")).rpartition(".")[2] or None,
+            "steps": trainer.get("max_steps"),
+            "batch size": (data.get("init_args") or {}).get("batch_size"),
+            "precision": trainer.get("precision"),
+            "seed": config.get("seed_everything"),
+        }
+    except (UserError, AttributeError) as error:  # AttributeError: a section is no mapping
+        log.warning("%s is broken, and its settings are left out: %s", file, error)
+        return []
+    return [(name, str(value)) for name, value in settings.items() if value is not None]
 
 
 def _provenance(measured: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

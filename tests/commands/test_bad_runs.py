@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from commands import compute, curve, layers, sweep, tokens_check
 from polytoken.errors import UserError
@@ -54,6 +56,21 @@ def test_broken_configurations(text: bytes, run: Path, refusal: Callable[..., st
         assert f"error: {place}/config.yaml" in refusal(layers.main, "--run", str(run), "--max-images", "12")
         (place / "config.yaml").write_bytes(whole)
     assert not (run / "layers.json").exists()
+
+
+def test_a_configuration_cannot_import_a_module(run: Path, refusal: Callable[..., str]) -> None:
+    """A run's configuration is a record, also where it gives a class as a plain string, embedded YAML or a path."""
+    Path("evil_module.py").write_text("open('ran', 'w').close()\n")
+    config = run.parent.parent / "tokenizer/tiny/config.yaml"
+    data = yaml.safe_load(config.read_text())["data"]
+    foreign = {"class_path": "evil_module.Evil"}
+    Path("foreign.yaml").write_text(yaml.safe_dump(foreign))
+    for source in (foreign, "evil_module.Evil", '{"class_path": "evil_module.Evil"}', "foreign.yaml"):
+        changed = {**data, "init_args": {**data["init_args"], "source": source}}
+        for section in (changed, foreign, {"class_path": "datamodules.images.os.system"}):
+            config.write_text(yaml.safe_dump({"data": section}))
+            assert f"{config}" in refusal(layers.main, "--run", str(run), "--max-images", "12")
+    assert not Path("ran").exists() and "evil_module" not in sys.modules
 
 
 def test_options_out_of_range(run: Path, refusal: Callable[..., str]) -> None:

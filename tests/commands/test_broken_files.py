@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,31 @@ def test_a_section_replaces_a_broken_file(kind: str, tmp_path: Path) -> None:
     merge_section(path, "reconstruction", {"metrics": {"x": {}}}, within="inception")
     assert json.loads(path.read_text())["reconstruction"].keys() == {"judge", "inception"}
     assert path.with_name("metrics.json.broken").read_bytes() == BROKEN[kind]
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"model: 7", b"a: [", b"a: \xff", b"a: &a [*a]"])
+def test_the_report_of_broken_configurations(content: bytes, tmp_path: Path) -> None:
+    reports.write_runs(tmp_path)
+    (tmp_path / "runs/digits/tokenizer/fq_dual/config.yaml").write_bytes(content)
+    main(["--runs", str(tmp_path / "runs")])
+    assert "24.78" in (tmp_path / "runs/digits/report.html").read_text()
+
+
+def test_names_that_are_markup(tmp_path: Path) -> None:
+    reports.write_runs(tmp_path)
+    stage = tmp_path / "runs/digits/<script>alert(1)"
+    for name in ("[x](http:", "$_{", "`a`", "\udcff"):
+        shutil.copytree(tmp_path / "runs/digits/tokenizer/fq_dual", stage / name)
+    main(["--runs", str(tmp_path / "runs")])
+    text = (tmp_path / "runs/digits/report.md").read_text()
+    assert "<script" not in text and "### \\[x\\](http:" in text and "### \\`a\\`" in text
+
+
+@pytest.mark.parametrize("preset", ["../..", "..", "/tmp", "a/b", "", "a\0b", "x" * 300, "\ud800"])
+def test_a_preset_is_a_directory_of_the_runs(preset: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    reports.write_runs(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit, match="2"):
+        main(["--runs", str(tmp_path / "runs"), "--preset", preset])
+    assert "--preset is" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before

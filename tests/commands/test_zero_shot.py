@@ -111,7 +111,9 @@ def test_what_does_not_fit_is_refused(teacher: Path, capsys: pytest.CaptureFixtu
         capsys, zero_shot, "--run", run, "--classes", wide
     )
     (run / "config.yaml").write_text(
-        yaml.safe_dump({"data": {**DATA, "init_args": {"source": "datamodules.PhotosSource", "image_size": 16}}})
+        yaml.safe_dump(
+            {"data": {**DATA, "init_args": {"source": {"class_path": "datamodules.PhotosSource"}, "image_size": 16}}}
+        )
     )
     assert "class '0' is no class of the data set" in refusal(capsys, zero_shot, "--run", run, *arguments)
     # another image tower of the same size
@@ -130,10 +132,10 @@ def test_what_does_not_fit_is_refused(teacher: Path, capsys: pytest.CaptureFixtu
         (None, "a photo\n", r"prompts.txt: the prompt 'a photo' has no placeholder {}"),
         (None, "\n", "prompts.txt: there are no prompts"),
         ("- a\n", None, "names.yaml is not a mapping"),
-        ("a: [", None, "names.yaml is not readable YAML"),
+        ("a: [", None, "this is not YAML"),
         ("a: 1\n", None, "names.yaml has 'a': 1, which is no class with its name"),
         ("no: b\n", None, "names.yaml has False: 'b'"),
-        (b"\xff", None, "names.yaml is not UTF-8"),
+        (b"\xff", None, "this is not YAML: not UTF-8 text"),
     ],
 )
 def test_unusable_files_are_refused(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from jsonargparse import Namespace
 
-from commands.cli.runs import RunConfig, place_outputs, resolve_checkpoint
+from commands.cli.runs import RunConfig, check_directory, place_outputs, resolve_checkpoint
 from polytoken.errors import UserError
 
 
@@ -97,3 +97,19 @@ def test_a_run_without_a_logger_drops_its_monitor() -> None:
     trainer = Namespace(logger=False, callbacks=callbacks, default_root_dir=None)
     place_outputs(trainer, Path("runs/a"))
     assert trainer["callbacks"] == callbacks[1:]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "\ud800"])
+def test_names_that_no_directory_can_have(name: str) -> None:
+    with pytest.raises(UserError, match="run.stage is .*no directory can have this name"):
+        _ = RunConfig(stage=f"tokenizer/{name}").directory
+
+
+def test_a_root_that_only_seems_writable() -> None:
+    with pytest.raises(UserError, match="cannot be made in /proc"):
+        check_directory(Path("/proc/polytoken/runs"))
+
+
+def test_a_check_of_the_directory_leaves_nothing(tmp_path: Path) -> None:
+    check_directory(tmp_path / "runs/digits")
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,40 @@
+"""Text of unknown origin, such as names of classes, at the border of the libraries that would read it as markup."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import Console
+
+MATHEMATICS = "\\mathdefault"  # in the ticks of a logarithmic axis, which matplotlib writes itself
+
+
+def printable(text: str) -> str:
+    """The text on one line, with control characters and lone surrogates as escapes, which every encoder accepts."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def for_markdown(text: str) -> str:
+    """The text on one line, with an escape before each character that would begin markup, HTML or a link."""
+    escaped = re.sub(r"([\\`*\[\]|])", r"\\\1", " ".join(text.split()))
+    return printable(escaped.replace("<", "&lt;"))
+
+
+def plain_console() -> Console:
+    """Rich's console, without its markup (`[b]`, `[/INST]`) and its names of pictures (`:smile:`)."""
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False)
+
+
+def read_no_mathematics(figure: Figure) -> None:
+    """Let matplotlib draw titles, labels and legends as they are: `$` and `_{` would be mathematics."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if MATHEMATICS not in text.get_text():
+            text.set_parse_math(False)
+            text.set_text("\n".join(map(printable, text.get_text().split("\n"))))
