@@ -1,4 +1,4 @@
-"""Sources of labelled images: folders, Hugging Face `datasets`, and real images that ship inside dependencies."""
+"""Sources of images: folders, Hugging Face `datasets`, and real images that ship inside dependencies."""
 
 from datamodules.sources.base import ImageRecords, ImageSource, Split
 from datamodules.sources.captions import CaptionedFolder, CaptionedPhotos, CaptionedSource

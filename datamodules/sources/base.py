@@ -11,6 +11,7 @@ from PIL import Image
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
+UNLABELLED = "all"  # the one class of images without labels
 
 
 class ImageRecords(ABC):
@@ -42,7 +43,7 @@ class ImageRecords(ABC):
 
 
 class ImageSource(ABC):
-    """A labelled data set of images; a config names its class as `data.source.class_path`."""
+    """A data set of images, of one class if it has no labels; a config names its class as `data.source.class_path`."""
 
     @abstractmethod
     def split(self, name: Split) -> ImageRecords:

@@ -1,4 +1,4 @@
-"""Images in a tree with one folder a class, the form in which ImageNet is distributed."""
+"""Images in folders: one a class, as ImageNet is distributed, or without labels."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
-from datamodules.sources.base import ImageRecords, ImageSource, Split, sha256
+from datamodules.sources.base import UNLABELLED, ImageRecords, ImageSource, Split, sha256
 from datamodules.sources.held_out import check_share, part
-from datamodules.sources.listing import class_folders, list_images, warn_of_others
+from datamodules.sources.listing import check_classes, class_folders, is_flat, list_images, warn_of_others
 from polytoken.errors import MissingFileError, UserError
 from polytoken.images import open_image
 
@@ -18,29 +19,39 @@ SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "validation"
 
 
 class FolderSource(ImageSource):
-    """Images at `root/train/<class>/<file>` and `root/val/<class>/<file>` (or `validation/`).
+    """Images in folders: `root/train/<class>/<file>` and `root/val/<class>/<file>` (or `validation/`).
 
     Classes are numbered in the order of their sorted names, as in torchvision's ImageFolder, and images are sorted by
     class, folder and file name. Images in folders below a class folder count too; hidden files are ignored, and files
     with other endings are counted in a warning.
 
+    Images without labels lie directly in `train` and `val`: all of them are of one class, `all`. With `held_out`, the
+    class folders or the images may lie directly in `root`, which then has no `train`.
+
     Args:
-        root: The folder that holds `train` and `val`.
-        held_out: Share of the images in `train` that are the validation split, drawn by their number; `val` is not read
+        root: The folder that holds `train` and `val`, or all images.
+        held_out: Share of the training images that are the validation split, drawn by their number; `val` is not read
             then. 0 reads `val`.
+        labelled: Folders are classes. False reads the images of all folders as one class, `all`.
     """
 
-    def __init__(self, root: str, held_out: float = 0.0) -> None:
+    def __init__(self, root: str, held_out: float = 0.0, labelled: bool = True) -> None:
         check_share(held_out)
-        self.root, self.held_out = Path(root), held_out
+        self.root, self.held_out, self.labelled = Path(root), held_out, labelled
         self._class_to_idx: dict[str, int] | None = None
 
     @property
     def class_to_idx(self) -> dict[str, int]:
-        """Class numbers by name: the sorted names of the folders in `train`."""
+        """Class numbers by name: the sorted names of the training folders, or `all` alone without labels."""
         if self._class_to_idx is None:
             folder = self._split_folder("train")
-            self._class_to_idx = {name: index for index, name in enumerate(class_folders(folder))}
+            names = class_folders(folder) if self.labelled and not is_flat(folder) else []
+            if folder == self.root and names:
+                check_classes(folder, names)
+            self._class_to_idx = {name: index for index, name in enumerate(names or [UNLABELLED])}
+            self._flat = not names
+            kind = f"{len(names)} classes, one a folder" if names else f"no labels, one class named {UNLABELLED}"
+            rank_zero_info(f"{folder} is read as images of {kind}")
         return self._class_to_idx
 
     def split(self, name: Split) -> ImageRecords:
@@ -48,17 +59,17 @@ class FolderSource(ImageSource):
 
         Raises:
             MissingFileError: The root, the split or a class's images are missing.
-            UserError: The validation split has a class that the training split lacks, or `held_out` leaves a split
-                empty.
+            UserError: The validation split has a class that the training split lacks, folders are no classes, or
+                `held_out` leaves a split empty.
         """
         if self.held_out:
             return part(self._files("train"), self.held_out, name, str(self.root))
         return self._files(name)
 
     def _files(self, name: Split) -> FolderRecords:
-        folder = self._split_folder(name)
-        classes = class_folders(folder)
-        if unknown := [wnid for wnid in classes if wnid not in self.class_to_idx]:
+        folder, known = self._split_folder(name), self.class_to_idx
+        classes = [""] if self._flat else class_folders(folder)  # joined to a path, "" keeps its name out of the digest
+        if unknown := [wnid for wnid in classes if wnid and wnid not in known]:
             raise UserError(
                 f"{folder / unknown[0]} is a class that {self._split_folder('train')} lacks ({len(unknown)} such "
                 "classes): both splits must name their class folders alike."
@@ -66,8 +77,8 @@ class FolderSource(ImageSource):
         listings = [list_images(folder / wnid) for wnid in classes]
         warn_of_others(folder, listings)
         return FolderRecords(
-            [str(folder / wnid) for wnid in classes],
-            [self.class_to_idx[wnid] for wnid in classes],
+            [os.path.join(folder, wnid) for wnid in classes],
+            [known[wnid or UNLABELLED] for wnid in classes],
             [listing.images for listing in listings],
         )
 
@@ -79,10 +90,14 @@ class FolderSource(ImageSource):
         for candidate in SPLIT_FOLDERS[name]:
             if (self.root / candidate).is_dir():
                 return self.root / candidate
+        others = [folder for folders in SPLIT_FOLDERS.values() for folder in folders]
+        if self.held_out and not any((self.root / folder).is_dir() for folder in others):
+            return self.root
         wanted = " or ".join(f"{candidate}/" for candidate in SPLIT_FOLDERS[name])
-        without = ", or set held_out (0.05) to hold out a share of train/" if name == "validation" else ""
+        without = "of train/, or of the images and classes in the folder itself"
         raise MissingFileError(
-            f"{self.root} has no {wanted}: put the {name} images there, one folder a class{without}."
+            f"{self.root} has no {wanted}: put the {name} images there, one folder a class, or without labels"
+            f"{'' if self.held_out else f', or set held_out (0.05) to hold out a share {without}'}."
         )
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
-from datamodules.sources.base import ImageRecords, ImageSource, Split, sha256
+from datamodules.sources.base import UNLABELLED, ImageRecords, ImageSource, Split, sha256
 from datamodules.sources.held_out import check_share, part
 from polytoken.errors import MissingFileError, UserError
 from polytoken.images import open_image
@@ -23,7 +24,7 @@ PROBED = 16  # rows whose bytes tell data sets of equal labels apart
 
 
 class HubSource(ImageSource):
-    """A labelled image data set of the `datasets` library.
+    """An image data set of the `datasets` library.
 
     Classes are numbered by the label column's names (ClassLabel), by its integers, or by its sorted strings. Listing
     decodes no image, and the library never does: rows are read as bytes. Except for `save_to_disk` folders, the library
@@ -33,7 +34,7 @@ class HubSource(ImageSource):
         path: A folder written by `save_to_disk`, a folder of Parquet or Arrow files, an `imagefolder` tree, or a name
             on the hub.
         image_column: Column of the images: encoded bytes, paths, or the library's Image feature.
-        label_column: Column of the labels.
+        label_column: Column of the labels. None reads all images as one class, `all`.
         train_split: The library's name of the training split.
         validation_split: The library's name of the validation split.
         name: Configuration of the data set, if it has several.
@@ -46,7 +47,7 @@ class HubSource(ImageSource):
         self,
         path: str,
         image_column: str = "image",
-        label_column: str = "label",
+        label_column: str | None = "label",
         train_split: str = "train",
         validation_split: str = "validation",
         name: str | None = None,
@@ -65,8 +66,13 @@ class HubSource(ImageSource):
     def class_to_idx(self) -> dict[str, int]:
         """Class numbers by name, from the training split's label column."""
         if self._class_to_idx is None:
-            names = self._class_names(self._table("train"))
+            table = self._table("train")
+            names = [UNLABELLED] if self.label_column is None else self._class_names(table, self.label_column)
             self._class_to_idx = {name: index for index, name in enumerate(names)}
+            kind = f"no labels, one class named {UNLABELLED}"
+            if self.label_column is not None:
+                kind = f"{len(names)} classes, by column {self.label_column!r}"
+            rank_zero_info(f"{self.path} is read as images of {kind}")
         return self._class_to_idx
 
     def split(self, name: Split) -> ImageRecords:
@@ -85,7 +91,8 @@ class HubSource(ImageSource):
         from datasets import Image as ImageFeature
 
         table = self._table(name)
-        labels = self._labels(table, name)
+        column, count = self.label_column, len(table)
+        labels = np.zeros(count, dtype=np.int64) if column is None else self._labels(table, column, name)
         images = table.select_columns([self.image_column]).cast_column(self.image_column, ImageFeature(decode=False))
         return HubRecords(images, self.image_column, labels, f"{self.path}[{self.split_names[name]}]")
 
@@ -101,10 +108,11 @@ class HubSource(ImageSource):
             )
         table = self._splits[split]
         for argument, column in (("image_column", self.image_column), ("label_column", self.label_column)):
-            if column not in table.column_names:
+            if column is not None and column not in table.column_names:
+                without = ", or to null for images without labels" if column == self.label_column else ""
                 raise UserError(
                     f"{self.path}[{split}] has no column {column!r}, only {', '.join(table.column_names)}: "
-                    f"set {argument} to one of these."
+                    f"set {argument} to one of these{without}."
                 )
         return table
 
@@ -130,36 +138,36 @@ class HubSource(ImageSource):
             )
         return load_dataset(self.path, self.name, revision=self.revision)
 
-    def _class_names(self, table: Dataset) -> list[str]:
+    def _class_names(self, table: Dataset, column: str) -> list[str]:
         from datasets import ClassLabel
 
-        feature = table.features[self.label_column]
+        feature = table.features[column]
         if isinstance(feature, ClassLabel):
             return list(feature.names)
-        values = np.unique(self._column(table))
+        values = np.unique(self._column(table, column))
         if np.issubdtype(values.dtype, np.integer):
             if values.max() >= LARGEST_LABEL:
                 raise UserError(
-                    f"Column {self.label_column!r} of {self.path} holds the label {values.max()}: classes are numbered "
+                    f"Column {column!r} of {self.path} holds the label {values.max()}: classes are numbered "
                     "from 0; set label_column to the column of the classes."
                 )
             return [str(index) for index in range(int(values.max()) + 1)]
         return [str(value) for value in values]
 
-    def _column(self, table: Dataset) -> np.ndarray:
-        values = np.asarray(table.select_columns([self.label_column]).with_format("numpy")[:][self.label_column])
+    def _column(self, table: Dataset, column: str) -> np.ndarray:
+        values = np.asarray(table.select_columns([column]).with_format("numpy")[:][column])
         if not (np.issubdtype(values.dtype, np.integer) or values.dtype.kind in "OUT"):
             raise UserError(
-                f"Column {self.label_column!r} of {self.path} holds {values.dtype}: expected integers or strings, none "
+                f"Column {column!r} of {self.path} holds {values.dtype}: expected integers or strings, none "
                 "of them missing; set label_column to the column of the classes."
             )
         return values
 
-    def _labels(self, table: Dataset, name: Split) -> np.ndarray:
+    def _labels(self, table: Dataset, column: str, name: Split) -> np.ndarray:
         from datasets import ClassLabel
 
-        values = self._column(table)
-        feature = table.features[self.label_column]
+        values = self._column(table, column)
+        feature = table.features[column]
         if isinstance(feature, ClassLabel):
             known = [feature.int2str(int(value)) if value >= 0 else str(value) for value in np.unique(values)]
         else:

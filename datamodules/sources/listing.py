@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from polytoken.errors import MissingFileError, UserError
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")  # in upper or lower case
+SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 
 class Listing(NamedTuple):
@@ -81,13 +82,39 @@ def class_folders(folder: Path) -> list[str]:
         elif not os.path.exists(path):
             raise MissingFileError(f"{path} is a link that leads nowhere, or in a circle: mend it, or remove it.")
     if not names:
-        raise MissingFileError(f"{folder} has no class folders: expected {folder}/<class>/<image>.")
+        raise MissingFileError(f"{folder} has no class folders and no images: expected {folder}/<class>/<image>.")
     if beside:
         rank_zero_warn(
             f"{folder} holds {len(beside)} images beside its class folders, which are not read, such as {beside[0]}: "
             "move them into the folders of their classes"
         )
     return names
+
+
+def is_flat(folder: Path) -> bool:
+    """True for a folder that holds images and no folders: there are no classes."""
+    names = [name for name in os.listdir(folder) if not name.startswith(".")]
+    return any(name.lower().endswith(EXTENSIONS) for name in names) and not any(
+        os.path.isdir(os.path.join(folder, name)) for name in names
+    )
+
+
+def check_classes(folder: Path, names: Sequence[str]) -> None:
+    """Refuse folders that are hardly classes, in a folder without `train`.
+
+    Raises:
+        UserError: A folder is named like a split, or images lie beside the folders.
+    """
+    if splits := [name for name in names if name.lower() in SPLIT_NAMES]:
+        raise UserError(
+            f"{folder / splits[0]} looks like a split and not like a class: name the folders of the splits train and "
+            "val, or name a folder that holds classes alone as the root."
+        )
+    if any(name.lower().endswith(EXTENSIONS) for name in os.listdir(folder) if not name.startswith(".")):
+        raise UserError(
+            f"{folder} holds images beside its folders, so the folders may be classes or not: move the images into "
+            "the folders of their classes, or set labelled to false to read all of them as one class."
+        )
 
 
 def _first(place: str, name: str, seen: set[str]) -> bool:
