@@ -1,11 +1,11 @@
-"""Plots of a run: drawn without a display, written into the run's directory and to TensorBoard."""
+"""Plots of a run: drawn without a display, written into the run's directory and to loggers that take images."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 import numpy as np
@@ -24,11 +24,22 @@ GAP = 2
 FONT_SIZE = 12
 
 
+@runtime_checkable
+class ImageLogger(Protocol):
+    """A logger that takes images, as Lightning's WandbLogger does."""
+
+    def log_image(self, key: str, images: list[Any], step: int | None = None) -> None:
+        """Log images uint8 (H, W, 3) under one name."""
+
+
 def publish(trainer: pl.Trainer, name: str, plot: np.ndarray) -> None:
-    """Write uint8 (H, W, 3) to ``<name>.png`` in the run's directory, and to TensorBoard."""
+    """Write uint8 (H, W, 3) to ``<name>.png`` in the run's directory, and to every logger that takes images."""
     save_png(Path(trainer.default_root_dir) / f"{name}.png", plot)
     for writer in tensorboard_writers(trainer):
         writer.add_image(name, plot, trainer.global_step, dataformats="HWC")
+    for logger in trainer.loggers:
+        if isinstance(logger, ImageLogger):
+            logger.log_image(name, [plot], step=trainer.global_step)
 
 
 def tensorboard_writers(trainer: pl.Trainer) -> Iterator[Any]:

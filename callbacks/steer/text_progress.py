@@ -6,12 +6,14 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from artifacts.timing import read_timing, write_timing
 from polytoken.text import duration, memory
 
 
@@ -27,7 +29,8 @@ class TextProgress(pl.Callback):
     Speed and wait are of the time since the last line without validation; the ETA is of the whole fit, with it. The
     wait is the share of the time in which the process stood still for the next batch. Memory is the peak of the first
     GPU, or of the process on a CPU. The curves `speed/…` are the same numbers. Nothing waits for the device except a
-    line, which reads the metrics. Rank 0 alone prints; its images are counted for all ranks.
+    line, which reads the metrics. Rank 0 alone prints; its images are counted for all ranks. `timing.json` in the run's
+    directory keeps sizes, times and speeds for the report; it is written after each validation and at the end.
 
     Args:
         every_seconds: least time between two lines.
@@ -46,6 +49,8 @@ class TextProgress(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start, self._first_step, self._all_images = time.monotonic(), trainer.global_step, 0
+        self._validated, self._timing = 0.0, read_timing(Path(trainer.default_root_dir))
+        self._earlier = self._timing.get("fit", [])
         self._line, self._curve = Window(self._start), Window(self._start)
         self._idle_since = self._start
 
@@ -85,6 +90,8 @@ class TextProgress(pl.Callback):
             for window in (self._line, self._curve):
                 window.start += now - self._began
             self._idle_since = now
+            self._validated += now - self._began
+            self._keep_times(trainer, pl_module)
         if self._prints(trainer):
             self._print(f"validated in {duration(now - self._began)}{_metrics(trainer, 'val/')}")
 
@@ -107,18 +114,41 @@ class TextProgress(pl.Callback):
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         now = time.monotonic()
         if trainer.is_global_zero and self._all_images:
+            directory = Path(trainer.default_root_dir)
+            times = read_timing(directory)
+            times["predict"] = {"images": self._all_images, "seconds": now - self._began}
+            write_timing(directory, times)
             took = duration(now - self._began)
             print(f"predicted {self._all_images:,} images in {took}, {self._rate(now):.3g} img/s", flush=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say how long the fit took; in a terminal too."""
         if trainer.is_global_zero and (steps := trainer.global_step - self._first_step):
+            self._keep_times(trainer, pl_module)
             took = time.monotonic() - self._start
             print(
                 f"trained {steps:,} steps in {duration(took)}, with validation: {self._all_images / took:.3g} img/s, "
                 f"{memory(peak_memory())}",
                 flush=True,
             )
+
+    def _keep_times(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write `timing.json`, with the sessions of earlier processes."""
+        if not trainer.is_global_zero or trainer.fast_dev_run or trainer.global_step == self._first_step:
+            return
+        self._timing["parameters"] = {name: trainable(child) for name, child in pl_module.named_children()}
+        self._timing["fit"] = [
+            *self._earlier,
+            {
+                "first_step": self._first_step,
+                "last_step": trainer.global_step,
+                "images": self._all_images,
+                "seconds": time.monotonic() - self._start,
+                "validation_seconds": self._validated,
+                "memory_bytes": peak_memory(),
+            },
+        ]
+        write_timing(Path(trainer.default_root_dir), self._timing)
 
     def _training_line(self, trainer: pl.Trainer, now: float) -> str:
         step, total = trainer.global_step, trainer.max_steps

@@ -21,7 +21,7 @@ RUNS = Path("runs/digits")
 STEPS, VALIDATION = 60, 12  # updates of each training, and from one validation to the next; a checkpoint precedes each
 IMAGES, PART = 60, 10  # samples, and samples in a part
 SHARD = 128  # images in a shard
-ONCE = re.compile(r"config_resume_\d+\.yaml|events\.out\..*|hparams\.yaml")  # files of each start
+ONCE = re.compile(r"config_resume_\d+\.yaml|events\.out\..*|hparams\.yaml|timing\.json")  # files of each start
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,46 @@
-import numpy as np
-import torch
+from pathlib import Path
+from typing import Any
 
-from callbacks.measure.plots import draw_matrix, image_table, new_plot, render
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from callbacks.measure.plots import draw_matrix, image_table, new_plot, publish, render
+from tests.support.validation import quiet_trainer
+
+
+class WandbLike(CSVLogger):
+    """The signature of Lightning's WandbLogger, whose package is not installed here."""
+
+    def __init__(self, place: Path) -> None:
+        super().__init__(place)
+        self.logged: list[tuple[str, list[Any], int | None]] = []
+
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: Any) -> None:
+        self.logged.append((key, images, step))
+
+
+def test_pictures_go_to_every_logger_that_takes_images(tmp_path: Path) -> None:
+    plot = np.full((4, 6, 3), 7, np.uint8)
+    fake, board = WandbLike(tmp_path), TensorBoardLogger(tmp_path, "", "")
+    publish(quiet_trainer(tmp_path, [], logger=[fake, board, CSVLogger(tmp_path)]), "usage", plot)
+    assert (np.asarray(Image.open(tmp_path / "usage.png")) == plot).all()
+    ((key, (image,), step),) = fake.logged
+    assert (key, step) == ("usage", 0) and image is plot
+    board.experiment.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert events.Tags()["images"] == ["usage"]
+
+
+@pytest.mark.parametrize("logger", [False, CSVLogger])
+def test_other_loggers_leave_pictures_in_the_run(tmp_path: Path, logger: type[Logger] | bool) -> None:
+    chosen = logger if isinstance(logger, bool) else logger(tmp_path)  # type: ignore[call-arg]
+    publish(quiet_trainer(tmp_path, [], logger=chosen), "usage", np.zeros((4, 6, 3), np.uint8))
+    assert (tmp_path / "usage.png").exists()
 
 
 def test_the_table_places_images_labels_and_titles() -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
+from artifacts.timing import images_per_second, read_timing, training_seconds
 from callbacks import StepProgressBar, TextProgress
 from callbacks.steer.text_progress import Window, batch_length
 
@@ -89,11 +90,31 @@ def test_at_most_a_line_in_the_interval(tmp_path: Path, capsys: pytest.CaptureFi
     assert out.count("validated in") == 2, "a validation always says its result"
 
 
+def test_times_of_all_sessions_are_kept(tmp_path: Path) -> None:
+    checks = {"val_check_interval": 3, "check_val_every_n_epoch": None}
+    first = trainer(tmp_path, **checks)
+    first.fit(Toy(), loader(), loader())
+    timing = read_timing(tmp_path)
+    assert timing["parameters"] == {"layer": 4}
+    (session,) = timing["fit"]
+    assert (session["first_step"], session["last_step"], session["images"]) == (0, 6, 30)
+    assert 0 < session["validation_seconds"] < session["seconds"] == training_seconds(timing)
+    assert images_per_second(timing) == 30 / (session["seconds"] - session["validation_seconds"])
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    trainer(tmp_path, max_steps=6).fit(Toy(), loader(), ckpt_path=tmp_path / "last.ckpt")
+    assert read_timing(tmp_path) == timing, "a finished run that is started again takes no time"
+    trainer(tmp_path, max_steps=9, **checks).fit(Toy(), loader(), loader(), ckpt_path=tmp_path / "last.ckpt")
+    assert [(one["first_step"], one["last_step"]) for one in read_timing(tmp_path)["fit"]] == [(0, 6), (6, 9)]
+
+
 def test_a_prediction_counts_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     trainer(tmp_path).predict(Toy(), loader())
     out = capsys.readouterr().out
     assert re.search(rf"prediction batch 2/4 · {NUMBER} img/s · ETA \d+ s", out)
     assert re.search(rf"predicted 20 images in \d+ s, {NUMBER} img/s", out)
+    timing = read_timing(tmp_path)
+    assert timing["predict"]["images"] == 20 and "fit" not in timing
+    assert images_per_second(timing) == 20 / timing["predict"]["seconds"]
 
 
 def test_a_terminal_has_a_bar_over_all_steps(
