@@ -4,11 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from lightning.pytorch import Callback, Trainer
 
 from artifacts import lock
+from callbacks.measure.plots import publish
 from tests.artifacts.test_lock import held_elsewhere
 from tests.support.commands import TOY, exit_code
 
@@ -52,6 +54,7 @@ def test_a_directory_that_is_deleted_during_the_run(in_validation: bool, capsys:
     callback = {"class_path": f"{__name__}.Deletes", "init_args": {"in_validation": in_validation}}
     assert exit_code("fit", "--config", TOY, "--trainer.callbacks+", json.dumps(callback)) == 2
     assert "was deleted or replaced while this run was writing to it" in capsys.readouterr().err
+    assert not (RUN / "checkpoints").exists()
 
 
 def replaced(callbacks: list[str], **trainer: object) -> list[str]:
@@ -78,9 +81,20 @@ def test_what_else_a_list_of_callbacks_drops_is_named(recwarn: pytest.WarningsRe
     assert exit_code(*replaced([], enable_checkpointing=False, limit_val_batches=0)) == 0
 
 
-def test_a_trial_changes_nothing_and_does_not_resume(capsys: pytest.CaptureFixture) -> None:
-    assert exit_code("fit", "--config", TOY) == 0
+class Draws(Callback):
+    """Writes a picture into the run's directory, as measurements do."""
+
+    def on_validation_end(self, trainer: Trainer, *_: object) -> None:
+        publish(trainer, "usage", np.full((4, 4, 3), trainer.global_step, np.uint8))
+
+
+def test_a_trial_changes_nothing_and_does_not_resume() -> None:
+    draws = ("--trainer.callbacks+", json.dumps({"class_path": f"{__name__}.Draws"}))
+    assert exit_code("fit", "--config", TOY, *draws) == 0
+    assert (RUN / "usage.png").exists()
     before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
     for subcommand in ("fit", "validate"):
-        assert exit_code(subcommand, "--config", TOY, "--trainer.fast_dev_run", "2") == 0, capsys.readouterr().err
+        assert exit_code(subcommand, "--config", TOY, *draws, "--trainer.fast_dev_run", "2") == 0, (
+            capsys.readouterr().err
+        )
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
