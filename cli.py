@@ -26,7 +26,7 @@ from artifacts.repository import BASE_CONFIG
 from callbacks.checkpoint.run_record import RunRecord
 from callbacks.steer.rank_watch import RankWatch
 from commands.cli.checks import check_data, check_drift, check_numbers, check_saves, check_shards
-from commands.cli.errors import ParseError, Parser, explain, reordered, where
+from commands.cli.errors import ParseError, Parser, explain, reordered, where, while_restoring
 from commands.cli.noise import quiet
 from commands.cli.places import check_files
 from commands.cli.runs import (
@@ -140,6 +140,19 @@ class CommandLine(LightningCLI):
         check_data(checkpoint, self.datamodule, self.subcommand)
         if isinstance(self.model, ResumingModule):
             self.model.resumes_from = checkpoint
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the command; an error while a checkpoint is restored is one of the checkpoint."""
+        try:
+            super()._run_subcommand(subcommand)
+        except Exception as error:
+            if isinstance(error, UserError) or not while_restoring(error):
+                raise
+            raise UserError(
+                f"{self.config[subcommand]['ckpt_path']} cannot be restored, since its records are broken "
+                f"({type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}): name an earlier "
+                "checkpoint of the run by --ckpt_path, or delete the run's directory to start over"
+            ) from error
 
     def after_fit(self) -> None:
         """Validate the final weights, since the last validation of the fit may be some steps older; mark the end."""

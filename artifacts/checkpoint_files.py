@@ -89,9 +89,9 @@ def copy(path: Path, target: Path) -> None:
 
 
 def candidates(directory: Path) -> list[Path]:
-    """The checkpoints from which a run can resume, newest first."""
+    """The checkpoints from which a run can resume, newest first; among them links that lead nowhere."""
     kept = sorted(directory.glob("step_*.ckpt"), key=lambda path: (len(path.name), path.name), reverse=True)
-    return [path for path in (directory / LAST, directory / PREVIOUS, *kept) if path.exists()]
+    return [path for path in (directory / LAST, directory / PREVIOUS, *kept) if os.path.lexists(path)]
 
 
 def fault(path: Path) -> str | None:

@@ -51,8 +51,12 @@ class EMA(pl.Callback):
         return {"updates": self.updates, "average": average}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.updates = state_dict["updates"]
-        self._average = state_dict["average"]
+        """Restore the averages; raises UserError if they are none."""
+        updates, average = state_dict.get("updates"), state_dict.get("average")
+        tensors = average.values() if isinstance(average, dict) else [None]
+        if not isinstance(updates, int) or not all(isinstance(tensor, Tensor) for tensor in tensors):
+            raise UserError("the averages (callbacks.EMA) in the checkpoint are broken: name an earlier checkpoint")
+        self.updates, self._average = updates, average
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start from the current weights, unless a checkpoint has restored averages."""

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from polytoken.errors import UserError
 from polytoken.loading import RANDOM_STATE
 
 
@@ -65,6 +66,8 @@ class RandomState(Callback):
         states = checkpoint.get(RANDOM_STATE)
         if states is None:
             return
+        if not isinstance(states, list):
+            raise UserError(f"{RANDOM_STATE} in the checkpoint is no list of states: name an earlier checkpoint")
         if len(states) != trainer.world_size:
             rank_zero_warn(
                 f"The checkpoint holds the random states of {len(states)} rank(s) and this run has "
@@ -96,10 +99,15 @@ def take_states(device: torch.device) -> dict[str, Any]:
 
 def put_states(states: dict[str, Any], device: torch.device) -> None:
     """Restore the states of `take_states`; a CUDA state is ignored on another device."""
-    torch.set_rng_state(states["torch"].cpu())
-    version, words, gauss = states["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"].cpu(), device)
+    try:
+        torch.set_rng_state(states["torch"].cpu())
+        version, words, gauss = states["python"]
+        random.setstate((version, tuple(words), gauss))
+        name, keys, *rest = states["numpy"]
+        np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))
+        if device.type == "cuda" and "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"].cpu(), device)
+    except (AttributeError, LookupError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the random states in the checkpoint are broken ({type(error).__name__}: {error}): name an earlier one"
+        ) from error

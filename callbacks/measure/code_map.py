@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from artifacts.display import printable
 from callbacks.measure.measurement import Measurement
 from callbacks.measure.plots import new_plot, publish, render, tensorboard_writers
 from polytoken.errors import UserError
@@ -72,7 +73,7 @@ class CodeMap(Measurement):
                     f"CodeMap: the data has no class {unknown[0]!r}; name some of its {len(known)} classes: "
                     f"{', '.join(list(known)[:10])}{' …' if len(known) > 10 else ''}"
                 )
-        self._names = {known[name]: name for name in names}
+        self._names = {known[name]: printable(name) for name in names}
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._device = pl_module.device

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import traceback
 from collections.abc import Collection
 from typing import NoReturn
 
@@ -105,6 +106,12 @@ def where(error: SettingError, arguments: list[str]) -> str:
     equal = [place for place in named if _number(place[1]) == _number(error.value) is not None]
     places = equal or (named if len({place[0] for place in named}) == 1 else [])
     return f"\n  {'.'.join(places[-1][0])}, {places[-1][2]}" if places else ""
+
+
+def while_restoring(error: BaseException) -> bool:
+    """True if an error was raised while Lightning restored a checkpoint, by it or by what it called."""
+    frames = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(code.co_filename.endswith("checkpoint_connector.py") and "restore" in code.co_name for code in frames)
 
 
 def nearest_class(class_path: str) -> str | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
@@ -121,7 +122,7 @@ class HubSource(ImageSource):
 
         folder = Path(self.path)
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-            splits = load_from_disk(self.path)
+            splits = self._loaded(lambda: load_from_disk(self.path))
             if not isinstance(splits, DatasetDict) and self.held_out:
                 return DatasetDict({self.split_names["train"]: splits})
             if not isinstance(splits, DatasetDict):
@@ -136,7 +137,17 @@ class HubSource(ImageSource):
             raise MissingFileError(
                 f"{self.path} does not exist: name a folder or a data set of the hub as the path of HubSource."
             )
-        return load_dataset(self.path, self.name, revision=self.revision)
+        return self._loaded(lambda: load_dataset(self.path, self.name, revision=self.revision))
+
+    def _loaded(self, load: Callable[[], Any]) -> Any:
+        """What `load` returns; an error of the library on a damaged file becomes a sentence."""
+        try:
+            return load()
+        except Exception as error:  # datasets reads its records unchecked, so a damaged one raises any class
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"the data set {self.path} cannot be read ({type(error).__name__}: {reason}): save or download it again"
+            ) from error
 
     def _class_names(self, table: Dataset, column: str) -> list[str]:
         from datasets import ClassLabel

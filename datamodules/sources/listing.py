@@ -68,6 +68,7 @@ def class_folders(folder: Path) -> list[str]:
 
     Raises:
         MissingFileError: There are none, or one is a link that leads nowhere.
+        UserError: The name of one is not UTF-8.
     """
     names: list[str] = []
     beside: list[str] = []
@@ -76,6 +77,8 @@ def class_folders(folder: Path) -> list[str]:
         if name.startswith("."):
             continue
         if os.path.isdir(path):
+            if os.fsencode(name).decode(errors="replace") != name:  # no record could hold it
+                raise UserError(f"{path!r} is a class whose name is not UTF-8: rename the folder")
             names.append(name)
         elif name.lower().endswith(EXTENSIONS):
             beside.append(name)

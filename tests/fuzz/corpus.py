@@ -17,6 +17,8 @@ from unittest import mock
 import torch
 import torch.distributed.checkpoint as sharded
 import yaml
+from datasets import Dataset, DatasetDict
+from datasets import Image as ImageFeature
 from PIL import Image
 
 import cli
@@ -37,7 +39,7 @@ from commands import (
 )
 from commands.program import new_parser, run
 from commands.report.__main__ import main as report
-from datamodules import CaptionedFolder, FolderSource, ImageDataModule
+from datamodules import CaptionedFolder, FolderSource, HubSource, ImageDataModule
 from datamodules.sources.base import ImageSource
 from experiments import start
 from experiments.__main__ import main as experiments
@@ -75,10 +77,10 @@ def _predict(stage: str) -> list[str]:
 
 
 def _fit(stage: str, steps: int, *more: str) -> list[str]:
-    stage_of = ["--run.stage", f"{stage}/vq", *QUIET, "--trainer.max_steps", str(steps), *more]
+    stage_of = ["--run.stage", f"{stage}/vq", *QUIET, "--trainer.max_steps", str(steps)]
     if stage == "tokenizer":
-        return ["fit", *digits("vq", TEACHERS / "judge.safetensors"), *SMALL, *stage_of]
-    return ["fit", *tiny(stage, TOKENS), "--trainer.limit_val_batches", "1", *stage_of]
+        return ["fit", *digits("vq", TEACHERS / "judge.safetensors"), *more, *SMALL, *stage_of]
+    return ["fit", *tiny(stage, TOKENS), "--trainer.limit_val_batches", "1", *stage_of, *more]
 
 
 FEW = ["--data.init_args.num_images", "12", "--data.init_args.batch_size", "6", "--data.init_args.part_size", "6"]
@@ -101,11 +103,12 @@ TABLE = ["show", "paper/table.yaml", "--seeds", "1", "--root", "runs/experiments
 def read_images(arguments: list[str]) -> None:
     """Read every batch of a source, as training and validation do."""
     parser = new_parser("tests.fuzz", None)
-    parser.add_argument("kind", choices=("folder", "captions", "lines"))
+    parser.add_argument("kind", choices=("folder", "hub", "captions", "lines"))
 
     def work(given: Any) -> None:
         sources: dict[str, Callable[[], ImageSource]] = {
             "folder": lambda: FolderSource("images"),
+            "hub": lambda: HubSource("hub"),
             "captions": lambda: CaptionedFolder("captioned", "captions.json"),
             "lines": lambda: CaptionedFolder("captioned"),
         }
@@ -148,7 +151,7 @@ _GENERATOR_READERS = (
 )
 _REPORT = ((report, []),)
 KINDS = (
-    Kind("recipe", "recipe.yaml", ((cli.main, [*FIT_TOKENIZER, "--config", "recipe.yaml"]),), trusted=True),
+    Kind("recipe", "recipe.yaml", ((cli.main, _fit("tokenizer", 4, "--config", "recipe.yaml")),), trusted=True),
     Kind(
         "config.yaml",
         f"{RUNS}/*/*/config*.yaml",
@@ -246,6 +249,7 @@ KINDS = (
     Kind("events", f"{RUNS}/*/*/events*", _REPORT),
     Kind("picture", f"{RUNS}/*/*/*.png", _REPORT),
     Kind("image", "images/*/*/*.png", ((read_images, ["folder"]),)),
+    Kind("hub data set", "hub/**/*.*", ((read_images, ["hub"]),)),
     Kind("caption file", "captioned/captions.json", ((read_images, ["captions"]),)),
     Kind("caption lines", "captioned/captions.jsonl", ((read_images, ["lines"]),)),
 )
@@ -333,6 +337,9 @@ def _written_by_people() -> None:
         folder = Path("images", ("train", "val")[number % 2], ("cat", "dog")[number // 6])
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20 + number, 24), (number * 20, 90, 60)).save(folder / f"{number}.png")
+    rows = {"image": [str(path) for path in sorted(Path("images").rglob("*.png"))], "label": [0, 1] * 6}
+    table = Dataset.from_dict(rows).cast_column("image", ImageFeature())
+    DatasetDict({"train": table, "validation": table}).save_to_disk("hub")
     shutil.copytree("images/train/cat", "captioned")
     files, texts = sorted(path.name for path in Path("captioned").iterdir()), ["a dog", "a brown dog"]
     splits = dict(zip(files, ("train", "test", "train"), strict=True))

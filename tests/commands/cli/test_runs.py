@@ -113,3 +113,12 @@ def test_a_root_that_only_seems_writable() -> None:
 def test_a_check_of_the_directory_leaves_nothing(tmp_path: Path) -> None:
     check_directory(tmp_path / "runs/digits")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("target", ["nowhere", "last.ckpt"])
+def test_a_link_that_leads_nowhere_does_not_start_the_run_over(target: str, tmp_path: Path) -> None:
+    run = RunConfig(root=str(tmp_path), stage="tokenizer/x")
+    run.last_checkpoint.parent.mkdir(parents=True)
+    run.last_checkpoint.symlink_to(target)
+    with pytest.raises(UserError, match="last.ckpt cannot be read: .*No checkpoint of this run is intact"):
+        resolve_checkpoint("last", run, "fit")

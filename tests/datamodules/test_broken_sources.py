@@ -1,0 +1,50 @@
+"""Damaged data sets and names that no record can hold are one sentence."""
+
+import os
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from datamodules import FolderSource, HubSource
+from polytoken.errors import UserError
+
+RECORDS = ("dataset_dict.json", "train/state.json", "train/dataset_info.json")
+BROKEN = {"empty": b"", "list": b"[1]", "half": b'{"splits": ["tra', "null": b"null", "latin-1": b'{"\xe9": 1}'}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    rows = {"image": [str(tmp_path / "a.png")] * 2, "label": [0, 1]}
+    table = Dataset.from_dict(rows).cast_column("image", ImageFeature())
+    DatasetDict({"train": table, "validation": table}).save_to_disk(str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_damaged_records_of_a_data_set(saved: Path) -> None:
+    assert len(HubSource(str(saved)).split("train")) == 2
+    for file in (saved / name for name in RECORDS):
+        whole = file.read_bytes()
+        for content in BROKEN.values():
+            file.write_bytes(content)
+            with pytest.raises(UserError, match=f"the data set {saved} cannot be read"):
+                HubSource(str(saved)).split("train")
+        file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("share", [0, 0.02, 0.5, 0.99])
+def test_a_cut_table(share: float, saved: Path) -> None:
+    table = next((saved / "train").glob("*.arrow"))
+    content = table.read_bytes()
+    table.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(UserError, match="cannot be read .(ArrowInvalid|OSError)"):
+        HubSource(str(saved)).split("train")
+
+
+def test_a_class_whose_name_is_not_unicode(tmp_path: Path) -> None:
+    (tmp_path / "train" / os.fsdecode(b"\xff")).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"udcff' is a class whose name is not UTF-8: rename the folder"):
+        FolderSource(str(tmp_path)).split("train")
