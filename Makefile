@@ -246,6 +246,7 @@ endif
 pictures: analysis sample ## Copy the pictures of the runs and of the analysis into docs/images
 	for name in affinity subspaces code_map usage; do cp $(RUNS)/tokenizer/$(TOKENIZER)/$$name.png docs/images/$(PRESET)_$$name.png; done
 	cp $(RUNS)/tokenizer/$(TOKENIZER)/reconstructions.png docs/images/$(PRESET).png
+	cp $(RUNS)/tokenizer/$(TOKENIZER)/components.png docs/images/$(PRESET)_components.png
 	cp $(SAMPLED)/grid.png docs/images/$(PRESET)_samples.png
 
 plot: $(READY) ## Plot iFSQ Fig. 3 from its finished experiment into docs/images
