@@ -16,6 +16,8 @@ PYTHON := $(VENV)/bin/python
 UV     := $(VENV)/bin/uv
 READY  := $(VENV)/.ready
 RUNS   := runs/$(PRESET)
+# these count on the command line only: as variables of the environment their names are too common
+given   = $(if $(findstring command,$(origin $(1))),$($(1)))
 # set by a job on a cluster: the launcher of the ranks, and the overlay of each recipe
 LAUNCHER ?=
 CLUSTER  ?=
@@ -32,16 +34,34 @@ SIZED   = $(call CONFIG,$(1),$(2)) $(addprefix --config ,$(call OVERLAY,$(1)))
 CLI    := $(LAUNCHER) $(PYTHON) cli.py
 FIT    := $(CLI) fit
 ROOT   := $(if $(DATA),--data.init_args.source.init_args.root=$(call quoted,$(DATA)))
-TOKENS := $(RUNS)/tokens/$(TOKENIZER)
+# the name of the runs: that of the tokenizer's recipe, with STEPS another one, or RUN (a path, for two targets)
+VARIANT := $(if $(filter consolidate experiment-stage,$(MAKECMDGOALS)),,$(call given,RUN))
+NAME    := $(or $(VARIANT),$(TOKENIZER)$(addsuffix _steps,$(addprefix _,$(call given,STEPS))))
+# RUN is a branch: a stage has this name if its goal is on the command line, if it was made before, or if the stage before has it
+at      = $(if $(or $(filter $(2),$(MAKECMDGOALS)),$(wildcard $(RUNS)/$(1)/.),$(filter $(NAME),$(3))),$(NAME),$(TOKENIZER))
+CODER  := $(if $(VARIANT),$(call at,tokenizer/$(NAME),tokenizer demo curriculum),$(NAME))
+CODED  := $(call at,tokens/$(NAME),tokens,$(CODER))
+FIRST  := $(call at,stage1/$(NAME),stage1,$(CODED))
+SECOND := $(call at,stage2/$(NAME),stage2 $(if $(filter stage2,$(GENERATOR)),generator),$(FIRST))
+DRAWER := $(or $(if $(filter stage1,$(GENERATOR)),$(FIRST)),$(if $(filter stage2,$(GENERATOR)),$(SECOND)),$(call at,$(GENERATOR)/$(NAME),generator,$(CODED)))
+# samples of a generator other than stage 2 carry its name as well
+OF     := $(if $(filter-out stage2,$(GENERATOR)),_$(GENERATOR))
+DRAWING := $(call at,samples/$(NAME)$(OF),sample,$(DRAWER))
+TOKENS := $(RUNS)/tokens/$(CODED)
 # a stage is finished when it has written done.json (artifacts/completion.py)
 CODES  := $(TOKENS)/done.json
-STAGE1 ?= $(RUNS)/stage1/$(TOKENIZER)
-TRAINED := $(RUNS)/$(GENERATOR)/$(TOKENIZER)/done.json
+STAGE1 ?= $(RUNS)/stage1/$(FIRST)
+TRAINED := $(RUNS)/$(GENERATOR)/$(DRAWER)/done.json
+# STEPS of the runs of this name
+quick   = $(if $(filter $(NAME),$(1)),$(addprefix --trainer.max_steps ,$(call given,STEPS)))
+# DEVICES and NODES; a job has those of its allocation. The networks of a tokenizer take turns, which DDP has to know
+SEVERAL_HERE := $(filter-out 1,$(call given,DEVICES) $(call given,NODES))
+placed  = $(if $(LAUNCHER),,$(addprefix --trainer.devices ,$(call given,DEVICES)) $(addprefix --trainer.num_nodes ,$(call given,NODES)) $(if \
+	$(SEVERAL_HERE),$(addprefix --trainer.strategy ,$(1)),$(if $(call given,DEVICES),--trainer.strategy auto)))
 # a generator's recipe on the tokens of TOKENIZER; some recipes read the images again
-GENERATE = $(FIT) $(call SIZED,$(1),generator) --run.stage $(1)/$(TOKENIZER) --data.init_args.store $(TOKENS) \
+GENERATE = $(FIT) $(call SIZED,$(1),generator) --run.stage $(1)/$(2) --data.init_args.store $(TOKENS) $(call quick,$(2)) $(call placed,) \
 	$(if $(DATA),$(if $(shell grep -l OnlineTokenDataModule configs/$(1).yaml $(call OVERLAY,$(1))),$(ROOT)))
-# samples of a generator other than stage 2 carry its name as well
-SAMPLED := $(RUNS)/samples/$(TOKENIZER)$(if $(filter-out stage2,$(GENERATOR)),_$(GENERATOR))
+SAMPLED := $(RUNS)/samples/$(DRAWING)$(OF)
 SAMPLES ?= $(SAMPLED)/samples.npz
 # the target of their evaluation, and what it waits for; ⎵ keeps a path together while make splits words
 WHOLE    := $(subst $(SPACE),⎵,$(SAMPLES))
@@ -51,17 +71,29 @@ DRAWN    := $(if $(filter $(SAMPLED)/samples.npz,$(WHOLE)),$(SAMPLED)/done.json,
 FOUNDATION := $(shell sed -n 's/.*foundation: {name: \([a-z0-9_]*\).*/\1/p' configs/$(TOKENIZER).yaml 2>/dev/null)
 CLASSES ?= $(if $(wildcard configs/presets/$(PRESET)/teacher_dual.yaml),$(RUNS)/teacher/classes,weights/$(or $(FOUNDATION),siglip2_large)_classes).safetensors
 # a captioning probe carries the name of its feature
-CAPTIONED := $(TOKENIZER)_$(subst /,_,$(FEATURE))
+CAPTIONED := $(or $(VARIANT),$(CODER))_$(subst /,_,$(FEATURE))
 CFG ?= 1.0 1.5 2.0 2.5 3.0
 # the next command, with the choices of this one
-NEXT = next: make $(strip $(1) $(foreach name,PRESET TOKENIZER GENERATOR,$(if $(filter command environment,$(origin $(name))),$(name)=$($(name)))))$(if \
-	$(DATA), DATA=$(call quoted,$(DATA)))
+NEXT = next: make $(strip $(1) $(foreach name,PRESET TOKENIZER GENERATOR,$(if $(filter command environment,$(origin $(name))),$(name)=$($(name)))) $(foreach \
+	name,RUN STEPS DEVICES NODES,$(if $(call given,$(name)),$(name)=$(call given,$(name)))))$(if $(DATA), DATA=$(call quoted,$(DATA)))
 # ARGS apply to the targets on the command line, not to their prerequisites
 ARGS_OF = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 
 # a slip in a name, and a generator that cannot be conditioned, are refused before anything is trained
+CHOICES = $(shell grep -l '$(1)' configs/*.yaml | sed 's|.*/||; s|\.yaml||')
+TOKENIZERS = $(call CHOICES,stage: tokenizer/)
+GENERATORS = $(call CHOICES,lightning_modules.GeneratorModule)
+PRESETS = $(patsubst configs/presets/%/,%,$(wildcard configs/presets/*/))
 $(foreach name,TOKENIZER GENERATOR,$(if $(filter command environment,$(origin $(name))),$(if $(wildcard configs/$($(name)).yaml),,\
-	$(error $(name) is $($(name)), and there is no configs/$($(name)).yaml: make help lists all names))))
+	$(error $(name) is $($(name)), and there is no configs/$($(name)).yaml: take one of $($(name)S)))))
+$(if $(filter file,$(origin PRESET))$(filter clean status,$(MAKECMDGOALS))$(wildcard configs/presets/$(PRESET)/.),,\
+	$(error PRESET is $(PRESET), and there is no configs/presets/$(PRESET): take one of $(PRESETS)))
+$(if $(filter here slurm,$(LAUNCH)),,$(error LAUNCH is $(LAUNCH): take here or slurm))
+$(foreach name,STEPS DEVICES NODES,$(if $(shell echo '$(call given,$(name))' | grep -vE '^[0-9]*$$'),$(error $(name) is $($(name)), and no number)))
+$(if $(or $(findstring /,$(VARIANT)),$(word 2,$(VARIANT))),$(error RUN is $(VARIANT): give a variant a plain name, without / and spaces))
+MEASURES := tokens-check evaluate report sweep dependency layers probe zero-shot analysis condition pictures
+$(if $(and $(VARIANT),$(filter $(MEASURES),$(MAKECMDGOALS))),$(if $(filter $(NAME),$(CODER) $(CODED) $(FIRST) $(DRAWER) $(DRAWING)),,\
+	$(error RUN is $(VARIANT), and no stage of $(RUNS) has this name yet: make tokenizer, tokens, generator or sample with it first)))
 ifneq ($(filter condition,$(MAKECMDGOALS)),)
 $(if $(shell grep -s NextScaleGenerator configs/$(GENERATOR).yaml),,\
 	$(error GENERATOR is $(GENERATOR), and references condition a next-scale one: make condition GENERATOR=next_scale TOKENIZER=imagefolder))
@@ -82,15 +114,24 @@ $(foreach learner,$(if $(ARGS),,$(LEARNERS)),\
 .DEFAULT_GOAL := help
 .PHONY: status help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference experiment consolidate test test-cluster drill soak fuzz lint format benchmark tensorboard clean
 
-help: ## Explain every target
-	@echo "make TARGET [PRESET=digits|photos|imagenet] [TOKENIZER=$$(grep -l 'stage: tokenizer/' configs/*.yaml | sed 's|.*/||; s|\.yaml||' | paste -sd '|')]"
-	@echo "            [GENERATOR=$$(grep -l 'lightning_modules.GeneratorModule' configs/*.yaml | sed 's|.*/||; s|\.yaml||' | paste -sd '|')] [DATA=/path] [ARGS='--key value']"
-	@echo "            [LAUNCH=slurm NODES=2 GPUS=8 PARTITION=name TIME=24:00:00]"
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+help: ## start | Explain every target
+	@echo "make TARGET [NAME=value …]     make -n TARGET shows the commands"
+	@echo "    make demo TOKENIZER=ifsq GENERATOR=dit STEPS=20         a quick look at all stages"
+	@echo "    make tokenizer RUN=slow ARGS='--trainer.max_steps 2000' a variant; make report RUN=slow goes on with it"
+	@awk -F ' ## ' 'BEGIN {count = split("start stages measure experiments cluster development", order, " ")} \
+		/^[a-z0-9-]+:.* ## / {split($$1, name, ":"); cut = index($$2, " | "); section = cut ? substr($$2, 1, cut - 1) : "start"; \
+			if (!seen[name[1]]++) lines[section] = lines[section] sprintf("  %-12s %s\n", name[1], cut ? substr($$2, cut + 3) : $$2)} \
+		END {for (i = 1; i <= count; i++) printf "%s\n%s", toupper(order[i]), lines[order[i]]}' Makefile
+	@echo "NAMES, with their defaults"
+	@echo "    PRESET=digits    $(PRESETS)"
+	@echo "    TOKENIZER=fq_dual $(TOKENIZERS)"
+	@echo "    GENERATOR=stage2 $(GENERATORS)"
+	@echo "    DATA=/path of the images    ARGS='--key value' of the named stages    RUN=name of a variant    STEPS=20 of each stage"
+	@echo "    DEVICES=1 NODES=1 of this start    LAUNCH=here, or slurm with NODES=1 GPUS=1 CPUS=8 TIME=24:00:00 PARTITION= SBATCH_ARGS="
 
 # --- environment -----------------------------------------------------------------------------------------------------
 
-setup: $(READY) ## Build .venv from requirements.lock; nothing to do when it is up to date
+setup: $(READY) ## start | Build .venv from requirements.lock; nothing to do when it is up to date
 
 $(READY): requirements.lock
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Polytoken needs Python 3.11 or newer; python3 is $$(python3 --version)"; exit 1; }
@@ -98,7 +139,7 @@ $(READY): requirements.lock
 	$(UV) pip sync --quiet --compile-bytecode --python $(PYTHON) --require-hashes requirements.lock # every program starts seconds sooner
 	@touch $@
 
-lock: $(READY) ## Renew requirements.lock from pyproject.toml
+lock: $(READY) ## development | Renew requirements.lock from pyproject.toml
 	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-header --python-version 3.11 --extra suite --extra caption --extra dev pyproject.toml -o requirements.lock
 
 # --- curriculum ------------------------------------------------------------------------------------------------------
@@ -107,27 +148,29 @@ ifeq ($(LAUNCH),slurm)
 include scripts/slurm.mk
 else
 
-demo: report ## Teachers, tokenizer, tokens, both stages, 500 samples, their evaluation, a report: no network, no GPU
+demo: report ## start | Teachers, tokenizer, tokens, both stages, 500 samples, their evaluation, a report: no network, no GPU
 
-curriculum: report ## The same stages; with LAUNCH=slurm, a job each, one after the other
+curriculum: report ## start | The same stages; with LAUNCH=slurm, a job each, one after the other
 
 ifeq ($(wildcard configs/presets/$(PRESET)/judge.yaml),)
 TEACHERS_HERE :=
-teacher: ## Train the judge and the stand-ins for CLIP, DINOv2 and SigLIP 2 of an embedded preset (digits, photos)
+teacher: ## stages | Train the judge and the stand-ins for CLIP, DINOv2 and SigLIP 2 (digits, photos)
 	@echo "the preset $(PRESET) trains no teachers: it uses published networks (make weights)"
 else
 TEACHERS_HERE := $(addprefix $(RUNS)/teacher/,judge/done.json mid/done.json high/done.json)
+# the teachers measure and guide all runs, so that STEPS of other targets leave them alone
+TAUGHT = $(if $(filter teacher,$(MAKECMDGOALS)),$(addprefix --trainer.max_steps ,$(call given,STEPS)) $(ARGS))
 # the dual encoder, which the recipes that name it need in addition
 DUAL := $(RUNS)/teacher/dual/done.json
-teacher: $(TEACHERS_HERE) $(DUAL) ## Train the judge and the stand-ins for CLIP, DINOv2 and SigLIP 2 of an embedded preset (digits, photos)
+teacher: $(TEACHERS_HERE) $(DUAL) ## stages | Train the judge and the stand-ins for CLIP, DINOv2 and SigLIP 2 (digits, photos)
 
 $(RUNS)/teacher/judge/done.json: configs/judge.yaml configs/presets/$(PRESET)/judge.yaml | $(READY)
-	$(FIT) $(call CONFIG,judge,judge)
+	$(FIT) $(call CONFIG,judge,judge) $(TAUGHT)
 	@$(PYTHON) -m commands.summary $(@D)
 	@echo "the judge is $(RUNS)/teacher/judge.safetensors"
 
 $(RUNS)/teacher/%/done.json: configs/teacher_%.yaml configs/presets/$(PRESET)/teacher_%.yaml | $(READY)
-	$(FIT) $(call CONFIG,teacher_$*,teacher_$*)
+	$(FIT) $(call CONFIG,teacher_$*,teacher_$*) $(TAUGHT)
 	@$(PYTHON) -m commands.summary $(@D)
 	@echo "the teacher is $(RUNS)/teacher/$*.safetensors"
 
@@ -138,56 +181,59 @@ endif
 weights/%_classes.safetensors: | $(READY)
 	$(PYTHON) -m commands.class_vectors --text $* # once, with a network: the text tower is large
 
-tokenizer: $(RUNS)/tokenizer/$(TOKENIZER)/done.json ## Train TOKENIZER on PRESET, or resume its training
+# the recipe names the run, unless it has another name
+ENCODER = $(call SIZED,$(TOKENIZER),$(KIND)) $(if $(filter-out $(TOKENIZER),$(CODER)),--run.stage tokenizer/$(CODER)) $(ROOT)
+
+tokenizer: $(RUNS)/tokenizer/$(CODER)/done.json ## stages | Train TOKENIZER on PRESET, or resume its training
 
 NAMES_DUAL := $(shell grep -ls teacher/dual configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/$(KIND).yaml $(call OVERLAY,$(TOKENIZER)))
-$(RUNS)/tokenizer/$(TOKENIZER)/done.json: $(TEACHERS_HERE) $(if $(NAMES_DUAL),$(DUAL)) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/$(KIND).yaml $(call OVERLAY,$(TOKENIZER)) | $(READY)
-	$(FIT) $(call SIZED,$(TOKENIZER),$(KIND)) $(ROOT) $(call ARGS_OF,tokenizer)
+$(RUNS)/tokenizer/$(CODER)/done.json: $(TEACHERS_HERE) $(if $(NAMES_DUAL),$(DUAL)) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/$(KIND).yaml $(call OVERLAY,$(TOKENIZER)) | $(READY)
+	$(FIT) $(ENCODER) $(call quick,$(CODER)) $(call placed,ddp_find_unused_parameters_true) $(call ARGS_OF,tokenizer)
 	@$(PYTHON) -m commands.summary $(@D)
 	@echo "the tokenizer is in $(@D) (config.yaml, checkpoints/, metrics.json, pictures); $(call NEXT,tokens)"
 
-tokens: $(CODES) ## Write the codes of all images, by TOKENIZER; the latents, if it has no codes
+tokens: $(CODES) ## stages | Write the codes of all images, by TOKENIZER; the latents, if it has no codes
 
-$(CODES): $(RUNS)/tokenizer/$(TOKENIZER)/done.json configs/tokens.yaml configs/presets/$(PRESET)/tokens.yaml $(call OVERLAY,tokens_$(TOKENIZER)) | $(READY)
-	$(CLI) predict $(call CONFIG,tokens,tokens) $(addprefix --config ,$(call OVERLAY,tokens_$(TOKENIZER))) --model.init_args.tokenizer_run $(RUNS)/tokenizer/$(TOKENIZER) --run.stage tokens/$(TOKENIZER) $(ROOT) $(call ARGS_OF,tokens)
+$(CODES): $(RUNS)/tokenizer/$(CODER)/done.json configs/tokens.yaml configs/presets/$(PRESET)/tokens.yaml $(call OVERLAY,tokens_$(TOKENIZER)) | $(READY)
+	$(CLI) predict $(call CONFIG,tokens,tokens) $(addprefix --config ,$(call OVERLAY,tokens_$(TOKENIZER))) --model.init_args.tokenizer_run $(RUNS)/tokenizer/$(CODER) --run.stage tokens/$(CODED) $(ROOT) $(call placed,) $(call ARGS_OF,tokens)
 	@echo "the tokens are in $(TOKENS) (train/, validation/); $(call NEXT,$(if $(filter stage2,$(GENERATOR)),stage1,generator))"
 
-tokens-check: $(CODES) ## Decode a few of the stored tokens next to their images, and verify all checksums
+tokens-check: $(CODES) ## measure | Decode a few of the stored tokens next to their images, and verify all checksums
 	$(PYTHON) -m commands.tokens_check $(TOKENS) $(call ARGS_OF,tokens-check)
 
-stage1: $(RUNS)/stage1/$(TOKENIZER)/done.json ## Train a generator on one code a patch: global structure
+stage1: $(RUNS)/stage1/$(FIRST)/done.json ## stages | Train a generator on one code a patch: global structure
 
-$(RUNS)/stage1/$(TOKENIZER)/done.json: $(CODES) configs/stage1.yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,stage1) | $(READY)
-	$(call GENERATE,stage1) $(call ARGS_OF,stage1)
+$(RUNS)/stage1/$(FIRST)/done.json: $(CODES) configs/stage1.yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,stage1) | $(READY)
+	$(call GENERATE,stage1,$(FIRST)) $(call ARGS_OF,stage1)
 	@$(PYTHON) -m commands.summary $(@D)
 	@echo "stage 1 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); $(call NEXT,stage2)"
 
-stage2: $(RUNS)/stage2/$(TOKENIZER)/done.json ## Train it on all codes, starting from the run STAGE1: local dependencies
+stage2: $(RUNS)/stage2/$(SECOND)/done.json ## stages | Train it on all codes, starting from STAGE1=runs/…: local dependencies
 
-$(RUNS)/stage2/$(TOKENIZER)/done.json: $(CODES) $(call escaped,$(STAGE1))/done.json configs/stage2.yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,stage2) | $(READY)
-	$(call GENERATE,stage2) --model.init_args.init_from $(call quoted,$(STAGE1)) $(call ARGS_OF,stage2)
+$(RUNS)/stage2/$(SECOND)/done.json: $(CODES) $(call escaped,$(STAGE1))/done.json configs/stage2.yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,stage2) | $(READY)
+	$(call GENERATE,stage2,$(SECOND)) --model.init_args.init_from $(call quoted,$(STAGE1)) $(call ARGS_OF,stage2)
 	@$(PYTHON) -m commands.summary $(@D)
 	@echo "stage 2 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); $(call NEXT,sample)"
 
-generator: $(TRAINED) ## Train GENERATOR, by default stage 2, on the stored tokens
+generator: $(TRAINED) ## stages | Train GENERATOR, by default stage 2, on the stored tokens
 
 ifeq ($(filter stage1 stage2,$(GENERATOR)),)
 $(TRAINED): $(CODES) configs/$(GENERATOR).yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,$(GENERATOR)) | $(READY)
-	$(call GENERATE,$(GENERATOR)) $(call ARGS_OF,generator)
+	$(call GENERATE,$(GENERATOR),$(DRAWER)) $(call ARGS_OF,generator)
 	@$(PYTHON) -m commands.summary $(@D)
 	@echo "$(GENERATOR) is in $(@D); $(call NEXT,sample)"
 endif
 
-sample: $(SAMPLED)/done.json ## Generate images with GENERATOR: samples.npz and grid.png
+sample: $(SAMPLED)/done.json ## stages | Generate images with GENERATOR: samples.npz and grid.png
 
 $(SAMPLED)/done.json: $(TRAINED) configs/sample.yaml configs/presets/$(PRESET)/sample.yaml $(call OVERLAY,sample_$(GENERATOR)) | $(READY)
-	$(CLI) predict $(call CONFIG,sample,sample) $(addprefix --config ,$(call OVERLAY,sample_$(GENERATOR))) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(TOKENIZER) --run.stage samples/$(notdir $(SAMPLED)) $(call ARGS_OF,sample)
+	$(CLI) predict $(call CONFIG,sample,sample) $(addprefix --config ,$(call OVERLAY,sample_$(GENERATOR))) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(DRAWER) --run.stage samples/$(notdir $(SAMPLED)) $(call placed,) $(call ARGS_OF,sample)
 	@echo "the samples are in $(@D) (samples.npz, grid.png); $(call NEXT,evaluate)"
 
-condition: $(TRAINED) | $(READY) ## Generate images around references (GENERATOR=next_scale): grid.png, samples.npz
-	$(CLI) predict $(call CONFIG,condition,condition) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(TOKENIZER) --run.stage samples/$(notdir $(SAMPLED))_condition $(ROOT) $(ARGS)
+condition: $(TRAINED) | $(READY) ## stages | Generate images around references (GENERATOR=next_scale): grid.png, samples.npz
+	$(CLI) predict $(call CONFIG,condition,condition) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(DRAWER) --run.stage samples/$(notdir $(SAMPLED))_condition $(ROOT) $(ARGS)
 
-evaluate: $(MEASURED) ## Measure SAMPLES=any.npz, real images and reconstructions
+evaluate: $(MEASURED) ## measure | Measure SAMPLES=any.npz, real images and reconstructions
 
 # ARGS may name another reference or network than that of the existing metrics
 .PHONY: measure-again
@@ -195,74 +241,74 @@ $(MEASURED): $(DRAWN) $(TEACHERS_HERE) $(if $(call ARGS_OF,evaluate),measure-aga
 	$(PYTHON) -m commands.evaluate --samples $(call quoted,$(SAMPLES)) --preset $(PRESET) $(call ARGS_OF,evaluate)
 	@echo "the metrics are in $@; $(call NEXT,report)"
 
-sweep: $(TRAINED) $(TEACHERS_HERE) ## Measure GENERATOR at each guidance of CFG="1.0 1.5 2.0": sweep.json, sweep.png
-	$(PYTHON) -m commands.sweep --run $(RUNS)/$(GENERATOR)/$(TOKENIZER) --guidance $(CFG) --preset $(PRESET) $(ARGS)
+sweep: $(TRAINED) $(TEACHERS_HERE) ## measure | Measure GENERATOR at each guidance of CFG="1.0 1.5 2.0": sweep.json, sweep.png
+	$(PYTHON) -m commands.sweep --run $(RUNS)/$(GENERATOR)/$(DRAWER) --guidance $(CFG) --preset $(PRESET) $(ARGS)
 
-dependency: $(CODES) ## Measure how far the stored codes of TOKENIZER depend on each other: dependency.json, dependency.png
+dependency: $(CODES) ## measure | How far the stored codes of TOKENIZER depend on each other: dependency.json
 	$(PYTHON) -m commands.dependency --store $(TOKENS) $(ARGS)
 
-layers: $(TRAINED) $(TEACHERS_HERE) ## Compare the blocks of GENERATOR with its output and a teacher: layers.json, layers.png
-	$(PYTHON) -m commands.layers --run $(RUNS)/$(GENERATOR)/$(TOKENIZER) $(ARGS)
+layers: $(TRAINED) $(TEACHERS_HERE) ## measure | Compare the blocks of GENERATOR with its output and a teacher: layers.json
+	$(PYTHON) -m commands.layers --run $(RUNS)/$(GENERATOR)/$(DRAWER) $(ARGS)
 
 # what the features of a representation autoencoder still know, for the report; elsewhere it takes hours: make probe zero-shot
-UNDERSTOOD := $(if $(and $(filter representation,$(KIND)),$(TEACHERS_HERE)),$(addprefix $(RUNS)/tokenizer/$(TOKENIZER)/,probes.json zero_shot.json))
+UNDERSTOOD := $(if $(and $(filter representation,$(KIND)),$(TEACHERS_HERE)),$(addprefix $(RUNS)/tokenizer/$(CODER)/,probes.json zero_shot.json))
 
-report: $(RUNS)/report.html ## Put all runs and tables of PRESET on one page: report.html, and report.md
+report: $(RUNS)/report.html ## start | Put all runs and tables of PRESET on one page: report.html, and report.md
 
 $(RUNS)/report.html: $(MEASURED) $(UNDERSTOOD) $(wildcard runs/experiments/results/*/*_$(PRESET).json) | $(READY)
 	$(PYTHON) -m commands.report --preset $(PRESET)
 	@echo "the report is $@; that is the whole curriculum"
 
-$(RUNS)/tokenizer/$(TOKENIZER)/probes.json: $(RUNS)/tokenizer/$(TOKENIZER)/done.json
+$(RUNS)/tokenizer/$(CODER)/probes.json: $(RUNS)/tokenizer/$(CODER)/done.json
 	$(PYTHON) -m commands.probe --run $(@D)
 
-$(RUNS)/tokenizer/$(TOKENIZER)/zero_shot.json: $(RUNS)/tokenizer/$(TOKENIZER)/done.json $(call escaped,$(CLASSES))
+$(RUNS)/tokenizer/$(CODER)/zero_shot.json: $(RUNS)/tokenizer/$(CODER)/done.json $(call escaped,$(CLASSES))
 	$(PYTHON) -m commands.zero_shot --run $(@D) --classes $(call quoted,$(CLASSES))
 
-probe: $(RUNS)/tokenizer/$(TOKENIZER)/done.json ## Probe the features of TOKENIZER for the class: probes.json
-	$(PYTHON) -m commands.probe --run $(RUNS)/tokenizer/$(TOKENIZER) $(ARGS)
+probe: $(RUNS)/tokenizer/$(CODER)/done.json ## measure | Probe the features of TOKENIZER for the class: probes.json
+	$(PYTHON) -m commands.probe --run $(RUNS)/tokenizer/$(CODER) $(ARGS)
 
-zero-shot: $(RUNS)/tokenizer/$(TOKENIZER)/done.json $(call escaped,$(CLASSES)) ## Classify images by decoded features of TOKENIZER=ideal and names of classes: zero_shot.json
-	$(PYTHON) -m commands.zero_shot --run $(RUNS)/tokenizer/$(TOKENIZER) --classes $(call quoted,$(CLASSES)) $(ARGS)
+zero-shot: $(RUNS)/tokenizer/$(CODER)/done.json $(call escaped,$(CLASSES)) ## measure | Classify images by features of TOKENIZER=ideal and names of classes: zero_shot.json
+	$(PYTHON) -m commands.zero_shot --run $(RUNS)/tokenizer/$(CODER) --classes $(call quoted,$(CLASSES)) $(ARGS)
 
-caption: $(RUNS)/caption_stage2/$(CAPTIONED)/done.json ## Caption images from FEATURE of TOKENIZER, in two stages: captions.json
+caption: $(RUNS)/caption_stage2/$(CAPTIONED)/done.json ## stages | Caption images from FEATURE=after/all of TOKENIZER, in two stages: captions.json
 
 # stage 1 trains a projector to a language model, stage 2 both
-CAPTION = $(FIT) $(call SIZED,$(1),caption) --run.stage $(1)/$(CAPTIONED) --model.init_args.feature $(FEATURE) \
-	--model.init_args.tokenizer_run $(RUNS)/tokenizer/$(TOKENIZER) $(if $(CAPTIONS),--data.init_args.source.init_args.root=$(call quoted,$(CAPTIONS)))
+CAPTION = $(FIT) $(call SIZED,$(1),caption) --run.stage $(1)/$(CAPTIONED) $(addprefix --trainer.max_steps ,$(call given,STEPS)) $(call placed,) --model.init_args.feature $(FEATURE) \
+	--model.init_args.tokenizer_run $(RUNS)/tokenizer/$(CODER) $(if $(CAPTIONS),--data.init_args.source.init_args.root=$(call quoted,$(CAPTIONS)))
 
-$(RUNS)/caption_stage1/$(CAPTIONED)/done.json: $(RUNS)/tokenizer/$(TOKENIZER)/done.json configs/caption_stage1.yaml configs/presets/$(PRESET)/caption.yaml $(call OVERLAY,caption_stage1) | $(READY)
+$(RUNS)/caption_stage1/$(CAPTIONED)/done.json: $(RUNS)/tokenizer/$(CODER)/done.json configs/caption_stage1.yaml configs/presets/$(PRESET)/caption.yaml $(call OVERLAY,caption_stage1) | $(READY)
 	$(call CAPTION,caption_stage1)
 
 $(RUNS)/caption_stage2/$(CAPTIONED)/done.json: $(RUNS)/caption_stage1/$(CAPTIONED)/done.json configs/caption_stage2.yaml $(call OVERLAY,caption_stage2) | $(READY)
 	$(call CAPTION,caption_stage2) --model.init_args.init_from $(RUNS)/caption_stage1/$(CAPTIONED) $(call ARGS_OF,caption)
 	@echo "BLEU and CIDEr-D are in $(@D)/metrics.json, the captions in captions.json"
 
-analysis: tokenizer ## Analyse the subspaces of TOKENIZER: affinity, ablation, code maps
-	$(PYTHON) cli.py validate $(call SIZED,$(TOKENIZER),$(KIND)) --config configs/analysis.yaml --config configs/presets/$(PRESET)/analysis.yaml $(ROOT) $(ARGS)
+analysis: tokenizer ## measure | Analyse the subspaces of TOKENIZER: affinity, ablation, code maps
+	$(PYTHON) cli.py validate $(ENCODER) --config configs/analysis.yaml --config configs/presets/$(PRESET)/analysis.yaml $(ARGS)
 
 endif
 
-pictures: analysis sample ## Copy the pictures of the runs and of the analysis into docs/images
-	for name in affinity subspaces code_map usage; do cp $(RUNS)/tokenizer/$(TOKENIZER)/$$name.png docs/images/$(PRESET)_$$name.png; done
-	cp $(RUNS)/tokenizer/$(TOKENIZER)/reconstructions.png docs/images/$(PRESET).png
-	cp $(RUNS)/tokenizer/$(TOKENIZER)/components.png docs/images/$(PRESET)_components.png
+pictures: analysis sample ## experiments | Copy the pictures of the runs and of the analysis into docs/images
+	for name in affinity subspaces code_map usage; do cp $(RUNS)/tokenizer/$(CODER)/$$name.png docs/images/$(PRESET)_$$name.png; done
+	cp $(RUNS)/tokenizer/$(CODER)/reconstructions.png docs/images/$(PRESET).png
+	cp $(RUNS)/tokenizer/$(CODER)/components.png docs/images/$(PRESET)_components.png
 	cp $(SAMPLED)/grid.png docs/images/$(PRESET)_samples.png
 
-plot: $(READY) ## Plot iFSQ Fig. 3 from its finished experiment into docs/images
+plot: $(READY) ## experiments | Plot iFSQ Fig. 3 from its finished experiment into docs/images
 	$(PYTHON) -m experiments show ifsq/fig3 --preset photos
 	$(PYTHON) -m experiments.ifsq_plot runs/experiments/results/ifsq/fig3_photos.json docs/images/ifsq_fig3.png
 
-weights: $(READY) ## Fetch VGG-16 (LPIPS), Inception, ADM's reference (2 GB), and TEACHERS="clip_large_14 …" into weights/
+weights: $(READY) ## start | Fetch VGG-16, Inception, ADM's reference (2 GB), and TEACHERS="clip_large_14 …" into weights/
 	$(PYTHON) -m commands.weights $(TEACHERS)
 
-reference: $(TEACHERS_HERE) | $(READY) ## Measure the real images of SPLIT=validation (for rFID) or train (for gFID)
+reference: $(TEACHERS_HERE) | $(READY) ## measure | Measure the real images of SPLIT=validation (for rFID) or train (for gFID)
 	$(PYTHON) -m commands.reference --preset $(PRESET) --split $(SPLIT) $(if $(DATA),--data $(call quoted,$(DATA))) $(ARGS)
 
-consolidate: | $(READY) ## Make one file (whole.ckpt) of the sharded checkpoint of RUN=runs/…, by default GENERATOR's
+consolidate: | $(READY) ## cluster | Make one file (whole.ckpt) of the sharded checkpoint of RUN=runs/…
 	$(PYTHON) -m commands.consolidate $(call quoted,$(or $(RUN),$(RUNS)/$(GENERATOR)/$(TOKENIZER)))
 
-experiment: $(TEACHERS_HERE) $(if $(filter ideal/%,$(EXPERIMENT)),$(DUAL) $(if $(shell grep -s zero_shot experiments/$(EXPERIMENT).yaml),$(call escaped,$(CLASSES)))) | $(READY) ## Run EXPERIMENT (ssq/table3, ifsq/fig3 …) on PRESET; ARGS='--seeds 3'
+experiment: $(TEACHERS_HERE) $(if $(filter ideal/%,$(EXPERIMENT)),$(DUAL) $(if $(shell grep -s zero_shot experiments/$(EXPERIMENT).yaml),$(call escaped,$(CLASSES)))) | $(READY) ## experiments | Run EXPERIMENT=ssq/table3 (ifsq/fig3 …) on PRESET; ARGS='--seeds 3'
 	$(PYTHON) -m experiments run $(EXPERIMENT) --preset $(PRESET) $(ARGS)
 
 # one stage as a job: experiments --sbatch submits it (LAUNCHER and CLUSTER reach it as variables of the environment)
@@ -275,42 +321,42 @@ experiment-stage: | $(READY)
 # these ARGS are pytest's; a make that a test runs must not inherit them
 PYTEST := OMP_NUM_THREADS=1 env -u ARGS -u MAKEFLAGS -u MAKELEVEL $(PYTHON) -m pytest
 
-test: $(READY) ## Run all tests of a single process, two at a time with a thread each
+test: $(READY) ## development | Run all tests of a single process, two at a time with a thread each
 	$(PYTEST) --numprocesses 2 --dist worksteal $(ARGS)
 
-test-cluster: $(READY) ## Run the tests of several processes, and jobs of a real SLURM (as root; else skipped with the reason)
+test-cluster: $(READY) ## cluster | Run the tests of several processes, and jobs of a real SLURM (as root)
 	$(PYTEST) -m cluster --numprocesses 2 --dist loadfile -rs $(ARGS)
 
-drill: $(READY) ## Kill the make of a curriculum on digits 20 times: it ends like an undisturbed one; ARGS='--curriculum ideal --kills 50'
+drill: $(READY) ## development | Kill a curriculum on digits 20 times: it ends like an undisturbed one; ARGS='--kills 50'
 	$(PYTHON) -m tests.drill $(ARGS)
 
-soak: $(READY) ## Train a tokenizer and a generator for 20,000 tiny steps each: memory, files, threads and time do not grow
+soak: $(READY) ## development | Train for 20,000 tiny steps: memory, files, threads and time do not grow
 	$(PYTHON) -m tests.soak $(ARGS)
 
-fuzz: $(READY) ## Give 2,000 mutated files to the programs that read them; ARGS='--seed 1 --mutations 500'
+fuzz: $(READY) ## development | Give 2,000 mutated files to the programs that read them; ARGS='--seed 1 --mutations 500'
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.fuzz $(ARGS)
 
-lint: $(READY) ## Check style, types and imports
+lint: $(READY) ## development | Check style, types and imports
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
 
-format: $(READY) ## Format the code
+format: $(READY) ## development | Format the code
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-benchmark: $(READY) ## Measure the f16 dual tokenizer, and generators in training and sampling; writes benchmarks/results
+benchmark: $(READY) ## development | Measure speeds in training and sampling; writes benchmarks/results
 	$(PYTHON) -m benchmarks.tokenizer
 	$(PYTHON) -m benchmarks.generator
 
-tensorboard: $(READY) ## Watch all runs: Custom Scalars groups reconstruct, codes, generate; HParams lists settings
+tensorboard: $(READY) ## start | Watch all runs on HOST=localhost, PORT=6006: curves, pictures, settings
 	$(VENV)/bin/tensorboard --logdir runs --port $(or $(PORT),6006) --host $(or $(HOST),localhost)
 
-clean: ## Delete the runs of PRESET, after a question; YES=1 answers it
+clean: ## start | Delete the runs of PRESET, after a question; YES=1 answers it
 	@test -d $(RUNS) || { echo "there is no $(RUNS)"; exit 1; }
 	@test -n "$(YES)" || { printf 'delete %s (%s)? [y/N] ' $(RUNS) "$$(du -sh $(RUNS) | cut -f 1)"; read -r answer; test "$$answer" = y; } || { echo "nothing was deleted"; exit 1; }
 	rm -rf $(RUNS)
 
-status: | $(READY) ## List the stages of PRESET: finished, unfinished with its step, not begun
-	@$(PYTHON) -m commands.status --preset $(PRESET) --tokenizer $(TOKENIZER) --generator $(GENERATOR)
+status: | $(READY) ## start | List the stages of PRESET: finished, unfinished with its step, not begun
+	@$(PYTHON) -m commands.status --preset $(PRESET) --tokenizer $(NAME) --generator $(GENERATOR)

@@ -2,7 +2,7 @@
 # its allocation, so that the Makefile alone defines a stage.
 
 NODES      ?= 1
-GPUS       ?= 1
+GPUS       ?= $(or $(call given,DEVICES),1)
 CPUS       ?= 8
 TIME       ?= 24:00:00
 PARTITION  ?=
@@ -16,7 +16,7 @@ CURRICULUM := $(if $(wildcard configs/presets/$(PRESET)/judge.yaml),teacher) tok
 SUBMITTED  := teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate sweep report probe zero-shot caption analysis
 # stages of a single process
 SINGLE     := tokens-check evaluate sweep report probe zero-shot analysis teacher
-HANDED_ON  := PRESET TOKENIZER GENERATOR DATA STAGE1 SAMPLES CLASSES CAPTIONS FEATURE CFG
+HANDED_ON  := PRESET TOKENIZER GENERATOR RUN STEPS DATA STAGE1 SAMPLES CLASSES CAPTIONS FEATURE CFG
 
 # $(1) is the stage: options of sbatch, and arguments of the job's make
 ASKED = --job-name=$(PRESET)-$(1) --output=$(RUNS)/slurm/%x-%j.log --time=$(TIME) $(PARTITION:%=--partition=%) \

@@ -83,7 +83,9 @@ def test_slurm_runs_a_job(slurm: LocalSlurm, tmp_path: Path) -> None:
 
 
 def test_a_failed_stage_removes_later_ones_from_the_queue(slurm: LocalSlurm, tmp_path: Path) -> None:
-    jobs = make(slurm, working_copy(tmp_path / "here"), "curriculum", "PRESET=nowhere")
+    here = working_copy(tmp_path / "here")
+    (here / "configs/presets/nowhere").mkdir()
+    jobs = make(slurm, here, "curriculum", "PRESET=nowhere")
     slurm.operate(jobs, {})
     about = [slurm.about(job) for job in jobs]
     assert [job["JobState"] for job in about] == ["FAILED"] + ["CANCELLED"] * 6

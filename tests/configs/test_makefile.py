@@ -27,9 +27,18 @@ def configs_of(line: str) -> list[str]:
     return re.findall(r"--config (\S+)", line)
 
 
-def test_help_lists_every_recipe() -> None:
+def test_help_has_sections_and_lists_every_recipe() -> None:
     said = make("help")
-    assert f"TOKENIZER={'|'.join(TOKENIZERS)}]" in said and f"GENERATOR={'|'.join(GENERATORS)}]" in said
+    assert (
+        f"TOKENIZER=fq_dual {' '.join(TOKENIZERS)}\n" in said and f"GENERATOR=stage2 {' '.join(GENERATORS)}\n" in said
+    )
+    assert f"PRESET=digits    {' '.join(PRESETS)}\n" in said and len(said.splitlines()) <= 60
+    heads = re.findall(r"^([A-Z]+)$", said, re.MULTILINE)
+    assert heads == ["START", "STAGES", "MEASURE", "EXPERIMENTS", "CLUSTER", "DEVELOPMENT"]
+    targets = re.findall(r"^  ([a-z0-9-]+) ", said, re.MULTILINE)
+    assert len(targets) == len({*targets}), "a target twice"
+    for example in re.findall(r"^    make (.*?)   ?\w", said, re.MULTILINE):
+        assert "cli.py" in make("-n", "-B", *shlex.split(example))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -55,7 +64,7 @@ def test_a_new_recipe_and_its_overlay_need_no_change_of_the_makefile(tmp_path: P
         (tmp_path / f"configs/{name}.yaml").write_text(yaml.safe_dump(model))
     online = {"data": {"class_path": "datamodules.OnlineTokenDataModule"}}
     (tmp_path / "configs/presets/mine/online.yaml").write_text(yaml.safe_dump(online))
-    assert "GENERATOR=new|online]" in make("help", cwd=tmp_path)
+    assert "GENERATOR=stage2 new online\n" in make("help", cwd=tmp_path)
     settings = ("PRESET=mine", "TOKENIZER=vq", "DATA=/images")
     for recipe, files in (("new", []), ("online", ["configs/presets/mine/online.yaml"])):
         said = make("-n", "sample", f"GENERATOR={recipe}", *settings, cwd=tmp_path)
@@ -70,6 +79,14 @@ def test_a_new_recipe_and_its_overlay_need_no_change_of_the_makefile(tmp_path: P
     [
         (("tokenizer", "TOKENIZER=imagefoldr"), "TOKENIZER is imagefoldr, and there is no configs/imagefoldr.yaml"),
         (("sample", "GENERATOR=next_scal"), "GENERATOR is next_scal, and there is no configs/next_scal.yaml"),
+        (
+            ("demo", "PRESET=photo"),
+            "PRESET is photo, and there is no configs/presets/photo: take one of digits imagenet p",
+        ),
+        (("demo", "LAUNCH=slrm"), "LAUNCH is slrm: take here or slurm"),
+        (("demo", "STEPS=many"), "STEPS is many, and no number"),
+        (("tokenizer", "RUN=a/b"), "RUN is a/b: give a variant a plain name"),
+        (("evaluate", "RUN=nowhere"), "RUN is nowhere, and no stage of runs/digits has this name yet"),
         (("demo", "TOKENIZER=ae"), "GENERATOR stage2 learns codes, and TOKENIZER ae has none: take GENERATOR=dit"),
         (("stage1", "TOKENIZER=vae"), "GENERATOR stage1 learns codes, and TOKENIZER vae has none"),
         (("condition",), "GENERATOR is stage2, and references condition a next-scale one: make condition GENERATOR="),
@@ -183,3 +200,47 @@ def test_hints_keep_what_was_chosen() -> None:
     assert said == [f"{goal} {' '.join(chosen)} DATA='a b'" for goal in goals]
     said = re.findall(r'next: make (.*)"', make("-n", "-B", "evaluate"))
     assert said == ["tokens", "stage1", "stage2", "sample", "evaluate", "report"]
+
+
+def places(said: str) -> list[str]:
+    """Directories of the stages that make would run, without the teachers."""
+    named = [re.search(r"--run.stage (\S+)", line) for line in said.splitlines() if "cli.py" in line]
+    return [match[1] for match in named if match] + re.findall(r"--samples 'runs/digits/(\S+)/samples.npz'", said)
+
+
+def test_a_variant_branches_off_where_it_begins(here: Path) -> None:
+    """Stages before the first of this name are those of the recipe."""
+    assert places(make("-n", "evaluate", "demo", "RUN=low", cwd=here)) == [
+        *("tokenizer/low", "tokens/low", "stage1/low", "stage2/low", "samples/low", "samples/low")
+    ]
+    later = [f"{stage}/fq_dual" for stage in ("tokens", "stage1", "stage2")]
+    assert places(make("-n", "sample", "RUN=low", cwd=here)) == [*later, "samples/low"]
+    (here / "runs/digits/tokens/low").mkdir(parents=True)
+    assert places(make("-n", "evaluate", "RUN=low", cwd=here)) == [
+        *("tokens/low", "stage1/low", "stage2/low", "samples/low", "samples/low")
+    ]
+    said = make("-n", "sample", "RUN=low", "GENERATOR=llamagen", "TOKENIZER=vq", cwd=here)
+    assert places(said) == ["tokens/low", "llamagen/low", "samples/low_llamagen"]
+    assert "--data.init_args.store runs/digits/tokens/low" in said and "next: make evaluate TOKENIZER=vq" in said
+
+
+def test_a_quick_look_has_places_of_its_own(here: Path) -> None:
+    said = make("-n", "demo", "STEPS=20", cwd=here)
+    trained = ("tokenizer", "stage1", "stage2")
+    assert places(said)[:4] == [f"{stage}/fq_dual_20_steps" for stage in ("tokenizer", "tokens", "stage1", "stage2")]
+    lines = [line for line in said.splitlines() if "--trainer.max_steps 20" in line]
+    assert [re.search(r"--run.stage (\w+)", line)[1] for line in lines] == [*trained], "the teachers train in full"  # type: ignore[index]
+    assert "next: make tokens STEPS=20" in said
+
+
+@pytest.mark.parametrize("target", ["demo", "curriculum", "sample"])
+def test_devices_reach_every_stage_of_several_processes(target: str, here: Path) -> None:
+    lines = [
+        line
+        for line in make("-n", target, "DEVICES=2", "NODES=3", cwd=here).splitlines()
+        if "--run.stage" in line or "fq_dual.yaml" in line
+    ]
+    assert len(lines) == 5 and all("--trainer.devices 2 --trainer.num_nodes 3" in line for line in lines)
+    assert ["--trainer.strategy ddp_find_unused_parameters_true" in line for line in lines] == [True] + [False] * 4
+    one = make("-n", "tokenizer", "PRESET=imagenet", "DEVICES=1", cwd=here)
+    assert "--trainer.devices 1 --trainer.strategy auto" in " ".join(one.split())
