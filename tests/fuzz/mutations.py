@@ -55,9 +55,6 @@ class Touches:
         return os.mkdir, ("ran",)
 
 
-# --- bytes ---
-
-
 def flip(path: Path, draw: random.Random) -> None:
     content = bytearray(path.read_bytes())
     for _ in range(draw.choice((1, 1, 1, 2, 8, 64)) if content else 0):
@@ -122,9 +119,6 @@ def place(path: Path, draw: random.Random) -> None:
 
 
 BYTES: tuple[Mutation, ...] = (flip, flip, flip, truncate, extend, overwrite, replace, place)
-
-
-# --- values of a tree ---
 
 
 def change(tree: Any, draw: random.Random) -> Any:
@@ -246,9 +240,6 @@ def bomb_of_yaml(path: Path, draw: random.Random) -> None:
 
 
 YAML: tuple[Mutation, ...] = (*[tree_of_yaml] * 8, *[bomb_of_yaml] * 5, reencode, *BYTES)
-
-
-# --- checkpoints, safetensors, npz ---
 
 
 def tree_of_checkpoint(path: Path, draw: random.Random) -> None:
