@@ -26,6 +26,7 @@ from polytoken.generators.base import Generator
 from polytoken.generators.record import GeneratorRecord
 from polytoken.integrity import DAMAGED, damage_of_archive
 from polytoken.layout import CHECKPOINTS, LAST, SHARDED, WHOLE
+from polytoken.records import check_size
 from polytoken.tokenizers import Tokenizer
 from polytoken.weights import why_unreadable
 
@@ -307,6 +308,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a readable checkpoint ({why_unreadable(error)}): {REMEDY}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a readable checkpoint (it holds a {type(content).__name__})")
+    check_size(content, path)
     return content
 
 

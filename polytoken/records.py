@@ -16,6 +16,8 @@ from polytoken.files import write_bytes
 T = TypeVar("T")
 
 LIMIT = 1 << 28  # bytes of a file
+DEPTH = 100  # of plain data inside of checkpoints
+VALUES = 10_000_000  # likewise, with each part as often as it is held
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,27 @@ def decode(data: bytes | Mapping[str, Any], type: type[T], where: Path | str) ->
         raise UserError(f"{where} is not valid JSON: {reason[:1].lower()}{reason[1:]}") from error
     except RecursionError as error:
         raise UserError(f"{where} is nested too deeply") from error
+
+
+def check_size(value: Any, where: Path | str) -> None:
+    """Raise UserError if plain data are nested too deeply for a recursive reader, or hold a part so often that it ends.
+
+    A pickle can hold one list nine times in another, and that nine times in a third: a reader would visit it 9^n times.
+    """
+    sizes: dict[int, int] = {}
+
+    def size(node: Any, depth: int) -> int:
+        if not isinstance(node, Mapping | list | tuple | set | frozenset):
+            return 1
+        if id(node) not in sizes:
+            if depth > DEPTH:
+                raise UserError(f"{where} is nested more than {DEPTH} deep")
+            items = [*node.keys(), *node.values()] if isinstance(node, Mapping) else node
+            sizes[id(node)] = 1 + sum(size(item, depth + 1) for item in items)
+        return sizes[id(node)]
+
+    if size(value, 0) > VALUES:
+        raise UserError(f"{where} holds more than {VALUES:,} values")
 
 
 def encode(value: Any) -> bytes:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -94,3 +95,18 @@ def test_a_broken_derived_file_is_set_aside(tmp_path: Path, caplog: pytest.LogCa
         assert records.read_derived(path, Metrics) is None
     assert "metrics.json is not valid JSON" in caplog.text and "metrics.json.broken" in caplog.text
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.json.broken"]
+
+
+def test_data_that_a_recursive_reader_does_not_survive() -> None:
+    deep: Any = 1
+    for _ in range(5000):
+        deep = [deep]
+    wide: Any = [1]
+    for _ in range(30):
+        wide = [wide] * 9
+    circle: dict[str, Any] = {}
+    circle["x"] = [circle]
+    for value, says in ((deep, "nested more than 100 deep"), (wide, "more than 10,000,000"), (circle, "100 deep")):
+        with pytest.raises(UserError, match=f"last.ckpt .*{says}"):
+            records.check_size({"a": value}, "last.ckpt")
+    records.check_size({"a": [(1, {"b": None})] * 1000, "c": {1, 2}}, "last.ckpt")
