@@ -69,7 +69,7 @@ def grid_generator(head: Head) -> AutoregressiveGenerator:
     torch.manual_seed(0)
     trunk = TrunkConfig(dim=16, depth=1, num_heads=2, ffn_multiple=16)
     sizes = (11,) if isinstance(head, LinearHead) else (11, 12)
-    generator = build_generator(TokenSpec(sizes, ((16, 16),)), 5, trunk, head)
+    generator = build_generator(TokenSpec(sizes, ((8, 8),)), 5, trunk, head)
     for parameter in generator.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return generator.eval()
@@ -83,7 +83,7 @@ def grid_generator(head: Head) -> AutoregressiveGenerator:
 def test_one_graph_serves_all_positions(
     sampler: CategoricalSampler, graphs: int, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No graph break, no recompilation over 256 positions, and the codes of eager mode.
+    """No graph break, no recompilation over 64 positions, and the codes of eager mode.
 
     inductor compiles and needs a C++ compiler; aot_eager runs the same graphs operator by operator.
     """
