@@ -22,12 +22,13 @@ from artifacts.metrics import comparison_section, merge_section
 from artifacts.run_files import METRICS, Evaluation, Samples
 from artifacts.samples import SamplesFile
 from commands.comparison import Comparison, add_arguments
+from commands.metric_names import kind_of
 from commands.preset import BATCH
 from commands.program import new_parser, print_table, run
 from commands.progress import track
 from polytoken import records
 from polytoken.errors import MissingFileError, UserError
-from polytoken.metrics.image_metrics import Target, image_metrics, kind_of
+from polytoken.metrics.image_metrics import Target, image_metrics
 from polytoken.metrics.image_set import SPLIT, ImageStatistics, Use
 
 if TYPE_CHECKING:

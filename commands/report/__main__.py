@@ -11,6 +11,7 @@ import re
 import shutil
 from argparse import Namespace
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,7 +21,9 @@ from artifacts.display import for_markdown
 from artifacts.provenance import commit, machine
 from commands.program import new_parser, run
 from commands.report import experiments, stages
-from commands.report.content import Picture
+from commands.report.card import card
+from commands.report.content import Picture, take_shared
+from commands.report.runs import short
 from polytoken.errors import MissingFileError, UserError
 from polytoken.files import is_file_name, write_bytes, write_text
 
@@ -34,18 +37,26 @@ def write(page: Path, directory: Path, preset: str) -> None:
         preset: its name.
     """
     results = experiments.read(directory.parent / "experiments" / "results", preset)
+    *trained, teachers = stages.sections(directory, preset)
+    done, missing = experiments.tables(results, preset)
+    sections = [
+        stages.samples(directory / "samples", preset),
+        *trained,
+        *([done] if done.entries else []),
+        *experiments.discrepancy(results),
+        teachers,
+        missing,
+    ]
+    numbers = count(1)
     content = {
         "preset": preset,
         "place": str(directory),
         "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        "machine": machine(),
-        "commit": commit(),
-        "sections": [
-            *stages.sections(directory, preset),
-            stages.samples(directory / "samples", preset),
-            experiments.tables(results, preset),
-            experiments.discrepancy(results),
-        ],
+        "card": card(directory),
+        "shared": take_shared(entry for section in sections for entry in section.entries),
+        "here": [("machine", machine()), *([("commit", short(of_code))] if (of_code := commit()) else [])],
+        "sections": sections,
+        "next_number": lambda: next(numbers),
     }
     drawn = page.with_name(f"{page.stem}_pictures")
     shutil.rmtree(drawn, ignore_errors=True)

@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from artifacts.display import read_no_mathematics
+from commands.metric_names import name_of
 from commands.report.content import Picture
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def curves(path: Path) -> Iterator[Picture]:
             points = [(event.step, event.value) for event in events.Scalars(tag)]
             every = -(-len(points) // MAX_POINTS)
             axes.plot(*zip(*points[::every], strict=True), label=tag.removeprefix(f"{name}/"), linewidth=1.2)
-        axes.set_title(name, fontsize=10)
+        title = name_of(name).head if name in groups[name] else name
+        axes.set_title(title, fontsize=10)
         axes.set_xlabel("step", fontsize=9)
         if len(groups[name]) > 1:
             axes.legend(fontsize=8)

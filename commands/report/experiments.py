@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
@@ -22,8 +23,8 @@ def read(directory: Path, preset: str) -> list[Results]:
     return [results for results in found if results is not None and results.preset == preset]
 
 
-def tables(found: list[Results], preset: str) -> Section:
-    """The table of each experiment with the paper's columns, the directions, and commands for the other experiments."""
+def tables(found: list[Results], preset: str) -> tuple[Section, Section]:
+    """The table of each experiment with the paper's columns; and, folded, commands for the other experiments."""
     section = Section("experiments", "Tables of the papers", "Our numbers next to the papers'.")
     section.text += " The papers' are at their scale: compare directions, not values. ± is the seeds' deviation."
     done = {results.experiment: results for results in found if results.records}
@@ -33,33 +34,32 @@ def tables(found: list[Results], preset: str) -> Section:
             values = dict.fromkeys(str(value) for record in results.records if (value := getattr(record, column)))
             facts += [(word, "; ".join(values))] if values else []
         section.entries.append(Entry(results.title, facts, tables=results.tables))
+    others = Section("more", "Experiments that were not run", "Tables of the papers at this preset.", folded=True)
     for file in sorted((REPOSITORY / "experiments").glob("*/*.yaml")):
         name = f"{file.parent.name}/{file.stem}"
         if name not in done and preset in yaml_files.read(file)["presets"]:
-            section.missing.append(f"make experiment EXPERIMENT={name} PRESET={preset}")
-    return section
+            others.missing.append(f"make experiment EXPERIMENT={name} PRESET={preset}")
+    return section, others
 
 
-def discrepancy(found: list[Results]) -> Section:
+def discrepancy(found: list[Results]) -> Iterator[Section]:
     """A plot and a table for each experiment that measured samples and the reconstructions of their tokenizer."""
-    section = Section("discrepancy", "Reconstruction against generation", "")
+    section = Section("discrepancy", "Reconstruction against generation")
     for results in found:
         for network, metrics in DISTANCES.items():
             if len(points := _points(results, *metrics)) > 1:
                 picture = draw(points, f"gFD over rFD, by {network} ({results.experiment})")
                 means = {row: (fmean(rfd), fmean(gfd)) for row, (rfd, gfd) in points.items()}
                 rows = [[row, number(rfd), number(gfd), number(gfd - rfd)] for row, (rfd, gfd) in means.items()]
-                table = Table(["", "rFD", "gFD", "gFD − rFD"], rows)
+                table = Table(["", "rFD ↓", "gFD ↓", "gFD − rFD"], rows)
                 section.entries.append(Entry(results.title, pictures=[picture], tables=[table]))
     section.text = (
         "Fréchet distance of samples over that of their tokenizer's reconstructions, both to real images and by one "
         "network. Points above one another share a tokenizer. Better reconstruction (left) helps only where samples "
         "follow (down)."
     )
-    if not section.entries:
-        section.text = "No experiment here has measured both samples and the reconstructions of their tokenizer."
-        section.missing = ["make experiment EXPERIMENT=ssq/table5 PRESET=digits"]
-    return section
+    if section.entries:
+        yield section
 
 
 def _points(results: Results, reconstructed: str, generated: str) -> Points:

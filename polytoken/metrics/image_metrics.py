@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -45,11 +44,6 @@ class Target:
         """Target of images measured in this process, described by ``images``."""
         about = {"reference": images, "reference_kind": kind, "reference_n": measured.count}
         return cls(measured.extractor, measured.features, measured.spatial, measured.rows, about)
-
-
-def kind_of(name: str) -> str:
-    """Kind of a metric, without network and prefix: ``fd`` for ``gfd/judge`` and ``rfd/judge``."""
-    return re.sub(r"^[gr](?=(?:fid|fd|sfid|is|kid|kd)$)", "", name.split("/")[0])
 
 
 def image_metrics(

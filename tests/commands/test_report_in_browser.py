@@ -86,7 +86,7 @@ def test_the_page_renders_on_a_phone_and_on_a_screen(page: Path, tmp_path: Path)
     assert "CONSOLE" not in printed, printed
     assert sorted(one["width"] for one in found) == list(WIDTHS)
     for one in found:
-        assert len(one["images"]) == 5 and min(one["images"]) > 0
+        assert len(one["images"]) == 7 and min(one["images"]) > 0
         assert len(one["tables"]) == 4 and min(one["tables"]) > 20
         assert one["scrollWidth"] <= one["width"] and one["beyond"] == []
         assert one["fetched"] == [] and one["skip"] == [True, "main"]

@@ -1,0 +1,173 @@
+"""Tables of what programs have measured of a run or of its tokens: probes, zero-shot, sweep, layers and others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TypedDict
+
+from artifacts.results import Table
+from artifacts.run_files import (
+    CAPTIONS,
+    CURVE,
+    LAYERS,
+    PROBES,
+    ZERO_SHOT,
+    Caption,
+    Curve,
+    ImageMetric,
+    Layers,
+    Probes,
+    Sweep,
+    ZeroShotResult,
+)
+from commands.report.content import number
+from commands.report.image_sets import head_of, text_of
+from polytoken import records
+
+CAPTIONS_SHOWN = 5
+BLOCKS = {  # curves of layers.json
+    "sts": "STS",
+    "nts": "NTS",
+    "cknna": "CKNNA",
+    "cka": "CKA",
+    "probe": "probe accuracy",
+}
+
+
+class Pair(TypedDict):
+    """An entry of `dependency.json`, without torch."""
+
+    kind: str
+    sub_codes: tuple[int, int]
+    scale: int | None
+    bits: float
+    deviation: float
+    entropy: float
+
+
+class Pairs(TypedDict):
+    """What the report shows of `dependency.json`."""
+
+    entries: list[Pair]
+    estimator: str
+    images: int
+
+
+class ClassPSNR(TypedDict):
+    """A class of `psnr_by_class.json`."""
+
+    tokenizer: float
+    painted: float
+
+
+def measured(directory: Path) -> Iterator[Table]:
+    """All tables of a run."""
+    if sweep := records.read_derived(directory / "sweep.json", Sweep):
+        yield from _sweep(sweep)
+    if probes := records.read_derived(directory / PROBES, Probes):
+        yield from _probes(probes)
+    if zero_shot := records.read_derived(directory / ZERO_SHOT, ZeroShotResult):
+        yield _zero_shot(zero_shot)
+    for file, what in ((LAYERS, "validation images"), (f"generated_{LAYERS}", "generated images")):
+        if layers := records.read_derived(directory / file, Layers):
+            yield _layers(layers, what)
+    if curve := records.read_derived(directory / CURVE, Curve):
+        yield _curve(curve)
+    if captions := records.read_derived(directory / CAPTIONS, list[Caption]):
+        rows = [[one["image"], one["generated"], *one["references"][:1]] for one in captions[:CAPTIONS_SHOWN]]
+        yield Table(["image", "generated caption", "a reference"], rows, f"Captions: {len(rows)} of {len(captions):,}")
+    if classes := records.read_derived(directory / "psnr_by_class.json", dict[str, ClassPSNR]):
+        rows = [[name, f"{one['tokenizer']:.2f}", f"{one['painted']:.2f}"] for name, one in classes.items()]
+        yield Table(["class", "PSNR, dB ↑", "of patches in their mean colour"], rows, "PSNR by class")
+
+
+def dependency(directory: Path) -> Iterator[Table]:
+    """The table of a token store, if the dependency of its codes was measured."""
+    if found := records.read_derived(directory / "dependency.json", Pairs):
+        rows = [
+            [
+                f"{one['kind']}, sub-codes {one['sub_codes'][0]} and {one['sub_codes'][1]}",
+                "mean" if one["scale"] is None else str(one["scale"]),
+                f"{one['bits']:.3f} ± {one['deviation']:.3f}",
+                f"{one['bits'] / one['entropy']:.1%}" if one["entropy"] > 0 else "–",
+            ]
+            for one in found["entries"]
+        ]
+        caption = f"Mutual information of codes, {found['images']:,} images; estimator {found['estimator']}"
+        yield Table(["between", "scale", "bits", "of entropy"], rows, f"{caption}; ± is the shuffles' deviation")
+
+
+def _sweep(sweep: Sweep) -> Iterator[Table]:
+    """A row for each guidance scale of the latest settings."""
+    if scales := sweep["scales"]:
+        settings = scales[-1]["settings"]
+        scales = sorted((one for one in scales if one["settings"] == settings), key=lambda one: one["guidance"])
+        names = list(dict.fromkeys(name for one in scales for name in one["metrics"]))
+        rows = [[f"{one['guidance']:g}", *(_cell(one["metrics"], name) for name in names)] for one in scales]
+        heads = [head_of(name) for name in names]
+        yield Table(["guidance", *heads], rows, f"Guidance: {settings.get('num_images', '?')} samples a scale")
+
+
+def _cell(metrics: Mapping[str, ImageMetric], name: str) -> str:
+    return text_of(name, metrics[name]) if name in metrics else "–"
+
+
+def _probes(found: Probes) -> Iterator[Table]:
+    """A row for each feature, a column for each probe."""
+    if probes := found["probes"]:
+        kinds = list(dict.fromkeys(probe["probe"] for probe in probes))
+        rows: dict[str, dict[str, str]] = {}
+        for probe in probes:
+            accuracy = f"{probe['value']:.1%} ± {probe['standard_error']:.1%}"
+            rows.setdefault(probe["feature"], {})[probe["probe"]] = accuracy
+        caption = (
+            f"Probes: accuracy on {found['n_validation']:,} validation images; chance {found['chance']:.1%}; "
+            "± is one standard error"
+        )
+        body = [[name, *(row.get(kind, "–") for kind in kinds)] for name, row in rows.items()]
+        yield Table(["feature", *(f"{kind.replace('_', ' ')} ↑" for kind in kinds)], body, caption)
+
+
+def _zero_shot(found: ZeroShotResult) -> Table:
+    """A row for each kind of features."""
+    rows = [
+        [
+            row["features"],
+            f"{row['top1']:.1%} ± {row['top1_standard_error']:.1%}",
+            f"{row['top5']:.1%} ± {row['top5_standard_error']:.1%}",
+        ]
+        for row in found["rows"]
+    ]
+    caption = (
+        f"Zero-shot classification of {found['n']:,} validation images into {found['num_classes']} classes; "
+        "± is one standard error"
+    )
+    return Table(["features", "top-1 ↑", "top-5 ↑"], rows, caption)
+
+
+def _layers(found: Layers, what: str) -> Table:
+    """A row for each block of a generator."""
+    curves = {title: values for key, title in BLOCKS.items() if (values := found.get(key))}
+    rows = [
+        [str(block), *("–" if value is None else f"{value:.3f}" for value in values)]  # type: ignore[attr-defined]
+        for block, values in enumerate(zip(*curves.values(), strict=True), 1)  # type: ignore[call-overload]
+    ]
+    aligned = "" if found["aligned"] is None else f"; training aligned block {found['aligned']}"
+    return Table(["block", *curves], rows, f"Blocks of the generator, {found['n']:,} {what}, k = {found['k']}{aligned}")
+
+
+def _curve(found: Curve) -> Table:
+    """A row for each kept checkpoint."""
+    names = list(dict.fromkeys(name for run in found["runs"] for point in run["points"] for name in point["metrics"]))
+    rows = [
+        [
+            run["name"],
+            f"{point['step']:,}",
+            number(point["training_flops"]),
+            *(_cell(point["metrics"], name) for name in names),
+        ]
+        for run in found["runs"]
+        for point in run["points"]
+    ]
+    return Table(["curve", "step", "training FLOPs", *map(head_of, names)], rows, "Distance over training FLOPs")
