@@ -30,13 +30,16 @@ REFERENCE = "A Fréchet distance is followed by the number of real images that i
 def sections(directory: Path, preset: str) -> Iterator[Section]:
     """The curriculum's stages, followed by those of other generators, and by the teachers."""
     known = {*STAGES, "teacher", "tokens", "samples"}
-    others = sorted({path.name for path in directory.iterdir() if path.is_dir()} - known)
-    alone = not any((directory / name).exists() for name in ("stage1", "stage2")) and others  # another generator
-    for key in (*STAGES, *others):
-        section = _section(directory, key, *STAGES.get(key, (f"Generator {key}", "")))
-        if section.entries or (key in STAGES and not (alone and key != "tokenizer")):
-            section.missing = [] if section.entries else [f"make {key} PRESET={preset}"]
+    names = sorted({path.name for path in directory.iterdir() if path.is_dir()} - known)
+    others = [_section(directory, name, f"Generator {name}", "") for name in names]
+    others = [section for section in others if section.entries]
+    own = [_section(directory, key, *words) for key, words in STAGES.items()]
+    two_stages = not others or any(section.entries for section in own if section.key != "tokenizer")
+    for section in own:
+        if section.entries or section.key == "tokenizer" or two_stages:
+            section.missing = [] if section.entries else [f"make {section.key} PRESET={preset}"]
             yield section
+    yield from others
     teachers = _section(directory, "teacher", *TEACHERS)
     teachers.missing = [] if teachers.entries else [f"make teacher PRESET={preset}"]
     teachers.folded = True
