@@ -36,24 +36,24 @@ FIT    := $(CLI) fit
 ROOT   := $(if $(DATA),--data.init_args.source.init_args.root=$(call quoted,$(DATA)))
 # the name of the runs: that of the tokenizer's recipe, with STEPS another one, or RUN (a path, for two targets)
 VARIANT := $(if $(filter consolidate experiment-stage,$(MAKECMDGOALS)),,$(call given,RUN))
-NAME    := $(or $(VARIANT),$(TOKENIZER)$(addsuffix _steps,$(addprefix _,$(call given,STEPS))))
+CALLED  := $(or $(VARIANT),$(TOKENIZER)$(addsuffix _steps,$(addprefix _,$(call given,STEPS))))
 # RUN is a branch: a stage has this name if its goal is on the command line, if it was made before, or if the stage before has it
-at      = $(if $(or $(filter $(2),$(MAKECMDGOALS)),$(wildcard $(RUNS)/$(1)/.),$(filter $(NAME),$(3))),$(NAME),$(TOKENIZER))
-CODER  := $(if $(VARIANT),$(call at,tokenizer/$(NAME),tokenizer demo curriculum),$(NAME))
-CODED  := $(call at,tokens/$(NAME),tokens,$(CODER))
-FIRST  := $(call at,stage1/$(NAME),stage1,$(CODED))
-SECOND := $(call at,stage2/$(NAME),stage2 $(if $(filter stage2,$(GENERATOR)),generator),$(FIRST))
-DRAWER := $(or $(if $(filter stage1,$(GENERATOR)),$(FIRST)),$(if $(filter stage2,$(GENERATOR)),$(SECOND)),$(call at,$(GENERATOR)/$(NAME),generator,$(CODED)))
+at      = $(if $(or $(filter $(2),$(MAKECMDGOALS)),$(wildcard $(RUNS)/$(1)/.),$(filter $(CALLED),$(3))),$(CALLED),$(TOKENIZER))
+CODER  := $(if $(VARIANT),$(call at,tokenizer/$(CALLED),tokenizer demo curriculum),$(CALLED))
+CODED  := $(call at,tokens/$(CALLED),tokens,$(CODER))
+FIRST  := $(call at,stage1/$(CALLED),stage1,$(CODED))
+SECOND := $(call at,stage2/$(CALLED),stage2 $(if $(filter stage2,$(GENERATOR)),generator),$(FIRST))
+DRAWER := $(or $(if $(filter stage1,$(GENERATOR)),$(FIRST)),$(if $(filter stage2,$(GENERATOR)),$(SECOND)),$(call at,$(GENERATOR)/$(CALLED),generator,$(CODED)))
 # samples of a generator other than stage 2 carry its name as well
 OF     := $(if $(filter-out stage2,$(GENERATOR)),_$(GENERATOR))
-DRAWING := $(call at,samples/$(NAME)$(OF),sample,$(DRAWER))
+DRAWING := $(call at,samples/$(CALLED)$(OF),sample,$(DRAWER))
 TOKENS := $(RUNS)/tokens/$(CODED)
 # a stage is finished when it has written done.json (artifacts/completion.py)
 CODES  := $(TOKENS)/done.json
 STAGE1 ?= $(RUNS)/stage1/$(FIRST)
 TRAINED := $(RUNS)/$(GENERATOR)/$(DRAWER)/done.json
 # STEPS of the runs of this name
-quick   = $(if $(filter $(NAME),$(1)),$(addprefix --trainer.max_steps ,$(call given,STEPS)))
+quick   = $(if $(filter $(CALLED),$(1)),$(addprefix --trainer.max_steps ,$(call given,STEPS)))
 # DEVICES and NODES; a job has those of its allocation. The networks of a tokenizer take turns, which DDP has to know
 SEVERAL_HERE := $(filter-out 1,$(call given,DEVICES) $(call given,NODES))
 placed  = $(if $(LAUNCHER),,$(addprefix --trainer.devices ,$(call given,DEVICES)) $(addprefix --trainer.num_nodes ,$(call given,NODES)) $(if \
@@ -92,7 +92,7 @@ $(if $(filter here slurm,$(LAUNCH)),,$(error LAUNCH is $(LAUNCH): take here or s
 $(foreach name,STEPS DEVICES NODES,$(if $(shell echo '$(call given,$(name))' | grep -vE '^[0-9]*$$'),$(error $(name) is $($(name)), and no number)))
 $(if $(or $(findstring /,$(VARIANT)),$(word 2,$(VARIANT))),$(error RUN is $(VARIANT): give a variant a plain name, without / and spaces))
 MEASURES := tokens-check evaluate report sweep dependency layers probe zero-shot analysis condition pictures
-$(if $(and $(VARIANT),$(filter $(MEASURES),$(MAKECMDGOALS))),$(if $(filter $(NAME),$(CODER) $(CODED) $(FIRST) $(DRAWER) $(DRAWING)),,\
+$(if $(and $(VARIANT),$(filter $(MEASURES),$(MAKECMDGOALS))),$(if $(filter $(CALLED),$(CODER) $(CODED) $(FIRST) $(DRAWER) $(DRAWING)),,\
 	$(error RUN is $(VARIANT), and no stage of $(RUNS) has this name yet: make tokenizer, tokens, generator or sample with it first)))
 ifneq ($(filter condition,$(MAKECMDGOALS)),)
 $(if $(shell grep -s NextScaleGenerator configs/$(GENERATOR).yaml),,\
@@ -112,7 +112,7 @@ $(foreach learner,$(if $(ARGS),,$(LEARNERS)),\
 		$(error GENERATOR $(learner) predicts one code a position, and TOKENIZER $(TOKENIZER) has several: take GENERATOR=far_base, or TOKENIZER=vq)))
 
 .DEFAULT_GOAL := help
-.PHONY: status help setup lock demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference experiment consolidate test test-cluster drill soak fuzz lint format benchmark tensorboard clean
+.PHONY: status help setup lock preset demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference experiment consolidate test test-cluster drill soak fuzz lint format benchmark tensorboard clean
 
 help: ## start | Explain every target
 	@echo "make TARGET [NAME=value …]     make -n TARGET shows the commands"
@@ -142,6 +142,10 @@ $(READY): requirements.lock
 lock: $(READY) ## development | Renew requirements.lock from pyproject.toml
 	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-header --python-version 3.11 --extra suite --extra caption --extra dev pyproject.toml -o requirements.lock
 
+preset: | $(READY) ## start | Write the preset NAME for the images of DATA=/path or HUB=owner/name; ARGS='--resolution 128'
+	$(PYTHON) -m commands.new_preset $(if $(call given,NAME),--name $(call quoted,$(call given,NAME))) \
+		$(if $(DATA),--data $(call quoted,$(DATA))) $(if $(call given,HUB),--hub $(call quoted,$(call given,HUB))) $(ARGS)
+
 # --- curriculum ------------------------------------------------------------------------------------------------------
 
 ifeq ($(LAUNCH),slurm)
@@ -152,17 +156,18 @@ demo: report ## start | Teachers, tokenizer, tokens, both stages, 500 samples, t
 
 curriculum: report ## start | The same stages; with LAUNCH=slurm, a job each, one after the other
 
-ifeq ($(wildcard configs/presets/$(PRESET)/judge.yaml),)
-TEACHERS_HERE :=
-teacher: ## stages | Train the judge and the stand-ins for CLIP, DINOv2 and SigLIP 2 (digits, photos)
+# the networks that a preset trains for itself: without labels, only the stand-in for DINOv2
+OWN_NETWORKS := $(basename $(notdir $(wildcard $(addprefix configs/presets/$(PRESET)/,judge.yaml teacher_mid.yaml teacher_high.yaml))))
+TEACHERS_HERE := $(patsubst %,$(RUNS)/teacher/%/done.json,$(OWN_NETWORKS:teacher_%=%))
+ifeq ($(TEACHERS_HERE),)
+teacher: ## stages | Train the judge and the stand-ins for CLIP, DINOv2 and SigLIP 2 (digits, photos, own presets)
 	@echo "the preset $(PRESET) trains no teachers: it uses published networks (make weights)"
 else
-TEACHERS_HERE := $(addprefix $(RUNS)/teacher/,judge/done.json mid/done.json high/done.json)
 # the teachers measure and guide all runs, so that STEPS of other targets leave them alone
 TAUGHT = $(if $(filter teacher,$(MAKECMDGOALS)),$(addprefix --trainer.max_steps ,$(call given,STEPS)) $(ARGS))
 # the dual encoder, which the recipes that name it need in addition
-DUAL := $(RUNS)/teacher/dual/done.json
-teacher: $(TEACHERS_HERE) $(DUAL) ## stages | Train the judge and the stand-ins for CLIP, DINOv2 and SigLIP 2 (digits, photos)
+DUAL := $(if $(wildcard configs/presets/$(PRESET)/teacher_dual.yaml),$(RUNS)/teacher/dual/done.json)
+teacher: $(TEACHERS_HERE) $(DUAL) ## stages | Train the judge and the stand-ins for CLIP, DINOv2 and SigLIP 2 (digits, photos, own presets)
 
 $(RUNS)/teacher/judge/done.json: configs/judge.yaml configs/presets/$(PRESET)/judge.yaml | $(READY)
 	$(FIT) $(call CONFIG,judge,judge) $(TAUGHT)
@@ -359,4 +364,4 @@ clean: ## start | Delete the runs of PRESET, after a question; YES=1 answers it
 	rm -rf $(RUNS)
 
 status: | $(READY) ## start | List the stages of PRESET: finished, unfinished with its step, not begun
-	@$(PYTHON) -m commands.status --preset $(PRESET) --tokenizer $(NAME) --generator $(GENERATOR)
+	@$(PYTHON) -m commands.status --preset $(PRESET) --tokenizer $(CALLED) --generator $(GENERATOR)

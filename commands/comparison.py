@@ -29,7 +29,8 @@ def add_extractor_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="root of all runs")
     parser.add_argument(
         "--extractor",
-        help="judge, inception, or a teacher (dinov2_base …); by default the preset's judge, or else inception",
+        help="judge, inception, or a teacher (dinov2_base …); by default the preset's own network (judge, or "
+        "without labels stand_in), or else inception",
     )
     parser.add_argument("--weights", type=Path, help="file of the extractor; by default the one of `make weights`")
 
@@ -46,17 +47,16 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def extractor_of(given: Namespace, preset: Preset | None) -> Extractor:
-    """Load the network that the options name; by default the preset's judge, or Inception without one.
+    """Load the network that the options name; by default the preset's own, or Inception without one.
 
     Raises:
         MissingFileError: if weights are missing.
         UserError: if the name is unknown, the preset has no judge, or the file holds something else.
     """
-    name, weights = given.extractor, given.weights
-    if name is None:
-        name = "judge" if preset is not None and preset.has_judge else "inception"
-    if name == "judge" and weights is None and preset is not None:
-        weights = preset.judge_file(given.runs)
+    own = preset.own_network if preset is not None else None
+    name, weights = given.extractor or own or "inception", given.weights
+    if weights is None and preset is not None and name in ("judge", own):
+        weights = preset.network_file(given.runs)
     return load_extractor(name, weights, best_device())
 
 
@@ -87,7 +87,7 @@ class Comparison:
 
     Args:
         extractor: the network.
-        preset: preset whose size and classes the images must have; None accepts any.
+        preset: preset of its own network, whose size and classes the images must have; None accepts any.
         reference: file of statistics; None compares with the preset's validation images.
         use: kind of the compared images.
         forced: accept a reference of another split.
@@ -107,16 +107,16 @@ class Comparison:
             UserError: as :func:`extractor_of`, or if a network needs a reference and none is named.
         """
         preset = Preset.load(given.preset)
-        name = given.extractor or ("judge" if preset.has_judge else "inception")
+        name = given.extractor or preset.own_network or "inception"
         reference = given.reference
-        if reference is None and name != "judge":
+        if reference is None and name != preset.own_network:
             reference = default_reference(given.runs, preset.name, name, use)
         extractor = extractor_of(given, preset)
-        return cls(extractor, preset if name == "judge" else None, reference, use, given.force)
+        return cls(extractor, preset if name == preset.own_network else None, reference, use, given.force)
 
     @property
     def own(self) -> Preset:
-        """Preset of the judge."""
+        """Preset of the network."""
         assert self.preset is not None  # `of` requires a reference otherwise
         return self.preset
 

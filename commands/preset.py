@@ -111,19 +111,23 @@ class Preset:
         return cls(name, image_data(config, root))
 
     @property
-    def has_judge(self) -> bool:
-        """True for an embedded preset, which trains its own judge."""
-        return (PRESETS / self.name / "judge.yaml").exists()
+    def own_network(self) -> str | None:
+        """Network that the preset trains to compare images, by its name as an extractor; None if it trains none.
 
-    def judge_file(self, runs: Path) -> Path:
-        """File of the judge, which ``make teacher`` trains.
+        The judge, or without labels the stand-in for DINOv2.
+        """
+        networks = {"judge.yaml": "judge", "teacher_mid.yaml": "stand_in"}
+        return next((networks[file] for file in networks if (PRESETS / self.name / file).exists()), None)
+
+    def network_file(self, runs: Path) -> Path:
+        """File of that network, which ``make teacher`` trains.
 
         Raises:
             UserError: if the preset has none.
         """
-        if not self.has_judge:
+        if self.own_network is None:
             raise UserError(f"the preset {self.name} has no judge: measure it by inception")
-        return runs / self.name / "teacher" / "judge.safetensors"
+        return runs / self.name / "teacher" / f"{'judge' if self.own_network == 'judge' else 'mid'}.safetensors"
 
     def images(self, split: Split, at_most: int | None = None) -> Iterator[tuple[Any, Any]]:
         """Images (B, 3, H, W) in [-1, 1] and labels (B,) of a split, evenly spread if fewer are wanted."""

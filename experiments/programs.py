@@ -150,7 +150,7 @@ def curve(directory: Path, num_images: int, guidance: float, steps: int | None) 
     preset = preset_of(directory)
     options = ["--curve", "run", str(directory), "--preset", preset, "--guidance", str(guidance)]
     options += ["--num-images", str(num_images), *(["--steps", str(steps)] if steps else [])]
-    options += [] if Preset.load(preset).has_judge else ["--reference", str(ADM_REFERENCE)]
+    options += [] if Preset.load(preset).own_network else ["--reference", str(ADM_REFERENCE)]
     (found,) = program.measure(program.options().parse_args(options))["runs"]
     metrics: Metrics = {
         f"curve/{number}/{name}": metric["value"]

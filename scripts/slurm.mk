@@ -11,7 +11,7 @@ SBATCH_ARGS ?=
 
 TASKS       = $(if $(filter 0,$(GPUS)),1,$(GPUS))
 # order of the chain; a preset with published networks trains no teachers
-CURRICULUM := $(if $(wildcard configs/presets/$(PRESET)/judge.yaml),teacher) tokenizer tokens \
+CURRICULUM := $(if $(wildcard configs/presets/$(PRESET)/teacher_mid.yaml),teacher) tokenizer tokens \
 	$(if $(filter stage2,$(GENERATOR)),stage1 stage2,generator) sample evaluate report
 SUBMITTED  := teacher tokenizer tokens tokens-check stage1 stage2 generator sample evaluate sweep report probe zero-shot caption analysis
 # stages of a single process

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,6 @@ class HubSource(ImageSource):
         self.path, self.name, self.revision = path, name, revision
         self.image_column, self.label_column = image_column, label_column
         self.split_names: dict[Split, str] = {"train": train_split, "validation": validation_split}
-        self._splits: DatasetDict | None = None
         self._class_to_idx: dict[str, int] | None = None
 
     @property
@@ -75,6 +75,11 @@ class HubSource(ImageSource):
                 kind = f"{len(names)} classes, by column {self.label_column!r}"
             rank_zero_info(f"{self.path} is read as images of {kind}")
         return self._class_to_idx
+
+    @cached_property
+    def splits(self) -> DatasetDict:
+        """All splits under the names of the library."""
+        return self._open()
 
     def split(self, name: Split) -> ImageRecords:
         """Open one split and read its labels.
@@ -98,16 +103,14 @@ class HubSource(ImageSource):
         return HubRecords(images, self.image_column, labels, f"{self.path}[{self.split_names[name]}]")
 
     def _table(self, name: Split) -> Dataset:
-        if self._splits is None:
-            self._splits = self._open()
         split = self.split_names[name]
-        if split not in self._splits:
+        if split not in self.splits:
             without = ", or set held_out (0.05) to hold out a share of the training split"
             raise UserError(
-                f"{self.path} has no split {split!r}, only {', '.join(self._splits)}: set {name}_split to one of these"
+                f"{self.path} has no split {split!r}, only {', '.join(self.splits)}: set {name}_split to one of these"
                 f"{without if name == 'validation' else ''}."
             )
-        table = self._splits[split]
+        table = self.splits[split]
         for argument, column in (("image_column", self.image_column), ("label_column", self.label_column)):
             if column is not None and column not in table.column_names:
                 without = ", or to null for images without labels" if column == self.label_column else ""

@@ -8,7 +8,7 @@ import yaml
 
 from polytoken.files import file_sha256
 from tests.support.commands import exit_code
-from tests.support.recipes import CONFIGS, digits, write_judge
+from tests.support.recipes import CONFIGS, PRESETS, digits, write_judge
 
 
 @pytest.mark.slow
@@ -46,7 +46,7 @@ def test_analysis_and_reconstruction_overlays_run(tmp_path: Path, monkeypatch: p
     assert settings["checkpoint_sha256"] == file_sha256(run / "checkpoints/last.ckpt") and settings["averaged"]
 
 
-@pytest.mark.parametrize("preset", [path.name for path in sorted((CONFIGS / "presets").iterdir())])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_each_preset_names_its_judge(preset: str) -> None:
     directory = CONFIGS / "presets" / preset
     (callback,) = yaml.safe_load((directory / "analysis.yaml").read_text())["trainer"]["callbacks+"]

@@ -15,15 +15,17 @@ from polytoken.specs import TokenSpec
 from tests.support.commands import exit_code
 from tests.support.generator_recipes import tiny, write_digit_codes
 from tests.support.online import write_teacher
-from tests.support.recipes import CONFIGS, preset_files
+from tests.support.recipes import CONFIGS, PRESETS, preset_files
 
 GENERATORS = sorted(
     path.stem for path in CONFIGS.glob("*.yaml") if "lightning_modules.GeneratorModule" in path.read_text()
 )
-PRESETS = sorted(path.parent.name for path in CONFIGS.glob("presets/*/generator.yaml"))
 ALIGNED = [name for name in GENERATORS if "alignment:" in (CONFIGS / f"{name}.yaml").read_text()]
 ONLINE = [
-    (path.stem, path.parent.name) for path in CONFIGS.glob("presets/*/*.yaml") if "OnlineTokenData" in path.read_text()
+    (path.stem, preset)
+    for preset in PRESETS
+    for path in CONFIGS.glob(f"presets/{preset}/*.yaml")
+    if "OnlineTokenData" in path.read_text()
 ]
 SINGLE = (
     "llamagen",

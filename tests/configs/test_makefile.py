@@ -10,10 +10,9 @@ import pytest
 import yaml
 
 from tests.support.commands import REPOSITORY
-from tests.support.recipes import CONFIGS, TOKENIZERS, preset_files, recipes_of
+from tests.support.recipes import CONFIGS, PRESETS, TOKENIZERS, preset_files, recipes_of
 
 GENERATORS = recipes_of("lightning_modules.GeneratorModule")
-PRESETS = sorted(path.parent.name for path in CONFIGS.glob("presets/*/generator.yaml"))
 
 
 def make(*arguments: str, cwd: Path = REPOSITORY) -> str:

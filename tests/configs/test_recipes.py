@@ -13,9 +13,8 @@ from polytoken.specs import TokenSpec
 from polytoken.teachers import Teacher
 from polytoken.weights import load_state
 from tests.support.commands import exit_code
-from tests.support.recipes import CONFIGS, TOKENIZERS, digits, preset_files, write_judge
+from tests.support.recipes import CONFIGS, PRESETS, TOKENIZERS, digits, preset_files, write_judge
 
-PRESETS = sorted(path.parent.name for path in CONFIGS.glob("presets/*/tokenizer.yaml"))
 NUM_SUB_CODES = {"vq": 1, "fq_dual": 2, "fq_triple": 3, "fq_quad": 4}  # as the papers name them
 
 
@@ -126,7 +125,7 @@ def test_two_steps_of_a_teacher(preset: str, teacher: str, tmp_path: Path) -> No
     assert loaded.grid == {"digits": (4, 4), "photos": (8, 8)}[preset], "the grid of the tokens"
 
 
-@pytest.mark.parametrize("preset", sorted(path.parent.name for path in CONFIGS.glob("presets/*/judge.yaml")))
+@pytest.mark.parametrize("preset", ["digits", "photos"])
 def test_a_finished_judge_can_be_started_again(preset: str, tmp_path: Path) -> None:
     """A finished judge, started again, is measured and written once more."""
     arguments = ["--config", str(CONFIGS / "judge.yaml"), "--config", str(CONFIGS / f"presets/{preset}/judge.yaml")]

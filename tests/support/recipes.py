@@ -11,6 +11,7 @@ from polytoken.teachers.stand_in import Pooling, SmallVisionTransformer
 from tests.support.commands import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
+PRESETS = ["digits", "imagenet", "photos"]  # `make preset` may have written others
 
 
 def write_judge(path: Path, num_classes: int = 10, side: int = 32) -> Path:

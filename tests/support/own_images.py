@@ -1,0 +1,63 @@
+"""Images of a user: trees of files of odd sizes, and presets that are made for them in a directory of the test."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.commands import REPOSITORY, exit_code
+
+
+def write_tree(root: Path, images: int = 20) -> Path:
+    """As ImageNet: three classes, a fifth of the images in val/, sizes of 70 to 300 px, nested folders."""
+    draw = np.random.default_rng(0)
+    for number, name in enumerate(("n01", "n02", "n03")):
+        for index in range(images):
+            height, width = draw.integers(70, 300, 2)
+            pixels = np.full((height, width, 3), 60 * number + 40, dtype=np.uint8)
+            pixels[: height // 2, :, number] = draw.integers(255)
+            folder = root / ("train" if index % 5 else "val") / name / ("more/2024" if index % 2 else "")
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{index}.JPEG")
+    return root
+
+
+def truncate(file: Path) -> None:
+    """Leave the start of a file."""
+    file.write_bytes(file.read_bytes()[:200])
+
+
+def own_repository(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a directory with the Makefile and a copy of the configs, where presets may be written."""
+    for name in ("Makefile", "scripts"):
+        (place / name).symlink_to(REPOSITORY / name)
+    shutil.copytree(REPOSITORY / "configs", place / "configs")
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("sys.argv", ["cli.py"])
+    for module in ("commands.preset", "commands.new_preset"):
+        monkeypatch.setattr(f"{module}.PRESETS", place / "configs/presets")
+    return place
+
+
+def run_make(*arguments: str) -> None:
+    """Run the programs that a make command starts, in this process: each start would take ten seconds."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "-n", "--no-print-directory", "-o", ".venv/.ready", *arguments]
+    said = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    started = re.findall(r"^\.venv/bin/python (.*)$", said.replace("\\\n", " "), re.MULTILINE)
+    assert started, said
+    for line in started:
+        words = shlex.split(line)
+        if words[0] == "cli.py":
+            assert exit_code(*words[1:]) == 0, line
+        else:
+            module = import_module(words[1])
+            module = module if hasattr(module, "main") else import_module(f"{words[1]}.__main__")
+            module.main(words[2:])
