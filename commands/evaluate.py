@@ -1,10 +1,10 @@
 """Metrics of a file of images: `python -m commands.evaluate --samples FILE.npz --preset digits`.
 
-For an embedded preset its judge takes the place of Inception, and no metric compares with a published one. The table
-then also shows real validation images (the best to be expected), as many real training images (the distance of two real
-sets; the judge was trained on these and is surer of them) and the tokenizer's reconstructions (the best that its codes
-allow). With `--reference FILE.npz` (ADM's, or one of `make reference`) samples of any origin are compared with that
-file alone, by Inception if the preset has no judge.
+A preset's own network, its judge or without labels its stand-in for DINOv2, takes the place of Inception, and no metric
+compares with a published one. The table then also shows real validation images (the best to be expected), as many real
+training images (the distance of two real sets; the judge was trained on these and is surer of them) and the tokenizer's
+reconstructions (the best that its codes allow). With `--reference FILE.npz` (ADM's, or one of `make reference`) samples
+of any origin are compared with that file alone, by Inception if the preset has no judge.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def _sidecar(samples: Path, digest: str) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """Print the metrics of all sets."""
-    rows = {key: result["metrics"][key] for key in TITLES if key in result["metrics"]}
+    rows = {key: result["metrics"][key] for key in TITLES if result["metrics"].get(key)}  # itself has no distance
     found = {kind_of(name) for metrics in rows.values() for name in metrics}
     kinds = [kind for kind in COLUMNS if kind in found]
     body = []

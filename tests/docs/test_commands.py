@@ -59,7 +59,7 @@ def test_make_expands(line: str) -> None:
     )
     # a file that an earlier line makes, or the reader brings along
     made_elsewhere = re.search(
-        r"No rule to make target '(runs/|configs/presets/(flowers|pets)/|[\w/]+\.npz)", result.stderr
+        r"No rule to make target '(runs/|[\w/]+\.npz)|there is no configs/presets/flowers", result.stderr
     )
     assert result.returncode == 0 or made_elsewhere, result.stderr
 
