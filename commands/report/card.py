@@ -106,7 +106,7 @@ def _facts(directory: Path, chosen: list[Path]) -> Iterator[tuple[str, str]]:
     seconds = {name: taken for name, taken in seconds.items() if taken}
     if seconds:
         parts = ", ".join(f"{name} {duration(taken)}" for name, taken in seconds.items())
-        yield "training time", f"{duration(sum(seconds.values()))} ({parts})"
+        yield "training time of all runs", f"{duration(sum(seconds.values()))} ({parts})"
     sections = [section for path in chosen for section in runs.metrics_of(path).values()]
     machines = dict.fromkeys(str(one["machine"]) for one in sections if isinstance(one, dict) and one.get("machine"))
     if machines:
