@@ -76,6 +76,13 @@ CFG ?= 1.0 1.5 2.0 2.5 3.0
 # the next command, with the choices of this one
 NEXT = next: make $(strip $(1) $(foreach name,PRESET TOKENIZER GENERATOR,$(if $(filter command environment,$(origin $(name))),$(name)=$($(name)))) $(foreach \
 	name,RUN STEPS DEVICES NODES,$(if $(call given,$(name)),$(name)=$(call given,$(name)))))$(if $(DATA), DATA=$(call quoted,$(DATA)))
+# A stage, of the goals $(1): `commands.stage` compares a finished run with what is asked, which decides, and not the times
+# of files. So a rule is always asked, except that -n lists what is missing.
+ASKED_ALWAYS := $(if $(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS)))),,ask)
+STAGE  = @$(PYTHON) -m commands.stage $(@D) $(if $(filter $(1),$(MAKECMDGOALS)),--named) --
+# what follows a stage that has been made now
+BEGUN := $(shell date +%s)
+NEW    = @if test "$$(date -r $@ +%s 2>/dev/null || echo 0)" -ge $(BEGUN); then
 # ARGS apply to the targets on the command line, not to their prerequisites
 ARGS_OF = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 
@@ -113,6 +120,9 @@ $(foreach learner,$(if $(ARGS),,$(LEARNERS)),\
 
 .DEFAULT_GOAL := help
 .PHONY: status help setup lock preset demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference experiment consolidate test test-cluster drill soak fuzz lint format benchmark tensorboard clean
+
+.PHONY: ask
+ask:
 
 help: ## start | Explain every target
 	@echo "make TARGET [NAME=value …]     make -n TARGET shows the commands"
@@ -169,15 +179,13 @@ TAUGHT = $(if $(filter teacher,$(MAKECMDGOALS)),$(addprefix --trainer.max_steps 
 DUAL := $(if $(wildcard configs/presets/$(PRESET)/teacher_dual.yaml),$(RUNS)/teacher/dual/done.json)
 teacher: $(TEACHERS_HERE) $(DUAL) ## stages | Train the judge and the stand-ins for CLIP, DINOv2 and SigLIP 2 (digits, photos, own presets)
 
-$(RUNS)/teacher/judge/done.json: configs/judge.yaml configs/presets/$(PRESET)/judge.yaml | $(READY)
-	$(FIT) $(call CONFIG,judge,judge) $(TAUGHT)
-	@$(PYTHON) -m commands.summary $(@D)
-	@echo "the judge is $(RUNS)/teacher/judge.safetensors"
+$(RUNS)/teacher/judge/done.json: $(ASKED_ALWAYS) | configs/judge.yaml configs/presets/$(PRESET)/judge.yaml $(READY)
+	$(call STAGE,teacher) $(FIT) $(call CONFIG,judge,judge) $(TAUGHT)
+	$(NEW) $(PYTHON) -m commands.summary $(@D) && echo "the judge is $(RUNS)/teacher/judge.safetensors"; fi
 
-$(RUNS)/teacher/%/done.json: configs/teacher_%.yaml configs/presets/$(PRESET)/teacher_%.yaml | $(READY)
-	$(FIT) $(call CONFIG,teacher_$*,teacher_$*) $(TAUGHT)
-	@$(PYTHON) -m commands.summary $(@D)
-	@echo "the teacher is $(RUNS)/teacher/$*.safetensors"
+$(RUNS)/teacher/%/done.json: $(ASKED_ALWAYS) | configs/teacher_%.yaml configs/presets/$(PRESET)/teacher_%.yaml $(READY)
+	$(call STAGE,teacher) $(FIT) $(call CONFIG,teacher_$*,teacher_$*) $(TAUGHT)
+	$(NEW) $(PYTHON) -m commands.summary $(@D) && echo "the teacher is $(RUNS)/teacher/$*.safetensors"; fi
 
 $(RUNS)/teacher/classes.safetensors: $(DUAL) | $(READY)
 	$(PYTHON) -m commands.class_vectors --text $(RUNS)/teacher/text.safetensors
@@ -192,48 +200,44 @@ ENCODER = $(call SIZED,$(TOKENIZER),$(KIND)) $(if $(filter-out $(TOKENIZER),$(CO
 tokenizer: $(RUNS)/tokenizer/$(CODER)/done.json ## stages | Train TOKENIZER on PRESET, or resume its training
 
 NAMES_DUAL := $(shell grep -ls teacher/dual configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/$(KIND).yaml $(call OVERLAY,$(TOKENIZER)))
-$(RUNS)/tokenizer/$(CODER)/done.json: $(TEACHERS_HERE) $(if $(NAMES_DUAL),$(DUAL)) configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/$(KIND).yaml $(call OVERLAY,$(TOKENIZER)) | $(READY)
-	$(FIT) $(ENCODER) $(call quick,$(CODER)) $(call placed,ddp_find_unused_parameters_true) $(call ARGS_OF,tokenizer)
-	@$(PYTHON) -m commands.summary $(@D)
-	@echo "the tokenizer is in $(@D) (config.yaml, checkpoints/, metrics.json, pictures); $(call NEXT,tokens)"
+$(RUNS)/tokenizer/$(CODER)/done.json: $(TEACHERS_HERE) $(if $(NAMES_DUAL),$(DUAL)) $(ASKED_ALWAYS) | configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/$(KIND).yaml $(call OVERLAY,$(TOKENIZER)) $(READY)
+	$(call STAGE,tokenizer) $(FIT) $(ENCODER) $(call quick,$(CODER)) $(call placed,ddp_find_unused_parameters_true) $(call ARGS_OF,tokenizer)
+	$(NEW) $(PYTHON) -m commands.summary $(@D) && echo "the tokenizer is in $(@D) (config.yaml, checkpoints/, metrics.json, pictures); $(call NEXT,tokens)"; fi
 
 tokens: $(CODES) ## stages | Write the codes of all images, by TOKENIZER; the latents, if it has no codes
 
-$(CODES): $(RUNS)/tokenizer/$(CODER)/done.json configs/tokens.yaml configs/presets/$(PRESET)/tokens.yaml $(call OVERLAY,tokens_$(TOKENIZER)) | $(READY)
-	$(CLI) predict $(call CONFIG,tokens,tokens) $(addprefix --config ,$(call OVERLAY,tokens_$(TOKENIZER))) --model.init_args.tokenizer_run $(RUNS)/tokenizer/$(CODER) --run.stage tokens/$(CODED) $(ROOT) $(call placed,) $(call ARGS_OF,tokens)
-	@echo "the tokens are in $(TOKENS) (train/, validation/); $(call NEXT,$(if $(filter stage2,$(GENERATOR)),stage1,generator))"
+$(CODES): $(RUNS)/tokenizer/$(CODER)/done.json $(ASKED_ALWAYS) | configs/tokens.yaml configs/presets/$(PRESET)/tokens.yaml $(call OVERLAY,tokens_$(TOKENIZER)) $(READY)
+	$(call STAGE,tokens) $(CLI) predict $(call CONFIG,tokens,tokens) $(addprefix --config ,$(call OVERLAY,tokens_$(TOKENIZER))) --model.init_args.tokenizer_run $(RUNS)/tokenizer/$(CODER) --run.stage tokens/$(CODED) $(ROOT) $(call placed,) $(call ARGS_OF,tokens)
+	$(NEW) echo "the tokens are in $(TOKENS) (train/, validation/); $(call NEXT,$(if $(filter stage2,$(GENERATOR)),stage1,generator))"; fi
 
 tokens-check: $(CODES) ## measure | Decode a few of the stored tokens next to their images, and verify all checksums
 	$(PYTHON) -m commands.tokens_check $(TOKENS) $(call ARGS_OF,tokens-check)
 
 stage1: $(RUNS)/stage1/$(FIRST)/done.json ## stages | Train a generator on one code a patch: global structure
 
-$(RUNS)/stage1/$(FIRST)/done.json: $(CODES) configs/stage1.yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,stage1) | $(READY)
-	$(call GENERATE,stage1,$(FIRST)) $(call ARGS_OF,stage1)
-	@$(PYTHON) -m commands.summary $(@D)
-	@echo "stage 1 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); $(call NEXT,stage2)"
+$(RUNS)/stage1/$(FIRST)/done.json: $(CODES) $(ASKED_ALWAYS) | configs/stage1.yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,stage1) $(READY)
+	$(call STAGE,stage1) $(call GENERATE,stage1,$(FIRST)) $(call ARGS_OF,stage1)
+	$(NEW) $(PYTHON) -m commands.summary $(@D) && echo "stage 1 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); $(call NEXT,stage2)"; fi
 
 stage2: $(RUNS)/stage2/$(SECOND)/done.json ## stages | Train it on all codes, starting from STAGE1=runs/…: local dependencies
 
-$(RUNS)/stage2/$(SECOND)/done.json: $(CODES) $(call escaped,$(STAGE1))/done.json configs/stage2.yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,stage2) | $(READY)
-	$(call GENERATE,stage2,$(SECOND)) --model.init_args.init_from $(call quoted,$(STAGE1)) $(call ARGS_OF,stage2)
-	@$(PYTHON) -m commands.summary $(@D)
-	@echo "stage 2 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); $(call NEXT,sample)"
+$(RUNS)/stage2/$(SECOND)/done.json: $(CODES) $(call escaped,$(STAGE1))/done.json $(ASKED_ALWAYS) | configs/stage2.yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,stage2) $(READY)
+	$(call STAGE,stage2 $(if $(filter stage2,$(GENERATOR)),generator)) $(call GENERATE,stage2,$(SECOND)) --model.init_args.init_from $(call quoted,$(STAGE1)) $(call ARGS_OF,stage2)
+	$(NEW) $(PYTHON) -m commands.summary $(@D) && echo "stage 2 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); $(call NEXT,sample)"; fi
 
 generator: $(TRAINED) ## stages | Train GENERATOR, by default stage 2, on the stored tokens
 
 ifeq ($(filter stage1 stage2,$(GENERATOR)),)
-$(TRAINED): $(CODES) configs/$(GENERATOR).yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,$(GENERATOR)) | $(READY)
-	$(call GENERATE,$(GENERATOR),$(DRAWER)) $(call ARGS_OF,generator)
-	@$(PYTHON) -m commands.summary $(@D)
-	@echo "$(GENERATOR) is in $(@D); $(call NEXT,sample)"
+$(TRAINED): $(CODES) $(ASKED_ALWAYS) | configs/$(GENERATOR).yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,$(GENERATOR)) $(READY)
+	$(call STAGE,generator) $(call GENERATE,$(GENERATOR),$(DRAWER)) $(call ARGS_OF,generator)
+	$(NEW) $(PYTHON) -m commands.summary $(@D) && echo "$(GENERATOR) is in $(@D); $(call NEXT,sample)"; fi
 endif
 
 sample: $(SAMPLED)/done.json ## stages | Generate images with GENERATOR: samples.npz and grid.png
 
-$(SAMPLED)/done.json: $(TRAINED) configs/sample.yaml configs/presets/$(PRESET)/sample.yaml $(call OVERLAY,sample_$(GENERATOR)) | $(READY)
-	$(CLI) predict $(call CONFIG,sample,sample) $(addprefix --config ,$(call OVERLAY,sample_$(GENERATOR))) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(DRAWER) --run.stage samples/$(notdir $(SAMPLED)) $(call placed,) $(call ARGS_OF,sample)
-	@echo "the samples are in $(@D) (samples.npz, grid.png); $(call NEXT,evaluate)"
+$(SAMPLED)/done.json: $(TRAINED) $(ASKED_ALWAYS) | configs/sample.yaml configs/presets/$(PRESET)/sample.yaml $(call OVERLAY,sample_$(GENERATOR)) $(READY)
+	$(call STAGE,sample) $(CLI) predict $(call CONFIG,sample,sample) $(addprefix --config ,$(call OVERLAY,sample_$(GENERATOR))) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(DRAWER) --run.stage samples/$(notdir $(SAMPLED)) $(call placed,) $(call ARGS_OF,sample)
+	$(NEW) echo "the samples are in $(@D) (samples.npz, grid.png); $(call NEXT,evaluate)"; fi
 
 condition: $(TRAINED) | $(READY) ## stages | Generate images around references (GENERATOR=next_scale): grid.png, samples.npz
 	$(CLI) predict $(call CONFIG,condition,condition) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(DRAWER) --run.stage samples/$(notdir $(SAMPLED))_condition $(ROOT) $(ARGS)
@@ -282,12 +286,12 @@ caption: $(RUNS)/caption_stage2/$(CAPTIONED)/done.json ## stages | Caption image
 CAPTION = $(FIT) $(call SIZED,$(1),caption) --run.stage $(1)/$(CAPTIONED) $(addprefix --trainer.max_steps ,$(call given,STEPS)) $(call placed,) --model.init_args.feature $(FEATURE) \
 	--model.init_args.tokenizer_run $(RUNS)/tokenizer/$(CODER) $(if $(CAPTIONS),--data.init_args.source.init_args.root=$(call quoted,$(CAPTIONS)))
 
-$(RUNS)/caption_stage1/$(CAPTIONED)/done.json: $(RUNS)/tokenizer/$(CODER)/done.json configs/caption_stage1.yaml configs/presets/$(PRESET)/caption.yaml $(call OVERLAY,caption_stage1) | $(READY)
-	$(call CAPTION,caption_stage1)
+$(RUNS)/caption_stage1/$(CAPTIONED)/done.json: $(RUNS)/tokenizer/$(CODER)/done.json $(ASKED_ALWAYS) | configs/caption_stage1.yaml configs/presets/$(PRESET)/caption.yaml $(call OVERLAY,caption_stage1) $(READY)
+	$(call STAGE,) $(call CAPTION,caption_stage1)
 
-$(RUNS)/caption_stage2/$(CAPTIONED)/done.json: $(RUNS)/caption_stage1/$(CAPTIONED)/done.json configs/caption_stage2.yaml $(call OVERLAY,caption_stage2) | $(READY)
-	$(call CAPTION,caption_stage2) --model.init_args.init_from $(RUNS)/caption_stage1/$(CAPTIONED) $(call ARGS_OF,caption)
-	@echo "BLEU and CIDEr-D are in $(@D)/metrics.json, the captions in captions.json"
+$(RUNS)/caption_stage2/$(CAPTIONED)/done.json: $(RUNS)/caption_stage1/$(CAPTIONED)/done.json $(ASKED_ALWAYS) | configs/caption_stage2.yaml $(call OVERLAY,caption_stage2) $(READY)
+	$(call STAGE,caption) $(call CAPTION,caption_stage2) --model.init_args.init_from $(RUNS)/caption_stage1/$(CAPTIONED) $(call ARGS_OF,caption)
+	$(NEW) echo "BLEU and CIDEr-D are in $(@D)/metrics.json, the captions in captions.json"; fi
 
 analysis: tokenizer ## measure | Analyse the subspaces of TOKENIZER: affinity, ablation, code maps
 	$(PYTHON) cli.py validate $(ENCODER) --config configs/analysis.yaml --config configs/presets/$(PRESET)/analysis.yaml $(ARGS)

@@ -22,13 +22,14 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from artifacts import lock
 from artifacts.checkpoint_files import SyncedCheckpointIO
+from artifacts.origin import origin_of
 from artifacts.repository import BASE_CONFIG
 from callbacks.checkpoint.run_record import RunRecord
 from callbacks.steer.rank_watch import RankWatch
 from commands.cli.checks import check_data, check_drift, check_numbers, check_saves, check_shards
 from commands.cli.errors import ParseError, Parser, explain, reordered, where, while_restoring
 from commands.cli.noise import quiet
-from commands.cli.places import check_files
+from commands.cli.places import check_files, config_files
 from commands.cli.runs import (
     RunConfig,
     check_directory,
@@ -66,6 +67,7 @@ class CommandLine(LightningCLI):
         """Parse; an error of jsonargparse becomes a few lines."""
         arguments = reordered(sys.argv[1:] if args is None else args, self.subcommands())
         check_files(arguments)
+        self.arguments = arguments
         try:
             super().parse_arguments(parser, arguments)
         except ParseError as error:
@@ -94,10 +96,13 @@ class CommandLine(LightningCLI):
             config["return_predictions"] = False  # writers store them; Lightning would keep all of them in memory
         config["ckpt_path"] = resolve_checkpoint(config["ckpt_path"], run, self.subcommand)
         text = self._parser(self.subcommand).dump(config, skip_unset=False, skip_link_targets=False)
-        model = yaml.safe_load(text).get("model") or {}
+        composed = yaml.safe_load(text)
+        model = composed.get("model") or {}
         if config["ckpt_path"]:
             check_drift(Path(config["ckpt_path"]), model, self.subcommand)
-        self.record = RunRecord(directory, self.subcommand, bool(config["ckpt_path"]), text, model)
+        files = [BASE_CONFIG, *map(Path, config_files(self.arguments))]
+        origin = origin_of(self.arguments, files, composed, directory)
+        self.record = RunRecord(directory, self.subcommand, bool(config["ckpt_path"]), text, model, origin)
         if torch.cuda.is_available():
             # Allow TF32 for training; code extraction and metrics disable it (polytoken.precision)
             torch.set_float32_matmul_precision("high" if self.subcommand in ("fit", "validate") else "highest")

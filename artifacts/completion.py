@@ -19,6 +19,14 @@ from polytoken.files import file_sha256, sync
 DONE = "done.json"
 
 
+class Origin(TypedDict):
+    """What a run of `cli.py` was made from (artifacts.origin)."""
+
+    arguments: list[str]  # of its last start
+    configs: dict[str, str]  # SHA-256 of each configuration file
+    inputs: dict[str, str]  # digest of the files of each finished stage that the configuration names
+
+
 class Completion(TypedDict):
     """`done.json`."""
 
@@ -26,6 +34,7 @@ class Completion(TypedDict):
     step: NotRequired[int]  # optimizer steps of a fit
     config: str  # SHA-256 of the configuration, or of the arguments of a program
     files: dict[str, str]  # SHA-256 of each file that later stages read, by its path from the directory
+    origin: NotRequired[Origin]
 
 
 @runtime_checkable
@@ -43,7 +52,14 @@ def begin(directory: Path) -> None:
         sync(directory)
 
 
-def finish(directory: Path, command: str, config: str, files: Iterable[Path], step: int | None = None) -> bool:
+def finish(
+    directory: Path,
+    command: str,
+    config: str,
+    files: Iterable[Path],
+    step: int | None = None,
+    origin: Origin | None = None,
+) -> bool:
     """Write the marker, unless there are no files or one is missing; returns whether it was written.
 
     Args:
@@ -52,6 +68,7 @@ def finish(directory: Path, command: str, config: str, files: Iterable[Path], st
         config: The configuration as text.
         files: All files that later stages read; a directory stands for the files in it.
         step: Optimizer steps of a fit.
+        origin: What a run of `cli.py` was made from.
     """
     digests: dict[str, str] = {}
     for place in files:
@@ -61,12 +78,18 @@ def finish(directory: Path, command: str, config: str, files: Iterable[Path], st
             digests[os.path.relpath(file, directory)] = file_sha256(file)
     if not digests:
         return False
-    digest = hashlib.sha256(config.encode()).hexdigest()
-    content: Completion = {"command": command, "config": digest, "files": digests}
+    content: Completion = {"command": command, "config": text_digest(config), "files": digests}
     if step is not None:
         content["step"] = step
+    if origin is not None:
+        content["origin"] = origin
     records.write(directory / DONE, content)
     return True
+
+
+def text_digest(text: str) -> str:
+    """SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def completion(directory: Path) -> Completion | None:

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import yaml_files
+from commands.cli.composed import changes
 from experiments.check import compose
 from experiments.stages import measured, progress
 from experiments.tasks import Run, Task, nested
-
-PARTS = ("seed_everything", "model", "data", "trainer")
-PLACES = ("default_root_dir", "save_dir", "dirpath")  # the place of a run is not part of its identity
 
 
 def adopt(tasks: list[Task]) -> dict[Path, Path]:
@@ -63,7 +61,7 @@ def _has_configuration(run: Run, place: Path, recorded: dict[str, Any]) -> bool:
     recipe = yaml_files.read(run.stage.configs(run.preset)[0])
     overrides = {key: value for key, value in run.stage.overrides.items() if not key.endswith("+")}
     overrides |= {"seed_everything": run.seed, "model.class_path": recipe["model"]["class_path"]}
-    if not _contains(recorded, nested(overrides)):
+    if changes(recorded, nested(overrides)):
         return False
     from commands.cli.runs import place_outputs  # its import takes seconds, and few stages get here
 
@@ -74,7 +72,7 @@ def _has_configuration(run: Run, place: Path, recorded: dict[str, Any]) -> bool:
         here, there = _pop(asked, argument), _pop(recorded, argument)
         if here is None or there is None or Path(there).resolve() != directory.resolve():
             return False
-    return all(_contains(recorded.get(part), asked.get(part)) for part in PARTS)
+    return not changes(recorded, asked)
 
 
 def _pop(config: dict[str, Any], key: str) -> Any:
@@ -83,18 +81,6 @@ def _pop(config: dict[str, Any], key: str) -> Any:
     for parent in parents:
         node = node.get(parent) or {}
     return node.pop(last, None)
-
-
-def _contains(recorded: Any, asked: Any) -> bool:
-    """True if everything asked for is recorded; the record may hold more: values that one setting derives from another.
-
-    The keys of places do not count.
-    """
-    if isinstance(asked, dict) and isinstance(recorded, dict):
-        return all(_contains(recorded.get(key), value) for key, value in asked.items() if key not in PLACES)
-    if isinstance(asked, list) and isinstance(recorded, list):
-        return len(asked) == len(recorded) and all(map(_contains, recorded, asked))
-    return bool(recorded == asked)
 
 
 def _link(run: Run, place: Path) -> bool:

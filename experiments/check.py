@@ -2,48 +2,45 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import re
 import tempfile
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 
 from artifacts.repository import ADM_REFERENCE
+from commands.cli import composed
 from commands.cli.places import nearest
 from experiments.specification import Experiment, Row
 from experiments.tasks import Run, Task, runs_of
 from polytoken.errors import MissingFileError, UserError
 
 
-def check(experiment: Experiment, composed: set[str] | None = None) -> None:
+def check(experiment: Experiment, known: set[str] | None = None) -> None:
     """Compose the configuration of every stage as `cli.py` would; raise UserError for the first wrong one.
 
     Args:
         experiment: At its preset.
-        composed: Configurations that were composed before and are skipped; the others are added.
+        known: Configurations that were composed before and are skipped; the others are added.
     """
-    composed = set() if composed is None else composed
+    known = set() if known is None else known
     for index, row in enumerate(experiment.rows):
         for number, run in enumerate(runs_of(row, experiment.preset, seed=0)):
             stage = run.stage
             # configurations that differ only in numbers parse alike: one of each shape is checked
             files = [experiment.preset, stage.kind, stage.recipe, stage.preset_file]
             shape = json.dumps([*files, _shape(stage.overrides)])
-            if shape in composed or stage.is_program:
+            if shape in known or stage.is_program:
                 continue
             try:
                 compose(run)
             except UserError as error:
                 path = (f"rows[{index}]", f"stages[{number}]")
                 raise UserError(_translate(str(error), experiment, row, run, path)) from None
-            composed.add(shape)
+            known.add(shape)
 
 
 def check_files(tasks: list[Task]) -> None:
@@ -59,16 +56,10 @@ def check_files(tasks: list[Task]) -> None:
 
 def compose(run: Run) -> dict[str, Any]:
     """The whole configuration of a run, by the parser of `cli.py`; nothing is instantiated."""
-    import cli  # takes ten seconds, which `show` does not need
-
-    printed = io.StringIO()
-    with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(printed), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    with tempfile.TemporaryDirectory() as directory:
         overrides = Path(directory) / "overrides.yaml"
         run.write_overrides(overrides)
-        with contextlib.suppress(SystemExit):  # printing the configuration ends the program
-            cli.CommandLine([*run.arguments(overrides), "--print_config"])
-    return yaml.safe_load(printed.getvalue())
+        return composed.compose(run.arguments(overrides))
 
 
 def _shape(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from artifacts.completion import Producer, begin, finish
+from artifacts.completion import Origin, Producer, begin, finish
 from artifacts.lock import check_in_place
 from polytoken.files import write_text
 from polytoken.loading import MODEL_CONFIG, read_metadata
@@ -29,14 +29,24 @@ class RunRecord(Callback):
         resumes: Whether the command reads a checkpoint.
         config: The resolved configuration as YAML text.
         model: Its model section as plain data (class_path and init_args).
+        origin: What the run is made from.
     """
 
-    def __init__(self, directory: Path, command: str, resumes: bool, config: str, model: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        command: str,
+        resumes: bool,
+        config: str,
+        model: dict[str, Any],
+        origin: Origin | None = None,
+    ) -> None:
         self.directory = directory
         self.command = command
         self.resumes = resumes
         self.config = config
         self.model = model
+        self.origin = origin
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the configuration, but not a second time for the validation that ends a fit."""
@@ -52,7 +62,8 @@ class RunRecord(Callback):
         check_in_place(self.directory)
         producers = [part for part in (pl_module, *trainer.callbacks) if isinstance(part, Producer)]
         files = [file for producer in producers for file in producer.deliver()]
-        finish(self.directory, self.command, self.config, files, trainer.global_step if self.command == "fit" else None)
+        step = trainer.global_step if self.command == "fit" else None
+        finish(self.directory, self.command, self.config, files, step, self.origin)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the model section."""

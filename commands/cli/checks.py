@@ -91,7 +91,8 @@ def check_drift(checkpoint: Path, model: dict[str, Any], subcommand: str) -> Non
     text = "\n".join([f"{checkpoint} was trained with a different model section (there -> here):", *lines])
     if subcommand == "fit":
         raise UserError(
-            f"{text}\nRestore these values to resume the run, or set run.stage to a new name to start another one."
+            f"{text}\nRestore these values to resume the run, or set run.stage to a new name to start another one "
+            "(make: RUN=name)."
         )
     rank_zero_warn(text)
 

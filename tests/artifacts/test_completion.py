@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.completion import begin, changed, completion, finish
+from artifacts.origin import origin_of, outputs
 
 
 def test_the_marker_lists_the_files_with_their_digests(tmp_path: Path) -> None:
@@ -39,3 +40,24 @@ def test_no_marker_without_all_files(tmp_path: Path, files: list[str]) -> None:
 def test_a_broken_marker_is_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "done.json").write_text(content)
     assert completion(tmp_path) is None and (tmp_path / "done.json.broken").exists()
+
+
+def test_the_inputs_of_a_run_are_the_finished_stages_that_its_configuration_names(tmp_path: Path) -> None:
+    def made(name: str, text: str) -> str:
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / "file").write_text(text)
+        finish(tmp_path / name, "fit", text, [tmp_path / name / "file"])
+        return str(tmp_path / name)
+
+    store, teacher, own = made("tokens", "a"), made("teacher/mid", "b"), made("tokenizer", "c")
+    (tmp_path / "unfinished").mkdir()
+    config = {"store": store, "list": [{"weights": f"{teacher}.safetensors"}], "output": f"{own}.safetensors", "n": 1}
+    config |= {"other": str(tmp_path / "unfinished"), "long": "/" + "x" * 5000}
+    origin = origin_of(["fit"], [Path(__file__), tmp_path / "gone"], config, tmp_path / "tokenizer")
+    assert [*origin["inputs"]] == [store, teacher] and origin["arguments"] == ["fit"]
+    assert [len(digest) for digest in origin["configs"].values()] == [64, 0]
+    before = outputs(Path(store))
+    finish(tmp_path / "tokens", "predict", "another configuration", [tmp_path / "tokens/file"])
+    assert outputs(Path(store)) == before == origin["inputs"][store]
+    made("tokens", "d")
+    assert outputs(Path(store)) != before

@@ -243,3 +243,38 @@ def test_devices_reach_every_stage_of_several_processes(target: str, here: Path)
     assert ["--trainer.strategy ddp_find_unused_parameters_true" in line for line in lines] == [True] + [False] * 4
     one = make("-n", "tokenizer", "PRESET=imagenet", "DEVICES=1", cwd=here)
     assert "--trainer.devices 1 --trainer.strategy auto" in " ".join(one.split())
+
+
+STUB = """#!/bin/sh
+echo "$@" >> log
+test "$2" = commands.stage && { test -e "$3/done.json" || { mkdir -p "$3" && touch "$3/done.json"; }; }
+test "$2" = commands.evaluate && echo > runs/digits/samples/fq_dual/metrics.json
+test "$2" = commands.report && echo > runs/digits/report.html
+true
+"""
+
+
+def test_make_asks_about_each_stage_and_repeats_nothing(here: Path) -> None:
+    """Neither times of files nor a stage that had nothing to do starts the stages after it."""
+    (here / "stub/bin").mkdir(parents=True)
+    (here / "stub/bin/python").write_text(STUB)
+    (here / "stub/bin/python").chmod(0o755)
+
+    def programs(*goals: str) -> list[list[str]]:
+        (here / "log").write_text("")
+        make(*goals, "VENV=stub", "-o", "stub/.ready", cwd=here)
+        return [line.split() for line in (here / "log").read_text().splitlines()]
+
+    stages = [f"teacher/{name}" for name in ("judge", "mid", "high")]
+    stages += [f"{stage}/fq_dual" for stage in ("tokenizer", "tokens", "stage1", "stage2", "samples")]
+    first = programs("report")
+    assert [words[2] for words in first if words[1] == "commands.stage"] == [f"runs/digits/{place}" for place in stages]
+    assert [words[1] for words in first].count("commands.summary") == 6
+    for place in stages:  # copied, or restored from a backup: the earlier, the newer
+        os.utime(here / "runs/digits" / place / "done.json", (2e9 - stages.index(place), 2e9 - stages.index(place)))
+    for file in ("samples/fq_dual/metrics.json", "report.html"):
+        os.utime(here / "runs/digits" / file, (2e9 + 10, 2e9 + 10))
+    assert {words[1] for words in programs("report")} <= {"commands.stage", "commands.summary"}
+    asked = [words for words in programs("stage1", "ARGS=--model.x 1") if words[1] == "commands.stage"]
+    assert ["--named" in words for words in asked] == [False] * 5 + [True]
+    assert asked[-1][-2:] == ["--model.x", "1"]

@@ -78,7 +78,9 @@ def test_the_job_runs_its_stage_with_srun() -> None:
     plan = run("bash", "scripts/train.sbatch", *arguments, "ARGS=--trainer.max_steps 5", **job)
     (line,) = (line for line in plan.splitlines() if "configs/fq_dual.yaml" in line)
     launcher, command = line.split(" rank ")
-    assert launcher == """srun --kill-on-bad-exit=1 sh -c 'trap "" USR1; exec "$@"'"""
+    started, _, launcher = launcher.partition(" -- ")
+    assert started.split() == [".venv/bin/python", "-m", "commands.stage", "runs/digits/tokenizer/fq_dual", "--named"]
+    assert launcher.strip() == """srun --kill-on-bad-exit=1 sh -c 'trap "" USR1; exec "$@"'"""
     assert command.startswith(".venv/bin/python cli.py fit --config configs/fq_dual.yaml")
     assert "digits/tokenizer.yaml --config configs/cluster/ddp.yaml --config configs/cluster/slurm.yaml" in line
     assert "--trainer.num_nodes 2 --trainer.devices 8" in line and line.endswith("--trainer.max_steps 5")

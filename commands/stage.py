@@ -1,0 +1,171 @@
+"""Start of a stage, unless its run is what is asked: `python -m commands.stage [--named] RUN -- COMMAND`.
+
+The command ends in `cli.py` and its arguments, and takes the place of this program. A finished run is compared with the
+configuration that the arguments ask for. Equal: nothing to do. Only more steps: it goes on. Otherwise a stage that the
+command line of make names (--named) is refused; one that others need stays as it was made, with a note. Composing a
+configuration takes seconds, so it happens only if arguments or digests of files differ from those recorded.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, TypedDict
+
+from artifacts import yaml_files
+from artifacts.completion import Completion, Origin, completion, text_digest
+from artifacts.origin import digests, outputs
+from artifacts.repository import BASE_CONFIG
+from commands.program import new_parser, run
+from polytoken import records
+from polytoken.errors import UserError
+from polytoken.files import is_full
+
+COMPARED = "compared.json"
+SHOWN = 5
+# where a run was computed, not what
+WHERE = ("accelerator", "devices", "num_nodes", "strategy", "plugins", "enable_progress_bar", "use_distributed_sampler")
+STEPS = "trainer.max_steps"
+
+
+class Compared(TypedDict):
+    """`compared.json`: the last comparison of a finished run."""
+
+    config: str  # digest of the configuration of the run, as in done.json
+    arguments: list[str]
+    configs: dict[str, str]
+    changes: list[tuple[str, Any, Any]]
+
+
+def starts(directory: Path, asked: list[str], named: bool) -> bool:
+    """True if a stage has to start; says why not, or with what difference.
+
+    Args:
+        directory: Of its run.
+        asked: Arguments of `cli.py`.
+        named: Whether the command line of make names the stage. Otherwise ARGS of earlier starts stay with the run.
+
+    Raises:
+        UserError: a named stage is finished with other settings.
+    """
+    done = completion(directory)
+    if done is None or _leads_elsewhere(directory, asked):
+        return True
+    origin = done.get("origin")
+    if origin is not None and (place := _made_again(origin)):
+        print(f"{directory}: {place} was made again since", flush=True)
+        return True
+    if not named:
+        if origin is None:  # made by hand, and by an earlier version
+            return False
+        asked = origin["arguments"]
+    changes = _compare(directory, done, asked)
+    if not changes:
+        if named:
+            known = "with these settings" if changes is not None else "and its settings are not recorded"
+            print(f"{directory} is finished, {known}: nothing to do")
+        return False
+    if [key for key, _, _ in changes] == [STEPS] and _is_more(*changes[0][1:]):
+        print(f"{directory} goes on from step {changes[0][1]} to {changes[0][2]}", flush=True)
+        return True
+    shown = ", ".join(f"{short(key)} {_text(old)} → {_text(new)}" for key, old, new in changes[:SHOWN])
+    shown += f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
+    if named:
+        raise UserError(
+            f"{directory} is finished with other settings (there → asked: {shown}): RUN=name makes a variant next to "
+            "it, and deleting it starts it again"
+        )
+    print(f"note: {directory} stays as it was made, with other settings than now (there → now: {shown})", flush=True)
+    return False
+
+
+def short(key: str) -> str:
+    """A key as the command line takes it."""
+    return key.replace(".init_args", "")
+
+
+def _leads_elsewhere(directory: Path, asked: list[str]) -> bool:
+    """True if ARGS put the run into a place that make does not know."""
+    stages = [value for name, value in zip(asked, asked[1:], strict=False) if name == "--run.stage"]
+    return bool(stages) and not f"/{directory}".endswith(f"/{stages[-1]}")
+
+
+def _made_again(origin: Origin) -> str | None:
+    """The first input that is not the one that the stage was made from; one that is gone does not count."""
+    now = ((place, digest, outputs(Path(place))) for place, digest in origin["inputs"].items())
+    return next((place for place, digest, found in now if found not in (None, digest)), None)
+
+
+def _compare(directory: Path, done: Completion, asked: list[str]) -> list[tuple[str, Any, Any]] | None:
+    """Settings in which a finished run differs from what is asked; None if those of the run are not recorded."""
+    from commands.cli.places import config_files
+
+    configs = digests([BASE_CONFIG, *map(Path, config_files(asked))])
+    origin = done.get("origin")
+    if origin is not None and (origin["arguments"], origin["configs"]) == (asked, configs):
+        return []
+    before = records.read_derived(directory / COMPARED, Compared)
+    now = Compared(config=done["config"], arguments=asked, configs=configs, changes=[])
+    if before is not None and {**before, "changes": []} == now:
+        return before["changes"]
+    recorded = _recorded(directory, done)
+    if recorded is None:
+        return None
+    from commands.cli.composed import changes, compose
+    from commands.cli.noise import quiet
+
+    quiet()
+    composed = compose(asked)
+    for name in WHERE:
+        recorded["trainer"].pop(name, None)
+        composed["trainer"].pop(name, None)
+    now["changes"] = changes(recorded, composed)
+    try:
+        records.write(directory / COMPARED, now)
+    except (OSError, UserError) as error:  # it only saves time
+        if not isinstance(error, OSError) and not is_full(error):
+            raise
+    return now["changes"]
+
+
+def _recorded(directory: Path, done: Completion) -> dict[str, Any] | None:
+    """The configuration of the start that has finished the run."""
+    for file in directory.glob("config*.yaml"):
+        if text_digest(file.read_text(encoding="utf-8")) == done["config"]:
+            return yaml_files.read(file)
+    return None
+
+
+def _is_more(old: Any, new: Any) -> bool:
+    return isinstance(old, int) and isinstance(new, int) and 0 < old < new
+
+
+def _text(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def work(given: Namespace) -> None:
+    """Decide, and become the command."""
+    program = next(index for index, word in enumerate(given.command) if Path(word).name == "cli.py")
+    if starts(given.run, given.command[program + 1 :], given.named):
+        print(shlex.join(given.command), flush=True)
+        os.execvp(given.command[0], given.command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the program."""
+    given = sys.argv[1:] if arguments is None else arguments
+    end = given.index("--") if "--" in given else len(given)
+    parser = new_parser("commands.stage", __doc__)
+    parser.add_argument("run", type=Path, help="directory of the run")
+    parser.add_argument("--named", action="store_true", help="the command line of make names this stage")
+    parser.set_defaults(command=given[end + 1 :])
+    run(parser, work, given[:end])
+
+
+if __name__ == "__main__":
+    main()
