@@ -29,8 +29,7 @@ def run(
     A `UserError` or an error of the operating system is printed as one sentence, with exit code 2. Every other
     exception is a fault of the code and keeps its traceback.
     """
-    if isinstance(sys.stdout, TextIOWrapper):  # a name that is no Unicode does not end a program
-        sys.stdout.reconfigure(errors="backslashreplace")
+    print_any_name()
     given = parser.parse_args(arguments)
     try:
         code = work(given)
@@ -39,6 +38,12 @@ def run(
         code = 2
     if code:
         sys.exit(code)
+
+
+def print_any_name() -> None:
+    """Let stdout write an escape for what is no Unicode, as stderr does."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def print_table(

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from commands.cli.places import nearest
+from commands.program import print_any_name
 from experiments import schedule, start, table
 from experiments.adopt import adopt
 from experiments.check import check, check_files
@@ -44,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code is 1 if a row failed, 2 for a mistake in the experiment's file."""
+    print_any_name()
     options = parser().parse_args(arguments)
     try:
         if options.command == "list":

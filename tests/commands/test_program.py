@@ -1,10 +1,11 @@
 """Frame of the programs: exit codes, and which errors are printed as one sentence."""
 
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
-from commands.program import new_parser, print_table, run
+from commands.program import new_parser, print_any_name, print_table, run
 from polytoken.errors import MissingFileError, UserError
 
 PARSER = new_parser("commands.any", "Measures\nanything.\n\nMore.")
@@ -46,3 +47,11 @@ def test_each_note_is_printed_once_below_the_table(capsys: pytest.CaptureFixture
     print_table("Title", ["name", "value"], [["a", "1"], ["b", "2"]], ["few images", "few images"])
     printed = capsys.readouterr().out
     assert printed.count("note: few images") == 1 and printed.index("Title") < printed.index("note")
+
+
+def test_a_name_that_is_no_unicode_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "out").open("w", encoding="utf-8") as out:
+        monkeypatch.setattr("sys.stdout", out)
+        print_any_name()
+        print_table("\ud800", ["\ud800"], [["\udcff"]])
+    assert "\\ud800" in (tmp_path / "out").read_text() and "\\udcff" in (tmp_path / "out").read_text()
