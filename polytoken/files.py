@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from polytoken.errors import RunError, UserError
+from polytoken.errors import MissingFileError, RunError, UserError
 
 PARTIAL = ".partial"  # suffix of incomplete files
 
@@ -74,9 +74,19 @@ def sync(path: Path) -> None:
 
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file, in hex.
+
+    Raises:
+        MissingFileError: there is no such file.
+        UserError: it cannot be read: it is a directory, or a loop of links.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path} does not exist") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
 @contextmanager

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from polytoken.errors import RunError, UserError
-from polytoken.files import PARTIAL, file_sha256, replacing, write_bytes, write_text
+from polytoken.errors import MissingFileError, RunError, UserError
+from polytoken.files import PARTIAL, file_sha256, is_file_name, replacing, write_bytes, write_text
 
 
 def test_a_block_that_raises_leaves_the_old_file(tmp_path: Path) -> None:
@@ -71,3 +71,18 @@ def test_a_file_in_place_of_the_directory(tmp_path: Path) -> None:
 def test_sha256(tmp_path: Path) -> None:
     write_bytes(tmp_path / "file", b"abc")
     assert file_sha256(tmp_path / "file").startswith("ba7816bf")
+
+
+def test_what_cannot_be_read_has_no_digest(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for name, says in ((".", "Is a directory"), ("loop", "symbolic links")):
+        with pytest.raises(UserError, match=f"cannot be read: .*{says}"):
+            file_sha256(tmp_path / name)
+    with pytest.raises(MissingFileError, match="does not exist"):
+        file_sha256(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\0b", "x" * 241, "\udcff"])
+def test_names_that_no_file_can_have(name: str) -> None:
+    assert not is_file_name(name)
+    assert is_file_name("fq_dual é")
