@@ -58,6 +58,8 @@ quick   = $(if $(filter $(CALLED),$(1)),$(addprefix --trainer.max_steps ,$(call 
 SEVERAL_HERE := $(filter-out 1,$(call given,DEVICES) $(call given,NODES))
 placed  = $(if $(LAUNCHER),,$(addprefix --trainer.devices ,$(call given,DEVICES)) $(addprefix --trainer.num_nodes ,$(call given,NODES)) $(if \
 	$(SEVERAL_HERE),$(addprefix --trainer.strategy ,$(1)),$(if $(call given,DEVICES),--trainer.strategy auto)))
+# the recipe names the run, unless it has another name
+ENCODER = $(call SIZED,$(TOKENIZER),$(KIND)) $(if $(filter-out $(TOKENIZER),$(CODER)),--run.stage tokenizer/$(CODER)) $(ROOT)
 # a generator's recipe on the tokens of TOKENIZER; some recipes read the images again
 GENERATE = $(FIT) $(call SIZED,$(1),generator) --run.stage $(1)/$(2) --data.init_args.store $(TOKENS) $(call quick,$(2)) $(call placed,) \
 	$(if $(DATA),$(if $(shell grep -l OnlineTokenDataModule configs/$(1).yaml $(call OVERLAY,$(1))),$(ROOT)))
@@ -73,6 +75,10 @@ CLASSES ?= $(if $(wildcard configs/presets/$(PRESET)/teacher_dual.yaml),$(RUNS)/
 # a captioning probe carries the name of its feature
 CAPTIONED := $(or $(VARIANT),$(CODER))_$(subst /,_,$(FEATURE))
 CFG ?= 1.0 1.5 2.0 2.5 3.0
+# what `make check` composes; a preset without teachers of its own is checked before a curriculum
+PLANNED = -- fit $(ENCODER) $(call placed,ddp_find_unused_parameters_true) -- predict $(call CONFIG,tokens,tokens) $(ROOT) $(call placed,) \
+	-- fit $(subst $(FIT) ,,$(call GENERATE,$(GENERATOR),$(DRAWER))) -- predict $(call CONFIG,sample,sample) $(call placed,)
+CHECKED := $(if $(wildcard configs/presets/$(PRESET)/judge.yaml configs/presets/$(PRESET)/teacher_mid.yaml),,check)
 # the next command, with the choices of this one
 NEXT = next: make $(strip $(1) $(foreach name,PRESET TOKENIZER GENERATOR,$(if $(filter command environment,$(origin $(name))),$(name)=$($(name)))) $(foreach \
 	name,RUN STEPS DEVICES NODES,$(if $(call given,$(name)),$(name)=$(call given,$(name)))))$(if $(DATA), DATA=$(call quoted,$(DATA)))
@@ -119,7 +125,7 @@ $(foreach learner,$(if $(ARGS),,$(LEARNERS)),\
 		$(error GENERATOR $(learner) predicts one code a position, and TOKENIZER $(TOKENIZER) has several: take GENERATOR=far_base, or TOKENIZER=vq)))
 
 .DEFAULT_GOAL := help
-.PHONY: status help setup lock preset demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference experiment consolidate test test-cluster drill soak fuzz lint format benchmark tensorboard clean
+.PHONY: check status help setup lock preset demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference experiment consolidate test test-cluster drill soak fuzz lint format benchmark tensorboard clean
 
 .PHONY: ask
 ask:
@@ -158,13 +164,16 @@ preset: | $(READY) ## start | Write the preset NAME for the images of DATA=/path
 
 # --- curriculum ------------------------------------------------------------------------------------------------------
 
+check: | $(READY) ## start | Look for the data, weights, reference, disk and GPUs of a curriculum; estimate its time
+	@$(PYTHON) -m commands.check --preset $(PRESET) $(if $(filter slurm,$(LAUNCH)),--in-job) $(PLANNED)
+
 ifeq ($(LAUNCH),slurm)
 include scripts/slurm.mk
 else
 
 demo: report ## start | Teachers, tokenizer, tokens, both stages, 500 samples, their evaluation, a report: no network, no GPU
 
-curriculum: report ## start | The same stages; with LAUNCH=slurm, a job each, one after the other
+curriculum: $(CHECKED) report ## start | The same stages; with LAUNCH=slurm, a job each, one after the other
 
 # the networks that a preset trains for itself: without labels, only the stand-in for DINOv2
 OWN_NETWORKS := $(basename $(notdir $(wildcard $(addprefix configs/presets/$(PRESET)/,judge.yaml teacher_mid.yaml teacher_high.yaml))))
@@ -193,9 +202,6 @@ endif
 
 weights/%_classes.safetensors: | $(READY)
 	$(PYTHON) -m commands.class_vectors --text $* # once, with a network: the text tower is large
-
-# the recipe names the run, unless it has another name
-ENCODER = $(call SIZED,$(TOKENIZER),$(KIND)) $(if $(filter-out $(TOKENIZER),$(CODER)),--run.stage tokenizer/$(CODER)) $(ROOT)
 
 tokenizer: $(RUNS)/tokenizer/$(CODER)/done.json ## stages | Train TOKENIZER on PRESET, or resume its training
 

@@ -32,7 +32,7 @@ define newline
 
 endef
 
-NOT_HERE := $(filter-out help curriculum demo $(SUBMITTED),$(MAKECMDGOALS))
+NOT_HERE := $(filter-out help check curriculum demo $(SUBMITTED),$(MAKECMDGOALS))
 $(if $(NOT_HERE),$(error LAUNCH=slurm submits curriculum $(SUBMITTED): leave it out for $(NOT_HERE)))
 
 $(SUBMITTED): | $(READY)
@@ -41,7 +41,7 @@ $(SUBMITTED): | $(READY)
 
 demo: curriculum
 
-curriculum: | $(READY)
+curriculum: $(CHECKED) | $(READY)
 	@mkdir -p $(RUNS)/slurm
 	@set -e; $(foreach stage,$(CURRICULUM),\$(newline)\
 	job=$$(sbatch --parsable $${job:+--dependency=afterok:$$job --kill-on-invalid-dep=yes} $(strip $(call ASKED,$(stage))) scripts/train.sbatch $(call MADE,$(stage))); echo "$(stage): job $$job";)

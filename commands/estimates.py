@@ -1,0 +1,84 @@
+"""Estimates of time and disk of a curriculum from measured speeds (docs/results.md, «On a GPU»)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from polytoken.text import duration
+
+MACHINE = "one H200, 16 cores"
+# images or positions a second, bf16: the only speeds that were measured, of these sizes
+TOKENIZER_STEP = 72  # f16 dual tokenizer, 256 px, without perceptual term, discriminator and teacher
+TOKENIZER_FORWARD = 221  # the same, encoder and decoder
+SAMPLING = 1_017  # positions of FAR-Base dual, batch 64, guidance 2
+CONVOLUTIONAL = "polytoken.tokenizers.ConvolutionalTokenizer"
+UNKNOWN = "not measured"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Time and disk of one stage.
+
+    Args:
+        stage: its name.
+        work: what it does, in words.
+        seconds: on one device of MACHINE; None if no speed of such a stage was measured.
+        size: bytes that it writes besides checkpoints; None if that is not known.
+    """
+
+    stage: str
+    work: str
+    seconds: float | None
+    size: float | None
+
+    def row(self, devices: int) -> tuple[str, str, str, str]:
+        """Cells of a table, for a number of devices that share the work evenly."""
+        time = UNKNOWN if self.seconds is None else f"{duration(self.seconds / devices)} at least"
+        return self.stage, self.work, time, UNKNOWN if self.size is None else f"{self.size / 1e9:,.1f} GB"
+
+
+def estimates(
+    tokenizer: dict[str, Any], tokens: dict[str, Any], generator: dict[str, Any], sample: dict[str, Any], images: int
+) -> Iterator[Estimate]:
+    """Estimates of the stages of a curriculum.
+
+    Args:
+        tokenizer: composed configuration of its training.
+        tokens: that of the prediction of tokens.
+        generator: that of the generator's training.
+        sample: that of the prediction of samples.
+        images: number of training images.
+    """
+    coder = tokenizer["model"]["init_args"].get("tokenizer", {})
+    arguments = coder.get("init_args", {})
+    size, factor = arguments.get("image_size", 0), 2 ** (len(arguments.get("channel_multipliers", [0])) - 1)
+    quantizer = (arguments.get("quantizer") or {}).get("init_args", {})
+    measured = coder.get("class_path") == CONVOLUTIONAL and (size, factor) == (256, 16)
+    steps, batch = _steps(tokenizer)
+    seen = steps * batch
+    yield Estimate("tokenizer", f"{seen:,} images", seen / TOKENIZER_STEP if measured else None, None)
+
+    views = (tokens["data"]["init_args"].get("views") or {}).get("init_args", tokens["data"]["init_args"].get("views"))
+    crops = {"ten_crop": 10, "centre": 1}.get(str((views or {}).get("crops", "centre")), 1)
+    stored = images * crops
+    codes = quantizer.get("num_branches") or quantizer.get("num_sub_codes") or 1
+    written = stored * (size // factor) ** 2 * codes * 2.0 if coder.get("class_path") == CONVOLUTIONAL else None
+    yield Estimate("tokens", f"{stored:,} crops", stored / TOKENIZER_FORWARD if measured else None, written)
+
+    steps, batch = _steps(generator)
+    yield Estimate("generator", f"{steps:,} steps of {batch} images", None, None)
+
+    drawn = sample["data"]["init_args"].get("num_images") or 0
+    far = "AutoregressiveHead" in str(generator["model"]) and measured
+    time = drawn * (size // factor) ** 2 / SAMPLING if far else None
+    yield Estimate("sample", f"{drawn:,} images", time, drawn * size**2 * 3.0 if size else None)
+
+
+def _steps(config: dict[str, Any]) -> tuple[int, int]:
+    """Steps of a training, and images of a step over all devices."""
+    trainer = config["trainer"]
+    devices = trainer["devices"] if isinstance(trainer["devices"], int) and trainer["devices"] > 0 else 1
+    nodes = trainer.get("num_nodes") or 1
+    return max(trainer["max_steps"], 0), config["data"]["init_args"].get("batch_size", 1) * devices * nodes

@@ -1,0 +1,69 @@
+"""Check of a curriculum before its first step."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from commands import check, estimates
+from tests.support.commands import REPOSITORY
+
+PRESETS = "configs/presets"
+
+
+def stages(preset: str, *data: str) -> list[str]:
+    files = {"fq_dual": "tokenizer", "tokens": "tokens", "stage2": "generator", "sample": "sample"}
+    words = ["--preset", preset]
+    for recipe, file in files.items():
+        command = "predict" if recipe in ("tokens", "sample") else "fit"
+        words += ["--", command, "--config", f"configs/{recipe}.yaml", "--config", f"{PRESETS}/{preset}/{file}.yaml"]
+        words += data if recipe == "fq_dual" else ()
+    return words
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cli.py"])
+    return tmp_path
+
+
+def folder(root: Path) -> None:
+    for place in ("train/a", "train/b", "val/a", "val/b"):
+        (root / place).mkdir(parents=True)
+        Image.new("RGB", (30, 28)).save(root / place / "0.jpg")
+
+
+def test_what_imagenet_lacks_is_listed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder(here / "images")
+    with pytest.raises(SystemExit) as stop:
+        check.main(stages("imagenet", "--data.source.root", "images"))
+    assert stop.value.code == 1
+    said = capsys.readouterr().out
+    missing = said.splitlines()[-1]
+    for file in (
+        "weights/vgg16.pth",
+        "weights/clip_large_14.safetensors",
+        "weights/inception.pth",
+        "reference of gFID",
+    ):
+        assert file in missing
+    assert "images" not in missing and "2, the first of" in said and "51,200,000 images" in said
+    (here / "images/val/a/0.jpg").write_bytes(b"no image")
+    with pytest.raises(SystemExit):
+        check.main(stages("imagenet", "--data.source.root", "images"))
+    assert "missing: validation images" in capsys.readouterr().out
+
+
+def test_nothing_is_missing_of_an_embedded_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    check.main(stages("digits"))
+    said = capsys.readouterr().out
+    assert said.endswith("nothing is missing\n") and "made first" in said and "not measured" in said
+
+
+def test_the_speeds_are_those_of_the_results() -> None:
+    text = (REPOSITORY / "docs/results.md").read_text().partition("## On a GPU")[2]
+    for speed in (estimates.TOKENIZER_STEP, estimates.TOKENIZER_FORWARD, estimates.SAMPLING):
+        assert f"{speed:,} " in text
