@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -14,6 +15,7 @@ from artifacts.continuation import INIT_FROM, continue_from
 from datamodules.images import check_image_size
 from lightning_modules.resuming import ResumingModule
 from polytoken.errors import UserError
+from polytoken.fingerprint import FROZEN, check_frozen
 from polytoken.guard import NonFiniteGuard
 from polytoken.images import resize_displayed
 from polytoken.losses import TokenizerObjective, TokenizerStep
@@ -91,13 +93,21 @@ class TokenizerModule(ResumingModule):
             else:
                 self.origin = continue_from(self.init_from, self.tokenizer, self.objective)
 
+    @cached_property
+    def frozen(self) -> dict[str, str]:
+        """Identities of the tokenizer's frozen networks, whose weights are read for it once."""
+        return self.tokenizer.frozen_identities()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add path, digest and step of the weights that the run started from."""
+        """Add the frozen networks, and path, digest and step of the weights that the run started from."""
+        if self.frozen:
+            checkpoint[FROZEN] = self.frozen
         if self.origin is not None:
             checkpoint[INIT_FROM] = self.origin
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore them; raises UserError if the frozen networks are others."""
+        check_frozen(checkpoint.get(FROZEN), self.frozen, str(self.trainer.ckpt_path or "the checkpoint"))
         self.origin = checkpoint.get(INIT_FROM)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
+from polytoken.errors import UserError
 from polytoken.frozen import hash_weights
 from polytoken.tokenizers.base import Tokenizer
+
+FROZEN = "frozen"  # key of a checkpoint: the frozen networks of its tokenizer, which hold no weights in it
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
@@ -18,3 +22,30 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     digest = hashlib.sha256(json.dumps([tokenizer.spec and tokenizer.spec.to_json(), frozen]).encode())
     hash_weights(digest, tokenizer)
     return digest.hexdigest()
+
+
+def check_frozen(recorded: Any, present: dict[str, str], where: str) -> None:
+    """Compare the frozen networks that a checkpoint records with those that its tokenizer has now.
+
+    Args:
+        recorded: the value under ``FROZEN``; None for a checkpoint without one, which is not compared.
+        present: ``frozen_identities()`` of the tokenizer.
+        where: the checkpoint, for the message.
+
+    Raises:
+        UserError: they differ, so that codes and decoded features would mean something else.
+    """
+    if recorded is None or recorded == present:
+        return
+    if not isinstance(recorded, dict):
+        raise UserError(f"{where} is broken: {FROZEN} is not a mapping")
+    name = next(key for key in {**recorded, **present} if recorded.get(key) != present.get(key))
+    raise UserError(
+        f"{where} was trained on {name} = {_short(recorded.get(name))}, and here it is {_short(present.get(name))}: "
+        "restore the weights and settings of that model, or train the tokenizer again in a new run (run.stage)"
+    )
+
+
+def _short(identity: Any) -> str:
+    """An identity with the first digits of its digest."""
+    return " ".join(word[:12] if len(word) == 64 else word for word in str(identity).split())

@@ -2,7 +2,8 @@
 
 Keys of a checkpoint, and who writes them: ``state_dict``, ``global_step``, ``callbacks``, ``loops`` and
 ``optimizer_states`` by Lightning, ``callbacks.EMA`` by callbacks.EMA, ``model_config`` by callbacks.RunRecord,
-``random_state`` by callbacks.RandomState, ``generator`` by lightning_modules.GeneratorModule, and the name of a data
+``random_state`` by callbacks.RandomState, ``generator`` by lightning_modules.GeneratorModule, ``frozen`` by
+lightning_modules.TokenizerModule, and the name of a data
 module, such as ``TokenDataModule``, with the position in the training stream, by that module.
 """
 
@@ -21,7 +22,7 @@ from polytoken.building import build
 from polytoken.codec import BlankCodec, FrozenCodec
 from polytoken.errors import MissingFileError, UserError
 from polytoken.files import file_sha256
-from polytoken.fingerprint import fingerprint
+from polytoken.fingerprint import FROZEN, check_frozen, fingerprint
 from polytoken.generators.base import Generator
 from polytoken.generators.record import GeneratorRecord
 from polytoken.integrity import DAMAGED, damage_of_archive
@@ -221,7 +222,10 @@ class Checkpoint:
         section = self.model.get("tokenizer")
         if not isinstance(section, dict):
             raise UserError(f"{self.path} is not the checkpoint of a tokenizer: its model section has no tokenizer")
-        return self._load(build(section, Tokenizer, str(self.path), trust), "tokenizer")  # type: ignore[type-abstract]
+        tokenizer: Tokenizer = build(section, Tokenizer, str(self.path), trust)  # type: ignore[type-abstract]
+        if self.content.get(FROZEN):
+            check_frozen(self.content[FROZEN], tokenizer.frozen_identities(), str(self.path))
+        return self._load(tokenizer, "tokenizer")
 
     def generator(self, trust: Sequence[str] = (), tokenizer: Tokenizer | None = None) -> Generator:
         """Rebuild the generator; see :func:`load_generator`.
