@@ -72,9 +72,11 @@ def work(given: Namespace) -> None:
     """Embed and write."""
     classes = read_classes(given.classes) if given.classes else None
     prompts = read_prompts(given.prompts) if given.prompts else None
+    output = given.output or default_output(given.text)
+    if output.resolve() == Path(given.text).resolve():
+        raise UserError(f"--output is {output}, the text tower itself: name another file")
     tower = open_text_tower(given.text, best_device())
     vectors = ClassVectors.of(tower, classes or tower.classes, prompts or tower.prompts)
-    output = given.output or default_output(given.text)
     output.parent.mkdir(parents=True, exist_ok=True)
     vectors.save(output)
     print(f"{len(vectors.classes)} classes, {len(vectors.prompts)} prompts each: {output}")

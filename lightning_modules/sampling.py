@@ -14,7 +14,7 @@ from datamodules.references import ReferenceDataModule
 from polytoken.errors import UserError
 from polytoken.images import from_uint8, resize_displayed, to_uint8
 from polytoken.pipeline import GenerationPipeline
-from polytoken.ranges import LARGEST_SEED, at_least, within
+from polytoken.ranges import LARGEST_SEED, within
 from polytoken.sampling import Forcing, SamplerSettings
 
 
@@ -52,7 +52,7 @@ class SamplingModule(pl.LightningModule):
         image_size: int | None = None,
     ) -> None:
         super().__init__()
-        at_least(1, self, image_size=image_size)
+        within(8, 4096, self, image_size=image_size)
         within(0, LARGEST_SEED, self, seed=seed)
         self.generator = GenerationPipeline.from_run(generator_run, tokenizer_run, trust, compile)
         self.sampler = self.generator.rules(sampler or SamplerSettings())

@@ -20,7 +20,7 @@ from polytoken.guard import NonFiniteGuard
 from polytoken.images import resize_displayed
 from polytoken.losses import TokenizerObjective, TokenizerStep
 from polytoken.optimization import OptimizerConfig, gradient_norm
-from polytoken.ranges import above, at_least
+from polytoken.ranges import above, at_least, within
 from polytoken.specs import Decoded, Encoding
 from polytoken.tokenizers import Tokenizer
 
@@ -62,7 +62,8 @@ class TokenizerModule(ResumingModule):
     ) -> None:
         super().__init__()
         above(0, self, gradient_clip=gradient_clip)
-        at_least(1, self, accumulate_steps=accumulate_steps, metric_size=metric_size)
+        at_least(1, self, accumulate_steps=accumulate_steps)
+        within(8, 4096, self, metric_size=metric_size)  # SSIM has windows of 11 pixels
         at_least(0, self, max_nonfinite_steps=max_nonfinite_steps)
         self.automatic_optimization = False
         self.tokenizer = tokenizer

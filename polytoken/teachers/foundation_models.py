@@ -98,6 +98,7 @@ def published_model(name: str) -> FoundationModel:
 def _model_of_timm(name: str) -> FoundationModel:
     """Settings that timm states, and those of the network itself; no weights are read."""
     import timm
+    from timm.layers import PatchEmbed
     from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
@@ -106,7 +107,9 @@ def _model_of_timm(name: str) -> FoundationModel:
     published: Any = timm.get_pretrained_cfg(name)
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         network: Any = timm.create_model(name, num_classes=0)
-    patch = network.patch_embed.patch_size if isinstance(network, VisionTransformer | Eva) else (0, 1)
+    # others begin with convolutions, so that their grid is not that of patches
+    plain = isinstance(network, VisionTransformer | Eva) and type(network.patch_embed) is PatchEmbed
+    patch = network.patch_embed.patch_size if plain else (0, 1)
     if patch[0] != patch[1]:
         raise UserError(
             f"timm's {name} is a {type(network).__name__}: take a vision transformer whose blocks share one grid of "
@@ -121,6 +124,7 @@ def _model_of_timm(name: str) -> FoundationModel:
         depth=len(network.blocks),
         prefix_tokens=network.num_prefix_tokens,
         normalization=(tuple(published.mean), tuple(published.std)),
+        final_norm=not isinstance(network.norm, nn.Identity),
         attention_pooling=network.attn_pool is not None,
     )
 

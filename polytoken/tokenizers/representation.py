@@ -82,6 +82,12 @@ class RepresentationTokenizer(Tokenizer):
                 f"{width} channels"
             )
         foundation.check_block(shallow)
+        deep = foundation.depth if foundation.block is None else foundation.block
+        if shallow is not None and not 1 <= shallow <= deep:
+            raise UserError(
+                f"shallow is {shallow}, and the deep feature comes from block {deep}: name a block from 1 to "
+                f"{deep}, or null for the deep feature alone"
+            )
         quantizer.scales((side, side))
         self.image_size = image_size
         self.downsampling = factor

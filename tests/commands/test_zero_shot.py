@@ -95,6 +95,9 @@ def refusal(capsys: pytest.CaptureFixture, program: object, *arguments: object) 
 
 def test_what_does_not_fit_is_refused(teacher: Path, capsys: pytest.CaptureFixture) -> None:
     file = teacher / "classes.safetensors"
+    tower = teacher / "text.safetensors"
+    said = refusal(capsys, class_vectors, "--text", tower, "--output", tower)
+    assert f"--output is {tower}, the text tower itself: name another file" in said
     write_runs(teacher.parent)
     conventional = teacher.parent / "tokenizer/tiny"
     arguments = ("--classes", file)

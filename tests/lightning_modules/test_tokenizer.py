@@ -217,7 +217,7 @@ def test_images_are_compared_at_the_size_of_the_metrics() -> None:
     assert torch.equal(plain["image"], batch["image"])
     for name in ("image", "reconstruction"):
         assert torch.equal(reduced[name], resize_displayed(plain[name], 8))
-    with pytest.raises(UserError, match="metric_size is 0; it must be at least 1"):
+    with pytest.raises(UserError, match="metric_size is 0; it must be from 8 to 4,096"):
         build(metric_size=0)
 
 

@@ -99,7 +99,7 @@ def test_images_are_written_at_another_size(run: Path) -> None:
     found = reduced.predict_step(batch, 0)
     assert torch.equal(found, to_uint8(resize_displayed(whole, 8)).permute(0, 2, 3, 1))
     assert reduced.settings()["image_size"] == 8 and "image_size" not in plain.settings()
-    with pytest.raises(UserError, match="image_size is 0; it must be at least 1"):
+    with pytest.raises(UserError, match="image_size is 0; it must be from 8 to 4,096"):
         SamplingModule(str(run), image_size=0)
 
 

@@ -64,6 +64,7 @@ def test_a_model_of_timm_that_is_not_in_the_table() -> None:
         ("timm/nothing", "timm has no pretrained model 'nothing'"),
         ("timm/vit_small_patch16_224.nobody", "timm has no pretrained model 'vit_small_patch16_224.nobody'"),
         ("timm/resnet18.a1_in1k", "is a ResNet: take a vision transformer"),
+        ("timm/vit_tiny_r_s16_p8_224.augreg_in21k", "is a VisionTransformer: take a vision transformer whose"),
         ("timm/swin_tiny_patch4_window7_224.ms_in1k", "is a SwinTransformer: take a vision transformer"),
     ],
 )
