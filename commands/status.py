@@ -105,7 +105,9 @@ def work(given: Namespace) -> None:
     print_table(f"{given.runs / given.preset}", ("stage", "state", "step", "last written"), map(_row, found), left=2)
     states = {stage.name: stage.state for stage in found}
     missing = next((name for name in chain if states[name] != "finished"), None)
-    print("the curriculum is complete" if missing is None else f"next in the curriculum: {missing}")
+    print(
+        f"the curriculum of {given.tokenizer} is {'complete' if missing is None else f'not complete; next: {missing}'}"
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

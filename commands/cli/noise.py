@@ -15,6 +15,8 @@ WARNINGS = (
     ".*instantiate_classes.*deprecated.*",  # Lightning's own use of jsonargparse
     ".*JsonargparseDeprecationWarning.*",
     ".*smaller than the logging interval.*",  # TextProgress counts steps, not epochs
+    ".*args parameter is intended to run from within Python.*",  # commands that start cli.main
+    ".*Total length of .* across ranks is zero.*",  # a prediction that was complete
     ".*predict returned None.*",  # our predictions are written, not returned
     ".*does not have many workers.*",  # TextProgress prints the wait for data
 )

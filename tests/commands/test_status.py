@@ -41,7 +41,7 @@ def test_stages_are_listed_in_the_order_of_the_curriculum(runs: Path, capsys: py
         ["samples/fq_dual", "not begun", ""],
         ["samples/vq", "unfinished", ""],
     ]
-    assert rows[1][3] == "2 h ago" and lines[-1] == "next in the curriculum: tokens/fq_dual"
+    assert rows[1][3] == "2 h ago" and lines[-1] == "the curriculum of fq_dual is not complete; next: tokens/fq_dual"
 
 
 def test_a_stage_that_starts_again_is_unfinished(runs: Path) -> None:
@@ -54,4 +54,4 @@ def test_an_empty_root(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     status.main(["--runs", str(tmp_path), "--generator", "next_scale", "--tokenizer", "imagefolder"])
     out = capsys.readouterr().out
     assert "next_scale/imagefolder" in out and "samples/imagefolder_next_scale" in out
-    assert "next in the curriculum: tokenizer/imagefolder" in out
+    assert "not complete; next: tokenizer/imagefolder" in out
