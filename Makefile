@@ -92,6 +92,12 @@ NEW    = @if test "$$(date -r $@ +%s 2>/dev/null || echo 0)" -ge $(BEGUN); then
 # ARGS apply to the targets on the command line, not to their prerequisites
 ARGS_OF = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 
+# a variable that no target reads is a slip in its name
+KNOWN := ARGS CAPTIONS CFG CLASSES CLUSTER CPUS DATA DEVICES EXPERIMENT FEATURE GENERATOR GPUS HOST HUB LAUNCH LAUNCHER NAME NODES PARTITION PORT \
+	PRESET RUN SAMPLES SBATCH_ARGS SPLIT STAGE1 STEPS STRATEGY TEACHERS TIME TOKENIZER YES
+$(foreach name,$(filter-out $(KNOWN) CLI PYTHON READY RUNS UV VENV -*,$(.VARIABLES)),$(if $(filter command,$(origin $(name))),\
+	$(error $(name) is no variable of this Makefile: take one of $(KNOWN))))
+
 # a slip in a name, and a generator that cannot be conditioned, are refused before anything is trained
 CHOICES = $(shell grep -l '$(1)' configs/*.yaml | sed 's|.*/||; s|\.yaml||')
 TOKENIZERS = $(call CHOICES,stage: tokenizer/)

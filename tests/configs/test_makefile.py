@@ -116,6 +116,12 @@ def test_a_preset_may_sample_one_generator_in_another_way() -> None:
     assert overlay not in make("-n", "-B", "sample", "PRESET=imagenet")
 
 
+def test_a_slip_in_the_name_of_a_variable_is_refused() -> None:
+    with pytest.raises(subprocess.CalledProcessError) as stop:
+        make("-n", "sample", "TOKENIZR=vq")
+    assert "TOKENIZR is no variable of this Makefile: take one of ARGS CAPTIONS" in stop.value.stderr
+
+
 def test_captioning_is_submitted_with_its_feature_and_captions() -> None:
     said = make("-n", "caption", "LAUNCH=slurm", "PRESET=imagenet", "FEATURE=decoded/deep", "CAPTIONS=/data/flickr")
     assert {"caption", "'FEATURE=decoded/deep'", "'CAPTIONS=/data/flickr'"} <= {*said.split()}
