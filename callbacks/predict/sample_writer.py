@@ -222,5 +222,5 @@ class SampleWriter(pl.Callback):
         return self._parts / f"{part:05d}.npy"
 
 
-def _same_place(one: str, other: str) -> bool:
-    return Path(one).resolve() == Path(other).resolve()
+def _same_place(one: Any, other: str) -> bool:
+    return isinstance(one, str) and "\0" not in one and Path(one).resolve() == Path(other).resolve()

@@ -169,7 +169,7 @@ class HubSource(ImageSource):
         return [str(value) for value in values]
 
     def _column(self, table: Dataset, column: str) -> np.ndarray:
-        values = np.asarray(table.select_columns([column]).with_format("numpy")[:][column])
+        values = self._loaded(lambda: np.asarray(table.select_columns([column]).with_format("numpy")[:][column]))
         if not (np.issubdtype(values.dtype, np.integer) or values.dtype.kind in "OUT"):
             raise UserError(
                 f"Column {column!r} of {self.path} holds {values.dtype}: expected integers or strings, none "
@@ -206,7 +206,7 @@ class HubRecords(ImageRecords):
 
     def load(self, index: int) -> Image.Image:
         """Decode the image of row `index`."""
-        row = self.images[index][self.column]
+        row = self._row(index)
         if row is None:
             raise UserError("the row has no image")
         return open_image(row["path"] if row["bytes"] is None else row["bytes"])
@@ -217,12 +217,22 @@ class HubRecords(ImageRecords):
 
     def describe(self, index: int) -> str:
         """Name split and row, and the file if the row knows it."""
-        row = self.images[index][self.column]
+        try:
+            row = self._row(index)
+        except UserError:
+            row = None
         path = row["path"] if row else None
         return f"{self.name} row {index}" + (f" ({os.fspath(path)})" if path else "")
 
+    def _row(self, index: int) -> dict[str, Any] | None:
+        """Bytes or path of an image, or None; raises UserError if the table is damaged there."""
+        try:
+            return self.images[index][self.column]
+        except Exception as error:  # pyarrow trusts the offsets of a mapped table, and raises any class
+            raise UserError(f"row {index} of {self.name} is damaged ({type(error).__name__}: {error})") from error
+
     def digest(self) -> str:
         """Digest of the labels, and of the encoded bytes or the file names of some rows, evenly spread."""
-        rows = [self.images[index][self.column] for index in {index * len(self) // PROBED for index in range(PROBED)}]
+        rows = [self._row(index) for index in {index * len(self) // PROBED for index in range(PROBED)}]
         some = (b"" if row is None else row["bytes"] or os.fsencode(os.path.basename(row["path"])) for row in rows)
         return sha256(self.labels, *some)

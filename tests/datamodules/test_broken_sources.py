@@ -3,12 +3,14 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 from datasets import Image as ImageFeature
 from PIL import Image
 
 from datamodules import FolderSource, HubSource
+from datamodules.sources.hub import HubRecords
 from polytoken.errors import UserError
 
 RECORDS = ("dataset_dict.json", "train/state.json", "train/dataset_info.json")
@@ -48,3 +50,16 @@ def test_a_class_whose_name_is_not_unicode(tmp_path: Path) -> None:
     (tmp_path / "train" / os.fsdecode(b"\xff")).mkdir(parents=True)
     with pytest.raises(UserError, match=r"udcff' is a class whose name is not UTF-8: rename the folder"):
         FolderSource(str(tmp_path)).split("train")
+
+
+def test_a_table_that_is_damaged_between_its_ends() -> None:
+    """A flipped bit in the offsets of a mapped table makes pyarrow raise any class, SystemError too."""
+
+    class Damaged:
+        def __getitem__(self, index: int) -> dict:
+            raise SystemError("Negative size passed to PyUnicode_New")
+
+    found = HubRecords(Damaged(), "image", np.zeros(1, np.int64), "hub[train]")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"row 0 of hub\[train\] is damaged .SystemError"):
+        found.load(0)
+    assert found.describe(0) == "hub[train] row 0"

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from artifacts.samples import SamplesFile
-from callbacks.predict.sample_writer import SampleWriter
+from callbacks.predict.sample_writer import SampleWriter, _same_place
 from datamodules.labels import LabelDataModule
 from lightning_modules.sampling import SamplingModule
 from polytoken import records
@@ -236,3 +236,9 @@ def test_a_precision_that_rounds_the_decoder_is_refused(precision: str, run: Pat
     with pytest.raises(UserError, match=f"trainer.precision={precision} rounds the tokens.*: sample with 32-true"):
         trainer.predict(SamplingModule(str(run)), LabelDataModule(2), return_predictions=False)
     assert not (tmp_path / "parts").exists()
+
+
+@pytest.mark.parametrize("recorded", [["runs"], None, 7, "a\0b", "elsewhere"])
+def test_a_recorded_run_that_is_no_path_is_another_run(recorded: object) -> None:
+    assert not _same_place(recorded, "runs")
+    assert _same_place("runs/../runs", "runs")
