@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-from artifacts.display import read_no_mathematics
+from artifacts.display import printable, read_no_mathematics
 from commands.metric_names import name_of
 from commands.report.content import Picture
 
@@ -37,7 +37,9 @@ def curves(path: Path) -> Iterator[Picture]:
     try:
         events.Reload()
     except (ValueError, OSError) as error:  # ValueError: the name of the directory is no Unicode
-        log.warning("the events of %s cannot be read, and its curves are left out: %s", path, error)
+        log.warning(
+            "the events of %s cannot be read, and its curves are left out: %s", *map(printable, (str(path), str(error)))
+        )
         return
     groups: dict[str, list[str]] = {}
     for tag in sorted(events.Tags()[SCALARS]):
