@@ -108,7 +108,7 @@ class TokenizerModule(ResumingModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore them; raises UserError if the frozen networks are others."""
-        check_frozen(checkpoint.get(FROZEN), self.frozen, str(self.trainer.ckpt_path or "the checkpoint"))
+        check_frozen(checkpoint.get(FROZEN), self.frozen, str(self.resumes_from or "the checkpoint"))
         self.origin = checkpoint.get(INIT_FROM)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:

@@ -32,6 +32,8 @@ def test_a_ctrl_c_during_the_imports(program: str, tmp_path: Path) -> None:
         text=True,
         timeout=60,
         check=False,
+        # a shell's background jobs ignore Ctrl-C, and so would the program
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert done.returncode == -signal.SIGINT
     assert done.stderr == "\nstopped: what was written before is whole, and the same command starts again\n"

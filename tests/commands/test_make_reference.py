@@ -89,7 +89,7 @@ def test_unreadable_images_are_left_out_and_reported(runs: Path, tmp_path: Path)
             picture.save(tmp_path / f"images/train/{name}/{number}.png")
     (tmp_path / "images/val/a/1.png").write_bytes(b"no picture")
     preset = reference.Preset.load("imagenet", str(tmp_path / "images"))
-    preset.data.num_workers, preset.data.image_size = 0, 256
+    preset.data.num_workers, preset.data.image_size, preset.data.max_bad_fraction = 0, 256, 0.5
     path = runs / "digits/teacher/judge.safetensors"
     extractor = Judge(SmallClassifier.load(path), path)
     source = reference.Source.of_preset(preset, "validation")

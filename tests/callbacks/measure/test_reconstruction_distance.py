@@ -104,7 +104,7 @@ def test_a_non_finite_reconstruction_is_rejected(tmp_path: Path, monkeypatch: py
     module = module_of(tiny_tokenizer())
     with torch.no_grad():
         module.tokenizer.last_layer.fill_(torch.nan)
-    with pytest.raises(ValueError, match="a reconstruction is not finite"):
+    with pytest.raises(ValueError, match="reconstructions are not finite"):
         quiet_trainer(tmp_path, [ReconstructionDistance()]).validate(module, Images(25), verbose=False)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,17 @@ from tests.support.commands import TOY, exit_code
 from tests.support.slurm import FakeSlurm
 
 LAST = Path("runs/default/toy/checkpoints/last.ckpt")
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """Signals as in a terminal: under nohup, and in the background of a shell, the tests would inherit ignored ones."""
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+    for one in before:
+        signal.signal(one, signal.default_int_handler if one == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for one, handler in before.items():
+        signal.signal(one, handler)
 
 
 @pytest.fixture(autouse=True)
