@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from artifacts import lock
@@ -81,7 +82,9 @@ def lock_outputs(config: Any, directory: Path) -> None:
 
     Raises UserError if another process writes there.
     """
-    first = rank_zero_only.rank == 0 and os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")) == "0"
+    # Lightning reads the rank when it is imported, which may be before a launcher of processes has set it
+    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else rank_zero_only.rank
+    first = rank == 0 and os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")) == "0"
     if first:
         lock.hold(directory)
         for section, name in _outputs(config):
