@@ -187,6 +187,7 @@ def main(args: list[str] | None = None) -> None:
             raise
         place = where(error, sys.argv[1:] if args is None else args) if isinstance(error, SettingError) else ""
         print(f"error: {error}{place}", file=sys.stderr)
+        lock.abandon()
         sys.exit(2)
     finally:
         lock.release_all()

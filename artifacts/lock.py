@@ -68,6 +68,16 @@ def release_all() -> None:
         os.close(_held.popitem()[1])
 
 
+def abandon() -> None:
+    """Release the locks of this process after a refusal, and remove directories that hold nothing else."""
+    while _held:
+        file, descriptor = _held.popitem()
+        if file.name == LOCK and file.exists() and os.listdir(file.parent) == [LOCK]:
+            file.unlink()
+            file.parent.rmdir()
+        os.close(descriptor)
+
+
 def _is_in_place(file: Path) -> bool:
     mine = os.fstat(_held[file])
     try:

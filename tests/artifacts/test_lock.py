@@ -59,3 +59,13 @@ def test_a_deleted_directory_is_noticed(tmp_path: Path) -> None:
         lock.check_in_place(tmp_path / "run")
     lock.hold(tmp_path / "run")  # another start of the same process
     lock.check_in_place(tmp_path / "run")
+
+
+def test_a_refusal_leaves_no_empty_directory(tmp_path: Path) -> None:
+    lock.hold(tmp_path / "new")
+    lock.hold(tmp_path / "old")
+    (tmp_path / "old/config.yaml").touch()
+    lock.abandon()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", "config.yaml", "old"]
+    lock.hold(tmp_path / "old")
+    lock.release_all()
