@@ -20,7 +20,7 @@ DONE = "done.json"
 
 
 class Origin(TypedDict):
-    """What a run of `cli.py` was made from (artifacts.origin)."""
+    """Arguments, configuration files and inputs of a run of `cli.py` (artifacts.origin)."""
 
     arguments: list[str]  # of its last start
     configs: dict[str, str]  # SHA-256 of each configuration file
@@ -68,7 +68,7 @@ def finish(
         config: The configuration as text.
         files: All files that later stages read; a directory stands for the files in it.
         step: Optimizer steps of a fit.
-        origin: What a run of `cli.py` was made from.
+        origin: Arguments, configuration files and inputs of a run of `cli.py`.
     """
     digests: dict[str, str] = {}
     for place in files:

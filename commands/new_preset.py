@@ -109,7 +109,7 @@ def work(given: Namespace) -> None:
 
 
 def report(name: str, found: Survey, choice: Choice) -> str:
-    """What was found and chosen, a line each."""
+    """Findings and choices, a line each."""
     source = found.source["init_args"]
     kind = f"{len(found.classes)} classes" if found.classes else "no labels: one class, an unconditional generator"
     share = f", a share of {source['held_out']} held out" if "held_out" in source else ""

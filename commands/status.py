@@ -16,7 +16,6 @@ import yaml
 
 from artifacts.completion import DONE, completion
 from commands.program import new_parser, print_table, run
-from polytoken.errors import UserError
 from polytoken.layout import CHECKPOINTS, LAST
 from polytoken.text import duration
 
@@ -65,13 +64,9 @@ def _step(directory: Path) -> int | None:
     path = directory / CHECKPOINTS / LAST
     if not path.exists():
         return None
-    from polytoken.loading import read_metadata
+    from polytoken.loading import recorded_step  # torch: seconds that a finished curriculum does not need
 
-    try:
-        step = read_metadata(path).get("global_step")
-    except UserError:
-        return None
-    return step if isinstance(step, int) else None
+    return recorded_step(path)
 
 
 def _steps(directory: Path) -> int | None:

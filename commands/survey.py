@@ -25,15 +25,15 @@ HELD_OUT = ((1000, 0.05), (200, 0.1), (0, 0.2))  # share for validation, by the 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a preset must know of a data set.
+    """Properties of a data set from which a preset is chosen.
 
     Args:
         source: class and arguments of its source, as a config states them.
-        classes: names of the classes; empty without labels, which one class does not give.
+        classes: names of the classes; empty without labels. A single class counts as no label.
         count: images of each split.
         shorter_side: median shorter side of the opened images, in pixels.
-        unreadable: of those, the places that cannot be read.
-        bad_fraction: the larger share of them in a split.
+        unreadable: places of the opened images that cannot be read.
+        bad_fraction: their share in the split that has more of them.
     """
 
     source: dict[str, Any]

@@ -41,9 +41,9 @@ class TokenizerModule(ResumingModule):
         gradient_clip: largest gradient norm of each network, clipped separately; None disables clipping.
         accumulate_steps: batches an update.
         max_nonfinite_steps: consecutive non-finite steps tolerated before raising.
-        init_from: run or checkpoint of a tokenizer whose weights this run starts from, averaged where it kept averages,
-            with its discriminator and the predictors of its terms where theirs have equal shapes. Step, optimizers
-            and averages begin anew. A run that resumes does not read it.
+        init_from: run or checkpoint of a tokenizer whose weights a new run starts from, averaged if it kept averages.
+            Its discriminator and the predictors of its terms are copied if all their shapes are equal. Step, optimizers
+            and averages start from scratch. A resumed run does not read it.
         metric_size: pixels a side at which callbacks compare images and reconstructions, both in 8 bits and resized
             once (bicubic, antialiased); None compares them as they are.
     """

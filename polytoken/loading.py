@@ -2,9 +2,9 @@
 
 Keys of a checkpoint, and who writes them: ``state_dict``, ``global_step``, ``callbacks``, ``loops`` and
 ``optimizer_states`` by Lightning, ``callbacks.EMA`` by callbacks.EMA, ``model_config`` by callbacks.RunRecord,
-``random_state`` by callbacks.RandomState, ``generator`` by lightning_modules.GeneratorModule, ``frozen`` by
-lightning_modules.TokenizerModule, and the name of a data
-module, such as ``TokenDataModule``, with the position in the training stream, by that module.
+``random_state`` by callbacks.RandomState, ``generator`` by lightning_modules.GeneratorModule, ``frozen`` and
+``init_from`` by lightning_modules.TokenizerModule, and the name of a data module, such as ``TokenDataModule``, with the
+position in the training stream, by that module.
 """
 
 from __future__ import annotations
@@ -314,6 +314,17 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a readable checkpoint (it holds a {type(content).__name__})")
     check_size(content, path)
     return content
+
+
+def recorded_step(path: Path) -> int | None:
+    """Optimizer steps that a checkpoint records; None if it cannot be read. Its weights are neither read nor verified."""
+    file = path / SHARDED if path.is_dir() else path
+    try:
+        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except DAMAGED:
+        return None
+    step = content.get(GLOBAL_STEP) if isinstance(content, dict) else None
+    return step if isinstance(step, int) else None
 
 
 def record_in(content: Mapping[str, Any], path: Path) -> GeneratorRecord:

@@ -46,7 +46,7 @@ class Number:
 
 @dataclass
 class Card:
-    """What a reader sees first: samples and reconstructions, some numbers, time and hardware."""
+    """First section of the page: samples, reconstructions, some metrics, time and hardware."""
 
     title: str
     pictures: list[Picture] = field(default_factory=list)

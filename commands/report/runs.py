@@ -43,7 +43,7 @@ PICTURES = {
 
 
 class Stored(TypedDict):
-    """What the report reads of the manifest of a token store."""
+    """Part of a token store's manifest that the report shows."""
 
     spec: TokenSpec | None
 

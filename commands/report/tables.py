@@ -47,7 +47,7 @@ class Pair(TypedDict):
 
 
 class Pairs(TypedDict):
-    """What the report shows of `dependency.json`."""
+    """Part of `dependency.json` that the report shows."""
 
     entries: list[Pair]
     estimator: str

@@ -143,7 +143,7 @@ class HubSource(ImageSource):
         return self._loaded(lambda: load_dataset(self.path, self.name, revision=self.revision))
 
     def _loaded(self, load: Callable[[], Any]) -> Any:
-        """What `load` returns; an error of the library on a damaged file becomes a sentence."""
+        """Call `load`; every error of the library becomes a UserError with its reason."""
         try:
             return load()
         except Exception as error:  # datasets reads its records unchecked, so a damaged one raises any class

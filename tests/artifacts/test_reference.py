@@ -130,7 +130,7 @@ def test_what_is_no_covariance_is_refused(sigma: np.ndarray, says: str, tmp_path
 
 
 def test_covariances_within_rounding_are_read(tmp_path: Path) -> None:
-    """Of few images or constant features, and in float32 as other programs write them."""
+    """Covariances of few images, of constant features, and in float32, as other programs write them."""
     rows = np.random.default_rng(0).normal(size=(20, 64)) * np.geomspace(1e-3, 10, 64)
     for sigma in (np.zeros((64, 64)), np.cov(rows, rowvar=False), np.cov(rows, rowvar=False).astype(np.float32)):
         np.savez(tmp_path / "fid.npz", mu=np.zeros(64), sigma=sigma)

@@ -24,7 +24,7 @@ TRACEBACK = "Traceback (most recent call last)"
 
 @dataclass(frozen=True)
 class End:
-    """How a start ended."""
+    """End of a start: exit code, times and tracebacks."""
 
     struck: bool  # by its fault
     code: int

@@ -33,7 +33,7 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended.
+    """Result of a program in the sandbox.
 
     Args:
         code: its exit code; minus the number of the signal that ended it.
