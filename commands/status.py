@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from artifacts import yaml_files
 from artifacts.completion import DONE, completion
 from commands.program import new_parser, print_table, run
+from polytoken.errors import UserError
 from polytoken.layout import CHECKPOINTS, LAST
 from polytoken.text import duration
 
@@ -72,8 +72,8 @@ def _step(directory: Path) -> int | None:
 def _steps(directory: Path) -> int | None:
     """`trainer.max_steps` of the recorded configuration."""
     try:
-        steps = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))["trainer"]["max_steps"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, RecursionError):
+        steps = yaml_files.read(directory / "config.yaml")["trainer"]["max_steps"]
+    except (UserError, KeyError, TypeError):  # a broken file: the table shows the stage without it
         return None
     return steps if isinstance(steps, int) and steps > 0 else None
 

@@ -317,7 +317,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def recorded_step(path: Path) -> int | None:
-    """Optimizer steps that a checkpoint records; None if it cannot be read. Its weights are neither read nor verified."""
+    """Optimizer steps that a checkpoint records, or None if it cannot be read; no weights are read or verified."""
     file = path / SHARDED if path.is_dir() else path
     try:
         content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
