@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from artifacts.completion import finish
 from experiments import start, tasks
 from experiments.__main__ import main
 from experiments.specification import Row, Stage, load
@@ -211,15 +212,17 @@ def test_a_stage_running_elsewhere_is_waited_for(tmp_path: Path, capfd: pytest.C
     other = run.log.open("a")
     fcntl.flock(other, fcntl.LOCK_EX)
 
-    def finish() -> None:
+    def end_elsewhere() -> None:
         waits = re.compile(rf"-> FLOCK .*:{run.log.stat().st_ino} ")
-        while not waits.search(Path("/proc/locks").read_text()):
-            time.sleep(0.01)
-        (run.directory / "metrics.json").write_text('{"validate": {"metrics": {"val/psnr": 1.0}}}')
-        finish(run.directory, "fit", "", [run.directory / "metrics.json"])
-        other.close()
+        try:
+            while not waits.search(Path("/proc/locks").read_text()):
+                time.sleep(0.01)
+            (run.directory / "metrics.json").write_text('{"validate": {"metrics": {"val/psnr": 1.0}}}')
+            finish(run.directory, "fit", "", [run.directory / "metrics.json"])
+        finally:
+            other.close()
 
-    finisher = threading.Thread(target=finish)
+    finisher = threading.Thread(target=end_elsewhere)
     finisher.start()
     assert main(["run", str(file)]) == 0
     finisher.join()
