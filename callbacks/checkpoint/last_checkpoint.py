@@ -68,6 +68,7 @@ class LastCheckpoint(Checkpoint):
         self._best: float | None = None
         self._fits = False
         self._saved = False  # by this process
+        self._read = False  # last.ckpt is where this process started
         self._proven = False  # the weights of last.ckpt have given a finite loss in this process
         self._due = False
         self._guard: NonFiniteGuard | None = None
@@ -105,6 +106,8 @@ class LastCheckpoint(Checkpoint):
         """Note the step that a resumed run starts from: a file holds it already."""
         self._step = self._step_in_file = trainer.global_step
         self._saved_at = time.monotonic()
+        read = trainer.ckpt_path
+        self._read = read is not None and Path(read).resolve() == (self.directory / LAST).resolve()
         self._guard = getattr(pl_module, "guard", None)
         self._proven = self._due = False
 
@@ -140,11 +143,17 @@ class LastCheckpoint(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step of a run that max_epochs or an early stop has ended.
 
+        A single step that was left out may be due to its batch, on which every restart would end again: the weights are
+        saved with a warning, and `previous.ckpt` stays the last one that has given a finite loss.
+
         Raises:
-            RunError: The weights are not finite, or have given a loss that is not.
+            RunError: The weights are not finite, or several losses in a row were not.
         """
-        self.save(trainer)
+        single = self._guard is not None and self._guard.in_a_row == 1
+        self.save(trainer, although_rejecting=single)
         if trainer.fast_dev_run or self.holds(trainer.global_step):
+            if single and trainer.is_global_zero:
+                logger.warning("the last step was left out as not finite: %s holds the weights before it", LAST)
             return
         if trainer.is_global_zero:
             self._withdraw()
@@ -158,15 +167,21 @@ class LastCheckpoint(Checkpoint):
         if isinstance(exception, NonFiniteError) and trainer.is_global_zero and not trainer.fast_dev_run:
             self._withdraw()
 
-    def save(self, trainer: Trainer) -> None:
+    def save(self, trainer: Trainer, although_rejecting: bool = False) -> None:
         """Write `last.ckpt` unless it holds this step already; all ranks must call it together.
 
         Nothing is written while steps are left out as not finite, or if a weight is not.
 
+        Args:
+            trainer: The trainer.
+            although_rejecting: Write finite weights even if the last step was left out.
+
         Raises:
             RunError: The disk refuses the checkpoint; the earlier ones are unchanged.
         """
-        if trainer.fast_dev_run or self.holds(trainer.global_step) or self._is_rejecting or not _is_finite(trainer):
+        if trainer.fast_dev_run or self.holds(trainer.global_step) or not _is_finite(trainer):
+            return
+        if self._is_rejecting and not although_rejecting:
             return
         check_in_place(self.directory.parent)
         # weights_only is explicit to avoid Lightning's warning; here it means "omit the optimizer states"
@@ -194,11 +209,13 @@ class LastCheckpoint(Checkpoint):
     def _withdraw(self) -> None:
         """Put the previous checkpoint in the place of a last one whose weights have given no finite loss."""
         last, previous, ruined = (self.directory / name for name in (LAST, PREVIOUS, RUINED))
-        if self._proven or not last.exists() or not (self._saved or previous.exists()):
+        if self._proven or not (self._saved or self._read) or not last.exists():
+            return
+        if not self._saved and not previous.exists():  # the only one
             return
         move(last, ruined)
         for kept in self.directory.glob(f"step_{self._step_in_file}.ckpt"):  # its second name
-            move(kept, ruined)
+            shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
         if previous.exists():
             copy(previous, last)
         place = "the one before takes its place" if previous.exists() else "the run starts over"

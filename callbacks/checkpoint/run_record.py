@@ -13,7 +13,7 @@ from artifacts.lock import check_in_place
 from polytoken.files import write_text
 from polytoken.loading import MODEL_CONFIG, read_metadata
 
-STAGES = ("fit", "predict")  # the commands whose files later stages read
+FIT = "config.yaml"  # configuration of a run's first fit
 
 
 class RunRecord(Callback):
@@ -21,7 +21,7 @@ class RunRecord(Callback):
 
     The first fit writes `config.yaml`, and a fit that resumes `config_resume_1.yaml`, `config_resume_2.yaml` … Another
     command overwrites `config_<command>.yaml`. Each checkpoint holds the resolved model section. A fit or predict
-    removes the marker of a finished stage (`artifacts.completion`) when it starts, and writes it when it has ended.
+    removes the marker of a finished stage (`artifacts.completion`) before its first batch, and writes it at its end.
 
     Args:
         directory: The run's directory.
@@ -51,9 +51,17 @@ class RunRecord(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the configuration, but not a second time for the validation that ends a fit."""
         if trainer.is_global_zero and not trainer.fast_dev_run and stage == self.command:
-            if stage in STAGES:
-                begin(self.directory)
             write_text(self._file(), self.config)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the marker of a finished fit: everything that refuses a command has been checked before."""
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            begin(self.directory)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the marker of a finished prediction; that of a fit in the same directory stays."""
+        if trainer.is_global_zero and not trainer.fast_dev_run and not (self.directory / FIT).exists():
+            begin(self.directory)
 
     def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mark the stage as finished, with the files of the module and of the callbacks that later stages read."""
@@ -73,7 +81,7 @@ class RunRecord(Callback):
         if self.command != "fit":
             return self.directory / f"config_{self.command}.yaml"
         if not self.resumes:
-            return self.directory / "config.yaml"
+            return self.directory / FIT
         paths = (self.directory / f"config_resume_{number}.yaml" for number in count(1))
         return next(path for path in paths if not path.exists())
 

@@ -26,11 +26,12 @@ class TextProgress(pl.Callback):
     """Prints a line at the first step and at most one a minute where no progress bar is shown, and a line at the end.
 
     `step 1200/200000 (0.6 %) · train/loss 0.412 · val/psnr 21.3 · 812 img/s · 38 GB · data wait 2 % · ETA 1 d 3 h`.
-    Speed and wait are of the time since the last line without validation; the ETA is of the whole fit, with it. The
-    wait is the share of the time in which the process stood still for the next batch. Memory is the peak of the first
-    GPU, or of the process on a CPU. The curves `speed/…` are the same numbers. Nothing waits for the device except a
-    line, which reads the metrics. Rank 0 alone prints; its images are counted for all ranks. `timing.json` in the run's
-    directory keeps sizes, times and speeds for the report; it is written after each validation and at the end.
+    Speed and wait are those since the last line, without validation; the ETA is that of the whole fit, with it. The
+    wait is the share of the time between two steps: for the next batch, or for a checkpoint to be written. Memory is
+    the peak of the first GPU, or of the process on a CPU. The curves `speed/…` show the same numbers. Only printing a
+    line waits for the device, to read the metrics. Rank 0 alone prints, and counts the images of all ranks.
+    `timing.json` in the run's directory keeps sizes, times and speeds for the report; it is written after each
+    validation and at the end.
 
     Args:
         every_seconds: least time between two lines.
@@ -41,7 +42,7 @@ class TextProgress(pl.Callback):
         self._printed = -float("inf")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say how large the parts of the model are."""
+        """Print the number of trainable parameters of each part."""
         if trainer.is_global_zero:
             sizes = {name: trainable(child) for name, child in pl_module.named_children()}
             parts = ", ".join(f"{name} {count:,}" for name, count in sizes.items() if count)
@@ -49,8 +50,10 @@ class TextProgress(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start, self._first_step, self._all_images = time.monotonic(), trainer.global_step, 0
+        self._logged = trainer.global_step
         self._validated, self._timing = 0.0, read_timing(Path(trainer.default_root_dir))
-        self._earlier = self._timing.get("fit", [])
+        # a run that starts over leaves its earlier sessions behind
+        self._earlier = [one for one in self._timing.get("fit", []) if one["first_step"] < trainer.global_step]
         self._line, self._curve = Window(self._start), Window(self._start)
         self._idle_since = self._start
 
@@ -67,10 +70,13 @@ class TextProgress(pl.Callback):
         self._all_images += images
         for window in (self._line, self._curve):
             window.images += images
-        if trainer.global_step and trainer.global_step % trainer.log_every_n_steps == 0:
+        # batches that only accumulate do not advance the step
+        step, every = trainer.global_step, trainer.log_every_n_steps
+        if every and step != self._logged and step % every == 0:
+            self._logged = step
             curves = {f"speed/{name}": value for name, value in self._curve.speed(now).items()}
             for logger in trainer.loggers:  # not by self.log: they are no metrics of the run
-                logger.log_metrics(curves, step=trainer.global_step)
+                logger.log_metrics(curves, step=step)
             self._curve = Window(now)
         if self._due(trainer, now):
             self._print(self._training_line(trainer, now))

@@ -16,6 +16,7 @@ class FakeTrainer(SimpleNamespace):
     is_global_zero = True
     world_size = 1
     sanity_checking = False
+    ckpt_path = None
     _val_check_time_interval = None
     state = SimpleNamespace(fn="fit")
     lightning_module = torch.nn.Linear(1, 1)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from artifacts.checkpoint_files import copy
 from callbacks.checkpoint.last_checkpoint import LastCheckpoint
 from polytoken.errors import RunError
 from polytoken.guard import NonFiniteError, NonFiniteGuard
@@ -18,11 +19,12 @@ from tests.support.generator_recipes import tiny, write_digit_codes
 class Run:
     """Batches of a trainer whose module leaves out some steps, each of which counts, as those of a generator."""
 
-    def __init__(self, place: Path, every: int = 1, start: int = 0) -> None:
+    def __init__(self, place: Path, every: int = 1, start: int = 0, read: str = "last.ckpt") -> None:
         self.callback = LastCheckpoint(every, dirpath=str(place), every_minutes=None)
         self.module = SimpleNamespace(guard=NonFiniteGuard(100))
         self.trainer = FakeTrainer(
             **{"global_step": start, "max_steps": -1, "saved": [], "fast_dev_run": 0, "breaks": False},
+            ckpt_path=str(place / read) if start else None,
             validations={},
         )
         self.callback.on_train_start(self.trainer, self.module)
@@ -42,7 +44,7 @@ class Run:
 def test_the_ruined_checkpoint_gives_its_name_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = Run(tmp_path).train(True, True, True, False, False)
     assert contents(tmp_path) == {"last.ckpt": "3", "previous.ckpt": "2"}
-    torch.save(3, tmp_path / "step_3.ckpt")
+    copy(tmp_path / "last.ckpt", tmp_path / "step_3.ckpt")  # a hard link, as KeptCheckpoints makes
     run.fail()
     assert contents(tmp_path) == {"last.ckpt": "2", "previous.ckpt": "2", "ruined.ckpt": "3"}
     assert "last.ckpt have given no finite loss" in caplog.text and "the one before takes its place" in caplog.text
@@ -76,10 +78,25 @@ def test_a_due_checkpoint_waits_for_a_finite_loss(tmp_path: Path) -> None:
 
 
 def test_a_run_does_not_end_on_steps_that_were_left_out(tmp_path: Path) -> None:
-    run = Run(tmp_path).train(True, True, False)
-    with pytest.raises(RunError, match="the run ends at step 3 with weights whose loss is not finite"):
+    run = Run(tmp_path).train(True, True, False, False)
+    with pytest.raises(RunError, match="the run ends at step 4 with weights whose loss is not finite"):
         run.callback.on_train_end(run.trainer, run.module)
     assert contents(tmp_path) == {"last.ckpt": "1", "previous.ckpt": "1", "ruined.ckpt": "2"}
+
+
+def test_one_bad_batch_at_the_end_does_not_lose_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A restart would meet the same batch."""
+    run = Run(tmp_path).train(True, True, False)
+    run.callback.on_train_end(run.trainer, run.module)
+    assert contents(tmp_path) == {"last.ckpt": "3", "previous.ckpt": "1"}
+    assert "the last step was left out as not finite" in caplog.text
+
+
+def test_a_last_checkpoint_that_was_not_read_stays(tmp_path: Path) -> None:
+    """A start from another checkpoint says nothing about it."""
+    Run(tmp_path).train(True, True, True)
+    Run(tmp_path, start=2, read="previous.ckpt").train(False, False).fail()
+    assert contents(tmp_path) == {"last.ckpt": "3", "previous.ckpt": "2"}
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
