@@ -39,7 +39,7 @@ from commands.cli.runs import (
     resolve_checkpoint,
 )
 from lightning_modules.resuming import ResumingModule
-from polytoken.errors import SettingError, UserError
+from polytoken.errors import SettingError, UserError, first_line
 from polytoken.files import is_full
 
 
@@ -128,6 +128,8 @@ class CommandLine(LightningCLI):
         """Add the record of the run, and the watch over the other ranks, to the trainer's callbacks."""
         try:
             trainer = super().instantiate_trainer(**kwargs)
+        except UserError:
+            raise
         except (ValueError, TypeError, RuntimeError) as error:  # raised by Trainer(...) about an argument or callback
             raise UserError(str(error)) from error
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -147,7 +149,7 @@ class CommandLine(LightningCLI):
             self.model.resumes_from = checkpoint
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run the command; an error while a checkpoint is restored is one of the checkpoint."""
+        """Run the command; an error during the restore is reported as a broken checkpoint."""
         try:
             super()._run_subcommand(subcommand)
         except Exception as error:
@@ -155,7 +157,7 @@ class CommandLine(LightningCLI):
                 raise
             raise UserError(
                 f"{self.config[subcommand]['ckpt_path']} cannot be restored, since its records are broken "
-                f"({type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}): name an earlier "
+                f"({type(error).__name__}: {first_line(error)}): name an earlier "
                 "checkpoint of the run by --ckpt_path, or delete the run's directory to start over"
             ) from error
 
@@ -167,7 +169,7 @@ class CommandLine(LightningCLI):
         self.record.finish(self.trainer, self.model)
 
     def after_predict(self) -> None:
-        """Mark the end."""
+        """Mark the stage as finished."""
         self.record.finish(self.trainer, self.model)
 
 

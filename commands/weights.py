@@ -9,7 +9,7 @@ from pathlib import Path
 from artifacts.reference import Reference
 from artifacts.repository import ADM_REFERENCE
 from commands.program import new_parser, run
-from polytoken.errors import RunError
+from polytoken.errors import RunError, first_line
 from polytoken.files import file_sha256, write_text
 from polytoken.metrics import inception
 
@@ -95,7 +95,7 @@ def fetch_teacher(name: str, directory: Path = DIRECTORY) -> Path:
         try:
             network = build_network(model, model.image_size, pretrained=True)
         except (OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise RunError(
                 f"teacher {name} cannot be fetched from its hub ({reason}): run this where there is a network"
             ) from error

@@ -96,7 +96,7 @@ class TokenizerModule(ResumingModule):
 
     @cached_property
     def frozen(self) -> dict[str, str]:
-        """Identities of the tokenizer's frozen networks, whose weights are read for it once."""
+        """Identities of the tokenizer's frozen networks; cached, since their weights are hashed."""
         return self.tokenizer.frozen_identities()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -107,7 +107,7 @@ class TokenizerModule(ResumingModule):
             checkpoint[INIT_FROM] = self.origin
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore them; raises UserError if the frozen networks are others."""
+        """Restore the origin of the weights; raises UserError if the frozen networks differ."""
         check_frozen(checkpoint.get(FROZEN), self.frozen, str(self.resumes_from or "the checkpoint"))
         self.origin = checkpoint.get(INIT_FROM)
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
-from polytoken.errors import UserError
+from polytoken.errors import UserError, first_line
 
 LIBRARY = "polytoken"
 CLASS_PATH = "class_path"
@@ -84,7 +84,7 @@ def _instantiate(section: Any, bases: tuple[type, ...], where: str, packages: tu
     try:
         return found(**values)
     except (MemoryError, OverflowError, RuntimeError, TypeError) as error:  # sizes beyond what torch can count or hold
-        raise UserError(f"{constructor}: {str(error).splitlines()[0][:200]}") from error
+        raise UserError(f"{constructor}: {first_line(error)}") from error
 
 
 def _nested(value: Any, hint: Any, where: str, packages: tuple[str, ...]) -> Any:

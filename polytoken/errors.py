@@ -7,6 +7,11 @@ code and keeps its traceback. Each class also derives from the built-in exceptio
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """First line of an error's text, at most 200 characters; the name of its class if it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
 class UserError(ValueError):
     """A wrong value, file or setting; the message names the thing, the place and the remedy."""
 

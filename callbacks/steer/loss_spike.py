@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 from artifacts.checkpoint_files import copy
 from callbacks.checkpoint.last_checkpoint import LastCheckpoint
 from polytoken.errors import UserError
-from polytoken.loading import GLOBAL_STEP, read_metadata
+from polytoken.loading import recorded_step
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def _keep(trainer: pl.Trainer) -> str:
     last = Path(writer.last_model_path) if writer is not None else None
     if last is None or not last.exists():
         return "no checkpoint was written before it"
-    kept = last.with_name(f"step_{read_metadata(last)[GLOBAL_STEP]}.ckpt")
+    kept = last.with_name(f"step_{recorded_step(last)}.ckpt")
     if not kept.exists():
         copy(last, kept)
     return f"the checkpoint before it is kept as {kept}"

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store  # private: a store of our own needs another open port
 
 from polytoken.distributed import several_ranks
+from polytoken.errors import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class RankWatch(pl.Callback):
         if not isinstance(exception, Exception):  # e.g. SystemExit of callbacks.Requeue
             self._leave("")
         elif not _broke_off(exception):
-            self._leave(f"{type(exception).__name__}: {str(exception).splitlines()[0] if str(exception) else ''}"[:300])
+            self._leave(f"{type(exception).__name__}: {first_line(exception)}")
         else:
             self._breaks_off, self._patience = True, min(3, self.beats)  # another rank is known to be gone
             self._found.wait((self._patience + 3) * self.seconds)

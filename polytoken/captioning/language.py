@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from polytoken.errors import MissingFileError, UserError
+from polytoken.errors import MissingFileError, UserError, first_line
 from polytoken.ranges import LARGEST_SEED, at_least, within
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class PretrainedLanguageModel(LanguageModel):
         return self._vocabulary.decode(list(tokens), skip_special_tokens=True)
 
     def _missing(self, error: Exception) -> MissingFileError:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         return MissingFileError(
             f"the language model {self.name} cannot be read from this machine ({reason}): fetch it where there is a "
             f"network by `hf download {self.name}`, or set language.init_args.name to its folder"

@@ -31,12 +31,18 @@ def cknna(first: Tensor, second: Tensor, k: int = 10, unit_rows: bool = True) ->
         raise UserError(f"CKNNA with k={k}: set k to 2 or more")
     if count <= max(k, 3):
         raise UserError(f"CKNNA with k={k} needs more than {max(k, 3)} images, got {count}: measure more, or lower k")
-    both = (features.double() for features in (first, second))
-    one, other = (rows @ rows.T for rows in (functional.normalize(rows, dim=1) if unit_rows else rows for rows in both))
+    one, other = (_kernel(features.double(), unit_rows) for features in (first, second))
     near_one, near_other = _neighbours(one, k), _neighbours(other, k)
     shared = near_one & near_other
     own = _unbiased_hsic(one * near_one, one * near_one) * _unbiased_hsic(other * near_other, other * near_other)
     return _unbiased_hsic(one * shared, other * shared) / (own.sqrt() + 1e-6)
+
+
+def _kernel(rows: Tensor, unit_rows: bool) -> Tensor:
+    """Products (n, n) of rows (n, d)."""
+    if unit_rows:
+        rows = functional.normalize(rows, dim=1)
+    return rows @ rows.T
 
 
 def linear_cka(first: Tensor, second: Tensor) -> Tensor:

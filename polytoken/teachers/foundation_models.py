@@ -109,8 +109,7 @@ def _model_of_timm(name: str) -> FoundationModel:
         network: Any = timm.create_model(name, num_classes=0)
     # others begin with convolutions, so that their grid is not that of patches
     plain = isinstance(network, VisionTransformer | Eva) and type(network.patch_embed) is PatchEmbed
-    patch = network.patch_embed.patch_size if plain else (0, 1)
-    if patch[0] != patch[1]:
+    if not plain or network.patch_embed.patch_size[0] != network.patch_embed.patch_size[1]:
         raise UserError(
             f"timm's {name} is a {type(network).__name__}: take a vision transformer whose blocks share one grid of "
             "square patches"
@@ -119,7 +118,7 @@ def _model_of_timm(name: str) -> FoundationModel:
         library="timm",
         model=name,
         image_size=published.input_size[-1],
-        patch_size=patch[0],
+        patch_size=network.patch_embed.patch_size[0],
         width=network.embed_dim,
         depth=len(network.blocks),
         prefix_tokens=network.num_prefix_tokens,

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from polytoken.errors import MissingFileError, UserError
+from polytoken.errors import MissingFileError, UserError, first_line
 from polytoken.precision import full_precision
 from polytoken.teachers.text import SmallTextTransformer
 
@@ -84,7 +84,7 @@ def _published(name: str, device: torch.device) -> TextTower:
         raise  # a RuntimeError too
     except (OSError, RuntimeError) as error:
         raise MissingFileError(
-            f"the hub of {PUBLISHED[name]} does not answer ({str(error).splitlines()[0]}): run this where there is a "
+            f"the hub of {PUBLISHED[name]} does not answer ({first_line(error)}): run this where there is a "
             "network, and bring the file of class vectors along"
         ) from error
     classes = dict(zip(ImageNetInfo("imagenet-1k").label_names(), IMAGENET_CLASSNAMES, strict=True))

@@ -119,7 +119,8 @@ class Tokenizer(nn.Module, ABC):
 
     def forward(self, images: Tensor) -> tuple[Decoded, Encoding]:
         """Images (B, 3, H, W) to their reconstruction and its encoding."""
-        encoding = self.encode(images.to(self.last_layer.dtype))
+        # integers are not cast: encode refuses them, since 0 … 255 would pass for pixels in [-1, 1]
+        encoding = self.encode(images.to(self.last_layer.dtype) if images.is_floating_point() else images)
         return self.decode(encoding.quantized), encoding
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -127,7 +128,8 @@ class Tokenizer(nn.Module, ABC):
 
         def moved(tensor: Tensor) -> Tensor:
             result = fn(tensor)
-            return tensor.to(result.device) if result.itemsize < tensor.itemsize else result
+            narrower = result.is_floating_point() and result.itemsize < min(4, tensor.itemsize)
+            return tensor.to(result.device) if narrower else result
 
         return super()._apply(moved, recurse)
 
