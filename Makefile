@@ -32,52 +32,55 @@ OVERLAY = $(wildcard configs/presets/$(PRESET)/$(1).yaml)
 KIND   := $(if $(shell grep -s FoldedTokenizer configs/$(TOKENIZER).yaml),folded,$(if $(shell grep -s RepresentationTokenizer configs/$(TOKENIZER).yaml),representation,tokenizer))
 SIZED   = $(call CONFIG,$(1),$(2)) $(addprefix --config ,$(call OVERLAY,$(1)))
 CLI    := $(LAUNCHER) $(PYTHON) cli.py
-FIT    := $(CLI) fit
 ROOT   := $(if $(DATA),--data.init_args.source.init_args.root=$(call quoted,$(DATA)))
 # the name of the runs: that of the tokenizer's recipe, with STEPS another one, or RUN (a path, for two targets)
 VARIANT := $(if $(filter consolidate experiment-stage,$(MAKECMDGOALS)),,$(call given,RUN))
-CALLED  := $(or $(VARIANT),$(TOKENIZER)$(addsuffix _steps,$(addprefix _,$(call given,STEPS))))
+RUN_NAME := $(or $(VARIANT),$(TOKENIZER)$(addsuffix _steps,$(addprefix _,$(call given,STEPS))))
 # RUN is a branch: a stage has this name if its goal is on the command line, if it was made before, or if the stage before has it
-at      = $(if $(or $(filter $(2),$(MAKECMDGOALS)),$(wildcard $(RUNS)/$(1)/.),$(filter $(CALLED),$(3))),$(CALLED),$(TOKENIZER))
-CODER  := $(if $(VARIANT),$(call at,tokenizer/$(CALLED),tokenizer demo curriculum),$(CALLED))
-CODED  := $(call at,tokens/$(CALLED),tokens,$(CODER))
-FIRST  := $(call at,stage1/$(CALLED),stage1,$(CODED))
-SECOND := $(call at,stage2/$(CALLED),stage2 $(if $(filter stage2,$(GENERATOR)),generator),$(FIRST))
-DRAWER := $(or $(if $(filter stage1,$(GENERATOR)),$(FIRST)),$(if $(filter stage2,$(GENERATOR)),$(SECOND)),$(call at,$(GENERATOR)/$(CALLED),generator,$(CODED)))
+at      = $(if $(or $(filter $(2),$(MAKECMDGOALS)),$(wildcard $(RUNS)/$(1)/.),$(filter $(RUN_NAME),$(3))),$(RUN_NAME),$(TOKENIZER))
+TOKENIZER_RUN := $(if $(VARIANT),$(call at,tokenizer/$(RUN_NAME),tokenizer demo curriculum),$(RUN_NAME))
+TOKENS_RUN := $(call at,tokens/$(RUN_NAME),tokens,$(TOKENIZER_RUN))
+STAGE1_RUN := $(call at,stage1/$(RUN_NAME),stage1,$(TOKENS_RUN))
+STAGE2_RUN := $(call at,stage2/$(RUN_NAME),stage2 $(if $(filter stage2,$(GENERATOR)),generator),$(STAGE1_RUN))
+GENERATOR_RUN := $(or $(if $(filter stage1,$(GENERATOR)),$(STAGE1_RUN)),$(if $(filter stage2,$(GENERATOR)),$(STAGE2_RUN)),$(call at,$(GENERATOR)/$(RUN_NAME),generator,$(TOKENS_RUN)))
 # samples of a generator other than stage 2 carry its name as well
-OF     := $(if $(filter-out stage2,$(GENERATOR)),_$(GENERATOR))
-DRAWING := $(call at,samples/$(CALLED)$(OF),sample,$(DRAWER))
-TOKENS := $(RUNS)/tokens/$(CODED)
+SUFFIX := $(if $(filter-out stage2,$(GENERATOR)),_$(GENERATOR))
+SAMPLES_RUN := $(call at,samples/$(RUN_NAME)$(SUFFIX),sample,$(GENERATOR_RUN))
+TOKENS := $(RUNS)/tokens/$(TOKENS_RUN)
 # a stage is finished when it has written done.json (artifacts/completion.py)
 CODES  := $(TOKENS)/done.json
-STAGE1 ?= $(RUNS)/stage1/$(FIRST)
-TRAINED := $(RUNS)/$(GENERATOR)/$(DRAWER)/done.json
+STAGE1 ?= $(RUNS)/stage1/$(STAGE1_RUN)
+TRAINED := $(RUNS)/$(GENERATOR)/$(GENERATOR_RUN)/done.json
 # STEPS of the runs of this name
-quick   = $(if $(filter $(CALLED),$(1)),$(addprefix --trainer.max_steps ,$(call given,STEPS)))
+quick   = $(if $(filter $(RUN_NAME),$(1)),$(addprefix --trainer.max_steps ,$(call given,STEPS)))
 # DEVICES and NODES; a job has those of its allocation. The networks of a tokenizer take turns, which DDP has to know
 SEVERAL_HERE := $(filter-out 1,$(call given,DEVICES) $(call given,NODES))
 placed  = $(if $(LAUNCHER),,$(addprefix --trainer.devices ,$(call given,DEVICES)) $(addprefix --trainer.num_nodes ,$(call given,NODES)) $(if \
 	$(SEVERAL_HERE),$(addprefix --trainer.strategy ,$(1)),$(if $(call given,DEVICES),--trainer.strategy auto)))
-# the recipe names the run, unless it has another name
-ENCODER = $(call SIZED,$(TOKENIZER),$(KIND)) $(if $(filter-out $(TOKENIZER),$(CODER)),--run.stage tokenizer/$(CODER)) $(ROOT)
+# The arguments of each stage, for `cli.py` and for `make check`. The recipe names the run, unless it has another name
+ENCODER = $(call SIZED,$(TOKENIZER),$(KIND)) $(if $(filter-out $(TOKENIZER),$(TOKENIZER_RUN)),--run.stage tokenizer/$(TOKENIZER_RUN)) $(ROOT)
+TOKENIZE = fit $(ENCODER) $(call quick,$(TOKENIZER_RUN)) $(call placed,ddp_find_unused_parameters_true)
+STORE = predict $(call CONFIG,tokens,tokens) $(addprefix --config ,$(call OVERLAY,tokens_$(TOKENIZER))) --model.init_args.tokenizer_run $(RUNS)/tokenizer/$(TOKENIZER_RUN) \
+	--run.stage tokens/$(TOKENS_RUN) $(ROOT) $(call placed,)
 # a generator's recipe on the tokens of TOKENIZER; some recipes read the images again
-GENERATE = $(FIT) $(call SIZED,$(1),generator) --run.stage $(1)/$(2) --data.init_args.store $(TOKENS) $(call quick,$(2)) $(call placed,) \
+GENERATE = fit $(call SIZED,$(1),generator) --run.stage $(1)/$(2) --data.init_args.store $(TOKENS) $(call quick,$(2)) $(call placed,) \
 	$(if $(DATA),$(if $(shell grep -l OnlineTokenDataModule configs/$(1).yaml $(call OVERLAY,$(1))),$(ROOT)))
-SAMPLED := $(RUNS)/samples/$(DRAWING)$(OF)
+SAMPLED := $(RUNS)/samples/$(SAMPLES_RUN)$(SUFFIX)
 SAMPLES ?= $(SAMPLED)/samples.npz
+DRAW = predict $(call CONFIG,sample,sample) $(addprefix --config ,$(call OVERLAY,sample_$(GENERATOR))) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(GENERATOR_RUN) \
+	--run.stage samples/$(notdir $(SAMPLED)) $(call placed,)
 # the target of their evaluation, and what it waits for; ⎵ keeps a path together while make splits words
-WHOLE    := $(subst $(SPACE),⎵,$(SAMPLES))
-MEASURED := $(subst ⎵,\ ,$(if $(filter samples.npz,$(notdir $(WHOLE))),$(dir $(WHOLE))metrics.json,$(WHOLE:.npz=_metrics.json)))
-DRAWN    := $(if $(filter $(SAMPLED)/samples.npz,$(WHOLE)),$(SAMPLED)/done.json,$(call escaped,$(SAMPLES)))
+SAMPLES_WORD := $(subst $(SPACE),⎵,$(SAMPLES))
+MEASURED := $(subst ⎵,\ ,$(if $(filter samples.npz,$(notdir $(SAMPLES_WORD))),$(dir $(SAMPLES_WORD))metrics.json,$(SAMPLES_WORD:.npz=_metrics.json)))
+SAMPLES_MADE := $(if $(filter $(SAMPLED)/samples.npz,$(SAMPLES_WORD)),$(SAMPLED)/done.json,$(call escaped,$(SAMPLES)))
 # class vectors of zero-shot classification: of the dual encoder of an embedded preset, or of the recipe's foundation model
 FOUNDATION := $(shell sed -n 's/.*foundation: {name: \([a-z0-9_]*\).*/\1/p' configs/$(TOKENIZER).yaml 2>/dev/null)
 CLASSES ?= $(if $(wildcard configs/presets/$(PRESET)/teacher_dual.yaml),$(RUNS)/teacher/classes,weights/$(or $(FOUNDATION),siglip2_large)_classes).safetensors
 # a captioning probe carries the name of its feature
-CAPTIONED := $(or $(VARIANT),$(CODER))_$(subst /,_,$(FEATURE))
+CAPTIONED := $(or $(VARIANT),$(TOKENIZER_RUN))_$(subst /,_,$(FEATURE))
 CFG ?= 1.0 1.5 2.0 2.5 3.0
 # what `make check` composes; a preset without teachers of its own is checked before a curriculum
-PLANNED = -- fit $(ENCODER) $(call placed,ddp_find_unused_parameters_true) -- predict $(call CONFIG,tokens,tokens) $(ROOT) $(call placed,) \
-	-- fit $(subst $(FIT) ,,$(call GENERATE,$(GENERATOR),$(DRAWER))) -- predict $(call CONFIG,sample,sample) $(call placed,)
+PLANNED = -- $(TOKENIZE) -- $(STORE) -- $(call GENERATE,$(GENERATOR),$(GENERATOR_RUN)) -- $(DRAW)
 CHECKED := $(if $(wildcard configs/presets/$(PRESET)/judge.yaml configs/presets/$(PRESET)/teacher_mid.yaml),,check)
 # the next command, with the choices of this one
 NEXT = next: make $(strip $(1) $(foreach name,PRESET TOKENIZER GENERATOR,$(if $(filter command environment,$(origin $(name))),$(name)=$($(name)))) $(foreach \
@@ -88,14 +91,14 @@ ASKED_ALWAYS := $(if $(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS)))
 STAGE  = @$(PYTHON) -m commands.stage $(@D) $(if $(filter $(1),$(MAKECMDGOALS)),--named) --
 # what follows a stage that has been made now
 BEGUN := $(shell date +%s)
-NEW    = @if test "$$(date -r $@ +%s 2>/dev/null || echo 0)" -ge $(BEGUN); then
+IF_MADE_NOW = @if test "$$(date -r $@ +%s 2>/dev/null || echo 0)" -ge $(BEGUN); then
 # ARGS apply to the targets on the command line, not to their prerequisites
 ARGS_OF = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 
 # a variable that no target reads is a slip in its name
 KNOWN := ARGS CAPTIONS CFG CLASSES CLUSTER CPUS DATA DEVICES EXPERIMENT FEATURE GENERATOR GPUS HOST HUB LAUNCH LAUNCHER NAME NODES PARTITION PORT \
 	PRESET RUN SAMPLES SBATCH_ARGS SPLIT STAGE1 STEPS STRATEGY TEACHERS TIME TOKENIZER YES
-$(foreach name,$(filter-out $(KNOWN) CLI PYTHON READY RUNS UV VENV -*,$(.VARIABLES)),$(if $(filter command,$(origin $(name))),\
+$(foreach name,$(filter-out $(KNOWN) CLI PYTHON READY RUNS UV VENV,$(.VARIABLES)),$(if $(filter command,$(origin $(name))),\
 	$(error $(name) is no variable of this Makefile: take one of $(KNOWN))))
 
 # a slip in a name, and a generator that cannot be conditioned, are refused before anything is trained
@@ -105,13 +108,15 @@ GENERATORS = $(call CHOICES,lightning_modules.GeneratorModule)
 PRESETS = $(patsubst configs/presets/%/,%,$(wildcard configs/presets/*/))
 $(foreach name,TOKENIZER GENERATOR,$(if $(filter command environment,$(origin $(name))),$(if $(wildcard configs/$($(name)).yaml),,\
 	$(error $(name) is $($(name)), and there is no configs/$($(name)).yaml: take one of $($(name)S)))))
+$(if $(or $(filter-out 1,$(words $(PRESET))),$(findstring /,$(PRESET)),$(filter . ..,$(PRESET))),$(error PRESET is '$(PRESET)': take one of $(PRESETS)))
+$(foreach name,NAME HUB,$(if $(call given,$(name)),$(if $(filter preset,$(MAKECMDGOALS)),,$(error $(name) is read by make preset only: write the preset first))))
 $(if $(filter file,$(origin PRESET))$(filter clean status,$(MAKECMDGOALS))$(wildcard configs/presets/$(PRESET)/.),,\
 	$(error PRESET is $(PRESET), and there is no configs/presets/$(PRESET): take one of $(PRESETS)))
 $(if $(filter here slurm,$(LAUNCH)),,$(error LAUNCH is $(LAUNCH): take here or slurm))
-$(foreach name,STEPS DEVICES NODES,$(if $(shell echo '$(call given,$(name))' | grep -vE '^[0-9]*$$'),$(error $(name) is $($(name)), and no number)))
+$(foreach name,STEPS DEVICES NODES,$(if $(shell echo '$(call given,$(name))' | grep -vE '^[0-9]*$$'),$(error $(name) is $($(name)): expected a number)))
 $(if $(or $(findstring /,$(VARIANT)),$(word 2,$(VARIANT))),$(error RUN is $(VARIANT): give a variant a plain name, without / and spaces))
 MEASURES := tokens-check evaluate report sweep dependency layers probe zero-shot analysis condition pictures
-$(if $(and $(VARIANT),$(filter $(MEASURES),$(MAKECMDGOALS))),$(if $(filter $(CALLED),$(CODER) $(CODED) $(FIRST) $(DRAWER) $(DRAWING)),,\
+$(if $(and $(VARIANT),$(filter $(MEASURES),$(MAKECMDGOALS))),$(if $(filter $(RUN_NAME),$(TOKENIZER_RUN) $(TOKENS_RUN) $(STAGE1_RUN) $(GENERATOR_RUN) $(SAMPLES_RUN)),,\
 	$(error RUN is $(VARIANT), and no stage of $(RUNS) has this name yet: make tokenizer, tokens, generator or sample with it first)))
 ifneq ($(filter condition,$(MAKECMDGOALS)),)
 $(if $(shell grep -s NextScaleGenerator configs/$(GENERATOR).yaml),,\
@@ -148,8 +153,9 @@ help: ## start | Explain every target
 	@echo "    PRESET=digits    $(PRESETS)"
 	@echo "    TOKENIZER=fq_dual $(TOKENIZERS)"
 	@echo "    GENERATOR=stage2 $(GENERATORS)"
+	@echo "                     (of a representation autoencoder, such as ideal: llamagen_ideal)"
 	@echo "    DATA=/path of the images    ARGS='--key value' of the named stages    RUN=name of a variant    STEPS=20 of each stage"
-	@echo "    DEVICES=1 NODES=1 of this start    LAUNCH=here, or slurm with NODES=1 GPUS=1 CPUS=8 TIME=24:00:00 PARTITION= SBATCH_ARGS="
+	@echo "    DEVICES=1 NODES=1 for this command    LAUNCH=here, or slurm with NODES=1 GPUS=1 CPUS=8 TIME=24:00:00 PARTITION= SBATCH_ARGS="
 
 # --- environment -----------------------------------------------------------------------------------------------------
 
@@ -177,7 +183,7 @@ ifeq ($(LAUNCH),slurm)
 include scripts/slurm.mk
 else
 
-demo: report ## start | Teachers, tokenizer, tokens, both stages, 500 samples, their evaluation, a report: no network, no GPU
+demo: $(CHECKED) report ## start | Teachers, tokenizer, tokens, both stages, 500 samples, their evaluation, a report: no network, no GPU
 
 curriculum: $(CHECKED) report ## start | The same stages; with LAUNCH=slurm, a job each, one after the other
 
@@ -195,12 +201,12 @@ DUAL := $(if $(wildcard configs/presets/$(PRESET)/teacher_dual.yaml),$(RUNS)/tea
 teacher: $(TEACHERS_HERE) $(DUAL) ## stages | Train the judge and the stand-ins for CLIP, DINOv2 and SigLIP 2 (digits, photos, own presets)
 
 $(RUNS)/teacher/judge/done.json: $(ASKED_ALWAYS) | configs/judge.yaml configs/presets/$(PRESET)/judge.yaml $(READY)
-	$(call STAGE,teacher) $(FIT) $(call CONFIG,judge,judge) $(TAUGHT)
-	$(NEW) $(PYTHON) -m commands.summary $(@D) && echo "the judge is $(RUNS)/teacher/judge.safetensors"; fi
+	$(call STAGE,teacher) $(CLI) fit $(call CONFIG,judge,judge) $(TAUGHT)
+	$(IF_MADE_NOW) $(PYTHON) -m commands.summary $(@D) && echo "the judge is $(RUNS)/teacher/judge.safetensors"; fi
 
 $(RUNS)/teacher/%/done.json: $(ASKED_ALWAYS) | configs/teacher_%.yaml configs/presets/$(PRESET)/teacher_%.yaml $(READY)
-	$(call STAGE,teacher) $(FIT) $(call CONFIG,teacher_$*,teacher_$*) $(TAUGHT)
-	$(NEW) $(PYTHON) -m commands.summary $(@D) && echo "the teacher is $(RUNS)/teacher/$*.safetensors"; fi
+	$(call STAGE,teacher) $(CLI) fit $(call CONFIG,teacher_$*,teacher_$*) $(TAUGHT)
+	$(IF_MADE_NOW) $(PYTHON) -m commands.summary $(@D) && echo "the teacher is $(RUNS)/teacher/$*.safetensors"; fi
 
 $(RUNS)/teacher/classes.safetensors: $(DUAL) | $(READY)
 	$(PYTHON) -m commands.class_vectors --text $(RUNS)/teacher/text.safetensors
@@ -209,70 +215,70 @@ endif
 weights/%_classes.safetensors: | $(READY)
 	$(PYTHON) -m commands.class_vectors --text $* # once, with a network: the text tower is large
 
-tokenizer: $(RUNS)/tokenizer/$(CODER)/done.json ## stages | Train TOKENIZER on PRESET, or resume its training
+tokenizer: $(RUNS)/tokenizer/$(TOKENIZER_RUN)/done.json ## stages | Train TOKENIZER on PRESET, or resume its training
 
 NAMES_DUAL := $(shell grep -ls teacher/dual configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/$(KIND).yaml $(call OVERLAY,$(TOKENIZER)))
-$(RUNS)/tokenizer/$(CODER)/done.json: $(TEACHERS_HERE) $(if $(NAMES_DUAL),$(DUAL)) $(ASKED_ALWAYS) | configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/$(KIND).yaml $(call OVERLAY,$(TOKENIZER)) $(READY)
-	$(call STAGE,tokenizer) $(FIT) $(ENCODER) $(call quick,$(CODER)) $(call placed,ddp_find_unused_parameters_true) $(call ARGS_OF,tokenizer)
-	$(NEW) $(PYTHON) -m commands.summary $(@D) && echo "the tokenizer is in $(@D) (config.yaml, checkpoints/, metrics.json, pictures); $(call NEXT,tokens)"; fi
+$(RUNS)/tokenizer/$(TOKENIZER_RUN)/done.json: $(TEACHERS_HERE) $(if $(NAMES_DUAL),$(DUAL)) $(ASKED_ALWAYS) | configs/$(TOKENIZER).yaml configs/presets/$(PRESET)/$(KIND).yaml $(call OVERLAY,$(TOKENIZER)) $(READY)
+	$(call STAGE,tokenizer) $(CLI) $(TOKENIZE) $(call ARGS_OF,tokenizer)
+	$(IF_MADE_NOW) $(PYTHON) -m commands.summary $(@D) && echo "the tokenizer is in $(@D) (config.yaml, checkpoints/, metrics.json, pictures); $(call NEXT,tokens)"; fi
 
 tokens: $(CODES) ## stages | Write the codes of all images, by TOKENIZER; the latents, if it has no codes
 
-$(CODES): $(RUNS)/tokenizer/$(CODER)/done.json $(ASKED_ALWAYS) | configs/tokens.yaml configs/presets/$(PRESET)/tokens.yaml $(call OVERLAY,tokens_$(TOKENIZER)) $(READY)
-	$(call STAGE,tokens) $(CLI) predict $(call CONFIG,tokens,tokens) $(addprefix --config ,$(call OVERLAY,tokens_$(TOKENIZER))) --model.init_args.tokenizer_run $(RUNS)/tokenizer/$(CODER) --run.stage tokens/$(CODED) $(ROOT) $(call placed,) $(call ARGS_OF,tokens)
-	$(NEW) echo "the tokens are in $(TOKENS) (train/, validation/); $(call NEXT,$(if $(filter stage2,$(GENERATOR)),stage1,generator))"; fi
+$(CODES): $(RUNS)/tokenizer/$(TOKENIZER_RUN)/done.json $(ASKED_ALWAYS) | configs/tokens.yaml configs/presets/$(PRESET)/tokens.yaml $(call OVERLAY,tokens_$(TOKENIZER)) $(READY)
+	$(call STAGE,tokens) $(CLI) $(STORE) $(call ARGS_OF,tokens)
+	$(IF_MADE_NOW) echo "the tokens are in $(TOKENS) (train/, validation/); $(call NEXT,$(if $(filter stage2,$(GENERATOR)),stage1,generator))"; fi
 
 tokens-check: $(CODES) ## measure | Decode a few of the stored tokens next to their images, and verify all checksums
 	$(PYTHON) -m commands.tokens_check $(TOKENS) $(call ARGS_OF,tokens-check)
 
-stage1: $(RUNS)/stage1/$(FIRST)/done.json ## stages | Train a generator on one code a patch: global structure
+stage1: $(RUNS)/stage1/$(STAGE1_RUN)/done.json ## stages | Train a generator on one code a patch: global structure
 
-$(RUNS)/stage1/$(FIRST)/done.json: $(CODES) $(ASKED_ALWAYS) | configs/stage1.yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,stage1) $(READY)
-	$(call STAGE,stage1) $(call GENERATE,stage1,$(FIRST)) $(call ARGS_OF,stage1)
-	$(NEW) $(PYTHON) -m commands.summary $(@D) && echo "stage 1 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); $(call NEXT,stage2)"; fi
+$(RUNS)/stage1/$(STAGE1_RUN)/done.json: $(CODES) $(ASKED_ALWAYS) | configs/stage1.yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,stage1) $(READY)
+	$(call STAGE,stage1) $(CLI) $(call GENERATE,stage1,$(STAGE1_RUN)) $(call ARGS_OF,stage1)
+	$(IF_MADE_NOW) $(PYTHON) -m commands.summary $(@D) && echo "stage 1 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); $(call NEXT,stage2)"; fi
 
-stage2: $(RUNS)/stage2/$(SECOND)/done.json ## stages | Train it on all codes, starting from STAGE1=runs/…: local dependencies
+stage2: $(RUNS)/stage2/$(STAGE2_RUN)/done.json ## stages | Train it on all codes, starting from STAGE1=runs/…: local dependencies
 
-$(RUNS)/stage2/$(SECOND)/done.json: $(CODES) $(call escaped,$(STAGE1))/done.json $(ASKED_ALWAYS) | configs/stage2.yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,stage2) $(READY)
-	$(call STAGE,stage2 $(if $(filter stage2,$(GENERATOR)),generator)) $(call GENERATE,stage2,$(SECOND)) --model.init_args.init_from $(call quoted,$(STAGE1)) $(call ARGS_OF,stage2)
-	$(NEW) $(PYTHON) -m commands.summary $(@D) && echo "stage 2 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); $(call NEXT,sample)"; fi
+$(RUNS)/stage2/$(STAGE2_RUN)/done.json: $(CODES) $(call escaped,$(STAGE1))/done.json $(ASKED_ALWAYS) | configs/stage2.yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,stage2) $(READY)
+	$(call STAGE,stage2 $(if $(filter stage2,$(GENERATOR)),generator)) $(CLI) $(call GENERATE,stage2,$(STAGE2_RUN)) --model.init_args.init_from $(call quoted,$(STAGE1)) $(call ARGS_OF,stage2)
+	$(IF_MADE_NOW) $(PYTHON) -m commands.summary $(@D) && echo "stage 2 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); $(call NEXT,sample)"; fi
 
 generator: $(TRAINED) ## stages | Train GENERATOR, by default stage 2, on the stored tokens
 
 ifeq ($(filter stage1 stage2,$(GENERATOR)),)
 $(TRAINED): $(CODES) $(ASKED_ALWAYS) | configs/$(GENERATOR).yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,$(GENERATOR)) $(READY)
-	$(call STAGE,generator) $(call GENERATE,$(GENERATOR),$(DRAWER)) $(call ARGS_OF,generator)
-	$(NEW) $(PYTHON) -m commands.summary $(@D) && echo "$(GENERATOR) is in $(@D); $(call NEXT,sample)"; fi
+	$(call STAGE,generator) $(CLI) $(call GENERATE,$(GENERATOR),$(GENERATOR_RUN)) $(call ARGS_OF,generator)
+	$(IF_MADE_NOW) $(PYTHON) -m commands.summary $(@D) && echo "$(GENERATOR) is in $(@D); $(call NEXT,sample)"; fi
 endif
 
 sample: $(SAMPLED)/done.json ## stages | Generate images with GENERATOR: samples.npz and grid.png
 
 $(SAMPLED)/done.json: $(TRAINED) $(ASKED_ALWAYS) | configs/sample.yaml configs/presets/$(PRESET)/sample.yaml $(call OVERLAY,sample_$(GENERATOR)) $(READY)
-	$(call STAGE,sample) $(CLI) predict $(call CONFIG,sample,sample) $(addprefix --config ,$(call OVERLAY,sample_$(GENERATOR))) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(DRAWER) --run.stage samples/$(notdir $(SAMPLED)) $(call placed,) $(call ARGS_OF,sample)
-	$(NEW) echo "the samples are in $(@D) (samples.npz, grid.png); $(call NEXT,evaluate)"; fi
+	$(call STAGE,sample) $(CLI) $(DRAW) $(call ARGS_OF,sample)
+	$(IF_MADE_NOW) echo "the samples are in $(@D) (samples.npz, grid.png); $(call NEXT,evaluate)"; fi
 
 condition: $(TRAINED) | $(READY) ## stages | Generate images around references (GENERATOR=next_scale): grid.png, samples.npz
-	$(CLI) predict $(call CONFIG,condition,condition) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(DRAWER) --run.stage samples/$(notdir $(SAMPLED))_condition $(ROOT) $(ARGS)
+	$(CLI) predict $(call CONFIG,condition,condition) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(GENERATOR_RUN) --run.stage samples/$(notdir $(SAMPLED))_condition $(ROOT) $(ARGS)
 
 evaluate: $(MEASURED) ## measure | Measure SAMPLES=any.npz, real images and reconstructions
 
 # ARGS may name another reference or network than that of the existing metrics
 .PHONY: measure-again
-$(MEASURED): $(DRAWN) $(TEACHERS_HERE) $(if $(call ARGS_OF,evaluate),measure-again) | $(READY)
+$(MEASURED): $(SAMPLES_MADE) $(TEACHERS_HERE) $(if $(call ARGS_OF,evaluate),measure-again) | $(READY)
 	$(PYTHON) -m commands.evaluate --samples $(call quoted,$(SAMPLES)) --preset $(PRESET) $(call ARGS_OF,evaluate)
 	@echo "the metrics are in $@; $(call NEXT,report)"
 
 sweep: $(TRAINED) $(TEACHERS_HERE) ## measure | Measure GENERATOR at each guidance of CFG="1.0 1.5 2.0": sweep.json, sweep.png
-	$(PYTHON) -m commands.sweep --run $(RUNS)/$(GENERATOR)/$(DRAWER) --guidance $(CFG) --preset $(PRESET) $(ARGS)
+	$(PYTHON) -m commands.sweep --run $(RUNS)/$(GENERATOR)/$(GENERATOR_RUN) --guidance $(CFG) --preset $(PRESET) $(ARGS)
 
 dependency: $(CODES) ## measure | How far the stored codes of TOKENIZER depend on each other: dependency.json
 	$(PYTHON) -m commands.dependency --store $(TOKENS) $(ARGS)
 
 layers: $(TRAINED) $(TEACHERS_HERE) ## measure | Compare the blocks of GENERATOR with its output and a teacher: layers.json
-	$(PYTHON) -m commands.layers --run $(RUNS)/$(GENERATOR)/$(DRAWER) $(ARGS)
+	$(PYTHON) -m commands.layers --run $(RUNS)/$(GENERATOR)/$(GENERATOR_RUN) $(ARGS)
 
 # what the features of a representation autoencoder still know, for the report; elsewhere it takes hours: make probe zero-shot
-UNDERSTOOD := $(if $(and $(filter representation,$(KIND)),$(TEACHERS_HERE)),$(addprefix $(RUNS)/tokenizer/$(CODER)/,probes.json zero_shot.json))
+UNDERSTOOD := $(if $(and $(filter representation,$(KIND)),$(TEACHERS_HERE)),$(addprefix $(RUNS)/tokenizer/$(TOKENIZER_RUN)/,probes.json zero_shot.json))
 
 report: $(RUNS)/report.html ## start | Put all runs and tables of PRESET on one page: report.html, and report.md
 
@@ -280,30 +286,30 @@ $(RUNS)/report.html: $(MEASURED) $(UNDERSTOOD) $(wildcard runs/experiments/resul
 	$(PYTHON) -m commands.report --preset $(PRESET)
 	@echo "the report is $@; that is the whole curriculum"
 
-$(RUNS)/tokenizer/$(CODER)/probes.json: $(RUNS)/tokenizer/$(CODER)/done.json
+$(RUNS)/tokenizer/$(TOKENIZER_RUN)/probes.json: $(RUNS)/tokenizer/$(TOKENIZER_RUN)/done.json
 	$(PYTHON) -m commands.probe --run $(@D)
 
-$(RUNS)/tokenizer/$(CODER)/zero_shot.json: $(RUNS)/tokenizer/$(CODER)/done.json $(call escaped,$(CLASSES))
+$(RUNS)/tokenizer/$(TOKENIZER_RUN)/zero_shot.json: $(RUNS)/tokenizer/$(TOKENIZER_RUN)/done.json $(call escaped,$(CLASSES))
 	$(PYTHON) -m commands.zero_shot --run $(@D) --classes $(call quoted,$(CLASSES))
 
-probe: $(RUNS)/tokenizer/$(CODER)/done.json ## measure | Probe the features of TOKENIZER for the class: probes.json
-	$(PYTHON) -m commands.probe --run $(RUNS)/tokenizer/$(CODER) $(ARGS)
+probe: $(RUNS)/tokenizer/$(TOKENIZER_RUN)/done.json ## measure | Probe the features of TOKENIZER for the class: probes.json
+	$(PYTHON) -m commands.probe --run $(RUNS)/tokenizer/$(TOKENIZER_RUN) $(ARGS)
 
-zero-shot: $(RUNS)/tokenizer/$(CODER)/done.json $(call escaped,$(CLASSES)) ## measure | Classify images by features of TOKENIZER=ideal and names of classes: zero_shot.json
-	$(PYTHON) -m commands.zero_shot --run $(RUNS)/tokenizer/$(CODER) --classes $(call quoted,$(CLASSES)) $(ARGS)
+zero-shot: $(RUNS)/tokenizer/$(TOKENIZER_RUN)/done.json $(call escaped,$(CLASSES)) ## measure | Classify images by features of TOKENIZER=ideal and names of classes: zero_shot.json
+	$(PYTHON) -m commands.zero_shot --run $(RUNS)/tokenizer/$(TOKENIZER_RUN) --classes $(call quoted,$(CLASSES)) $(ARGS)
 
 caption: $(RUNS)/caption_stage2/$(CAPTIONED)/done.json ## stages | Caption images from FEATURE=after/all of TOKENIZER, in two stages: captions.json
 
 # stage 1 trains a projector to a language model, stage 2 both
-CAPTION = $(FIT) $(call SIZED,$(1),caption) --run.stage $(1)/$(CAPTIONED) $(addprefix --trainer.max_steps ,$(call given,STEPS)) $(call placed,) --model.init_args.feature $(FEATURE) \
-	--model.init_args.tokenizer_run $(RUNS)/tokenizer/$(CODER) $(if $(CAPTIONS),--data.init_args.source.init_args.root=$(call quoted,$(CAPTIONS)))
+CAPTION = $(CLI) fit $(call SIZED,$(1),caption) --run.stage $(1)/$(CAPTIONED) $(addprefix --trainer.max_steps ,$(call given,STEPS)) $(call placed,) --model.init_args.feature $(FEATURE) \
+	--model.init_args.tokenizer_run $(RUNS)/tokenizer/$(TOKENIZER_RUN) $(if $(CAPTIONS),--data.init_args.source.init_args.root=$(call quoted,$(CAPTIONS)))
 
-$(RUNS)/caption_stage1/$(CAPTIONED)/done.json: $(RUNS)/tokenizer/$(CODER)/done.json $(ASKED_ALWAYS) | configs/caption_stage1.yaml configs/presets/$(PRESET)/caption.yaml $(call OVERLAY,caption_stage1) $(READY)
+$(RUNS)/caption_stage1/$(CAPTIONED)/done.json: $(RUNS)/tokenizer/$(TOKENIZER_RUN)/done.json $(ASKED_ALWAYS) | configs/caption_stage1.yaml configs/presets/$(PRESET)/caption.yaml $(call OVERLAY,caption_stage1) $(READY)
 	$(call STAGE,) $(call CAPTION,caption_stage1)
 
 $(RUNS)/caption_stage2/$(CAPTIONED)/done.json: $(RUNS)/caption_stage1/$(CAPTIONED)/done.json $(ASKED_ALWAYS) | configs/caption_stage2.yaml $(call OVERLAY,caption_stage2) $(READY)
 	$(call STAGE,caption) $(call CAPTION,caption_stage2) --model.init_args.init_from $(RUNS)/caption_stage1/$(CAPTIONED) $(call ARGS_OF,caption)
-	$(NEW) echo "BLEU and CIDEr-D are in $(@D)/metrics.json, the captions in captions.json"; fi
+	$(IF_MADE_NOW) echo "BLEU and CIDEr-D are in $(@D)/metrics.json, the captions in captions.json"; fi
 
 analysis: tokenizer ## measure | Analyse the subspaces of TOKENIZER: affinity, ablation, code maps
 	$(PYTHON) cli.py validate $(ENCODER) --config configs/analysis.yaml --config configs/presets/$(PRESET)/analysis.yaml $(ARGS)
@@ -311,9 +317,8 @@ analysis: tokenizer ## measure | Analyse the subspaces of TOKENIZER: affinity, a
 endif
 
 pictures: analysis sample ## experiments | Copy the pictures of the runs and of the analysis into docs/images
-	for name in affinity subspaces code_map usage; do cp $(RUNS)/tokenizer/$(CODER)/$$name.png docs/images/$(PRESET)_$$name.png; done
-	cp $(RUNS)/tokenizer/$(CODER)/reconstructions.png docs/images/$(PRESET).png
-	cp $(RUNS)/tokenizer/$(CODER)/components.png docs/images/$(PRESET)_components.png
+	for name in affinity subspaces code_map usage components; do cp $(RUNS)/tokenizer/$(TOKENIZER_RUN)/$$name.png docs/images/$(PRESET)_$$name.png; done
+	cp $(RUNS)/tokenizer/$(TOKENIZER_RUN)/reconstructions.png docs/images/$(PRESET).png
 	cp $(SAMPLED)/grid.png docs/images/$(PRESET)_samples.png
 
 plot: $(READY) ## experiments | Plot iFSQ Fig. 3 from its finished experiment into docs/images
@@ -372,12 +377,13 @@ benchmark: $(READY) ## development | Measure speeds in training and sampling; wr
 	$(PYTHON) -m benchmarks.generator
 
 tensorboard: $(READY) ## start | Watch all runs on HOST=localhost, PORT=6006: curves, pictures, settings
-	$(VENV)/bin/tensorboard --logdir runs --port $(or $(PORT),6006) --host $(or $(HOST),localhost)
+	$(VENV)/bin/tensorboard --logdir runs --port $(or $(call given,PORT),6006) --host $(or $(call given,HOST),localhost)
 
 clean: ## start | Delete the runs of PRESET, after a question; YES=1 answers it
 	@test -d $(RUNS) || { echo "there is no $(RUNS)"; exit 1; }
-	@test -n "$(YES)" || { printf 'delete %s (%s)? [y/N] ' $(RUNS) "$$(du -sh $(RUNS) | cut -f 1)"; read -r answer; test "$$answer" = y; } || { echo "nothing was deleted"; exit 1; }
+	@test -n "$(call given,YES)" || { printf 'delete %s (%s)? [y/N] ' $(RUNS) "$$(du -sh $(RUNS) | cut -f 1)"; read -r answer; test "$$answer" = y; } || { echo "nothing was deleted"; exit 1; }
 	rm -rf $(RUNS)
 
 status: | $(READY) ## start | List the stages of PRESET: finished, unfinished with its step, not begun
-	@$(PYTHON) -m commands.status --preset $(PRESET) --tokenizer $(CALLED) --generator $(GENERATOR)
+	@$(PYTHON) -m commands.status --preset $(PRESET) tokenizer/$(TOKENIZER_RUN) tokens/$(TOKENS_RUN) \
+		$(if $(filter stage2,$(GENERATOR)),stage1/$(STAGE1_RUN)) $(GENERATOR)/$(GENERATOR_RUN) samples/$(notdir $(SAMPLED))

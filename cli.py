@@ -80,6 +80,10 @@ class CommandLine(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Do nothing: LightningCLI would read the whole checkpoint for hyperparameters, and let them override."""
 
+    def text(self, command: str) -> str:
+        """Return the whole configuration of a command as YAML."""
+        return self._parser(command).dump(self.config[command], skip_unset=False, skip_link_targets=False)
+
     def before_instantiate_classes(self) -> None:
         """Resolve the run's directory and checkpoint, and compare the checkpoint with the configuration."""
         config = self.config[self.subcommand]
@@ -95,7 +99,7 @@ class CommandLine(LightningCLI):
         if self.subcommand == "predict":
             config["return_predictions"] = False  # writers store them; Lightning would keep all of them in memory
         config["ckpt_path"] = resolve_checkpoint(config["ckpt_path"], run, self.subcommand)
-        text = self._parser(self.subcommand).dump(config, skip_unset=False, skip_link_targets=False)
+        text = self.text(self.subcommand)
         composed = yaml.safe_load(text)
         model = composed.get("model") or {}
         if config["ckpt_path"]:

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from commands.cli.composed import compose
-from commands.cli.noise import quiet
 from commands.comparison import default_reference
 from commands.estimates import MACHINE, Estimate, estimates
 from commands.preset import SOURCES, Preset
@@ -143,7 +142,6 @@ def disk(runs: Path, needed: list[Estimate]) -> Finding:
 
 def work(given: Namespace) -> int:
     """Print what was found, and the estimates; 1 if something is missing."""
-    quiet()
     tokenizer, tokens, generator, sample = map(compose, given.stages)
     preset = Preset.load(given.preset)
     found, images = data(tokenizer["data"])

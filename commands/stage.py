@@ -1,4 +1,4 @@
-"""Start of a stage, unless its run is what is asked: `python -m commands.stage [--named] RUN -- COMMAND`.
+"""Start a stage, unless its finished run has the requested settings: `python -m commands.stage [--named] RUN -- COMMAND`.
 
 The command ends in `cli.py` and its arguments, and takes the place of this program. A finished run is compared with the
 configuration that the arguments ask for. Equal: nothing to do. Only more steps: it goes on. Otherwise a stage that the
@@ -27,7 +27,7 @@ from polytoken.files import is_full
 COMPARED = "compared.json"
 SHOWN = 5
 # where a run was computed, not what
-WHERE = ("accelerator", "devices", "num_nodes", "strategy", "plugins", "enable_progress_bar", "use_distributed_sampler")
+MACHINE_SETTINGS = ("accelerator", "devices", "num_nodes", "strategy", "plugins", "use_distributed_sampler")
 STEPS = "trainer.max_steps"
 
 
@@ -89,8 +89,10 @@ def short(key: str) -> str:
 
 def _leads_elsewhere(directory: Path, asked: list[str]) -> bool:
     """True if ARGS put the run into a place that make does not know."""
-    stages = [value for name, value in zip(asked, asked[1:], strict=False) if name == "--run.stage"]
-    return bool(stages) and not f"/{directory}".endswith(f"/{stages[-1]}")
+    from commands.cli.places import read_places
+
+    run = {".".join(keys): value for keys, value, _ in read_places(asked) if keys[0] == "run"}
+    return directory != Path(run.get("run.root", "runs"), run.get("run.preset", "default"), run.get("run.stage", ""))
 
 
 def _made_again(origin: Origin) -> str | None:
@@ -115,11 +117,9 @@ def _compare(directory: Path, done: Completion, asked: list[str]) -> list[tuple[
     if recorded is None:
         return None
     from commands.cli.composed import changes, compose
-    from commands.cli.noise import quiet
 
-    quiet()
     composed = compose(asked)
-    for name in WHERE:
+    for name in MACHINE_SETTINGS:
         recorded["trainer"].pop(name, None)
         composed["trainer"].pop(name, None)
     now["changes"] = changes(recorded, composed)

@@ -1,6 +1,6 @@
-"""State of every stage of a preset: `python -m commands.status --preset digits`.
+"""State of every stage of a preset: `python -m commands.status --preset digits tokenizer/fq_dual tokens/fq_dual`.
 
-Prints the stages of the curriculum in order and all other runs of the preset: finished, unfinished with its step, or
+Prints the named stages of a curriculum and all other runs of the preset in order: finished, unfinished with its step, or
 not begun, and how long ago the last file was written. `done.json` marks a finished stage (artifacts.completion).
 """
 
@@ -19,7 +19,7 @@ from polytoken.errors import UserError
 from polytoken.layout import CHECKPOINTS, LAST
 from polytoken.text import duration
 
-FIRST = ("teacher", "tokenizer", "tokens", "stage1", "stage2")  # order of the curriculum; generators and samples follow
+ORDER = ("teacher", "tokenizer", "tokens", "stage1", "stage2")  # other generators and samples follow
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Stage:
 
 def stages(root: Path, expected: list[str]) -> list[Stage]:
     """All stages below a preset's directory, and those that are expected, in the order of the curriculum."""
-    found = {str(path.parent.relative_to(root)) for path in root.glob("*/*/config.yaml")}
+    found = {str(path.parent.relative_to(root)) for path in root.glob("*/*/config*.yaml")}
     return sorted((_stage(root, name) for name in found | {*expected}), key=_order)
 
 
@@ -80,7 +80,7 @@ def _steps(directory: Path) -> int | None:
 
 def _order(stage: Stage) -> tuple[int, str]:
     kind = stage.name.split("/")[0]
-    return (FIRST.index(kind) if kind in FIRST else len(FIRST) + (kind == "samples"), stage.name)
+    return (ORDER.index(kind) if kind in ORDER else len(ORDER) + (kind == "samples"), stage.name)
 
 
 def _row(stage: Stage) -> Iterator[str]:
@@ -93,16 +93,12 @@ def _row(stage: Stage) -> Iterator[str]:
 
 def work(given: Namespace) -> None:
     """Print the table, and the first stage of the curriculum that is not finished."""
-    generators = ["stage1", "stage2"] if given.generator == "stage2" else [given.generator]
-    samples = given.tokenizer + ("" if given.generator == "stage2" else f"_{given.generator}")
-    chain = [f"{kind}/{given.tokenizer}" for kind in ("tokenizer", "tokens", *generators)] + [f"samples/{samples}"]
-    found = stages(given.runs / given.preset, chain)
+    found = stages(given.runs / given.preset, given.stages)
     print_table(f"{given.runs / given.preset}", ("stage", "state", "step", "last written"), map(_row, found), left=2)
     states = {stage.name: stage.state for stage in found}
-    missing = next((name for name in chain if states[name] != "finished"), None)
-    print(
-        f"the curriculum of {given.tokenizer} is {'complete' if missing is None else f'not complete; next: {missing}'}"
-    )
+    missing = next((name for name in given.stages if states[name] != "finished"), None)
+    if given.stages:
+        print("the curriculum is complete" if missing is None else f"the curriculum is not complete; next: {missing}")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -110,8 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = new_parser("commands.status", __doc__)
     parser.add_argument("--preset", default="digits", help="preset whose runs are listed")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="root of all runs")
-    parser.add_argument("--tokenizer", default="fq_dual", help="tokenizer of the curriculum")
-    parser.add_argument("--generator", default="stage2", help="generator of the curriculum")
+    parser.add_argument("stages", nargs="*", help="stages of a curriculum, in their order: tokenizer/fq_dual")
     run(parser, work, arguments)
 
 

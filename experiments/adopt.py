@@ -47,7 +47,7 @@ def _is_same(run: Run, place: Path) -> bool:
     if not first.exists():
         return False
     configs = [yaml_files.read(file) for file in files]
-    if not all(_has_configuration(run, place, config) for config in configs):
+    if not all(_has_configuration(run, config) for config in configs):
         return False
     section = measured(run.kind, place)
     if section is None:  # a token store
@@ -56,23 +56,28 @@ def _is_same(run: Run, place: Path) -> bool:
     return steps == {section.get("global_step")}
 
 
-def _has_configuration(run: Run, place: Path, recorded: dict[str, Any]) -> bool:
+def _has_configuration(run: Run, recorded: dict[str, Any]) -> bool:
     # a quick test first: composing takes a second
     recipe = yaml_files.read(run.stage.configs(run.preset)[0])
     overrides = {key: value for key, value in run.stage.overrides.items() if not key.endswith("+")}
     overrides |= {"seed_everything": run.seed, "model.class_path": recipe["model"]["class_path"]}
-    if changes(recorded, nested(overrides)):
+    if not _contains(recorded, nested(overrides)):
         return False
-    from commands.cli.runs import place_outputs  # its import takes seconds, and few stages get here
-
     asked = compose(run)
-    asked["trainer"]["enable_progress_bar"] = recorded["trainer"].get("enable_progress_bar")
-    place_outputs(asked["trainer"], place)
     for argument, directory in run.inputs.items():
         here, there = _pop(asked, argument), _pop(recorded, argument)
         if here is None or there is None or Path(there).resolve() != directory.resolve():
             return False
     return not changes(recorded, asked)
+
+
+def _contains(recorded: Any, given: Any) -> bool:
+    """True if a configuration has all given values."""
+    if isinstance(recorded, dict) and isinstance(given, dict):
+        return all(_contains(recorded.get(key), value) for key, value in given.items())
+    if isinstance(recorded, list) and isinstance(given, list) and len(recorded) == len(given):
+        return all(map(_contains, recorded, given))
+    return recorded == given
 
 
 def _pop(config: dict[str, Any], key: str) -> Any:

@@ -10,6 +10,8 @@ STRATEGY   ?=
 SBATCH_ARGS ?=
 
 TASKS       = $(if $(filter 0,$(GPUS)),1,$(GPUS))
+# for `make check`: the shape of the jobs
+placed      = --trainer.devices $(TASKS) --trainer.num_nodes $(NODES) $(if $(SEVERAL),$(addprefix --trainer.strategy ,$(1)),--trainer.strategy auto)
 # order of the chain; a preset with published networks trains no teachers
 CURRICULUM := $(if $(wildcard configs/presets/$(PRESET)/teacher_mid.yaml),teacher) tokenizer tokens \
 	$(if $(filter stage2,$(GENERATOR)),stage1 stage2,generator) sample evaluate report
@@ -18,11 +20,14 @@ SUBMITTED  := teacher tokenizer tokens tokens-check stage1 stage2 generator samp
 SINGLE     := tokens-check evaluate sweep report probe zero-shot analysis teacher
 HANDED_ON  := PRESET TOKENIZER GENERATOR RUN STEPS DATA STAGE1 SAMPLES CLASSES CAPTIONS FEATURE CFG
 
+# as without jobs, STEPS of other targets leave the teachers alone
+UNASKED = $(if $(filter teacher,$(filter-out $(MAKECMDGOALS),$(1))),STEPS)
+
 # $(1) is the stage: options of sbatch, and arguments of the job's make
 ASKED = --job-name=$(PRESET)-$(1) --output=$(RUNS)/slurm/%x-%j.log --time=$(TIME) $(PARTITION:%=--partition=%) \
 	$(if $(filter $(1),$(SINGLE)),$(call SHAPE,1,$(if $(filter 0,$(GPUS)),0,1),1),$(call SHAPE,$(NODES),$(GPUS),$(TASKS))) $(SBATCH_ARGS)
 SHAPE = --nodes=$(1) --ntasks-per-node=$(3) $(if $(filter-out 0,$(2)),--gpus-per-node=$(2)) --cpus-per-task=$(CPUS)
-MADE  = $(1) $(foreach name,$(HANDED_ON),$(if $(findstring command,$(origin $(name))),$(call quoted,$(name)=$($(name))))) \
+MADE  = $(1) $(foreach name,$(filter-out $(UNASKED),$(HANDED_ON)),$(if $(findstring command,$(origin $(name))),$(call quoted,$(name)=$($(name))))) \
 	$(if $(filter-out $(SINGLE),$(1)),$(addprefix STRATEGY=,$(or $(STRATEGY),$(if $(filter tokenizer,$(1)),$(SEVERAL:%=ddp)))))
 # tokenizers need another strategy than Lightning's default for several devices
 SEVERAL = $(filter-out 1 1-1,$(NODES)-$(TASKS))
@@ -32,7 +37,7 @@ define newline
 
 endef
 
-NOT_HERE := $(filter-out help check curriculum demo $(SUBMITTED),$(MAKECMDGOALS))
+NOT_HERE := $(filter-out help check status curriculum demo $(SUBMITTED),$(MAKECMDGOALS))
 $(if $(NOT_HERE),$(error LAUNCH=slurm submits curriculum $(SUBMITTED): leave it out for $(NOT_HERE)))
 
 $(SUBMITTED): | $(READY)

@@ -14,6 +14,7 @@ from polytoken.files import write_text
 from polytoken.loading import MODEL_CONFIG, read_metadata
 
 FIT = "config.yaml"  # configuration of a run's first fit
+NOT_SET = "<not set>"
 
 
 class RunRecord(Callback):
@@ -95,7 +96,7 @@ def differences(old: Any, new: Any, key: str = "model") -> list[tuple[str, Any, 
     """Keys under which two sections differ, with both values; a missing key has the value `<not set>`."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = list(dict.fromkeys([*old, *new]))
-        pairs = [differences(old.get(k, "<not set>"), new.get(k, "<not set>"), f"{key}.{k}") for k in keys]
+        pairs = [differences(old.get(k, NOT_SET), new.get(k, NOT_SET), f"{key}.{k}") for k in keys]
         return [difference for pair in pairs for difference in pair]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         pairs = [differences(a, b, f"{key}[{i}]") for i, (a, b) in enumerate(zip(old, new, strict=True))]

@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from artifacts import yaml_files
+from artifacts.completion import text_digest
 from commands import stage
 from commands.stage import COMPARED, starts
 from polytoken.errors import UserError
@@ -46,7 +49,8 @@ def test_the_same_again_is_nothing_to_do(uncomposed: None, capsys: pytest.Captur
     assert not starts(RUN, ASKED, named=True)
     assert capsys.readouterr().out == f"{RUN} is finished, with these settings: nothing to do\n"
     assert not starts(RUN, ASKED, named=False) and capsys.readouterr().out == ""
-    assert starts(RUN, [*ASKED, "--run.stage", "toy_2"], named=True), "another place"
+    for place in (("--run.stage", "toy_2"), ("--run.stage=toy_2",), ("--run.root=other",), ("--run.preset", "other")):
+        assert starts(RUN, [*ASKED, *place], named=True), "another place"
     (RUN / "checkpoints/last.ckpt").unlink()
     assert starts(RUN, ASKED, named=False), "not finished"
 
@@ -61,6 +65,7 @@ def test_a_comment_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_other_devices_change_nothing() -> None:
     assert not starts(RUN, [*ASKED, "--trainer.devices", "2"], named=True)
+    assert not starts(RUN, [*ASKED, "--run.stage", "toy_2", "--run.stage=toy"], named=True), "the last place counts"
 
 
 def test_more_steps_go_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,12 +99,25 @@ def test_a_changed_file_is_noticed_of_a_stage_that_others_need(capsys: pytest.Ca
         starts(RUN, ASKED, named=True)
 
 
+def test_a_term_that_is_no_longer_asked_for_is_a_change() -> None:
+    config = yaml_files.read(RUN / "config.yaml")
+    config["model"]["init_args"]["objective"]["second"] = config["model"]["init_args"]["objective"]["recon"]
+    text = yaml.safe_dump(config)
+    (RUN / "config.yaml").write_text(text)
+    done = json.loads((RUN / "done.json").read_text())
+    del done["origin"]
+    (RUN / "done.json").write_text(json.dumps({**done, "config": text_digest(text)}))
+    with pytest.raises(UserError, match="other settings .there → asked: model.objective.second {.*} → <not set>"):
+        starts(RUN, ASKED, named=True)
+
+
 def test_a_changed_base_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     base = tmp_path / "base.yaml"
     base.write_text("")
     monkeypatch.setattr(stage, "BASE_CONFIG", base)
     asked: list[list[str]] = []
-    monkeypatch.setattr("commands.cli.composed.compose", lambda given: asked.append(given) or {"trainer": {}})
+    recorded = yaml_files.read(RUN / "config.yaml")
+    monkeypatch.setattr("commands.cli.composed.compose", lambda given: asked.append(given) or recorded)
     assert not starts(RUN, ASKED, named=True) and asked == [ASKED]
 
 

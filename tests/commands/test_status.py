@@ -29,7 +29,9 @@ def runs(tmp_path: Path) -> Path:
 def test_stages_are_listed_in_the_order_of_the_curriculum(runs: Path, capsys: pytest.CaptureFixture) -> None:
     old = time.time() - 7200
     os.utime(runs / "digits/tokenizer/fq_dual/done.json", (old, old))
-    status.main(["--runs", str(runs)])
+    (runs / "digits/samples/vq/config.yaml").rename(runs / "digits/samples/vq/config_predict.yaml")
+    chain = [f"{kind}/fq_dual" for kind in ("tokenizer", "tokens", "stage1", "stage2", "samples")]
+    status.main(["--runs", str(runs), *chain])
     lines = capsys.readouterr().out.splitlines()
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "/" in line and "│" in line]
     assert [row[:3] for row in rows] == [
@@ -41,7 +43,7 @@ def test_stages_are_listed_in_the_order_of_the_curriculum(runs: Path, capsys: py
         ["samples/fq_dual", "not begun", ""],
         ["samples/vq", "unfinished", ""],
     ]
-    assert rows[1][3] == "2 h ago" and lines[-1] == "the curriculum of fq_dual is not complete; next: tokens/fq_dual"
+    assert rows[1][3] == "2 h ago" and lines[-1] == "the curriculum is not complete; next: tokens/fq_dual"
 
 
 def test_a_stage_that_starts_again_is_unfinished(runs: Path) -> None:
@@ -51,7 +53,7 @@ def test_a_stage_that_starts_again_is_unfinished(runs: Path) -> None:
 
 
 def test_an_empty_root(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    status.main(["--runs", str(tmp_path), "--generator", "next_scale", "--tokenizer", "imagefolder"])
+    status.main(["--runs", str(tmp_path), "tokenizer/imagefolder", "samples/imagefolder_next_scale"])
     out = capsys.readouterr().out
-    assert "next_scale/imagefolder" in out and "samples/imagefolder_next_scale" in out
+    assert "samples/imagefolder_next_scale" in out
     assert "not complete; next: tokenizer/imagefolder" in out
