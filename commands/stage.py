@@ -1,4 +1,4 @@
-"""Start a stage, unless its finished run has the requested settings: `python -m commands.stage [--named] RUN -- COMMAND`.
+"""Start a stage, unless its run is finished as requested: `python -m commands.stage [--named] RUN -- COMMAND`.
 
 The command ends in `cli.py` and its arguments, and takes the place of this program. A finished run is compared with the
 configuration that the arguments ask for. Equal: nothing to do. Only more steps: it goes on. Otherwise a stage that the

@@ -1,7 +1,7 @@
 """State of every stage of a preset: `python -m commands.status --preset digits tokenizer/fq_dual tokens/fq_dual`.
 
-Prints the named stages of a curriculum and all other runs of the preset in order: finished, unfinished with its step, or
-not begun, and how long ago the last file was written. `done.json` marks a finished stage (artifacts.completion).
+Prints the named stages of a curriculum and all other runs of the preset, in order: finished, unfinished with its step,
+or not begun, and how long ago the last file was written. `done.json` marks a finished stage (artifacts.completion).
 """
 
 from __future__ import annotations

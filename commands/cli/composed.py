@@ -41,7 +41,7 @@ def compose(arguments: list[str]) -> dict[str, Any]:
 
 
 def changes(recorded: dict[str, Any], asked: dict[str, Any]) -> list[Change]:
-    """Settings in which a run differs from what is asked, besides its place; a missing setting is one without a value."""
+    """Settings in which a run differs from what is asked, besides its place; a missing setting counts as none."""
     from callbacks.checkpoint.run_record import NOT_SET, differences  # torch
     from commands.cli.runs import place_outputs
 
