@@ -15,6 +15,7 @@ from commands.survey import Survey, folder, hub, survey
 from polytoken.errors import UserError
 from tests.datamodules.test_sources import hub_cache, hub_table
 from tests.support.own_images import own_repository, run_make, truncate, write_tree
+from tests.support.recipes import PRESETS
 from tests.support.working_copy import change
 
 __all__ = ["hub_cache"]  # a fixture
@@ -106,7 +107,7 @@ def test_a_name_is_checked_and_nothing_is_overwritten(place: Path, capsys: pytes
     with pytest.raises(SystemExit):
         new_preset.main(["--name", "mine"])
     assert "name the images by one of DATA=/path" in capsys.readouterr().err
-    assert sorted(path.name for path in (place / "configs/presets").iterdir()) == ["digits", "imagenet", "photos"]
+    assert sorted(path.name for path in (place / "configs/presets").iterdir()) == PRESETS
 
 
 def test_a_failed_write_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +118,7 @@ def test_a_failed_write_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(new_preset, "write_text", fail)
     with pytest.raises(OSError):
         new_preset.write("mine", {"tokenizer.yaml": ""})
-    assert sorted(path.name for path in (place / "configs/presets").iterdir()) == ["digits", "imagenet", "photos"]
+    assert sorted(path.name for path in (place / "configs/presets").iterdir()) == PRESETS
 
 
 def own(side: int, train: int = 5000, classes: int = 3) -> Survey:

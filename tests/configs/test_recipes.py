@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from polytoken.blocks import SpatialAttention
 from polytoken.specs import TokenSpec
 from polytoken.teachers import Teacher
 from polytoken.weights import load_state
-from tests.support.commands import exit_code
+from tests.support.commands import REPOSITORY, exit_code
 from tests.support.recipes import CONFIGS, PRESETS, TOKENIZERS, digits, preset_files, write_judge
 
 NUM_SUB_CODES = {"vq": 1, "fq_dual": 2, "fq_triple": 3, "fq_quad": 4}  # as the papers name them
@@ -28,8 +29,14 @@ def test_overlays_are_named_after_recipes() -> None:
     """`presets/<preset>/<name>.yaml` without a recipe `<name>` would never be used."""
     for path in CONFIGS.glob("presets/*/*.yaml"):
         shared = ("tokenizer", "folded", "representation", "generator", "caption", "f8")
-        recipe = path.stem.removeprefix("sample_").removeprefix("tokens_")  # how a preset samples, encodes by a recipe
+        recipe = re.sub("^(sample|tokens)_", "", path.stem)  # how a preset samples, encodes by a recipe
         assert path.stem in shared or (CONFIGS / f"{recipe}.yaml").exists(), path
+
+
+@pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="git knows the shipped presets")
+def test_all_shipped_presets_are_tested() -> None:
+    files = subprocess.check_output(["git", "ls-files", "configs/presets"], cwd=REPOSITORY, text=True).split()
+    assert sorted({Path(file).parts[2] for file in files}) == PRESETS
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from tests.support.commands import REPOSITORY
+from tests.support.commands import REPOSITORY, without_make
 
 Fault = Literal["SIGKILL", "SIGTERM", "Ctrl-C", "full disk"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
@@ -41,8 +41,7 @@ def run(
 
     The output goes through a pipe to `output.txt`: a full disk does not close the terminal.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "ARGS"))}
-    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
+    environment = without_make() | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY)}
     log = directory / "output.txt"
     size = log.stat().st_size if log.exists() else 0
     begun, at, hung = time.monotonic(), None, False

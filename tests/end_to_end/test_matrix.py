@@ -18,8 +18,7 @@ from polytoken import loading
 from polytoken.errors import UserError
 from polytoken.generators import Head, LinearHead, NextScaleGenerator
 from polytoken.tokenizers import Tokenizer
-from tests.configs.test_makefile import make
-from tests.support.commands import REPOSITORY
+from tests.support.commands import REPOSITORY, make
 from tests.support.matrix import drawn, generator, write_tokens
 from tests.support.recipes import TOKENIZERS, recipes_of, write_judge
 

@@ -1,10 +1,7 @@
 """Images of a user: trees of files of odd sizes, and presets that are made for them in a directory of the test."""
 
-import os
 import re
 import shlex
-import shutil
-import subprocess
 from importlib import import_module
 from pathlib import Path
 
@@ -12,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.commands import REPOSITORY, exit_code
+from tests.support.commands import REPOSITORY, exit_code, make
+from tests.support.working_copy import copy_configs
 
 
 def write_tree(root: Path, images: int = 20) -> Path:
@@ -38,7 +36,7 @@ def own_repository(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in a directory with the Makefile and a copy of the configs, where presets may be written."""
     for name in ("Makefile", "scripts"):
         (place / name).symlink_to(REPOSITORY / name)
-    shutil.copytree(REPOSITORY / "configs", place / "configs")
+    copy_configs(place)
     monkeypatch.chdir(place)
     monkeypatch.setattr("sys.argv", ["cli.py"])
     for module in ("commands.preset", "commands.new_preset"):
@@ -48,9 +46,7 @@ def own_repository(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run_make(*arguments: str) -> None:
     """Run the programs that a make command starts, in this process: each start would take ten seconds."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    command = ["make", "-n", "--no-print-directory", "-o", ".venv/.ready", *arguments]
-    said = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    said = make("-n", *arguments, cwd=Path())
     started = re.findall(r"^\.venv/bin/python (.*)$", said.replace("\\\n", " "), re.MULTILINE)
     assert started, said
     for line in started:

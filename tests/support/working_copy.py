@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from tests.support.commands import REPOSITORY
+from tests.support.recipes import CONFIGS, PRESETS
 
 
 def link_repository(directory: Path) -> Path:
@@ -15,8 +16,17 @@ def link_repository(directory: Path) -> Path:
     for path in REPOSITORY.iterdir():
         if path.name not in ("configs", "runs", ".git"):
             (directory / path.name).symlink_to(path)
-    shutil.copytree(REPOSITORY / "configs", directory / "configs")
+    copy_configs(directory)
     return directory
+
+
+def copy_configs(directory: Path) -> None:
+    """Copy the configs, with no preset that `make preset` wrote in this working tree."""
+
+    def own(folder: str, names: list[str]) -> set[str]:
+        return {*names} - {*PRESETS} if Path(folder) == CONFIGS / "presets" else set()
+
+    shutil.copytree(CONFIGS, directory / "configs", ignore=own)
 
 
 def change(file: Path, changes: dict[str, Any]) -> None:
