@@ -47,7 +47,13 @@ def run(
     begun, at, hung = time.monotonic(), None, False
     with subprocess.Popen(["tee", "-a", str(log)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as tee:
         process = subprocess.Popen(
-            command, cwd=directory, env=environment, start_new_session=True, stdout=tee.stdin, stderr=tee.stdin
+            command,
+            cwd=directory,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_obey_ctrl_c,
+            stdout=tee.stdin,
+            stderr=tee.stdin,
         )
         assert tee.stdin
         tee.stdin.close()
@@ -69,6 +75,10 @@ def run(
         tracebacks = text.read().decode(errors="replace").count(TRACEBACK)
     struck = at is not None and (process.returncode != 0 or hung)
     return End(struck, process.returncode, end - begun, end - (at or end), tracebacks, hung)
+
+
+def _obey_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell lets its background jobs ignore it, and they pass that on
 
 
 def _strike(group: int, fault: Fault) -> None:

@@ -1,9 +1,10 @@
 """The drill and the soak themselves: faults hit as often as asked, and differences are reported."""
 
 import json
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,16 +25,26 @@ def after(seconds: float) -> Callable[[], bool]:
     return lambda: time.monotonic() > since + seconds
 
 
-@pytest.mark.parametrize("fault", ["SIGKILL", "SIGTERM", "Ctrl-C"])
-def test_a_fault_hits_make_and_its_children(tmp_path: Path, fault: Fault) -> None:
-    child = f"import time, pathlib; time.sleep(2); pathlib.Path({str(tmp_path / 'lived')!r}).touch()"
+@pytest.fixture
+def ignored_ctrl_c() -> Iterator[None]:
+    """As in a background job of a shell."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ignored_ctrl_c")
+@pytest.mark.parametrize(("fault", "tracebacks"), [("SIGKILL", 0), ("SIGTERM", 0), ("Ctrl-C", 2)])
+def test_a_fault_hits_make_and_its_children(tmp_path: Path, fault: Fault, tracebacks: int) -> None:
+    begun, lived = (str(tmp_path / name) for name in ("begun", "lived"))
+    child = f"import time, pathlib as p; p.Path({begun!r}).touch(); time.sleep(2); p.Path({lived!r}).touch()"
     (tmp_path / "program.py").write_text(WAIT.format(child=child))
     (tmp_path / "Makefile").write_text(f"all:\n\t{sys.executable} program.py\n")
-    end = run(["make"], tmp_path, fault, after(0.5))
-    assert end.struck and end.code != 0 and end.seconds < 2 and not end.hung
-    time.sleep(max(0.0, 2.2 - end.seconds))
-    assert not (tmp_path / "lived").exists()
-    assert end.tracebacks == (tmp_path / "output.txt").read_text().count("Traceback (most")
+    end = run(["make"], tmp_path, fault, Path(begun).exists)
+    assert end.struck and end.code != 0 and end.left_after < 2 and not end.hung
+    time.sleep(max(0.0, 2.2 - end.left_after))
+    assert not Path(lived).exists()
+    assert end.tracebacks == tracebacks, (tmp_path / "output.txt").read_text()
 
 
 def test_a_full_disk_stops_every_write(tmp_path: Path) -> None:
@@ -96,6 +107,13 @@ def test_every_fault_happens_and_differences_are_reported(
     assert set(last.values()) == {"ended"} and [*last] == stages, "each stage is completed"
     said = capsys.readouterr().out
     assert ("DIFFERENT: weights" if different else "9 faults in 0 min, all is equal") in said and "| judge |" in said
+
+
+def test_a_stage_that_fails_by_itself_ends_the_drill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drill, "run", lambda *_: End(False, 3, 10.0, 0.0, 1))
+    monkeypatch.setattr(drill, "prepare", lambda directory, _: directory.mkdir(parents=True))
+    with pytest.raises(SystemExit, match=f"make of judge ended with 3, see {tmp_path}/undisturbed/output.txt"):
+        drill.main(["--directory", str(tmp_path)])
 
 
 @pytest.mark.parametrize("name", CURRICULA)
