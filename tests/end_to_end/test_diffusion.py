@@ -77,7 +77,7 @@ def test_from_images_to_images(
     evaluate.main(["--samples", str(samples / "samples.npz"), "--preset", "digits"])
     report.main(["--preset", "digits"])
     said = (RUNS / "report.md").read_text()
-    assert f"runs/digits/dit/{recipe}, step 2" in said and "recognised as their label" in said and "steps 3" in said
+    assert f"generator: dit/{recipe}, step 2" in said and "recognised as their label" in said and "steps 3" in said
 
 
 @pytest.mark.slow

@@ -56,15 +56,16 @@ def test_a_row_runs_from_tokenizer_to_sample_metrics(
         monkeypatch.setattr("sys.argv", ["cli.py"])
         if command[1] == "-m":
             evaluate.main(command[3:])
-            return SimpleNamespace(returncode=0)
-        return SimpleNamespace(returncode=exit_code(*command[2:]))
+            return SimpleNamespace(wait=lambda: 0)
+        code = exit_code(*command[2:])
+        return SimpleNamespace(wait=lambda: code)
 
     def run_here(todo: Missing, *_: object) -> None:
         for run, label in todo.values():
             start.write(run, label)
             start.start(run.directory)
 
-    monkeypatch.setattr("experiments.start.subprocess", SimpleNamespace(run=here, STDOUT=None))
+    monkeypatch.setattr("experiments.start.subprocess", SimpleNamespace(Popen=here, STDOUT=None))
     monkeypatch.setattr("experiments.schedule.run_all", run_here)
     one = "{trainer.max_steps: 1, trainer.val_check_interval: 1}"
     few = "{data.init_args.num_images: 20, data.init_args.batch_size: 20, data.init_args.part_size: 20}"
