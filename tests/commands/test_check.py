@@ -19,6 +19,8 @@ def stages(preset: str, *data: str) -> list[str]:
         command = "predict" if recipe in ("tokens", "sample") else "fit"
         words += ["--", command, "--config", f"configs/{recipe}.yaml", "--config", f"{PRESETS}/{preset}/{file}.yaml"]
         words += data if recipe == "fq_dual" else ()
+        words += ["--model.init_args.tokenizer_run", "t"] if recipe == "tokens" else ()
+        words += ["--model.init_args.generator_run", "g"] if recipe == "sample" else ()
     return words
 
 

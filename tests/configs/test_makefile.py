@@ -76,7 +76,7 @@ def test_a_new_recipe_and_its_overlay_need_no_change_of_the_makefile(tmp_path: P
         (("sample", "GENERATOR=next_scal"), "GENERATOR is next_scal, and there is no configs/next_scal.yaml"),
         (("demo", "PRESET=photo"), "PRESET is photo, and there is no configs/presets/photo: take one of "),
         (("demo", "LAUNCH=slrm"), "LAUNCH is slrm: take here or slurm"),
-        (("demo", "STEPS=many"), "STEPS is many, and no number"),
+        (("demo", "STEPS=many"), "STEPS is many: expected a number"),
         (("tokenizer", "RUN=a/b"), "RUN is a/b: give a variant a plain name"),
         (("evaluate", "RUN=nowhere"), "RUN is nowhere, and no stage of runs/digits has this name yet"),
         (("demo", "TOKENIZER=ae"), "GENERATOR stage2 learns codes, and TOKENIZER ae has none: take GENERATOR=dit"),
