@@ -91,7 +91,7 @@ ASKED_ALWAYS := $(if $(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS)))
 STAGE  = @$(PYTHON) -m commands.stage $(@D) $(if $(filter $(1),$(MAKECMDGOALS)),--named) --
 # what follows a stage that has been made now
 BEGUN := $(shell date +%s)
-IF_MADE_NOW = @if test "$$(date -r $@ +%s 2>/dev/null || echo 0)" -ge $(BEGUN); then
+IF_MADE_NOW = @if test "$$(date -r $@ +%s 2>/dev/null || echo 0)" -gt $(BEGUN); then
 # ARGS apply to the targets on the command line, not to their prerequisites
 ARGS_OF = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from lightning.pytorch.utilities import rank_zero_only
 
 import cli
 from callbacks.steer.rank_watch import RankWatch
@@ -35,6 +36,7 @@ def start(rank: int, port: int, how: str) -> int:
         os.dup2(said.fileno(), 2)
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
     os.environ.update({name: str(value) for name, value in names.items()})
+    rank_zero_only.rank = rank  # which a fresh process reads from the environment at import
     os.environ.update(TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     code = 1
     try:
