@@ -8,11 +8,15 @@ means nothing by itself. On NFS the lock holds between machines unless the mount
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import socket
+from functools import cache
 from pathlib import Path
 
 from polytoken.errors import RunError, UserError
+
+logger = logging.getLogger(__name__)
 
 LOCK = ".lock"  # in a directory
 _held: dict[Path, int] = {}  # descriptors; closing any other descriptor of a file would release its lock
@@ -44,8 +48,9 @@ def hold(path: Path, is_file: bool = False) -> None:
         raise UserError(
             f"{path} is in use by {holder}: wait until that ends, or choose another place (run.stage)"
         ) from None
-    except OSError:  # a file system without locks
+    except OSError as error:  # a file system without locks
         os.close(descriptor)
+        _warn_once(f"locks do not work here ({error.strerror}): start no second program that writes to {path}")
         return
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
@@ -76,6 +81,11 @@ def abandon() -> None:
             file.unlink()
             file.parent.rmdir()
         os.close(descriptor)
+
+
+@cache  # a run holds several places
+def _warn_once(sentence: str) -> None:
+    logger.warning(sentence)
 
 
 def _is_in_place(file: Path) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from artifacts.completion import Completion, Origin, completion, text_digest
 from polytoken.files import file_sha256
+from polytoken.layout import CHECKPOINTS
 
 
 def origin_of(arguments: list[str], files: Iterable[Path], config: Any, directory: Path) -> Origin:
@@ -49,5 +50,7 @@ def _places(config: Any) -> Iterator[str]:
             yield from _places(value)
     elif isinstance(config, str) and "/" in config:
         with suppress(OSError, ValueError):  # too long for a path
-            weights = Path(config).with_suffix("")  # runs/digits/teacher/mid.safetensors is of runs/digits/teacher/mid
-            yield from (str(place) for place in dict.fromkeys((Path(config), weights)) if place.is_dir())
+            named = Path(config)
+            weights = named.with_suffix("")  # runs/digits/teacher/mid.safetensors is of runs/digits/teacher/mid
+            places = (named.parent.parent,) if named.parent.name == CHECKPOINTS else (named, weights)
+            yield from (str(place) for place in dict.fromkeys(places) if place.is_dir())

@@ -12,6 +12,7 @@ from torch.nn import functional
 from torchmetrics import MeanMetric
 
 from datamodules.images import check_image_size
+from lightning_modules.classifier import accuracy_of, check_validation
 from polytoken.errors import UserError
 from polytoken.optimization import OptimizerConfig
 from polytoken.teachers import Teacher
@@ -77,8 +78,9 @@ class DualEncoderModule(pl.LightningModule):
         """Order the names by label, and tokenize all texts.
 
         Raises:
-            UserError: the data set has other classes, or images of another size.
+            UserError: the data set has other classes or images of another size, or no validation is asked for.
         """
+        check_validation(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         check_image_size(data, self.image.architecture["image_size"], "model.image.image_size")
         labels: dict[str, int] = self.trainer.datamodule.class_to_idx  # type: ignore[attr-defined]
@@ -120,7 +122,7 @@ class DualEncoderModule(pl.LightningModule):
 
     def deliver(self) -> list[Path]:
         """Write both towers; the text tower names the image tower that it belongs to."""
-        self.image.save(self.output, float(self.trainer.callback_metrics["val/accuracy"]))
+        self.image.save(self.output, accuracy_of(self.trainer))
         self.text.save(self.text_output, Teacher("stand_in", self.output).identity, self.classes, self.prompts)
         return [Path(self.output), Path(self.text_output)]
 

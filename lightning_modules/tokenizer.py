@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from artifacts.continuation import INIT_FROM, continue_from
 from datamodules.images import check_image_size
 from lightning_modules.resuming import ResumingModule
-from polytoken.errors import UserError
+from polytoken.errors import RunError, UserError
 from polytoken.fingerprint import FROZEN, check_frozen
 from polytoken.guard import NonFiniteGuard
 from polytoken.images import resize_displayed
@@ -141,8 +141,14 @@ class TokenizerModule(ResumingModule):
         return None
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Any]:
-        """Reconstruct; callbacks measure and draw the result, which is not clamped where nothing is resized."""
+        """Reconstruct; callbacks measure and draw the result, which is not clamped where nothing is resized.
+
+        Raises:
+            RunError: the reconstruction is not finite, and would pass for black images in 8 bits.
+        """
         decoded, encoding = self(batch["image"])
+        if not bool(decoded.image.isfinite().all()):
+            raise RunError("reconstructions are not finite, so they are not measured: train the tokenizer again")
         compared = {"image": batch["image"], "reconstruction": decoded.image.float()}
         if self.metric_size is not None:
             compared = {name: resize_displayed(images, self.metric_size) for name, images in compared.items()}

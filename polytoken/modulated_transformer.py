@@ -13,15 +13,14 @@ from torch.utils.checkpoint import checkpoint
 
 from polytoken.positions import Rotation, position_table, rotary_table, time_features
 from polytoken.precision import full_precision
+from polytoken.ranges import at_least, below_one
 from polytoken.transformer import (
     INITIAL_DEVIATION,
     Attention,
     FeedForward,
     RMSNorm,
     apply_blocks,
-    check_counts,
     check_head_width,
-    check_shares,
 )
 
 NORM_EPSILON = 1e-6
@@ -55,9 +54,10 @@ class DiffusionTrunkConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        check_counts(self, "dim", "depth", "num_heads", "patch_size", "ffn_multiple")
+        at_least(1, "trunk", dim=self.dim, depth=self.depth, num_heads=self.num_heads)
+        at_least(1, "trunk", patch_size=self.patch_size, ffn_multiple=self.ffn_multiple)
         check_head_width(self.dim, self.num_heads, "trunk")
-        check_shares(self, "class_dropout")
+        below_one("trunk", class_dropout=self.class_dropout)
 
 
 DIFFUSION_SIZES: dict[str, DiffusionTrunkConfig] = {

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from polytoken.errors import UserError
 from polytoken.modulated_transformer import modulate
 from polytoken.positions import Grids
-from polytoken.transformer import apply_blocks, check_counts, check_shares
+from polytoken.ranges import at_least, below_one
+from polytoken.transformer import apply_blocks
 
 NORM_EPSILON = 1e-6
 INITIAL_ATTENTION_SCALE = math.log(4.0)
@@ -51,13 +52,12 @@ class NextScaleTrunkConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        optional = [name for name in ("dim", "num_heads") if getattr(self, name) is not None]
-        check_counts(self, "depth", "ffn_multiple", *optional)
+        at_least(1, "trunk", depth=self.depth, ffn_multiple=self.ffn_multiple, dim=self.dim, num_heads=self.num_heads)
         if self.width % self.heads:
             raise UserError(
                 f"trunk: {self.width} channels do not divide into {self.heads} attention heads: change dim or num_heads"
             )
-        check_shares(self, "class_dropout", *(["stochastic_depth"] if self.stochastic_depth is not None else []))
+        below_one("trunk", class_dropout=self.class_dropout, stochastic_depth=self.stochastic_depth)
 
     @property
     def width(self) -> int:

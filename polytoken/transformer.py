@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from polytoken.errors import UserError
 from polytoken.positions import ClassPosition, Grids, Rotation, rotary_table
+from polytoken.ranges import at_least, below_one
 
 NORM_EPSILON = 1e-5
 QK_NORM_EPSILON = 1e-6
@@ -26,20 +27,6 @@ def check_head_width(dim: int, num_heads: int, owner: str) -> None:
             f"{owner}: {dim} channels over {num_heads} attention heads leave {dim / num_heads:g} channels a head, "
             f"which must be a multiple of 4 (pairs for rows, pairs for columns): change dim or num_heads"
         )
-
-
-def check_counts(config: object, *names: str) -> None:
-    """Raise UserError unless these settings of a trunk are at least 1."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise UserError(f"trunk.{name} is {getattr(config, name)}: it must be at least 1")
-
-
-def check_shares(config: object, *names: str) -> None:
-    """Raise UserError unless these settings of a trunk are shares to drop."""
-    for name in names:
-        if not 0 <= getattr(config, name) < 1:
-            raise UserError(f"trunk.{name} is {getattr(config, name)}: a share to drop lies in [0, 1)")
 
 
 def apply_blocks(
@@ -96,9 +83,15 @@ class TrunkConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        check_counts(self, "dim", "depth", "num_heads", "ffn_multiple")
+        at_least(1, "trunk", dim=self.dim, depth=self.depth, num_heads=self.num_heads, ffn_multiple=self.ffn_multiple)
         check_head_width(self.dim, self.num_heads, "trunk")
-        check_shares(self, "resid_dropout", "ffn_dropout", "token_dropout", "class_dropout")
+        below_one(
+            "trunk",
+            resid_dropout=self.resid_dropout,
+            ffn_dropout=self.ffn_dropout,
+            token_dropout=self.token_dropout,
+            class_dropout=self.class_dropout,
+        )
         if self.class_position not in ("zero", "identity"):
             raise UserError(f"trunk.class_position is {self.class_position!r}: choose zero or identity")
 

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from artifacts.checkpoint_files import LAST, copy
 from callbacks.checkpoint.last_checkpoint import LastCheckpoint
 from polytoken.errors import UserError
+from polytoken.ranges import at_least
 
 
 class KeptCheckpoints(Checkpoint):
@@ -24,8 +25,7 @@ class KeptCheckpoints(Checkpoint):
     """
 
     def __init__(self, every_n_train_steps: int) -> None:
-        if every_n_train_steps < 1:
-            raise UserError(f"KeptCheckpoints: every_n_train_steps is {every_n_train_steps}; it must be at least 1.")
+        at_least(1, self, every_n_train_steps=every_n_train_steps)
         self.every_n_train_steps = every_n_train_steps
         self._step = 0
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from callbacks.measure.measurement import SubsetMeasurement, check_counts, measured_images
+from callbacks.measure.measurement import SubsetMeasurement, measured_images
 from callbacks.measure.plots import image_table, publish
 from polytoken.errors import UserError
 from polytoken.features import ALL, feature_names, features_of
@@ -18,6 +18,7 @@ from polytoken.metrics.frechet import FeatureStatistics
 from polytoken.metrics.gather import gather_rows
 from polytoken.metrics.images import to_uint8
 from polytoken.metrics.principal_components import PrincipalComponents
+from polytoken.ranges import at_least
 from polytoken.specs import Encoding
 from polytoken.teachers import Teacher
 from polytoken.tokenizers import Tokenizer
@@ -43,7 +44,7 @@ class FeatureComponents(SubsetMeasurement):
         self, blocks: Sequence[int] | None = None, max_images: int = 256, rows: int = 6, pixels: int = 96
     ) -> None:
         super().__init__(max_images)
-        check_counts(self, rows=rows, pixels=pixels)
+        at_least(1, self, rows=rows, pixels=pixels)
         self.blocks = blocks
         self.num_rows = rows
         self.pixels = pixels

@@ -7,9 +7,10 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
-from callbacks.measure.measurement import Measurement, check_counts
+from callbacks.measure.measurement import Measurement
 from callbacks.measure.plots import image_table, publish
 from polytoken.metrics.images import to_uint8
+from polytoken.ranges import at_least
 from polytoken.specs import Encoding
 
 
@@ -25,7 +26,7 @@ class ReconstructionGrid(Measurement):
     """
 
     def __init__(self, columns: int = 8, rows: int = 2, pixels: int = 64) -> None:
-        check_counts(self, columns=columns, rows=rows, pixels=pixels)
+        at_least(1, self, columns=columns, rows=rows, pixels=pixels)
         self.columns = columns
         self.num_rows = rows
         self.pixels = pixels

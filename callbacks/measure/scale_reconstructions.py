@@ -6,8 +6,9 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from callbacks.measure.decoded_columns import ORIGINAL, DecodedColumns
-from callbacks.measure.measurement import SubsetMeasurement, check_counts
+from callbacks.measure.measurement import SubsetMeasurement
 from polytoken.errors import UserError
+from polytoken.ranges import at_least
 from polytoken.specs import Encoding
 
 
@@ -25,7 +26,7 @@ class ScaleReconstructions(SubsetMeasurement):
 
     def __init__(self, max_images: int = 2048, rows: int = 8, pixels: int = 96) -> None:
         super().__init__(max_images)
-        check_counts(self, rows=rows, pixels=pixels)
+        at_least(1, self, rows=rows, pixels=pixels)
         self.num_rows = rows
         self.pixels = pixels
 

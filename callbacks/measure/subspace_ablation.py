@@ -8,11 +8,12 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from callbacks.measure.decoded_columns import ORIGINAL, DecodedColumns
-from callbacks.measure.measurement import SubsetMeasurement, check_counts
+from callbacks.measure.measurement import SubsetMeasurement
 from polytoken.metrics.extractor import Extractor
 from polytoken.metrics.extractors import load_extractor
 from polytoken.metrics.frechet import FeatureStatistics, frechet_distance
 from polytoken.metrics.images import to_uint8
+from polytoken.ranges import at_least
 from polytoken.specs import Encoding
 
 
@@ -32,7 +33,7 @@ class SubspaceAblation(SubsetMeasurement):
 
     def __init__(self, judge: str | None = None, max_images: int = 2048, rows: int = 8, pixels: int = 96) -> None:
         super().__init__(max_images)
-        check_counts(self, rows=rows, pixels=pixels)
+        at_least(1, self, rows=rows, pixels=pixels)
         self.judge = judge
         self.num_rows = rows
         self.pixels = pixels

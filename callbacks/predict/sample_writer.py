@@ -19,6 +19,7 @@ from artifacts.run_files import SamplePart, Samples
 from artifacts.samples import SamplesFile, write_samples
 from callbacks.checkpoint.run_record import differences
 from callbacks.measure.plots import image_table
+from callbacks.predict.agreement import of_rank_zero
 from polytoken import records
 from polytoken.errors import ExistingFileError, UserError
 from polytoken.files import file_sha256, replacing
@@ -65,28 +66,31 @@ class SampleWriter(pl.Callback):
         self._class_names = pl_module.class_names
         self._labels = self._data.labels(pl_module.num_classes, pl_module.class_names)
         self._rows: list[Tensor] = []
-        if trainer.is_global_zero:
-            hold(self._directory)
+        self._finished, done = of_rank_zero(trainer, self._take_over)
+        self._data.leave_out(done)
+
+    def _take_over(self) -> tuple[bool, list[int]]:
+        """Lock the directory, and keep what was sampled with these settings: if all is there, and the whole parts."""
+        hold(self._directory)
+        parts = range(self._data.num_parts)
         outdated = self._outdated()
-        self._finished = not outdated and self._npz.exists() and self._record.exists()
-        whole = [part for part in range(self._data.num_parts) if self._is_whole(part)] if trainer.is_global_zero else []
-        done = [] if outdated else trainer.strategy.broadcast(whole)
-        trainer.strategy.barrier("samples found")  # before rank zero changes anything
-        if self._finished:
+        if not outdated and self._npz.exists() and self._record.exists():
             self._check_npz()
             rank_zero_info(f"{self._npz} exists, with these settings: nothing to do. Delete it to sample again.")
-        elif outdated:
+            shutil.rmtree(self._parts, ignore_errors=True)  # a kill during the clean-up leaves parts behind
+            return True, list(parts)
+        if outdated:
             rank_zero_info(f"{self._directory} holds samples of earlier weights of the same run: sampling again.")
-        elif done:
-            rank_zero_info(f"{self._parts} holds {len(done)} of {self._data.num_parts} parts: sampling the others.")
-        self._data.leave_out(range(self._data.num_parts) if self._finished else done)
-        if trainer.is_global_zero:
-            if self._finished or outdated:  # a kill during the clean-up leaves parts behind
-                shutil.rmtree(self._parts, ignore_errors=True)
-            if not self._finished:
-                records.write(self._parts / "settings.json", {"settings": self._settings})
-                for old in (self._npz, self._record) if outdated else (self._record,):
-                    old.unlink(missing_ok=True)
+            shutil.rmtree(self._parts, ignore_errors=True)
+        whole = [part for part in parts if self._is_whole(part)]
+        if whole:
+            rank_zero_info(f"{self._parts} holds {len(whole)} of {len(parts)} parts: sampling the others.")
+        for part in set(parts) - set(whole):
+            self._part(part).unlink(missing_ok=True)  # damaged
+        records.write(self._parts / "settings.json", {"settings": self._settings})
+        for old in (self._npz, self._record) if outdated else (self._record,):
+            old.unlink(missing_ok=True)
+        return False, whole
 
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Tensor, batch: dict[str, Tensor], *_: Any

@@ -17,6 +17,7 @@ from artifacts.moments import Moments
 from artifacts.token_manifest import MANIFEST, StorePlan
 from artifacts.token_store import check_tokens
 from artifacts.token_store_writer import TokenStoreWriter
+from callbacks.predict.agreement import of_rank_zero
 from datamodules.images import ImageDataModule
 from datamodules.sources.base import SPLITS, Split
 from polytoken.errors import RunError, UserError
@@ -77,14 +78,9 @@ class TokenWriter(BasePredictionWriter):
                 images_per_shard=self.images_per_shard,
             )
             self._writers[split] = TokenStoreWriter(root / split, plan)
-        missing: list[tuple[Split, int]] = []
-        if trainer.is_global_zero:
-            hold(root)
-            for split, writer in self._writers.items():
-                writer.begin()
-                missing += [(split, shard) for shard in writer.missing()]
         # one list for all ranks: another rank may write a shard before this one looks
-        mine = trainer.strategy.broadcast(missing)[trainer.global_rank :: trainer.world_size]
+        missing = of_rank_zero(trainer, lambda: self._begin(root))
+        mine = missing[trainer.global_rank :: trainer.world_size]
         data.predict_only(
             {
                 split: [
@@ -93,6 +89,13 @@ class TokenWriter(BasePredictionWriter):
                 for split in SPLITS
             }
         )
+
+    def _begin(self, root: Path) -> list[tuple[Split, int]]:
+        """Lock the stores and begin them, or go on with them; the shards that are missing."""
+        hold(root)
+        for writer in self._writers.values():
+            writer.begin()
+        return [(split, shard) for split, writer in self._writers.items() for shard in writer.missing()]
 
     def write_on_batch_end(
         self,

@@ -13,8 +13,8 @@ import lightning.pytorch as pl
 
 from artifacts.checkpoint_files import copy
 from callbacks.checkpoint.last_checkpoint import LastCheckpoint
-from polytoken.errors import UserError
 from polytoken.loading import recorded_step
+from polytoken.ranges import above, at_least
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +38,8 @@ class LossSpike(pl.Callback):
     """
 
     def __init__(self, deviations: float = 20.0, window: int = 200, metric: str = "train/loss") -> None:
-        if not deviations > 0 or window < LEAST:
-            raise UserError(f"deviations is {deviations} and window {window}: above 0, and at least {LEAST}.")
+        above(0, self, deviations=deviations)
+        at_least(LEAST, self, window=window)
         self.deviations = deviations
         self.metric = metric
         self._values: deque[float] = deque(maxlen=window)

@@ -20,6 +20,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from callbacks.checkpoint.last_checkpoint import LastCheckpoint
 from polytoken.errors import UserError
+from polytoken.ranges import at_least
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,7 @@ class Requeue(Checkpoint):
     """
 
     def __init__(self, seconds_before_end: int = 180) -> None:
-        if seconds_before_end < 0:
-            raise UserError(f"seconds_before_end is {seconds_before_end}; it must not be negative.")
+        at_least(0, self, seconds_before_end=seconds_before_end)
         self.seconds_before_end = seconds_before_end
         self._received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}  # handlers that Lightning does not restore

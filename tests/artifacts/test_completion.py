@@ -50,11 +50,16 @@ def test_the_inputs_of_a_run_are_the_finished_stages_that_its_configuration_name
         return str(tmp_path / name)
 
     store, teacher, own = made("tokens", "a"), made("teacher/mid", "b"), made("tokenizer", "c")
+    first = made("stage1", "e")
     (tmp_path / "unfinished").mkdir()
     config = {"store": store, "list": [{"weights": f"{teacher}.safetensors"}], "output": f"{own}.safetensors", "n": 1}
-    config |= {"other": str(tmp_path / "unfinished"), "long": "/" + "x" * 5000}
+    config |= {
+        "init": f"{first}/checkpoints/best.ckpt",
+        "other": str(tmp_path / "unfinished"),
+        "long": "/" + "x" * 5000,
+    }
     origin = origin_of(["fit"], [Path(__file__), tmp_path / "gone"], config, tmp_path / "tokenizer")
-    assert [*origin["inputs"]] == [store, teacher] and origin["arguments"] == ["fit"]
+    assert [*origin["inputs"]] == [store, teacher, first] and origin["arguments"] == ["fit"]
     assert [len(digest) for digest in origin["configs"].values()] == [64, 0]
     before = outputs(Path(store))
     finish(tmp_path / "tokens", "predict", "another configuration", [tmp_path / "tokens/file"])

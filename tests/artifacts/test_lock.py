@@ -1,5 +1,6 @@
 """One process at a time writes a directory; a kill releases it."""
 
+import errno
 import os
 import signal
 import socket
@@ -24,11 +25,14 @@ def held_elsewhere(path: Path, is_file: bool = False) -> int:
     reads, writes = os.pipe()
     child = os.fork()
     if not child:
-        lock.hold(path, is_file)
-        if os.fork():
-            os.write(writes, b"x")
-        signal.alarm(30)  # ends a process that nobody kills
-        signal.pause()
+        try:
+            lock.hold(path, is_file)
+            if os.fork():
+                os.write(writes, b"x")
+            signal.alarm(30)  # ends a process that nobody kills
+            signal.pause()
+        finally:
+            os._exit(1)  # never on into pytest
     os.close(writes)
     assert os.read(reads, 1) == b"x"
     os.close(reads)
@@ -69,3 +73,18 @@ def test_a_refusal_leaves_no_empty_directory(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", "config.yaml", "old"]
     lock.hold(tmp_path / "old")
     lock.release_all()
+
+
+def test_a_place_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", refused)
+    lock.hold(tmp_path / "run")
+    lock.hold(tmp_path / "run")
+    (message,) = caplog.messages
+    assert message == (
+        f"locks do not work here (No locks available): start no second program that writes to {tmp_path / 'run'}"
+    )

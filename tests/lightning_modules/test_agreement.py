@@ -9,6 +9,7 @@ import pytest
 from datamodules import ImageDataModule, Views
 from lightning_modules import ClassifierModule, ExtractionModule, MaskedPatchModule
 from polytoken.classifier import SmallClassifier
+from polytoken.errors import RunError, UserError
 from polytoken.teachers.stand_in import SmallVisionTransformer
 from tests.datamodules.memory import MemorySource, quiet_trainer
 from tests.lightning_modules.test_dual_encoder import build as dual_encoder
@@ -52,3 +53,16 @@ def test_a_classifier_of_another_number_of_classes_is_refused(tmp_path: Path) ->
         module = ClassifierModule(network, "unused")
         with pytest.raises(ValueError, match="data.source has 2 classes, and model.classifier.num_classes is 3"):
             quiet_trainer(max_steps=1).fit(module, datamodule=ImageDataModule(MemorySource(), 16, 2, num_workers=0))
+
+
+def test_a_classifier_without_a_validation_is_refused(tmp_path: Path) -> None:
+    data = ImageDataModule(MemorySource(), 16, 2, num_workers=0)
+    for module in (
+        ClassifierModule(vision(num_classes=2), "unused"),
+        dual_encoder(tmp_path, classes={"even": "even", "odd": "odd"}),
+    ):
+        with pytest.raises(UserError, match="trainer.limit_val_batches is 0, and the accuracy is part of the file"):
+            quiet_trainer(max_steps=1, limit_val_batches=0).fit(module, datamodule=data)
+        with pytest.raises(RunError, match="the fit ended without a validation.*set trainer.val_check_interval"):
+            module.trainer = quiet_trainer()
+            module.deliver()

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from lightning_modules import OptimizerConfig, TokenizerModule
 from polytoken.discriminators import DiffAugment, PatchDiscriminator
-from polytoken.errors import UserError
+from polytoken.errors import RunError, UserError
 from polytoken.guard import NonFiniteError
 from polytoken.images import resize_displayed
 from polytoken.losses import (
@@ -219,6 +219,15 @@ def test_images_are_compared_at_the_size_of_the_metrics() -> None:
         assert torch.equal(reduced[name], resize_displayed(plain[name], 8))
     with pytest.raises(UserError, match="metric_size is 0; it must be from 8 to 4,096"):
         build(metric_size=0)
+
+
+def test_reconstructions_that_are_not_finite_are_not_measured() -> None:
+    """In 8 bits they would pass for black images."""
+    module = build().eval()
+    with torch.no_grad():
+        module.tokenizer.last_layer.fill_(float("nan"))
+    with pytest.raises(RunError, match="reconstructions are not finite, so they are not measured"):
+        module.validation_step(next(iter(batches(2))), 0)
 
 
 def test_predict_returns_codes(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_the_error_names_file_and_class_and_trust_allows_it(evil: Path) -> None:
         ({"width": 3}, "unexpected keyword argument 'width'"),
         ({"trunk": {"dim": "wide", "depth": 1, "num_heads": 2}}, r"trunk: Expected `int`, got `str` - at `\$.dim`"),
         ({"aggregation": "product"}, "aggregation: Invalid enum value 'product'"),
-        ({"trunk": {**TRUNK, "depth": 0}}, "trunk.depth is 0"),
+        ({"trunk": {**TRUNK, "depth": 0}}, "trunk: depth is 0"),
     ],
 )
 def test_arguments_of_another_version_are_reported(arguments: dict[str, Any], says: str) -> None:

@@ -137,9 +137,9 @@ def test_the_residual_stream_is_float32_under_autocast() -> None:
     ("changes", "says"),
     [
         ({"dim": 30}, "must be a multiple of 4"),
-        ({"depth": 0}, "trunk.depth is 0"),
-        ({"patch_size": 0}, "trunk.patch_size is 0"),
-        ({"class_dropout": 1.0}, "trunk.class_dropout is 1.0"),
+        ({"depth": 0}, "trunk: depth is 0"),
+        ({"patch_size": 0}, "trunk: patch_size is 0"),
+        ({"class_dropout": 1.0}, "trunk: class_dropout is 1.0"),
     ],
 )
 def test_invalid_sizes(changes: dict, says: str) -> None:

@@ -145,8 +145,8 @@ def test_each_dropout_is_applied() -> None:
     [
         ({"num_heads": 3}, "32 channels over 3 attention heads"),
         ({"num_heads": 16}, "multiple of 4"),
-        ({"depth": 0}, "trunk.depth is 0"),
-        ({"class_dropout": 1.0}, "trunk.class_dropout is 1.0"),
+        ({"depth": 0}, "trunk: depth is 0"),
+        ({"class_dropout": 1.0}, "trunk: class_dropout is 1.0"),
         ({"class_position": "nowhere"}, "choose zero or identity"),
     ],
 )

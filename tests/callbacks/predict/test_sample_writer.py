@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from artifacts.samples import SamplesFile
+from callbacks.predict.agreement import of_rank_zero
 from callbacks.predict.sample_writer import SampleWriter, _same_place
 from datamodules.labels import LabelDataModule
 from lightning_modules.sampling import SamplingModule
 from polytoken import records
-from polytoken.errors import UserError
+from polytoken.errors import RunError, UserError
 from polytoken.files import file_sha256
 from polytoken.images import from_uint8, resize_displayed, to_uint8
 from polytoken.sampling import CategoricalSampler
@@ -142,6 +144,32 @@ def test_limit_predict_batches_keeps_the_parts(run: Path, tmp_path: Path) -> Non
     trainer.predict(module, LabelDataModule(23, batch_size=5, part_size=10))
     assert (tmp_path / "parts/00000.npy").exists() and not (tmp_path / "samples.npz").exists()
     assert predict(tmp_path, run).sampled == list(range(10, 23))
+
+
+def test_a_damaged_part_that_is_left_out_is_missing(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InterruptedError):
+        predict(tmp_path, run, fails_at=20)
+    replace(tmp_path / "parts/00001.npy")
+    trainer = quiet_trainer(tmp_path, [SampleWriter()], limit_predict_batches=1)
+    data = LabelDataModule(23, batch_size=5, part_size=10)
+    trainer.predict(Counting(str(run), CategoricalSampler(guidance=2.0), 3), data)
+    assert [path.name for path in sorted(tmp_path.glob("parts/*.npy"))] == ["00000.npy"]
+    assert not (tmp_path / "samples.npz").exists()
+
+
+@pytest.mark.parametrize("error", [UserError("refused"), RunError("no space")])
+def test_what_rank_zero_refuses_is_raised_on_every_rank(error: Exception) -> None:
+    def refuse() -> None:
+        raise error
+
+    sent: list[Exception] = []
+    strategy = SimpleNamespace(broadcast=lambda value: sent.append(value) or value)
+    with pytest.raises(type(error), match=str(error)):
+        of_rank_zero(SimpleNamespace(is_global_zero=True, strategy=strategy), refuse)
+    assert sent == [error]
+    strategy.broadcast = lambda value: error
+    with pytest.raises(type(error), match=str(error)):
+        of_rank_zero(SimpleNamespace(is_global_zero=False, strategy=strategy), lambda: None)
 
 
 def replace(part: Path) -> None:

@@ -77,7 +77,13 @@ def test_a_spike_without_an_earlier_checkpoint(tmp_path: Path, caplog: pytest.Lo
     assert caplog.text.count("no checkpoint was written before it") == 1 and "step 22" in caplog.text
 
 
-@pytest.mark.parametrize("options", [{"deviations": 0}, {"window": 5}])
-def test_invalid_settings(options: dict) -> None:
-    with pytest.raises(ValueError, match="above 0, and at least 20"):
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"deviations": 0}, "deviations is 0; it must be above 0"),
+        ({"window": 5}, "window is 5; it must be at least 20"),
+    ],
+)
+def test_invalid_settings(options: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"LossSpike: {sentence}"):
         LossSpike(**options)

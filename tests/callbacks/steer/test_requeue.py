@@ -267,7 +267,7 @@ def test_other_commands_exit_too() -> None:
 def test_it_needs_last_checkpoint() -> None:
     with pytest.raises(ValueError, match=r"add callbacks\.LastCheckpoint"):
         Requeue().setup(SimpleNamespace(callbacks=[]), None, "fit")
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="seconds_before_end is -1; it must be at least 0"):
         Requeue(seconds_before_end=-1)
 
 

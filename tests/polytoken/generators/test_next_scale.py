@@ -242,8 +242,8 @@ def test_stochastic_depth_drops_branches_in_training_only() -> None:
     ("make", "sentence"),
     [
         (lambda: generator(num_heads=5), "32 channels do not divide into 5 attention heads"),
-        (lambda: generator(depth=0), "trunk.depth is 0: it must be at least 1"),
-        (lambda: generator(stochastic_depth=1.0), "trunk.stochastic_depth is 1.0: a share to drop"),
+        (lambda: generator(depth=0), "trunk: depth is 0; it must be at least 1"),
+        (lambda: generator(stochastic_depth=1.0), "trunk: stochastic_depth is 1.0; it must be from 0 to below 1"),
         (lambda: generator().connect(spec(), 10), "reads the tokenizer's vectors"),
         (lambda: generator(sides=(4,)), "these codes have one scale, 4 × 4, .*: use a tokenizer of several scales"),
         (lambda: generator().connect(LatentSpec(1, (2, 2), (0.0,), (1.0,)), 10, codec()), "this spec is of latents"),
