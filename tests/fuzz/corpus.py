@@ -272,11 +272,11 @@ STAGES: tuple[tuple[Program, list[str]], ...] = (
 )
 
 
-def quick() -> list[Kind]:
-    """Kinds of an untrained corpus, with the programs that take half a second."""
+def quick(directory: Path) -> list[Kind]:
+    """Kinds that an untrained corpus holds, with the programs that take half a second."""
     programs = (report, experiments, read_images, class_vectors.main, summary.main)
     found = [replace(kind, readers=tuple(one for one in kind.readers if one[0] in programs)) for kind in KINDS]
-    return [kind for kind in found if kind.readers]
+    return [kind for kind in found if kind.readers and any(directory.glob(kind.files))]
 
 
 def make(directory: Path, trained: bool = True) -> None:

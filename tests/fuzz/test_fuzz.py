@@ -1,26 +1,38 @@
 """A short fuzz without trained runs, and the sandbox: it notices what a program must not do. `make fuzz` runs all."""
 
 import os
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.fuzz import corpus, sandbox
-from tests.fuzz.__main__ import fuzz, table
+from tests.fuzz import sandbox
+from tests.support.commands import REPOSITORY
 
 
+@pytest.mark.slow
 def test_mutated_files_end_in_a_sentence(tmp_path: Path) -> None:
-    corpus.make(tmp_path / "corpus", trained=False)
-    kinds = [kind for kind in corpus.quick() if any((tmp_path / "corpus").glob(kind.files))]
-    assert len(kinds) > 10
-    results = list(fuzz(tmp_path, range(60), seed=1, jobs=1, seconds=30, kinds=kinds))
-    assert not [(result.number, result.what, result.outcome) for result in results if result.outcome.faults]
-    assert {result.outcome.code for result in results} == {0, 2}
-    assert table(results).splitlines()[-1].endswith("| 0 |")
+    """In a process of its own: a program that hangs fails this test, and nothing else."""
+    options = ("--quick", "--mutations", "30", "--seed", "1", "--jobs", "1", "--directory", str(tmp_path))
+    command = [sys.executable, "-m", "tests.fuzz", *options]
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=400)  # longer than the sandbox lets one program wait
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail(f"not at an end after 400 s:\n{process.communicate()[0]}")
+    assert process.returncode == 0, said
+    kinds = [line for line in said.splitlines() if line.startswith("| ")][1:]
+    name, mutations, fine, refused, *others = (cell.strip() for cell in kinds.pop().strip("|").split("|"))
+    assert len(kinds) > 10 and (name, mutations, others[0], others[-1]) == ("all", "30", "0", "0"), said
+    assert int(fine) > 0 and int(refused) > 0, said
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 
 
