@@ -14,6 +14,9 @@ import torch.distributed.checkpoint as sharded
 
 from callbacks.predict.sample_writer import SampleWriter
 from commands import consolidate, evaluate
+from polytoken import records
+from polytoken.errors import UserError
+from polytoken.files import file_sha256
 from polytoken.pipeline import GenerationPipeline
 from tests.support.commands import REPOSITORY, TOY, exit_code
 from tests.support.generated import write_runs
@@ -164,14 +167,23 @@ def test_samples_and_references_are_rejected(capsys: pytest.CaptureFixture) -> N
     assert not Path("ran").exists()
 
 
-def test_parts_of_samples_are_rejected() -> None:
+@pytest.mark.parametrize("noted", [True, False])
+@pytest.mark.parametrize("kind", ["pickle", "array of objects", "empty"])
+def test_parts_of_samples_are_rejected(kind: str, noted: bool) -> None:
+    """Whoever writes a part can write the note of its digest as well, so the digest does not protect the loader."""
     writer = SampleWriter()
     writer._directory, writer._data = Path(), SimpleNamespace(num_parts=1, part=lambda part: range(2))
-    Path("parts").mkdir()
-    for content in (pickle.dumps(RunsCode()), b""):
-        Path("parts/00000.npy").write_bytes(content)
-        with pytest.raises(ValueError, match="parts/00000.npy is not the file that was written: start predict again"):
-            next(writer._pieces())
+    part = Path("parts/00000.npy")
+    part.parent.mkdir()
+    if kind == "array of objects":
+        np.save(part, np.array([RunsCode()], dtype=object))
+    else:
+        part.write_bytes(pickle.dumps(RunsCode()) if kind == "pickle" else b"")
+    if noted:
+        records.write(part.with_suffix(".json"), {"sha256": file_sha256(part)})
+    said = "cannot be read as an array: delete it" if noted else "is not the file that was written: start predict again"
+    with pytest.raises(UserError, match=f"parts/00000.npy {said}"):
+        next(writer._pieces())
     assert not Path("ran").exists()
 
 
