@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -20,12 +21,14 @@ def released() -> Iterator[None]:
     lock.release_all()
 
 
-def held_elsewhere(path: Path, is_file: bool = False) -> int:
-    """Process id of a child that holds a lock, and of which a child of its own lives on."""
+@contextmanager
+def held_elsewhere(path: Path, is_file: bool = False) -> Iterator[int]:
+    """Process id of a child that holds a lock, and of which a child of its own lives on; both are killed at the end."""
     reads, writes = os.pipe()
     child = os.fork()
     if not child:
         try:
+            os.setpgid(0, 0)
             lock.hold(path, is_file)
             if os.fork():
                 os.write(writes, b"x")
@@ -34,22 +37,28 @@ def held_elsewhere(path: Path, is_file: bool = False) -> int:
         finally:
             os._exit(1)  # never on into pytest
     os.close(writes)
-    assert os.read(reads, 1) == b"x"
-    os.close(reads)
-    return child
+    try:
+        assert os.read(reads, 1) == b"x"
+        yield child
+    finally:
+        os.close(reads)
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        with suppress(ChildProcessError):  # waited for in the test
+            os.waitpid(child, 0)
 
 
 @pytest.mark.parametrize("is_file", [False, True])
 def test_a_second_process_names_the_holder_until_it_is_killed(is_file: bool, tmp_path: Path) -> None:
     place = tmp_path / "judge.safetensors" if is_file else tmp_path / "run"
-    child = held_elsewhere(place, is_file)
-    with pytest.raises(UserError, match=f"is in use by process {child} on {socket.gethostname()}: wait until"):
+    with held_elsewhere(place, is_file) as child:
+        with pytest.raises(UserError, match=f"is in use by process {child} on {socket.gethostname()}: wait until"):
+            lock.hold(place, is_file)
+        lock.hold(tmp_path / "other", is_file)
+        os.kill(child, signal.SIGKILL)  # its own child, as a data worker, is left and keeps nothing
+        os.waitpid(child, 0)
         lock.hold(place, is_file)
-    lock.hold(tmp_path / "other", is_file)
-    os.kill(child, signal.SIGKILL)  # its own child, as a data worker, is left and keeps nothing
-    os.waitpid(child, 0)
-    lock.hold(place, is_file)
-    lock.hold(place, is_file)  # again, by the same process
+        lock.hold(place, is_file)  # again, by the same process
     held = place.with_name(".judge.safetensors.lock") if is_file else place / ".lock"
     assert held.read_text() == f"process {os.getpid()} on {socket.gethostname()}"
 

@@ -24,14 +24,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_second_run_in_a_directory_is_refused(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    child = held_elsewhere(RUN)
-    assert exit_code("fit", "--config", TOY) == 2
-    assert f"{RUN} is in use by process {child} on " in capsys.readouterr().err
-    assert [path.name for path in RUN.iterdir()] == [".lock"]
-    assert exit_code("fit", "--config", TOY, "--run.stage", "other", "--trainer.max_steps", "1") == 0
-    assert not lock._held
-    monkeypatch.setattr("lightning.pytorch.utilities.rank_zero_only.rank", 1)  # another rank of the same run
-    assert exit_code("fit", "--config", TOY, "--trainer.max_steps", "1") == 0
+    with held_elsewhere(RUN) as child:
+        assert exit_code("fit", "--config", TOY) == 2
+        assert f"{RUN} is in use by process {child} on " in capsys.readouterr().err
+        assert [path.name for path in RUN.iterdir()] == [".lock"]
+        assert exit_code("fit", "--config", TOY, "--run.stage", "other", "--trainer.max_steps", "1") == 0
+        assert not lock._held
+        monkeypatch.setattr("lightning.pytorch.utilities.rank_zero_only.rank", 1)  # another rank of the same run
+        assert exit_code("fit", "--config", TOY, "--trainer.max_steps", "1") == 0
 
 
 class Deletes(Callback):

@@ -151,12 +151,15 @@ def test_sigterm_stops_the_runner_and_its_stages(tmp_path: Path) -> None:
     program += "runpy.run_module('experiments', run_name='__main__')"
     path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "PAUSE": "60"}
-    runner = subprocess.Popen([sys.executable, "-c", program], env=environment)
-    while not Path("starts.txt").exists():
-        time.sleep(0.01)
-        assert runner.poll() is None
-    runner.send_signal(signal.SIGTERM)
-    assert runner.wait(20) == 130
+    with subprocess.Popen([sys.executable, "-c", program], env=environment) as runner:
+        try:
+            while not Path("starts.txt").exists():
+                time.sleep(0.01)
+                assert runner.poll() is None
+            runner.send_signal(signal.SIGTERM)
+            assert runner.wait(20) == 130
+        finally:
+            runner.kill()
     (run,) = runs_of(load(str(file)).rows[0], "digits", 0)
     with run.log.open("a") as log:  # no process holds the log's lock any more
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -218,15 +218,18 @@ def test_a_closed_terminal_does_not_end_the_run() -> None:
     master, terminal = os.openpty()
     child = os.fork()
     if not child:
-        for stream in (1, 2):
-            os.dup2(terminal, stream)
-        os.close(master)
-        os.close(terminal)
-        with suppress(OSError):
-            while True:  # until the terminal is gone
-                os.write(1, b".")
-        requeue._close_terminal()
-        os._exit(EXIT_CODE if os.write(1, b"x") + os.write(2, b"x") == 2 else 1)
+        try:
+            for stream in (1, 2):
+                os.dup2(terminal, stream)
+            os.close(master)
+            os.close(terminal)
+            with suppress(OSError):
+                while True:  # until the terminal is gone
+                    os.write(1, b".")
+            requeue._close_terminal()
+            os._exit(EXIT_CODE if os.write(1, b"x") + os.write(2, b"x") == 2 else 1)
+        finally:  # a child that raised would run the other tests
+            os._exit(1)
     os.close(terminal)
     os.read(master, 1)
     os.close(master)
