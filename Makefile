@@ -32,7 +32,7 @@ OVERLAY = $(wildcard configs/presets/$(PRESET)/$(1).yaml)
 KIND   := $(if $(shell grep -s FoldedTokenizer configs/$(TOKENIZER).yaml),folded,$(if $(shell grep -s RepresentationTokenizer configs/$(TOKENIZER).yaml),representation,tokenizer))
 SIZED   = $(call CONFIG,$(1),$(2)) $(addprefix --config ,$(call OVERLAY,$(1)))
 CLI    := $(LAUNCHER) $(PYTHON) cli.py
-ROOT   := $(if $(DATA),--data.init_args.source.init_args.root=$(call quoted,$(DATA)))
+ROOT   := $(if $(DATA),--data.source.root=$(call quoted,$(DATA)))
 # the name of the runs: that of the tokenizer's recipe, with STEPS another one, or RUN (a path, for two targets)
 VARIANT := $(if $(filter consolidate experiment-stage,$(MAKECMDGOALS)),,$(call given,RUN))
 RUN_NAME := $(or $(VARIANT),$(TOKENIZER)$(addsuffix _steps,$(addprefix _,$(call given,STEPS))))
@@ -60,14 +60,14 @@ placed  = $(if $(LAUNCHER),,$(addprefix --trainer.devices ,$(call given,DEVICES)
 # The arguments of each stage, for `cli.py` and for `make check`. The recipe names the run, unless it has another name
 ENCODER = $(call SIZED,$(TOKENIZER),$(KIND)) $(if $(filter-out $(TOKENIZER),$(TOKENIZER_RUN)),--run.stage tokenizer/$(TOKENIZER_RUN)) $(ROOT)
 TOKENIZE = fit $(ENCODER) $(call quick,$(TOKENIZER_RUN)) $(call placed,ddp_find_unused_parameters_true)
-STORE = predict $(call CONFIG,tokens,tokens) $(addprefix --config ,$(call OVERLAY,tokens_$(TOKENIZER))) --model.init_args.tokenizer_run $(RUNS)/tokenizer/$(TOKENIZER_RUN) \
+STORE = predict $(call CONFIG,tokens,tokens) $(addprefix --config ,$(call OVERLAY,tokens_$(TOKENIZER))) --model.tokenizer_run $(RUNS)/tokenizer/$(TOKENIZER_RUN) \
 	--run.stage tokens/$(TOKENS_RUN) $(ROOT) $(call placed,)
 # a generator's recipe on the tokens of TOKENIZER; some recipes read the images again
-GENERATE = fit $(call SIZED,$(1),generator) --run.stage $(1)/$(2) --data.init_args.store $(TOKENS) $(call quick,$(2)) $(call placed,) \
+GENERATE = fit $(call SIZED,$(1),generator) --run.stage $(1)/$(2) --data.store $(TOKENS) $(call quick,$(2)) $(call placed,) \
 	$(if $(DATA),$(if $(shell grep -l OnlineTokenDataModule configs/$(1).yaml $(call OVERLAY,$(1))),$(ROOT)))
 SAMPLED := $(RUNS)/samples/$(SAMPLES_RUN)$(SUFFIX)
 SAMPLES ?= $(SAMPLED)/samples.npz
-DRAW = predict $(call CONFIG,sample,sample) $(addprefix --config ,$(call OVERLAY,sample_$(GENERATOR))) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(GENERATOR_RUN) \
+DRAW = predict $(call CONFIG,sample,sample) $(addprefix --config ,$(call OVERLAY,sample_$(GENERATOR))) --model.generator_run $(RUNS)/$(GENERATOR)/$(GENERATOR_RUN) \
 	--run.stage samples/$(notdir $(SAMPLED)) $(call placed,)
 # the target of their evaluation, and what it waits for; ⎵ keeps a path together while make splits words
 SAMPLES_WORD := $(subst $(SPACE),⎵,$(SAMPLES))
@@ -91,7 +91,7 @@ ASKED_ALWAYS := $(if $(findstring n,$(filter-out --%,$(firstword -$(MAKEFLAGS)))
 STAGE  = @$(PYTHON) -m commands.stage $(@D) $(if $(filter $(1),$(MAKECMDGOALS)),--named) --
 # what follows a stage that has been made now
 BEGUN := $(shell date +%s)
-IF_MADE_NOW = @if test "$$(date -r $@ +%s 2>/dev/null || echo 0)" -gt $(BEGUN); then
+IF_MADE_NOW = @if test "$$(date -r $@ +%s 2>/dev/null || echo 0)" -ge $(BEGUN); then
 # ARGS apply to the targets on the command line, not to their prerequisites
 ARGS_OF = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 
@@ -240,7 +240,7 @@ $(RUNS)/stage1/$(STAGE1_RUN)/done.json: $(CODES) $(ASKED_ALWAYS) | configs/stage
 stage2: $(RUNS)/stage2/$(STAGE2_RUN)/done.json ## stages | Train it on all codes, starting from STAGE1=runs/…: local dependencies
 
 $(RUNS)/stage2/$(STAGE2_RUN)/done.json: $(CODES) $(call escaped,$(STAGE1))/done.json $(ASKED_ALWAYS) | configs/stage2.yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,stage2) $(READY)
-	$(call STAGE,stage2 $(if $(filter stage2,$(GENERATOR)),generator)) $(CLI) $(call GENERATE,stage2,$(STAGE2_RUN)) --model.init_args.init_from $(call quoted,$(STAGE1)) $(call ARGS_OF,stage2)
+	$(call STAGE,stage2 $(if $(filter stage2,$(GENERATOR)),generator)) $(CLI) $(call GENERATE,stage2,$(STAGE2_RUN)) --model.init_from $(call quoted,$(STAGE1)) $(call ARGS_OF,stage2)
 	$(IF_MADE_NOW) $(PYTHON) -m commands.summary $(@D) && echo "stage 2 is in $(@D) (config.yaml, checkpoints/, metrics.json, lineage.json); $(call NEXT,sample)"; fi
 
 generator: $(TRAINED) ## stages | Train GENERATOR, by default stage 2, on the stored tokens
@@ -258,7 +258,7 @@ $(SAMPLED)/done.json: $(TRAINED) $(ASKED_ALWAYS) | configs/sample.yaml configs/p
 	$(IF_MADE_NOW) echo "the samples are in $(@D) (samples.npz, grid.png); $(call NEXT,evaluate)"; fi
 
 condition: $(TRAINED) | $(READY) ## stages | Generate images around references (GENERATOR=next_scale): grid.png, samples.npz
-	$(CLI) predict $(call CONFIG,condition,condition) --model.init_args.generator_run $(RUNS)/$(GENERATOR)/$(GENERATOR_RUN) --run.stage samples/$(notdir $(SAMPLED))_condition $(ROOT) $(ARGS)
+	$(CLI) predict $(call CONFIG,condition,condition) --model.generator_run $(RUNS)/$(GENERATOR)/$(GENERATOR_RUN) --run.stage samples/$(notdir $(SAMPLED))_condition $(ROOT) $(ARGS)
 
 evaluate: $(MEASURED) ## measure | Measure SAMPLES=any.npz, real images and reconstructions
 
@@ -301,14 +301,14 @@ zero-shot: $(RUNS)/tokenizer/$(TOKENIZER_RUN)/done.json $(call escaped,$(CLASSES
 caption: $(RUNS)/caption_stage2/$(CAPTIONED)/done.json ## stages | Caption images from FEATURE=after/all of TOKENIZER, in two stages: captions.json
 
 # stage 1 trains a projector to a language model, stage 2 both
-CAPTION = $(CLI) fit $(call SIZED,$(1),caption) --run.stage $(1)/$(CAPTIONED) $(addprefix --trainer.max_steps ,$(call given,STEPS)) $(call placed,) --model.init_args.feature $(FEATURE) \
-	--model.init_args.tokenizer_run $(RUNS)/tokenizer/$(TOKENIZER_RUN) $(if $(CAPTIONS),--data.init_args.source.init_args.root=$(call quoted,$(CAPTIONS)))
+CAPTION = $(CLI) fit $(call SIZED,$(1),caption) --run.stage $(1)/$(CAPTIONED) $(addprefix --trainer.max_steps ,$(call given,STEPS)) $(call placed,) --model.feature $(FEATURE) \
+	--model.tokenizer_run $(RUNS)/tokenizer/$(TOKENIZER_RUN) $(if $(CAPTIONS),--data.source.root=$(call quoted,$(CAPTIONS)))
 
 $(RUNS)/caption_stage1/$(CAPTIONED)/done.json: $(RUNS)/tokenizer/$(TOKENIZER_RUN)/done.json $(ASKED_ALWAYS) | configs/caption_stage1.yaml configs/presets/$(PRESET)/caption.yaml $(call OVERLAY,caption_stage1) $(READY)
 	$(call STAGE,) $(call CAPTION,caption_stage1)
 
 $(RUNS)/caption_stage2/$(CAPTIONED)/done.json: $(RUNS)/caption_stage1/$(CAPTIONED)/done.json $(ASKED_ALWAYS) | configs/caption_stage2.yaml $(call OVERLAY,caption_stage2) $(READY)
-	$(call STAGE,caption) $(call CAPTION,caption_stage2) --model.init_args.init_from $(RUNS)/caption_stage1/$(CAPTIONED) $(call ARGS_OF,caption)
+	$(call STAGE,caption) $(call CAPTION,caption_stage2) --model.init_from $(RUNS)/caption_stage1/$(CAPTIONED) $(call ARGS_OF,caption)
 	$(IF_MADE_NOW) echo "BLEU and CIDEr-D are in $(@D)/metrics.json, the captions in captions.json"; fi
 
 analysis: tokenizer ## measure | Analyse the subspaces of TOKENIZER: affinity, ablation, code maps

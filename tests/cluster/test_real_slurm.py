@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from artifacts.completion import finish
 from tests.end_to_end.test_cli import assert_equal
 from tests.support.commands import REPOSITORY, exit_code
 from tests.support.experiments import write_experiment
 from tests.support.generator_recipes import write_digit_codes
-from tests.support.local_slurm import SCRIPT, LocalSlurm, working_copy
+from tests.support.local_slurm import SCRIPT, LocalSlurm, finished, working_copy
 
 pytestmark = pytest.mark.cluster
 
@@ -69,7 +68,7 @@ def with_codes(directory: Path, pause: list[str]) -> Path:
     here = working_copy(directory, pause)
     codes = write_digit_codes(here / RUNS / "tokens/fq_dual")
     for directory in (here / RUNS / "tokenizer/fq_dual", codes):
-        finish(directory, "", "", [codes / "validation/manifest.json"])
+        finished(directory, codes / "validation/manifest.json")
     return here
 
 

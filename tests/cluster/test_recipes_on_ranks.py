@@ -32,11 +32,11 @@ QUICK = (
 )
 # no rank-specific random numbers, and steps proportional to the gradients
 DROPOUTS = {"dit": ("class_dropout",), "next_scale": ("class_dropout", "stochastic_depth")}
-EQUAL = ("--model.init_args.optimizer.learning_rate", "0.3", "--model.init_args.optimizer.schedule", "constant")
+EQUAL = ("--model.optimizer.learning_rate", "0.3", "--model.optimizer.schedule", "constant")
 OVERLAYS = {
     "ddp": (),
     "fsdp": (
-        "--trainer.strategy.init_args.data_parallel_size",
+        "--trainer.strategy.data_parallel_size",
         "2",
         f"--{GENERATOR}.trunk.compile",
         "false",
@@ -55,8 +55,8 @@ def over_two(name: str) -> tuple[str, ...]:
 
 
 def generator(recipe: str, batch_size: int, stage: str) -> list[str]:
-    one_code = ["--data.init_args.sub_codes", "[0]"] if recipe == "llamagen" else []
-    size = ["--data.init_args.batch_size", str(batch_size), "--run.stage", stage]
+    one_code = ["--data.sub_codes", "[0]"] if recipe == "llamagen" else []
+    size = ["--data.batch_size", str(batch_size), "--run.stage", stage]
     names = DROPOUTS.get(recipe, ("resid_dropout", "ffn_dropout", "token_dropout", "class_dropout"))
     dropouts = [part for name in names for part in (f"--{GENERATOR}.trunk.{name}", "0")]
     store = Path({"dit": "latents", "next_scale": "scales"}.get(recipe, "codes"))
@@ -72,7 +72,7 @@ def fixed_draw(self: FlowMatching, latents: torch.Tensor, training: bool) -> tup
 def tokenizers(rank: int) -> dict[str, float]:
     sums = {}
     for recipe in TOKENIZERS:
-        late = ("--data.init_args.batch_size", "4", "--model.init_args.objective.adversarial.start_step", "1")
+        late = ("--data.batch_size", "4", "--model.objective.adversarial.start_step", "1")
         model = fit(*digits(recipe, JUDGE), *QUICK, *late, *over_two("ddp"))
         for name, value in model.state_dict().items():
             if "running_" not in name:  # batch norm's, of each rank's own batch

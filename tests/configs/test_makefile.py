@@ -43,7 +43,7 @@ def test_a_generator_gets_its_overlay(recipe: str, preset: str) -> None:
     (line,) = (line for line in said.splitlines() if f"--run.stage {recipe}/var" in line)
     expected = [CONFIGS / f"{recipe}.yaml", *map(Path, preset_files(recipe, preset, "generator"))]
     assert [REPOSITORY / file for file in configs_of(line)] == expected
-    assert f"--data.init_args.store runs/{preset}/tokens/var" in line
+    assert f"--data.store runs/{preset}/tokens/var" in line
 
 
 def test_a_new_recipe_and_its_overlay_need_no_change_of_the_makefile(tmp_path: Path) -> None:
@@ -65,8 +65,8 @@ def test_a_new_recipe_and_its_overlay_need_no_change_of_the_makefile(tmp_path: P
         said = make("-n", "sample", f"GENERATOR={recipe}", *settings, cwd=tmp_path)
         (line,) = (line for line in said.splitlines() if f"--run.stage {recipe}/vq" in line)
         assert configs_of(line) == [f"configs/{recipe}.yaml", "configs/presets/mine/generator.yaml", *files]
-        assert ("source.init_args.root='/images'" in line) == (recipe == "online")
-        assert f"--model.init_args.generator_run runs/mine/{recipe}/vq" in said
+        assert ("source.root='/images'" in line) == (recipe == "online")
+        assert f"--model.generator_run runs/mine/{recipe}/vq" in said
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_zero_shot_reads_the_class_vectors_of_the_preset() -> None:
 
 
 def test_arguments_may_make_a_pair_fit() -> None:
-    one = "--data.init_args.sub_codes [0]"
+    one = "--data.sub_codes [0]"
     assert one in make("-n", "-B", "generator", "GENERATOR=llamagen", "TOKENIZER=fq_dual", f"ARGS={one}")
     assert "--run.stage tokens/ae" in make("-n", "-B", "tokens", "TOKENIZER=ae")
 
@@ -175,9 +175,9 @@ def test_paths_may_hold_spaces_and_quotes(here: Path) -> None:
         for name in ("done.json", "theirs.npz", "samples.npz", "classes.safetensors"):
             (here / directory / name).touch()
     for goal, given, option in (
-        ("tokenizer", f"DATA={place}", f"--data.init_args.source.init_args.root={place}"),
+        ("tokenizer", f"DATA={place}", f"--data.source.root={place}"),
         ("reference", f"DATA={place}", place),
-        ("caption PRESET=photos", f"CAPTIONS={place}", f"--data.init_args.source.init_args.root={place}"),
+        ("caption PRESET=photos", f"CAPTIONS={place}", f"--data.source.root={place}"),
         ("stage2", f"STAGE1={place}", place),
         ("evaluate", f"SAMPLES={place}/theirs.npz", f"{place}/theirs.npz"),
         ("evaluate", f"SAMPLES={place}/samples.npz", f"{place}/samples.npz"),
@@ -219,7 +219,7 @@ def test_a_variant_branches_off_where_it_begins(here: Path) -> None:
     ]
     said = make("-n", "sample", "RUN=low", "GENERATOR=llamagen", "TOKENIZER=vq", cwd=here)
     assert places(said) == ["tokens/low", "llamagen/low", "samples/low_llamagen"]
-    assert "--data.init_args.store runs/digits/tokens/low" in said and "next: make evaluate TOKENIZER=vq" in said
+    assert "--data.store runs/digits/tokens/low" in said and "next: make evaluate TOKENIZER=vq" in said
 
 
 def test_a_quick_look_has_places_of_its_own(here: Path) -> None:

@@ -27,7 +27,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def predict(run: Path, *more: str, preset: str = "digits") -> int:
     files = ("--config", str(CONFIGS / "condition.yaml"), "--config", str(CONFIGS / f"presets/{preset}/condition.yaml"))
     quiet = ("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", "--trainer.devices", "1")
-    return exit_code("predict", *files, "--model.init_args.generator_run", str(run), *quiet, *more)
+    return exit_code("predict", *files, "--model.generator_run", str(run), *quiet, *more)
 
 
 def write_references(folder: Path, count: int = 2) -> Path:
@@ -40,8 +40,8 @@ def write_references(folder: Path, count: int = 2) -> Path:
 
 def test_a_folder_of_references_becomes_a_grid(capsys: pytest.CaptureFixture) -> None:
     run = write_next_scale_runs(Path("runs/digits"))
-    folder = ("--data.init_args.folder", str(write_references(Path("references"))))
-    few = ("--data.init_args.classes", "[7, 1, 4]", "--data.init_args.batch_size", "4")
+    folder = ("--data.folder", str(write_references(Path("references"))))
+    few = ("--data.classes", "[7, 1, 4]", "--data.batch_size", "4")
     assert predict(run, *folder, *few) == 0
     with np.load(SAMPLES / "samples.npz", allow_pickle=False) as drawn:
         images, labels = drawn["arr_0"], drawn["arr_1"]
@@ -73,7 +73,7 @@ def test_a_folder_of_references_becomes_a_grid(capsys: pytest.CaptureFixture) ->
 @pytest.mark.parametrize(("preset", "side"), [("digits", 32), ("photos", 64)])
 def test_presets_take_validation_images(preset: str, side: int) -> None:
     run = write_next_scale_runs(Path("runs/any"), image_size=side)
-    few = ("--data.init_args.indices", "[3, 1]", "--data.init_args.classes", "[0, 3]")  # the run knows ten classes
+    few = ("--data.indices", "[3, 1]", "--data.classes", "[0, 3]")  # the run knows ten classes
     assert predict(run, *few, preset=preset) == 0
     with np.load(Path(f"runs/{preset}/samples/condition/samples.npz"), allow_pickle=False) as drawn:
         assert drawn["arr_0"].shape == (4, side, side, 3)
@@ -95,18 +95,18 @@ def test_the_settings_of_every_preset_are_valid(preset: str, images: int, monkey
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--data.init_args.indices", "[]"), "there are no reference images: set data.init_args.folder"),
-        (("--data.init_args.indices", "[400]"), "names the validation image 400, and there are 355"),
-        (("--data.init_args.folder", "nowhere"), "nowhere is not a folder"),
-        (("--data.init_args.folder", "broken"), "the reference broken/0.png cannot be read"),
-        (("--data.init_args.image_size", "16"), "are 3 × 16 × 16 and the tokenizer reads 3 × 32 × 32"),
-        (("--data.init_args.classes", "[]"), "data.classes is an empty list"),
-        (("--data.init_args.classes", "[0, 10]"), "names class 10, and the generator knows the 10 classes"),
-        (("--model.init_args.forcing.sub_codes", "[3]"), "names 3, and the generator writes the sub-codes [0, 1]"),
-        (("--model.init_args.forcing.sub_codes", "[0, 1]"), "nothing would be left to sample"),
-        (("--model.init_args.forcing", "null"), "forced sub-codes are those of reference images: set both"),
+        (("--data.indices", "[]"), "there are no reference images: set data.init_args.folder"),
+        (("--data.indices", "[400]"), "names the validation image 400, and there are 355"),
+        (("--data.folder", "nowhere"), "nowhere is not a folder"),
+        (("--data.folder", "broken"), "the reference broken/0.png cannot be read"),
+        (("--data.image_size", "16"), "are 3 × 16 × 16 and the tokenizer reads 3 × 32 × 32"),
+        (("--data.classes", "[]"), "data.classes is an empty list"),
+        (("--data.classes", "[0, 10]"), "names class 10, and the generator knows the 10 classes"),
+        (("--model.forcing.sub_codes", "[3]"), "names 3, and the generator writes the sub-codes [0, 1]"),
+        (("--model.forcing.sub_codes", "[0, 1]"), "nothing would be left to sample"),
+        (("--model.forcing", "null"), "forced sub-codes are those of reference images: set both"),
         (
-            ("--data", "datamodules.LabelDataModule", "--data.init_args.num_images", "4"),
+            ("--data", "datamodules.LabelDataModule", "--data.num_images", "4"),
             "forcing is Forcing(sub_codes=(0,), guidance=2.5) and data is LabelDataModule",
         ),
     ],

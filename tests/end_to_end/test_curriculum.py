@@ -33,9 +33,9 @@ def test_from_images_to_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert predict("tokens") == 0
     assert exit_code("fit", *tiny("stage1", tokens)) == 0
     stage1 = RUNS / "stage1/fq_dual"
-    assert exit_code("fit", *tiny("stage2", tokens), "--model.init_args.init_from", str(stage1)) == 0
-    few = ("--data.init_args.num_images", "20", "--data.init_args.batch_size", "10", "--data.init_args.part_size", "10")
-    assert predict("sample", "--model.init_args.generator_run", str(RUNS / "stage2/fq_dual"), *few) == 0
+    assert exit_code("fit", *tiny("stage2", tokens), "--model.init_from", str(stage1)) == 0
+    few = ("--data.num_images", "20", "--data.batch_size", "10", "--data.part_size", "10")
+    assert predict("sample", "--model.generator_run", str(RUNS / "stage2/fq_dual"), *few) == 0
 
     expected = fingerprint(load_tokenizer(RUNS / "tokenizer/fq_dual"))
     assert TokenStore.open(tokens / "train", verify=True).tokenizer_fingerprint == expected

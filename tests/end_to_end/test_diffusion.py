@@ -19,7 +19,7 @@ from tests.support.commands import exit_code, program
 from tests.support.generator_recipes import tiny, write_digit_codes
 from tests.support.runs import trained_tokenizer
 
-FEW = ("--data.init_args.num_images", "20", "--data.init_args.batch_size", "10", "--data.init_args.part_size", "10")
+FEW = ("--data.num_images", "20", "--data.batch_size", "10", "--data.part_size", "10")
 INTERRUPTED = """
 trainer:
   callbacks:
@@ -41,9 +41,7 @@ def test_from_images_to_images(
     monkeypatch.setattr("sys.argv", ["cli.py"])
     tokens, run, samples = RUNS / f"tokens/{recipe}", RUNS / f"dit/{recipe}", RUNS / f"samples/{recipe}_dit"
     tokenizer_run = RUNS / f"tokenizer/{recipe}"
-    assert (
-        predict("tokens", "--model.init_args.tokenizer_run", str(tokenizer_run), "--run.stage", f"tokens/{recipe}") == 0
-    )
+    assert predict("tokens", "--model.tokenizer_run", str(tokenizer_run), "--run.stage", f"tokens/{recipe}") == 0
     tokenizer = load_tokenizer(tokenizer_run)
     for split in ("train", "validation"):
         store = TokenStore.open(tokens / split, verify=True)
@@ -58,19 +56,17 @@ def test_from_images_to_images(
     assert 0 < measured["val/loss"] < 10 and not any("bits" in name for name in measured)
     assert load_generator(run).spec == TokenStore.open(tokens / "train").latents
 
-    place = ("--model.init_args.generator_run", str(run), "--run.stage", f"samples/{recipe}_dit")
-    steps = ("--model.init_args.sampler.steps", "3", "--model.init_args.sampler.method", "heun")
+    place = ("--model.generator_run", str(run), "--run.stage", f"samples/{recipe}_dit")
+    steps = ("--model.sampler.steps", "3", "--model.sampler.method", "heun")
     assert predict("sample", *place, *steps, *FEW) == 0
     settings = json.loads((samples / "samples.json").read_text())["settings"]["sampler"]
     assert (settings["guidance"], settings["steps"], settings["method"]) == (2.0, 3, "heun")
     with np.load(samples / "samples.npz", allow_pickle=False) as drawn:
         assert drawn["arr_0"].shape == (20, 32, 32, 3) and drawn["arr_0"].dtype == np.uint8
     capsys.readouterr()
-    assert predict("sample", *place, "--model.init_args.sampler.temperature", "0.5", *FEW) == 2
+    assert predict("sample", *place, "--model.sampler.temperature", "0.5", *FEW) == 2
     assert "error: sampler.temperature is no rule of FlowSampler" in capsys.readouterr().err
-    snapped = predict(
-        "sample", *place[:2], "--run.stage", "snapped", "--model.init_args.sampler.snap", "true", *steps, *FEW
-    )
+    snapped = predict("sample", *place[:2], "--run.stage", "snapped", "--model.sampler.snap", "true", *steps, *FEW)
     assert snapped == (0 if recipe == "ifsq" else 2)
     sweep.main(["--run", str(run), "--guidance", "1", "3", "--steps", "2", "--num-images", "20", "--batch-size", "10"])
     assert [entry["guidance"] for entry in json.loads((run / "sweep.json").read_text())["scales"]] == [1, 3]

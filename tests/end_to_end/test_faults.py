@@ -151,7 +151,7 @@ def test_a_killed_data_worker_is_reported(caplog: pytest.LogCaptureFixture) -> N
     def arguments(root: str, *callbacks: dict, workers: int = 1) -> list[str]:
         overlay = Path("overlay.yaml")
         overlay.write_text(json.dumps({"trainer": {"callbacks": [last, random, *callbacks]}}))
-        data = ["--data.init_args.num_workers", str(workers), "--data.init_args.batch_size", "4"]
+        data = ["--data.num_workers", str(workers), "--data.batch_size", "4"]
         return ["fit", *tiny("stage1", store), *small, *data, "--config", str(overlay), "--run.root", root]
 
     with pytest.raises((RuntimeError, OSError)):

@@ -44,14 +44,12 @@ def test_a_generator(ran: Path, capsys: pytest.CaptureFixture) -> None:
             load(run)
     files = (CONFIGS / "sample.yaml", CONFIGS / "presets/digits/sample.yaml")
     sample = [part for file in files for part in ("--config", str(file))]
-    assert exit_code("predict", *sample, "--model.init_args.generator_run", str(run)) == 2
+    assert exit_code("predict", *sample, "--model.generator_run", str(run)) == 2
     assert SAYS in capsys.readouterr().err
     spec = load_tokenizer("runs/digits/tokenizer/tiny").spec
     codes = write_digit_codes(Path("codes"), spec)
-    begin = ("--model.init_args.init_from", str(run), "--model.init_args.generator.init_args.trunk.depth", "1")
-    assert (
-        exit_code("fit", *tiny("stage2", codes), *begin, "--model.init_args.generator.init_args.trunk.dim", "16") == 2
-    )
+    begin = ("--model.init_from", str(run), "--model.generator.trunk.depth", "1")
+    assert exit_code("fit", *tiny("stage2", codes), *begin, "--model.generator.trunk.dim", "16") == 2
     assert SAYS in capsys.readouterr().err
     assert not ran.exists()
 
@@ -66,6 +64,6 @@ def test_a_tokenizer(ran: Path, place: tuple[str, ...], capsys: pytest.CaptureFi
             load(path)
     files = (CONFIGS / "tokens.yaml", CONFIGS / "presets/digits/tokens.yaml")
     extract = [part for file in files for part in ("--config", str(file))]
-    assert exit_code("predict", *extract, "--model.init_args.tokenizer_run", str(tokenizer)) == 2
+    assert exit_code("predict", *extract, "--model.tokenizer_run", str(tokenizer)) == 2
     assert SAYS in capsys.readouterr().err
     assert not ran.exists()

@@ -51,8 +51,8 @@ def predicted(module: type[LightningModule], *arguments: str) -> list[int]:
 @pytest.mark.slow
 def test_samples() -> None:
     run = write_runs(Path("runs/digits"), image_size=32)
-    few = ("--data.init_args.num_images", "50", "--data.init_args.batch_size", "10", "--data.init_args.part_size", "20")
-    arguments = [*files("sample"), "--model.init_args.generator_run", str(run), *few, *QUIET]
+    few = ("--data.num_images", "50", "--data.batch_size", "10", "--data.part_size", "20")
+    arguments = [*files("sample"), "--model.generator_run", str(run), *few, *QUIET]
     killed(*arguments)
     directory = Path("runs/digits/samples/fq_dual")
     assert {str(path.relative_to(directory)) for path in directory.rglob("*")} >= {"parts", "parts/00000.npy"}
@@ -67,8 +67,8 @@ def test_samples() -> None:
 @pytest.mark.slow
 def test_tokens() -> None:
     write_runs(Path("runs/digits"), image_size=32)
-    shards = ("--trainer.callbacks.init_args.images_per_shard", "128")
-    arguments = [*files("tokens"), *shards, "--model.init_args.tokenizer_run", "runs/digits/tokenizer/tiny", *QUIET]
+    shards = ("--trainer.callbacks.images_per_shard", "128")
+    arguments = [*files("tokens"), *shards, "--model.tokenizer_run", "runs/digits/tokenizer/tiny", *QUIET]
     killed(*arguments)
     partial = Path("runs/digits/tokens/fq_dual/train.partial")
     assert [path.name for path in partial.glob("*.arrow")] == ["shard_00000.arrow"]

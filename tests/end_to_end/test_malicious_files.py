@@ -67,24 +67,24 @@ def plain_pickle() -> tuple[list[str], str]:
 
 def init_from() -> tuple[list[str], str]:
     store = write_digit_codes(Path("store"))
-    arguments = ["fit", *tiny("stage2", store), "--model.init_args.init_from", checkpoint()]
+    arguments = ["fit", *tiny("stage2", store), "--model.init_from", checkpoint()]
     return arguments, rf"evil.ckpt is not a readable checkpoint \(.*{REFUSED}"
 
 
 def tokenizer_run() -> tuple[list[str], str]:
-    arguments = predict("tokens", "--model.init_args.tokenizer_run", checkpoint())
+    arguments = predict("tokens", "--model.tokenizer_run", checkpoint())
     return arguments, rf"evil.ckpt is not a readable checkpoint \(.*{REFUSED}"
 
 
 def generator_run() -> tuple[list[str], str]:
-    arguments = predict("sample", "--model.init_args.generator_run", checkpoint())
+    arguments = predict("sample", "--model.generator_run", checkpoint())
     return arguments, rf"evil.ckpt is not a readable checkpoint \(.*{REFUSED}"
 
 
 def tokenizer_of_a_generator() -> tuple[list[str], str]:
     run = write_runs(Path("runs/digits"))
     tokenizer = checkpoint("runs/digits/tokenizer/tiny/checkpoints/last.ckpt")
-    arguments = predict("sample", "--model.init_args.generator_run", str(run))
+    arguments = predict("sample", "--model.generator_run", str(run))
     return arguments, rf"{tokenizer} is not a readable checkpoint \(.*{REFUSED}"
 
 
@@ -96,7 +96,7 @@ def teacher() -> tuple[list[str], str]:
 
 def judge() -> tuple[list[str], str]:
     arguments = digits("fq_dual", write_judge(Path("runs/digits/teacher/judge.safetensors")))
-    evil = ["--model.init_args.objective.perceptual.init_args.weights", checkpoint("judge.pth")]
+    evil = ["--model.objective.perceptual.weights", checkpoint("judge.pth")]
     return ["fit", *arguments, *evil], rf"judge.pth is not a readable weights file \(.*{REFUSED}"
 
 

@@ -17,7 +17,7 @@ from tests.support.commands import exit_code
 from tests.support.generator_recipes import tiny
 from tests.support.runs import trained_tokenizer
 
-FEW = ("--data.init_args.num_images", "20", "--data.init_args.batch_size", "10", "--data.init_args.part_size", "10")
+FEW = ("--data.num_images", "20", "--data.batch_size", "10", "--data.part_size", "10")
 
 
 @pytest.mark.slow
@@ -26,7 +26,7 @@ def test_from_images_to_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["cli.py"])
     tokens, run, samples = RUNS / "tokens/var", RUNS / "next_scale/var", RUNS / "samples/var_next_scale"
-    place = ("--model.init_args.tokenizer_run", str(tokenizer.relative_to(tmp_path)), "--run.stage", "tokens/var")
+    place = ("--model.tokenizer_run", str(tokenizer.relative_to(tmp_path)), "--run.stage", "tokens/var")
     assert predict("tokens", *place) == 0
     spec = TokenStore.open(tokens / "train", verify=True).spec
     assert spec is not None and spec.scales == ((1, 1), (2, 2), (3, 3), (4, 4))
@@ -42,8 +42,8 @@ def test_from_images_to_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     compute.main(["--run", str(run)])
     assert "next_scale/var" in capsys.readouterr().out
 
-    place = ("--model.init_args.generator_run", str(run), "--run.stage", "samples/var_next_scale")
-    assert predict("sample", *place, "--model.init_args.sampler.guidance_schedule", "linear", *FEW) == 0
+    place = ("--model.generator_run", str(run), "--run.stage", "samples/var_next_scale")
+    assert predict("sample", *place, "--model.sampler.guidance_schedule", "linear", *FEW) == 0
     with np.load(samples / "samples.npz", allow_pickle=False) as drawn:
         assert drawn["arr_0"].shape == (20, 32, 32, 3) and drawn["arr_0"].dtype == np.uint8
     sweep.main(["--run", str(run), "--guidance", "1", "3", "--num-images", "20", "--batch-size", "10"])
@@ -53,7 +53,7 @@ def test_from_images_to_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert exit_code("fit", *tiny("llamagen", tokens), "--run.stage", "llamagen/var") == 0
     measured = json.loads((RUNS / "llamagen/var/metrics.json").read_text())["validate"]["metrics"]
     assert measured["val/nll"] == pytest.approx(np.log(64), abs=0.2)
-    place = ("--model.init_args.generator_run", str(RUNS / "llamagen/var"), "--run.stage", "samples/var_llamagen")
+    place = ("--model.generator_run", str(RUNS / "llamagen/var"), "--run.stage", "samples/var_llamagen")
     assert predict("sample", *place, *FEW) == 0
     with np.load(RUNS / "samples/var_llamagen/samples.npz", allow_pickle=False) as drawn:
         assert drawn["arr_0"].shape == (20, 32, 32, 3)

@@ -30,7 +30,7 @@ def test_demo_runs_the_stages_in_order() -> None:
     places = [plan.index(f"--config configs/{stage}.yaml") for stage in stages]
     places += [plan.index(f"-m commands.{command}") for command in ("evaluate", "report")]
     assert places == sorted(places)
-    assert "--model.init_args.init_from 'runs/digits/stage1/fq_dual'" in plan
+    assert "--model.init_from 'runs/digits/stage1/fq_dual'" in plan
     photos = make("-n", "-B", "demo", "PRESET=photos")
     assert "presets/photos/tokenizer.yaml" in photos and "--preset photos" in photos and "digits" not in photos
 
@@ -42,7 +42,7 @@ def test_args_apply_to_the_named_target_only() -> None:
 
 def test_a_baseline_has_its_own_directories() -> None:
     plan = make("-n", "-B", "evaluate", "GENERATOR=llamagen", "TOKENIZER=vq")
-    assert "--config configs/llamagen.yaml" in plan and "--data.init_args.store runs/digits/tokens/vq" in plan
+    assert "--config configs/llamagen.yaml" in plan and "--data.store runs/digits/tokens/vq" in plan
     assert "--samples 'runs/digits/samples/vq_llamagen/samples.npz'" in plan and "stage2" not in plan
     assert "--samples 'there/any.npz'" in make("-n", "-B", "-o", "there/any.npz", "evaluate", "SAMPLES=there/any.npz")
 

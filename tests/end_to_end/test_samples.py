@@ -22,9 +22,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def predict(run: Path, *more: str) -> int:
-    few = ("--data.init_args.num_images", "40", "--data.init_args.batch_size", "20")
+    few = ("--data.num_images", "40", "--data.batch_size", "20")
     quiet = ("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu")
-    return exit_code("predict", *FILES, "--model.init_args.generator_run", str(run), *few, *quiet, *more)
+    return exit_code("predict", *FILES, "--model.generator_run", str(run), *few, *quiet, *more)
 
 
 def test_samples_are_written_measured_and_reported(capsys: pytest.CaptureFixture) -> None:
@@ -61,7 +61,7 @@ def test_the_settings_of_every_preset_are_valid(preset: str, monkeypatch: pytest
 
     monkeypatch.setattr(cli.CommandLine, "before_predict", stop, raising=False)
     files = ("--config", str(CONFIGS / "sample.yaml"), "--config", str(CONFIGS / f"presets/{preset}/sample.yaml"))
-    one = ("--trainer.devices", "1", "--trainer.strategy", "auto", "--model.init_args.generator_run", str(run))
+    one = ("--trainer.devices", "1", "--trainer.strategy", "auto", "--model.generator_run", str(run))
     assert exit_code("predict", *files, *one) == 0
     assert built[0].datamodule.num_images >= 280 and built[0].model.sampler.guidance == 2.0
 
@@ -80,9 +80,9 @@ def test_sampling_a_first_stage_warns(capsys: pytest.CaptureFixture) -> None:
 
 def test_samples_of_other_settings_are_rejected_in_one_sentence(capsys: pytest.CaptureFixture) -> None:
     run = write_runs(Path("runs/digits"), image_size=32)
-    assert predict(run, "--data.init_args.classes", "[3, 10]") == 2
+    assert predict(run, "--data.classes", "[3, 10]") == 2
     assert "error: data.classes names class 10, and the generator knows" in capsys.readouterr().err
     assert predict(run) == 0
-    assert predict(run, "--model.init_args.sampler.guidance", "3") == 2
+    assert predict(run, "--model.sampler.guidance", "3") == 2
     error = capsys.readouterr().err
     assert "samples of other settings: sampler.guidance was 2.0 and is 3.0" in error and "Traceback" not in error

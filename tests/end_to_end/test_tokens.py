@@ -19,7 +19,7 @@ ARGUMENTS = [
     *("--config", str(REPOSITORY / "configs/tokens.yaml")),
     *("--config", str(REPOSITORY / "configs/presets/digits/tokens.yaml")),
     *("--trainer.enable_progress_bar", "false"),
-    *("--trainer.callbacks.init_args.images_per_shard", "256"),
+    *("--trainer.callbacks.images_per_shard", "256"),
 ]
 
 
@@ -104,7 +104,7 @@ def test_predict_writes_the_store_and_a_second_start_completes_it(
 
 
 def test_bad_input_is_reported_in_one_sentence(place: Path, capsys: pytest.CaptureFixture) -> None:
-    assert exit_code("predict", *ARGUMENTS, "--model.init_args.tokenizer_run", "runs/nowhere") == 2
+    assert exit_code("predict", *ARGUMENTS, "--model.tokenizer_run", "runs/nowhere") == 2
     error = capsys.readouterr().err
     assert "error: there is no checkpoint runs/nowhere: train this run first" in error and "Traceback" not in error
     with pytest.raises(SystemExit) as stop:

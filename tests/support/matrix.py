@@ -62,12 +62,12 @@ def generator(recipe: str, store: Path, head: str | None = None) -> cli.CommandL
     """A generator recipe under the digits preset, composed with a trunk of a few channels."""
     files = [str(CONFIGS / f"{recipe}.yaml"), *preset_files(recipe, "digits", "generator")]
     arguments = [part for file in files for part in ("--config", file)]
-    arguments += ["--model.init_args.generator.init_args.trunk", TRUNK, "--data.init_args.store", str(store)]
-    arguments += ["--data.init_args.batch_size", "8", "--data.init_args.num_workers", "0"]
+    arguments += ["--model.generator.trunk", TRUNK, "--data.store", str(store)]
+    arguments += ["--data.batch_size", "8", "--data.num_workers", "0"]
     if "OnlineTokenDataModule" in "".join(Path(file).read_text() for file in files):
-        arguments += ["--data.init_args.source", f"{__name__}.{FewDigits.__name__}"]
+        arguments += ["--data.source", f"{__name__}.{FewDigits.__name__}"]
     if head is not None:
-        arguments += ["--model.init_args.generator.init_args.head", f"polytoken.generators.{head}"]
+        arguments += ["--model.generator.head", f"polytoken.generators.{head}"]
     return _composed(arguments)
 
 
