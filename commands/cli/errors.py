@@ -18,6 +18,8 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
 from artifacts.repository import REPOSITORY
+from commands.cli.field_names import of_the_field
+from commands.cli.overview import names, overview
 from commands.cli.places import find, nearest, read_places
 from polytoken.errors import SettingError, UserError
 
@@ -44,6 +46,10 @@ class ParseError(UserError):
 
 class Parser(LightningArgumentParser):
     """Parser that raises ParseError instead of printing its usage and exiting."""
+
+    def format_help(self) -> str:
+        """Jsonargparse's text; that of a command ends with the classes that its options take."""
+        return super().format_help() + (f"\n{overview()}" if "model" in self.groups else "")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise ParseError, unless jsonargparse tries one type of several."""
@@ -74,7 +80,7 @@ def explain(message: str, arguments: list[str], valid: list[str]) -> str:
     if unknown := UNKNOWN.search(texts[0]):
         option = ".".join(filter(None, unknown.groups()))
         wrong, meant = _unknown(option.split("."), _options(class_path) if class_path else valid)
-        keys += wrong
+        keys, meant = keys + wrong, meant or of_the_field(wrong[-1])
         text = " is not an option" + (f" of {class_path}" if class_path else "")
     elif class_path and texts[0].startswith(("module ", "No module named")):
         keys, value, meant = (*keys, "class_path"), class_path, nearest_class(class_path)
@@ -91,6 +97,7 @@ def explain(message: str, arguments: list[str], valid: list[str]) -> str:
         types = dict.fromkeys(TYPE.sub(lambda match: f"{match[1] or match[2] or 'class path'}", m[1]) for m in found)
         value = next((got for got in [*(match[2] for match in found), *GIVEN.findall(message)] if got), "")
         text = f": expected {' or '.join(types)}".replace("NoneType", "null") + (f", got '{value}'" if value else "")
+        meant = nearest(value, names()) if "class path" in types else None
     place = find(places, keys, value) or find(places, keys) or find(places, keys[:-1])
     name = ".".join(place[0] if place and place[0][-1].startswith(keys[-1]) else keys)
     lines = [f"{name}{text}".removeprefix(": ")[:600], *([f"  {place[2]}"] if place else [])]
