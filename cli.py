@@ -186,11 +186,13 @@ def main(args: list[str] | None = None) -> None:
         if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning has turned into code 1
             raise stop.__context__ from None
         raise
-    except (UserError, MisconfigurationException, OSError) as error:
-        if is_full(error):  # elsewhere than in our own writers, such as TensorBoard's events
-            error = UserError(f"a file of the run cannot be written: {error}. Earlier files are whole: make room")
-        if getattr(error, "errno", None) is not None:  # the operating system's own, so a fault of the code
-            raise
+    except Exception as error:
+        if not isinstance(error, UserError | MisconfigurationException):
+            if not is_full(error):  # a fault of the code
+                raise
+            # elsewhere than in our own writers, such as TensorBoard's events
+            reason = error.__cause__ or error
+            error = UserError(f"a file of the run cannot be written: {reason}. Earlier files are whole: make room")
         place = where(error, sys.argv[1:] if args is None else args) if isinstance(error, SettingError) else ""
         print(f"error: {error}{place}", file=sys.stderr)
         lock.abandon()

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from polytoken import records
 from polytoken.errors import UserError
-from polytoken.files import file_sha256
+from polytoken.files import file_sha256, real_path
 from polytoken.generators.base import Generator, SubCode
 from polytoken.generators.record import GeneratorRecord, InitFrom, Lineage
 from polytoken.handover import CLASS_EMBEDDING, by_class, carry_over
@@ -137,7 +137,7 @@ def shared_sub_code(source: GeneratorRecord, record: GeneratorRecord, path: Path
         UserError: if both name the same tokenizer's run, but the tokenizer has changed.
     """
     if source.tokenizer_fingerprint != record.tokenizer_fingerprint:
-        if Path(source.tokenizer_run).resolve() == Path(record.tokenizer_run).resolve():
+        if real_path(source.tokenizer_run) == real_path(record.tokenizer_run):
             raise UserError(
                 f"{path} was trained on {_kind(source)} of {source.tokenizer}, and {record.lineage.store} holds "
                 f"{_kind(record)} of {record.tokenizer}: the tokenizer was trained on in between, so train the earlier "

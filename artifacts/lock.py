@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from polytoken.errors import RunError, UserError
+from polytoken.files import real_path
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def hold(path: Path, is_file: bool = False) -> None:
         UserError: another process holds it; the sentence names process and machine.
         RunError: the place cannot be written.
     """
-    place = path.resolve()
+    place = real_path(path)
     file = place.with_name(f".{place.name}.lock") if is_file else place / LOCK
     if file in _held and _is_in_place(file):
         return
@@ -59,7 +60,7 @@ def hold(path: Path, is_file: bool = False) -> None:
 
 def check_in_place(path: Path) -> None:
     """Raise RunError if a directory that this process holds was deleted or replaced since."""
-    file = path.resolve() / LOCK
+    file = real_path(path) / LOCK
     if file in _held and not _is_in_place(file):
         raise RunError(
             f"{path} was deleted or replaced while this run was writing to it, with its checkpoints: restore it, or "

@@ -15,6 +15,7 @@ from pathlib import Path
 from artifacts import yaml_files
 from commands.program import best_device, new_parser, run
 from polytoken.errors import MissingFileError, UserError
+from polytoken.files import real_path
 from polytoken.teachers.class_vectors import ClassVectors, check_prompts
 from polytoken.teachers.text_towers import PUBLISHED, open_text_tower
 
@@ -73,7 +74,7 @@ def work(given: Namespace) -> None:
     classes = read_classes(given.classes) if given.classes else None
     prompts = read_prompts(given.prompts) if given.prompts else None
     output = given.output or default_output(given.text)
-    if output.resolve() == Path(given.text).resolve():
+    if real_path(output) == real_path(given.text):
         raise UserError(f"--output is {output}, the text tower itself: name another file")
     tower = open_text_tower(given.text, best_device())
     vectors = ClassVectors.of(tower, classes or tower.classes, prompts or tower.prompts)

@@ -13,6 +13,7 @@ from commands.cli.composed import changes
 from experiments.check import compose
 from experiments.stages import measured, progress
 from experiments.tasks import Run, Task, nested
+from polytoken.files import real_path
 
 
 def adopt(tasks: list[Task]) -> dict[Path, Path]:
@@ -27,7 +28,7 @@ def adopt(tasks: list[Task]) -> dict[Path, Path]:
         if run.stage.is_program or run.kind.section == "evaluate":
             continue
         if run.directory.is_symlink():
-            if run.state == "done" and _is_same(run, run.directory.resolve()):
+            if run.state == "done" and _is_same(run, real_path(run.directory)):
                 continue
             run.directory.unlink()
         if run.state == "missing":
@@ -66,7 +67,7 @@ def _has_configuration(run: Run, recorded: dict[str, Any]) -> bool:
     asked = compose(run)
     for argument, directory in run.inputs.items():
         here, there = _pop(asked, argument), _pop(recorded, argument)
-        if here is None or there is None or Path(there).resolve() != directory.resolve():
+        if here is None or there is None or real_path(there) != real_path(directory):
             return False
     return not changes(recorded, asked)
 

@@ -15,6 +15,7 @@ from artifacts.repository import CONFIGS, PRESETS, REPOSITORY
 from commands.cli.places import compose, nearest, nearest_file, read_places
 from experiments.stages import KINDS, input_stages
 from polytoken.errors import UserError
+from polytoken.files import real_path
 
 DIRECTORY = REPOSITORY / "experiments"
 Overrides = dict[str, Any]  # by dotted key
@@ -209,7 +210,7 @@ def load(name: str, preset: str | None = None) -> Experiment:
     compose(file)  # raises if it is not YAML
     source = Source(file, yaml_files.read(file))
     written = source.decode()
-    full_name = f"{file.resolve().parent.name}/{file.stem}"
+    full_name = f"{real_path(file).parent.name}/{file.stem}"
     preset = preset or written.presets[0]
     if preset not in written.presets:
         known = ", ".join(written.presets)

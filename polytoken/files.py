@@ -25,8 +25,13 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def is_full(error: BaseException | None) -> bool:
-    """True for an error of the operating system that says that there is no room for a file."""
-    return isinstance(error, OSError) and error.errno in FULL
+    """True for an error of the operating system that says that there is no room for a file, or one raised from it."""
+    return error is not None and ((isinstance(error, OSError) and error.errno in FULL) or is_full(error.__cause__))
+
+
+def real_path(path: str | Path) -> Path:
+    """Absolute path without links; of links in a loop as well, at which `Path.resolve` raises RuntimeError."""
+    return Path(os.path.realpath(path))
 
 
 @contextmanager

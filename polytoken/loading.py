@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from polytoken.building import build
 from polytoken.codec import BlankCodec, FrozenCodec
 from polytoken.errors import MissingFileError, UserError
-from polytoken.files import file_sha256
+from polytoken.files import file_sha256, real_path
 from polytoken.fingerprint import FROZEN, check_frozen, fingerprint
 from polytoken.generators.base import Generator
 from polytoken.generators.record import GeneratorRecord
@@ -90,9 +90,9 @@ def present_run(recorded: str, beside: str | Path) -> Path:
         return path
     parts = path.parts[1:] if path.is_absolute() else path.parts
     for end in (Path(*parts[start:]) for start in range(max(1, len(parts) - 1))):
-        for above in Path(beside).resolve().parents:
+        for above in real_path(beside).parents:
             if checkpoint_path(above / end).exists():
-                return path if (above / end).resolve() == path.resolve() else above / end
+                return path if real_path(above / end) == real_path(path) else above / end
     if checkpoint_path(path).exists():
         return path
     raise MissingFileError(

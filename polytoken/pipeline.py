@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from polytoken.codec import embed_sub_codes
 from polytoken.errors import UserError
+from polytoken.files import real_path
 from polytoken.generators.base import Generator
 from polytoken.generators.next_scale import NextScaleGenerator
 from polytoken.generators.record import GeneratorRecord
@@ -296,7 +297,7 @@ def _warn_of_first_stage(record: GeneratorRecord, path: Path) -> None:
             f"It writes the sub-codes {[*record.sub_codes]} of the {decoded} that its tokenizer decodes; the other "
             "subspaces are set to zero"
         )
-    elif "stage1" in path.resolve().parts:
+    elif "stage1" in real_path(path).parts:
         reason = "Its tokenizer has one codebook, so that its samples can be decoded"
     else:
         return

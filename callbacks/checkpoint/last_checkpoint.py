@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from artifacts.checkpoint_files import BEST, LAST, NEXT, PREVIOUS, RUINED, check_writable, copy, fault, move, seal, sync
 from artifacts.lock import check_in_place
 from polytoken.errors import RunError, UserError
+from polytoken.files import real_path
 from polytoken.guard import NonFiniteError, NonFiniteGuard
 from polytoken.layout import CHECKPOINTS
 from polytoken.ranges import above, at_least
@@ -107,7 +108,7 @@ class LastCheckpoint(Checkpoint):
         self._step = self._step_in_file = trainer.global_step
         self._saved_at = time.monotonic()
         read = trainer.ckpt_path
-        self._read = read is not None and Path(read).resolve() == (self.directory / LAST).resolve()
+        self._read = read is not None and real_path(read) == real_path(self.directory / LAST)
         self._guard = getattr(pl_module, "guard", None)
         self._proven = self._due = False
 

@@ -22,7 +22,7 @@ from callbacks.measure.plots import image_table
 from callbacks.predict.agreement import of_rank_zero
 from polytoken import records
 from polytoken.errors import ExistingFileError, UserError
-from polytoken.files import file_sha256, replacing
+from polytoken.files import file_sha256, real_path, replacing
 from polytoken.images import save_png
 from polytoken.ranges import within
 
@@ -227,4 +227,4 @@ class SampleWriter(pl.Callback):
 
 
 def _same_place(one: Any, other: str) -> bool:
-    return isinstance(one, str) and "\0" not in one and Path(one).resolve() == Path(other).resolve()
+    return isinstance(one, str) and "\0" not in one and real_path(one) == real_path(other)

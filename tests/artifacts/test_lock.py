@@ -74,6 +74,12 @@ def test_a_deleted_directory_is_noticed(tmp_path: Path) -> None:
     lock.check_in_place(tmp_path / "run")
 
 
+def test_links_in_a_loop_are_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(RunError, match="loop/run cannot be written: Too many levels of symbolic links"):
+        lock.hold(tmp_path / "loop/run")
+
+
 def test_a_refusal_leaves_no_empty_directory(tmp_path: Path) -> None:
     lock.hold(tmp_path / "new")
     lock.hold(tmp_path / "old")

@@ -64,6 +64,7 @@ def full(*_: object, **__: object) -> None:
     ("writer", "says"),
     [
         ("tensorboard.summary.writer.record_writer.RecordWriter.write", "a file of the run cannot be written: "),
+        ("torch.utils.tensorboard.SummaryWriter.add_scalar", "a file of the run cannot be written: "),  # wrapped twice
         ("polytoken.files.sync", "config.yaml cannot be written: "),  # the first file that is renamed into place
     ],
 )
