@@ -108,10 +108,16 @@ GENERATORS = $(call CHOICES,lightning_modules.GeneratorModule)
 PRESETS = $(patsubst configs/presets/%/,%,$(wildcard configs/presets/*/))
 $(foreach name,TOKENIZER GENERATOR,$(if $(filter command environment,$(origin $(name))),$(if $(wildcard configs/$($(name)).yaml),,\
 	$(error $(name) is $($(name)), and there is no configs/$($(name)).yaml: take one of $($(name)S)))))
-$(if $(or $(filter-out 1,$(words $(PRESET))),$(findstring /,$(PRESET)),$(filter . ..,$(PRESET))),$(error PRESET is '$(PRESET)': take one of $(PRESETS)))
 $(foreach name,NAME HUB,$(if $(call given,$(name)),$(if $(filter preset,$(MAKECMDGOALS)),,$(error $(name) is read by make preset only: write the preset first))))
-$(if $(filter file,$(origin PRESET))$(filter clean status,$(MAKECMDGOALS))$(wildcard configs/presets/$(PRESET)/.),,\
-	$(error PRESET is $(PRESET), and there is no configs/presets/$(PRESET): take one of $(PRESETS)))
+# clean and status also take the runs of a preset that is gone; '', a pattern, a path and several words name no preset
+NAMED := $(sort $(PRESETS) $(if $(filter clean status,$(MAKECMDGOALS)),$(notdir $(wildcard runs/*))))
+$(if $(or $(filter file,$(origin PRESET)),$(and $(filter 1,$(words $(PRESET))),$(filter $(PRESET),$(NAMED)))),,\
+	$(error PRESET is '$(PRESET)': take one of $(NAMED)))
+$(foreach name,NAME HUB,$(if $(call given,$(name)),$(if $(filter preset,$(MAKECMDGOALS)),,$(error $(name) is read by make preset only: write the preset first))))
+# clean and status know the runs of a preset that is gone as well; a pattern, a path or several words name none
+PRESETS_HERE := $(sort $(PRESETS) $(if $(filter clean status,$(MAKECMDGOALS)),$(notdir $(wildcard runs/*))))
+$(if $(or $(filter file,$(origin PRESET)),$(and $(filter 1,$(words $(PRESET))),$(filter $(subst %,\%,$(PRESET)),$(PRESETS_HERE)))),,\
+	$(error PRESET is '$(PRESET)', and there is no configs/presets/$(PRESET): take one of $(PRESETS_HERE)))
 $(if $(filter here slurm,$(LAUNCH)),,$(error LAUNCH is $(LAUNCH): take here or slurm))
 $(foreach name,STEPS DEVICES NODES,$(if $(shell echo '$(call given,$(name))' | grep -vE '^[0-9]*$$'),$(error $(name) is $($(name)): expected a number)))
 $(if $(or $(findstring /,$(VARIANT)),$(word 2,$(VARIANT))),$(error RUN is $(VARIANT): give a variant a plain name, without / and spaces))

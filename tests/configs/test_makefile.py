@@ -74,13 +74,17 @@ def test_a_new_recipe_and_its_overlay_need_no_change_of_the_makefile(tmp_path: P
     [
         (("tokenizer", "TOKENIZER=imagefoldr"), "TOKENIZER is imagefoldr, and there is no configs/imagefoldr.yaml"),
         (("sample", "GENERATOR=next_scal"), "GENERATOR is next_scal, and there is no configs/next_scal.yaml"),
-        (("demo", "PRESET=photo"), "PRESET is photo, and there is no configs/presets/photo: take one of "),
+        (("demo", "PRESET=photo"), "PRESET is 'photo': take one of digits "),
         (("demo", "LAUNCH=slrm"), "LAUNCH is slrm: take here or slurm"),
         (("demo", "STEPS=many"), "STEPS is many: expected a number"),
         (("tokenizer", "RUN=a/b"), "RUN is a/b: give a variant a plain name"),
         (("evaluate", "RUN=nowhere"), "RUN is nowhere, and no stage of runs/digits has this name yet"),
         (("demo", "TOKENIZER=ae"), "GENERATOR stage2 learns codes, and TOKENIZER ae has none: take GENERATOR=dit"),
         (("stage1", "TOKENIZER=vae"), "GENERATOR stage1 learns codes, and TOKENIZER vae has none"),
+        (("clean", "YES=1", "PRESET="), "PRESET is '': take one of digits "),
+        (("clean", "YES=1", "PRESET=*"), "PRESET is '*': take one of digits "),
+        (("clean", "YES=1", "PRESET=../configs"), "PRESET is '../configs': take one of digits "),
+        (("clean", "YES=1", "PRESET=digits photos"), "PRESET is 'digits photos': take one of digits "),
         (("condition",), "GENERATOR is stage2, and references condition a next-scale one: make condition GENERATOR="),
     ],
 )
@@ -113,6 +117,24 @@ def test_a_slip_in_the_name_of_a_variable_is_refused() -> None:
     with pytest.raises(subprocess.CalledProcessError) as stop:
         make("-n", "sample", "TOKENIZR=vq")
     assert "TOKENIZR is no variable of this Makefile: take one of ARGS CAPTIONS" in stop.value.stderr
+
+
+def test_variables_with_common_names_count_on_the_command_line_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOST", "PORT", "YES", "NAME", "STEPS"):
+        monkeypatch.setenv(name, "7")
+    assert make("-n", "tensorboard").split("--port ")[1] == "6006 --host localhost\n"
+    assert "test -n \"\" ||" in make("-n", "clean")
+    assert "--port 7 --host 7" in make("-n", "tensorboard", "HOST=7", "PORT=7")
+    assert "test -n \"1\" ||" in make("-n", "clean", "YES=1")
+
+
+@pytest.mark.parametrize("target", ["demo", "curriculum"])
+def test_the_generator_follows_from_the_recipe_of_the_tokenizer(target: str, here: Path) -> None:
+    assert places(make("-n", target, "TOKENIZER=ideal", cwd=here))[-2:] == [
+        *("samples/ideal_llamagen_ideal", "samples/ideal_llamagen_ideal")
+    ]
+    submitted = make("-n", target, "TOKENIZER=ideal", "LAUNCH=slurm", cwd=here)
+    assert "digits-generator" in submitted and "digits-stage" not in submitted
 
 
 def test_captioning_is_submitted_with_its_feature_and_captions() -> None:
