@@ -10,10 +10,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
 from datamodules.sources.base import UNLABELLED, ImageRecords, ImageSource, Split, sha256
-from datamodules.sources.held_out import check_share, part
+from datamodules.sources.held_out import part
 from datamodules.sources.listing import check_classes, class_folders, is_flat, list_images, warn_of_others
 from polytoken.errors import MissingFileError, UserError
 from polytoken.images import open_image
+from polytoken.ranges import below_one
 
 SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "validation": ("val", "validation")}
 
@@ -36,7 +37,7 @@ class FolderSource(ImageSource):
     """
 
     def __init__(self, root: str, held_out: float = 0.0, labelled: bool = True) -> None:
-        check_share(held_out)
+        below_one(self, held_out=held_out)
         self.root, self.held_out, self.labelled = Path(root), held_out, labelled
         self._class_to_idx: dict[str, int] | None = None
 

@@ -11,12 +11,6 @@ from polytoken.errors import UserError
 SEED = 20_240_611  # a constant of the data, not of the run: every seed trains on the same images
 
 
-def check_share(held_out: float) -> None:
-    """Raise UserError unless a share lies in [0, 1)."""
-    if not 0 <= held_out < 1:
-        raise UserError(f"held_out={held_out}: expected a share of the training images, from 0 to below 1.")
-
-
 def part(records: ImageRecords, held_out: float, split: Split, place: str) -> SelectedRecords:
     """Return the images of a training split that stay in it, or those held out for validation.
 

@@ -13,9 +13,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
 from datamodules.sources.base import UNLABELLED, ImageRecords, ImageSource, Split, sha256
-from datamodules.sources.held_out import check_share, part
+from datamodules.sources.held_out import part
 from polytoken.errors import MissingFileError, UserError
 from polytoken.images import open_image
+from polytoken.ranges import below_one
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -56,7 +57,7 @@ class HubSource(ImageSource):
         revision: str | None = None,
         held_out: float = 0.0,
     ) -> None:
-        check_share(held_out)
+        below_one(self, held_out=held_out)
         self.held_out = held_out
         self.path, self.name, self.revision = path, name, revision
         self.image_column, self.label_column = image_column, label_column

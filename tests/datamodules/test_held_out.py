@@ -33,7 +33,7 @@ def test_more_images_or_a_larger_share_move_no_held_out_image() -> None:
 
 @pytest.mark.parametrize("held_out", [1.0, -0.1, float("nan")])
 def test_a_share_out_of_range_is_refused(held_out: float) -> None:
-    with pytest.raises(UserError, match=r"held_out=.*: expected a share"):
+    with pytest.raises(UserError, match=r"FolderSource: held_out is .*; it must be from 0 to below 1"):
         FolderSource("anywhere", held_out)
 
 
