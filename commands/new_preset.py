@@ -101,11 +101,19 @@ def work(given: Namespace) -> None:
     labelled = not given.unlabelled
     found = survey(folder(given.data, labelled) if given.hub is None else hub(given.hub, labelled))
     choice = choose(found, given.size, given.resolution, given.steps, not given.no_flip)
-    images = f"DATA={shlex.quote(given.data)}" if given.hub is None else f"HUB={shlex.quote(given.hub)}"
-    command = f"make preset NAME={given.name} {images}".replace("\n", " ")
-    place = write(given.name, files(given.name, found, choice, command))
+    place = write(given.name, files(given.name, found, choice, command(given)))
     print(report(given.name, found, choice))
     print(f"the preset is {_shown(place)}; next: {' && '.join(following(given.name, choice))}")
+
+
+def command(given: Namespace) -> str:
+    """The line of make that writes the preset again."""
+    images = f"DATA={shlex.quote(given.data)}" if given.hub is None else f"HUB={shlex.quote(given.hub)}"
+    switches = [f"--{name.replace('_', '-')}" for name in ("unlabelled", "no_flip") if getattr(given, name)]
+    valued = ((name, getattr(given, name)) for name in ("resolution", "size", "steps"))
+    options = " ".join([*switches, *(f"--{name} {value}" for name, value in valued if value is not None)])
+    arguments = f" ARGS={shlex.quote(options)}" if options else ""
+    return f"make preset NAME={given.name} {images}{arguments}".replace("\n", " ")
 
 
 def report(name: str, found: Survey, choice: Choice) -> str:
