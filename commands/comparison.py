@@ -12,7 +12,7 @@ from torch import Tensor
 
 from artifacts.reference import target_of_file
 from artifacts.repository import ADM_REFERENCE
-from commands.preset import Preset
+from commands.preset import OWN_NETWORKS, Preset
 from commands.program import best_device
 from polytoken.errors import UserError
 from polytoken.files import file_sha256
@@ -51,13 +51,30 @@ def extractor_of(given: Namespace, preset: Preset | None) -> Extractor:
 
     Raises:
         MissingFileError: if weights are missing.
-        UserError: if the name is unknown, the preset has no judge, or the file holds something else.
+        UserError: if the name is unknown, the preset trains no such network, or the file holds something else.
     """
-    own = preset.own_network if preset is not None else None
-    name, weights = given.extractor or own or "inception", given.weights
-    if weights is None and preset is not None and name in ("judge", own):
-        weights = preset.network_file(given.runs)
+    name, weights = extractor_name(given, preset), given.weights
+    if weights is None and preset is not None and name in preset.networks:
+        weights = preset.network_file(name, given.runs)
     return load_extractor(name, weights, best_device())
+
+
+def extractor_name(given: Namespace, preset: Preset | None) -> str:
+    """The network that the options name; by default the preset's own, or Inception without one.
+
+    Raises:
+        UserError: if the preset trains no network of this name, and no file of another one is given.
+    """
+    if preset is None:
+        return given.extractor or "inception"
+    default = preset.own_network or "inception"
+    name = given.extractor or default
+    if name in OWN_NETWORKS and name not in preset.networks and given.weights is None:
+        raise UserError(
+            f"the preset {preset.name} trains no {name}: leave --extractor out, which compares by {default}, or name "
+            "the file of another one by --weights"
+        )
+    return name
 
 
 def default_reference(runs: Path, preset: str, extractor: str, use: Use) -> Path:
@@ -107,7 +124,7 @@ class Comparison:
             UserError: as :func:`extractor_of`, or if a network needs a reference and none is named.
         """
         preset = Preset.load(given.preset)
-        name = given.extractor or preset.own_network or "inception"
+        name = extractor_name(given, preset)
         reference = given.reference
         if reference is None and name != preset.own_network:
             reference = default_reference(given.runs, preset.name, name, use)
@@ -186,7 +203,10 @@ class Comparison:
         names = {index: label for label, index in data.class_to_idx.items()}
         for index, label in enumerate(class_names or ()):
             if names.get(index) != label:
-                raise UserError(f"class {index} is {label} in {what} and {names.get(index)} in {name}")
+                raise UserError(
+                    f"class {index} is {label} in {what} and {names.get(index)} in {name}: name the preset that they "
+                    "were made for"
+                )
 
     @property
     def _validation(self) -> str:

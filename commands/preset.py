@@ -21,6 +21,7 @@ from polytoken.files import is_file_name
 
 BATCH = 128
 SOURCES = ("datamodules",)  # packages of data modules and sources
+OWN_NETWORKS = {"judge": "judge", "stand_in": "teacher_mid"}  # extractors that a preset may train: their recipes
 
 
 def image_data(config: Path, root: str | None = None, trust: Sequence[str] = ()) -> ImageDataModule:
@@ -35,7 +36,7 @@ def image_data(config: Path, root: str | None = None, trust: Sequence[str] = ())
         UserError: if the file does not exist, names classes of other packages, or its data are not images.
     """
     if not config.is_file():
-        raise UserError(f"there is no {config}, which names the images")
+        raise UserError(f"there is no {config}, which names the images: restore it, or name a run of cli.py")
     section = _section(config, "data")
     if "class_path" not in section:
         raise UserError(f"{config} names no images in its section data: write it again, or name another run")
@@ -69,7 +70,7 @@ def preset_of(run: Path) -> str:
         raise UserError(f"there is no {config}, which names the preset: name a run of cli.py")
     name = _section(config, "run").get("preset")
     if name is None:
-        raise UserError(f"{config} names no run.preset")
+        raise UserError(f"{config} names no run.preset: restore it, or name a run of cli.py")
     return str(name)
 
 
@@ -111,23 +112,21 @@ class Preset:
         return cls(name, image_data(config, root))
 
     @property
+    def networks(self) -> list[str]:
+        """Networks that the preset trains and that compare images, by their names as extractors."""
+        return [name for name, recipe in OWN_NETWORKS.items() if (PRESETS / self.name / f"{recipe}.yaml").exists()]
+
+    @property
     def own_network(self) -> str | None:
-        """Network that the preset trains to compare images, by its name as an extractor; None if it trains none.
+        """The network that compares images by default: the judge, or without labels the stand-in for DINOv2.
 
-        The judge, or without labels the stand-in for DINOv2.
+        None if the preset trains neither.
         """
-        networks = {"judge.yaml": "judge", "teacher_mid.yaml": "stand_in"}
-        return next((networks[file] for file in networks if (PRESETS / self.name / file).exists()), None)
+        return next(iter(self.networks), None)
 
-    def network_file(self, runs: Path) -> Path:
-        """File of that network, which ``make teacher`` trains.
-
-        Raises:
-            UserError: if the preset has none.
-        """
-        if self.own_network is None:
-            raise UserError(f"the preset {self.name} has no judge: measure it by inception")
-        return runs / self.name / "teacher" / f"{'judge' if self.own_network == 'judge' else 'mid'}.safetensors"
+    def network_file(self, name: str, runs: Path) -> Path:
+        """File of one of its networks, which ``make teacher`` trains."""
+        return runs / self.name / "teacher" / f"{OWN_NETWORKS[name].removeprefix('teacher_')}.safetensors"
 
     def images(self, split: Split, at_most: int | None = None) -> Iterator[tuple[Any, Any]]:
         """Images (B, 3, H, W) in [-1, 1] and labels (B,) of a split, evenly spread if fewer are wanted."""

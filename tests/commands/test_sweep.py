@@ -53,7 +53,7 @@ def test_each_scale_has_the_metrics_of_its_images(run: Path, capsys: pytest.Capt
     entries = swept(run, 3, 1)
     assert [entry["guidance"] for entry in entries] == [1, 3]
     generator, preset = GenerationPipeline.from_run(run), Preset.load("digits")
-    judge = load_extractor("judge", preset.network_file(Path("runs")), torch.device("cpu"))
+    judge = load_extractor("judge", preset.network_file("judge", Path("runs")), torch.device("cpu"))
     real = ImageSet.for_use(judge, 355, keep_rows=True)
     for images, labels in preset.images("validation"):
         real.add(to_uint8(images), labels)
