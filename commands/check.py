@@ -9,9 +9,9 @@ from __future__ import annotations
 import shutil
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from polytoken.images import UNREADABLE
 from polytoken.metrics import inception
 from polytoken.teachers import Teacher
 
+STAGES = ("tokenizer", "tokens", "generator", "samples")
 GOOD, MISSING, LATER = "there", "MISSING", "made first"
 
 
@@ -134,7 +135,8 @@ def disk(runs: Path, needed: list[Estimate]) -> Finding:
     """Free space against what the stages write; checkpoints are not counted."""
     place = next(path for path in (runs.absolute(), *runs.absolute().parents) if path.exists())
     free, size = shutil.disk_usage(place).free, sum(estimate.size or 0 for estimate in needed)
-    what = f"{size / 1e9:,.1f} GB in {runs}, and checkpoints"
+    unknown = " and ".join(estimate.stage for estimate in needed if estimate.size is None)
+    what = f"{size / 1e9:,.1f} GB in {runs}, and checkpoints" + (f"; {unknown}: unknown" if unknown else "")
     if free > size:
         return Finding(what, f"{free / 1e9:,.0f} GB free")
     return Finding(what, f"{MISSING}: {free / 1e9:,.0f} GB free", "make room, or link runs/ to a larger disk")
@@ -142,6 +144,11 @@ def disk(runs: Path, needed: list[Estimate]) -> Finding:
 
 def work(given: Namespace) -> int:
     """Print what was found, and the estimates; 1 if something is missing."""
+    if len(given.stages) != len(STAGES):
+        raise UserError(
+            f"expected the arguments of cli.py for {', '.join(STAGES)}, each after --, and got {len(given.stages)} of "
+            "them: make check PRESET=name gives all"
+        )
     tokenizer, tokens, generator, sample = map(compose, given.stages)
     preset = Preset.load(given.preset)
     found, images = data(tokenizer["data"])
@@ -165,13 +172,13 @@ def work(given: Namespace) -> int:
 def main(arguments: list[str] | None = None) -> None:
     """Run the program."""
     given = sys.argv[1:] if arguments is None else arguments
-    split: Callable[[str], bool] = "--".__eq__
-    own, *stages = [list(words) for is_end, words in groupby(given, split) if not is_end]
+    ends = [index for index, word in enumerate(given) if word == "--"]
+    own, *stages = (given[start:end] for start, end in pairwise([0, *ends, len(given)]))
     parser = new_parser("commands.check", __doc__)
     parser.add_argument("--preset", default="digits", help="preset of the curriculum")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="root of all runs")
     parser.add_argument("--in-job", action="store_true", help="the stages run as jobs, on machines with GPUs")
-    parser.set_defaults(stages=stages)
+    parser.set_defaults(stages=[words[1:] for words in stages])
     run(parser, work, own)
 
 

@@ -25,7 +25,7 @@ class Estimate:
         stage: its name.
         work: what it does, in words.
         seconds: on one device of MACHINE; None if no speed of such a stage was measured.
-        size: bytes that it writes besides checkpoints; None if that is not known.
+        size: bytes that it writes besides checkpoints; None if they are not known.
     """
 
     stage: str
@@ -36,7 +36,8 @@ class Estimate:
     def row(self, devices: int) -> tuple[str, str, str, str]:
         """Cells of a table, for a number of devices that share the work evenly."""
         time = UNKNOWN if self.seconds is None else f"{duration(self.seconds / devices)} at least"
-        return self.stage, self.work, time, UNKNOWN if self.size is None else f"{self.size / 1e9:,.1f} GB"
+        disk = "unknown" if self.size is None else f"{self.size / 1e9:,.1f} GB" if self.size else "checkpoints"
+        return self.stage, self.work, time, disk
 
 
 def estimates(
@@ -58,7 +59,7 @@ def estimates(
     measured = coder.get("class_path") == CONVOLUTIONAL and (size, factor) == (256, 16)
     steps, batch = _steps(tokenizer)
     seen = steps * batch
-    yield Estimate("tokenizer", f"{seen:,} images", seen / TOKENIZER_STEP if measured else None, None)
+    yield Estimate("tokenizer", f"{seen:,} images", seen / TOKENIZER_STEP if measured else None, 0)
 
     views = (tokens["data"]["init_args"].get("views") or {}).get("init_args", tokens["data"]["init_args"].get("views"))
     crops = {"ten_crop": 10, "centre": 1}.get(str((views or {}).get("crops", "centre")), 1)
@@ -68,7 +69,7 @@ def estimates(
     yield Estimate("tokens", f"{stored:,} crops", stored / TOKENIZER_FORWARD if measured else None, written)
 
     steps, batch = _steps(generator)
-    yield Estimate("generator", f"{steps:,} steps of {batch} images", None, None)
+    yield Estimate("generator", f"{steps:,} steps of {batch} images", None, 0)
 
     drawn = sample["data"]["init_args"].get("num_images") or 0
     far = "AutoregressiveHead" in str(generator["model"]) and measured

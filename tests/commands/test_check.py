@@ -65,6 +65,21 @@ def test_nothing_is_missing_of_an_embedded_preset(capsys: pytest.CaptureFixture[
     assert said.endswith("nothing is missing\n") and "made first" in said and "not measured" in said
 
 
+def test_without_stages_it_names_the_target_of_make(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, count in (([], 0), (["--", "fit", "--", "predict"], 2)):
+        with pytest.raises(SystemExit) as stop:
+            check.main(words)
+        assert stop.value.code == 2
+        assert f"and got {count} of them: make check PRESET=name gives all" in capsys.readouterr().err
+
+
+def test_an_unknown_size_is_not_counted_as_none(tmp_path: Path) -> None:
+    known, unknown = estimates.Estimate("samples", "", None, 2e9), estimates.Estimate("tokens", "", None, None)
+    assert check.disk(tmp_path, [known]).what == f"2.0 GB in {tmp_path}, and checkpoints"
+    assert check.disk(tmp_path, [known, unknown]).what == f"2.0 GB in {tmp_path}, and checkpoints; tokens: unknown"
+    assert [estimate.row(1)[-1] for estimate in (known, unknown)] == ["2.0 GB", "unknown"]
+
+
 def test_the_speeds_are_those_of_the_results() -> None:
     text = (REPOSITORY / "docs/results.md").read_text().partition("## On a GPU")[2]
     for speed in (estimates.TOKENIZER_STEP, estimates.TOKENIZER_FORWARD, estimates.SAMPLING):
