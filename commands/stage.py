@@ -144,6 +144,11 @@ def _is_more(old: Any, new: Any) -> bool:
 
 
 def _text(value: Any) -> str:
+    """A value in a few words; a class with its settings by its name."""
+    if isinstance(value, dict) and isinstance(path := value.get("class_path"), str):
+        return path.rpartition(".")[2]
+    if isinstance(value, list):
+        value = f"[{', '.join(map(_text, value))}]"
     text = "none" if value is None else str(value)
     return text if len(text) <= 60 else f"{text[:59]}…"
 
