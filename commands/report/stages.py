@@ -34,9 +34,9 @@ def sections(directory: Path, preset: str) -> Iterator[Section]:
     others = [_section(directory, name, f"Generator {name}", "") for name in names]
     others = [section for section in others if section.entries]
     own = [_section(directory, key, *words) for key, words in STAGES.items()]
-    two_stages = not others or any(section.entries for section in own if section.key != "tokenizer")
+    needed = _needed(own, bool(others))
     for section in own:
-        if section.entries or section.key == "tokenizer" or two_stages:
+        if section.entries or section.key in needed:
             section.missing = [] if section.entries else [f"make {section.key} PRESET={preset}"]
             yield section
     yield from others
@@ -44,6 +44,16 @@ def sections(directory: Path, preset: str) -> Iterator[Section]:
     teachers.missing = [] if teachers.entries else [f"make teacher PRESET={preset}"]
     teachers.folded = True
     yield teachers
+
+
+def _needed(own: list[Section], others: bool) -> set[str]:
+    """Stages that the curriculum of these runs has: none but the tokenizer, if its generator has no stages.
+
+    A trained stage 2 no longer needs stage 1. The default generator of a representation autoencoder has no stages.
+    """
+    tokenizers, stage1, stage2 = (section.entries for section in own)
+    features = tokenizers and all(("model", "RepresentationTokenizer") in entry.facts for entry in tokenizers)
+    return {"tokenizer"} if stage2 or ((others or features) and not stage1) else {*STAGES}
 
 
 def _section(directory: Path, key: str, title: str, text: str) -> Section:

@@ -139,6 +139,29 @@ def test_other_generators_have_their_own_section(runs: Path) -> None:
     assert "Generator llamagen" in text and "24.78" in text and "Generator tokens" not in text
 
 
+def test_only_stages_of_the_curriculum_are_missing(runs: Path) -> None:
+    """A tokenizer alone lacks both stages; one with another generator, or with a trained stage 2, lacks none."""
+
+    def missing() -> list[str]:
+        return re.findall(r"make (tokenizer|stage1|stage2) ", page(runs).text)
+
+    tokenizer, generators = runs / "digits/tokenizer/fq_dual", ("stage1", "stage2", "llamagen_ideal")
+    stage1, stage2, llamagen = (runs / "digits" / name / "one" for name in generators)
+    assert missing() == ["stage1", "stage2"]
+    for place, expected in ((stage1, ["stage2"]), (stage2, []), (llamagen, [])):
+        place.mkdir(parents=True)
+        (place / "config.yaml").write_text("seed_everything: 7\n")
+        assert missing() == expected, place
+    shutil.rmtree(stage1.parent)
+    assert missing() == []
+    shutil.rmtree(stage2.parent)
+    assert missing() == []
+    shutil.rmtree(llamagen.parent)
+    kind = "model: {init_args: {tokenizer: {class_path: polytoken.tokenizers.RepresentationTokenizer}}}\n"
+    (tokenizer / "config.yaml").write_text(kind)
+    assert missing() == [], "the generator of ideal has no stages"
+
+
 def test_sweep_probes_and_zero_shot_are_in_their_runs(runs: Path) -> None:
     assert "Probes:" not in page(runs).text and "Guidance:" not in page(runs).text
     probes = [
