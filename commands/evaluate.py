@@ -4,7 +4,7 @@ A preset's own network, its judge or without labels its stand-in for DINOv2, tak
 compares with a published one. The table then also shows real validation images (the best to be expected), as many real
 training images (the distance of two real sets; the judge was trained on these and is surer of them) and the tokenizer's
 reconstructions (the best that its codes allow). With `--reference FILE.npz` (ADM's, or one of `make reference`) samples
-of any origin are compared with that file alone, by Inception if the preset has no judge.
+of any origin are compared with that file alone, by Inception if the preset trains no network.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from artifacts.metrics import comparison_section, merge_section
 from artifacts.run_files import METRICS, Evaluation, Samples
 from artifacts.samples import SamplesFile
 from commands.comparison import Comparison, add_arguments
-from commands.metric_names import kind_of
+from commands.metric_names import OF_IMAGE_SETS, kind_of
 from commands.preset import BATCH
 from commands.program import new_parser, print_table, run
 from commands.progress import track
@@ -40,16 +40,11 @@ TITLES = {
     "validation": "real, validation",
     "train": "real, training",
 }
-COLUMNS = {
-    "recognised": ("recog-\nnised", "{:.1%}"),
-    "is": ("score", "{:.2f}"),
-    "fd": ("Fréchet\ndistance", "{:.3f}"),
-    "fid": ("FID", "{:.2f}"),
-    "sfid": ("sFID", "{:.2f}"),
-    "precision": ("preci-\nsion", "{:.3f}"),
-    "recall": ("recall", "{:.3f}"),
-    "kid": ("KID", "{:.5f}"),
-    "kd": ("kernel\ndistance", "{:.5f}"),
+NARROW = {  # titles of columns that would not fit on 80 characters
+    "recognised": "recog-\nnised",
+    "fd": "Fréchet\ndistance",
+    "precision": "preci-\nsion",
+    "kd": "kernel\ndistance",
 }
 
 
@@ -181,7 +176,7 @@ def show(result: dict[str, Any]) -> None:
     """Print the metrics of all sets."""
     rows = {key: result["metrics"][key] for key in TITLES if result["metrics"].get(key)}  # itself has no distance
     found = {kind_of(name) for metrics in rows.values() for name in metrics}
-    kinds = [kind for kind in COLUMNS if kind in found]
+    kinds = [kind for kind in OF_IMAGE_SETS if kind in found]
     body = []
     for key, metrics in rows.items():
         cells = {kind_of(name): metric for name, metric in metrics.items()}
@@ -189,10 +184,12 @@ def show(result: dict[str, Any]) -> None:
         for kind in kinds:
             value = cells[kind]["value"] if kind in cells else None
             itself = key == "validation" and kind in ("fd", "fid")
-            texts.append("itself" if itself else "–" if value is None else COLUMNS[kind][1].format(value))
+            texts.append("itself" if itself else OF_IMAGE_SETS[kind].text(value))
         body.append(texts)
     title = f"features: {result['extractor']['name']}; reference: {result['reference']['reference']}"
-    print_table(title, ["images", "n", *(COLUMNS[kind][0] for kind in kinds)], body, result["notes"])
+    print_table(
+        title, ["images", "n", *(NARROW.get(kind, OF_IMAGE_SETS[kind].title) for kind in kinds)], body, result["notes"]
+    )
 
 
 def work(given: Namespace) -> None:

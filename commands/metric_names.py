@@ -96,6 +96,22 @@ NAMES = (
 )
 
 
+OF_IMAGE_SETS = {  # by kind
+    name.pattern: name
+    for name in (
+        Name("fid", "FID", QUALITY, DOWN, "{:.2f}"),
+        Name("fd", "Fréchet distance", QUALITY, DOWN),
+        Name("sfid", "sFID", QUALITY, DOWN, "{:.2f}"),
+        Name("is", "score", QUALITY, UP, "{:.2f}"),
+        Name("recognised", "recognised as their label", QUALITY, UP, "{:.1%}"),
+        Name("precision", "precision", QUALITY, UP, "{:.3f}"),
+        Name("recall", "recall", QUALITY, UP, "{:.3f}"),
+        Name("kid", "KID", QUALITY, DOWN),
+        Name("kd", "kernel distance", QUALITY, DOWN),
+    )
+}
+
+
 def name_of(metric: str) -> Name:
     """The name of a logged metric: `val/psnr`; one without a name keeps its own, as a detail.
 
@@ -115,6 +131,11 @@ def order(metric: str) -> tuple[int, str]:
     rest = metric.partition("/")[2]
     place = next((place for place, name in enumerate(NAMES) if re.fullmatch(name.pattern, rest)), len(NAMES))
     return (len(NAMES) if metric.startswith("train/") else place, metric)
+
+
+def name_of_images(metric: str) -> Name:
+    """The name of a metric of a set of images, by its kind: that of `gfd/judge` and `rfd/judge`."""
+    return OF_IMAGE_SETS.get(kind_of(metric), Name(re.escape(metric), metric, QUALITY))
 
 
 def kind_of(metric: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from artifacts.results import Table
 from artifacts.run_files import Evaluation, ImageMetric
-from commands.metric_names import kind_of
+from commands.metric_names import OF_IMAGE_SETS, kind_of, name_of_images
 
 SETS = {
     "samples": "samples",
@@ -14,31 +14,12 @@ SETS = {
     "validation": "real validation images",
     "train": "real training images",
 }
-KINDS = {  # title with arrow, and format
-    "fid": ("FID ↓", "{:.2f}"),
-    "fd": ("Fréchet distance ↓", "{:.4g}"),
-    "sfid": ("sFID ↓", "{:.2f}"),
-    "is": ("score ↑", "{:.2f}"),
-    "recognised": ("recognised as their label ↑", "{:.1%}"),
-    "precision": ("precision ↑", "{:.3f}"),
-    "recall": ("recall ↑", "{:.3f}"),
-    "kid": ("KID ↓", "{:.4g}"),
-    "kd": ("kernel distance ↓", "{:.4g}"),
-}
-
-
-def head_of(name: str) -> str:
-    """Head of the column of a metric."""
-    return KINDS.get(kind_of(name), (name, ""))[0]
 
 
 def text_of(name: str, metric: ImageMetric) -> str:
     """Value of a metric, with its deviation; a dash if it is not finite."""
-    if metric["value"] is None:
-        return "–"
-    text = KINDS.get(kind_of(name), (name, "{:.4g}"))[1].format(metric["value"])
-    deviation = metric.get("deviation")
-    return text if deviation is None else f"{text} ± {deviation:.2g}"
+    text, deviation = name_of_images(name).text(metric["value"]), metric.get("deviation")
+    return text if deviation is None or metric["value"] is None else f"{text} ± {deviation:.2g}"
 
 
 def table_of(evaluated: Evaluation, caption: str) -> Table | None:
@@ -47,13 +28,13 @@ def table_of(evaluated: Evaluation, caption: str) -> Table | None:
     kinds = {kind_of(name): name for metrics in sets.values() for name in metrics}
     if not kinds:
         return None
-    kinds = {kind: name for kind in (*KINDS, *kinds) if (name := kinds.get(kind)) is not None}
+    kinds = {kind: name for kind in (*OF_IMAGE_SETS, *kinds) if (name := kinds.get(kind)) is not None}
     rows = []
     for title, metrics in sets.items():
         found = {kind_of(name): (name, metric) for name, metric in metrics.items()}
         numbers = [_cell(*found[kind]) if kind in found else "–" for kind in kinds]
         rows.append([title, f"{next(iter(metrics.values()))['n']:,}", *numbers])
-    return Table(["images", "number", *map(head_of, kinds.values())], rows, caption)
+    return Table(["images", "number", *(name_of_images(name).head for name in kinds.values())], rows, caption)
 
 
 def _ordered(sets: Mapping[str, dict[str, ImageMetric]]) -> Iterator[tuple[str, dict[str, ImageMetric]]]:

@@ -21,8 +21,9 @@ from artifacts.run_files import (
     Sweep,
     ZeroShotResult,
 )
+from commands.metric_names import name_of_images
 from commands.report.content import number
-from commands.report.image_sets import head_of, text_of
+from commands.report.image_sets import text_of
 from polytoken import records
 
 CAPTIONS_SHOWN = 5
@@ -105,7 +106,7 @@ def _sweep(sweep: Sweep) -> Iterator[Table]:
         scales = sorted((one for one in scales if one["settings"] == settings), key=lambda one: one["guidance"])
         names = list(dict.fromkeys(name for one in scales for name in one["metrics"]))
         rows = [[f"{one['guidance']:g}", *(_cell(one["metrics"], name) for name in names)] for one in scales]
-        heads = [head_of(name) for name in names]
+        heads = [name_of_images(name).head for name in names]
         yield Table(["guidance", *heads], rows, f"Guidance: {settings.get('num_images', '?')} samples a scale")
 
 
@@ -170,4 +171,5 @@ def _curve(found: Curve) -> Table:
         for run in found["runs"]
         for point in run["points"]
     ]
-    return Table(["curve", "step", "training FLOPs", *map(head_of, names)], rows, "Distance over training FLOPs")
+    heads = (name_of_images(name).head for name in names)
+    return Table(["curve", "step", "training FLOPs", *heads], rows, "Distance over training FLOPs")
