@@ -11,6 +11,7 @@ import yaml
 from artifacts import yaml_files
 from polytoken.errors import MissingFileError, UserError
 
+CONFIG = ("config", "c")
 Place = tuple[tuple[str, ...], str, str]  # keys, value of a scalar, file and line
 
 
@@ -27,10 +28,7 @@ def nearest_file(path: Path) -> Path | None:
 
 def config_files(arguments: list[str]) -> Iterator[str]:
     """The values of `--config`."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, separator, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and name in ("config", "c") and (separator or following):
-            yield value if separator else following
+    return (value for name, value in _options(arguments) if name in CONFIG and value is not None)
 
 
 def check_files(arguments: list[str]) -> None:
@@ -47,14 +45,12 @@ def read_places(arguments: list[str]) -> Iterator[Place]:
     Raises:
         UserError: a config file is missing or is not YAML.
     """
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, separator, value = argument.lstrip("-").partition("=")
-        value = value if separator else following
-        if argument.startswith("-") and name in ("config", "c") and value:
+    for name, value in _options(arguments):
+        if name in CONFIG and value is not None:
             yield from _nodes(compose(Path(value)), (), value)
-        elif argument.startswith("-"):
+        else:
             keys = tuple(name.rstrip("+").split("."))
-            yield from ((keys[:end], value, "on the command line") for end in range(1, len(keys) + 1))
+            yield from ((keys[:end], value or "", "on the command line") for end in range(1, len(keys) + 1))
 
 
 def find(places: list[Place], keys: tuple[str, ...], value: str = "") -> Place | None:
@@ -73,6 +69,14 @@ def compose(file: Path) -> yaml.Node | None:
         meant = nearest_file(file)
         raise MissingFileError(f"there is no config file '{file}'" + (f"\n  did you mean {meant}?" if meant else ""))
     return yaml_files.compose(file)
+
+
+def _options(arguments: list[str]) -> Iterator[tuple[str, str | None]]:
+    """Names without dashes, and values; that of a last word without `=` is None."""
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument.startswith("-"):
+            name, separator, value = argument.lstrip("-").partition("=")
+            yield name, value if separator else following
 
 
 def _nodes(node: yaml.Node | None, keys: tuple[str, ...], file: str) -> Iterator[Place]:
