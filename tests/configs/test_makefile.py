@@ -123,9 +123,9 @@ def test_variables_with_common_names_count_on_the_command_line_only(monkeypatch:
     for name in ("HOST", "PORT", "YES", "NAME", "STEPS"):
         monkeypatch.setenv(name, "7")
     assert make("-n", "tensorboard").split("--port ")[1] == "6006 --host localhost\n"
-    assert "test -n \"\" ||" in make("-n", "clean")
+    assert 'test -n "" ||' in make("-n", "clean")
     assert "--port 7 --host 7" in make("-n", "tensorboard", "HOST=7", "PORT=7")
-    assert "test -n \"1\" ||" in make("-n", "clean", "YES=1")
+    assert 'test -n "1" ||' in make("-n", "clean", "YES=1")
 
 
 @pytest.mark.parametrize("target", ["demo", "curriculum"])
