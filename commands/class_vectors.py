@@ -53,7 +53,9 @@ def read_prompts(file: Path) -> list[str]:
 
 def _text(file: Path) -> str:
     if not file.is_file():
-        raise MissingFileError(f"there is no file {file}")
+        raise MissingFileError(
+            f"there is no file {file}: name another, or leave the option out, which takes those of the text tower"
+        )
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

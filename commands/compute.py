@@ -42,7 +42,7 @@ def images_trained(checkpoint: Checkpoint) -> int:
                     "and both count; train the run again"
                 )
             return batches * images
-    raise UserError(f"{checkpoint.path} does not say how many images it was trained on: only runs of cli.py do")
+    raise UserError(f"{checkpoint.path} does not say how many images it was trained on: name a run of cli.py")
 
 
 def work(given: Namespace) -> None:

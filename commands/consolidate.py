@@ -34,7 +34,7 @@ def consolidate(run_or_checkpoint: Path) -> Path:
     if not path.is_dir():
         raise UserError(f"{path} is one file already: everything reads it as it is")
     if (reason := fault(path)) is not None:
-        raise UserError(f"{path} cannot be read: {reason}")
+        raise UserError(f"{path} cannot be read: {reason}. Restore it, or name an earlier checkpoint of the run")
     target = path.with_name(WHOLE)
     tensors = target.with_name(f"{WHOLE}.tensors")
     try:

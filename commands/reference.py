@@ -67,7 +67,9 @@ class Source:
         file = SamplesFile(path)
         height, width = file.image_size
         if height != width:
-            raise UserError(f"{path} holds images of {height} × {width} px: a reference needs square ones")
+            raise UserError(
+                f"{path} holds images of {height} × {width} px: a reference needs square ones, so crop them first"
+            )
 
         def batches(rows: list[int] | None) -> Iterator[tuple[Tensor, Tensor]]:
             start = 0

@@ -69,7 +69,7 @@ def read(found: Iterable[Record]) -> Curves:
         if alpha := ALPHA.search(record.row):
             curves[record.metric][float(alpha[1])].append(record.value)
     if not curves:
-        raise UserError("no row is labelled 'α = …': expected the results of ifsq/fig3")
+        raise UserError("no row is labelled 'α = …': name the results of ifsq/fig3")
     return {metric: dict(sorted(values.items())) for metric, values in curves.items()}
 
 

@@ -158,7 +158,7 @@ class Source:
                 for preset in row.presets or written.presets:
                     self._check_stage(written, row, number, preset, (f"rows[{index}]", f"stages[{number}]"))
         if len({row.label for row in written.rows}) < len(written.rows):
-            self.fail("two rows have the same label", ("rows",))
+            self.fail("two rows have the same label: give each its own", ("rows",))
         return written
 
     def _check_stage(self, written: Written, row: Row, number: int, preset: str, path: tuple[str, ...]) -> None:

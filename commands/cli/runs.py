@@ -148,7 +148,7 @@ def resolve_checkpoint(ckpt_path: str | None, run: RunConfig, subcommand: str) -
         remedy = ": a run keeps its best one if callbacks.LastCheckpoint has a monitor" if ckpt_path == "best" else ""
         raise UserError(f"ckpt_path is '{ckpt_path}', and there is no {path}{remedy}.")
     if (reason := fault(path)) is not None:
-        raise UserError(f"{path} cannot be read: {reason}.")
+        raise UserError(f"{path} cannot be read: {reason}. Restore it, or name another file by --ckpt_path")
     return str(path)
 
 
