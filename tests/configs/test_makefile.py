@@ -266,9 +266,10 @@ def test_devices_reach_every_stage_of_several_processes(target: str, here: Path)
     assert "--trainer.devices 1 --trainer.strategy auto" in " ".join(one.split())
 
 
+# a stage takes seconds, which its marker shows
 STUB = """#!/bin/sh
 echo "$@" >> log
-test "$2" = commands.stage && { test -e "$3/done.json" || { mkdir -p "$3" && touch "$3/done.json"; }; }
+test "$2" = commands.stage && { test -e "$3/done.json" || { mkdir -p "$3" && touch -d '2 seconds' "$3/done.json"; }; }
 test "$2" = commands.evaluate && echo > runs/digits/samples/fq_dual/metrics.json
 test "$2" = commands.report && echo > runs/digits/report.html
 true
