@@ -88,6 +88,7 @@ def test_lines_hold_step_metrics_speed_and_time_left(tmp_path: Path, capsys: pyt
     ]
     metrics = rf"train/loss {NUMBER} · val/psnr 21.25"
     speed = rf"2.5 img/s · {NUMBER} GB · data wait 75 %"
+    assert [line for line in steps if not re.search(speed, line)] == [], "validation counts as training"
     assert re.fullmatch(rf"step 5/6 \(83.3 %\) · {metrics} · {speed} · ETA 3 s", steps[4]), steps[4]
     assert lines.count("validation batch 2/4 · ETA 3 s") == 2
     assert lines.count("validated in 6 s · val/psnr 21.25") == 2
