@@ -32,10 +32,9 @@ def config_files(arguments: list[str]) -> Iterator[str]:
 
 
 def check_files(arguments: list[str]) -> None:
-    """Raise UserError if a config file is missing, is not YAML, or has anything but keys at its top."""
+    """Raise UserError if a config file is missing, is not YAML, is empty, or has anything but keys at its top."""
     for file in config_files(arguments):
-        node = compose(Path(file))
-        if node is not None and not isinstance(node, yaml.MappingNode):
+        if not isinstance(compose(Path(file)), yaml.MappingNode):
             raise UserError(f"{file} has no keys at its top: write `section: …`, as in configs/vq.yaml")
 
 

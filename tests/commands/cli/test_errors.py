@@ -99,6 +99,12 @@ def test_a_mistake_in_a_file_is_located(content: str, capsys: pytest.CaptureFixt
         assert part in text, text
 
 
+@pytest.mark.parametrize("content", ["", "# a comment alone", "- 1", "text"])
+def test_a_file_without_keys_is_named(content: str, capsys: pytest.CaptureFixture) -> None:
+    Path("mistake.yaml").write_text(content)
+    assert said(capsys, "--config", "mistake.yaml").startswith("error: mistake.yaml has no keys at its top: write")
+
+
 @pytest.mark.parametrize("arguments", COMMAND_LINES)
 def test_a_mistake_on_the_command_line_is_located(arguments: str, capsys: pytest.CaptureFixture) -> None:
     Path("mistake.yaml").write_text("")
