@@ -1,13 +1,37 @@
 """Names that rich, matplotlib, Markdown and encoders would read as markup are shown as they are."""
 
-import pytest
-from matplotlib.figure import Figure
+import re
+from html import unescape
 
-from artifacts.display import for_markdown, printable, read_no_mathematics
+import numpy as np
+import pytest
+from markdown_it import MarkdownIt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from artifacts.display import for_markdown, printable
 from callbacks.measure.plots import new_plot, render
 from commands.program import print_table
 
-NAMES = ["[/INST]", "[b]", "[red", "$_{", "$x", "\\frac{", "a\nb", "\ud800", "<script>", ":smile:", "](http://x)"]
+NAMES = [
+    "[/INST]",
+    "[b]",
+    "[red",
+    "$_{",
+    "$x",
+    "$x^2$",
+    "$_{$",
+    "*x*",
+    "`x`",
+    "a | b",
+    "\\frac{",
+    "a\nb",
+    "\ud800",
+    "<script>",
+    ":smile:",
+    "](http://x)",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -23,13 +47,29 @@ def test_plots_show_names_as_they_are(name: str) -> None:
     axes[0][0].set(title=name, xlabel=name, yscale="log")
     axes[0][0].legend()
     plot.suptitle(name)
-    assert render(plot).shape[2] == 3
-    assert axes[0][0].get_title() == "\n".join(map(printable, name.split("\n")))
-    assert any("mathdefault" in tick.get_text() for tick in axes[0][0].get_yticklabels()), "powers of ten stay"
+    render(plot)
+    shown = "\n".join(map(printable, name.split("\n")))
+    texts = [text for text in plot.findobj(Text) if text.get_text() == shown]
+    assert len(texts) == 4 and not any(text.get_parse_math() for text in texts)
+    powers = [tick.get_parse_math() for tick in axes[0][0].get_yticklabels() if "mathdefault" in tick.get_text()]
+    assert powers and all(powers), "powers of ten stay"
 
 
-def test_plain_figures_are_left_alone() -> None:
-    read_no_mathematics(Figure())
+def test_plain_titles_are_drawn_as_before() -> None:
+    plot = Figure(figsize=(2, 1))
+    plot.suptitle("PSNR, dB\nof two runs")
+    canvas = FigureCanvasAgg(plot)
+    canvas.draw()
+    before = np.array(canvas.buffer_rgba())
+    assert len(np.unique(before)) > 2
+    assert np.array_equal(render(plot), before[..., :3])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_markdown_shows_names_as_they_are(name: str) -> None:
+    page = MarkdownIt().render(for_markdown(name))
+    assert unescape(page) == f"<p>{printable(' '.join(name.split()))}</p>\n"
+    assert re.findall("<[^>]*>", page) == ["<p>", "</p>"]
 
 
 @pytest.mark.parametrize(
