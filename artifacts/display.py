@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
 
-MATHEMATICS = "\\mathdefault"  # in the ticks of a logarithmic axis, which matplotlib writes itself
-
 
 def printable(text: str) -> str:
     """The text on one line, with control characters and lone surrogates as escapes, which every encoder accepts."""
@@ -31,10 +29,21 @@ def plain_console() -> Console:
 
 
 def read_no_mathematics(figure: Figure) -> None:
-    """Let matplotlib draw titles, labels and legends as they are: `$` and `_{` would be mathematics."""
-    from matplotlib.text import Text
+    """Let matplotlib draw titles, labels and legends as they are: `$` and `_{` would be mathematics.
 
-    for text in figure.findobj(Text):
-        if MATHEMATICS not in text.get_text():
-            text.set_parse_math(False)
-            text.set_text("\n".join(map(printable, text.get_text().split("\n"))))
+    The powers along a logarithmic axis are mathematics, and matplotlib's own.
+    """
+    from matplotlib.text import Text
+    from matplotlib.ticker import LogFormatter
+
+    powers = {
+        label
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for minor, formatter in enumerate((axis.get_major_formatter(), axis.get_minor_formatter()))
+        if isinstance(formatter, LogFormatter)
+        for label in axis.get_ticklabels(minor=bool(minor))
+    }
+    for text in set(figure.findobj(Text)) - powers:
+        text.set_parse_math(False)
+        text.set_text("\n".join(map(printable, text.get_text().split("\n"))))
