@@ -41,7 +41,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--reference",
         type=Path,
-        help="npz of statistics; without a judge, by default that of `make reference` or ADM's",
+        help="npz of statistics; of a preset without its own network, by default that of `make reference` or ADM's",
     )
     parser.add_argument("--force", action="store_true", help="accept a reference of the wrong split, with a note")
 
