@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SAMPLE = 256  # images of a split that are opened
+LABEL_NAMES = ("label", "cls")  # cls: of tar shards (WebDataset)
 VALIDATION_NAMES = ("validation", "val", "valid", "test")  # splits of the hub, the first that exists
 HELD_OUT = ((1000, 0.05), (200, 0.1), (0, 0.2))  # share for validation, by the number of images
 
@@ -53,7 +54,7 @@ def folder(place: str, labelled: bool = True) -> dict[str, Any]:
     root = Path(place).expanduser().absolute()
     if not root.is_dir():
         raise MissingFileError(f"{place} is not a folder: name one of images by DATA=/path")
-    if any((root / name).exists() for name in ("dataset_dict.json", "state.json")):
+    if any((root / name).exists() for name in ("dataset_dict.json", "state.json")) or any(root.glob("*.tar")):
         raise UserError(f"{place} is a data set of the Hugging Face library: name it by HUB= instead of DATA=")
     arguments: dict[str, Any] = {"root": str(root)}
     if not any((root / name).is_dir() for name in SPLIT_FOLDERS["validation"]):
@@ -132,11 +133,12 @@ def _columns(table: Dataset, place: str) -> tuple[str, str | None]:
             f"{place} has the columns {', '.join(kinds)}, and not one of images: write image_column by hand"
         )
     labels = [name for name in kinds if isinstance(kinds[name], ClassLabel)]
-    if "label" not in kinds and len(labels) > 1:
+    named = next((name for name in LABEL_NAMES if name in kinds), None)
+    if named is None and len(labels) > 1:
         raise UserError(
             f"{place} has the label columns {', '.join(labels)}: rename one to label, or take ARGS=--unlabelled"
         )
-    return "image" if "image" in kinds else images[0], "label" if "label" in kinds else next(iter(labels), None)
+    return "image" if "image" in kinds else images[0], named or next(iter(labels), None)
 
 
 def _share(count: int) -> float:

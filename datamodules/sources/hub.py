@@ -34,8 +34,8 @@ class HubSource(ImageSource):
     keeps a converted copy under `HF_HOME`, as large as the data set.
 
     Args:
-        path: A folder written by `save_to_disk`, a folder of Parquet or Arrow files, an `imagefolder` tree, or a name
-            on the hub.
+        path: A folder written by `save_to_disk`, a folder of Parquet or Arrow files or of tar shards (WebDataset), an
+            `imagefolder` tree, or a name on the hub.
         image_column: Column of the images: encoded bytes, paths, or the library's Image feature.
         label_column: Column of the labels. None reads all images as one class, `all`.
         train_split: The library's name of the training split.

@@ -14,7 +14,7 @@ from commands.preset_files import files
 from commands.survey import Survey, folder, hub, survey
 from polytoken.errors import UserError
 from tests.datamodules.test_sources import hub_cache, hub_table
-from tests.support.own_images import own_repository, run_make, truncate, write_tree
+from tests.support.own_images import own_repository, run_make, truncate, write_shards, write_tree
 from tests.support.recipes import PRESETS
 from tests.support.working_copy import change
 
@@ -89,6 +89,18 @@ def test_columns_and_splits_of_the_hub_are_found(place: Path, tmp_path: Path) ->
     assert settings(place, "teacher_high")["data"]["init_args"]["horizontal_flip"] is False
     assert settings(place, "tokens")["data"]["init_args"]["views"]["flip"] is False
     assert "label_column" in hub(str(tmp_path / "named"), labelled=False)["init_args"]
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_tar_shards_are_a_data_set_of_the_hub(tmp_path: Path) -> None:
+    root = write_shards(tmp_path / "shards", {"train": 20, "val": 6})
+    with pytest.raises(UserError, match="name it by HUB= instead of DATA="):
+        folder(str(root))
+    source = hub(str(root))
+    assert source["init_args"] == {"path": str(root), "image_column": "jpg", "label_column": "cls"}
+    found = survey(source)
+    assert found.classes == ["0", "1", "2"] and found.count == {"train": 20, "validation": 6}
+    assert found.shorter_side == 40 and not found.unreadable
 
 
 def test_folders_without_splits_hold_a_share_out(tmp_path: Path) -> None:

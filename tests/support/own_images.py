@@ -2,7 +2,9 @@
 
 import re
 import shlex
+import tarfile
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,22 @@ def write_tree(root: Path, images: int = 20) -> Path:
             folder = root / ("train" if index % 5 else "val") / name / ("more/2024" if index % 2 else "")
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(folder / f"{index}.JPEG")
+    return root
+
+
+def write_shards(root: Path, counts: dict[str, int]) -> Path:
+    """Tar shards as WebDataset's, two a split: images of 60 × 40 px and the numbers of their classes."""
+    root.mkdir()
+    for split, count in counts.items():
+        for shard in range(2):
+            with tarfile.open(root / f"{split}-{shard:04d}.tar", "w") as archive:
+                for index in range(shard, count, 2):
+                    image = BytesIO()
+                    Image.new("RGB", (60, 40), (index, 0, 0)).save(image, "JPEG")
+                    for name, content in ((f"{index}.jpg", image.getvalue()), (f"{index}.cls", b"%d" % (index % 3))):
+                        entry = tarfile.TarInfo(name)
+                        entry.size = len(content)
+                        archive.addfile(entry, BytesIO(content))
     return root
 
 
