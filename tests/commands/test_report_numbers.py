@@ -1,0 +1,211 @@
+"""Numbers in the report: metrics under their names, of the runs and on the card, with times and sizes."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.report_page import page
+from tests.support.reports import write_runs
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return write_runs(tmp_path)
+
+
+def numbers(html: str) -> list[str]:
+    """The numbers of the card as text."""
+    items = re.findall(r"<li><small>.*?</li>", html)
+    return [" ".join(re.sub(r"<[^>]+>", " ", item).split()) for item in items]
+
+
+def test_the_card_has_numbers_with_unit_and_direction(runs: Path) -> None:
+    html = page(runs)
+    text = (runs / "digits/report.html").read_text(encoding="utf-8")
+    assert numbers(text) == [
+        "Fréchet distance of samples 0.123 ↓ 500 images, by judge",
+        "Samples recognised as their class 93.4 % ↑ 500 images, by judge",
+        "PSNR 24.78 dB ↑ reconstructions",
+    ]
+    assert html.text.index("tokenizer/fq_dual → stage2/fq_dual") < html.text.index("Samples of")
+    alternatives = [str(attributes["alt"]) for attributes in html.all("img")][:2]
+    assert alternatives[0].startswith("Samples of fq_dual") and alternatives[1].endswith("by fq_dual")
+    assert "higher is better" in text and "lower is better" in text
+    (runs / "digits/samples/fq_dual/samples.json").unlink()
+    page(runs)
+    assert numbers((runs / "digits/report.html").read_text(encoding="utf-8")) == ["PSNR 24.78 dB ↑ reconstructions"]
+
+
+def test_the_best_samples_are_on_the_card(runs: Path) -> None:
+    better = runs / "digits/samples/better"
+    shutil.copytree(runs / "digits/samples/fq_dual", better)
+    record = json.loads((better / "metrics.json").read_text())
+    record["evaluate"]["metrics"]["samples"]["gfd/judge"]["value"] = 0.05
+    (better / "metrics.json").write_text(json.dumps(record))
+    page(runs)
+    assert numbers((runs / "digits/report.html").read_text())[0].startswith("Fréchet distance of samples 0.05 ↓")
+
+
+def test_every_metric_of_images_is_shown(runs: Path) -> None:
+    file = runs / "digits/samples/fq_dual/metrics.json"
+    record = json.loads(file.read_text())
+    found = {"gfid/inception": 3.25, "gsfid/inception": 6.5, "gis/inception": 211.5, "precision/inception": 0.8125}
+    found |= {"recall/inception": 0.625, "gkid/inception": 0.001, "new/inception": 17.5}
+    record["evaluate"]["metrics"]["samples"] = {name: {"value": value, "n": 500} for name, value in found.items()}
+    record["evaluate"]["metrics"]["samples"]["gkid/inception"]["deviation"] = 0.0002
+    file.write_text(json.dumps(record))
+    rows = page(runs).rows
+    assert dict(zip(*rows[:2], strict=True)) == {
+        "images": "samples",
+        "number": "500",
+        "FID ↓": "3.25",
+        "sFID ↓": "6.50",
+        "score ↑": "211.50",
+        "recognised as their label ↑": "–",
+        "precision ↑": "0.812",
+        "recall ↑": "0.625",
+        "KID ↓": "0.001 ± 0.0002",
+        "new/inception": "17.5",
+    }
+
+
+def test_metrics_have_names_in_groups_and_details_are_folded(runs: Path) -> None:
+    file = runs / "digits/tokenizer/fq_dual/metrics.json"
+    metrics = {"val/dead/0": 3.0, "val/psnr": 24.78, "val/psnr_raw": 24.5, "val/made_up": 7.125, "val/usage/1": 0.5}
+    fit = {"metrics": {"train/loss": 0.375, "lr-AdamW/all": 1e-4, "val/psnr": 24.78}}
+    file.write_text(
+        json.dumps({"fit": fit, "validate": {"metrics": metrics}, "test": {"metrics": {"test/psnr": 23.5}}})
+    )
+    html = page(runs)
+    first = html.rows.index(["Images", "fq_dual"])
+    assert html.rows[first:] == [
+        ["Images", "fq_dual"],
+        ["PSNR (test set), dB ↑", "23.50"],
+        ["PSNR, dB ↑", "24.78"],
+        ["Codes", "fq_dual"],
+        ["codes of sub-code 1 in use ↑", "50%"],
+        ["codes of sub-code 0 not in use ↓", "3"],
+        ["Details", "fq_dual"],
+        ["PSNR before rounding to 8 bits, dB ↑", "24.50"],
+        ["train/loss", "0.375"],
+        ["val/made_up", "7.125"],
+    ]
+    shown, details = html.text.split("more metrics")
+    assert "codes of sub-code 0 not in use" in shown and "PSNR before rounding" not in shown
+    assert "PSNR before rounding" in details
+
+
+def test_times_sizes_and_codes_are_facts_of_a_run(runs: Path) -> None:
+    session = {"first_step": 0, "last_step": 500, "images": 16000, "seconds": 100.0, "validation_seconds": 20.0}
+    timing = {"parameters": {"tokenizer": 1234567, "average": 0}, "fit": [session | {"memory_bytes": 1.5e9}] * 2}
+    (runs / "digits/tokenizer/fq_dual/timing.json").write_text(json.dumps(timing))
+    store = runs / "digits/tokens/fq_dual"
+    (store / "train").mkdir(parents=True)
+    spec = {"codebook_sizes": [64, 64], "scales": [[4, 4]]}
+    (store / "train/manifest.json").write_text(json.dumps({"spec": spec}))
+    pair = {"kind": "branches", "sub_codes": [0, 1], "scale": None, "bits": 0.5, "deviation": 0.01, "entropy": 4.0}
+    found = {"entries": [pair], "estimator": "plug-in", "images": 355}
+    (store / "dependency.json").write_text(json.dumps(found))
+    (runs / "digits/samples/fq_dual/timing.json").write_text(json.dumps({"predict": {"images": 500, "seconds": 20}}))
+    html = page(runs)
+    for fact in (
+        ["training time of all runs", "3 min 20 s (tokenizer/fq_dual 3 min 20 s)"],
+        ["trainable parameters", "tokenizer 1,234,567"],  # without the average, which has none
+        ["training time", "3 min 20 s in 2 sessions"],
+        ["peak memory", "1.5 GB"],
+        ["speed", "200 images/s"],
+        ["speed", "25 images/s"],
+        ["codes of an image", "32 (16 positions)"],
+        ["bits of an image", "192"],
+        ["codebook sizes", "64 · 64"],
+    ):
+        assert html.facts.count(fact) == 1, fact
+    assert ["branches, sub-codes 0 and 1", "mean", "0.500 ± 0.010", "12.5%"] in html.rows
+
+
+def test_facts_in_which_all_runs_agree_are_said_once(runs: Path) -> None:
+    stage = runs / "digits/stage1/fq_dual"
+    stage.mkdir(parents=True)
+    section = {
+        "metrics": {"val/nll": 2.0},
+        "versions": {"torch": "2.15", "timm": "1.0"},
+        "machine": "a PC",
+        "commit": "d",
+    }
+    (stage / "metrics.json").write_text(json.dumps({"validate": section}))
+    text = page(runs).text
+    body, foot = text.split("All runs share:")
+    assert body.count("a PC") == 1 == foot.count("a PC"), "on the card and at the end"
+    assert "torch 2.15, timm 1.0" in foot
+    assert "abc" in body and "abc" not in foot, "commits differ"
+
+
+def test_layers_are_a_table(runs: Path) -> None:
+    values = {"sts": [0.5, 0.25], "nts": [1.0, None], "cknna": [0.125, 0.75], "cka": [0.1, 0.2], "probe": None}
+    about = {"correlation": None, "n": 200, "positions": 16, "k": 10, "teacher": "mid", "source": "validation"}
+    record = values | about | {"time": None, "aligned": 1}
+    (runs / "digits/tokenizer/fq_dual/layers.json").write_text(json.dumps(record))
+    html = page(runs)
+    assert "200 validation images, k = 10; training aligned block 1" in html.text
+    assert html.rows[-3:] == [
+        ["block", "STS", "NTS", "CKNNA", "CKA"],
+        ["1", "0.500", "1.000", "0.125", "0.100"],
+        ["2", "0.250", "–", "0.750", "0.200"],
+    ]
+
+
+def test_sweep_probes_and_zero_shot_are_in_their_runs(runs: Path) -> None:
+    assert "Probes:" not in page(runs).text and "Guidance:" not in page(runs).text
+    probes = [
+        {"probe": kind, "feature": "after/all", "value": value, "standard_error": 0.0123}
+        for kind, value in (("linear", 0.876), ("nearest_class_mean", 0.543))
+    ]
+    tokenizer = runs / "digits/tokenizer/fq_dual"
+    found = {"probes": probes, "n_validation": 355, "chance": 0.1}
+    (tokenizer / "probes.json").write_text(json.dumps(found))
+    row = {
+        "features": "decoded",
+        "top1": 0.8089,
+        "top1_standard_error": 0.01,
+        "top5": 0.964,
+        "top5_standard_error": 0.005,
+    }
+    named = {"path": "classes", "sha256": "0", "text_tower": "text", "num_prompts": 80}
+    classified = {"rows": [row], "n": 1000, "num_classes": 10, "teacher": "stand_in", "class_vectors": named}
+    (tokenizer / "zero_shot.json").write_text(json.dumps(classified))
+    generator = runs / "digits/stage2/fq_dual"
+    generator.mkdir(parents=True)
+    (generator / "config.yaml").write_text("seed_everything: 7\n")
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(generator / "sweep.png")
+    scales = [
+        {
+            **{"guidance": scale, "metrics": {"gfd/judge": {"value": value, "n": images}}},
+            **{"settings": {"num_images": images}, "notes": []},
+        }
+        for scale, value, images in ((1.0, 0.999, 40), (2.5, 0.321, 500), (1.5, 0.456, 500))
+    ]
+    (generator / "sweep.json").write_text(json.dumps({"scales": scales}))
+    html = page(runs)
+    assert html.rows[-7:] == [
+        ["feature", "linear ↑", "nearest class mean ↑"],
+        ["after/all", "87.6% ± 1.2%", "54.3% ± 1.2%"],
+        ["features", "top-1 ↑", "top-5 ↑"],
+        ["decoded", "80.9% ± 1.0%", "96.4% ± 0.5%"],
+        ["guidance", "Fréchet distance ↓"],  # by scale, and without the row of earlier settings
+        ["1.5", "0.456"],
+        ["2.5", "0.321"],
+    ]
+    for about in (
+        "355 validation images",
+        "chance 10.0%",
+        "500 samples a scale",
+        "1,000 validation images into 10 classes",
+    ):
+        assert about in html.text, about
+    captions = [attributes for attributes in html.all("p") if attributes.get("class") == "caption"]
+    assert len(html.all("img")) == 7 and len(captions) == 4
