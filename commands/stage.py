@@ -155,7 +155,9 @@ def _text(value: Any) -> str:
 
 def work(given: Namespace) -> None:
     """Decide, and become the command."""
-    program = next(index for index, word in enumerate(given.command) if Path(word).name == "cli.py")
+    program = next((index for index, word in enumerate(given.command) if Path(word).name == "cli.py"), None)
+    if program is None:
+        raise UserError("no cli.py follows after --: make -n prints the whole line of a stage")
     if starts(given.run, given.command[program + 1 :], given.named):
         print(shlex.join(given.command), flush=True)
         os.execvp(given.command[0], given.command)

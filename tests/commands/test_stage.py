@@ -154,3 +154,14 @@ def test_the_command_takes_the_place_of_the_program(monkeypatch: pytest.MonkeyPa
     stage.main([str(RUN), "--named", "--", *command])
     stage.main(["runs/default/other", "--", *command])
     assert called == [command]
+
+
+def test_a_line_without_a_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["--"], ["--", "echo", "hi"]):
+        with pytest.raises(SystemExit) as stop:
+            stage.main([str(RUN), *words])
+        assert stop.value.code == 2 and "no cli.py follows after --: make -n prints" in capsys.readouterr().err
+
+
+def test_classes_are_shown_by_their_names() -> None:
+    assert stage._text([{"class_path": "a.Term", "init_args": {"x": 1}}, None]) == "[Term, none]"
