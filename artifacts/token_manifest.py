@@ -42,6 +42,7 @@ class StorePlan:
         image_size: Pixels a side of a view.
         views: The views in words; view 0 is a centre crop.
         images_per_shard: Images in a shard; shard s begins with image s · images_per_shard.
+        source: Digest of the images' identity, as their source states it (`ImageRecords.digest`); None in older stores.
         format: Version of the format on disk.
     """
 
@@ -55,6 +56,7 @@ class StorePlan:
     image_size: int
     views: tuple[str, ...]
     images_per_shard: int
+    source: str | None = None
     format: int = field(default=FORMAT, compare=False)
 
     def __post_init__(self) -> None:

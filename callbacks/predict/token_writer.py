@@ -76,6 +76,7 @@ class TokenWriter(BasePredictionWriter):
                 image_size=data.image_size,
                 views=data.split_views(split).names,
                 images_per_shard=self.images_per_shard,
+                source=data.dataset(split).records.digest(),
             )
             self._writers[split] = TokenStoreWriter(root / split, plan)
         # one list for all ranks: another rank may write a shard before this one looks

@@ -15,7 +15,7 @@ from artifacts.token_store_writer import TokenStoreWriter
 from callbacks import TokenWriter
 from datamodules import ImageDataModule, Views
 from polytoken.specs import TokenSpec
-from tests.datamodules.memory import MemorySource, quiet_trainer
+from tests.datamodules.memory import MemoryRecords, MemorySource, quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -165,6 +165,15 @@ def test_a_whole_store_is_not_computed_again(whole: Path) -> None:
     before = (whole / "train/manifest.json").stat().st_mtime_ns
     assert predict(whole).images_seen == 0
     assert (whole / "train/manifest.json").stat().st_mtime_ns == before
+
+
+def test_tokens_of_other_images_are_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        predict(tmp_path, Grey(fail_after=10))
+    monkeypatch.setattr(MemoryRecords, "digest", lambda records: "other images, of the same number and classes")
+    assert predict(tmp_path).images_seen == 29, "no shard of the first images is kept"
+    monkeypatch.undo()
+    assert predict(tmp_path).images_seen == 29
 
 
 def test_unreadable_images_leave_no_gap(whole: Path, tmp_path: Path) -> None:
