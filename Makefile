@@ -109,15 +109,10 @@ PRESETS = $(patsubst configs/presets/%/,%,$(wildcard configs/presets/*/))
 $(foreach name,TOKENIZER GENERATOR,$(if $(filter command environment,$(origin $(name))),$(if $(wildcard configs/$($(name)).yaml),,\
 	$(error $(name) is $($(name)), and there is no configs/$($(name)).yaml: take one of $($(name)S)))))
 $(foreach name,NAME HUB,$(if $(call given,$(name)),$(if $(filter preset,$(MAKECMDGOALS)),,$(error $(name) is read by make preset only: write the preset first))))
-# clean and status also take the runs of a preset that is gone; '', a pattern, a path and several words name no preset
-NAMED := $(sort $(PRESETS) $(if $(filter clean status,$(MAKECMDGOALS)),$(notdir $(wildcard runs/*))))
-$(if $(or $(filter file,$(origin PRESET)),$(and $(filter 1,$(words $(PRESET))),$(filter $(PRESET),$(NAMED)))),,\
-	$(error PRESET is '$(PRESET)': take one of $(NAMED)))
-$(foreach name,NAME HUB,$(if $(call given,$(name)),$(if $(filter preset,$(MAKECMDGOALS)),,$(error $(name) is read by make preset only: write the preset first))))
 # clean and status know the runs of a preset that is gone as well; a pattern, a path or several words name none
 PRESETS_HERE := $(sort $(PRESETS) $(if $(filter clean status,$(MAKECMDGOALS)),$(notdir $(wildcard runs/*))))
 $(if $(or $(filter file,$(origin PRESET)),$(and $(filter 1,$(words $(PRESET))),$(filter $(subst %,\%,$(PRESET)),$(PRESETS_HERE)))),,\
-	$(error PRESET is '$(PRESET)', and there is no configs/presets/$(PRESET): take one of $(PRESETS_HERE)))
+	$(error PRESET is '$(PRESET)': take one of $(PRESETS_HERE)))
 $(if $(filter here slurm,$(LAUNCH)),,$(error LAUNCH is $(LAUNCH): take here or slurm))
 $(foreach name,STEPS DEVICES NODES,$(if $(shell echo '$(call given,$(name))' | grep -vE '^[0-9]*$$'),$(error $(name) is $($(name)): expected a number)))
 $(if $(or $(findstring /,$(VARIANT)),$(word 2,$(VARIANT))),$(error RUN is $(VARIANT): give a variant a plain name, without / and spaces))
@@ -127,6 +122,15 @@ $(if $(and $(VARIANT),$(filter $(MEASURES),$(MAKECMDGOALS))),$(if $(filter $(RUN
 ifneq ($(filter condition,$(MAKECMDGOALS)),)
 $(if $(shell grep -s NextScaleGenerator configs/$(GENERATOR).yaml),,\
 	$(error GENERATOR is $(GENERATOR), and references condition a next-scale one: make condition GENERATOR=next_scale TOKENIZER=imagefolder))
+endif
+ifneq ($(filter zero-shot,$(MAKECMDGOALS)),)
+$(if $(filter representation,$(KIND)),,$(error TOKENIZER is $(TOKENIZER), and zero-shot classification reads features of a foundation model: take TOKENIZER=ideal))
+endif
+ifneq ($(filter caption,$(MAKECMDGOALS)),)
+$(if $(wildcard configs/presets/$(PRESET)/caption.yaml),,$(error PRESET is $(PRESET), whose images have no captions: take one of \
+	$(patsubst configs/presets/%/caption.yaml,%,$(wildcard configs/presets/*/caption.yaml))))
+FEATURES := before/% after/% $(if $(filter representation,$(KIND)),foundation/% decoded/%)
+$(if $(filter $(FEATURES),$(FEATURE)),,$(error FEATURE is $(FEATURE), and TOKENIZER $(TOKENIZER) has $(strip $(subst %,NAME,$(FEATURES))), such as after/all))
 endif
 
 # so is a generator that cannot learn the tokens, which its program would refuse after their tokenizer was trained; ARGS may make it fit

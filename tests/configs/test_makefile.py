@@ -74,17 +74,20 @@ def test_a_new_recipe_and_its_overlay_need_no_change_of_the_makefile(tmp_path: P
     [
         (("tokenizer", "TOKENIZER=imagefoldr"), "TOKENIZER is imagefoldr, and there is no configs/imagefoldr.yaml"),
         (("sample", "GENERATOR=next_scal"), "GENERATOR is next_scal, and there is no configs/next_scal.yaml"),
-        (("demo", "PRESET=photo"), "PRESET is 'photo': take one of digits "),
+        (("demo", "PRESET=photo"), "PRESET is 'photo': take one of "),
         (("demo", "LAUNCH=slrm"), "LAUNCH is slrm: take here or slurm"),
         (("demo", "STEPS=many"), "STEPS is many: expected a number"),
         (("tokenizer", "RUN=a/b"), "RUN is a/b: give a variant a plain name"),
         (("evaluate", "RUN=nowhere"), "RUN is nowhere, and no stage of runs/digits has this name yet"),
         (("demo", "TOKENIZER=ae"), "GENERATOR stage2 learns codes, and TOKENIZER ae has none: take GENERATOR=dit"),
         (("stage1", "TOKENIZER=vae"), "GENERATOR stage1 learns codes, and TOKENIZER vae has none"),
-        (("clean", "YES=1", "PRESET="), "PRESET is '': take one of digits "),
-        (("clean", "YES=1", "PRESET=*"), "PRESET is '*': take one of digits "),
-        (("clean", "YES=1", "PRESET=../configs"), "PRESET is '../configs': take one of digits "),
-        (("clean", "YES=1", "PRESET=digits photos"), "PRESET is 'digits photos': take one of digits "),
+        (("clean", "YES=1", "PRESET="), "PRESET is '': take one of "),
+        (("clean", "YES=1", "PRESET=*"), "PRESET is '*': take one of "),
+        (("clean", "YES=1", "PRESET=../configs"), "PRESET is '../configs': take one of "),
+        (("clean", "YES=1", "PRESET=digits photos"), "PRESET is 'digits photos': take one of "),
+        (("zero-shot", "TOKENIZER=vq"), "TOKENIZER is vq, and zero-shot classification reads features of a foundation"),
+        (("caption",), "PRESET is digits, whose images have no captions: take one of imagenet photos"),
+        (("caption", "PRESET=photos", "FEATURE=decoded/deep"), "FEATURE is decoded/deep, and TOKENIZER fq_dual has before/NAME after/NAME"),
         (("condition",), "GENERATOR is stage2, and references condition a next-scale one: make condition GENERATOR="),
     ],
 )
@@ -138,8 +141,8 @@ def test_the_generator_follows_from_the_recipe_of_the_tokenizer(target: str, her
 
 
 def test_captioning_is_submitted_with_its_feature_and_captions() -> None:
-    said = make("-n", "caption", "LAUNCH=slurm", "PRESET=imagenet", "FEATURE=decoded/deep", "CAPTIONS=/data/flickr")
-    assert {"caption", "'FEATURE=decoded/deep'", "'CAPTIONS=/data/flickr'"} <= {*said.split()}
+    said = make("-n", "caption", "LAUNCH=slurm", "PRESET=imagenet", "FEATURE=before/all", "CAPTIONS=/data/flickr")
+    assert {"caption", "'FEATURE=before/all'", "'CAPTIONS=/data/flickr'"} <= {*said.split()}
 
 
 def test_zero_shot_reads_the_class_vectors_of_the_preset() -> None:
