@@ -87,7 +87,10 @@ def test_a_new_recipe_and_its_overlay_need_no_change_of_the_makefile(tmp_path: P
         (("clean", "YES=1", "PRESET=digits photos"), "PRESET is 'digits photos': take one of "),
         (("zero-shot", "TOKENIZER=vq"), "TOKENIZER is vq, and zero-shot classification reads features of a foundation"),
         (("caption",), "PRESET is digits, whose images have no captions: take one of imagenet photos"),
-        (("caption", "PRESET=photos", "FEATURE=decoded/deep"), "FEATURE is decoded/deep, and TOKENIZER fq_dual has before/NAME after/NAME"),
+        (
+            ("caption", "PRESET=photos", "FEATURE=decoded/deep"),
+            "FEATURE is decoded/deep, and TOKENIZER fq_dual has before",
+        ),
         (("condition",), "GENERATOR is stage2, and references condition a next-scale one: make condition GENERATOR="),
     ],
 )
@@ -206,7 +209,7 @@ def test_paths_may_hold_spaces_and_quotes(here: Path) -> None:
         ("stage2", f"STAGE1={place}", place),
         ("evaluate", f"SAMPLES={place}/theirs.npz", f"{place}/theirs.npz"),
         ("evaluate", f"SAMPLES={place}/samples.npz", f"{place}/samples.npz"),
-        ("zero-shot", f"CLASSES={place}/classes.safetensors", f"{place}/classes.safetensors"),
+        ("zero-shot TOKENIZER=ideal", f"CLASSES={place}/classes.safetensors", f"{place}/classes.safetensors"),
         ("consolidate", f"RUN={place}", place),
         ("experiment-stage", f"RUN={place}", place),
     ):
