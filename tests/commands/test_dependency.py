@@ -14,7 +14,7 @@ from polytoken.loading import load_tokenizer
 from polytoken.metrics.dependency import dependencies
 from polytoken.specs import TokenSpec
 from tests.support.generated import write_runs
-from tests.support.token_store import LATENTS, plan_of, random_codes, write_stores
+from tests.support.token_store import LATENTS, codes_of, plan_of, write_stores
 
 
 def measured(root: Path, *options: str) -> Dependency:
@@ -27,7 +27,7 @@ def test_table_files_and_codes(tmp_path: Path, capsys: pytest.CaptureFixture) ->
     root = write_stores(tmp_path / "fq_dual", 30, spec=spec)
     found = measured(root, "--shuffles", "3", "--picture", str(tmp_path / "all.png"))
     plan = plan_of("train", 30, spec=spec)
-    codes = torch.stack([torch.from_numpy(random_codes(plan, image)) for image in range(30)])
+    codes = torch.stack([torch.from_numpy(codes_of(plan, image)) for image in range(30)])
     assert found["entries"] == list(dependencies(codes, spec.scales, 3))
     assert (found["images"], found["views"], found["groups"], found["spec"]) == (30, 3, [16, 12], spec)
     assert "Miller" in found["estimator"]

@@ -10,12 +10,12 @@ import pytest
 
 from commands.report.__main__ import main
 from tests.support.report_page import page
-from tests.support.reports import ROWS, write_results, write_runs
+from tests.support.reports import ROWS, write_measured_runs, write_results
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    return write_runs(tmp_path)
+    return write_measured_runs(tmp_path)
 
 
 def test_the_page_is_valid_and_self_contained(runs: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from commands.report.__main__ import main
-from tests.support.reports import write_results, write_runs
+from tests.support.reports import write_measured_runs, write_results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
@@ -75,7 +75,7 @@ def look(page: Path, directory: Path) -> tuple[list[dict[str, Any]], str]:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report with pictures wider than a phone, and tables with more columns than fit."""
-    runs = write_runs(tmp_path_factory.mktemp("report"), pixels=1200)
+    runs = write_measured_runs(tmp_path_factory.mktemp("report"), pixels=1200)
     write_results(runs)
     main(["--runs", str(runs)])
     return runs / "digits/report.html"

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from tests.support.report_page import page
-from tests.support.reports import write_runs
+from tests.support.reports import write_measured_runs
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    return write_runs(tmp_path)
+    return write_measured_runs(tmp_path)
 
 
 def numbers(html: str) -> list[str]:

@@ -16,7 +16,7 @@ from datamodules import TokenDataModule
 from polytoken.errors import UserError
 from polytoken.specs import TokenSpec
 from tests.datamodules.memory import quiet_trainer
-from tests.support.token_store import LATENTS, plan_of, random_codes, random_latents, seal, write_store, write_stores
+from tests.support.token_store import LATENTS, codes_of, latents_of, plan_of, seal, write_store, write_stores
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -71,7 +71,7 @@ def test_an_epoch_shows_each_image_once_in_some_view(root: Path, uninterrupted: 
         ]
         assert len({index for index, _ in rows}) == len(rows) == 20
         for index, codes in rows:
-            (view,) = (view for view, stored in enumerate(random_codes(plan, index)) if stored.tolist() == codes)
+            (view,) = (view for view, stored in enumerate(codes_of(plan, index)) if stored.tolist() == codes)
             seen.add((epoch, index, view))
     assert {view for _, _, view in seen} == {0, 1, 2}
     first, second = ({(index, view) for e, index, view in seen if e == epoch} for epoch in (0, 1))
@@ -93,7 +93,7 @@ def test_validation_reads_the_centre_crops_in_order(root: Path) -> None:
     quiet_trainer().validate(diary, datamodule=data, verbose=False)
     batch = {key: torch.cat([rows[key] for rows in diary.evaluated]) for key in diary.evaluated[0]}
     assert batch["index"].tolist() == list(range(7)) and batch["label"].tolist() == [0, 1, 0, 1, 0, 1, 0]
-    expected = np.stack([random_codes(plan_of("validation"), image)[0, 1:] for image in range(7)])
+    expected = np.stack([codes_of(plan_of("validation"), image)[0, 1:] for image in range(7)])
     assert torch.equal(batch["codes"], torch.from_numpy(expected))
     assert {value.dtype for value in batch.values()} == {torch.int64}
 
@@ -105,7 +105,7 @@ def test_latents_are_read_in_float32(tmp_path: Path) -> None:
     batches = list(data.val_dataloader())
     assert all(set(batch) == {"latents", "label", "index"} for batch in batches)
     latents = torch.cat([batch["latents"] for batch in batches])
-    expected = np.stack([random_latents(plan_of("validation", **LATENTS), image)[0] for image in range(7)])
+    expected = np.stack([latents_of(plan_of("validation", **LATENTS), image)[0] for image in range(7)])
     assert latents.dtype == torch.float32
     assert torch.equal(latents, torch.from_numpy(expected.astype(np.float16)).float())
     with pytest.raises(UserError, match=r"data.sub_codes=\[0\]: .* holds latents of a tokenizer without codes"):

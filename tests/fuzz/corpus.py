@@ -51,7 +51,7 @@ from tests.support.experiments import write_experiment
 from tests.support.generated import write_representation_run
 from tests.support.generator_recipes import tiny
 from tests.support.recipes import CONFIGS, digits, write_judge
-from tests.support.reports import write_results, write_runs
+from tests.support.reports import write_measured_runs, write_results
 
 Program = Callable[[list[str]], Any]
 
@@ -372,7 +372,7 @@ def _results() -> None:
     """Input of a report; short curves, since each takes a report a tenth of a second."""
     for events in RUNS.glob("*/*/events*"):
         events.unlink()
-    write_runs(Path())
+    write_measured_runs(Path())
     write_results(Path("runs"))
     captions = RUNS / "caption_stage2/vq/captions.json"
     captions.parent.mkdir(parents=True)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +9,7 @@ from torch import Tensor
 from polytoken.errors import UserError
 from polytoken.pipeline import GenerationPipeline
 from polytoken.sampling import CategoricalSampler, Forcing
-from tests.support.generated import write_next_scale_runs, write_runs
+from tests.support.generated import pixels, write_next_scale_runs, write_runs
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +19,6 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> GenerationPipeline:
 
 def references(count: int, side: int = 32) -> Tensor:
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
-def pixels(images: list) -> np.ndarray:
-    return np.stack([np.asarray(image) for image in images]).astype(int)
 
 
 @pytest.mark.parametrize("forced_sub_code", [0, 1])

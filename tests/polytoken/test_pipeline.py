@@ -13,7 +13,7 @@ from polytoken.errors import MissingFileError, UserError
 from polytoken.pipeline import GenerationPipeline
 from polytoken.sampling import CategoricalSampler, FlowSampler, RowNoise, SamplerSettings
 from polytoken.specs import Tokens
-from tests.support.generated import CONTINUOUS, SCALAR, write_latent_runs, write_runs
+from tests.support.generated import CONTINUOUS, SCALAR, pixels, write_latent_runs, write_runs
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +26,6 @@ def generator(run: Path) -> GenerationPipeline:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         return GenerationPipeline.from_run(run)
-
-
-def pixels(images: list) -> np.ndarray:
-    return np.stack([np.asarray(image) for image in images]).astype(int)
 
 
 def test_images_depend_on_seed_class_and_index_but_not_the_batch(generator: GenerationPipeline) -> None:

@@ -1,9 +1,15 @@
-"""An extractor without weights."""
+"""An extractor without weights, and images for it."""
 
 import torch
 from torch import Tensor
 
 from polytoken.metrics.extractor import ImageFeatures, check_images
+
+
+def images(number: int = 24) -> Tensor:
+    """Random images, uint8 (number, 3, 8, 8)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (number, 3, 8, 8), dtype=torch.uint8, generator=generator)
 
 
 class MeanColours:

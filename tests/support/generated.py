@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from PIL import Image
 from torch import nn
 
 from polytoken.building import build
@@ -243,3 +245,8 @@ def keep(run: Path, steps: tuple[int, ...], batch: int = 4) -> Path:
         checkpoint["TokenDataModule"] = {"batches_trained": step, "global_batch_size": batch, "offset": 0}
         torch.save(checkpoint, last if step == steps[-1] else last.with_name(f"step_{step}.ckpt"))
     return run
+
+
+def pixels(images: list[Image.Image]) -> np.ndarray:
+    """Pixels of images of one size, int64 (n, H, W, 3), whose differences have a sign."""
+    return np.stack([np.asarray(image) for image in images]).astype(int)

@@ -13,7 +13,7 @@ from polytoken.loading import load_tokenizer
 from polytoken.specs import TokenSpec
 from tests.support.generated import write_next_scale_runs
 from tests.support.recipes import CONFIGS, preset_files
-from tests.support.token_store import plan_of, random_latents
+from tests.support.token_store import latents_of, plan_of
 
 GENERATOR = "model.init_args.generator.init_args"
 SPEC = TokenSpec((8, 8), ((2, 3),))
@@ -54,7 +54,7 @@ def write_digit_codes(
         for shard in range(plan.num_shards):
             images = np.array(plan.shard_images(shard))
             labels = images % num_classes
-            latents = np.stack([random_latents(plan, image) for image in images]) + labels[:, None, None, None, None]
+            latents = np.stack([latents_of(plan, image) for image in images]) + labels[:, None, None, None, None]
             tokens = latents if spec is None else _codes(plan, spec, labels, shard)
             writer.write(shard, images, labels, tokens, Moments.of(latents))
         writer.finish()

@@ -30,11 +30,7 @@ _TOKENIZER: dict[str, Any] = {
 _TRUNK = {"dim": 16, "depth": 2, "num_heads": 2, "ffn_multiple": 16}
 _GENERATOR: dict[str, Any] = {
     "data": {"init_args": {"batch_size": 8}},
-    "model": {
-        "init_args": {
-            "generator": {"init_args": {"trunk": {"dim": 16, "depth": 2, "num_heads": 2, "ffn_multiple": 16}}}
-        }
-    },
+    "model": {"init_args": {"generator": {"init_args": {"trunk": _TRUNK}}}},
     "trainer": {**_CPU, "max_steps": 5, "val_check_interval": 5},
 }
 _SAMPLE: dict[str, Any] = {"data": {"init_args": {"num_images": 60, "batch_size": 30, "part_size": 30}}}

@@ -15,7 +15,7 @@ ROWS = {  # label: rFD and gFD of two seeds
 }
 
 
-def write_runs(root: Path, pixels: int = 4) -> Path:
+def write_measured_runs(root: Path, pixels: int = 4) -> Path:
     """Write runs below ``root``, with pictures of a given width; returns the root of all runs."""
     run = root / "runs/digits/tokenizer/fq_dual"
     writer = SummaryWriter(str(run))

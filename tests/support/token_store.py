@@ -30,7 +30,7 @@ def plan_of(split: str, num_images: int = 22, **changes: object) -> StorePlan:
     return StorePlan(split=split, num_images=num_images, **(settings | changes))
 
 
-def random_codes(plan: StorePlan, image: int) -> np.ndarray:
+def codes_of(plan: StorePlan, image: int) -> np.ndarray:
     """Codes (V, k, N) of an image, a function of its index and its split."""
     generator = np.random.default_rng((len(plan.split), image))
     sizes = np.array(plan.spec.codebook_sizes)[:, None]
@@ -38,7 +38,7 @@ def random_codes(plan: StorePlan, image: int) -> np.ndarray:
     return generator.integers(0, sizes, shape)
 
 
-def random_latents(plan: StorePlan, image: int) -> np.ndarray:
+def latents_of(plan: StorePlan, image: int) -> np.ndarray:
     """Latents (V, C, h, w) float32 of an image: channel c has mean c and deviation 1 + c."""
     generator = np.random.default_rng((len(plan.split), image))
     channels = np.arange(plan.latent_shape[0])[:, None, None]
@@ -48,10 +48,10 @@ def random_latents(plan: StorePlan, image: int) -> np.ndarray:
 def write_shard(writer: TokenStoreWriter, shard: int, leave_out: tuple[int, ...] = ()) -> None:
     """Write a shard of random tokens, with moments of random latents; images have the classes 0 and 1 in turn."""
     images = np.array([image for image in writer.plan.shard_images(shard) if image not in leave_out])
-    latents = np.stack([random_latents(writer.plan, image) for image in images])
+    latents = np.stack([latents_of(writer.plan, image) for image in images])
     tokens = latents
     if writer.plan.spec is not None:
-        tokens = np.stack([random_codes(writer.plan, image) for image in images])
+        tokens = np.stack([codes_of(writer.plan, image) for image in images])
     writer.write(shard, images, images % len(writer.plan.class_to_idx), tokens, Moments.of(latents))
 
 
@@ -70,6 +70,16 @@ def write_stores(root: Path, num_images: int = 22, **changes: object) -> Path:
     for split, count in (("train", num_images), ("validation", 7)):
         write_store(root / split, plan_of(split, count, **changes))
     return root
+
+
+def assert_holds(store: TokenStore, plan: StorePlan) -> None:
+    """Check that a store holds the random tokens of all images of a plan."""
+    assert len(store) == plan.num_images
+    for row in range(len(store)):
+        expected = codes_of(plan, row)
+        for view in range(store.num_views):
+            assert np.array_equal(store.tokens(row, view), expected[view]), (row, view)
+        assert (store.label(row), store.index(row)) == (row % 2, row)
 
 
 def seal(manifest: Path, content: dict) -> None:

@@ -7,24 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from artifacts.reference import target_of_file
 from polytoken.metrics.frechet import Gaussian
 from polytoken.metrics.image_metrics import Target, image_metrics
 from polytoken.metrics.image_set import ImageSet
-from tests.support.extractors import MeanColours
+from tests.support.extractors import MeanColours, images
 
 
 class Colours(MeanColours):
     """Network of mean colours in place of Inception."""
 
     name = "inception"
-
-
-def images(number: int = 40) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (number, 3, 8, 8), dtype=torch.uint8, generator=generator)
 
 
 def test_reconstructions_are_split_in_turn_and_samples_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +39,7 @@ def test_reconstructions_are_split_in_turn_and_samples_in_order(monkeypatch: pyt
 
 def test_nan_is_not_clamped_to_zero() -> None:
     whole = ImageSet.for_use(Colours(), 40, keep_rows=False)
-    whole.add(images())
+    whole.add(images(40))
     measured = whole.compute()
     broken = Gaussian(40, measured.features.mean, measured.features.covariance)
     target = replace(Target.of_images(measured, "these"), features=broken)
@@ -60,7 +54,7 @@ def test_nan_is_not_clamped_to_zero() -> None:
 
 def test_a_distance_records_its_split_and_number_of_images(tmp_path: Path) -> None:
     whole = ImageSet.for_use(Colours(), 40, keep_rows=True)
-    whole.add(images())
+    whole.add(images(40))
     measured = whole.compute()
     figure = image_metrics(measured, Target.of_images(measured, "digits validation images"))["gfid/inception"]
     assert figure["reference_kind"] == "validation" and figure["reference_n"] == 40

@@ -12,14 +12,9 @@ from polytoken.metrics.judge import Judge
 from polytoken.metrics.teacher_extractor import TeacherExtractor
 from polytoken.teachers import Teacher
 from polytoken.teachers.stand_in import SmallVisionTransformer
-from tests.support.extractors import MeanColours
+from tests.support.extractors import MeanColours, images
 
 CPU = torch.device("cpu")
-
-
-def images(number: int = 24) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (number, 3, 8, 8), dtype=torch.uint8, generator=generator)
 
 
 def test_one_pass_gives_all_statistics() -> None:
