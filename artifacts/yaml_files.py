@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from polytoken.errors import MissingFileError, UserError
+from polytoken.files import check_no_pipe
 
 BYTES = 1 << 22
 NODES = 100_000  # an alias counts as what it stands for
@@ -37,6 +38,7 @@ def compose(path: Path) -> yaml.Node | None:
 def _text(path: Path) -> str:
     """The text of a file within the limits."""
     try:
+        check_no_pipe(path)
         with path.open("rb") as file:
             data = file.read(BYTES + 1)
         if len(data) > BYTES:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +33,12 @@ def is_full(error: BaseException | None) -> bool:
 def real_path(path: str | Path) -> Path:
     """Absolute path without links; of links in a loop as well, at which `Path.resolve` raises RuntimeError."""
     return Path(os.path.realpath(path))
+
+
+def check_no_pipe(path: str | Path) -> None:
+    """Raise OSError for a named pipe: whoever opens it waits for a writer, which may never come."""
+    if stat.S_ISFIFO(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is a pipe, and no file")
 
 
 @contextmanager
@@ -86,6 +93,7 @@ def file_sha256(path: str | Path) -> str:
         UserError: it cannot be read: it is a directory, or a loop of links.
     """
     try:
+        check_no_pipe(path)
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as error:

@@ -20,6 +20,7 @@ from typing import IO
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from polytoken.files import check_no_pipe
 from polytoken.frozen import hash_tensors
 
 SHA256 = "polytoken.sha256"  # key in the header of a safetensors file
@@ -97,6 +98,7 @@ def _once(path: Path, check: Callable[[Path], str | None]) -> str | None:
         state = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
         if _intact.get(path.absolute()) == state:
             return None
+        check_no_pipe(path)
         damage = check(path)
     except (SafetensorError, OSError) as error:
         return (str(error).splitlines() or [type(error).__name__])[0][:200]

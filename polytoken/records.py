@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from polytoken.errors import MissingFileError, UserError
-from polytoken.files import write_bytes
+from polytoken.files import check_no_pipe, write_bytes
 
 T = TypeVar("T")
 
@@ -89,6 +89,7 @@ def read(path: Path, type: type[T]) -> T:
         UserError: it cannot be read, or is not what `decode` expects.
     """
     try:
+        check_no_pipe(path)
         with path.open("rb") as file:
             data = file.read(LIMIT + 1)
     except (FileNotFoundError, NotADirectoryError) as error:

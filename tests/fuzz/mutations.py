@@ -109,11 +109,13 @@ def reencode(path: Path, draw: random.Random) -> None:
 
 
 def place(path: Path, draw: random.Random) -> None:
-    """No file, but a directory, a loop of links, a dangling link, or nothing."""
+    """No file, but a directory, a loop of links, a dangling link, a pipe, or nothing."""
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    kind = draw.choice(("directory", "loop", "dangling", "nothing"))
+    kind = draw.choice(("directory", "loop", "dangling", "pipe", "nothing"))
     if kind == "directory":
         path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
     elif kind != "nothing":
         path.symlink_to(path.name if kind == "loop" else "nowhere")
 
