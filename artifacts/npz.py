@@ -19,7 +19,7 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 
 from polytoken.errors import UserError
-from polytoken.files import check_no_pipe, replacing
+from polytoken.files import replacing
 
 LIMIT = 1 << 30  # bytes of an array that is read whole
 
@@ -52,7 +52,6 @@ def reading(path: Path, problem: str, remedy: str) -> Iterator[ZipFile]:
         UserError: the file is not a readable archive, or the block raises one of `BROKEN`.
     """
     try:
-        check_no_pipe(path)
         with ZipFile(path) as archive:
             yield archive
     except BROKEN as error:
