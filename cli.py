@@ -115,18 +115,17 @@ class CommandLine(LightningCLI):
         """Build everything; an error of a constructor is raised as it is, without jsonargparse's tree around it."""
         try:
             super().instantiate_classes()
-        except ValueError as error:
-            causes = [error]
-            while causes[-1].__cause__ is not None:
+        except (ValueError, MemoryError, RuntimeError, ModuleNotFoundError) as error:
+            causes: list[BaseException] = [error]
+            while isinstance(error, ValueError) and causes[-1].__cause__ is not None:
                 causes.append(causes[-1].__cause__)
             # one of our own errors may itself have a library's error as its cause
-            raise next((cause for cause in causes if isinstance(cause, UserError)), causes[-1]) from None
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
-                raise
-            raise UserError(f"the memory of this machine does not hold the model or the data: {error}") from error
-        except ModuleNotFoundError as error:  # a logger that is not installed, such as W&B's
-            raise UserError(f"the configuration needs a package that is not installed: {error}") from error
+            cause = next((cause for cause in causes if isinstance(cause, UserError)), causes[-1])
+            if isinstance(cause, MemoryError) or "allocate memory" in str(cause):
+                raise UserError(f"the memory of this machine does not hold the model or the data: {cause}") from cause
+            if isinstance(cause, ModuleNotFoundError):  # of an optional package, such as W&B's
+                raise UserError(f"the configuration names a class whose package is missing: {cause}") from cause
+            raise cause from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the record of the run, and the watch over the other ranks, to the trainer's callbacks."""

@@ -65,6 +65,7 @@ COMMAND_LINES = {
     "--model TokenizerModul": ["model: expected class path", "got 'TokenizerModul'", "did you mean TokenizerModule?"],
     "--data.batchsize 3": ["data.batchsize", "on the command line", "did you mean batch_size?"],
     "--model.init_args.objective 3": ["model.init_args.objective: expected", "got '3'"],
+    "--trainer.logger lightning.pytorch.loggers.WandbLogger": ["whose package is missing: ", "'wandb", "pip install"],
     "--trainer.logger yess": ["trainer.logger: expected class path", "got 'yess'"],
     "--config nowhere.yaml": ["no config file 'nowhere.yaml'"],
     "--config mistaken.yaml": ["no config file 'mistaken.yaml'", "did you mean mistake.yaml?"],
