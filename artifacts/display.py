@@ -17,7 +17,8 @@ def printable(text: str) -> str:
 
 def for_markdown(text: str) -> str:
     """The text on one line, with an escape before each character that would begin markup, HTML or a link."""
-    escaped = re.sub(r"([\\`*\[\]|])", r"\\\1", " ".join(text.split()))
+    # an underscore within a word, as in fq_dual, begins no emphasis
+    escaped = re.sub(r"([\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
     return printable(escaped.replace("<", "&lt;"))
 
 
@@ -28,7 +29,7 @@ def plain_console() -> Console:
     return Console(markup=False, emoji=False)
 
 
-def read_no_mathematics(figure: Figure) -> None:
+def disable_mathtext(figure: Figure) -> None:
     """Let matplotlib draw titles, labels and legends as they are: `$` and `_{` would be mathematics.
 
     The powers along a logarithmic axis are mathematics, and matplotlib's own.

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from artifacts.display import printable, read_no_mathematics
+from artifacts.display import disable_mathtext, printable
 from polytoken.images import save_png
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def render(plot: Figure) -> np.ndarray:
     """Pixels of a plot, uint8 (H, W, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    read_no_mathematics(plot)
+    disable_mathtext(plot)
     canvas = FigureCanvasAgg(plot)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-from artifacts.display import printable, read_no_mathematics
+from artifacts.display import disable_mathtext, printable
 from commands.metric_names import name_of
 from commands.report.content import Picture
 
@@ -93,7 +93,7 @@ def _new(width: float, height: float) -> tuple[Figure, Axes]:
 def _svg(figure: Figure, salt: str) -> bytes:
     from matplotlib import rc_context
 
-    read_no_mathematics(figure)
+    disable_mathtext(figure)
     file = io.BytesIO()
     with rc_context({"svg.hashsalt": salt}):  # the same page for the same runs
         figure.savefig(file, format="svg", metadata={"Date": None})

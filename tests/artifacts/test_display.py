@@ -16,6 +16,8 @@ from commands.program import print_table
 
 NAMES = [
     "[/INST]",
+    "_a_",
+    "__b__ fq_dual",
     "[b]",
     "[red",
     "$_{",
@@ -79,6 +81,7 @@ def test_markdown_shows_names_as_they_are(name: str) -> None:
         ("<script>alert(1)</script>", "&lt;script>alert(1)&lt;/script>"),
         ("![x](http://x)", "!\\[x\\](http://x)"),
         ("a | b\nc", "a \\| b c"),
+        ("fq_dual _a_ __b__", "fq_dual \\_a\\_ \\_\\_b\\_\\_"),
         ("`x` *y* \\", "\\`x\\` \\*y\\* \\\\"),
         ("\ud800", "\\ud800"),
     ],
