@@ -129,6 +129,7 @@ class Source(TypedDict):
 
     run: str
     step: int
+    sha256: NotRequired[str]  # of the checkpoint
 
 
 class SampleSettings(TypedDict):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import get_args
@@ -19,7 +18,7 @@ from commands.preset_files import Choice, Size, files
 from commands.program import new_parser, run
 from commands.survey import Survey, folder, hub, survey
 from polytoken.errors import UserError
-from polytoken.files import PARTIAL, write_text
+from polytoken.files import new_folder, write_text
 
 RESOLUTIONS = (64, 128, 256)
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
@@ -64,14 +63,9 @@ def write(name: str, contents: dict[str, str]) -> Path:
         UserError: the name is no plain word, or there is such a preset.
     """
     place = check_name(name)
-    partial = PRESETS / f".{name}{PARTIAL}"
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed writer
-    try:
+    with new_folder(place) as partial:
         for file, text in contents.items():
             write_text(partial / file, text)
-        partial.rename(place)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return place
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from polytoken.images import read_image, write_image
     from polytoken.loading import load_generator, load_tokenizer
     from polytoken.pipeline import GenerationPipeline
+    from polytoken.pretrained import from_pretrained
     from polytoken.specs import Decoded, Encoding, LatentSpec, Tokens, TokenSpec
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "TokenSpec",
     "Tokens",
     "UserError",
+    "from_pretrained",
     "load_generator",
     "load_tokenizer",
     "read_image",
@@ -35,6 +37,7 @@ _HOMES = {
     "images": ("read_image", "write_image"),
     "loading": ("load_generator", "load_tokenizer"),
     "pipeline": ("GenerationPipeline",),
+    "pretrained": ("from_pretrained",),
     "specs": ("Decoded", "Encoding", "LatentSpec", "TokenSpec", "Tokens"),
 }
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -66,6 +67,25 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Write a small UTF-8 file; see :func:`write_bytes`. A lone surrogate becomes an escape."""
     write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path in the same directory, and rename it to ``path`` when the block ends.
+
+    The block makes the folder by writing its first file. If it raises, nothing is left; what a killed writer left is
+    removed by the next one. ``path`` must not exist, or be an empty folder.
+    """
+    path = real_path(path)
+    partial = path.with_name(f".{path.name}{PARTIAL}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        sync(partial)
+        partial.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def is_file_name(name: str) -> bool:

@@ -114,8 +114,13 @@ def load_tokenizer_of(record: GeneratorRecord, owner: str, run: str | Path, trus
         MissingFileError: if there is no checkpoint.
         UserError: if the tokenizer is another one.
     """
-    place = Path(run)
-    tokenizer = load_tokenizer(place, trust)
+    tokenizer = load_tokenizer(run, trust)
+    check_tokenizer(record, owner, tokenizer, run)
+    return tokenizer
+
+
+def check_tokenizer(record: GeneratorRecord, owner: str, tokenizer: Tokenizer, place: str | Path) -> None:
+    """Raise UserError unless a tokenizer is that of a generator; arguments as for :func:`load_tokenizer_of`."""
     found = fingerprint(tokenizer)
     if found != record.tokenizer_fingerprint:
         raise UserError(
@@ -128,7 +133,6 @@ def load_tokenizer_of(record: GeneratorRecord, owner: str, run: str | Path, trus
             f"{owner} tokens of the shape {record.full_spec}, and its tokenizer in {place} has {tokenizer.spec}: the "
             "token store is not as that tokenizer wrote it; write it again (make tokens), and train the generator on it"
         )
-    return tokenizer
 
 
 def load_codec(record: GeneratorRecord, owner: str, beside: str | Path, trust: Sequence[str]) -> FrozenCodec:

@@ -15,15 +15,13 @@ from itertools import count
 from pathlib import Path
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from artifacts.display import for_markdown
 from artifacts.provenance import commit, machine
 from commands.program import new_parser, run
 from commands.report import experiments, stages
 from commands.report.card import card
 from commands.report.content import Picture, take_shared
 from commands.report.runs import short
+from commands.report.templates import templates
 from polytoken.errors import MissingFileError, UserError
 from polytoken.files import is_file_name, write_bytes, write_text
 
@@ -68,14 +66,8 @@ def write(page: Path, directory: Path, preset: str) -> None:
             write_bytes(file, target.content)
         return quote(os.fsencode(Path(os.path.relpath(file, page.parent)).as_posix()))
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=lambda name: name == "report.html.j2",
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(link=link, plain=for_markdown)
+    environment = templates()
+    environment.filters["link"] = link
     for file in (page.with_suffix(".md"), page):
         write_text(file, environment.get_template(f"report{file.suffix}.j2").render(content))
 

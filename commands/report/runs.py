@@ -19,7 +19,7 @@ from commands.report.drawing import curves
 from commands.report.image_sets import table_of
 from polytoken import records
 from polytoken.errors import UserError
-from polytoken.generators.record import Lineage
+from polytoken.generators.record import Lineage, run_name
 from polytoken.specs import TokenSpec
 from polytoken.text import duration, memory
 
@@ -49,7 +49,15 @@ class Stored(TypedDict):
 
 
 def read(path: Path, tokens: Path) -> Entry:
-    """The run in a directory.
+    """The run in a directory, with its curves and pictures; see :func:`measured`."""
+    entry = measured(path, tokens)
+    entry.curves = list(curves(path))
+    entry.pictures = [*pictures(path), *pictures(tokens)]
+    return entry
+
+
+def measured(path: Path, tokens: Path) -> Entry:
+    """Facts, metrics and tables of the run in a directory.
 
     Args:
         path: its directory.
@@ -72,15 +80,14 @@ def read(path: Path, tokens: Path) -> Entry:
         entry.facts += [(word, f"{validated[key]:,}")] if validated.get(key) is not None else []
     lineage = records.read_derived(path / "lineage.json", Lineage)
     if lineage and lineage.init_from:
-        entry.facts.append(("initial weights", f"{lineage.init_from.path}, step {lineage.init_from.step:,}"))
+        start = lineage.init_from
+        entry.facts.append(("initial weights", f"{run_name(start.path)}, step {start.step:,}"))
     entry.facts += provenance(validated)
-    entry.curves = list(curves(path))
-    entry.pictures = [*pictures(path), *pictures(tokens)]
-    measured = [
+    compared = [
         table_of(found, f"Reconstructions measured by {network}")
         for network, found in sections.get("reconstruction", {}).items()
     ]
-    entry.tables = [*(one for one in measured if one), *tables.measured(path), *tables.dependency(tokens)]
+    entry.tables = [*(one for one in compared if one), *tables.measured(path), *tables.dependency(tokens)]
     return entry
 
 

@@ -14,6 +14,7 @@ from commands.report.content import Entry, Picture, Section
 from commands.report.image_sets import table_of
 from polytoken import records
 from polytoken.errors import UserError
+from polytoken.generators.record import run_name
 
 log = logging.getLogger(__name__)
 
@@ -90,34 +91,39 @@ def samples(directory: Path, preset: str) -> Section:
     for path in sorted(record.parent for record in directory.glob("*/samples.json")):
         if (settings := sample_settings(path)) is None:
             continue
-        entry = Entry(path.name, pictures=list(runs.pictures(path)))
-        source = settings["generator"]
-        sampler = {name: value for name, value in settings["sampler"].items() if value is not None}
-        speed = images_per_second(read_timing(path))
-        entry.facts = [
-            ("images", f"{settings['num_images']:,}, classes {settings['classes']}"),
-            ("generator", f"{'/'.join(Path(source['run']).parts[-2:])}, step {source['step']:,}"),
-            ("sampler", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sampler.items())),
-            ("seed", str(settings["seed"])),
-            *([("speed", f"{speed:,.3g} images/s")] if speed else []),
-        ]
-        section.entries.append(entry)
-        evaluated = runs.metrics_of(path).get("evaluate")
-        if evaluated is None:
-            entry.facts.append(("evaluation", f"not done yet: make evaluate PRESET={preset}"))
-            continue
-        network = evaluated["extractor"]["name"]
-        entry.facts.append(("compared with", f"{evaluated['reference']['reference']}, by {network}"))
-        entry.facts += [("note", note) for note in evaluated["notes"]]
-        entry.facts += runs.provenance(evaluated)
-        table: Table | None = table_of(evaluated, f"Measured by {network}")
-        entry.tables += [table] if table else []
-        measured += 1
+        section.entries.append(sampled(path, settings, preset))
+        measured += bool(section.entries[-1].tables)
     if not section.entries:
         section.missing = [f"make sample PRESET={preset}"]
     if measured:
         section.text += f" {REFERENCE}"
     return section
+
+
+def sampled(path: Path, settings: SampleSettings, preset: str) -> Entry:
+    """Samples in a directory, and their evaluation."""
+    entry = Entry(path.name, pictures=list(runs.pictures(path)))
+    source = settings["generator"]
+    sampler = {name: value for name, value in settings["sampler"].items() if value is not None}
+    speed = images_per_second(read_timing(path))
+    entry.facts = [
+        ("images", f"{settings['num_images']:,}, classes {settings['classes']}"),
+        ("generator", f"{run_name(source['run'])}, step {source['step']:,}"),
+        ("sampler", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sampler.items())),
+        ("seed", str(settings["seed"])),
+        *([("speed", f"{speed:,.3g} images/s")] if speed else []),
+    ]
+    evaluated = runs.metrics_of(path).get("evaluate")
+    if evaluated is None:
+        entry.facts.append(("evaluation", f"not done yet: make evaluate PRESET={preset}"))
+        return entry
+    network = evaluated["extractor"]["name"]
+    entry.facts.append(("compared with", f"{evaluated['reference']['reference']}, by {network}"))
+    entry.facts += [("note", note) for note in evaluated["notes"]]
+    entry.facts += runs.provenance(evaluated)
+    table: Table | None = table_of(evaluated, f"Measured by {network}")
+    entry.tables += [table] if table else []
+    return entry
 
 
 def sample_settings(path: Path) -> SampleSettings | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from polytoken.errors import UserError
 from polytoken.generators.base import Generator
+from polytoken.layout import CHECKPOINTS
 from polytoken.records import decode
 from polytoken.specs import LatentSpec, TokenSpec
 
@@ -137,3 +139,10 @@ class GeneratorRecord:
     def tokenizer(self) -> str:
         """The tokenizer, for messages."""
         return f"the tokenizer {self.tokenizer_run} (fingerprint {self.tokenizer_fingerprint[:12]})"
+
+
+def run_name(recorded: str | Path) -> str:
+    """Return the last two parts of a run's directory, ``stage2/fq_dual``, from it or one of its checkpoints."""
+    path = Path(recorded)
+    run = path.parent.parent if path.parent.name == CHECKPOINTS else path
+    return "/".join([part for part in run.parts if part != run.anchor][-2:])

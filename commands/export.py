@@ -1,0 +1,64 @@
+"""Model of a run as a folder for other code: `python -m commands.export runs/digits/stage2/fq_dual --to mine/digits`.
+
+The folder holds weights, configuration and a model card; `polytoken.from_pretrained` loads it without the suite. Of a
+generator's run it is a pipeline, with the tokenizer. See docs/exchange.md.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from commands.program import new_parser, run
+from commands.report.model_card import model_card
+from polytoken.errors import ExistingFileError
+from polytoken.files import new_folder, write_text
+from polytoken.loading import GENERATOR, Checkpoint, present_run
+from polytoken.pretrained import from_pretrained, save_pretrained
+
+CARD = "README.md"
+
+
+def export(run_directory: Path, place: Path, tokenizer_run: Path | None = None, licence: str = "apache-2.0") -> None:
+    """Write the folder: all of it, or nothing.
+
+    Args:
+        run_directory: a run, or one of its checkpoints.
+        place: the folder, which must not exist, or be empty.
+        tokenizer_run: present place of a generator's tokenizer, if it is not found.
+        licence: of the weights, as the hub writes it.
+
+    Raises:
+        ExistingFileError: the place holds something.
+        MissingFileError: there is no checkpoint.
+        UserError: the run is neither a tokenizer's nor a generator's, or what was written does not load.
+    """
+    if place.is_symlink() or (place.exists() and not (place.is_dir() and not any(place.iterdir()))):
+        raise ExistingFileError(f"{place} exists and is no empty folder: name another one as --to, or delete it")
+    checkpoint = of_tokenizer = Checkpoint.open(run_directory)
+    if GENERATOR in checkpoint.content:
+        of_tokenizer = Checkpoint.open(tokenizer_run or present_run(checkpoint.record.tokenizer_run, checkpoint.path))
+    with new_folder(place) as folder:
+        save_pretrained(checkpoint.path, folder, of_tokenizer.path)
+        card = model_card(from_pretrained(folder), place.name, licence, checkpoint, of_tokenizer)
+        write_text(folder / CARD, card)
+
+
+def work(given: Namespace) -> None:
+    """Export, and print the place."""
+    export(given.run, given.to, given.tokenizer_run, given.license)
+    print(f'the model is in {given.to}; polytoken.from_pretrained("{given.to}") loads it')
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the program."""
+    parser = new_parser("commands.export", __doc__)
+    parser.add_argument("run", type=Path, help="directory of a tokenizer's or a generator's run, or a checkpoint")
+    parser.add_argument("--to", type=Path, required=True, help="the folder, which must not exist or be empty")
+    parser.add_argument("--tokenizer-run", type=Path, help="run of a generator's tokenizer, if it has moved")
+    parser.add_argument("--license", default="apache-2.0", help="licence of the weights (default: %(default)s)")
+    run(parser, work, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Export of runs: the folder, its card, and what stays away when it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import polytoken.pretrained.folder
+from commands.export import main
+from polytoken import GenerationPipeline, from_pretrained, load_tokenizer
+from polytoken.fingerprint import fingerprint
+from polytoken.loading import Checkpoint
+from polytoken.weights import save_tensors
+from tests.support.commands import REPOSITORY
+from tests.support.generated import CONTINUOUS, configure, pixels, write_latent_runs, write_runs
+
+KILLED = """
+import os, sys
+from commands import export
+export.model_card = lambda *_: os.kill(os.getpid(), 9)  # when both networks are written
+export.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A generator's run, with what training and `make evaluate` leave."""
+    monkeypatch.chdir(tmp_path)
+    run = configure(write_runs(Path("runs/digits")))
+    for place, metrics in ((run, {"val/nll": 1.25}), (Path("runs/digits/tokenizer/tiny"), {"val/psnr": 24.987})):
+        section = {"global_step": 7, "n": 355, "metrics": metrics, "versions": {"torch": "2.15"}, "commit": "abc"}
+        (place / "metrics.json").write_text(json.dumps({"validate": section}))
+    return run
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    def refused(*options: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main([*options])
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    return refused
+
+
+def write_samples(run: Path, sha256: str) -> None:
+    """An evaluation of samples, which names the checkpoint that drew them."""
+    samples = run.parent.parent / "samples" / f"of_{sha256[:4]}"
+    samples.mkdir(parents=True)
+    settings = {
+        **{"num_images": 500, "classes": "balanced", "seed": 0, "sampler": {"guidance": 2.0}},
+        "generator": {"run": str(run), "step": 7, "sha256": sha256},
+    }
+    (samples / "samples.json").write_text(json.dumps({"settings": settings}))
+    evaluated = {
+        **{"metrics": {"samples": {"gfd/judge": {"value": 0.1234, "n": 500, "reference_n": 355}}}, "notes": []},
+        **{"samples": {}, "extractor": {"name": "judge", "sha256": None}, "reference": {"reference": "digits images"}},
+    }
+    (samples / "metrics.json").write_text(json.dumps({"evaluate": evaluated}))
+
+
+def test_a_pipeline_draws_the_same_images(run: Path, capsys: pytest.CaptureFixture) -> None:
+    main([str(run), "--to", "mine/digits"])
+    assert 'polytoken.from_pretrained("mine/digits") loads it' in capsys.readouterr().out
+    loaded = from_pretrained("mine/digits")
+    assert isinstance(loaded, GenerationPipeline)
+    assert (
+        pixels(loaded.sample([3, 1], seed=2)) == pixels(GenerationPipeline.from_run(run).sample([3, 1], seed=2))
+    ).all()
+    files = {str(file.relative_to("mine/digits")) for file in Path("mine").rglob("*") if file.is_file()}
+    parts = {f"{part}/{file}" for part in ("generator", "tokenizer") for file in ("config.json", "model.safetensors")}
+    assert files == {"README.md", "config.json", *parts}
+
+
+def test_the_card_of_a_pipeline(run: Path) -> None:
+    write_samples(run, Checkpoint.open(run).sha256)
+    write_samples(run, "0" * 64)
+    main([str(run), "--to", "mine/digits", "--license", "cc-by-4.0"])
+    card = Path("mine/digits/README.md").read_text()
+    _, front_matter, body = card.split("---\n", 2)
+    metadata = yaml.safe_load(front_matter)
+    assert metadata["license"] == "cc-by-4.0" and metadata["library_name"] == "polytoken"
+    assert {"polytoken", "image-generation", "AutoregressiveGenerator"} <= {*metadata["tags"]}
+    for line in (
+        "# stage2/tiny on digits",
+        'pipeline = polytoken.from_pretrained("digits")',
+        "- classes: 10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
+        f"- tokenizer: tokenizer/tiny, fingerprint {fingerprint(load_tokenizer('runs/digits/tokenizer/tiny'))}",
+        "| nats a sub-code ↓ | 1.250 |",
+        "| samples | 500 | 0.1234 (to 355) |",
+        "- codes of an image: 8 (4 positions × 2)",
+        "- bits of an image: 32",
+        "- data: DigitsSource",
+        "| PSNR, dB ↑ | 24.99 |",
+        "- images measured: 355",
+        "- commit: abc",
+    ):
+        assert f"{line}\n" in body, line
+    assert "of_0000" not in body and str(Path.cwd()) not in card
+
+
+def test_the_example_of_the_card_runs(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main([str(run), "--to", "mine/digits"])
+    card = Path("mine/digits/README.md").read_text()
+    monkeypatch.chdir("mine")
+    code = card.split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) == 3
+    exec(code, {})
+    assert Path("sample.png").is_file()
+
+
+def test_a_tokenizer_without_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_latent_runs(Path("runs/digits"), CONTINUOUS)
+    main(["runs/digits/tokenizer/tiny", "--to", "mine"])
+    card = Path("mine/README.md").read_text()
+    assert "- latents of an image: 3 × 2 × 2\n" in card and ".quantized\n" in card
+    assert fingerprint(from_pretrained("mine")) == fingerprint(load_tokenizer("runs/digits/tokenizer/tiny"))
+
+
+def test_a_tokenizer_that_has_moved(run: Path, refusal: Callable[..., str]) -> None:
+    shutil.move("runs/digits/tokenizer", "elsewhere")
+    assert "there is no checkpoint" in refusal(str(run), "--to", "mine")
+    main([str(run), "--to", "mine", "--tokenizer-run", "elsewhere/tiny"])
+    assert isinstance(from_pretrained("mine"), GenerationPipeline)
+
+
+@pytest.mark.parametrize("kind", ["full", "file", "link"])
+def test_an_existing_place_stays_as_it_is(kind: str, run: Path, refusal: Callable[..., str]) -> None:
+    place = Path("mine")
+    if kind == "full":
+        place.mkdir()
+        (place / "notes.txt").write_text("mine")
+    elif kind == "file":
+        place.write_text("mine")
+    else:
+        place.symlink_to("nowhere")
+    assert "mine exists and is no empty folder" in refusal(str(run), "--to", "mine")
+    assert not Path(".mine.partial").exists() and (kind != "full" or {*place.iterdir()} == {place / "notes.txt"})
+
+
+def test_an_empty_folder_is_filled(run: Path) -> None:
+    Path("mine").mkdir()
+    main([str(run), "--to", "mine"])
+    assert isinstance(from_pretrained("mine"), GenerationPipeline)
+
+
+def test_an_interrupted_export_leaves_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(path: Path, *rest: Any) -> None:
+        if path.parent.name == "generator":  # the tokenizer is written already
+            raise KeyboardInterrupt
+        save_tensors(path, *rest)
+
+    monkeypatch.setattr(polytoken.pretrained.folder, "save_tensors", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main([str(run), "--to", "mine"])
+    assert {file.name for file in Path().iterdir()} == {"runs"}
+
+
+def test_a_killed_export_is_no_folder(run: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", KILLED, str(run), "--to", "mine"], env=environment)
+    assert done.returncode == -signal.SIGKILL
+    assert {file.name for file in Path().iterdir()} == {"runs", ".mine.partial"}
+    main([str(run), "--to", "mine"])
+    assert {file.name for file in Path().iterdir()} == {"runs", "mine"}
+
+
+def test_runs_that_cannot_be_exported(run: Path, refusal: Callable[..., str]) -> None:
+    assert "there is no checkpoint" in refusal("runs/digits/none", "--to", "mine")
+    file = Path("runs/digits/tokenizer/tiny/checkpoints/last.ckpt")
+    content = torch.load(file, weights_only=True)
+    torch.save({**content, "model_config": {"init_args": {"judge": {}}}}, file)
+    assert "is not the checkpoint of a tokenizer" in refusal(str(file), "--to", "mine")
+    section = {"class_path": "evil_module.Evil"}
+    torch.save({**content, "model_config": {"init_args": {"tokenizer": section}}}, file)
+    assert "only classes of polytoken are loaded" in refusal(str(file), "--to", "mine")
+    assert {place.name for place in Path().iterdir()} == {"runs"}
