@@ -26,7 +26,7 @@ from artifacts.origin import origin_of
 from artifacts.repository import BASE_CONFIG
 from callbacks.checkpoint.run_record import RunRecord
 from callbacks.steer.rank_watch import RankWatch
-from commands.cli.checks import check_data, check_drift, check_numbers, check_saves, check_shards
+from commands.cli.checks import check_counters, check_data, check_drift, check_numbers, check_saves, check_shards
 from commands.cli.errors import ParseError, Parser, explain, reordered, where, while_restoring
 from commands.cli.noise import quiet
 from commands.cli.places import check_files, config_files
@@ -104,6 +104,7 @@ class CommandLine(LightningCLI):
         model = composed.get("model") or {}
         if config["ckpt_path"]:
             check_drift(Path(config["ckpt_path"]), model, self.subcommand)
+            check_counters(Path(config["ckpt_path"]))
         files = [BASE_CONFIG, *map(Path, config_files(self.arguments))]
         origin = origin_of(self.arguments, files, composed, directory)
         self.record = RunRecord(directory, self.subcommand, bool(config["ckpt_path"]), text, model, origin)

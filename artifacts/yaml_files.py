@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from polytoken.files import check_no_pipe
 BYTES = 1 << 22
 NODES = 100_000  # an alias counts as what it stands for
 DEPTH = 100
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read(path: Path) -> Any:
@@ -55,7 +57,7 @@ def _text(path: Path) -> str:
 
 
 def _check_size(text: str) -> None:
-    """Raise YAMLError if nodes are nested too deeply, hold themselves, or expand to too many."""
+    """Raise YAMLError if nodes are nested too deeply, hold themselves, expand to too many, or are no Unicode."""
     open_nodes: list[tuple[str | None, int]] = []
     sizes: dict[str, int] = {}
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -68,6 +70,8 @@ def _check_size(text: str) -> None:
             anchor, size = open_nodes.pop()
         elif isinstance(event, yaml.ScalarEvent):
             anchor, size = event.anchor, 1
+            if SURROGATE.search(event.value):  # which no file and no terminal can hold
+                raise _error(event, "an escape that is half of a character")
         elif isinstance(event, yaml.AliasEvent):
             if any(event.anchor == name for name, _ in open_nodes):
                 raise _error(event, f"the alias *{event.anchor} holds itself")

@@ -18,10 +18,11 @@ from callbacks.steer.requeue import Requeue
 from datamodules.resumable import ResumableDataModule
 from polytoken.errors import UserError
 from polytoken.layout import WHOLE
-from polytoken.loading import read_metadata
+from polytoken.loading import REMEDY, read_metadata
 from polytoken.ranges import above, at_least, within
 
 SHOWN = 5
+COUNTERS = {"ready", "started", "processed", "completed"}  # of Lightning's loops
 
 # Settings that trade memory for time, and change numbers by rounding at most, so that a run that ran out of memory may
 # resume with others; and those of validation alone.
@@ -108,6 +109,19 @@ def check_data(checkpoint: str | None, data: LightningDataModule | None, subcomm
             f"{checkpoint} was trained on the batches of {known[0]}, and data.class_path is a {name}: restore it to "
             "resume the run, or set run.stage to a new name to start another one"
         )
+
+
+def check_counters(checkpoint: Path) -> None:
+    """Raise UserError if a checkpoint's counters of batches, which Lightning takes over unread, are no numbers."""
+    sections: list[Any] = [read_metadata(checkpoint).get("loops")]
+    while sections:
+        section = sections.pop()
+        if not isinstance(section, dict):
+            continue
+        sections += section.values()
+        for name in COUNTERS & section.keys():
+            if not isinstance(section[name], int):
+                raise UserError(f"{checkpoint} is broken: its counter {name} is {_short(section[name])}. {REMEDY}")
 
 
 def check_shards(checkpoint: str | None, trainer: Trainer) -> None:

@@ -23,6 +23,7 @@ HOSTILE = {
     "a tag of Python": (b"a: !!python/object/apply:os.mkdir [ran]", "could not determine a constructor"),
     "a date that is none": (b"a: 2001-99-99", "month must be in 1..12"),
     "half": (b"a: [1", "expected"),
+    "half a character": (b'a: "\\ud800"', "an escape that is half of a character"),
     "an unknown alias": (b"a: *b", "found undefined alias"),
     "size": (b"#" * (5 << 20), "larger than 4 MiB"),
 }

@@ -28,7 +28,7 @@ FILES = ("metrics.json", "lineage.json", "sweep.json", "probes.json", "zero_shot
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_the_report_skips_broken_files(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    reports.write_runs(tmp_path)
+    reports.write_measured_runs(tmp_path)
     run, samples = tmp_path / "runs/digits/tokenizer/fq_dual", tmp_path / "runs/digits/samples/fq_dual"
     results = tmp_path / "runs/experiments/results/paper/x_digits.json"
     results.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def test_the_report_skips_broken_files(kind: str, tmp_path: Path, caplog: pytest
 def test_a_wrong_type_is_reported_with_its_place(
     content: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reports.write_runs(tmp_path)
+    reports.write_measured_runs(tmp_path)
     sweep = tmp_path / "runs/digits/tokenizer/fq_dual/sweep.json"
     sweep.write_text(json.dumps(content))
     main(["--runs", str(tmp_path / "runs")])
@@ -68,14 +68,14 @@ def test_a_section_replaces_a_broken_file(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b"model: 7", b"a: [", b"a: \xff", b"a: &a [*a]"])
 def test_the_report_of_broken_configurations(content: bytes, tmp_path: Path) -> None:
-    reports.write_runs(tmp_path)
+    reports.write_measured_runs(tmp_path)
     (tmp_path / "runs/digits/tokenizer/fq_dual/config.yaml").write_bytes(content)
     main(["--runs", str(tmp_path / "runs")])
     assert "24.78" in (tmp_path / "runs/digits/report.html").read_text()
 
 
 def test_names_that_are_markup(tmp_path: Path) -> None:
-    reports.write_runs(tmp_path)
+    reports.write_measured_runs(tmp_path)
     stage = tmp_path / "runs/digits/<script>alert(1)"
     for name in ("[x](http:", "$_{", "`a`", "\udcff"):
         shutil.copytree(tmp_path / "runs/digits/tokenizer/fq_dual", stage / name)
@@ -86,7 +86,7 @@ def test_names_that_are_markup(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preset", ["../..", "..", "/tmp", "a/b", "", "a\0b", "x" * 300, "\ud800"])
 def test_a_preset_is_a_directory_of_the_runs(preset: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    reports.write_runs(tmp_path)
+    reports.write_measured_runs(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit, match="2"):
         main(["--runs", str(tmp_path / "runs"), "--preset", preset])

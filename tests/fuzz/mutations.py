@@ -348,7 +348,7 @@ NPZ: tuple[Mutation, ...] = (*[entry_of_npz] * 10, *BYTES)
 
 def names_of_tree(path: Path, draw: random.Random) -> None:
     """Another name of a file or folder, as a data set might have."""
-    names = ("[/INST]", "$_{", "<script>.png", "\udcff", "-rf", "x" * 200, " ", "..hidden", "a\nb", "{}", "%s")
+    names = ("[b]", "$_{", "<script>.png", "\udcff", "-rf", "x" * 200, " ", "..hidden", "a\nb", "{}", "%s")
     inner = [one for one in path.parent.parent.rglob("*") if not one.is_symlink()]
     chosen = draw.choice(inner)
     target = chosen.with_name(draw.choice(names) + chosen.suffix)

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from commands.cli.checks import check_drift, check_shards
+from commands.cli.checks import check_counters, check_drift, check_shards
 from polytoken.errors import UserError
 from polytoken.loading import MODEL_CONFIG
 
@@ -43,3 +43,14 @@ def test_a_sharded_checkpoint_needs_a_sharding_strategy(tmp_path: Path) -> None:
     check_shards(str(file), alone)
     check_shards(None, alone)
     check_shards(str(sharded), Trainer(accelerator="cpu", logger=False, strategy=ModelParallelStrategy(), devices=2))
+
+
+def test_counters_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    counters = {"total": {"ready": 3, "completed": 3}, "current": {"ready": {}}}
+    for loops in ({"fit_loop": {"epoch_loop.batch_progress": counters}}, {"fit_loop": {"ready": "3"}}):
+        torch.save({"loops": loops}, tmp_path / "last.ckpt")
+        with pytest.raises(UserError, match="last.ckpt is broken: its counter ready is .*name another checkpoint"):
+            check_counters(tmp_path / "last.ckpt")
+    counters["current"]["ready"] = 3
+    torch.save({"loops": {"fit_loop": counters}}, tmp_path / "whole.ckpt")
+    check_counters(tmp_path / "whole.ckpt")
