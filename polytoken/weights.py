@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -105,6 +106,9 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     with replacing(path) as temporary:
         save_file(state, temporary, {**header, SHA256: tensors_sha256(state, header)})
         _sort_metadata(temporary)
+        mask = os.umask(0o077)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # safetensors lets only the owner read
 
 
 def _sort_metadata(path: Path) -> None:

@@ -25,6 +25,7 @@ from commands.report.templates import templates
 from polytoken.errors import UserError
 from polytoken.fingerprint import fingerprint
 from polytoken.generators.record import InitFrom, run_name
+from polytoken.layout import CHECKPOINTS
 from polytoken.loading import Checkpoint
 from polytoken.pipeline import GenerationPipeline
 from polytoken.tokenizers import Tokenizer
@@ -85,8 +86,9 @@ def model_card(
 
 
 def directory_of(checkpoint: Checkpoint) -> Path:
-    """The directory of a checkpoint's run."""
-    return checkpoint.path.parent.parent
+    """The directory of a checkpoint's run; of a checkpoint that lies elsewhere, its own."""
+    folder = checkpoint.path.absolute().parent
+    return folder.parent if folder.name == CHECKPOINTS else folder
 
 
 def _tokenizer(tokenizer: Tokenizer, checkpoint: Checkpoint) -> Part:
@@ -111,7 +113,7 @@ def _tokenizer(tokenizer: Tokenizer, checkpoint: Checkpoint) -> Part:
     origin = checkpoint.content.get(INIT_FROM)
     if isinstance(origin, Mapping) and "path" in origin:
         facts.append(_initial(str(origin["path"]), origin.get("step"), origin.get("sha256")))
-    return _measured("Tokenizer", run, facts, run.parent.parent / "tokens" / run.name)
+    return _measured("Tokenizer", checkpoint, facts, run.parent.parent / "tokens" / run.name)
 
 
 def _generator(pipeline: GenerationPipeline, checkpoint: Checkpoint) -> Part:
@@ -130,17 +132,22 @@ def _generator(pipeline: GenerationPipeline, checkpoint: Checkpoint) -> Part:
     start: InitFrom | None = record.lineage.init_from
     if start is not None:
         facts.append(_initial(start.path, start.step, start.sha256))
-    return _measured("Generator", run, facts, run / "tokens")
+    return _measured("Generator", checkpoint, facts, run / "tokens")
 
 
-def _measured(title: str, run: Path, facts: Facts, tokens: Path) -> Part:
+def _measured(title: str, checkpoint: Checkpoint, facts: Facts, tokens: Path) -> Part:
     """The facts of a network, and what its run has recorded."""
+    run = directory_of(checkpoint)
     entry = runs.measured(run, tokens)
+    step = dict(entry.facts).get("step measured", f"{checkpoint.step:,}")
+    caption = "Metrics of the run, at the step and on the images named above"
+    if step != f"{checkpoint.step:,}":
+        caption += f"; that step is {step}, and these weights are of step {checkpoint.step:,}"
     known = {*(name for name, _ in facts), "model", "codes of an image", "bits of an image"}
     facts = [*facts, *_recipe(run), *_data(run), *(fact for fact in entry.facts if fact[0] not in known)]
     rows = [[name_of(metric).head, name_of(metric).text(value)] for metric, value in _ordered(entry.metrics)]
-    tables = [Table(["metric", "value"], rows, "Metrics of the run, at the step and on the images named above")]
-    return Part(title, facts, [*(tables if rows else []), *entry.tables])
+    own = [Table(["metric", "value"], rows, caption)] if rows else []
+    return Part(title, facts, [*own, *entry.tables])
 
 
 def _samples(checkpoint: Checkpoint) -> Iterator[Part]:

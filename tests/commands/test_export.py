@@ -130,6 +130,26 @@ def test_a_tokenizer_without_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert fingerprint(from_pretrained("mine")) == fingerprint(load_tokenizer("runs/digits/tokenizer/tiny"))
 
 
+def test_an_earlier_checkpoint(run: Path) -> None:
+    """Its weights are exported, and the card says that the metrics are of another step."""
+    file = Path("runs/digits/tokenizer/tiny/checkpoints/last.ckpt")
+    torch.save({**torch.load(file, weights_only=True), "global_step": 3}, file.with_name("step_3.ckpt"))
+    main([str(file.with_name("step_3.ckpt")), "--to", "mine"])
+    card = Path("mine/README.md").read_text()
+    assert "# tokenizer/tiny" in card and "that step is 7, and these weights are of step 3\n" in card
+    shutil.copy(file, "alone.ckpt")
+    main(["alone.ckpt", "--to", "alone"])
+    assert "metric | value" not in Path("alone/README.md").read_text()
+
+
+def test_the_card_names_the_files_of_the_recipe(run: Path) -> None:
+    origin = {"arguments": [], "configs": {"configs/vq.yaml": "", f"{Path.cwd()}/own.yaml": ""}, "inputs": {}}
+    done = {"command": "fit", "config": "", "files": {"checkpoints/last.ckpt": ""}, "origin": origin}
+    Path("runs/digits/tokenizer/tiny/done.json").write_text(json.dumps(done))
+    main(["runs/digits/tokenizer/tiny", "--to", "mine"])
+    assert "- configuration: configs/vq.yaml, own.yaml\n" in Path("mine/README.md").read_text()
+
+
 def test_a_tokenizer_that_has_moved(run: Path, refusal: Callable[..., str]) -> None:
     shutil.move("runs/digits/tokenizer", "elsewhere")
     assert "there is no checkpoint" in refusal(str(run), "--to", "mine")

@@ -29,6 +29,7 @@ from commands import (
     curve,
     dependency,
     evaluate,
+    export,
     layers,
     probe,
     reference,
@@ -45,6 +46,7 @@ from experiments import start
 from experiments.__main__ import main as experiments
 from experiments.specification import load
 from experiments.tasks import expand
+from polytoken.pretrained import from_pretrained
 from polytoken.teachers import SmallVisionTransformer, Teacher
 from polytoken.teachers.text import SmallTextTransformer
 from tests.support.experiments import write_experiment
@@ -124,6 +126,15 @@ def read_images(arguments: list[str]) -> None:
                 assert all(found.captions(index) for index in range(len(found)))
 
     run(parser, work, arguments)
+
+
+def load_exported(arguments: list[str]) -> None:
+    """Load the exported pipeline."""
+
+    def work(given: Any) -> None:
+        from_pretrained("exported")
+
+    run(new_parser("tests.fuzz", None), work, arguments)
 
 
 @dataclass(frozen=True)
@@ -240,6 +251,8 @@ KINDS = (
     Kind("curve.json", f"{STAGE2}/curve.json", (*_REPORT, (curve.main, CURVE))),
     Kind("dependency.json", f"{TOKENS}/dependency.json", (*_REPORT, (dependency.main, ["--store", str(TOKENS)]))),
     Kind("captions.json", f"{RUNS}/caption_stage2/vq/captions.json", _REPORT),
+    Kind("exported configuration", "exported/**/config.json", ((load_exported, []),)),
+    Kind("exported weights", "exported/*/model.safetensors", ((load_exported, []),)),
     Kind("experiment results", "runs/experiments/results/*/*.json", _REPORT),
     Kind(
         "stage of an experiment",
@@ -269,6 +282,7 @@ STAGES: tuple[tuple[Program, list[str]], ...] = (
     (curve.main, CURVE),
     (probe.main, PROBE),
     (dependency.main, ["--store", str(TOKENS)]),
+    (export.main, [str(STAGE2), "--to", "exported"]),
 )
 
 

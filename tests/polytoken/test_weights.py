@@ -56,3 +56,9 @@ def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
         save_state(tmp_path / "again.safetensors", layer, metadata)
         assert (tmp_path / "again.safetensors").read_bytes() == written
     assert load_state(tmp_path / "layer.safetensors", "")[1] == metadata
+
+
+def test_the_umask_decides_who_may_read(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    save_state(tmp_path / "layer.safetensors", torch.nn.Linear(2, 3), {})
+    assert (tmp_path / "layer.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
