@@ -167,7 +167,7 @@ class TokenStore:
 
     def _map(self) -> None:
         from datasets import Dataset
-        from pyarrow import ArrowInvalid
+        from pyarrow import ArrowException
 
         shape = (-1, self.num_views, *self.plan.shape)
         self._chunks: list[np.ndarray] = []
@@ -178,13 +178,13 @@ class TokenStore:
                 table = Dataset.from_file(str(self.path / shard.file), in_memory=False).data
                 flat = [chunk.flatten().to_numpy(zero_copy_only=True) for chunk in table.column(self.plan.holds).chunks]
                 chunks = [values.reshape(shape) for values in flat]
-            except (ArrowInvalid, KeyError, ValueError) as error:
+                labels.append(table.column("label").to_numpy())
+                indices.append(table.column("index").to_numpy())
+            except (ArrowException, KeyError, OSError, ValueError) as error:
                 raise TokenStoreError(
                     f"{self.path / shard.file} is damaged, though of the size that {MANIFEST} says ({error}): write "
                     "the store again"
                 ) from error
-            labels.append(table.column("label").to_numpy())
-            indices.append(table.column("index").to_numpy())
             rows = sum(map(len, chunks))
             if chunks[-1].dtype != self.plan.dtype or not rows == len(labels[-1]) == shard.rows:
                 raise TokenStoreError(

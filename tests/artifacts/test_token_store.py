@@ -108,6 +108,22 @@ def test_unreadable_images_are_left_out(tmp_path: Path) -> None:
     assert np.array_equal(store.tokens(8, 2), codes_of(store.plan, 10)[2])
 
 
+def test_damage_of_a_header_is_reported(tmp_path: Path) -> None:
+    """Arrow raises errors of several classes, among them one of the operating system."""
+    path = tmp_path / "train"
+    write_store(path, plan_of("train"))
+    shard = path / "shard_00001.arrow"
+    whole = shard.read_bytes()
+    refused = 0
+    for place in range(0, 600, 11):
+        shard.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            TokenStore.open(path)
+        except TokenStoreError:
+            refused += 1
+    assert refused > 20, "the others changed descriptions that nothing reads"
+
+
 def test_damage_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "train"
     with pytest.raises(FileNotFoundError, match="the token store .*train is not there: `make tokens`"):
