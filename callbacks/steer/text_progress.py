@@ -23,7 +23,7 @@ def shows_bar(trainer: pl.Trainer) -> bool:
 
 
 class TextProgress(pl.Callback):
-    """Prints a line at the first step and at most one a minute where no progress bar is shown, and a line at the end.
+    """Prints a line at the first step and at most one a minute where no progress bar is shown, and one at each end.
 
     `step 1200/200000 (0.6 %) · train/loss 0.412 · val/psnr 21.3 · 812 img/s · 38 GB · data wait 2 % · ETA 1 d 3 h`.
     Speed and wait are those since the last line, without validation; the ETA is that of the whole fit, with it. The
@@ -99,7 +99,8 @@ class TextProgress(pl.Callback):
             self._validated += now - self._began
             self._keep_times(trainer, pl_module)
         if self._prints(trainer):
-            self._print(f"validated in {duration(now - self._began)}{_metrics(trainer, 'val/')}")
+            # frequent validations leave the lines of steps alone
+            print(f"validated in {duration(now - self._began)}{_metrics(trainer, 'val/')}", flush=True)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begin(trainer)

@@ -104,6 +104,13 @@ def test_at_most_a_line_in_the_interval(tmp_path: Path, capsys: pytest.CaptureFi
     assert out.count("validated in") == 2, "a validation always says its result"
 
 
+def test_frequent_validations_leave_the_lines_of_steps(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    often = {"val_check_interval": 3, "check_val_every_n_epoch": None, "limit_val_batches": 1}
+    trainer(tmp_path, every=7.0, **often).fit(Toy(), loader(), loader())
+    lines = [line.split(" · ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:4] == ["step 1/6 (16.7 %)", "validated in 1 s", "step 4/6 (66.7 %)"]
+
+
 def test_times_of_all_sessions_are_kept(tmp_path: Path) -> None:
     checks = {"val_check_interval": 3, "check_val_every_n_epoch": None}
     first = trainer(tmp_path, **checks)
