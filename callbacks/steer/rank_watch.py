@@ -26,7 +26,7 @@ class RankWatch(pl.Callback):
     Without it the backend decides: gloo breaks off without a name, and NCCL waits for half an hour. Each rank
     increments a counter in the rendezvous store and reads those of the others. A rank whose counter does not change for
     ``beats`` rounds is lost. Rounds instead of seconds let a job be suspended as a whole. A rank is watched from its
-    first beat.
+    first beat; rank 0, which serves the store, from the start.
 
     A rank whose main thread hangs while its other threads run is not detected; the timeout of the process group covers
     that case.
@@ -67,7 +67,8 @@ class RankWatch(pl.Callback):
         self._counts: dict[int, int] = {}
         self._left: dict[int, str] = {}  # reason for the exit of a rank; empty if it finished
         self._patience = self.beats
-        self._breaks_off, self._stop, self._found = False, threading.Event(), threading.Event()
+        self._breaks_off, self._without_store = False, False
+        self._stop, self._found = threading.Event(), threading.Event()
         return True
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -116,6 +117,7 @@ class RankWatch(pl.Callback):
         except RuntimeError:  # the store is gone with rank 0
             if self._left.get(0) == "":
                 stop.set()  # rank 0 has finished its part of a prediction: nothing is left to watch
+            self._without_store = True
 
     def _watch(self, stop: threading.Event) -> None:
         seen: dict[int, int] = {}
@@ -123,8 +125,9 @@ class RankWatch(pl.Callback):
         failed = 0
         while not stop.wait(self.seconds):
             counts, left = self._counts, dict(self._left)
-            for rank, count in counts.items():
-                silent[rank] = silent[rank] + 1 if count == seen.get(rank, 0) > 0 and rank not in left else 0
+            for rank in self._others:
+                is_silent = counts.get(rank, 0) == seen.get(rank, 0) > 0 or self._without_store
+                silent[rank] = silent[rank] + 1 if is_silent and rank not in left else 0
             seen = counts
             lost = [rank for rank in self._others if silent[rank] >= self._patience]
             if any(left.values()):

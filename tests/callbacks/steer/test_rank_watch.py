@@ -113,6 +113,17 @@ def test_a_rank_that_finishes_is_not_lost(ranks: list[RankWatch]) -> None:
     assert not ranks[2]._found.is_set()
 
 
+def test_rank_zero_is_lost_before_its_first_beat_was_read(
+    ranks: list[RankWatch], caplog: pytest.LogCaptureFixture
+) -> None:
+    ranks[0]._stop.set()
+    for watch in ranks[1:]:
+        watch._counts = {}
+    ranks[1]._store.broken = True
+    ranks[1].on_exception(None, None, RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer"))
+    assert "rank 0 was lost" in caplog.text
+
+
 def test_a_failure_before_the_watch_starts_is_reported(
     ranks: list[RankWatch], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
