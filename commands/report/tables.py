@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import TypedDict
 
@@ -151,8 +152,8 @@ def _layers(found: Layers, what: str) -> Table:
     """A row for each block of a generator."""
     curves = {title: values for key, title in BLOCKS.items() if (values := found.get(key))}
     rows = [
-        [str(block), *("–" if value is None else f"{value:.3f}" for value in values)]  # type: ignore[attr-defined]
-        for block, values in enumerate(zip(*curves.values(), strict=True), 1)  # type: ignore[call-overload]
+        [str(block), *("–" if value is None else f"{value:.3f}" for value in values)]
+        for block, values in enumerate(zip_longest(*curves.values()), 1)  # a damaged file may lack some
     ]
     aligned = "" if found["aligned"] is None else f"; training aligned block {found['aligned']}"
     return Table(["block", *curves], rows, f"Blocks of the generator, {found['n']:,} {what}, k = {found['k']}{aligned}")

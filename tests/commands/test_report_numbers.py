@@ -157,6 +157,9 @@ def test_layers_are_a_table(runs: Path) -> None:
         ["1", "0.500", "1.000", "0.125", "0.100"],
         ["2", "0.250", "–", "0.750", "0.200"],
     ]
+    short = record | {"cka": [0.1]}  # a damaged file
+    (runs / "digits/tokenizer/fq_dual/layers.json").write_text(json.dumps(short))
+    assert page(runs).rows[-1] == ["2", "0.250", "–", "0.750", "–"]
 
 
 def test_sweep_probes_and_zero_shot_are_in_their_runs(runs: Path) -> None:
