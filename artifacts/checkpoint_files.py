@@ -141,6 +141,9 @@ def _fault_of_shards(path: Path) -> str | None:
         return f"its {INDEX} has another SHA-256 than when it was written"
     try:
         index = _IndexUnpickler(io.BytesIO((path / INDEX).read_bytes())).load()
+        for name, nesting in (index.planner_data or {}).items():
+            if ".".join(map(str, nesting)) != name:  # torch joins them when it flattens a state dict
+                return f"its {INDEX} is damaged: it nests {name} as {'.'.join(map(str, nesting))}"
         for key, place in index.storage_data.items():
             part = path / place.relative_path
             if not part.is_file():

@@ -201,6 +201,16 @@ def test_damage_of_any_part_of_a_sharded_checkpoint_is_described(tmp_path: Path)
     assert f"in {part.name}, of state_dict.weight" in (fault(last) or "")
 
 
+def test_an_index_that_nests_a_value_elsewhere_is_described(tmp_path: Path) -> None:
+    """No key that other lists hold changes, so torch would miss the value while it loads."""
+    last = write_sharded(tmp_path / "last.ckpt")
+    index = pickle.loads((last / ".metadata").read_bytes())
+    *above, _ = index.planner_data["state_dict.weight"]
+    index.planner_data["state_dict.weight"] = (*above, "other")
+    (last / ".metadata").write_bytes(pickle.dumps(index))
+    assert fault(last) == "its .metadata is damaged: it nests state_dict.weight as state_dict.other"
+
+
 class RunsCode:
     def __init__(self, marker: Path) -> None:
         self.marker = marker
