@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from artifacts.display import disable_mathtext, printable
 from commands.metric_names import name_of
 from commands.report.content import Picture
+from polytoken.files import check_no_pipe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,12 +30,14 @@ Points = dict[str, tuple[list[float], list[float]]]  # by row: rFD and gFD of th
 
 def curves(path: Path) -> Iterator[Picture]:
     """Values logged by the run in ``path`` over steps; tags that differ only in their last number share a plot."""
-    if not any(path.glob("events.out.tfevents.*")):
+    if not (files := list(path.glob("events.out.tfevents.*"))):
         return
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
     events = EventAccumulator(str(path), size_guidance={SCALARS: 0})
     try:
+        for file in files:
+            check_no_pipe(file)
         events.Reload()
     except (ValueError, OSError) as error:  # ValueError: the name of the directory is no Unicode
         log.warning(

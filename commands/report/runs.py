@@ -64,7 +64,7 @@ def measured(path: Path, tokens: Path) -> Entry:
         tokens: directory of the token stores that were written by it, if it is a tokenizer.
     """
     entry = Entry(path.name)
-    if (path / "config.yaml").exists():
+    if (path / "config.yaml").is_file():
         entry.config = path / "config.yaml"
         entry.facts = _settings(entry.config)
     sections = metrics_of(path)
@@ -148,7 +148,7 @@ def short(commit: str) -> str:
 def pictures(path: Path) -> Iterator[Picture]:
     """The pictures of a run, in the order above."""
     for name, text in PICTURES.items():
-        if (file := path / name).exists():
+        if (file := path / name).is_file():
             yield Picture("image/png", file.read_bytes(), f"{text} ({path.parent.name}/{path.name})", file)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -72,6 +73,16 @@ def test_the_report_of_broken_configurations(content: bytes, tmp_path: Path) -> 
     (tmp_path / "runs/digits/tokenizer/fq_dual/config.yaml").write_bytes(content)
     main(["--runs", str(tmp_path / "runs")])
     assert "24.78" in (tmp_path / "runs/digits/report.html").read_text()
+
+
+def test_the_report_skips_pipes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reports.write_measured_runs(tmp_path)
+    run = tmp_path / "runs/digits/tokenizer/fq_dual"
+    for name in ("events.out.tfevents.9", "reconstructions.png", "metrics.json"):
+        (run / name).unlink(missing_ok=True)
+        os.mkfifo(run / name)
+    main(["--runs", str(tmp_path / "runs")])
+    assert "the events of" in caplog.text and "it is a pipe, and no file" in caplog.text
 
 
 def test_names_that_are_markup(tmp_path: Path) -> None:
