@@ -132,6 +132,13 @@ class Source(TypedDict):
     sha256: NotRequired[str]  # of the checkpoint
 
 
+class TokenizerSource(TypedDict):
+    """The tokenizer that decoded samples, in their settings."""
+
+    run: str
+    fingerprint: str
+
+
 class SampleSettings(TypedDict):
     """The settings in `samples.json` that the report shows."""
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from artifacts.metrics import comparison_section, merge_section
-from artifacts.run_files import METRICS, Evaluation, Samples
+from artifacts.run_files import METRICS, Evaluation, Samples, TokenizerSource
 from artifacts.samples import SamplesFile
 from commands.comparison import Comparison, add_arguments
 from commands.metric_names import OF_IMAGE_SETS, kind_of
@@ -136,6 +136,8 @@ def _tokenizer(
     from polytoken.loading import load_tokenizer, present_run
 
     recorded = (made.get("settings") or {}).get("tokenizer")
+    if recorded is not None:
+        recorded = records.decode(recorded, TokenizerSource, f"the tokenizer in the settings of {samples}")
     if run is None:
         with suppress(MissingFileError):
             run = None if recorded is None else present_run(recorded["run"], samples)

@@ -86,7 +86,7 @@ class SampleWriter(pl.Callback):
         if whole:
             rank_zero_info(f"{self._parts} holds {len(whole)} of {len(parts)} parts: sampling the others.")
         for part in set(parts) - set(whole):
-            self._part(part).unlink(missing_ok=True)  # damaged
+            _remove(self._part(part))  # damaged
         records.write(self._parts / "settings.json", {"settings": self._settings})
         for old in (self._npz, self._record) if outdated else (self._record,):
             old.unlink(missing_ok=True)
@@ -224,6 +224,12 @@ class SampleWriter(pl.Callback):
 
     def _part(self, part: int) -> Path:
         return self._parts / f"{part:05d}.npy"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def _same_place(one: Any, other: str) -> bool:

@@ -108,6 +108,10 @@ def test_settings_come_from_samples_json(runs: Path, tmp_path: Path, capsys: pyt
     assert json.loads((tmp_path / "metrics.json").read_text())["test"] == {"kept": 1}
     (tmp_path / "samples.json").write_text(json.dumps({**made, "class_names": ["zero"]}))
     assert "class 0 is zero in" in refusal(tmp_path / "samples.npz", runs, capsys)
+    settings = {"settings": {"tokenizer": {"run": {}, "fingerprint": "0"}}}
+    (tmp_path / "samples.json").write_text(json.dumps({**made, **settings}))
+    said = refusal(tmp_path / "samples.npz", runs, capsys)
+    assert "the tokenizer in the settings of" in said and "$.run: expected str, got object" in said
     (tmp_path / "samples.json").write_text(json.dumps({**made, "sha256": "0"}))
     assert "another digest" in refusal(tmp_path / "samples.npz", runs, capsys)
     (tmp_path / "samples.json").write_text("")

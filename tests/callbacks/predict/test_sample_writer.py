@@ -150,6 +150,7 @@ def test_a_damaged_part_that_is_left_out_is_missing(run: Path, tmp_path: Path) -
     with pytest.raises(InterruptedError):
         predict(tmp_path, run, fails_at=20)
     replace(tmp_path / "parts/00001.npy")
+    (tmp_path / "parts/00002.npy").mkdir()
     trainer = quiet_trainer(tmp_path, [SampleWriter()], limit_predict_batches=1)
     data = LabelDataModule(23, batch_size=5, part_size=10)
     trainer.predict(Counting(str(run), CategoricalSampler(guidance=2.0), 3), data)
