@@ -14,7 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from polytoken.errors import RunError
-from polytoken.files import PARTIAL, file_sha256, replacing, sync, write_text
+from polytoken.files import PARTIAL, file_sha256, remove, replacing, sync, write_text
 from polytoken.integrity import DAMAGED, damage_of_archive, damage_of_records
 from polytoken.layout import LAST, SHARDED
 from polytoken.weights import why_unreadable
@@ -78,9 +78,7 @@ def copy(path: Path, target: Path) -> None:
     if target.exists() and path.samefile(target):  # a rename of one name of a file over another removes neither
         return
     unfinished = target.with_name(f"{target.name}{PARTIAL}")
-    if unfinished.is_dir():
-        shutil.rmtree(unfinished)
-    unfinished.unlink(missing_ok=True)
+    remove(unfinished)
     if path.is_dir():
         shutil.copytree(path, unfinished, copy_function=_link)
     else:

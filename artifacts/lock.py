@@ -84,7 +84,7 @@ def abandon() -> None:
         os.close(descriptor)
 
 
-@cache  # a run holds several places
+@cache  # the writers of a prediction lock the directory of their run again
 def _warn_once(sentence: str) -> None:
     logger.warning(sentence)
 

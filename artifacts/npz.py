@@ -18,7 +18,7 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
-from polytoken.errors import UserError
+from polytoken.errors import UserError, first_line
 from polytoken.files import replacing
 
 LIMIT = 1 << 30  # bytes of an array that is read whole
@@ -55,7 +55,7 @@ def reading(path: Path, problem: str, remedy: str) -> Iterator[ZipFile]:
         with ZipFile(path) as archive:
             yield archive
     except BROKEN as error:
-        reason = (str(error).splitlines() or [""])[0][:200].strip("'\". ") or type(error).__name__
+        reason = first_line(error).strip("'\". ") or type(error).__name__
         raise UserError(f"{path} {problem}: {reason}. {remedy}") from error
 
 

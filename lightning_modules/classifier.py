@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 
 from datamodules.images import check_image_size
 from polytoken.classifier import SmallClassifier
-from polytoken.errors import RunError, UserError
+from polytoken.errors import UserError
 from polytoken.optimization import OptimizerConfig
 from polytoken.ranges import below_one
 from polytoken.teachers.stand_in import SmallVisionTransformer
@@ -80,7 +80,7 @@ class ClassifierModule(pl.LightningModule):
 
     def deliver(self) -> list[Path]:
         """Write the classifier with the accuracy of the last validation."""
-        self.classifier.save(self.output, accuracy_of(self.trainer))
+        self.classifier.save(self.output, float(self.trainer.callback_metrics["val/accuracy"]))
         return [Path(self.output)]
 
 
@@ -90,13 +90,3 @@ def check_validation(trainer: pl.Trainer) -> None:
         raise UserError(
             "trainer.limit_val_batches is 0, and the accuracy is part of the file that is written: set it to 1 or more"
         )
-
-
-def accuracy_of(trainer: pl.Trainer) -> float:
-    """Accuracy of the last validation; raises RunError if there was none."""
-    if (accuracy := trainer.callback_metrics.get("val/accuracy")) is None:
-        raise RunError(
-            "the fit ended without a validation, and the accuracy is part of the file that is written: set "
-            "trainer.val_check_interval to at most trainer.max_steps, and start again"
-        )
-    return float(accuracy)

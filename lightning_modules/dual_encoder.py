@@ -12,7 +12,7 @@ from torch.nn import functional
 from torchmetrics import MeanMetric
 
 from datamodules.images import check_image_size
-from lightning_modules.classifier import accuracy_of, check_validation
+from lightning_modules.classifier import check_validation
 from polytoken.errors import UserError
 from polytoken.optimization import OptimizerConfig
 from polytoken.teachers import Teacher
@@ -122,7 +122,7 @@ class DualEncoderModule(pl.LightningModule):
 
     def deliver(self) -> list[Path]:
         """Write both towers; the text tower names the image tower that it belongs to."""
-        self.image.save(self.output, accuracy_of(self.trainer))
+        self.image.save(self.output, float(self.trainer.callback_metrics["val/accuracy"]))
         self.text.save(self.text_output, Teacher("stand_in", self.output).identity, self.classes, self.prompts)
         return [Path(self.output), Path(self.text_output)]
 

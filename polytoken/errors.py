@@ -30,6 +30,10 @@ class SettingError(UserError):
         self.name = name
         self.value = value
 
+    def __reduce__(self) -> tuple[type[SettingError], tuple[str, object, str]]:
+        """Pickle all arguments, since errors travel between ranks and from data workers."""
+        return type(self), (self.name, self.value, str(self))
+
 
 class MissingFileError(UserError, FileNotFoundError):
     """A file or directory that does not exist."""

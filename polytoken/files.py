@@ -36,6 +36,14 @@ def real_path(path: str | Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def remove(path: Path) -> None:
+    """Delete a file, a link or a whole directory, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def check_no_pipe(path: str | Path) -> None:
     """Raise OSError for a named pipe: whoever opens it waits for a writer, which may never come."""
     if stat.S_ISFIFO(os.stat(path).st_mode):

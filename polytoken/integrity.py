@@ -20,6 +20,7 @@ from typing import IO
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from polytoken.errors import first_line
 from polytoken.files import check_no_pipe
 from polytoken.frozen import hash_tensors
 
@@ -62,7 +63,7 @@ def damage_of_records(file: Path | IO[bytes], size: int) -> str | None:
     except zipfile.BadZipFile:
         return "it is cut short, or no checkpoint"
     except DAMAGED as error:
-        return (str(error).splitlines() or [type(error).__name__])[0][:200]
+        return first_line(error)
     return None if broken is None else f"the checksum of its part {broken} is wrong"
 
 
@@ -101,7 +102,7 @@ def _once(path: Path, check: Callable[[Path], str | None]) -> str | None:
         check_no_pipe(path)
         damage = check(path)
     except (SafetensorError, OSError) as error:
-        return (str(error).splitlines() or [type(error).__name__])[0][:200]
+        return first_line(error)
     if damage is None and time.time_ns() - status.st_ctime_ns > RACY:
         _intact[path.absolute()] = state
     return damage

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from polytoken.errors import MissingFileError, UserError
+from polytoken.errors import MissingFileError, UserError, first_line
 from polytoken.files import replacing
 from polytoken.integrity import DAMAGED, SHA256, damage_of, tensors_sha256
 
@@ -70,10 +70,9 @@ def read_shapes(path: str | Path, remedy: str) -> dict[str, tuple[int, ...]]:
 
 def why_unreadable(error: Exception) -> str:
     """Short reason of a reader's error; torch's own text advises ``weights_only=False``."""
-    text = str(error)
     if not isinstance(error, pickle.UnpicklingError):
-        return (text.splitlines() or [type(error).__name__])[0][:200]
-    called = re.search(r"GLOBAL (\S+)|global '(\S+)'", text)
+        return first_line(error)
+    called = re.search(r"GLOBAL (\S+)|global '(\S+)'", str(error))
     what = f": it names {called[1] or called[2]}, and" if called else ":"
     return f"it holds more than tensors and plain data{what} to read it could run code"
 

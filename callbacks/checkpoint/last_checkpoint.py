@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from artifacts.checkpoint_files import BEST, LAST, NEXT, PREVIOUS, RUINED, check_writable, copy, fault, move, seal, sync
 from artifacts.lock import check_in_place
 from polytoken.errors import RunError, UserError
-from polytoken.files import real_path
+from polytoken.files import real_path, remove
 from polytoken.guard import NonFiniteError, NonFiniteGuard
 from polytoken.layout import CHECKPOINTS
 from polytoken.ranges import above, at_least
@@ -216,7 +216,7 @@ class LastCheckpoint(Checkpoint):
             return
         move(last, ruined)
         for kept in self.directory.glob(f"step_{self._step_in_file}.ckpt"):  # its second name
-            shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
+            remove(kept)
         if previous.exists():
             copy(previous, last)
         place = "the one before takes its place" if previous.exists() else "the run starts over"

@@ -1,4 +1,4 @@
-"""What rank zero finds on disk, for all ranks: one reader, and a refusal that every rank raises."""
+"""Actions of rank zero whose result, or refusal, all ranks share."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 
 def of_rank_zero(trainer: pl.Trainer, action: Callable[[], T]) -> T:
-    """Result of an action of rank zero, on all ranks; every rank must call it.
+    """Run an action on rank zero, and return its result on all ranks; every rank must call it.
 
     Raises:
-        UserError, RunError: of the action, on all ranks, since the others would wait for rank zero for ever.
+        UserError, RunError: raised by the action; on all ranks, since the others would wait for rank zero forever.
     """
     found: T | UserError | RunError | None = None
     if trainer.is_global_zero:

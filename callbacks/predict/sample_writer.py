@@ -22,7 +22,7 @@ from callbacks.measure.plots import image_table
 from callbacks.predict.agreement import of_rank_zero
 from polytoken import records
 from polytoken.errors import ExistingFileError, UserError
-from polytoken.files import file_sha256, real_path, replacing
+from polytoken.files import file_sha256, real_path, remove, replacing
 from polytoken.images import save_png
 from polytoken.ranges import within
 
@@ -70,7 +70,7 @@ class SampleWriter(pl.Callback):
         self._data.leave_out(done)
 
     def _take_over(self) -> tuple[bool, list[int]]:
-        """Lock the directory, and keep what was sampled with these settings: if all is there, and the whole parts."""
+        """Lock the directory, and clear it of other samples; returns if all is there, and the parts that are."""
         hold(self._directory)
         parts = range(self._data.num_parts)
         outdated = self._outdated()
@@ -86,7 +86,7 @@ class SampleWriter(pl.Callback):
         if whole:
             rank_zero_info(f"{self._parts} holds {len(whole)} of {len(parts)} parts: sampling the others.")
         for part in set(parts) - set(whole):
-            _remove(self._part(part))  # damaged
+            remove(self._part(part))  # damaged
         records.write(self._parts / "settings.json", {"settings": self._settings})
         for old in (self._npz, self._record) if outdated else (self._record,):
             old.unlink(missing_ok=True)
@@ -224,12 +224,6 @@ class SampleWriter(pl.Callback):
 
     def _part(self, part: int) -> Path:
         return self._parts / f"{part:05d}.npy"
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    path.unlink(missing_ok=True)
 
 
 def _same_place(one: Any, other: str) -> bool:

@@ -80,7 +80,9 @@ def _keep(trainer: pl.Trainer) -> str:
     last = Path(writer.last_model_path) if writer is not None else None
     if last is None or not last.exists():
         return "no checkpoint was written before it"
-    kept = last.with_name(f"step_{recorded_step(last)}.ckpt")
+    if (step := recorded_step(last)) is None:
+        return f"the checkpoint before it, {last}, cannot be read"
+    kept = last.with_name(f"step_{step}.ckpt")
     if not kept.exists():
         copy(last, kept)
     return f"the checkpoint before it is kept as {kept}"

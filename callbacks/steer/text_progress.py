@@ -23,7 +23,7 @@ def shows_bar(trainer: pl.Trainer) -> bool:
 
 
 class TextProgress(pl.Callback):
-    """Prints a line at the first step and at most one a minute where no progress bar is shown, and one at each end.
+    """Prints a line at the first step and at most one a minute where no progress bar is shown; and at each end.
 
     `step 1200/200000 (0.6 %) · train/loss 0.412 · val/psnr 21.3 · 812 img/s · 38 GB · data wait 2 % · ETA 1 d 3 h`.
     Speed and wait are those since the last line, without validation; the ETA is that of the whole fit, with it. The

@@ -48,7 +48,7 @@ class Parser(LightningArgumentParser):
     """Parser that raises ParseError instead of printing its usage and exiting."""
 
     def format_help(self) -> str:
-        """Jsonargparse's text; that of a command ends with the classes that its options take."""
+        """Return the help; that of a command ends with the classes that its options take."""
         return super().format_help() + (f"\n{overview()}" if "model" in self.groups else "")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

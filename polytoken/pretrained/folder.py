@@ -42,7 +42,7 @@ REMEDY = "copy or download the whole folder again, or export the run again"
 
 
 class Header(TypedDict, total=False):
-    """What every version of ``config.json`` has."""
+    """Field of ``config.json`` that every version of the format has."""
 
     polytoken_format: int
 

@@ -1,6 +1,7 @@
 """Settings that undo training are refused by name, in every room."""
 
 import math
+import pickle
 
 import pytest
 
@@ -118,3 +119,9 @@ def test_edges_are_allowed() -> None:
     above(0, "x", small=1e-30)
     within(0, 1, "x", zero=0, one=1)
     below_one("x", zero=0.0)
+
+
+def test_errors_travel_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(SettingError("depth", 0, "trunk: depth is 0")))
+    assert isinstance(error, SettingError)
+    assert (error.name, error.value, str(error)) == ("depth", 0, "trunk: depth is 0")
