@@ -8,6 +8,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from unittest import mock
@@ -20,12 +22,15 @@ from tests.end_to_end.test_cli import assert_equal
 from tests.support.commands import REPOSITORY, exit_code
 from tests.support.experiments import write_experiment
 from tests.support.generator_recipes import write_digit_codes
-from tests.support.local_slurm import SCRIPT, LocalSlurm, finished, working_copy
+from tests.support.local_slurm import ENDED, SCRIPT, LocalSlurm, finished, working_copy
 
 pytestmark = pytest.mark.cluster
 
 STAGES = ("teacher", "tokenizer", "tokens", "stage1", "stage2", "sample", "evaluate", "report")
 RUNS = Path("runs/digits")
+PREEMPTED, SIGNALLED = ("scontrol", "requeue"), ("scancel", "--signal=USR1")
+INTERRUPTED = {"tokenizer": PREEMPTED, "tokens": PREEMPTED, "stage1": SIGNALLED, "sample": SIGNALLED}
+PLACES = {"sample": "samples"}  # directories of stages, where the names differ
 ONE_CORE = ("LAUNCH=slurm", "GPUS=0", "CPUS=1", "TIME=60")
 
 
@@ -124,19 +129,16 @@ def test_a_signal_before_the_handlers_are_installed(slurm: LocalSlurm, tmp_path:
 
 @pytest.fixture(scope="module")
 def chain(slurm: LocalSlurm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, dict[str, str]]]:
-    """A curriculum as jobs, two of them interrupted; one without SLURM; and SLURM's records of the jobs."""
+    """A curriculum as jobs, each kind of stage interrupted; one without SLURM; and SLURM's records of the jobs."""
     root = tmp_path_factory.mktemp("chain")
-    here = working_copy(root / "jobs", pause=["tokenizer/fq_dual", "stage1/fq_dual"])
+    here = working_copy(root / "jobs", pause=[f"{PLACES.get(stage, stage)}/fq_dual" for stage in INTERRUPTED])
     jobs = dict(zip(STAGES, make(slurm, here, "curriculum"), strict=True))
     alone = working_copy(root / "alone")
     make_here(alone, "sample")  # while the first jobs run
-    paused = {stage: here / RUNS / stage / "fq_dual/paused" for stage in ("tokenizer", "stage1")}
+    paused = {stage: here / RUNS / PLACES.get(stage, stage) / "fq_dual/paused" for stage in INTERRUPTED}
     slurm.operate(
         [*jobs.values()],
-        {
-            paused["tokenizer"]: lambda: slurm.run("scontrol", "requeue", jobs["tokenizer"]),
-            paused["stage1"]: lambda: slurm.run("scancel", "--signal=USR1", jobs["stage1"]),
-        },
+        {paused[stage]: partial(slurm.run, *words, jobs[stage]) for stage, words in INTERRUPTED.items()},
     )
     return here, alone, {stage: slurm.about(job) for stage, job in jobs.items()}
 
@@ -144,16 +146,17 @@ def chain(slurm: LocalSlurm, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 def test_a_chain_resumes_after_requeueing(chain: tuple[Path, Path, dict[str, dict[str, str]]]) -> None:
     here, _, jobs = chain
     assert {stage: about["JobState"] for stage, about in jobs.items()} == dict.fromkeys(STAGES, "COMPLETED")
-    interrupted = ("tokenizer", "stage1")
     assert {stage: about["Restarts"] for stage, about in jobs.items()} == {
-        stage: "1" if stage in interrupted else "0" for stage in STAGES
+        stage: "1" if stage in INTERRUPTED else "0" for stage in STAGES
     }
     for before, after in pairwise(STAGES):
         assert jobs[before]["EndTime"] <= jobs[after]["StartTime"], f"{after} ran before {before} had ended"
     logs = {stage: (here / RUNS / f"slurm/digits-{stage}-{jobs[stage]['JobId']}.log").read_text() for stage in STAGES}
-    requeued = {stage: f"job {jobs[stage]['JobId']}" for stage in interrupted}
+    requeued = {stage: f"job {jobs[stage]['JobId']}" for stage in INTERRUPTED}
     assert f"holds step 3; SLURM ends {requeued['tokenizer']} (COMPLETING), so it is not" in logs["tokenizer"]
+    assert f"SLURM ends {requeued['tokens']} (COMPLETING), so it is not" in logs["tokens"]
     assert f"holds step 3; {requeued['stage1']} is requeued (exit code 75)" in logs["stage1"]
+    assert f"{requeued['sample']} is requeued (exit code 75)" in logs["sample"]
     assert (here / RUNS / "report.html").stat().st_size > 1000
 
 
@@ -240,3 +243,22 @@ def test_a_signal_reaches_two_ranks(slurm: LocalSlurm, tmp_path: Path) -> None:
     assert whole["global_step"] == resumed["global_step"] == 5 and len(whole["random_state"]) == 2
     for name, value in whole["state_dict"].items():
         torch.testing.assert_close(resumed["state_dict"][name], value, rtol=1e-6, atol=1e-7, msg=name)
+
+
+def test_an_interactive_allocation_is_not_requeued(slurm: LocalSlurm, tmp_path: Path) -> None:
+    """The program saves and names the next step; SLURM gets no order."""
+    here = with_codes(tmp_path / "here", pause=["interactive"])
+    size = ("--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--time=20", "--job-name=by_hand")
+    command = ("salloc", *size, "make", "stage1", "LAUNCHER=srun", "ARGS=--run.stage interactive")
+    with ThreadPoolExecutor(1) as other:
+        session = other.submit(slurm.attempt, *command, cwd=here)
+        end = time.monotonic() + 300
+        while not (here / RUNS / "interactive/paused").exists():
+            assert not session.done() and time.monotonic() < end, session.result(1)
+            time.sleep(0.5)
+        job = slurm.run("squeue", "--noheader", "--format=%i", "--name=by_hand").strip()
+        slurm.run("scancel", "--signal=USR1", job)
+        said = session.result(120)
+    assert f"holds step 3; job {job} is interactive (salloc), so it is not requeued" in said
+    assert slurm.about(job)["Restarts"] == "0" and slurm.about(job)["JobState"] in ENDED
+    assert not slurm.run("squeue", "--noheader", "--name=by_hand")

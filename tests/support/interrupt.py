@@ -33,7 +33,7 @@ class KillAfter(pl.Callback):
 
 
 class PauseAfter(pl.Callback):
-    """Pauses after ``step`` updates of some ``stages``, once a run, until a signal arrives.
+    """Pauses some ``stages`` after ``step`` updates or one batch of a prediction, once, until a signal arrives.
 
     The file ``paused`` in the run's directory marks the pause for the sender of the signal.
     """
@@ -45,9 +45,16 @@ class PauseAfter(pl.Callback):
         self.stages = stages
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_) -> None:
+        if trainer.global_step == self.step:
+            self._pause(trainer)
+
+    def on_predict_batch_end(self, trainer: pl.Trainer, *_) -> None:
+        self._pause(trainer)
+
+    def _pause(self, trainer: pl.Trainer) -> None:
         said = Path(trainer.default_root_dir) / "paused"
         here = trainer.is_global_zero and trainer.default_root_dir.endswith(tuple(self.stages))
-        if not here or trainer.global_step != self.step or said.exists():
+        if not here or said.exists():
             return
         said.touch()
         (requeue,) = (callback for callback in trainer.callbacks if isinstance(callback, Requeue))

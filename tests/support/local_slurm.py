@@ -34,22 +34,22 @@ _GENERATOR: dict[str, Any] = {
     "trainer": {**_CPU, "max_steps": 5, "val_check_interval": 5},
 }
 _SAMPLE: dict[str, Any] = {"data": {"init_args": {"num_images": 60, "batch_size": 30, "part_size": 30}}}
-TINY = {"tokenizer": _TOKENIZER, "generator": _GENERATOR, "sample": _SAMPLE}
+TINY = {"tokenizer": _TOKENIZER, "generator": _GENERATOR, "tokens": {}, "sample": _SAMPLE}
 
 
 def working_copy(directory: Path, pause: list[str] | None = None) -> Path:
     """A directory to run make in: links to the code, tiny presets of the digits, a judge and teachers, no runs.
 
-    The runs of the stages ``pause`` stop after three steps until they receive a signal.
+    The runs of the stages ``pause`` stop after three steps, or a batch of a prediction, until they receive a signal.
     """
     link_repository(directory)
     for name, changes in TINY.items():
         path = directory / f"configs/presets/digits/{name}.yaml"
         change(path, changes)
-        if pause and name != "sample":
+        if pause:
             preset = yaml.safe_load(path.read_text())
             callback = {"class_path": "tests.support.interrupt.PauseAfter", "init_args": {"step": 3, "stages": pause}}
-            preset["trainer"]["callbacks+"].append(callback)
+            preset.setdefault("trainer", {}).setdefault("callbacks+", []).append(callback)
             path.write_text(yaml.safe_dump(preset))
     judge = write_judge(directory / "runs/digits/teacher/judge.safetensors")
     for name in ("judge", "mid", "high", "dual"):
@@ -86,6 +86,19 @@ class LocalSlurm:
         """Output of a command: sbatch, scontrol, `make … LAUNCH=slurm`."""
         done = subprocess.run(command, cwd=cwd, env=self._environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def attempt(self, *command: str, cwd: Path) -> str:
+        """Everything that a command prints, however it ends."""
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=600,
+        )
         return done.stdout
 
     def about(self, job: str) -> dict[str, str]:
