@@ -41,7 +41,7 @@ def test_options_under_the_names_of_the_field_exist() -> None:
         ["fit", "vq", "tokenizer"],
         ["predict", "sample", "sample", "--model.generator_run", "g"],
     )
-    found: set[str] = {"data.source.root"}
+    found: set[str] = {"data.source.root", "data.store"}
     for command, recipe, preset, *more in recipes:
         files = [f"configs/{recipe}.yaml", f"{PRESET}/{preset}.yaml"]
         config = compose([command, *(word for file in files for word in ("--config", file)), *more])
