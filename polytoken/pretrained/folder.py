@@ -95,8 +95,8 @@ class PipelineConfig(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"
     polytoken_format: int = FORMAT
 
 
-def from_pretrained(folder: str | Path, trust: Sequence[str] = ()) -> Tokenizer | GenerationPipeline:
-    """Load an exported model: frozen, in eval mode, on the CPU.
+def load_folder(folder: str | Path, trust: Sequence[str] = ()) -> Tokenizer | GenerationPipeline:
+    """Load an exported model; see :func:`polytoken.from_pretrained`.
 
     Args:
         folder: as ``python -m commands.export`` wrote it.

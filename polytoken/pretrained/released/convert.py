@@ -1,0 +1,221 @@
+"""Released checkpoints as models: found or downloaded, converted, and loaded strictly."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polytoken.building import build
+from polytoken.codec import FrozenCodec
+from polytoken.errors import MissingFileError, UserError, first_line
+from polytoken.files import file_sha256
+from polytoken.fingerprint import fingerprint
+from polytoken.generators.base import Generator
+from polytoken.generators.record import GeneratorRecord, Lineage
+from polytoken.loading import GENERATOR, GLOBAL_STEP, MODEL_CONFIG, STATE_DICT, Checkpoint
+from polytoken.pipeline import GenerationPipeline
+from polytoken.pretrained.released import zoo
+from polytoken.pretrained.released.layout import Network, State, shapes_of
+from polytoken.pretrained.released.reading import read_released
+from polytoken.pretrained.released.release import Release
+from polytoken.tokenizers import Tokenizer
+
+TOKENIZER = "tokenizer"
+CLASSES = 1000
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A released file on this machine.
+
+    Args:
+        name: of the release.
+        release: its description.
+        file: the file.
+    """
+
+    name: str
+    release: Release
+    file: Path
+
+    @classmethod
+    def find(cls, name: str, file: str | Path | None = None, accept_license: bool = False) -> Source:
+        """Find the file of a release, or download it from the hub.
+
+        Raises:
+            MissingFileError: if it cannot be had.
+            UserError: if there is no such release, or its licence must be accepted first.
+        """
+        release = zoo.find(name)
+        licence = release.licence
+        log.info("%s: licence of the weights: %s", name, licence.name)
+        if licence.non_commercial and not accept_license:
+            raise UserError(
+                f"the weights of {name} are under {licence.name}, which forbids commercial use: pass "
+                "accept_license=True (--accept-license) if you agree to it"
+            )
+        return cls(name, release, Path(file) if file is not None else _download(name, release))
+
+    def read(self) -> State:
+        """Read the weights; UserError if the file is damaged or of another kind."""
+        remedy = "name a file of this release, or download it again"
+        state, place = read_released(self.file, remedy, self.release.places)
+        log.info("%s: weights are those at %s", self.file, place)
+        return state
+
+
+def load_released(
+    name: str,
+    file: str | Path | None = None,
+    tokenizer_file: str | Path | None = None,
+    accept_license: bool = False,
+) -> Tokenizer | GenerationPipeline:
+    """Load a released checkpoint: frozen, in eval mode, on the CPU.
+
+    Args:
+        name: as docs/model_zoo.md lists it, e.g. ``llamagen/vq_ds16_c2i``; a generator comes with its tokenizer.
+        file: the released file, or one of your own training with the released code; None downloads it.
+        tokenizer_file: likewise that of a generator's tokenizer.
+        accept_license: True to load weights whose licence forbids commercial use.
+
+    Raises:
+        MissingFileError: if a file does not exist or cannot be downloaded.
+        UserError: if a file is damaged, of another architecture, or its licence is not accepted.
+    """
+    source = Source.find(name, file, accept_license)
+    release = source.release
+    if release.tokenizer is None:
+        return tokenizer_checkpoint(source, release.image_size).tokenizer()
+    of_tokenizer = Source.find(release.tokenizer, tokenizer_file, accept_license)
+    tokenizer = tokenizer_checkpoint(of_tokenizer, release.image_size).tokenizer()
+    checkpoint = generator_checkpoint(source, tokenizer, release.tokenizer)
+    origin = {
+        "generator": {"run": name, "sha256": file_sha256(source.file), "step": 0, "averaged": False},
+        "tokenizer": {"run": release.tokenizer, "fingerprint": fingerprint(tokenizer)},
+    }
+    record = checkpoint.record
+    network = checkpoint.generator(tokenizer=tokenizer)
+    return GenerationPipeline(network, tokenizer, record.sub_codes, record.class_to_idx, origin).eval()
+
+
+def tokenizer_checkpoint(source: Source, image_size: int) -> Checkpoint:
+    """Convert a released tokenizer to the content of a checkpoint.
+
+    Args:
+        source: its file.
+        image_size: pixels a side of the images that its codes describe.
+    """
+    state = source.read()
+    network = _described(source, state, image_size)
+    weights = _converted(source, network, state, empty_tokenizer(network))
+    return _checkpoint(source, TOKENIZER, network, weights, {})
+
+
+def generator_checkpoint(source: Source, tokenizer: Tokenizer, tokenizer_run: str) -> Checkpoint:
+    """Convert a released generator to the content of a checkpoint.
+
+    Args:
+        source: its file.
+        tokenizer: that of its codes.
+        tokenizer_run: name or place of that tokenizer, for the record.
+    """
+    state = source.read()
+    network = _described(source, state, source.release.image_size)
+    weights = _converted(source, network, state, empty_generator(network, tokenizer))
+    spec, mark = tokenizer.spec, fingerprint(tokenizer)
+    record = GeneratorRecord(
+        spec=spec if network.latents is None else None,
+        full_spec=spec,
+        sub_codes=tuple(range(spec.num_sub_codes)) if spec else (),
+        tokenizer_run=tokenizer_run,
+        tokenizer_fingerprint=mark,
+        num_classes=CLASSES,
+        class_to_idx={wnid: label for label, wnid in enumerate(imagenet_classes())},
+        lineage=Lineage(tokenizer_run, mark, store=source.name),
+        latents=network.latents,
+    )
+    return _checkpoint(source, GENERATOR, network, weights, {GENERATOR: record.to_plain()})
+
+
+def empty_tokenizer(network: Network) -> Tokenizer:
+    """Build a described tokenizer on the meta device, without weights."""
+    with torch.device("meta"):
+        return build(network.section, Tokenizer, "the converter")  # type: ignore[type-abstract]
+
+
+def empty_generator(network: Network, tokenizer: Tokenizer) -> Generator:
+    """Build a described generator for a tokenizer on the meta device, without weights."""
+    with torch.device("meta"):
+        generator: Generator = build(network.section, Generator, "the converter")  # type: ignore[type-abstract]
+        codec = FrozenCodec(lambda: tokenizer, ()) if generator.needs_codec else None
+        spec = network.latents or tokenizer.spec
+        assert spec is not None, "a generator of codes has a tokenizer with codes"
+        generator.connect(spec, CLASSES, codec)
+    return generator
+
+
+def imagenet_classes() -> list[str]:
+    """Return the names of ImageNet's classes in the order of their labels: sorted WordNet ids.
+
+    Raises:
+        UserError: if timm, which lists them, is not installed.
+    """
+    try:
+        from timm.data import ImageNetInfo  # noqa: PLC0415 - a package of the extra `suite`
+    except ImportError as error:
+        raise UserError("timm lists the classes of ImageNet: pip install 'polytoken[suite]'") from error
+    return ImageNetInfo().label_names()
+
+
+def _described(source: Source, state: State, image_size: int) -> Network:
+    try:
+        return source.release.describe(state, image_size)
+    except UserError as error:
+        raise UserError(f"{source.file} is no checkpoint like {source.name}: {error}") from error
+
+
+def _converted(source: Source, network: Network, state: State, empty: nn.Module) -> dict[str, Tensor]:
+    try:
+        weights = network.layout.to_ours(state, shapes_of(empty.state_dict()))
+    except UserError as error:
+        raise UserError(f"{source.file} is no checkpoint like {source.name}: {error}") from error
+    if left_out := network.layout.left_out(state):
+        log.info("%s: %d entries are not of the network, such as %s", source.file, len(left_out), left_out[0])
+    return weights
+
+
+def _checkpoint(
+    source: Source, name: str, network: Network, weights: Mapping[str, Tensor], more: Mapping[str, Any]
+) -> Checkpoint:
+    content = {
+        STATE_DICT: {f"{name}.{key}": tensor.float() for key, tensor in weights.items()},
+        MODEL_CONFIG: {"init_args": {name: network.section}},
+        GLOBAL_STEP: 0,
+        **more,
+    }
+    return Checkpoint(source.file, content)
+
+
+def _download(name: str, release: Release) -> Path:
+    if release.repository is None or release.file is None:
+        raise MissingFileError(f"the authors released no weights of {name}: name a file of your own training as file=")
+    where = f"https://huggingface.co/{release.repository}/resolve/main/{release.file}"
+    try:
+        from huggingface_hub import hf_hub_download  # noqa: PLC0415 - not needed for a local file
+    except ImportError as error:
+        raise UserError(f"huggingface_hub is not installed: download {where} yourself, and name it as file=") from error
+    try:
+        return Path(hf_hub_download(release.repository, release.file))
+    except Exception as error:  # noqa: BLE001 - the hub, its HTTP client and the disk each have their own
+        raise MissingFileError(
+            f"{name} cannot be downloaded ({first_line(error)}): get {where} on a machine with network, and name it as "
+            "file= (--file)"
+        ) from error

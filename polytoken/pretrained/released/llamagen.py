@@ -1,0 +1,108 @@
+"""Checkpoints of LlamaGen (arXiv 2406.06525): VQ tokenizers and class-conditional GPTs; the code is MIT-licensed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from polytoken.pretrained.released.convolutional import TAMING, ConvolutionalShape
+from polytoken.pretrained.released.layout import Layout, Network, State, numbered, size
+from polytoken.pretrained.released.release import MIT, Release, Table
+
+NAMES = replace(
+    TAMING,
+    encoder_stages="encoder.conv_blocks.",
+    encoder_block="encoder.conv_blocks.{stage}.res.{block}",
+    encoder_attention="encoder.conv_blocks.{stage}.attn.{block}",
+    downsample="encoder.conv_blocks.{stage}.downsample.conv",
+    decoder_block="decoder.conv_blocks.{stage}.res.{block}",
+    decoder_attention="decoder.conv_blocks.{stage}.attn.{block}",
+    upsample="decoder.conv_blocks.{stage}.upsample.conv",
+    middle=("mid.0", "mid.1", "mid.2"),
+    coarse_first=True,
+)
+HEADS = {3200: 32, 4096: 32}  # attention heads of the 3B and 7B models; those of the others are 64 channels wide
+
+
+def tokenizer(state: State, image_size: int) -> Network:
+    """Describe a VQ tokenizer (section 2.1): ``vq_ds16_c2i``, ``vq_ds8_c2i``."""
+    shape = ConvolutionalShape.of(state, NAMES)
+    entries, code_dim = size(state, "quantize.embedding.weight"), size(state, "quantize.embedding.weight", 1)
+    tail = tuple((f"encoder.{name}", f"projection.tails.0.{name}") for name in ("norm_out", "conv_out"))
+    return Network(
+        section={
+            "class_path": "polytoken.tokenizers.ConvolutionalTokenizer",
+            "init_args": {
+                "image_size": image_size,
+                **shape.arguments(),
+                "latent_channels": size(state, "post_quant_conv.weight"),
+                "projection_channels": size(state, "quant_conv.weight", 1),
+                "quantizer": {
+                    "class_path": "polytoken.quantizers.VectorQuantizer",
+                    "init_args": {"codebook_size": entries, "code_dim": code_dim},
+                },
+            },
+        },
+        layout=Layout(
+            pairs=(
+                *shape.pairs(NAMES),
+                *tail,
+                ("quant_conv", "projection.tails.0.quant_conv"),
+                ("quantize.embedding", "quantizer.embedding"),
+            ),
+            dropped=("quantize.codebook_used",),
+        ),
+    )
+
+
+def generator(state: State, image_size: int) -> Network:  # noqa: ARG001 - rotary positions are no weights
+    """Describe a class-conditional GPT (section 2.2): ``c2i_B_256`` to ``c2i_3B_384``."""
+    depth, dim = numbered(state, "layers."), size(state, "norm.weight")
+    return Network(
+        section={
+            "class_path": "polytoken.generators.AutoregressiveGenerator",
+            "init_args": {
+                "trunk": {"dim": dim, "depth": depth, "num_heads": HEADS.get(dim, dim // 64)},
+                "head": {"class_path": "polytoken.generators.LinearHead"},
+            },
+        },
+        layout=Layout(
+            pairs=(
+                ("cls_embedding.embedding_table", "class_embedding"),
+                ("tok_embeddings", "embeddings.0"),
+                ("layers", "trunk.blocks"),
+                ("norm", "head.norm"),
+                ("output", "head.outputs.0"),
+            ),
+            dropped=("freqs_cis", "causal_mask", "*.kv_cache.*"),
+        ),
+    )
+
+
+_SOURCE = "arXiv 2406.06525, FoundationVision/LlamaGen"
+_REPOSITORY = "FoundationVision/LlamaGen"
+
+
+def _gpt(size: str, image_size: int, published: str) -> Release:
+    return Release(
+        describe=generator,
+        licence=MIT,
+        source=_SOURCE,
+        repository=_REPOSITORY,
+        file=f"c2i_{size}_{image_size}.pt",
+        image_size=image_size,
+        tokenizer="llamagen/vq_ds16_c2i",
+        published=published,
+    )
+
+
+RELEASES: Table = {
+    "llamagen/vq_ds16_c2i": Release(tokenizer, MIT, _SOURCE, _REPOSITORY, "vq_ds16_c2i.pt", published="rFID 2.19"),
+    "llamagen/vq_ds8_c2i": Release(tokenizer, MIT, _SOURCE, _REPOSITORY, "vq_ds8_c2i.pt", published="rFID 0.59"),
+    "llamagen/c2i_B_256": _gpt("B", 256, "gFID 5.46"),
+    "llamagen/c2i_L_256": _gpt("L", 256, "gFID 3.80"),
+    "llamagen/c2i_B_384": _gpt("B", 384, "gFID 6.09"),
+    "llamagen/c2i_L_384": _gpt("L", 384, "gFID 3.07"),
+    "llamagen/c2i_XL_384": _gpt("XL", 384, "gFID 2.62"),
+    "llamagen/c2i_XXL_384": _gpt("XXL", 384, "gFID 2.34"),
+    "llamagen/c2i_3B_384": _gpt("3B", 384, "gFID 2.18"),
+}

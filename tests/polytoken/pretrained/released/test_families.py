@@ -1,0 +1,41 @@
+"""Every converter: all names and shapes of the released architecture load strictly, and come back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from polytoken.pretrained.released.convert import empty_generator, empty_tokenizer
+from polytoken.pretrained.released.layout import shapes_of
+from polytoken.pretrained.released.zoo import RELEASES
+from tests.support.released import released_state
+
+TOKENIZERS = {
+    "llamagen/vq_ds16_c2i": "llamagen_vq_ds16",
+}
+GENERATORS = {
+    "llamagen/c2i_B_256": "llamagen_gpt_b",
+    "llamagen/c2i_L_384": "llamagen_gpt_l",
+}
+
+
+@pytest.mark.parametrize(("name", "keys"), [*TOKENIZERS.items(), *GENERATORS.items()])
+def test_all_weights_are_converted_and_come_back(name: str, keys: str) -> None:
+    release, state = RELEASES[name], released_state(keys)
+    network = release.describe(state, release.image_size)
+    if release.tokenizer is None:
+        shapes = shapes_of(empty_tokenizer(network).state_dict())
+    else:
+        of_tokenizer = RELEASES[release.tokenizer].describe(
+            released_state(TOKENIZERS[release.tokenizer]), release.image_size
+        )
+        shapes = shapes_of(empty_generator(network, empty_tokenizer(of_tokenizer)).state_dict())
+    weights = network.layout.to_ours(state, shapes)
+    assert shapes_of(weights) == shapes
+
+    left_out = set(network.layout.left_out(state))
+    kept = {key: tensor for key, tensor in state.items() if key not in left_out}
+    back = network.layout.to_released(weights, shapes_of(kept))
+    assert back.keys() == kept.keys()
+    for key, tensor in kept.items():
+        assert torch.equal(back[key], tensor), key

@@ -1,0 +1,41 @@
+"""Checkpoints with the names and shapes of released ones, and small numbers for weights."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+KEYS = Path(__file__).parents[1] / "polytoken/pretrained/released/keys"
+RANGE = re.compile(r"\[(\d+)-(\d+)]")
+
+
+def released_state(keys: str) -> dict[str, Tensor]:
+    """All entries of a released network by its list ``keys/<keys>.txt``: one number a row, drawn from a fixed seed.
+
+    The rows are views of one column, so that a billion weights cost nothing.
+    """
+    random = torch.Generator().manual_seed(0)
+    return {name: _entry(shape, dtype, random) for name, shape, dtype in _entries(keys)}
+
+
+def _entries(keys: str) -> Iterator[tuple[str, list[int], torch.dtype]]:
+    for line in (KEYS / f"{keys}.txt").read_text().splitlines():
+        pattern, sizes, *kind = line.split()
+        shape = [] if sizes == "-" else [int(size) for size in sizes.split(",")]
+        dtype = getattr(torch, kind[0]) if kind else torch.float32
+        ranges = [range(int(first), int(last) + 1) for first, last in RANGE.findall(pattern)]
+        for numbers in itertools.product(*ranges):
+            places = iter(numbers)
+            yield RANGE.sub(lambda _, places=places: str(next(places)), pattern), shape, dtype
+
+
+def _entry(shape: list[int], dtype: torch.dtype, random: torch.Generator) -> Tensor:
+    if not dtype.is_floating_point:
+        return torch.zeros(1, dtype=dtype).expand(shape)
+    column = [*shape[:1], *[1] * (len(shape) - 1)]
+    return (0.02 * torch.randn(column, generator=random, dtype=dtype)).expand(shape)
