@@ -61,7 +61,10 @@ def refusal(root: Path, capsys: pytest.CaptureFixture, *options: str) -> str:
     return capsys.readouterr().err
 
 
-def test_invalid_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_invalid_input_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # away from the tokenizer of a demo
     root = write_stores(tmp_path / "codes")
     assert "--groups is 1" in refusal(root, capsys, "--groups", "1")
     assert "--seed is -1" in refusal(root, capsys, "--seed", "-1")
