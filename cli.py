@@ -17,6 +17,7 @@ import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -26,8 +27,17 @@ from artifacts.origin import origin_of
 from artifacts.repository import BASE_CONFIG
 from callbacks.checkpoint.run_record import RunRecord
 from callbacks.steer.rank_watch import RankWatch
-from commands.cli.checks import check_counters, check_data, check_drift, check_numbers, check_saves, check_shards
+from commands.cli.checks import (
+    check_counters,
+    check_data,
+    check_devices,
+    check_drift,
+    check_numbers,
+    check_saves,
+    check_shards,
+)
 from commands.cli.errors import ParseError, Parser, explain, reordered, where, while_restoring
+from commands.cli.field_names import in_the_model
 from commands.cli.noise import quiet
 from commands.cli.places import check_files, config_files
 from commands.cli.runs import (
@@ -76,6 +86,7 @@ class CommandLine(LightningCLI):
             raise UserError(explain(str(error), arguments, valid)) from None
         config = self.config[self.config.subcommand]
         check_numbers(config.seed_everything, config.trainer)
+        self.notes = in_the_model(config.trainer, (config.get("model") or {}).get("init_args") or {})
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: LightningCLI would read the whole checkpoint for hyperparameters, and let them override."""
@@ -87,6 +98,9 @@ class CommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Resolve the run's directory and checkpoint, and compare the checkpoint with the configuration."""
         config = self.config[self.subcommand]
+        check_devices(config["trainer"])
+        for note in self.notes:
+            rank_zero_info(f"note: {note}")
         run = RunConfig(**config["run"].as_dict())
         directory = run.directory
         if config["trainer"].get("fast_dev_run"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -47,6 +49,22 @@ def check_numbers(seed: int | bool | None, trainer: dict[str, Any]) -> None:
     at_least(1, "trainer", **{name: trainer.get(name) for name in counts})
     if isinstance(interval := trainer.get("val_check_interval"), int | float):
         above(0, "trainer", val_check_interval=interval)
+
+
+def check_devices(trainer: dict[str, Any]) -> None:
+    """Raise UserError if a preset for several GPUs would start as many processes on a machine that has none.
+
+    Args:
+        trainer: The trainer's section.
+    """
+    devices = trainer.get("devices")
+    launched = any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID"))  # by torchrun or srun, as asked
+    if trainer.get("accelerator") == "auto" and isinstance(devices, int) and devices > 1 and not launched:
+        if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+            raise UserError(
+                f"trainer.devices is {devices}, and this machine has no GPU: set --trainer.devices 1 "
+                f"--trainer.strategy auto (make: DEVICES=1), or --trainer.accelerator cpu for {devices} processes"
+            )
 
 
 def check_saves(trainer: Trainer, on_purpose: bool) -> None:

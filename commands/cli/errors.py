@@ -18,14 +18,15 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
 from artifacts.repository import REPOSITORY
-from commands.cli.field_names import of_the_field
+from commands.cli.field_names import command, of_the_field
 from commands.cli.overview import names, overview
 from commands.cli.places import find, nearest, read_places
 from polytoken.errors import SettingError, UserError
 
 BRANCH = re.compile(r"""(?:Parser key|Key) "([^"]+)":?|Problem with given class_path '([^']+)':""")
 UNKNOWN = re.compile(r"(?:Group '([^']+)' does not accept option|accept option|Option|arguments:) '?(?:--)?([^'\s=]+)")
-EXPECTED = re.compile(r"Expected an? (.+?)\.? ?(?:Got value: (.*))?", re.DOTALL)
+CHOICE = re.compile(r"argument subcommand: invalid choice: '([^']*)' \(choose from (.*)\)")
+EXPECTED = re.compile(r"Expected an? (.+?)\.? ?(?:(?:Got value|(?<=import path string)): (.*))?", re.DOTALL)
 TYPE = re.compile(r"<class '(?:[\w.]*\.)?(\w+)'>|(?:typing\.)?Literal\[(.*)\]|dot import (path) string.*")
 GIVEN = re.compile(r"Given value: ([^({\[\n]+)$", re.MULTILINE)  # of a scalar
 NOISE = (
@@ -80,7 +81,9 @@ def explain(message: str, arguments: list[str], valid: list[str]) -> str:
     if unknown := UNKNOWN.search(texts[0]):
         option = ".".join(filter(None, unknown.groups()))
         wrong, meant = _unknown(option.split("."), _options(class_path) if class_path else valid)
-        keys, meant = keys + wrong, meant or of_the_field(wrong[-1])
+        keys += wrong
+        meant = meant or of_the_field(wrong[-1], [place[0] for place in places if place[2].startswith("in ")])
+        meant = None if meant == f"--{'.'.join(keys)}" else meant  # known, but not to the class that the recipe names
         text = " is not an option" + (f" of {class_path}" if class_path else "")
     elif class_path and texts[0].startswith(("module ", "No module named")):
         keys, value, meant = (*keys, "class_path"), class_path, nearest_class(class_path)
@@ -88,23 +91,39 @@ def explain(message: str, arguments: list[str], valid: list[str]) -> str:
     elif texts[0].startswith("Import path "):
         keys, value = (*keys, "class_path"), texts[0].split()[2]
     elif "arguments are required: " in texts[0]:
-        missing = texts[0].rpartition(": ")[2].removeprefix(f"{arguments[0]}.")
-        text = f": {missing} is not set, and has no default"
-        if not any("presets" in argument for argument in arguments):
-            presets = ", ".join(sorted(path.name for path in (REPOSITORY / "configs" / "presets").iterdir()))
-            text += f"; a preset sets data and sizes, and none is given (--config configs/presets/…: {presets})"
+        return _missing((*keys, texts[0].rpartition(": ")[2].removeprefix(f"{arguments[0]}.")), arguments)
+    elif choice := CHOICE.search(texts[0]):
+        text, value, meant = f"there is no command {choice[1]}: take one of {choice[2]}", choice[1], command(choice[1])
     elif len(found := [match for match in map(EXPECTED.fullmatch, texts) if match]) == len(texts):
         types = dict.fromkeys(TYPE.sub(lambda match: f"{match[1] or match[2] or 'class path'}", m[1]) for m in found)
         value = next((got for got in [*(match[2] for match in found), *GIVEN.findall(message)] if got), "")
         text = f": expected {' or '.join(types)}".replace("NoneType", "null") + (f", got '{value}'" if value else "")
         meant = nearest(value, names()) if "class path" in types else None
-    place = find(places, keys, value) or find(places, keys) or find(places, keys[:-1])
+    # a class on the command line is the value of the option itself, without `class_path`
+    ways = [(keys, value), *([(keys[:-1], value)] if value else []), (keys, ""), (keys[:-1], "")]
+    place = next(filter(None, (find(places, *way) for way in ways)), None)
     name = ".".join(place[0] if place and place[0][-1].startswith(keys[-1]) else keys)
     lines = [f"{name}{text}".removeprefix(": ")[:600], *([f"  {place[2]}"] if place else [])]
     lines += [f"  did you mean {meant}?"] if meant else []
+    if unknown and class_path and place and "configs/presets/" in place[2]:
+        lines += [
+            "  a preset file of other recipes? make -n tokenizer TOKENIZER=… shows the files that belong together"
+        ]
     if value == "None":  # jsonargparse turns a null below a class into this word
         lines += ["  null cannot be given here on the command line: write it in a file, and add --config FILE"]
     return "\n".join(lines)
+
+
+def _missing(keys: tuple[str, ...], arguments: list[str]) -> str:
+    """A setting without a default that nothing gives, and what gives it."""
+    text = f"{'.'.join(keys)} is not set, and has no default"
+    if keys == ("model",):
+        files = "--config configs/fq_dual.yaml --config configs/presets/digits/tokenizer.yaml"
+        return f"{text}: a recipe sets it, and a preset the data and sizes ({files})"
+    if any("presets" in argument for argument in arguments):
+        return f"{text}: add --{'.'.join(keys)}"
+    presets = ", ".join(sorted(path.name for path in (REPOSITORY / "configs" / "presets").iterdir()))
+    return f"{text}; a preset sets data and sizes, and none is given (--config configs/presets/…: {presets})"
 
 
 def where(error: SettingError, arguments: list[str]) -> str:
@@ -168,7 +187,7 @@ def _meant(message: str) -> tuple[list[str], tuple[str, ...], str]:
     above: list[tuple[int, re.Match]] = []
     texts: dict[tuple[re.Match, ...], list[str]] = {}
     for line in message.splitlines():
-        text, indent = line.strip().removeprefix("- "), len(line) - len(line.lstrip(" -"))
+        text, indent = line.strip().removeprefix("- "), len(line) - len(line.lstrip())
         if not text or text.startswith(NOISE):
             continue
         above = [(level, head) for level, head in above if level < indent]

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from commands.cli.checks import check_counters, check_drift, check_shards
+from commands.cli.checks import check_counters, check_devices, check_drift, check_shards
 from polytoken.errors import UserError
 from polytoken.loading import MODEL_CONFIG
 
@@ -54,3 +54,18 @@ def test_counters_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     counters["current"]["ready"] = 3
     torch.save({"loops": {"fit_loop": counters}}, tmp_path / "whole.ckpt")
     check_counters(tmp_path / "whole.ckpt")
+
+
+def test_a_preset_for_several_gpus_needs_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"devices is 8, and this machine has no GPU: .*DEVICES=1.* for 8 processes"):
+        check_devices({"accelerator": "auto", "devices": 8})
+    for fine in ({"accelerator": "cpu", "devices": 8}, {"accelerator": "auto", "devices": 1}, {"devices": "auto"}):
+        check_devices(fine)
+    with monkeypatch.context() as started:  # as one rank of several
+        started.setenv("SLURM_PROCID", "0")
+        check_devices({"accelerator": "auto", "devices": 8})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    check_devices({"accelerator": "auto", "devices": 8})

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningCLI
 from artifacts.token_manifest import TokenStoreError
 from commands.cli.errors import explain, reordered, where
 from polytoken.errors import ExistingFileError, SettingError, UserError
-from tests.support.commands import TOY, exit_code
+from tests.support.commands import REPOSITORY, TOY, exit_code
 
 QUANTIZER = "model.init_args.tokenizer.init_args.quantizer"
 NESTED = "model: {{init_args: {{tokenizer: {{init_args: {{quantizer: {{{}}}}}}}}}}}"
@@ -63,6 +63,13 @@ COMMAND_LINES = {
     "--batch-size 3": ["batch-size is not", "did you mean --data.batch_size?"],
     "--model.optimizer.lr 3": ["model.optimizer.lr is not", "did you mean --model.optimizer.learning_rate?"],
     "--model TokenizerModul": ["model: expected class path", "got 'TokenizerModul'", "did you mean TokenizerModule?"],
+    "--model.tokenizer.quantizer ToyQuantiser": ["got 'ToyQuantiser'", "on the command line"],
+    "--model.tokenizer.quantizer FactorisedQuantizer": ["FactorisedQuantizer'", "mean FactorizedQuantizer?"],
+    "--model.tokenizer.quantizer tests.support.toy.ToyQuantiser": [
+        "model.tokenizer.quantizer.class_path: 'tests.support.toy.ToyQuantiser' does not exist",
+        "on the command line",
+        "did you mean tests.support.toy.ToyQuantizer?",
+    ],
     "--data.batchsize 3": ["data.batchsize", "on the command line", "did you mean batch_size?"],
     "--model.init_args.objective 3": ["model.init_args.objective: expected", "got '3'"],
     "--trainer.logger lightning.pytorch.loggers.WandbLogger": ["whose package is missing: ", "'wandb", "pip install"],
@@ -119,12 +126,39 @@ def test_missing_argument_and_missing_model(capsys: pytest.CaptureFixture) -> No
     assert exit_code("fit", "--config", "model.yaml") == 2
     assert "tokenizer is not set, and has no default" in capsys.readouterr().err
     assert exit_code("fit") == 2
-    assert "model is not set" in capsys.readouterr().err
+    assert "model is not set, and has no default: a recipe sets it" in capsys.readouterr().err
 
 
-def test_a_misspelt_command_is_reported(capsys: pytest.CaptureFixture) -> None:
-    assert exit_code("fitt") == 2
-    assert "invalid choice: 'fitt'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "name, meant", [("fitt", "fit"), ("train", "fit"), ("sample", "predict"), ("eval", "validate")]
+)
+def test_a_misspelt_command_is_reported(name: str, meant: str, capsys: pytest.CaptureFixture) -> None:
+    assert exit_code(name) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: there is no command {name}: take one of 'fit', ")
+    assert said.endswith(f"did you mean {meant}?\n")
+
+
+def test_a_missing_setting_is_named_with_the_option_that_sets_it(capsys: pytest.CaptureFixture) -> None:
+    files = ("configs/sample.yaml", "configs/presets/digits/sample.yaml")
+    assert exit_code("predict", *(word for file in files for word in ("--config", str(REPOSITORY / file)))) == 2
+    said = capsys.readouterr().err
+    assert said == "error: model.generator_run is not set, and has no default: add --model.generator_run\n"
+
+
+def test_a_preset_file_of_other_recipes_is_named(capsys: pytest.CaptureFixture) -> None:
+    files = ("configs/fq_dual.yaml", "configs/presets/digits/representation.yaml")
+    assert exit_code("fit", *(word for file in files for word in ("--config", str(REPOSITORY / file)))) == 2
+    said = capsys.readouterr().err
+    assert "is not an option of polytoken.quantizers.FactorizedQuantizer" in said and "did you mean" not in said
+    assert "representation.yaml, line" in said and "a preset file of other recipes? make -n tokenizer" in said
+
+
+def test_an_option_of_other_code_is_that_of_the_recipe(capsys: pytest.CaptureFixture) -> None:
+    Path("recipe.yaml").write_text(NESTED.format("init_args: {branch: {init_args: {codebook_size: 5}}}"))
+    places = ["fit", "--config", "recipe.yaml", "--codebook_size", "3"]
+    text = explain("unrecognized arguments: --codebook_size", places, ["model"])
+    assert text.endswith("did you mean --model.tokenizer.quantizer.branch.codebook_size?")
 
 
 def test_a_constructor_that_rejects_a_value_is_quoted(capsys: pytest.CaptureFixture) -> None:

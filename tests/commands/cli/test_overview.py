@@ -39,6 +39,7 @@ def test_help_of_a_command_ends_with_our_classes(
 def test_options_under_the_names_of_the_field_exist() -> None:
     recipes = (
         ["fit", "vq", "tokenizer"],
+        ["fit", "fq_dual", "tokenizer"],
         ["predict", "sample", "sample", "--model.generator_run", "g"],
     )
     found: set[str] = {"data.source.root", "data.store"}
@@ -56,3 +57,17 @@ def _keys(value: object, key: str) -> Iterator[str]:
     if isinstance(value, dict):
         for name, below in value.items():
             yield from _keys(below, key if name == "init_args" else f"{key}.{name}".strip("."))
+
+
+def test_accumulation_and_clipping_have_one_name() -> None:
+    files = ["--config", "configs/fq_dual.yaml", "--config", f"{PRESET}/tokenizer.yaml"]
+    asked = ["--trainer.accumulate_grad_batches", "2", "--trainer.gradient_clip_val", "0.5"]
+    config = compose(["fit", *files, *asked])
+    model, trainer = config["model"]["init_args"], config["trainer"]
+    assert (model["accumulate_steps"], model["gradient_clip"]) == (2, 0.5)
+    assert (trainer["accumulate_grad_batches"], trainer["gradient_clip_val"]) == (1, None)
+    files = ["--config", "configs/far_base.yaml", "--config", f"{PRESET}/generator.yaml"]
+    trainer = compose(["fit", *files, *asked])["trainer"]
+    assert (trainer["accumulate_grad_batches"], trainer["gradient_clip_val"]) == (2, 0.5)
+    assert of_the_field("accumulate_steps") == "--trainer.accumulate_grad_batches"
+    assert of_the_field("max-grad-norm") == "--trainer.gradient_clip_val"
