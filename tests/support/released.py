@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -21,6 +21,36 @@ def released_state(keys: str) -> dict[str, Tensor]:
     """
     random = torch.Generator().manual_seed(0)
     return {name: _entry(shape, dtype, random) for name, shape, dtype in _entries(keys)}
+
+
+def small_state(keys: str, sizes: Mapping[int, int], depths: Mapping[str, int]) -> dict[str, Tensor]:
+    """A small network with the names of a released one and ordinary random weights.
+
+    Args:
+        keys: list ``keys/<keys>.txt``.
+        sizes: released sizes of axes, and the sizes they shrink to; others stay.
+        depths: numbers of modules that remain of those numbered after a name, such as ``{"layers.": 2}``.
+    """
+    random = torch.Generator().manual_seed(0)
+    return {
+        name: _drawn(name, [sizes.get(size, size) for size in shape], dtype, random)
+        for name, shape, dtype in _entries(keys)
+        if all(_number(name, before) < depth for before, depth in depths.items())
+    }
+
+
+def _number(name: str, before: str) -> int:
+    _, found, after = name.rpartition(before)
+    return int(after.split(".")[0]) if found else -1
+
+
+def _drawn(name: str, shape: list[int], dtype: torch.dtype, random: torch.Generator) -> Tensor:
+    if not dtype.is_floating_point:
+        return torch.zeros(shape, dtype=dtype)
+    drawn = torch.randn(shape, generator=random, dtype=dtype)
+    if len(shape) == 1:
+        return drawn / 4 + (1 if name.endswith("weight") else 0)
+    return drawn * shape[0] ** 0.5 / drawn.numel() ** 0.5  # of unit variance after a sum over the columns
 
 
 def _entries(keys: str) -> Iterator[tuple[str, list[int], torch.dtype]]:

@@ -21,6 +21,8 @@ NAMES = replace(
     coarse_first=True,
 )
 HEADS = {3200: 32, 4096: 32}  # attention heads of the 3B and 7B models; those of the others are 64 channels wide
+TRUNK = (("cls_embedding.embedding_table", "class_embedding"), ("layers", "trunk.blocks"), ("norm", "head.norm"))
+TABLES = ("freqs_cis", "causal_mask", "*.kv_cache.*")
 
 
 def tokenizer(state: State, image_size: int) -> Network:
@@ -56,26 +58,25 @@ def tokenizer(state: State, image_size: int) -> Network:
 
 def generator(state: State, image_size: int) -> Network:  # noqa: ARG001 - rotary positions are no weights
     """Describe a class-conditional GPT (section 2.2): ``c2i_B_256`` to ``c2i_3B_384``."""
-    depth, dim = numbered(state, "layers."), size(state, "norm.weight")
     return Network(
         section={
             "class_path": "polytoken.generators.AutoregressiveGenerator",
             "init_args": {
-                "trunk": {"dim": dim, "depth": depth, "num_heads": HEADS.get(dim, dim // 64)},
+                "trunk": trunk(state),
                 "head": {"class_path": "polytoken.generators.LinearHead"},
             },
         },
         layout=Layout(
-            pairs=(
-                ("cls_embedding.embedding_table", "class_embedding"),
-                ("tok_embeddings", "embeddings.0"),
-                ("layers", "trunk.blocks"),
-                ("norm", "head.norm"),
-                ("output", "head.outputs.0"),
-            ),
-            dropped=("freqs_cis", "causal_mask", "*.kv_cache.*"),
+            pairs=(*TRUNK, ("tok_embeddings", "embeddings.0"), ("output", "head.outputs.0")),
+            dropped=TABLES,
         ),
     )
+
+
+def trunk(state: State) -> dict[str, int]:
+    """Return the sizes of a trunk as arguments of TrunkConfig."""
+    depth, dim = numbered(state, "layers."), size(state, "norm.weight")
+    return {"dim": dim, "depth": depth, "num_heads": HEADS.get(dim, dim // 64)}
 
 
 _SOURCE = "arXiv 2406.06525, FoundationVision/LlamaGen"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from polytoken.errors import UserError
-from polytoken.pretrained.released import llamagen
+from polytoken.pretrained.released import fqgan, llamagen
 from polytoken.pretrained.released.release import Release, Table
 
-RELEASES: Table = {**llamagen.RELEASES}
+RELEASES: Table = {**llamagen.RELEASES, **fqgan.RELEASES}
 
 
 def find(name: str) -> Release:

@@ -12,10 +12,15 @@ from tests.support.released import released_state
 
 TOKENIZERS = {
     "llamagen/vq_ds16_c2i": "llamagen_vq_ds16",
+    "fqgan/dual_ds16": "fqgan_dual_ds16",
+    "fqgan/dual_ds8": "fqgan_dual_ds8",
+    "fqgan/triple_ds16": "fqgan_triple_ds16",
 }
 GENERATORS = {
     "llamagen/c2i_B_256": "llamagen_gpt_b",
     "llamagen/c2i_L_384": "llamagen_gpt_l",
+    "fqgan/far_dual_base": "far_dual_base",
+    "fqgan/far_triple_base": "far_triple_base",
 }
 
 
