@@ -107,14 +107,16 @@ class ConvolutionalTokenizer(Tokenizer):
         base_channels: width of the first encoder stage.
         channel_multipliers: one a stage; f = 2^(stages − 1). (1, 1, 2, 2, 4) is f16, (1, 2, 2, 4) is f8.
         num_res_blocks: residual blocks an encoder stage; the decoder has one more.
-        latent_channels: channels between the 1 × 1 ``post_quant_conv`` and the decoder.
+        latent_channels: channels between ``post_quant_conv`` and the decoder.
         attention: self-attention at the lowest resolution.
-        projection_channels: channels between the 3 × 3 convolution that ends the encoder and the 1 × 1 ``quant_conv``.
+        projection_channels: channels between the 3 × 3 convolution that ends the encoder and ``quant_conv``.
         adapter: adapter F_i of each subspace: FQGAN's transformer, light residual blocks, or none.
         adapter_depth: blocks of an adapter.
+        quant_conv_size: side of the kernels of ``quant_conv`` and ``post_quant_conv``, an odd number; 3 in VAR.
 
     Raises:
-        UserError: if ``image_size`` is not a multiple of f, or the quantizer's scales do not end at its grid.
+        UserError: if ``image_size`` is not a multiple of f, the quantizer's scales do not end at its grid, or a kernel
+            has no centre.
     """
 
     def __init__(
@@ -129,11 +131,15 @@ class ConvolutionalTokenizer(Tokenizer):
         projection_channels: int = 256,
         adapter: Adapter = "none",
         adapter_depth: int = 6,
+        quant_conv_size: int = 1,
     ) -> None:
         super().__init__()
         at_least(1, self, image_size=image_size, base_channels=base_channels, channel_multipliers=channel_multipliers)
         at_least(1, self, num_res_blocks=num_res_blocks, latent_channels=latent_channels)
         at_least(1, self, projection_channels=projection_channels, adapter_depth=adapter_depth)
+        at_least(1, self, quant_conv_size=quant_conv_size)
+        if quant_conv_size % 2 == 0:
+            raise UserError(f"quant_conv_size is {quant_conv_size}: a kernel has a centre, so choose an odd number")
         self.downsampling = 2 ** (len(channel_multipliers) - 1)
         if image_size % self.downsampling:
             raise UserError(
@@ -150,9 +156,12 @@ class ConvolutionalTokenizer(Tokenizer):
             adapter,
             adapter_depth,
             grid_size=image_size // self.downsampling,
+            kernel_size=quant_conv_size,
         )
         self.quantizer = quantizer
-        self.post_quant_conv = nn.Conv2d(quantizer.out_channels, latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(
+            quantizer.out_channels, latent_channels, quant_conv_size, padding=quant_conv_size // 2
+        )
         self.decoder = Decoder(latent_channels, base_channels, channel_multipliers, num_res_blocks, attention)
         self.to(memory_format=torch.channels_last)  # the layout convolutions are fastest in, on CPU and GPU
 

@@ -25,6 +25,7 @@ class SubspaceProjection(nn.Module):
         adapter: FQGAN's transformer, light residual blocks, or no adapter.
         adapter_depth: blocks of an adapter.
         grid_size: side of the grid on which a transformer adapter learns its positions.
+        kernel_size: of each ``quant_conv``.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class SubspaceProjection(nn.Module):
         adapter: Adapter = "none",
         adapter_depth: int = 6,
         grid_size: int = 16,
+        kernel_size: int = 1,
     ) -> None:
         super().__init__()
 
@@ -46,7 +48,7 @@ class SubspaceProjection(nn.Module):
             return nn.Identity()
 
         self.adapters = nn.ModuleList(build_adapter() for _ in subspaces)
-        self.tails = nn.ModuleList(EncoderTail(in_channels, channels, width) for width in subspaces)
+        self.tails = nn.ModuleList(EncoderTail(in_channels, channels, width, kernel_size) for width in subspaces)
 
     def forward(self, features: Tensor) -> Tensor:
         """Base features (B, in_channels, h, w) to the subspaces side by side, (B, Σ widths, h, w)."""
@@ -56,13 +58,13 @@ class SubspaceProjection(nn.Module):
 
 
 class EncoderTail(nn.Module):
-    """End of the VQGAN encoder: norm, swish, 3 × 3 convolution, and the 1 × 1 ``quant_conv`` to the code's width."""
+    """End of the VQGAN encoder: norm, swish, 3 × 3 convolution, and the ``quant_conv`` to the code's width."""
 
-    def __init__(self, in_channels: int, channels: int, code_dim: int) -> None:
+    def __init__(self, in_channels: int, channels: int, code_dim: int, kernel_size: int = 1) -> None:
         super().__init__()
         self.norm_out = NormSwish(in_channels)
         self.conv_out = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.quant_conv = nn.Conv2d(channels, code_dim, 1)
+        self.quant_conv = nn.Conv2d(channels, code_dim, kernel_size, padding=kernel_size // 2)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, in_channels, h, w) to (B, code_dim, h, w)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple, cast
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -87,11 +87,11 @@ class Head(nn.Module, ABC):
 class ClassifierHead(Head):
     """Head with a softmax classifier for each sub-code.
 
-    After ``connect`` it holds ``norm``, the final RMSNorm, and ``outputs``, one (K_i, width) layer a sub-code that
-    starts at zero, so that the first loss is ln K_i. Neither shares weights with the embeddings.
+    After ``connect`` it holds ``norm``, the final RMSNorm or none, and ``outputs``, one (K_i, width) layer a sub-code
+    that starts at zero, so that the first loss is ln K_i. Neither shares weights with the embeddings.
     """
 
-    norm: RMSNorm
+    norm: nn.Module
     outputs: nn.ModuleList
 
     @abstractmethod
@@ -107,8 +107,8 @@ class ClassifierHead(Head):
     def reset_parameters(self) -> None:
         """Initialise all weights; the first predictions are uniform."""
         super().reset_parameters()
-        for output in self.outputs:
-            nn.init.zeros_(cast(nn.Linear, output).weight)
+        for output in self._layers():
+            nn.init.zeros_(output.weight)
 
     def loss(self, hidden: Tensor, codes: Tensor, embeddings: nn.ModuleList, inputs: Tensor | None = None) -> HeadLoss:
         """Return the cross-entropies (iFSQ eq. 10); the total is their mean over the sub-codes."""
@@ -116,8 +116,8 @@ class ClassifierHead(Head):
         states = self.states(hidden.flatten(0, 1), read, embeddings)
         per_code = torch.stack(
             [
-                linear_cross_entropy(state, cast(nn.Linear, output).weight, codes[:, i].flatten())
-                for i, (state, output) in enumerate(zip(states, self.outputs, strict=True))
+                linear_cross_entropy(state, output.weight, codes[:, i].flatten(), bias=output.bias)
+                for i, (state, output) in enumerate(zip(states, self._layers(), strict=True))
             ]
         )
         return HeadLoss(per_code.mean(), per_code)
@@ -132,8 +132,12 @@ class ClassifierHead(Head):
     def carried(self, sub_code: int | None) -> dict[str, str]:
         """Return the final norm, and the sub-code's output layer."""
         names = {"norm.weight": "norm.weight"}
-        return names if sub_code is None else names | {f"outputs.{sub_code}.weight": "outputs.0.weight"}
+        outputs = {f"outputs.{sub_code}.{part}": f"outputs.0.{part}" for part in ("weight", "bias")}
+        return names if sub_code is None else names | outputs
 
-    def _build_outputs(self, width: int, codebook_sizes: Sequence[int]) -> None:
-        self.norm = RMSNorm(width)
-        self.outputs = nn.ModuleList(nn.Linear(width, size, bias=False) for size in codebook_sizes)
+    def _build_outputs(self, width: int, codebook_sizes: Sequence[int], norm: bool = True, bias: bool = False) -> None:
+        self.norm = RMSNorm(width) if norm else nn.Identity()
+        self.outputs = nn.ModuleList(nn.Linear(width, size, bias=bias) for size in codebook_sizes)
+
+    def _layers(self) -> list[nn.Linear]:
+        return list(self.outputs)  # type: ignore[arg-type]

@@ -12,17 +12,27 @@ from polytoken.transformer import TrunkConfig
 
 
 class MultiLinearHead(ClassifierHead):
-    """One linear classifier a sub-code, independent of each other (SSQ Table 4)."""
+    """One linear classifier a sub-code, independent of each other (SSQ Table 4).
+
+    Args:
+        norm: normalise the trunk's output once more; False as in VAR, whose trunk ends with a norm of its own.
+        bias: of the classifiers; True as in VAR.
+    """
+
+    def __init__(self, norm: bool = True, bias: bool = False) -> None:
+        super().__init__()
+        self.final_norm = norm
+        self.bias = bias
 
     def connect(self, trunk: TrunkConfig, codebook_sizes: Sequence[int], grid: tuple[int, int]) -> None:
-        self._build_outputs(trunk.dim, codebook_sizes)
+        self._build_outputs(trunk.dim, codebook_sizes, self.final_norm, self.bias)
 
     def states(self, hidden: Tensor, codes: Tensor, embeddings: nn.ModuleList) -> Sequence[Tensor]:
         return [self.norm(hidden)] * len(self.outputs)
 
 
 class LinearHead(MultiLinearHead):
-    """Norm and a linear classifier, for one code a position (LlamaGen)."""
+    """Norm and a linear classifier, for one code a position (LlamaGen); arguments of :class:`MultiLinearHead`."""
 
     def connect(self, trunk: TrunkConfig, codebook_sizes: Sequence[int], grid: tuple[int, int]) -> None:
         """Raise UserError unless there is one codebook."""

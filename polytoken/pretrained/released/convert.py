@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from polytoken.building import build
-from polytoken.codec import FrozenCodec
+from polytoken.codec import BlankCodec
 from polytoken.errors import MissingFileError, UserError, first_line
 from polytoken.files import file_sha256
 from polytoken.fingerprint import fingerprint
@@ -24,6 +24,7 @@ from polytoken.pretrained.released import zoo
 from polytoken.pretrained.released.layout import Network, State, shapes_of
 from polytoken.pretrained.released.reading import read_released
 from polytoken.pretrained.released.release import Release
+from polytoken.specs import LatentSpec
 from polytoken.tokenizers import Tokenizer
 
 TOKENIZER = "tokenizer"
@@ -155,10 +156,12 @@ def empty_generator(network: Network, tokenizer: Tokenizer) -> Generator:
     """Build a described generator for a tokenizer on the meta device, without weights."""
     with torch.device("meta"):
         generator: Generator = build(network.section, Generator, "the converter")  # type: ignore[type-abstract]
-        codec = FrozenCodec(lambda: tokenizer, ()) if generator.needs_codec else None
         spec = network.latents or tokenizer.spec
         assert spec is not None, "a generator of codes has a tokenizer with codes"
-        generator.connect(spec, CLASSES, codec)
+        channels, *grid = tokenizer.latent_shape
+        vectors = LatentSpec(channels, (grid[0], grid[1]), (0.0,) * channels, (1.0,) * channels)
+        scales = 1 if isinstance(spec, LatentSpec) else len(spec.scales)
+        generator.connect(spec, CLASSES, BlankCodec(vectors, scales))
     return generator
 
 

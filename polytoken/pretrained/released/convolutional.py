@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from polytoken.pretrained.released.layout import State, numbered, size
+from polytoken.pretrained.released.layout import Joined, State, numbered, size
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -95,6 +95,15 @@ class ConvolutionalShape:
     def pairs(self, names: ConvolutionalNames) -> Pairs:
         """Return the released and our names of all modules of encoder and decoder but the encoder's end."""
         return (*self._encoder(names), *self._decoder(names), *self._ends(names))
+
+    def fused_attention(self, state: State, names: ConvolutionalNames) -> tuple[Joined, ...]:
+        """Return the projections of attention that released code stores as one: queries, then keys, then values."""
+        return tuple(
+            Joined((fused,), tuple(f"{ours}.{part}.{kind}" for part in ("q", "k", "v")))
+            for released, ours in self.pairs(names)
+            for kind in ("weight", "bias")
+            if (fused := f"{released}.qkv.{kind}") in state
+        )
 
     def _encoder(self, names: ConvolutionalNames) -> Iterator[tuple[str, str]]:
         place = iter(range(10_000))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from polytoken.errors import UserError
-from polytoken.pretrained.released import fqgan, llamagen
+from polytoken.pretrained.released import fqgan, llamagen, var
 from polytoken.pretrained.released.release import Release, Table
 
-RELEASES: Table = {**llamagen.RELEASES, **fqgan.RELEASES}
+RELEASES: Table = {**llamagen.RELEASES, **fqgan.RELEASES, **var.RELEASES}
 
 
 def find(name: str) -> Release:

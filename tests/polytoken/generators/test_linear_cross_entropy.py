@@ -35,6 +35,20 @@ def test_equals_the_plain_loss(max_logits: int, torch_has_it: bool, monkeypatch:
         assert torch.allclose(value, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("max_logits", [33 * 7, 33 * 50])
+@pytest.mark.parametrize("torch_has_it", [True, False])
+def test_a_bias_is_added(max_logits: int, torch_has_it: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch_has_it:
+        monkeypatch.setattr(module, "_torch_has_it", lambda: False)
+    features, weight, targets = problem()
+    bias = torch.linspace(-2, 2, 33).requires_grad_()
+    linear_cross_entropy(features, weight, targets, max_logits, bias).backward()
+    found = bias.grad.clone()
+    bias.grad = None
+    functional.cross_entropy(functional.linear(features, weight, bias), targets).backward()
+    assert torch.allclose(found, bias.grad, atol=1e-6)
+
+
 def test_bfloat16_sums_in_float32() -> None:
     features, weight, targets = problem(2000)
     features, weight = features.bfloat16(), weight.bfloat16()

@@ -51,6 +51,8 @@ def test_invalid_sizes_are_rejected() -> None:
         ConvolutionalTokenizer(MultiScaleQuantizer((1, 3)), image_size=16, channel_multipliers=(1, 1, 1, 1))
     with pytest.raises(ValueError, match="image_size 20 is not a multiple"):
         tiny_tokenizer(image_size=20)
+    with pytest.raises(ValueError, match="quant_conv_size is 2: a kernel has a centre"):
+        ConvolutionalTokenizer(MultiScaleQuantizer((1, 2)), image_size=16, quant_conv_size=2)
     with pytest.raises(ValueError, match="20 × 16 pixels do not divide"):
         tiny_tokenizer()(torch.zeros(1, 3, 20, 16))
 

@@ -18,6 +18,7 @@ from tests.support.generators import GRID, TRUNK, build_generator, per_code, ran
 HEADS = {
     "linear": (LinearHead, 1),
     "multi_linear": (MultiLinearHead, 3),
+    "multi_linear_of_var": (lambda: MultiLinearHead(norm=False, bias=True), 3),
     "multi_mlp": (MultiMLPHead, 3),
     "multi_mlp_narrow": (lambda: MultiMLPHead(hidden=16, depth=1), 3),
     "autoregressive": (lambda: AutoregressiveHead(2), 3),

@@ -15,12 +15,14 @@ TOKENIZERS = {
     "fqgan/dual_ds16": "fqgan_dual_ds16",
     "fqgan/dual_ds8": "fqgan_dual_ds8",
     "fqgan/triple_ds16": "fqgan_triple_ds16",
+    "var/vae_ch160v4096z32": "var_vqvae",
 }
 GENERATORS = {
     "llamagen/c2i_B_256": "llamagen_gpt_b",
     "llamagen/c2i_L_384": "llamagen_gpt_l",
     "fqgan/far_dual_base": "far_dual_base",
     "fqgan/far_triple_base": "far_triple_base",
+    "var/d16": "var_d16",
 }
 
 
