@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tests.support.released_networks import dit_positions
+
 KEYS = Path(__file__).parents[1] / "polytoken/pretrained/released/keys"
 RANGE = re.compile(r"\[(\d+)-(\d+)]")
 
@@ -20,7 +22,8 @@ def released_state(keys: str) -> dict[str, Tensor]:
     The rows are views of one column, so that a billion weights cost nothing.
     """
     random = torch.Generator().manual_seed(0)
-    return {name: _entry(shape, dtype, random) for name, shape, dtype in _entries(keys)}
+    state = {name: _entry(shape, dtype, random) for name, shape, dtype in _entries(keys)}
+    return {**state, **dit_positions(state)} if "pos_embed" in state and "feat_rope.freqs_cos" in state else state
 
 
 def small_state(keys: str, sizes: Mapping[int, int], depths: Mapping[str, int]) -> dict[str, Tensor]:

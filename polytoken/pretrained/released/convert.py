@@ -41,11 +41,13 @@ class Source:
         name: of the release.
         release: its description.
         file: the file.
+        companion: the second file of a release that has one.
     """
 
     name: str
     release: Release
     file: Path
+    companion: Path | None = None
 
     @classmethod
     def find(cls, name: str, file: str | Path | None = None, accept_license: bool = False) -> Source:
@@ -63,14 +65,19 @@ class Source:
                 f"the weights of {name} are under {licence.name}, which forbids commercial use: pass "
                 "accept_license=True (--accept-license) if you agree to it"
             )
-        return cls(name, release, Path(file) if file is not None else _download(name, release))
+        path = Path(file) if file is not None else _download(name, release.repository, release.file)
+        return cls(name, release, path, _companion(name, release, path if file is not None else None))
 
     def read(self) -> State:
         """Read the weights; UserError if the file is damaged or of another kind."""
         remedy = "name a file of this release, or download it again"
         state, place = read_released(self.file, remedy, self.release.places)
         log.info("%s: weights are those at %s", self.file, place)
-        return state
+        if self.companion is None or self.release.companion is None:
+            return state
+        remedy = f"put {_url(self.release.companion.repository, self.companion.name)} beside {self.file.name}"
+        beside, _ = read_released(self.companion, remedy, ((),))
+        return {**state, **{f"{self.companion.name}:{key}": tensor for key, tensor in beside.items()}}
 
 
 def load_released(
@@ -133,7 +140,7 @@ def generator_checkpoint(source: Source, tokenizer: Tokenizer, tokenizer_run: st
     weights = _converted(source, network, state, empty_generator(network, tokenizer))
     spec, mark = tokenizer.spec, fingerprint(tokenizer)
     record = GeneratorRecord(
-        spec=spec if network.latents is None else None,
+        spec=spec,
         full_spec=spec,
         sub_codes=tuple(range(spec.num_sub_codes)) if spec else (),
         tokenizer_run=tokenizer_run,
@@ -207,18 +214,31 @@ def _checkpoint(
     return Checkpoint(source.file, content)
 
 
-def _download(name: str, release: Release) -> Path:
-    if release.repository is None or release.file is None:
+def _companion(name: str, release: Release, file: Path | None) -> Path | None:
+    """Return the second file of a release: beside the first one, or downloaded like that."""
+    if release.companion is None:
+        return None
+    if file is not None:
+        return file.with_name(release.companion.file)
+    return _download(name, release.companion.repository, release.companion.file)
+
+
+def _download(name: str, repository: str | None, file: str | None) -> Path:
+    if repository is None or file is None:
         raise MissingFileError(f"the authors released no weights of {name}: name a file of your own training as file=")
-    where = f"https://huggingface.co/{release.repository}/resolve/main/{release.file}"
+    where = _url(repository, file)
     try:
         from huggingface_hub import hf_hub_download  # noqa: PLC0415 - not needed for a local file
     except ImportError as error:
         raise UserError(f"huggingface_hub is not installed: download {where} yourself, and name it as file=") from error
     try:
-        return Path(hf_hub_download(release.repository, release.file))
+        return Path(hf_hub_download(repository, file))
     except Exception as error:  # noqa: BLE001 - the hub, its HTTP client and the disk each have their own
         raise MissingFileError(
             f"{name} cannot be downloaded ({first_line(error)}): get {where} on a machine with network, and name it as "
             "file= (--file)"
         ) from error
+
+
+def _url(repository: str, file: str) -> str:
+    return f"https://huggingface.co/{repository}/resolve/main/{file}"

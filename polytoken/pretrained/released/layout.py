@@ -33,18 +33,46 @@ class Joined:
 
 
 @dataclass(frozen=True)
+class Permuted:
+    """A tensor whose axes have another order here, and may be merged here, such as the kernel of a patch convolution.
+
+    Args:
+        released: name in the released file.
+        ours: name here.
+        axes: released axes in the order that they have here.
+    """
+
+    released: str
+    ours: str
+    axes: tuple[int, ...]
+
+    def to_ours(self, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Return a released tensor in our shape; UserError if it does not fit."""
+        if tensor.ndim != len(self.axes) or tensor.numel() != prod(shape):
+            raise UserError(f"the file holds weights of other shapes: {self.released} {(*tensor.shape,)} for {shape}")
+        return tensor.permute(self.axes).reshape(shape)
+
+    def to_released(self, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Return our tensor in the released shape."""
+        inverse = sorted(range(len(shape)), key=self.axes.__getitem__)
+        return tensor.reshape([shape[axis] for axis in self.axes]).permute(inverse)
+
+
+@dataclass(frozen=True)
 class Layout:
     """Names of a network's weights.
 
     Args:
         pairs: released and our names of modules or tensors; the longest one that fits a weight decides.
         joined: weights that are stored together on one side.
+        permuted: tensors of ``pairs`` whose axes have another order here.
         dropped: patterns of released entries that are no weights of the network here: frozen teachers, counters, tables
             that follow from the sizes.
     """
 
     pairs: tuple[tuple[str, str], ...]
     joined: tuple[Joined, ...] = ()
+    permuted: tuple[Permuted, ...] = ()
     dropped: tuple[str, ...] = ()
 
     def left_out(self, state: State) -> list[str]:
@@ -63,13 +91,17 @@ class Layout:
         """
         left_out = set(self.left_out(state))
         kept = {name: tensor for name, tensor in state.items() if name not in left_out}
+        for one in self.permuted:
+            if one.released in kept:
+                kept[one.released] = one.to_ours(kept[one.released], shapes[one.ours])
         joined = tuple((rows.released, rows.ours) for rows in self.joined)
         return _renamed(kept, dict(self.pairs), joined, shapes)
 
     def to_released(self, weights: State, shapes: Shapes) -> dict[str, Tensor]:
         """Convert our weights to the released names; arguments and errors as for :meth:`to_ours`."""
+        permuted = {one.ours: one.to_released(weights[one.ours], shapes[one.released]) for one in self.permuted}
         joined = tuple((rows.ours, rows.released) for rows in self.joined)
-        return _renamed(weights, {ours: released for released, ours in self.pairs}, joined, shapes)
+        return _renamed({**weights, **permuted}, {ours: released for released, ours in self.pairs}, joined, shapes)
 
 
 @dataclass(frozen=True)

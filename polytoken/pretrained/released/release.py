@@ -34,6 +34,21 @@ APACHE = Licence("Apache-2.0")
 
 
 @dataclass(frozen=True)
+class Companion:
+    """A second file of a release: tensors that are no weights, such as statistics of latents.
+
+    Its tensors join the weights under names that begin with the file's and a colon.
+
+    Args:
+        repository: on the Hugging Face hub.
+        file: in that repository; beside the first file if that one is on this machine.
+    """
+
+    repository: str
+    file: str
+
+
+@dataclass(frozen=True)
 class Release:
     """A released checkpoint.
 
@@ -45,6 +60,7 @@ class Release:
         file: in that repository.
         image_size: pixels a side.
         tokenizer: name of the release whose codes a generator writes; None for a tokenizer.
+        companion: a second file that the network needs.
         places: keys that lead to the weights.
         published: figures of the authors.
         remark: what a user should know.
@@ -57,6 +73,7 @@ class Release:
     file: str | None = None
     image_size: int = 256
     tokenizer: str | None = None
+    companion: Companion | None = None
     places: tuple[tuple[str, ...], ...] = PLACES
     published: str = ""
     remark: str = ""

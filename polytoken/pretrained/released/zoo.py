@@ -5,10 +5,16 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from polytoken.errors import UserError
-from polytoken.pretrained.released import fqgan, llamagen, var
+from polytoken.pretrained.released import fqgan, ifsq, lightningdit, llamagen, var
 from polytoken.pretrained.released.release import Release, Table
 
-RELEASES: Table = {**llamagen.RELEASES, **fqgan.RELEASES, **var.RELEASES}
+RELEASES: Table = {
+    **llamagen.RELEASES,
+    **fqgan.RELEASES,
+    **var.RELEASES,
+    **ifsq.RELEASES,
+    **lightningdit.RELEASES,
+}
 
 
 def find(name: str) -> Release:

@@ -16,6 +16,10 @@ TOKENIZERS = {
     "fqgan/dual_ds8": "fqgan_dual_ds8",
     "fqgan/triple_ds16": "fqgan_triple_ds16",
     "var/vae_ch160v4096z32": "var_vqvae",
+    "ifsq/f16_d4_4bit": "ifsq_f16",
+    "ifsq/f16_d4_4bit_grouped": "ifsq_f16",
+    "ifsq/f8_d4_4bit": "ifsq_f8",
+    "lightningdit/vavae_f16d32": "vavae",
 }
 GENERATORS = {
     "llamagen/c2i_B_256": "llamagen_gpt_b",
@@ -23,12 +27,23 @@ GENERATORS = {
     "fqgan/far_dual_base": "far_dual_base",
     "fqgan/far_triple_base": "far_triple_base",
     "var/d16": "var_d16",
+    "ifsq/llamagen_l": "ifsq_llamagen",
+    "ifsq/llamagen_l_grouped": "ifsq_llamagen_grouped",
+    "ifsq/dit_l1": "ifsq_dit_l1",
+    "ifsq/dit_l2": "ifsq_dit_l2",
+    "lightningdit/xl_64ep": "lightningdit_xl1",
+}
+COMPANIONS = {
+    "lightningdit/xl_64ep": {
+        "latents_stats.pt:mean": torch.zeros(1, 32, 1, 1),
+        "latents_stats.pt:std": torch.ones(1, 32, 1, 1),
+    },
 }
 
 
 @pytest.mark.parametrize(("name", "keys"), [*TOKENIZERS.items(), *GENERATORS.items()])
 def test_all_weights_are_converted_and_come_back(name: str, keys: str) -> None:
-    release, state = RELEASES[name], released_state(keys)
+    release, state = RELEASES[name], {**released_state(keys), **COMPANIONS.get(name, {})}
     network = release.describe(state, release.image_size)
     if release.tokenizer is None:
         shapes = shapes_of(empty_tokenizer(network).state_dict())

@@ -1,0 +1,151 @@
+"""Forward passes of released networks in plain torch, written from their descriptions, by the released names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+State = Mapping[str, Tensor]
+
+
+def ldm_encode(state: State, images: Tensor) -> Tensor:
+    """Images to the output of ``quant_conv``, as LDM and its kin encode."""
+    features = _convolution(state, "encoder.conv_in", images)
+    stages = _count(state, "encoder.down.")
+    for stage in range(stages):
+        for block in range(2):
+            features = _blocks(state, features, f"encoder.down.{stage}", block)
+        if stage < stages - 1:
+            padded = functional.pad(features, (0, 1, 0, 1))
+            features = _convolution(state, f"encoder.down.{stage}.downsample.conv", padded, stride=2, padding=0)
+    features = _normed(state, "encoder.norm_out", _middle(state, "encoder", features))
+    return _convolution(state, "quant_conv", _convolution(state, "encoder.conv_out", features))
+
+
+def ldm_decode(state: State, latents: Tensor) -> Tensor:
+    """Quantized latents to images, stages counted from the highest resolution."""
+    features = _convolution(state, "decoder.conv_in", _convolution(state, "post_quant_conv", latents))
+    features = _middle(state, "decoder", features)
+    for stage in reversed(range(_count(state, "decoder.up."))):
+        for block in range(3):
+            features = _blocks(state, features, f"decoder.up.{stage}", block)
+        if stage > 0:
+            doubled = functional.interpolate(features, scale_factor=2.0, mode="nearest")
+            features = _convolution(state, f"decoder.up.{stage}.upsample.conv", doubled)
+    return _convolution(state, "decoder.conv_out", _normed(state, "decoder.norm_out", features))
+
+
+def dit_velocity(state: State, states: Tensor, times: Tensor, labels: Tensor) -> Tensor:
+    """Velocity of LightningDiT and its kin at normalised latents (B, C, h, w)."""
+    kernel = state["x_embedder.proj.weight"]
+    side = kernel.shape[-1]
+    patches = functional.conv2d(states, kernel, state["x_embedder.proj.bias"], stride=side)
+    grid = patches.shape[2:]
+    features = patches.flatten(2).mT + state["pos_embed"]
+    angles = times[:, None] * 10000.0 ** (-torch.arange(128, dtype=times.dtype) / 128)
+    embedded = torch.cat([angles.cos(), angles.sin()], dim=1)
+    embedded = _linear(state, "t_embedder.mlp.2", functional.silu(_linear(state, "t_embedder.mlp.0", embedded)))
+    condition = functional.silu(embedded + state["y_embedder.embedding_table.weight"][labels])[:, None]
+    for block in (f"blocks.{number}" for number in range(_count(state, "blocks."))):
+        modulation = _linear(state, f"{block}.adaLN_modulation.1", condition).chunk(6, dim=2)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
+        normed = _rms_normed(state, f"{block}.norm1", features) * (1 + scale) + shift
+        features = features + gate * _attention(state, f"{block}.attn", normed)
+        normed = _rms_normed(state, f"{block}.norm2", features) * (1 + mlp_scale) + mlp_shift
+        first, second = _linear(state, f"{block}.mlp.w12", normed).chunk(2, dim=2)
+        features = features + mlp_gate * _linear(state, f"{block}.mlp.w3", functional.silu(first) * second)
+    shift, scale = _linear(state, "final_layer.adaLN_modulation.1", condition).chunk(2, dim=2)
+    normed = _rms_normed(state, "final_layer.norm_final", features) * (1 + scale) + shift
+    output = _linear(state, "final_layer.linear", normed).unflatten(2, (side, side, -1)).unflatten(1, grid)
+    return torch.einsum("bhwpqc->bchpwq", output).flatten(4).flatten(2, 3)
+
+
+def dit_positions(state: State) -> dict[str, Tensor]:
+    """The fixed tables that a released diffusion transformer stores with its weights."""
+    count, dim = state["pos_embed"].shape[1:]
+    head_dim = state["feat_rope.freqs_cos"].shape[1]
+    place = torch.arange(count, dtype=torch.float64)
+    rows, columns = (place // math.isqrt(count)).floor(), place % math.isqrt(count)
+
+    def angles(places: Tensor, number: int) -> Tensor:
+        return places[:, None] * 10000.0 ** (-torch.arange(number, dtype=torch.float64) / number)
+
+    row, column = angles(rows, dim // 4), angles(columns, dim // 4)
+    turns = torch.cat([angles(rows, head_dim // 4), angles(columns, head_dim // 4)], dim=1).repeat_interleave(2, dim=1)
+    return {
+        "pos_embed": torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], dim=1)[None].float(),
+        "feat_rope.freqs_cos": turns.cos().float(),
+        "feat_rope.freqs_sin": turns.sin().float(),
+    }
+
+
+def _attention(state: State, name: str, features: Tensor) -> Tensor:
+    cosine, sine = state["feat_rope.freqs_cos"], state["feat_rope.freqs_sin"]
+    qkv = _linear(state, f"{name}.qkv", features).unflatten(2, (3, -1, cosine.shape[1])).permute(2, 0, 3, 1, 4)
+    turned = []
+    for part, norm in zip(qkv[:2], ("q_norm", "k_norm"), strict=True):
+        rows = _rms_normed(state, f"{name}.{norm}", part) if f"{name}.{norm}.weight" in state else part
+        partner = torch.stack([-rows[..., 1::2], rows[..., ::2]], dim=-1).flatten(-2)
+        turned.append(rows * cosine + partner * sine)
+    weights = (turned[0] @ turned[1].mT / cosine.shape[1] ** 0.5).softmax(-1)
+    return _linear(state, f"{name}.proj", (weights @ qkv[2]).transpose(1, 2).flatten(2))
+
+
+def _blocks(state: State, features: Tensor, stage: str, block: int) -> Tensor:
+    features = _residual(state, f"{stage}.block.{block}", features)
+    attention = f"{stage}.attn.{block}"
+    return _spatial_attention(state, attention, features) if f"{attention}.q.weight" in state else features
+
+
+def _middle(state: State, half: str, features: Tensor) -> Tensor:
+    if f"{half}.mid_block.0.conv1.weight" in state:
+        features = _residual(state, f"{half}.mid_block.0", features)
+        return _residual(state, f"{half}.mid_block.1", features)
+    features = _residual(state, f"{half}.mid.block_1", features)
+    features = _spatial_attention(state, f"{half}.mid.attn_1", features)
+    return _residual(state, f"{half}.mid.block_2", features)
+
+
+def _residual(state: State, name: str, features: Tensor) -> Tensor:
+    hidden = _convolution(state, f"{name}.conv1", _normed(state, f"{name}.norm1", features))
+    hidden = _convolution(state, f"{name}.conv2", _normed(state, f"{name}.norm2", hidden))
+    shortcut = f"{name}.nin_shortcut"
+    return hidden + (_convolution(state, shortcut, features) if f"{shortcut}.weight" in state else features)
+
+
+def _spatial_attention(state: State, name: str, features: Tensor) -> Tensor:
+    normed = _group_normed(state, f"{name}.norm", features)
+    query, key, value = (_convolution(state, f"{name}.{part}", normed).flatten(2) for part in "qkv")
+    weights = (query.mT @ key / features.shape[1] ** 0.5).softmax(-1)
+    return features + _convolution(state, f"{name}.proj_out", (value @ weights.mT).view_as(features))
+
+
+def _convolution(state: State, name: str, features: Tensor, stride: int = 1, padding: int | None = None) -> Tensor:
+    kernel = state[f"{name}.weight"]
+    around = kernel.shape[-1] // 2 if padding is None else padding
+    return functional.conv2d(features, kernel, state[f"{name}.bias"], stride=stride, padding=around)
+
+
+def _normed(state: State, name: str, features: Tensor) -> Tensor:
+    return functional.silu(_group_normed(state, name, features))
+
+
+def _group_normed(state: State, name: str, features: Tensor) -> Tensor:
+    groups = min(32, features.shape[1] // 4)  # 32 at the released widths, and fewer in the small networks of the tests
+    return functional.group_norm(features, groups, state[f"{name}.weight"], state[f"{name}.bias"], eps=1e-6)
+
+
+def _rms_normed(state: State, name: str, features: Tensor) -> Tensor:
+    return features * (features.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * state[f"{name}.weight"]
+
+
+def _linear(state: State, name: str, features: Tensor) -> Tensor:
+    return functional.linear(features, state[f"{name}.weight"], state[f"{name}.bias"])
+
+
+def _count(state: State, before: str) -> int:
+    return len({name.removeprefix(before).split(".")[0] for name in state if name.startswith(before)})
