@@ -79,9 +79,9 @@ CLASSES ?= $(if $(wildcard configs/presets/$(PRESET)/teacher_dual.yaml),$(RUNS)/
 # a captioning probe carries the name of its feature
 CAPTIONED := $(or $(VARIANT),$(TOKENIZER_RUN))_$(subst /,_,$(FEATURE))
 CFG ?= 1.0 1.5 2.0 2.5 3.0
-# what `make check` composes; a preset without teachers of its own is checked before a curriculum
+# what `make check` composes; a curriculum on images that are not shipped begins with it
 PLANNED = -- $(TOKENIZE) -- $(STORE) -- $(call GENERATE,$(GENERATOR),$(GENERATOR_RUN)) -- $(DRAW)
-CHECKED := $(if $(wildcard configs/presets/$(PRESET)/judge.yaml configs/presets/$(PRESET)/teacher_mid.yaml),,check)
+CHECKED := $(if $(filter digits photos,$(PRESET)),,check)
 # the next command, with the choices of this one
 NEXT = next: make $(strip $(1) $(foreach name,PRESET TOKENIZER GENERATOR,$(if $(filter command environment,$(origin $(name))),$(name)=$($(name)))) $(foreach \
 	name,RUN STEPS DEVICES NODES,$(if $(call given,$(name)),$(name)=$(call given,$(name)))))$(if $(DATA), DATA=$(call quoted,$(DATA)))
@@ -272,13 +272,21 @@ condition: $(TRAINED) | $(READY) ## stages | Generate images around references (
 
 evaluate: $(MEASURED) ## measure | Measure SAMPLES=any.npz, real images and reconstructions
 
-# ARGS may name another reference or network than that of the existing metrics
+# without a network of its own, a preset for own images is compared with its training images by Inception; ADM has measured ImageNet
+REFERENCE := $(if $(TEACHERS_HERE)$(filter imagenet,$(PRESET)),,$(RUNS)/reference/train_inception.npz)
+MEASURE_REAL = $(PYTHON) -m commands.reference --preset $(PRESET) --split $(1) $(if $(DATA),--data $(call quoted,$(DATA)))
+
+$(RUNS)/reference/train_inception.npz: | $(READY)
+	$(call MEASURE_REAL,train)
+
+# ARGS may name another reference or network than that of the existing metrics, and metrics may exist without this reference
+COMPARED := $(if $(call ARGS_OF,evaluate),measure-again,$(if $(wildcard $(MEASURED)),$(wildcard $(REFERENCE)),$(REFERENCE)))
 .PHONY: measure-again
-$(MEASURED): $(SAMPLES_MADE) $(TEACHERS_HERE) $(if $(call ARGS_OF,evaluate),measure-again) | $(READY)
+$(MEASURED): $(SAMPLES_MADE) $(TEACHERS_HERE) $(COMPARED) | $(READY)
 	$(PYTHON) -m commands.evaluate --samples $(call quoted,$(SAMPLES)) --preset $(PRESET) $(call ARGS_OF,evaluate)
 	@echo "the metrics are in $@; $(call NEXT,report)"
 
-sweep: $(TRAINED) $(TEACHERS_HERE) ## measure | Measure GENERATOR at each guidance of CFG="1.0 1.5 2.0": sweep.json, sweep.png
+sweep: $(TRAINED) $(TEACHERS_HERE) | $(if $(ARGS),,$(REFERENCE)) ## measure | Measure GENERATOR at each guidance of CFG="1.0 1.5 2.0": sweep.json, sweep.png
 	$(PYTHON) -m commands.sweep --run $(RUNS)/$(GENERATOR)/$(GENERATOR_RUN) --guidance $(CFG) --preset $(PRESET) $(ARGS)
 
 dependency: $(CODES) ## measure | How far the stored codes of TOKENIZER depend on each other: dependency.json
@@ -339,7 +347,7 @@ weights: $(READY) ## start | Fetch VGG-16, Inception, ADM's reference (2 GB), an
 	$(PYTHON) -m commands.weights $(TEACHERS)
 
 reference: $(TEACHERS_HERE) | $(READY) ## measure | Measure the real images of SPLIT=validation (for rFID) or train (for gFID)
-	$(PYTHON) -m commands.reference --preset $(PRESET) --split $(SPLIT) $(if $(DATA),--data $(call quoted,$(DATA))) $(ARGS)
+	$(call MEASURE_REAL,$(SPLIT)) $(ARGS)
 
 consolidate: | $(READY) ## cluster | Make one file (whole.ckpt) of the sharded checkpoint of RUN=runs/…
 	$(PYTHON) -m commands.consolidate $(call quoted,$(or $(RUN),$(RUNS)/$(GENERATOR)/$(TOKENIZER)))

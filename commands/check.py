@@ -106,14 +106,17 @@ def _file(file: Path, remedy: str) -> Finding:
 
 
 def evaluation(preset: Preset, runs: Path) -> Iterator[Finding]:
-    """Network and reference of the evaluation; an embedded preset makes its own."""
+    """Network and reference of the evaluation."""
     if preset.own_network is not None:
+        file = preset.network_file(preset.own_network, runs)
+        yield Finding(str(file), GOOD if file.exists() else LATER)
         return
     yield _file(inception.WEIGHTS, "make weights")
     try:
         yield Finding(str(default_reference(runs, preset.name, "inception", "generation")), GOOD)
     except UserError as error:
-        yield Finding("reference of gFID", MISSING, str(error))
+        published = preset.name == "imagenet"
+        yield Finding("reference of gFID", MISSING, str(error)) if published else Finding("reference of gFID", LATER)
 
 
 def machine(devices: int, in_job: bool) -> Finding:
@@ -125,7 +128,7 @@ def machine(devices: int, in_job: bool) -> Finding:
     if count >= devices:
         return Finding(what, f"{count}, {torch.cuda.get_device_name(0)}")
     if devices == 1:
-        return Finding(what, "none: a CPU trains, which suits digits and photos")
+        return Finding(what, "none: a CPU trains, which suits small presets")
     return Finding(
         what, f"{MISSING}: {count}", f"DEVICES={max(count, 1)}, which makes smaller batches, or LAUNCH=slurm"
     )

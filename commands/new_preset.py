@@ -137,11 +137,7 @@ def following(name: str, choice: Choice) -> list[str]:
     """The next commands."""
     if choice.size == "small":
         return [f"make demo PRESET={name}"]
-    return [
-        "make weights TEACHERS=clip_large_14",
-        f"make reference PRESET={name} SPLIT=train",
-        f"make curriculum PRESET={name}",
-    ]
+    return ["make weights TEACHERS=clip_large_14", f"make curriculum PRESET={name}"]
 
 
 def _power(most: float, images: int) -> int:

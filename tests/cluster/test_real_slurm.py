@@ -88,16 +88,14 @@ def test_slurm_runs_a_job(slurm: LocalSlurm, tmp_path: Path) -> None:
 
 def test_a_failed_stage_removes_later_ones_from_the_queue(slurm: LocalSlurm, tmp_path: Path) -> None:
     here = working_copy(tmp_path / "here")
-    judge = here / "configs/presets/nowhere/judge.yaml"  # without a judge, `make check` would be asked first
-    judge.parent.mkdir()
-    judge.touch()
-    jobs = make(slurm, here, "curriculum", "PRESET=nowhere")
+    (here / "configs/presets/photos/judge.yaml").write_text("")
+    jobs = make(slurm, here, "curriculum", "PRESET=photos")
     slurm.operate(jobs, {})
     about = [slurm.about(job) for job in jobs]
     assert [job["JobState"] for job in about] == ["FAILED"] + ["CANCELLED"] * (len(jobs) - 1)
     assert about[-1]["Reason"] == "DependencyNeverSatisfied"
-    (log,) = (tmp_path / "here/runs/nowhere/slurm").glob(f"*-{jobs[0]}.log")
-    assert "\nerror: configs/presets/nowhere/judge.yaml has no keys at its top: write" in log.read_text()
+    (log,) = (tmp_path / "here/runs/photos/slurm").glob(f"*-{jobs[0]}.log")
+    assert "\nerror: configs/presets/photos/judge.yaml has no keys at its top: write" in log.read_text()
 
 
 def test_a_stage_runs_as_a_job(slurm: LocalSlurm, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Presets for own images: what is found and chosen, and that they carry the images through all stages."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,8 @@ from commands.preset_files import files
 from commands.survey import Survey, folder, hub, survey
 from polytoken.errors import UserError
 from tests.datamodules.test_sources import hub_cache, hub_table
-from tests.support.own_images import own_repository, run_make, truncate, write_shards, write_tree
+from tests.support.own_images import own_repository, write_shards, write_tree
 from tests.support.recipes import PRESETS
-from tests.support.working_copy import change
 
 __all__ = ["hub_cache"]  # a fixture
 
@@ -28,43 +26,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def settings(place: Path, file: str, name: str = "mine") -> dict:
     return yaml.safe_load((place / f"configs/presets/{name}/{file}.yaml").read_text())
-
-
-def metrics(place: Path, name: str = "mine") -> dict:
-    return json.loads((place / f"runs/{name}/samples/fq_dual/metrics.json").read_text())["evaluate"]
-
-
-@pytest.mark.slow
-def test_a_tree_like_imagenet_goes_through_all_stages(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    truncate(write_tree(place / "my images") / "train/n01/more/2024/1.JPEG")
-    run_make("preset", "NAME=mine", f"DATA={place}/my images", "ARGS=--steps 2")
-    said = capsys.readouterr().out
-    assert "3 classes\nsplits: 48 training and 12 validation images\nresolution: 64 px" in said
-    assert "1 image(s) cannot be read and are left out, such as" in said and "more/2024/1.JPEG" in said
-    assert "next: make demo PRESET=mine" in said
-    run_make("demo", "PRESET=mine")
-    found = metrics(place)
-    assert found["extractor"]["name"] == "judge" and found["metrics"]["samples"]["recognised/judge"]["n"] == 40
-    assert found["metrics"]["train"]["fd/judge"]["n"] == 39, "the truncated image is left out"
-    assert (place / "runs/mine/report.html").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("hub_cache")
-def test_images_of_the_hub_without_labels(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """No judge, no guidance; the stand-in for DINOv2, which learns without labels, compares the images."""
-    hub_table([0, 1, 2] * 16, 100).remove_columns("label").save_to_disk(str(place / "saved"))
-    run_make("preset", "NAME=mine", f"HUB={place}/saved", "ARGS=--steps 1")
-    said = capsys.readouterr().out
-    assert "no labels: one class, an unconditional generator" in said and "held out" in said
-    trunk = {"dim": 32, "depth": 1, "num_heads": 2, "ffn_multiple": 32}
-    generator = {"model": {"init_args": {"generator": {"init_args": {"trunk": trunk}}}}}
-    change(place / "configs/presets/mine/generator.yaml", generator)  # seconds less
-    run_make("demo", "PRESET=mine")
-    found = metrics(place)
-    assert found["extractor"]["name"] == "stand_in" and "gfd/stand_in" in found["metrics"]["samples"]
-    assert found["samples"]["settings"]["sampler"]["guidance"] == 1.0
-    assert not (place / "configs/presets/mine/judge.yaml").exists()
 
 
 @pytest.mark.usefixtures("hub_cache")

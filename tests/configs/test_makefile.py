@@ -3,7 +3,9 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import yaml
 
 from tests.support.commands import REPOSITORY, make
 from tests.support.recipes import CONFIGS, PRESETS, TOKENIZERS, preset_files, recipes_of
+from tests.support.working_copy import link_repository
 
 GENERATORS = recipes_of("lightning_modules.GeneratorModule")
 
@@ -217,6 +220,35 @@ def test_paths_may_hold_spaces_and_quotes(here: Path) -> None:
         assert any(option in shlex.split(command) for command in commands), (goal, given)
     (here / place / "theirs_metrics.json").touch()
     assert "commands.evaluate" not in make("-n", "evaluate", f"SAMPLES={place}/theirs.npz", cwd=here)
+
+
+def test_own_images_are_checked_first_and_measured_once(tmp_path: Path) -> None:
+    """Without a network of its own, a preset is compared with its training images; ImageNet with ADM's file."""
+    here = link_repository(tmp_path / "here")
+    shutil.copytree(here / "configs/presets/imagenet", here / "configs/presets/large")
+    shutil.copytree(here / "configs/presets/photos", here / "configs/presets/small")
+
+    def programs(*goals: str) -> list[str]:
+        return re.findall(r"python -m commands\.(check|reference|evaluate|sweep)\b", make("-n", *goals, cwd=here))
+
+    assert programs("curriculum", "PRESET=large") == ["check", "reference", "evaluate"]
+    assert programs("sweep", "PRESET=large") == ["reference", "sweep"]
+    assert programs("curriculum", "PRESET=small") == programs("demo", "PRESET=imagenet") == ["check", "evaluate"]
+    assert programs("demo") == programs("demo", "PRESET=photos") == ["evaluate"]
+    assert programs("evaluate", "PRESET=large", "ARGS=--reference theirs.npz") == ["evaluate"]
+    reference = here / "runs/large/reference/train_inception.npz"
+    reference.parent.mkdir(parents=True)
+    reference.touch()
+    assert programs("curriculum", "PRESET=large") == ["check", "evaluate"]
+    samples = ("SAMPLES=theirs.npz", "PRESET=large")
+    for file, age in (("theirs.npz", 2), ("theirs_metrics.json", 0)):
+        (here / file).touch()
+        os.utime(here / file, (time.time() - age,) * 2)
+    reference.unlink()
+    assert programs("evaluate", *samples) == [], "metrics by another network stay"
+    reference.touch()
+    os.utime(reference, (time.time() + 9,) * 2)
+    assert programs("evaluate", *samples) == ["evaluate"], "the reference is a new one"
 
 
 def test_hints_keep_what_was_chosen() -> None:

@@ -29,6 +29,20 @@ def write_tree(root: Path, images: int = 20) -> Path:
     return root
 
 
+def write_saved(root: Path, tree: Path) -> None:
+    """The images of such a tree as a data set that the Hugging Face library has saved, with both splits."""
+    from datasets import ClassLabel, Dataset, DatasetDict, Features
+    from datasets import Image as ImageFeature
+
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["n01", "n02", "n03"])})
+    tables = {}
+    for split, folder in (("train", "train"), ("validation", "val")):
+        files = sorted((tree / folder).rglob("*.JPEG"))
+        labels = [file.relative_to(tree / folder).parts[0] for file in files]
+        tables[split] = Dataset.from_dict({"image": [*map(str, files)], "label": labels}, features=features)
+    DatasetDict(tables).save_to_disk(str(root))
+
+
 def write_shards(root: Path, counts: dict[str, int]) -> Path:
     """Tar shards as WebDataset's, two a split: images of 60 × 40 px and the numbers of their classes."""
     root.mkdir()
