@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from polytoken.errors import UserError
 from polytoken.quantizers.base import Quantizer
-from polytoken.ranges import at_least
+from polytoken.ranges import at_least, within
 from polytoken.specs import Decoded, Encoding
 from polytoken.tokenizers.base import Tokenizer
 from polytoken.tokenizers.inputs import check_images
@@ -57,8 +57,7 @@ class VisionTransformerConfig:
 class FoldedTokenizer(Tokenizer):
     """Two vision transformers around any quantizer of k branches on a small grid of K × K (ImageFolder section 3.1).
 
-    The transformers have timm's blocks and need the extra ``suite``. Each reads one class token, whose output is
-    dropped; the released decoder has a second one.
+    The transformers have timm's blocks and need the extra ``suite``. Each reads a class token, whose output is dropped.
 
     The encoder reads the patches together with k sets of K × K learned queries, whose outputs are the features of the
     branches. The decoder reads the quantized features together with a mask token for each patch, whose outputs become
@@ -78,10 +77,13 @@ class FoldedTokenizer(Tokenizer):
             freezes it too and adds low-rank updates of its attention projections. The paper does not say which weights
             its three rows train.
         rank: of the updates.
+        decoder_class_tokens: 1, or 2 as released: the class token stands before the mask tokens and once more, with the
+            level of the quantized features, before these.
 
     Raises:
         UserError: if the patches do not divide the image, K exceeds their grid, the branches differ in width, the
-            quantizer's finest scale is not K × K, or an encoder is to be frozen without ``pretrained``.
+            quantizer's finest scale is not K × K, an encoder is to be frozen without ``pretrained``, or the decoder is
+            to have another number of class tokens.
     """
 
     def __init__(
@@ -93,9 +95,11 @@ class FoldedTokenizer(Tokenizer):
         pretrained: str | None = None,
         tuning: Literal["full", "linear", "lora"] = "full",
         rank: int = 8,
+        decoder_class_tokens: int = 1,
     ) -> None:
         super().__init__()
         at_least(1, self, image_size=image_size, rank=rank)
+        within(1, 2, self, decoder_class_tokens=decoder_class_tokens)
         config = transformer or VisionTransformerConfig()
         side = image_size // config.patch_size
         if side < 1 or image_size % config.patch_size:
@@ -118,7 +122,7 @@ class FoldedTokenizer(Tokenizer):
         self.post_quant_conv = nn.Conv2d(quantizer.out_channels, config.dim, 1)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         nn.init.normal_(self.mask_token, std=0.02)
-        self.decoder = GridTransformer(config, side, levels=2)
+        self.decoder = GridTransformer(config, side, levels=2, class_tokens=decoder_class_tokens)
         self.pixels = nn.Linear(config.dim, 3 * config.patch_size**2)
         self.pretrained = pretrained
         self._tune(tuning, rank)
@@ -183,13 +187,15 @@ class GridTransformer(nn.Module):
         config: sizes.
         side: of the first grid, which the position embedding is of; those of other grids are resampled.
         levels: number of grids, each with a level embedding.
+        class_tokens: the class token stands before each of so many first grids, with their levels.
     """
 
-    def __init__(self, config: VisionTransformerConfig, side: int, levels: int) -> None:
+    def __init__(self, config: VisionTransformerConfig, side: int, levels: int, class_tokens: int = 1) -> None:
         super().__init__()
         from timm.models.vision_transformer import Block  # a package of the extra `suite`
 
         self.side = side
+        self.class_tokens = class_tokens
         self.num_heads = config.num_heads
         self.class_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.positions = nn.Parameter(torch.zeros(1, 1 + side**2, config.dim))
@@ -223,13 +229,14 @@ class GridTransformer(nn.Module):
 
     def forward(self, grids: list[Tensor]) -> list[Tensor]:
         """Map grids of tokens (B, n_i, dim), the first of side · side, to outputs of the same shapes."""
-        prefix = (self.class_token + self.positions[:, :1] + self.levels.weight[0]).expand(len(grids[0]), -1, -1)
-        placed = [grid + self._positions(grid.shape[1]) + self.levels.weight[level] for level, grid in enumerate(grids)]
-        features = torch.cat([prefix, *placed], dim=1)
+        prefix = (self.class_token + self.positions[:, :1]).expand(len(grids[0]), -1, -1)
+        placed = [grid + self._positions(grid.shape[1]) for grid in grids]
+        placed[: self.class_tokens] = [torch.cat([prefix, grid], dim=1) for grid in placed[: self.class_tokens]]
+        features = torch.cat([grid + self.levels.weight[level] for level, grid in enumerate(placed)], dim=1)
         for block in self.blocks:
             features = block(features)
-        _, *outputs = self.norm(features).split([1, *(grid.shape[1] for grid in grids)], dim=1)
-        return outputs
+        outputs = self.norm(features).split([grid.shape[1] for grid in placed], dim=1)
+        return [output[:, -grid.shape[1] :] for output, grid in zip(outputs, grids, strict=True)]
 
     def _positions(self, count: int) -> Tensor:
         """Position embedding (1, n, dim) of a square grid, resampled (bicubic) where it is not the first one."""

@@ -34,28 +34,32 @@ class Joined:
 
 @dataclass(frozen=True)
 class Permuted:
-    """A tensor whose axes have another order here, and may be merged here, such as the kernel of a patch convolution.
+    """A tensor whose axes have another order here, or are merged or split, such as the kernel of a patch convolution.
 
     Args:
         released: name in the released file.
         ours: name here.
         axes: released axes in the order that they have here.
+        sizes: of the axes that the released tensor is split into before; None for its own.
     """
 
     released: str
     ours: str
     axes: tuple[int, ...]
+    sizes: tuple[int, ...] | None = None
 
     def to_ours(self, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Return a released tensor in our shape; UserError if it does not fit."""
-        if tensor.ndim != len(self.axes) or tensor.numel() != prod(shape):
+        sizes = self.sizes or tensor.shape
+        if len(sizes) != len(self.axes) or not prod(sizes) == tensor.numel() == prod(shape):
             raise UserError(f"the file holds weights of other shapes: {self.released} {(*tensor.shape,)} for {shape}")
-        return tensor.permute(self.axes).reshape(shape)
+        return tensor.reshape(sizes).permute(self.axes).reshape(shape)
 
     def to_released(self, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Return our tensor in the released shape."""
-        inverse = sorted(range(len(shape)), key=self.axes.__getitem__)
-        return tensor.reshape([shape[axis] for axis in self.axes]).permute(inverse)
+        sizes = self.sizes or shape
+        inverse = sorted(range(len(sizes)), key=self.axes.__getitem__)
+        return tensor.reshape([sizes[axis] for axis in self.axes]).permute(inverse).reshape(shape)
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def _block(released: str, ours: str) -> tuple[tuple[str, str], ...]:
 _SOURCE = "arXiv 2404.02905, FoundationVision/VAR"
 _REPOSITORY = "FoundationVision/var"
 _TOKENIZER = "var/vae_ch160v4096z32"
-_REMARK = "classifier-free guidance of the authors begins at 0: add 1, and take guidance_schedule linear"
+GUIDANCE = "the authors' scale of guidance begins at 0: add 1, and take guidance_schedule linear"
 
 
 def _var(depth: int, published: str) -> Release:
@@ -135,7 +135,7 @@ def _var(depth: int, published: str) -> Release:
         tokenizer=_TOKENIZER,
         places=(TRAINED, *PLACES),
         published=published,
-        remark=_REMARK,
+        remark=f"{GUIDANCE}; published with a scale of 1.5, top_k 900 and top_p 0.96",
     )
 
 

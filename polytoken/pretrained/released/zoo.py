@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from polytoken.errors import UserError
-from polytoken.pretrained.released import fqgan, ifsq, lightningdit, llamagen, var
+from polytoken.pretrained.released import fqgan, ifsq, imagefolder, lightningdit, llamagen, var
 from polytoken.pretrained.released.release import Release, Table
 
 RELEASES: Table = {
@@ -14,6 +14,7 @@ RELEASES: Table = {
     **var.RELEASES,
     **ifsq.RELEASES,
     **lightningdit.RELEASES,
+    **imagefolder.RELEASES,
 }
 
 

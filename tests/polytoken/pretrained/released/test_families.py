@@ -20,6 +20,7 @@ TOKENIZERS = {
     "ifsq/f16_d4_4bit_grouped": "ifsq_f16",
     "ifsq/f8_d4_4bit": "ifsq_f8",
     "lightningdit/vavae_f16d32": "vavae",
+    "imagefolder/MSVR10P2-4096": "imagefolder_tokenizer",
 }
 GENERATORS = {
     "llamagen/c2i_B_256": "llamagen_gpt_b",
@@ -27,6 +28,7 @@ GENERATORS = {
     "fqgan/far_dual_base": "far_dual_base",
     "fqgan/far_triple_base": "far_triple_base",
     "var/d16": "var_d16",
+    "imagefolder/VAR-d17": "imagefolder_var_d17",
     "ifsq/llamagen_l": "ifsq_llamagen",
     "ifsq/llamagen_l_grouped": "ifsq_llamagen_grouped",
     "ifsq/dit_l1": "ifsq_dit_l1",
