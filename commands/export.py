@@ -11,37 +11,45 @@ from pathlib import Path
 
 from commands.program import new_parser, run
 from commands.report.model_card import model_card
-from polytoken.errors import ExistingFileError
-from polytoken.files import new_folder, write_text
+from polytoken.files import check_free, new_folder, write_text
 from polytoken.loading import GENERATOR, Checkpoint, present_run
 from polytoken.pretrained import from_pretrained, save_pretrained
+from polytoken.pretrained.released.release import ReleasedAs
 
 CARD = "README.md"
+OWN_LICENCE = "apache-2.0"
 
 
-def export(run_directory: Path, place: Path, tokenizer_run: Path | None = None, licence: str = "apache-2.0") -> None:
+def export(run_directory: Path, place: Path, tokenizer_run: Path | None = None, licence: str | None = None) -> None:
     """Write the folder: all of it, or nothing.
 
     Args:
         run_directory: a run, or one of its checkpoints.
         place: the folder, which must not exist, or be empty.
         tokenizer_run: present place of a generator's tokenizer, if it is not found.
-        licence: of the weights, as the hub writes it.
+        licence: of the weights, as the hub writes it; None is that of released weights, or apache-2.0.
 
     Raises:
         ExistingFileError: the place holds something.
         MissingFileError: there is no checkpoint.
         UserError: the run is neither a tokenizer's nor a generator's, or what was written does not load.
     """
-    if place.is_symlink() or (place.exists() and not (place.is_dir() and not any(place.iterdir()))):
-        raise ExistingFileError(f"{place} exists and is no empty folder: name another one as --to, or delete it")
+    check_free(place)
     checkpoint = of_tokenizer = Checkpoint.open(run_directory)
     if GENERATOR in checkpoint.content:
         of_tokenizer = Checkpoint.open(tokenizer_run or present_run(checkpoint.record.tokenizer_run, checkpoint.path))
     with new_folder(place) as folder:
         save_pretrained(checkpoint.path, folder, of_tokenizer.path)
+        licence = licence or licence_of(checkpoint, of_tokenizer)
         card = model_card(from_pretrained(folder), place.name, licence, checkpoint, of_tokenizer)
         write_text(folder / CARD, card)
+
+
+def licence_of(*checkpoints: Checkpoint) -> str:
+    """Licence of the weights of runs: the strictest of those that were released, or that of this project."""
+    released = [origin for checkpoint in checkpoints if (origin := ReleasedAs.of(checkpoint))]
+    strictest = max(released, key=lambda origin: origin.non_commercial, default=None)
+    return strictest.licence_on_hub if strictest else OWN_LICENCE
 
 
 def work(given: Namespace) -> None:
@@ -56,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="directory of a tokenizer's or a generator's run, or a checkpoint")
     parser.add_argument("--to", type=Path, required=True, help="the folder, which must not exist or be empty")
     parser.add_argument("--tokenizer-run", type=Path, help="run of a generator's tokenizer, if it has moved")
-    parser.add_argument("--license", default="apache-2.0", help="licence of the weights (default: %(default)s)")
+    parser.add_argument("--license", help=f"licence of the weights (default: as released, or {OWN_LICENCE})")
     run(parser, work, arguments)
 
 

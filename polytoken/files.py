@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from polytoken.errors import MissingFileError, RunError, UserError
+from polytoken.errors import ExistingFileError, MissingFileError, RunError, UserError
 
 PARTIAL = ".partial"  # suffix of incomplete files
 
@@ -75,6 +75,12 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Write a small UTF-8 file; see :func:`write_bytes`. A lone surrogate becomes an escape."""
     write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def check_free(place: Path) -> None:
+    """Raise ExistingFileError if a place holds anything, so that :func:`new_folder` cannot make it."""
+    if place.is_symlink() or (place.exists() and not (place.is_dir() and not any(place.iterdir()))):
+        raise ExistingFileError(f"{place} exists and is no empty folder: name another one as --to, or delete it")
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 Keys of a checkpoint, and who writes them: ``state_dict``, ``global_step``, ``callbacks``, ``loops`` and
 ``optimizer_states`` by Lightning, ``callbacks.EMA`` by callbacks.EMA, ``model_config`` by callbacks.RunRecord,
 ``random_state`` by callbacks.RandomState, ``generator`` by lightning_modules.GeneratorModule, ``frozen`` and
-``init_from`` by lightning_modules.TokenizerModule, and the name of a data module, such as ``TokenDataModule``, with the
-position in the training stream, by that module.
+``init_from`` by lightning_modules.TokenizerModule, ``released`` by polytoken.pretrained, and the name of a data module,
+such as ``TokenDataModule``, with the position in the training stream, by that module.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ EMA = "EMA"
 AVERAGE = "average"
 MODEL_CONFIG = "model_config"
 GENERATOR = "generator"
+RELEASED = "released"
 REMEDY = "name another checkpoint of the run (previous.ckpt, step_….ckpt), or train it again"
 
 Network = TypeVar("Network", bound=nn.Module)

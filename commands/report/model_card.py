@@ -28,6 +28,7 @@ from polytoken.generators.record import InitFrom, run_name
 from polytoken.layout import CHECKPOINTS
 from polytoken.loading import Checkpoint
 from polytoken.pipeline import GenerationPipeline
+from polytoken.pretrained.released.release import ReleasedAs
 from polytoken.tokenizers import Tokenizer
 
 LIBRARY = "polytoken"
@@ -56,14 +57,15 @@ def model_card(
         checkpoint: of the exported run.
         of_tokenizer: of the tokenizer; for an exported tokenizer the same.
     """
+    made = "converted" if ReleasedAs.of(checkpoint) else "trained"
     run, load = directory_of(checkpoint), f"polytoken.from_pretrained({json.dumps(folder)})"
     if isinstance(model, GenerationPipeline):
-        summary = "A generator of images of given classes, with the tokenizer that decodes them, trained by Polytoken."
+        summary = f"A generator of images of given classes, with the tokenizer that decodes them, {made} by Polytoken."
         tags = ["image-generation", "class-conditional", type(model.network).__name__]
         code = f'pipeline = {load}\npipeline.sample([0, 1])[0].save("sample.png")'
         parts = [_generator(model, checkpoint), *_samples(checkpoint), _tokenizer(model.tokenizer, of_tokenizer)]
     else:
-        summary = "An image tokenizer, trained by Polytoken."
+        summary = f"An image tokenizer, {made} by Polytoken."
         tags = ["image-tokenizer", type(model).__name__]
         found = "codes" if model.spec else "quantized"
         image = f'polytoken.read_image("image.png", {model.image_size})'
@@ -166,8 +168,12 @@ def _ordered(metrics: Mapping[str, float | None]) -> Sequence[tuple[str, float |
 
 
 def _weights(checkpoint: Checkpoint) -> Facts:
+    digest = ("checkpoint SHA-256", checkpoint.sha256)
+    if released := ReleasedAs.of(checkpoint):
+        weights = f"converted from {released.name} ({released.source}), licence {released.licence}"
+        return [("weights", weights), ("released file SHA-256", released.sha256), digest]
     averaged = ", averaged over the training" if checkpoint.averaged else ""
-    return [("weights", f"step {checkpoint.step:,}{averaged}"), ("checkpoint SHA-256", checkpoint.sha256)]
+    return [("weights", f"step {checkpoint.step:,}{averaged}"), digest]
 
 
 def _initial(path: str, step: Any, sha256: Any) -> tuple[str, str]:

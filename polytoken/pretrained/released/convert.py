@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -18,12 +19,12 @@ from polytoken.files import file_sha256
 from polytoken.fingerprint import fingerprint
 from polytoken.generators.base import Generator
 from polytoken.generators.record import GeneratorRecord, Lineage
-from polytoken.loading import GENERATOR, GLOBAL_STEP, MODEL_CONFIG, STATE_DICT, Checkpoint
+from polytoken.loading import GENERATOR, GLOBAL_STEP, MODEL_CONFIG, RELEASED, STATE_DICT, Checkpoint
 from polytoken.pipeline import GenerationPipeline
 from polytoken.pretrained.released import zoo
 from polytoken.pretrained.released.layout import Network, State, shapes_of
 from polytoken.pretrained.released.reading import read_released
-from polytoken.pretrained.released.release import Release
+from polytoken.pretrained.released.release import Release, ReleasedAs
 from polytoken.specs import LatentSpec
 from polytoken.tokenizers import Tokenizer
 
@@ -205,10 +206,20 @@ def _converted(source: Source, network: Network, state: State, empty: nn.Module)
 def _checkpoint(
     source: Source, name: str, network: Network, weights: Mapping[str, Tensor], more: Mapping[str, Any]
 ) -> Checkpoint:
+    licence = source.release.licence
+    origin = ReleasedAs(
+        name=source.name,
+        source=source.release.source,
+        licence=licence.name,
+        licence_on_hub=licence.hub,
+        non_commercial=licence.non_commercial,
+        sha256=file_sha256(source.file),
+    )
     content = {
         STATE_DICT: {f"{name}.{key}": tensor.float() for key, tensor in weights.items()},
         MODEL_CONFIG: {"init_args": {name: network.section}},
         GLOBAL_STEP: 0,
+        RELEASED: msgspec.to_builtins(origin),
         **more,
     }
     return Checkpoint(source.file, content)

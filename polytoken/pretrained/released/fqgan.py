@@ -101,7 +101,7 @@ def _subspace(index: int, head: str, suffix: str, depth: int) -> Pairs:
     )
 
 
-LICENCE = Licence("CC-BY-NC-4.0", non_commercial=True)
+LICENCE = Licence("CC-BY-NC-4.0", "cc-by-nc-4.0", non_commercial=True)
 _TOKENIZER = Release(tokenizer, LICENCE, "arXiv 2411.16681, showlab/FQGAN", "ZechenBai/FQGAN")
 _GENERATOR = Release(
     generator, LICENCE, "arXiv 2411.16681, showlab/FQGAN", remark="not released: a file of one's own training"

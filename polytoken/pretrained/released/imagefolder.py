@@ -106,7 +106,7 @@ def _quantizer(released: str, ours: str) -> tuple[tuple[str, str], ...]:
     )
 
 
-LICENCE = Licence("Adobe Research License", non_commercial=True)
+LICENCE = Licence("Adobe Research License", "other", non_commercial=True)
 _SOURCE = "arXiv 2410.01756, lxa9867/ImageFolder"
 _REPOSITORY = "qiuk6/XQ-GAN"
 _TOKENIZER = Release(tokenizer, LICENCE, _SOURCE, _REPOSITORY, places=(var.TRAINED_TOKENIZER, *PLACES))
