@@ -64,6 +64,25 @@ def dit_velocity(state: State, states: Tensor, times: Tensor, labels: Tensor) ->
     return torch.einsum("bhwpqc->bchpwq", output).flatten(4).flatten(2, 3)
 
 
+def gpt_losses(state: State, codes: Tensor, labels: Tensor, head_dim: int = 64) -> list[Tensor]:
+    """Cross-entropies of the sub-codes (B, k, N) of LlamaGen, FAR and iFSQ's grouped LlamaGen."""
+    tables, outputs, head = _gpt_names(state, codes.shape[1])
+    embedded = [state[f"{name}.weight"][one] for name, one in zip(tables, codes.unbind(1), strict=True)]
+    if "aggregation_layer.weight" in state:
+        tokens = _linear(state, "aggregation_layer", torch.cat(embedded, dim=2))
+    else:
+        tokens = torch.stack(embedded).sum(0)
+    first = state["cls_embedding.embedding_table.weight"][labels][:, None]
+    rotary = _gpt_positions(codes.shape[2], head_dim)
+    hidden = _gpt_blocks(state, "layers.", torch.cat([first, tokens[:, :-1]], dim=1), rotary)
+    steps = torch.stack([hidden, *embedded[:-1]], dim=2)  # (B, N, k, dim): step i predicts sub-code i
+    if head:
+        steps = _gpt_blocks(state, head, steps.flatten(0, 1), rotary).unflatten(0, steps.shape[:2])
+    normed = _rms_normed(state, "norm", steps, 1e-5)
+    logits = [normed[:, :, i] @ state[f"{name}.weight"].mT for i, name in enumerate(outputs)]
+    return [functional.cross_entropy(one.flatten(0, 1), codes[:, i].flatten()) for i, one in enumerate(logits)]
+
+
 def dit_positions(state: State) -> dict[str, Tensor]:
     """The fixed tables that a released diffusion transformer stores with its weights."""
     count, dim = state["pos_embed"].shape[1:]
@@ -81,6 +100,48 @@ def dit_positions(state: State) -> dict[str, Tensor]:
         "feat_rope.freqs_cos": turns.cos().float(),
         "feat_rope.freqs_sin": turns.sin().float(),
     }
+
+
+def _gpt_names(state: State, count: int) -> tuple[list[str], list[str], str]:
+    """Names of the embedding tables and output layers, and what stands before the head's blocks."""
+    if count == 1:
+        return ["tok_embeddings"], ["output"], ""
+    if "0_emb.weight" in state:
+        return [f"{i}_emb" for i in range(count)], [f"output.{i}" for i in range(count)], "factorized_blocks."
+    numbers = range(1, count + 1)
+    return [f"tok_embeddings_{i}" for i in numbers], [f"output_{i}" for i in numbers], "ar_head."
+
+
+def _gpt_positions(count: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (1 + N, head_dim / 2): zeros for the class, then the grid; rows turn the first pairs."""
+    place = torch.arange(count, dtype=torch.float64)
+    side, pairs = math.isqrt(count), head_dim // 4
+    frequencies = 10000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+    angles = torch.cat([(place // side)[:, None] * frequencies, (place % side)[:, None] * frequencies], dim=1)
+    none = torch.zeros(1, 2 * pairs, dtype=torch.float64)
+    return torch.cat([none, angles.cos()]), torch.cat([none, angles.sin()])
+
+
+def _gpt_blocks(state: State, before: str, features: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Pre-norm blocks (B, n, dim) of causal attention at the first n rotary positions, and SwiGLU."""
+    cosine, sine = (part[: features.shape[1]] for part in rotary)
+    later = torch.ones(features.shape[1], features.shape[1], dtype=torch.bool).triu(1)
+    for block in (f"{before}{number}" for number in range(_count(state, before))):
+        normed = _rms_normed(state, f"{block}.attention_norm", features, 1e-5)
+        qkv = (normed @ state[f"{block}.attention.wqkv.weight"].mT).chunk(3, dim=2)
+        query, key, value = (part.unflatten(2, (-1, 2 * cosine.shape[1])).transpose(1, 2) for part in qkv)
+        turned = []
+        for part in (query, key):
+            even, odd = part[..., ::2], part[..., 1::2]
+            pair = [even * cosine - odd * sine, odd * cosine + even * sine]
+            turned.append(torch.stack(pair, dim=-1).flatten(-2))
+        scores = (turned[0] @ turned[1].mT / query.shape[-1] ** 0.5).masked_fill(later, -torch.inf)
+        attended = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
+        features = features + attended @ state[f"{block}.attention.wo.weight"].mT
+        normed = _rms_normed(state, f"{block}.ffn_norm", features, 1e-5)
+        first, second = (normed @ state[f"{block}.feed_forward.{name}.weight"].mT for name in ("w1", "w3"))
+        features = features + (functional.silu(first) * second) @ state[f"{block}.feed_forward.w2.weight"].mT
+    return features
 
 
 def _attention(state: State, name: str, features: Tensor) -> Tensor:
@@ -139,8 +200,8 @@ def _group_normed(state: State, name: str, features: Tensor) -> Tensor:
     return functional.group_norm(features, groups, state[f"{name}.weight"], state[f"{name}.bias"], eps=1e-6)
 
 
-def _rms_normed(state: State, name: str, features: Tensor) -> Tensor:
-    return features * (features.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * state[f"{name}.weight"]
+def _rms_normed(state: State, name: str, features: Tensor, epsilon: float = 1e-6) -> Tensor:
+    return features * (features.square().mean(-1, keepdim=True) + epsilon).rsqrt() * state[f"{name}.weight"]
 
 
 def _linear(state: State, name: str, features: Tensor) -> Tensor:

@@ -138,6 +138,8 @@ def generator_checkpoint(source: Source, tokenizer: Tokenizer, tokenizer_run: st
     """
     state = source.read()
     network = _described(source, state, source.release.image_size)
+    if network.latents is not None:
+        _check_latents(source, (network.latents.channels, *network.latents.grid), tokenizer, tokenizer_run)
     weights = _converted(source, network, state, empty_generator(network, tokenizer))
     spec, mark = tokenizer.spec, fingerprint(tokenizer)
     record = GeneratorRecord(
@@ -249,6 +251,15 @@ def _download(name: str, repository: str | None, file: str | None) -> Path:
             f"{name} cannot be downloaded ({first_line(error)}): get {where} on a machine with network, and name it as "
             "file= (--file)"
         ) from error
+
+
+def _check_latents(source: Source, shape: tuple[int, ...], tokenizer: Tokenizer, tokenizer_run: str) -> None:
+    if shape != tokenizer.latent_shape:
+        expected, found = (" × ".join(map(str, sizes)) for sizes in (shape, tokenizer.latent_shape))
+        raise UserError(
+            f"{source.file} models latents of {expected}, and {tokenizer_run} has {found}: name the file of its own "
+            "tokenizer as tokenizer_file="
+        )
 
 
 def _url(repository: str, file: str) -> str:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 import polytoken
-from polytoken.errors import MissingFileError
+from polytoken.errors import MissingFileError, UserError
 from polytoken.pretrained.released import RELEASES
 from polytoken.pretrained.released.layout import shapes_of
 from polytoken.sampling import CategoricalSampler, FlowSampler
+from polytoken.specs import Tokens
 from tests.support.released import small_state
-from tests.support.released_networks import dit_positions, dit_velocity, ldm_decode, ldm_encode
+from tests.support.released_networks import dit_positions, dit_velocity, gpt_losses, ldm_decode, ldm_encode
 
 WIDTHS = {128: 8, 256: 16, 512: 32}
 LLAMAGEN = {1024: 64, 3072: 192, 2816: 256, 2048: 128}
@@ -61,13 +62,19 @@ def test_a_tokenizer_computes_what_the_released_names_say(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "keys"), [("llamagen_l", "ifsq_llamagen"), ("llamagen_l_grouped", "ifsq_llamagen_grouped")]
 )
-def test_llamagen_of_ones_own_training_draws_images(name: str, keys: str, tmp_path: Path) -> None:
-    file = tmp_path / "llamagen.pt"
-    torch.save({"ema": small_state(keys, LLAMAGEN, {"layers.": 1, "factorized_blocks.": 1})}, file)
+def test_llamagen_computes_what_the_released_names_say(name: str, keys: str, tmp_path: Path) -> None:
+    file, state = tmp_path / "llamagen.pt", small_state(keys, LLAMAGEN, {"layers.": 1, "factorized_blocks.": 1})
+    torch.save({"ema": state}, file)
     pipeline = polytoken.from_pretrained(f"ifsq/{name}", file=file, tokenizer_file=write_tokenizer(tmp_path)[1])
     images = pipeline.images(torch.tensor([3]), CategoricalSampler(), 0, 0)
     assert images.shape == (1, 256, 256, 3)
     assert images.float().std() > 1
+
+    sizes = torch.tensor(pipeline.network.spec.codebook_sizes).view(1, -1, 1)
+    codes = torch.randint(2**31, (1, sizes.numel(), 256), generator=torch.Generator().manual_seed(0)) % sizes
+    losses = pipeline.network.loss(Tokens(codes=codes), torch.tensor([3])).parts
+    expected = gpt_losses({key: tensor.double() for key, tensor in state.items()}, codes, torch.tensor([3]))
+    torch.testing.assert_close([*losses.values()], [loss.float() for loss in expected], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "keys", "grid"), [("dit_l1", "ifsq_f16", 16), ("dit_l2", "ifsq_f8", 32)])
@@ -93,6 +100,13 @@ def test_a_transformer_computes_what_the_released_names_say(name: str, keys: str
     images = pipeline.images(torch.tensor([3]), FlowSampler(steps=2), 0, 0)
     assert images.shape == (1, 256, 256, 3)
     assert images.float().std() > 1
+
+
+def test_a_transformer_needs_the_tokenizer_of_its_latents(tmp_path: Path) -> None:
+    tokenizer_file, file = write_tokenizer(tmp_path, "ifsq_f8")[1], write_transformer(tmp_path, "ifsq_dit_l1")[1]
+    message = "dit.pt models latents of 4 × 16 × 16, and ifsq/f16_d4_4bit has 4 × 32 × 32: name the file of its own"
+    with pytest.raises(UserError, match=message):
+        polytoken.from_pretrained("ifsq/dit_l1", file=file, tokenizer_file=tokenizer_file)
 
 
 def test_there_is_nothing_to_download() -> None:
