@@ -37,6 +37,8 @@ class NextScaleTrunkConfig:
             evenly. None is 0.1 · depth / 24, as VAR.
         gate_scale: factor of the initial weights of the gates; VAR takes 1e-3 up to depth 20, then less.
         class_dropout: share of labels replaced by the null class in training, which is what guidance needs.
+        shared_modulation: compute gates, scales and shifts once for all blocks, each of which adds an offset of its own
+            to them, as VAR at 512 px.
         checkpointing: keep only block inputs for backward and compute the blocks twice (:mod:`polytoken.parallelize`).
         compile: ``torch.compile`` every block separately, for training (:mod:`polytoken.parallelize`).
     """
@@ -48,6 +50,7 @@ class NextScaleTrunkConfig:
     stochastic_depth: float | None = None
     gate_scale: float = 1e-3
     class_dropout: float = 0.1
+    shared_modulation: bool = False
     checkpointing: bool = False
     compile: bool = False
 
@@ -132,10 +135,17 @@ class NextScaleBlock(nn.Module):
         hidden = -(-4 * dim // config.ffn_multiple) * config.ffn_multiple
         self.ffn_in = nn.Linear(dim, hidden)
         self.ffn_out = nn.Linear(hidden, dim)
-        self.modulation = nn.Linear(dim, 6 * dim)
+        self.shares_modulation = config.shared_modulation
+        if self.shares_modulation:
+            self.modulation_offset = nn.Parameter(torch.randn(6 * dim) / math.sqrt(dim))  # one dimension: not decayed
+        else:
+            self.modulation = nn.Linear(dim, 6 * dim)
 
     def forward(self, features: Tensor, condition: Tensor, mask: Tensor | None) -> Tensor:
-        """Map all scales (B, N, dim) to the same shape, given a condition (B, dim)."""
+        """Map all scales (B, N, dim) to the same shape.
+
+        The condition is (B, dim), or the shared modulation (B, 6 · dim).
+        """
         if self.checkpointing and torch.is_grad_enabled():
             # inside the compiled and sharded block, so that backward recomputes with both
             return cast(Tensor, checkpoint(self._compute, features, condition, mask, use_reentrant=False))
@@ -148,12 +158,17 @@ class NextScaleBlock(nn.Module):
     def _compute(
         self, features: Tensor, condition: Tensor, mask: Tensor | None, cache: ScaleCache | None = None, block: int = 0
     ) -> Tensor:
-        modulation = self.modulation(functional.silu(condition)).unsqueeze(1).chunk(6, dim=2)
+        modulation = self._modulation(condition).unsqueeze(1).chunk(6, dim=2)
         gate, ffn_gate, scale, ffn_scale, shift, ffn_shift = modulation
         attended = self.attention(modulate(_norm(features), shift, scale), mask, cache, block)
         features = features + self._dropped(gate * attended)
         hidden = functional.gelu(self.ffn_in(modulate(_norm(features), ffn_shift, ffn_scale)), approximate="tanh")
         return features + self._dropped(ffn_gate * self.ffn_out(hidden))
+
+    def _modulation(self, condition: Tensor) -> Tensor:
+        if self.shares_modulation:
+            return condition + self.modulation_offset
+        return self.modulation(functional.silu(condition))
 
     def _dropped(self, branch: Tensor) -> Tensor:
         """Stochastic depth (arXiv 1603.09382): the branch of some samples is 0, those of the others are enlarged."""
@@ -178,6 +193,9 @@ class NextScaleTrunk(nn.Module):
         drops = (config.largest_drop * index / last for index in range(config.depth))
         self.blocks = nn.ModuleList(NextScaleBlock(config, drop) for drop in drops)
         self.modulation = nn.Linear(config.width, 2 * config.width)
+        self.shares_modulation = config.shared_modulation
+        if self.shares_modulation:
+            self.shared_modulation = nn.Linear(config.width, 6 * config.width)
 
     def forward(
         self, features: Tensor, condition: Tensor, taps: Collection[int] = ()
@@ -187,14 +205,21 @@ class NextScaleTrunk(nn.Module):
         Also return the outputs of the blocks whose numbers, counted from 1, are in ``taps``.
         """
         mask = scale_mask(self.grids, features.device)
-        features, tapped = apply_blocks(self.blocks, features, taps, condition, mask)
+        features, tapped = apply_blocks(self.blocks, features, taps, self._of_blocks(condition), mask)
         return self._output(features, condition), tapped
 
     def step(self, features: Tensor, condition: Tensor, cache: ScaleCache) -> Tensor:
         """Map the next scale (B, n, dim) to the same shape, and add it to the cache."""
+        of_blocks = self._of_blocks(condition)
         for index, block in enumerate(self.blocks):
-            features = cast(NextScaleBlock, block).step(features, condition, cache, index)
+            features = cast(NextScaleBlock, block).step(features, of_blocks, cache, index)
         return self._output(features, condition)
+
+    def _of_blocks(self, condition: Tensor) -> Tensor:
+        """Condition that the blocks read."""
+        if self.shares_modulation:
+            return self.shared_modulation(functional.silu(condition))
+        return condition
 
     def _output(self, features: Tensor, condition: Tensor) -> Tensor:
         scale, shift = self.modulation(functional.silu(condition)).unsqueeze(1).chunk(2, dim=2)
@@ -214,7 +239,8 @@ def initialise_next_scale(modules: Sequence[nn.Module], config: NextScaleTrunkCo
     """Initialise as VAR's released code does.
 
     Linear layers and embeddings are N(0, 1 / (3 · dim)), biases 0. Output projections of branches are divided by
-    √(2 · depth), modulation is halved, and its gates are multiplied by ``gate_scale`` instead.
+    √(2 · depth), modulation is halved, and its gates are multiplied by ``gate_scale`` instead; where it is shared, this
+    holds for the offsets, which are N(0, 1 / dim) before.
     """
     deviation = math.sqrt(1 / (3 * config.width))
     for network in modules:
@@ -229,8 +255,9 @@ def initialise_next_scale(modules: Sequence[nn.Module], config: NextScaleTrunkCo
                 if isinstance(module, NextScaleBlock):
                     for projection in (module.attention.wo, module.ffn_out):
                         projection.weight.div_(math.sqrt(2 * config.depth))
-                    module.modulation.weight[: 2 * config.width].mul_(config.gate_scale)
-                    module.modulation.weight[2 * config.width :].mul_(0.5)
+                    modulation = module.modulation_offset if config.shared_modulation else module.modulation.weight
+                    modulation[: 2 * config.width].mul_(config.gate_scale)
+                    modulation[2 * config.width :].mul_(0.5)
                 elif isinstance(module, NextScaleTrunk):
                     module.modulation.weight.mul_(0.5)
 

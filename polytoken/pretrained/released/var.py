@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from polytoken.errors import UserError
 from polytoken.pretrained.released.convolutional import TAMING, ConvolutionalShape
-from polytoken.pretrained.released.layout import Joined, Layout, Network, State, numbered, size
+from polytoken.pretrained.released.layout import Joined, Layout, Network, Permuted, State, numbered, size
 from polytoken.pretrained.released.reading import PLACES
 from polytoken.pretrained.released.release import MIT, Release, Table
 
@@ -62,7 +62,7 @@ def tokenizer(state: State, image_size: int) -> Network:
 
 
 def generator(state: State, image_size: int) -> Network:  # noqa: ARG001 - the tokenizer has the scales
-    """Describe a next-scale generator (section 3.1): ``d16`` to ``d30``."""
+    """Describe a next-scale generator (section 3.1): ``d16`` to ``d36``."""
     return next_scale(state, branches=1)
 
 
@@ -79,11 +79,14 @@ def next_scale(state: State, branches: int) -> Network:
         for kind in ("weight", "bias")
     )
     blocks = tuple(pair for block in range(depth) for pair in _block(f"blocks.{block}", f"trunk.blocks.{block}"))
+    offsets = tuple((f"blocks.{block}.ada_gss", f"trunk.blocks.{block}.modulation_offset") for block in range(depth))
+    shared = offsets[0][0] in state
+    trunk = {"depth": depth, "dim": dim, "num_heads": size(state, "blocks.0.attn.scale_mul_1H11", 1)}
     return Network(
         section={
             "class_path": "polytoken.generators.NextScaleGenerator",
             "init_args": {
-                "trunk": {"depth": depth, "dim": dim, "num_heads": size(state, "blocks.0.attn.scale_mul_1H11", 1)},
+                "trunk": {**trunk, "shared_modulation": shared},
                 "head": {
                     "class_path": "polytoken.generators.MultiLinearHead",
                     "init_args": {"norm": False, "bias": True},
@@ -98,9 +101,12 @@ def next_scale(state: State, branches: int) -> Network:
                 ("pos_1LC", "position_embedding.weight"),
                 ("lvl_embed", "level_embedding"),
                 *blocks,
+                *offsets,
+                ("shared_ada_lin.1", "trunk.shared_modulation"),
                 ("head_nm.ada_lin.1", "trunk.modulation"),
             ),
             joined=outputs,
+            permuted=tuple(Permuted(*pair, axes=(0, 1, 2, 3)) for pair in offsets if shared),  # six rows here are one
             dropped=("lvl_1L", "attn_bias_for_masking", "blocks.*.attn.zero_k_bias"),
         ),
     )
@@ -125,13 +131,14 @@ _TOKENIZER = "var/vae_ch160v4096z32"
 GUIDANCE = "the authors' scale of guidance begins at 0: add 1, and take guidance_schedule linear"
 
 
-def _var(depth: int, published: str) -> Release:
+def _var(depth: int, published: str, image_size: int = 256) -> Release:
     return Release(
         describe=generator,
         licence=MIT,
         source=_SOURCE,
         repository=_REPOSITORY,
         file=f"var_d{depth}.pth",
+        image_size=image_size,
         tokenizer=_TOKENIZER,
         places=(TRAINED, *PLACES),
         published=published,
@@ -152,4 +159,5 @@ RELEASES: Table = {
     "var/d20": _var(20, "gFID 2.95"),
     "var/d24": _var(24, "gFID 2.33"),
     "var/d30": _var(30, "gFID 1.97"),
+    "var/d36": _var(36, "gFID 2.63", image_size=512),
 }

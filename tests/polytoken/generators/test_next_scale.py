@@ -28,6 +28,7 @@ from tests.support.host_sync import host_syncs
 
 SIDES = (1, 2, 3, 4)
 VAR = tuple((side, side) for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
+VAR_512 = tuple((side, side) for side in (1, 2, 3, 4, 6, 9, 13, 18, 24, 32))
 IMAGEFOLDER = tuple((side, side) for side in (1, 1, 2, 3, 3, 4, 5, 6, 8, 11))
 CPU = torch.device("cpu")
 
@@ -112,8 +113,9 @@ def test_the_mask_lets_a_scale_read_itself_and_those_before(grids: Any, position
 
 
 @pytest.mark.parametrize("head", [MultiLinearHead(), AutoregressiveHead(depth=1)], ids=["parallel", "autoregressive"])
-def test_cached_sampling_writes_the_likeliest_codes_of_teacher_forcing(head: Head) -> None:
-    made, labels = generator(head), torch.tensor([1, 5, 9])
+@pytest.mark.parametrize("shared", [False, True])
+def test_cached_sampling_writes_the_likeliest_codes_of_teacher_forcing(head: Head, shared: bool) -> None:
+    made, labels = generator(head, shared_modulation=shared), torch.tensor([1, 5, 9])
     written = made.sample(labels, CategoricalSampler(top_k=1), RowNoise(0, 0, 3, CPU)).codes
     assert written is not None and written.shape == (3, 2, 30)
     hidden = states(made, written, labels).flatten(0, 1)
@@ -165,15 +167,15 @@ def test_guidance_ramps_over_the_scales_as_published() -> None:
         (30, VAR, (4096,), 2_010_020_356),
         (16, IMAGEFOLDER, (4096, 4096), 314_111_232),
         (17, IMAGEFOLDER, (4096, 4096), 375_258_593),
+        (36, VAR_512, (4096,), 2_353_893_904),
     ],
 )
 def test_published_sizes(depth: int, grids: Any, sizes: tuple[int, ...], published: int) -> None:
-    """Our head has a norm of its own, and its output layers no biases."""
     with torch.device("meta"):
-        made = NextScaleGenerator(NextScaleTrunkConfig(depth), MultiLinearHead())
+        config = NextScaleTrunkConfig(depth, shared_modulation=depth == 36)
+        made = NextScaleGenerator(config, MultiLinearHead(norm=False, bias=True))
         made.connect(TokenSpec(sizes, grids), 1000, blank_codec(32 * len(sizes)))
-    found = sum(parameter.numel() for parameter in made.parameters())
-    assert found + sum(sizes) - made.width == published
+    assert sum(parameter.numel() for parameter in made.parameters()) == published
 
 
 def test_initial_deviations_are_those_of_the_release() -> None:
@@ -194,6 +196,23 @@ def test_initial_deviations_are_those_of_the_release() -> None:
     assert block.attention.log_scale.unique().tolist() == pytest.approx([math.log(4)])
     drops = [one.drop for one in made.trunk.blocks]
     assert drops[0] == 0 and drops[-1] == pytest.approx(0.066667, abs=1e-6)
+
+
+def test_offsets_of_shared_modulation_begin_as_the_release() -> None:
+    config = NextScaleTrunkConfig(2, 256, 4, gate_scale=1e-3, shared_modulation=True)
+    made = NextScaleGenerator(config, MultiLinearHead())
+    made.connect(TokenSpec((64,), VAR), 1000, blank_codec(32))
+    gates, others = made.trunk.blocks[1].modulation_offset.split([512, 1024])
+    assert gates.std().item() == pytest.approx(1e-3 / 16, rel=0.1)
+    assert others.std().item() == pytest.approx(0.5 / 16, rel=0.1)
+    assert made.trunk.shared_modulation.weight.std().item() == pytest.approx((1 / 768) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_all_weights_are_trained(shared: bool) -> None:
+    made = generator(shared_modulation=shared)
+    made.loss(Tokens(codes=codes()), torch.tensor([0, 1, 2])).total.backward()
+    assert [name for name, weight in made.named_parameters() if weight.grad is None] == []
 
 
 def test_the_loss_begins_at_the_uniform_distribution_and_returns_the_finest_scale() -> None:

@@ -103,7 +103,11 @@ def plain_logits(state: Mapping[str, Tensor], labels: Tensor, sums: Sequence[Ten
     depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
     for block in range(depth):
         own = {name.removeprefix(f"blocks.{block}."): value for name, value in state.items()}
-        modulation = functional.linear(active, own["ada_lin.1.weight"], own["ada_lin.1.bias"])
+        if "ada_gss" in own:
+            shared = functional.linear(active, state["shared_ada_lin.1.weight"], state["shared_ada_lin.1.bias"])
+            modulation = (shared.view(-1, 1, 6, x.shape[-1]) + own["ada_gss"]).flatten(1)
+        else:
+            modulation = functional.linear(active, own["ada_lin.1.weight"], own["ada_lin.1.bias"])
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(1).chunk(6, dim=-1)
         normed = functional.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale1) + shift1
         bias = torch.cat([own["attn.q_bias"], torch.zeros_like(own["attn.q_bias"]), own["attn.v_bias"]])
@@ -179,11 +183,25 @@ def test_the_generator_predicts_what_the_released_one_does(
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
 
 
-def test_guidance_of_the_authors() -> None:
-    """Their scale t grows from 0 to 1.5 in logits (1 + t) c − t u; ours is 1 + t."""
-    scales = CategoricalSampler(guidance=2.5, guidance_schedule="linear").scales(len(SCALES))
-    expected = [0, 0.1667, 0.3333, 0.5, 0.6667, 0.8333, 1, 1.1667, 1.3333, 1.5]
-    assert [scale for (scale,) in scales] == pytest.approx([1 + t for t in expected], abs=1e-4)
+def test_shared_modulation_is_that_of_the_release(
+    tokenizer_state: dict[str, Tensor], tokenizer_file: Path, generator_state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """``d36``, of 512 px: ten scales up to 32 × 32, 2,240 positions."""
+    scales, file = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32), tmp_path / "var_d36.pth"
+    state = {name: value for name, value in generator_state.items() if ".ada_lin." not in f".{name}"}
+    state |= {name: value for name, value in generator_state.items() if name.startswith("head_nm.")}
+    state |= {f"blocks.{block}.ada_gss": torch.randn(1, 1, 6, 32) for block in range(2)}
+    state |= {"shared_ada_lin.1.weight": torch.randn(192, 32) / 6, "shared_ada_lin.1.bias": torch.randn(192) / 4}
+    state["pos_1LC"] = torch.randn(1, 2240, 32)
+    torch.save(state, file)
+    pipeline = polytoken.from_pretrained("var/d36", file=file, tokenizer_file=tokenizer_file)
+    assert isinstance(pipeline, GenerationPipeline)
+    features, labels = torch.randn(1, 32, 32, 32, dtype=torch.float64), torch.tensor([3])
+    codes, sums = plain_quantizer(features, double(tokenizer_state), "quantize", scales, directions=False)
+    expected = functional.cross_entropy(plain_logits(double(state), labels, sums, scales).transpose(1, 2), codes)
+    with torch.no_grad():
+        found = pipeline.network.loss(Tokens(codes=codes.unsqueeze(1)), labels).total
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
 
 
 def test_images_are_drawn(pipeline: GenerationPipeline) -> None:
