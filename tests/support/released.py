@@ -42,6 +42,11 @@ def small_state(keys: str, sizes: Mapping[int, int], depths: Mapping[str, int]) 
     }
 
 
+def double(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights in float64."""
+    return {name: value.double() if value.is_floating_point() else value for name, value in state.items()}
+
+
 def _number(name: str, before: str) -> int:
     _, found, after = name.rpartition(before)
     return int(after.split(".")[0]) if found else -1

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 State = Mapping[str, Tensor]
+VAR_CONVOLUTIONS = (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)
+"""Shared convolution of each of VAR's ten scales."""
 
 
 def ldm_encode(state: State, images: Tensor) -> Tensor:
@@ -37,6 +39,75 @@ def ldm_decode(state: State, latents: Tensor) -> Tensor:
             doubled = functional.interpolate(features, scale_factor=2.0, mode="nearest")
             features = _convolution(state, f"decoder.up.{stage}.upsample.conv", doubled)
     return _convolution(state, "decoder.conv_out", _normed(state, "decoder.norm_out", features))
+
+
+def multi_scale(
+    features: Tensor, state: State, before: str, scales: Sequence[int], directions: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """Codes (B, N) of features (B, d, K, K), and the sum of all scales after each one."""
+    table = state[f"{before}.embedding.weight"]
+    rest, total, codes, sums = features, torch.zeros_like(features), [], []
+    for scale, side in enumerate(scales):
+        rows = functional.interpolate(rest, size=(side, side), mode="area").permute(0, 2, 3, 1)
+        if directions:
+            found = (functional.normalize(rows, dim=-1) @ functional.normalize(table, dim=-1).T).argmax(-1)
+        else:
+            found = torch.cdist(rows.flatten(0, 2), table).argmin(-1).view(rows.shape[:3])
+        vectors = table[found].permute(0, 3, 1, 2)
+        if scale < len(scales) - 1:
+            vectors = functional.interpolate(vectors, size=features.shape[2:], mode="bicubic")
+        name = f"{before}.quant_resi.qresi_ls.{VAR_CONVOLUTIONS[scale]}"
+        blurred = functional.conv2d(vectors, state[f"{name}.weight"], state[f"{name}.bias"], padding=1)
+        added = vectors / 2 + blurred / 2
+        rest, total = rest - added, total + added
+        codes.append(found.flatten(1))
+        sums.append(total)
+    return torch.cat(codes, dim=1), sums
+
+
+def next_scale_logits(state: State, labels: Tensor, sums: Sequence[Tensor], scales: Sequence[int]) -> Tensor:
+    """Logits (B, L, V) of all positions, given the sums (B, C, K, K) after each scale."""
+    condition = state["class_emb.weight"][labels]
+    active = functional.silu(condition)
+    words = [
+        functional.linear(
+            functional.interpolate(total, size=(side, side), mode="area").flatten(2).transpose(1, 2),
+            state["word_embed.weight"],
+            state["word_embed.bias"],
+        )
+        for total, side in zip(sums, scales[1:], strict=False)
+    ]
+    level = torch.cat([torch.full((side**2,), index) for index, side in enumerate(scales)])
+    x = torch.cat([condition.unsqueeze(1) + state["pos_start"], *words], dim=1)
+    x = x + state["lvl_embed.weight"][level] + state["pos_1LC"]
+    mask = torch.zeros(len(level), len(level), dtype=x.dtype)
+    mask[level.unsqueeze(1) < level] = -math.inf
+    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+    for block in range(depth):
+        own = {name.removeprefix(f"blocks.{block}."): value for name, value in state.items()}
+        if "ada_gss" in own:
+            shared = functional.linear(active, state["shared_ada_lin.1.weight"], state["shared_ada_lin.1.bias"])
+            modulation = (shared.view(-1, 1, 6, x.shape[-1]) + own["ada_gss"]).flatten(1)
+        else:
+            modulation = functional.linear(active, own["ada_lin.1.weight"], own["ada_lin.1.bias"])
+        gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unsqueeze(1).chunk(6, dim=-1)
+        normed = functional.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale1) + shift1
+        bias = torch.cat([own["attn.q_bias"], torch.zeros_like(own["attn.q_bias"]), own["attn.v_bias"]])
+        heads = own["attn.scale_mul_1H11"].shape[1]
+        fused = functional.linear(normed, own["attn.mat_qkv.weight"], bias).unflatten(-1, (3, heads, -1))
+        queries, keys, values = fused.permute(2, 0, 3, 1, 4)
+        queries = functional.normalize(queries, dim=-1) * own["attn.scale_mul_1H11"].clamp_max(math.log(100)).exp()
+        attention = (queries @ functional.normalize(keys, dim=-1).transpose(2, 3) + mask).softmax(-1)
+        mixed = (attention @ values).transpose(1, 2).flatten(2)
+        x = x + gate1 * functional.linear(mixed, own["attn.proj.weight"], own["attn.proj.bias"])
+        normed = functional.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale2) + shift2
+        hidden = functional.linear(normed, own["ffn.fc1.weight"], own["ffn.fc1.bias"])
+        hidden = functional.gelu(hidden, approximate="tanh")
+        x = x + gate2 * functional.linear(hidden, own["ffn.fc2.weight"], own["ffn.fc2.bias"])
+    modulation = functional.linear(active, state["head_nm.ada_lin.1.weight"], state["head_nm.ada_lin.1.bias"])
+    scale, shift = modulation.unsqueeze(1).chunk(2, dim=-1)
+    x = functional.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+    return functional.linear(x, state["head.weight"], state["head.bias"])
 
 
 def dit_velocity(state: State, states: Tensor, times: Tensor, labels: Tensor) -> Tensor:

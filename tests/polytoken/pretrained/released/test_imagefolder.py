@@ -17,8 +17,8 @@ from polytoken.pretrained.released.layout import Permuted
 from polytoken.sampling import CategoricalSampler
 from polytoken.specs import Tokens
 from polytoken.tokenizers import FoldedTokenizer
-from tests.polytoken.pretrained.released.test_var import double, plain_logits, plain_quantizer
-from tests.support.released import small_state
+from tests.support.released import double, small_state
+from tests.support.released_networks import multi_scale, next_scale_logits
 
 NAME = "imagefolder/MSVR10P2-4096"
 SCALES = (1, 1, 2, 3, 3, 4, 5, 6, 8, 11)
@@ -26,8 +26,14 @@ SIZES = {768: 128, 2304: 384, 3072: 512, 4096: 64}
 GENERATOR_SIZES = {1088: 32, 2176: 64, 3264: 96, 4352: 128, 6528: 192, 8192: 128, 17: 2}
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
+    torch.manual_seed(1)
     drawn = small_state("imagefolder_tokenizer", SIZES, {"model.blocks.": 2})
     drawn["decoder.to_pixel.model.weight"] = torch.randn(768, 128) / 11
     drawn["decoder.to_pixel.model.bias"] = torch.randn(768)
@@ -134,7 +140,7 @@ def test_the_tokenizer_writes_the_codes_of_the_released_one(
     )
     assert encoding.codes is not None
     for i, latents in enumerate(encoding.latents):
-        codes, sums = plain_quantizer(latents.double(), released, f"quantizes.{i}", SCALES, directions=True)
+        codes, sums = multi_scale(latents.double(), released, f"quantizes.{i}", SCALES, directions=True)
         assert torch.equal(encoding.codes[:, i], codes)
         torch.testing.assert_close(encoding.subspaces[i].double(), sums[-1], rtol=0, atol=1e-4)
 
@@ -151,13 +157,13 @@ def test_the_generator_predicts_what_the_released_one_does(
     labels, released = torch.tensor([3, 1000]), double(state)
     codes, sums = zip(
         *(
-            plain_quantizer(torch.randn(2, 32, 11, 11, dtype=torch.float64), released, f"quantizes.{i}", SCALES, True)
+            multi_scale(torch.randn(2, 32, 11, 11, dtype=torch.float64), released, f"quantizes.{i}", SCALES, True)
             for i in range(2)
         ),
         strict=True,
     )
     joined: Sequence[Tensor] = [torch.cat(both, dim=1) for both in zip(*sums, strict=True)]
-    logits = plain_logits(double(generator_state), labels, joined, SCALES).chunk(2, dim=-1)
+    logits = next_scale_logits(double(generator_state), labels, joined, SCALES).chunk(2, dim=-1)
     expected = torch.stack(
         [functional.cross_entropy(one.transpose(1, 2), own) for one, own in zip(logits, codes, strict=True)]
     )
