@@ -130,6 +130,9 @@ RELEASES: Table = {
         tokenizer="imagefolder/MSVR10P2-4096",
         places=(var.TRAINED, *PLACES),
         published="gFID 2.60",
-        remark=f"{var.GUIDANCE}; published with a scale of 3.25, top_k 750 and top_p 0.95",
+        remark=(
+            f"{var.GUIDANCE}; published with a scale of 3.25, top_k 750 and top_p 0.95. The file also holds the "
+            "tokenizer, and may be named as tokenizer_file too"
+        ),
     ),
 }
