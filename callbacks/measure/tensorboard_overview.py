@@ -47,7 +47,22 @@ LAYOUT = {
         "BLEU, %": [r"val/bleu_\d$"],
     },
 }
+# groups of each kind of module; curves of speed are of all
+GROUPS = {
+    "TokenizerModule": ("reconstruct", "codes"),
+    "GeneratorModule": ("generate",),
+    "CaptioningModule": ("caption",),
+}
+MEASURED_BY = {  # charts that only a callback fills
+    "PSNR, dB": "ReconstructionMetrics",
+    "SSIM": "ReconstructionMetrics",
+    "share of the codes in use": "CodebookUsage",
+    "perplexity": "CodebookUsage",
+    "latents of scalar quantization": "Uniformity",
+}
 SETTINGS = ("max_steps", "precision")  # settings of the trainer
+# places and seeds of the data's order are no settings that one compares runs by
+NOT_COMPARED = {"output", "root", "store", "init_from", "tokenizer_run", "generator_run", "data.seed"}
 
 
 class TensorBoardOverview(Callback):
@@ -66,14 +81,24 @@ class TensorBoardOverview(Callback):
         file = Path(trainer.default_root_dir) / "config.yaml"
         _, start, _ = hparams(_recorded(file), {})
         for writer in tensorboard_writers(trainer):
-            writer.add_custom_scalars(
-                {
-                    group: {chart: ["Multiline", names] for chart, names in charts.items()}
-                    for group, charts in LAYOUT.items()
-                }
-            )
+            writer.add_custom_scalars(layout(trainer, pl_module))
             writer.file_writer.add_summary(start)
             writer.flush()
+
+
+def layout(trainer: Trainer, pl_module: LightningModule) -> dict[str, dict[str, list[Any]]]:
+    """Charts of a fit by group: those of its kind of module, and of its callbacks."""
+    kinds = [kind.__name__ for kind in type(pl_module).__mro__]
+    groups = [group for kind in kinds for group in GROUPS.get(kind, ())] + ["speed"]
+    callbacks = {type(callback).__name__ for callback in trainer.callbacks}
+    return {
+        group: {
+            chart: ["Multiline", names]
+            for chart, names in LAYOUT[group].items()
+            if MEASURED_BY.get(chart) in (None, *callbacks)
+        }
+        for group in groups
+    }
 
 
 def _recorded(file: Path) -> dict[str, bool | float | str]:
@@ -88,15 +113,21 @@ def _recorded(file: Path) -> dict[str, bool | float | str]:
 
 
 def settings(config: dict[str, Any]) -> dict[str, bool | float | str]:
-    """Seed, steps and all non-null settings of model and data, by name: `model.tokenizer.quantizer.codebook_size`."""
+    """Stage, seed, steps and all non-null settings of model and data, by name: `model.tokenizer.image_size`.
+
+    The kind of stage, such as `teacher` or `tokenizer`, filters the table; places of files are left out of it.
+    """
     trainer = config.get("trainer") or {}
+    stage = str((config.get("run") or {}).get("stage") or "").partition("/")[0]
     chosen = {
+        "stage": stage or None,
         "seed": config.get("seed_everything"),
         "trainer": {name: trainer.get(name) for name in SETTINGS},
         "model": config.get("model"),
         "data": config.get("data"),
     }
-    return dict(_flat(chosen))
+    found = dict(_flat(chosen))
+    return {name: value for name, value in found.items() if not NOT_COMPARED & {name, name.rpartition(".")[2]}}
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | float | str]]:

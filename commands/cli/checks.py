@@ -57,9 +57,10 @@ def check_devices(trainer: dict[str, Any]) -> None:
     Args:
         trainer: The trainer's section.
     """
-    devices = trainer.get("devices")
+    text = str(trainer.get("devices"))  # "8" on the command line
+    devices = int(text) if text.isdecimal() else 1
     launched = any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID"))  # by torchrun or srun, as asked
-    if trainer.get("accelerator") == "auto" and isinstance(devices, int) and devices > 1 and not launched:
+    if trainer.get("accelerator") == "auto" and devices > 1 and not launched:
         if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
             raise UserError(
                 f"trainer.devices is {devices}, and this machine has no GPU: set --trainer.devices 1 "

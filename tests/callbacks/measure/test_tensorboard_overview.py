@@ -8,8 +8,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
 
+import callbacks
+import lightning_modules
 from callbacks import CodebookUsage, ReconstructionMetrics
-from callbacks.measure.tensorboard_overview import LAYOUT, TensorBoardOverview, settings
+from callbacks.measure.tensorboard_overview import GROUPS, LAYOUT, MEASURED_BY, TensorBoardOverview, settings
 from tests.support.tokenizers import tiny_tokenizer
 from tests.support.validation import Images, module_of, quiet_trainer
 
@@ -29,9 +31,9 @@ data: {class_path: c.D, init_args: {batch_size: 4, horizontal_flip: true}}
 def events(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
     directory = tmp_path_factory.mktemp("run")
     (directory / "config.yaml").write_text(CONFIG)
-    callbacks = [TensorBoardOverview(), ReconstructionMetrics(), CodebookUsage(window=1)]
+    watching = [TensorBoardOverview(), ReconstructionMetrics(), CodebookUsage(window=1)]
     logger = TensorBoardLogger(directory, name="", version="")
-    trainer = quiet_trainer(directory, callbacks, logger=logger, max_steps=2, log_every_n_steps=1)
+    trainer = quiet_trainer(directory, watching, logger=logger, max_steps=2, log_every_n_steps=1)
     module = module_of(tiny_tokenizer())
     trainer.fit(module, Images())
     trainer.validate(module, Images(), verbose=False)
@@ -42,14 +44,19 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> EventAccumulator:
 def test_the_layout_groups_the_logged_curves(events: EventAccumulator) -> None:
     (event,) = events.Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
-    assert [category.title for category in layout.category] == ["reconstruct", "codes", "generate", "speed", "caption"]
+    assert [category.title for category in layout.category] == ["reconstruct", "codes", "speed"]
     charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
     logged = events.Tags()["scalars"]
     shown = {title: {tag for tag in logged for name in names if re.match(name, tag)} for title, names in charts.items()}
     assert shown["PSNR, dB"] == {"val/psnr", "val/psnr_raw"}
     assert shown["terms on images and features"] == {"train/reconstruction"}
     assert shown["share of the codes in use"] >= {"train/usage/0", "train/usage/1", "val/usage/0", "val/usage/joint"}
-    assert shown["terms on codes"] and not shown["nats a sub-code"]
+    assert shown["terms on codes"] and "latents of scalar quantization" not in shown  # no callbacks.Uniformity
+    assert {group for groups in GROUPS.values() for group in groups} | {"speed"} == set(LAYOUT)
+    for kind in GROUPS:
+        assert hasattr(lightning_modules, kind)
+    for chart, callback in MEASURED_BY.items():
+        assert hasattr(callbacks, callback) and any(chart in charts for charts in LAYOUT.values())
 
 
 def test_hyperparameters_and_final_metrics_are_those_of_one_run(events: EventAccumulator) -> None:
@@ -64,6 +71,10 @@ def test_settings_have_their_configuration_names() -> None:
     config = {"model": {"class_path": "a.B", "init_args": {"x": None, "y": {"z": [1, 2]}}}, "trainer": {"devices": 1}}
     assert settings(config) == {"model": "B", "model.y.z": "[1, 2]"}
     assert settings({}) == {}
+    places = {"init_args": {"output": "runs/x.safetensors", "width": 3}}
+    data = {"init_args": {"seed": 2000, "source": {"init_args": {"root": "/data", "size": 32}}}}
+    teacher = {"run": {"stage": "teacher/mid"}, "model": places, "data": data}
+    assert settings(teacher) == {"stage": "teacher", "model.width": 3, "data.source.size": 32}
 
 
 def test_every_chart_matches_a_known_name() -> None:

@@ -61,8 +61,12 @@ def test_a_preset_for_several_gpus_needs_gpus(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"devices is 8, and this machine has no GPU: .*DEVICES=1.* for 8 processes"):
-        check_devices({"accelerator": "auto", "devices": 8})
-    for fine in ({"accelerator": "cpu", "devices": 8}, {"accelerator": "auto", "devices": 1}, {"devices": "auto"}):
+        check_devices({"accelerator": "auto", "devices": "8"})
+    for fine in (
+        {"accelerator": "cpu", "devices": 8},
+        {"accelerator": "auto", "devices": 1},
+        {"accelerator": "auto", "devices": "auto"},
+    ):
         check_devices(fine)
     with monkeypatch.context() as started:  # as one rank of several
         started.setenv("SLURM_PROCID", "0")
