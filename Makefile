@@ -143,7 +143,7 @@ $(foreach learner,$(if $(ARGS),,$(LEARNERS)),\
 	$(if $(and $(call says,$(learner),NextScaleGenerator),$(call lacks,$(TOKENIZER),MultiScaleQuantizer)),\
 		$(error GENERATOR $(learner) predicts a scale from those before, and TOKENIZER $(TOKENIZER) has one: take TOKENIZER=var or imagefolder))\
 	$(if $(and $(call says,$(learner),generators.LinearHead),$(call lacks,$(learner),sub_codes:),$(call says,$(TOKENIZER),(num_branches|num_sub_codes): [2-9])),\
-		$(error GENERATOR $(learner) predicts one code a position, and TOKENIZER $(TOKENIZER) has several: take GENERATOR=far_base, or TOKENIZER=vq)))
+		$(error GENERATOR $(learner) predicts one code per position, and TOKENIZER $(TOKENIZER) has several: take GENERATOR=far_base, or TOKENIZER=vq)))
 
 .DEFAULT_GOAL := help
 .PHONY: check status help setup lock preset demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference experiment consolidate test test-cluster drill soak fuzz lint format benchmark tensorboard clean
@@ -154,7 +154,7 @@ ask:
 help: ## start | Explain every target
 	@echo "make TARGET [NAME=value …]     make -n TARGET shows the commands"
 	@echo "    make demo TOKENIZER=ifsq GENERATOR=dit STEPS=20         a quick look at all stages"
-	@echo "    make tokenizer RUN=slow ARGS='--trainer.max_steps 2000' a variant; make report RUN=slow goes on with it"
+	@echo "    make tokenizer RUN=slow ARGS='--trainer.max_steps 2000' a variant; make report RUN=slow continues with it"
 	@awk -F ' ## ' 'BEGIN {count = split("start stages measure experiments cluster development", order, " ")} \
 		/^[a-z0-9-]+:.* ## / {split($$1, name, ":"); cut = index($$2, " | "); section = cut ? substr($$2, 1, cut - 1) : "start"; \
 			if (!seen[name[1]]++) lines[section] = lines[section] sprintf("  %-12s %s\n", name[1], cut ? substr($$2, cut + 3) : $$2)} \
@@ -241,7 +241,7 @@ $(CODES): $(RUNS)/tokenizer/$(TOKENIZER_RUN)/done.json $(ASKED_ALWAYS) | configs
 tokens-check: $(CODES) ## measure | Decode a few of the stored tokens next to their images, and verify all checksums
 	$(PYTHON) -m commands.tokens_check $(TOKENS) $(call ARGS_OF,tokens-check)
 
-stage1: $(RUNS)/stage1/$(STAGE1_RUN)/done.json ## stages | Train a generator on one code a patch: global structure
+stage1: $(RUNS)/stage1/$(STAGE1_RUN)/done.json ## stages | Train a generator on one code per patch: global structure
 
 $(RUNS)/stage1/$(STAGE1_RUN)/done.json: $(CODES) $(ASKED_ALWAYS) | configs/stage1.yaml configs/presets/$(PRESET)/generator.yaml $(call OVERLAY,stage1) $(READY)
 	$(call STAGE,stage1) $(CLI) $(call GENERATE,stage1,$(STAGE1_RUN)) $(call ARGS_OF,stage1)

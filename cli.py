@@ -6,7 +6,7 @@ those imported from `cli`.
 
 from __future__ import annotations
 
-import commands  # isort: skip  # noqa: F401 - first, so that a Ctrl-C during the imports below ends in one line
+import commands.cli.early  # isort: skip  # noqa: F401 - first: a Ctrl-C or a missing file ends in one line
 
 import sys
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Start a stage, unless its run is finished as requested: `python -m commands.stage [--named] RUN -- COMMAND`.
 
 The command ends in `cli.py` and its arguments, and takes the place of this program. A finished run is compared with the
-configuration that the arguments ask for. Equal: nothing to do. Only more steps: it goes on. Otherwise a stage that the
+configuration that the arguments ask for. Equal: nothing to do. Only more steps: it resumes. Otherwise a stage that the
 command line of make names (--named) is refused; one that others need stays as it was made, with a note. Composing a
 configuration takes seconds, so it happens only if arguments or digests of files differ from those recorded.
 """
@@ -69,7 +69,7 @@ def starts(directory: Path, asked: list[str], named: bool) -> bool:
             print(f"{directory} is finished, {known}: nothing to do")
         return False
     if [key for key, _, _ in changes] == [STEPS] and _is_more(*changes[0][1:]):
-        print(f"{directory} goes on from step {changes[0][1]} to {changes[0][2]}", flush=True)
+        print(f"{directory} resumes from step {changes[0][1]} to {changes[0][2]}", flush=True)
         return True
     shown = ", ".join(f"{short(key)} {_text(old)} → {_text(new)}" for key, old, new in changes[:SHOWN])
     shown += f" and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 STAGES = {  # directory below runs/<preset>, which is the make target too: heading and text
     "tokenizer": ("Tokenizers", "Images to codes and back."),
-    "stage1": ("Generators, stage 1", "One code a patch: global structure."),
+    "stage1": ("Generators, stage 1", "One code per patch: global structure."),
     "stage2": ("Generators, stage 2", "All codes of a patch: local detail."),
 }
 TEACHERS = ("Judge and teachers", "Small networks in place of CLIP, DINOv2 and Inception.")

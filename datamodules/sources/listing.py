@@ -88,7 +88,7 @@ def class_folders(folder: Path) -> list[str]:
         raise MissingFileError(f"{folder} has no class folders and no images: expected {folder}/<class>/<image>.")
     if beside:
         rank_zero_warn(
-            f"{folder} holds {len(beside)} images beside its class folders, which are not read, such as {beside[0]}: "
+            f"{folder} holds {len(beside)} images next to its class folders, which are not read, such as {beside[0]}: "
             "move them into the folders of their classes"
         )
     return names
@@ -106,7 +106,7 @@ def check_classes(folder: Path, names: Sequence[str]) -> None:
     """Refuse folders that are hardly classes, in a folder without `train`.
 
     Raises:
-        UserError: A folder is named like a split, or images lie beside the folders.
+        UserError: A folder is named like a split, or images lie next to the folders.
     """
     if splits := [name for name in names if name.lower() in SPLIT_NAMES]:
         raise UserError(
@@ -115,7 +115,7 @@ def check_classes(folder: Path, names: Sequence[str]) -> None:
         )
     if any(name.lower().endswith(EXTENSIONS) for name in os.listdir(folder) if not name.startswith(".")):
         raise UserError(
-            f"{folder} holds images beside its folders, so the folders may be classes or not: move the images into "
+            f"{folder} holds images next to its folders, so the folders may be classes or not: move the images into "
             "the folders of their classes, or set labelled to false to read all of them as one class."
         )
 

@@ -70,7 +70,7 @@ def test_other_devices_change_nothing() -> None:
 
 def test_more_steps_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert starts(RUN, [*ASKED[:-1], "3"], named=True)
-    assert "goes on from step 1 to 3" in capsys.readouterr().out
+    assert "resumes from step 1 to 3" in capsys.readouterr().out
     assert not starts(RUN, [*ASKED[:-1], "3"], named=False), "ARGS of another target"
 
 

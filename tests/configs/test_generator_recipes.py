@@ -33,7 +33,7 @@ SINGLE = (
     "llamagen_ifsq",
     "llamagen_repa",
     "next_scale",
-)  # read stores of one code a position
+)  # read stores of one code per position
 ONE_CODE = (*SINGLE, "stage1")
 
 

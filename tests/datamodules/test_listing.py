@@ -46,7 +46,7 @@ def test_files_that_are_not_read_are_counted_once(root: Path) -> None:
         FolderSource(str(root)).split("train")
     text = " ".join(str(warning.message) for warning in said)
     assert "train holds 5 images, and 3 files with other endings, which are not read, such as more/clip.mp4" in text
-    assert "train holds 1 images beside its class folders, which are not read, such as stray.png" in text
+    assert "train holds 1 images next to its class folders, which are not read, such as stray.png" in text
 
 
 def test_a_class_without_images_is_one_sentence(root: Path) -> None:

@@ -63,7 +63,7 @@ def test_folders_that_are_no_classes(tmp_path: Path) -> None:
     assert read(source) == ([str(file) for file in paths(tmp_path, "00000", "01000")], {0})
     assert source.class_to_idx == {"all": 0}
     put(tmp_path / "stray.png")
-    with pytest.raises(UserError, match="holds images beside its folders, so .* classes or not: .* set labelled to"):
+    with pytest.raises(UserError, match="holds images next to its folders, so .* classes or not: .* set labelled to"):
         FolderSource(str(tmp_path), 0.3).split("train")
     (tmp_path / "stray.png").unlink()
     put(tmp_path / "test" / "a.png")

@@ -26,14 +26,14 @@ GENERATORS = recipes_of("lightning_modules.GeneratorModule")
 FITS = "✓"
 REASONS = {
     "codes": "models codes, and the token store|holds latents of a tokenizer without codes",
-    "one code a position": r"^LinearHead predicts one code a position and the data has \d: select one",
+    "one code per position": r"^LinearHead predicts one code per position and the data has \d: select one",
     "several scales": "^these codes have one scale, 4 × 4, and NextScaleGenerator predicts a scale from those before",
     "the grid of the teacher": "^teacher stand_in has a grid of 4 × 4 patches and the generator one of 3 × 3 positions",
 }
 """Reason in the table, and pattern of the message that refuses the pair."""
 EARLY = {
     "codes": "learns codes, and TOKENIZER {} has none",
-    "one code a position": "predicts one code a position, and TOKENIZER {} has several",
+    "one code per position": "predicts one code per position, and TOKENIZER {} has several",
     "several scales": "predicts a scale from those before, and TOKENIZER {} has one",
 }
 """The same of make, before a tokenizer is trained; only the networks know their grids."""
@@ -48,7 +48,7 @@ def missing(tokenizer: Tokenizer, module: GeneratorModule, one_sub_code: bool) -
         if isinstance(family, NextScaleGenerator) and len(spec.scales) == 1:
             return "several scales"
         if type(family.head) is LinearHead and spec.num_sub_codes > 1 and not one_sub_code:
-            return "one code a position"
+            return "one code per position"
     aligned = module.alignment is not None
     return (
         "the grid of the teacher" if aligned and tokenizer.latent_shape[1:] != module.alignment.teacher.grid else None

@@ -32,13 +32,13 @@ class MultiLinearHead(ClassifierHead):
 
 
 class LinearHead(MultiLinearHead):
-    """Norm and a linear classifier, for one code a position (LlamaGen); arguments of :class:`MultiLinearHead`."""
+    """Norm and a linear classifier, for one code per position (LlamaGen); arguments of :class:`MultiLinearHead`."""
 
     def connect(self, trunk: TrunkConfig, codebook_sizes: Sequence[int], grid: tuple[int, int]) -> None:
         """Raise UserError unless there is one codebook."""
         if len(codebook_sizes) != 1:
             raise UserError(
-                f"LinearHead predicts one code a position and the data has {len(codebook_sizes)}: select one "
+                f"LinearHead predicts one code per position and the data has {len(codebook_sizes)}: select one "
                 "(data.init_args.sub_codes: [0]) or take AutoregressiveHead, MultiLinearHead or MultiMLPHead"
             )
         super().connect(trunk, codebook_sizes, grid)

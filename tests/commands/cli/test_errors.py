@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningCLI
 from artifacts.token_manifest import TokenStoreError
 from commands.cli.errors import explain, reordered, where
 from polytoken.errors import ExistingFileError, SettingError, UserError
-from tests.support.commands import REPOSITORY, TOY, exit_code
+from tests.support.commands import REPOSITORY, TOY, exit_code, program
 
 QUANTIZER = "model.init_args.tokenizer.init_args.quantizer"
 NESTED = "model: {{init_args: {{tokenizer: {{init_args: {{quantizer: {{{}}}}}}}}}}}"
@@ -105,6 +105,13 @@ def test_a_mistake_in_a_file_is_located(content: str, capsys: pytest.CaptureFixt
     text = said(capsys, "--config", "mistake.yaml")
     for part in [*FILES[content], "in mistake.yaml"]:
         assert part in text, text
+
+
+def test_a_missing_file_is_named_before_the_imports_of_torch(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise AssertionError('imported')")
+    done = program("fit", "--config", "configs/fq_duel.yaml", cwd=REPOSITORY, PYTHONPATH=str(tmp_path))
+    expected = "error: there is no config file 'configs/fq_duel.yaml'\n  did you mean configs/fq_dual.yaml?\n"
+    assert (done.returncode, done.stderr) == (2, expected)
 
 
 @pytest.mark.parametrize("content", ["", "# a comment alone", "- 1", "text"])

@@ -156,7 +156,7 @@ def test_last_embedding_is_not_read_by_the_head() -> None:
 @pytest.mark.parametrize(
     ("head", "sizes", "message"),
     [
-        (LinearHead(), (11, 12), "LinearHead predicts one code a position and the data has 2"),
+        (LinearHead(), (11, 12), "LinearHead predicts one code per position and the data has 2"),
         (AutoregressiveHead(width=18), (11, 12), "AutoregressiveHead: 18 channels"),
         (AutoregressiveHead(), (11,) * 14, "14 sub-codes; a 3 × 4 grid"),
     ],
