@@ -27,7 +27,7 @@ def work(given: Namespace) -> None:
     for line in lines(validated["metrics"]) if validated else ["  not validated"]:
         print(line)
     if (picture := given.run / "reconstructions.png").exists():
-        print(f"  originals over reconstructions: {picture}")
+        print(f"  originals, each above its reconstruction: {picture}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -147,6 +147,9 @@ class TokenWriter(BasePredictionWriter):
         for writer in self._writers.values():
             if trainer.is_global_zero:
                 writer.finish()
-            plan = writer.plan
-            rank_zero_info(f"tokens: {writer.path}, {plan.num_images} images, views: {'; '.join(plan.views)}")
+                plan, size = writer.plan, sum(file.stat().st_size for file in writer.path.rglob("*"))
+                rank_zero_info(
+                    f"tokens: {writer.path}, {plan.num_images:,} images, {size / 1e6:,.1f} MB; crops of each, as "
+                    f"places in its centre square: {'; '.join(plan.views)}"
+                )
         trainer.strategy.barrier("the stores are in place")

@@ -116,6 +116,8 @@ class TextProgress(pl.Callback):
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, index: int, loader: int = 0
     ) -> None:
+        codes = outputs.get("codes") if isinstance(outputs, dict) else None
+        self._all_codes += 0 if codes is None else codes.numel() * trainer.world_size
         self._batch(trainer, "prediction", batch, index, loader, trainer.num_predict_batches)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -126,7 +128,8 @@ class TextProgress(pl.Callback):
             times["predict"] = {"images": self._all_images, "seconds": now - self._began}
             write_timing(directory, times)
             took = duration(now - self._began)
-            print(f"predicted {self._all_images:,} images in {took}, {self._rate(now):.3g} img/s", flush=True)
+            codes = f", {self._all_codes / max(now - self._began, 1e-9):.3g} codes/s" if self._all_codes else ""
+            print(f"predicted {self._all_images:,} images in {took}, {self._rate(now):.3g} img/s{codes}", flush=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say how long the fit took; in a terminal too."""
@@ -173,7 +176,7 @@ class TextProgress(pl.Callback):
     def _begin(self, trainer: pl.Trainer) -> None:
         self._began = time.monotonic()
         if trainer.state.fn != "fit":
-            self._all_images = 0
+            self._all_images = self._all_codes = 0
 
     def _batch(
         self, trainer: pl.Trainer, what: str, batch: Any, index: int, loader: int, totals: Iterable[float]

@@ -21,4 +21,4 @@ def test_summary_prints_what_was_measured(tmp_path: Path, capsys: pytest.Capture
     ]
     (tmp_path / "reconstructions.png").touch()
     main([str(tmp_path)])
-    assert f"originals over reconstructions: {tmp_path}" in capsys.readouterr().out
+    assert f"originals, each above its reconstruction: {tmp_path}" in capsys.readouterr().out

@@ -66,6 +66,14 @@ class Slow(list):
         return super().__getitem__(index)
 
 
+class Encoder(Toy):
+    """Two sub-codes at three positions of each image."""
+
+    def predict_step(self, batch: dict, index: int) -> dict:
+        super().predict_step(batch, index)
+        return {"codes": torch.zeros(len(batch["image"]), 2, 3)}
+
+
 def loader() -> DataLoader:
     return DataLoader(Slow({"image": torch.randn(3)} for _ in range(20)), batch_size=5)  # type: ignore[arg-type]
 
@@ -133,6 +141,8 @@ def test_a_prediction_counts_images(tmp_path: Path, capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     assert "prediction batch 2/4 · 3.33 img/s · ETA 3 s\n" in out
     assert "predicted 20 images in 6 s, 3.33 img/s\n" in out
+    trainer(tmp_path).predict(Encoder(), loader())
+    assert "predicted 20 images in 6 s, 3.33 img/s, 20 codes/s\n" in capsys.readouterr().out
     timing = read_timing(tmp_path)
     assert timing == {"predict": {"images": 20, "seconds": pytest.approx(6)}}
     assert images_per_second(timing) == pytest.approx(20 / 6)
