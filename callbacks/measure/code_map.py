@@ -14,7 +14,7 @@ from torch import Tensor
 
 from artifacts.display import printable
 from callbacks.measure.measurement import Measurement
-from callbacks.measure.plots import new_plot, publish, render, tensorboard_writers
+from callbacks.measure.plots import logged_step, new_plot, publish, render, tensorboard_writers
 from polytoken.errors import UserError
 from polytoken.metrics.gather import gather_rows
 from polytoken.ranges import LARGEST_SEED, within
@@ -141,7 +141,7 @@ class CodeMap(Measurement):
             for writer in tensorboard_writers(trainer):
                 names = [self._names[label] for label in points.labels.tolist()]
                 tag = f"codes_{points.level}_{points.subspace}"
-                writer.add_embedding(points.vectors, names, tag=tag, global_step=trainer.global_step)
+                writer.add_embedding(points.vectors, names, tag=tag, global_step=logged_step(trainer))
         handles = [Line2D([], [], marker="o", linestyle="", color=colours[label]) for label in self._names]
         plot.legend(handles, list(self._names.values()), loc="outside right center", title="class")
         plot.suptitle("t-SNE of code vectors, by class")

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from callbacks.measure.measurement import Measurement
-from callbacks.measure.plots import new_plot, publish, render, tensorboard_writers
+from callbacks.measure.plots import logged_step, new_plot, publish, render, tensorboard_writers
 from polytoken.errors import UserError
 from polytoken.metrics.codebook import CodebookMetrics, CodebookStatistics, JointCodeStatistics, RecentUsage
 from polytoken.specs import Encoding
@@ -99,7 +99,7 @@ class CodebookUsage(Measurement):
         publish(trainer, "usage", render(plot))
         for writer in tensorboard_writers(trainer):
             for index, relative in enumerate(uses):
-                writer.add_histogram(f"code_use/{index}", relative, trainer.global_step)
+                writer.add_histogram(f"code_use/{index}", relative, logged_step(trainer))
 
 
 def draw_uses(axes: Axes, uses: np.ndarray) -> None:

@@ -31,8 +31,13 @@ class MetricsFile(Callback):
         self._images: torch.Tensor | None = None  # number in the current or last validation or test
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        # outside of fit, Lightning leaves its own counter at 0
+        # Outside of fit, Lightning leaves its own counters at 0. Loggers need the step too: at an earlier step than the
+        # last one, TensorBoard drops the points of the fit, and W&B the new ones.
         self._step_of_weights = checkpoint[GLOBAL_STEP]
+        if trainer.state.fn in ("validate", "test"):
+            loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.state_dict", {})
+            step = loop.get("_batches_that_stepped", self._step_of_weights)
+            trainer.fit_loop.epoch_loop._batches_that_stepped = step
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write(trainer, "fit")

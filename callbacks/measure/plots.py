@@ -36,10 +36,15 @@ def publish(trainer: pl.Trainer, name: str, plot: np.ndarray) -> None:
     """Write uint8 (H, W, 3) to ``<name>.png`` in the run's directory, and to every logger that takes images."""
     save_png(Path(trainer.default_root_dir) / f"{name}.png", plot)
     for writer in tensorboard_writers(trainer):
-        writer.add_image(name, plot, trainer.global_step, dataformats="HWC")
+        writer.add_image(name, plot, logged_step(trainer), dataformats="HWC")
     for logger in trainer.loggers:
         if isinstance(logger, ImageLogger):
-            logger.log_image(name, [plot], step=trainer.global_step)
+            logger.log_image(name, [plot], step=logged_step(trainer))
+
+
+def logged_step(trainer: pl.Trainer) -> int:
+    """The present step of a fit; in a validation that of the checkpoint (callbacks.MetricsFile)."""
+    return max(trainer.global_step, trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
 def tensorboard_writers(trainer: pl.Trainer) -> Iterator[Any]:

@@ -1,7 +1,9 @@
 """The events of a fit, read by TensorBoard's own readers."""
 
 import re
+from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -10,7 +12,7 @@ from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_s
 
 import callbacks
 import lightning_modules
-from callbacks import CodebookUsage, ReconstructionMetrics
+from callbacks import CodebookUsage, MetricsFile, ReconstructionGrid, ReconstructionMetrics
 from callbacks.measure.tensorboard_overview import GROUPS, LAYOUT, MEASURED_BY, TensorBoardOverview, settings
 from tests.support.tokenizers import tiny_tokenizer
 from tests.support.validation import Images, module_of, quiet_trainer
@@ -86,3 +88,22 @@ def test_every_chart_matches_a_known_name() -> None:
     for charts in LAYOUT.values():
         for title, names in charts.items():
             assert any(re.match(name, tag) for name in names for tag in known), title
+
+
+def test_a_later_validation_keeps_the_curves_of_the_fit(tmp_path: Path) -> None:
+    """TensorBoard drops points behind the step of a new file of events, and W&B new points before the last one."""
+
+    def trainer(**arguments: object) -> pl.Trainer:
+        watching = [MetricsFile(), ReconstructionMetrics(), ReconstructionGrid()]
+        return quiet_trainer(tmp_path, watching, logger=TensorBoardLogger(tmp_path, name="", version=""), **arguments)
+
+    first = trainer(max_steps=4, check_val_every_n_epoch=None, val_check_interval=2, num_sanity_val_steps=0)
+    first.fit(module_of(tiny_tokenizer()), Images())
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    first.loggers[0].finalize("success")
+    later = trainer()
+    later.validate(module_of(tiny_tokenizer()), Images(), ckpt_path=str(tmp_path / "last.ckpt"), verbose=False)
+    later.loggers[0].finalize("success")
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Scalars("val/psnr")] == [1, 3, 4]  # Lightning counts from 0 in a fit
+    assert [event.step for event in events.Images("reconstructions")] == [2, 4, 4]
