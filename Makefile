@@ -109,6 +109,10 @@ PRESETS = $(patsubst configs/presets/%/,%,$(wildcard configs/presets/*/))
 $(foreach name,TOKENIZER GENERATOR,$(if $(filter command environment,$(origin $(name))),$(if $(wildcard configs/$($(name)).yaml),,\
 	$(error $(name) is $($(name)), and there is no configs/$($(name)).yaml: take one of $($(name)S)))))
 $(foreach name,NAME HUB,$(if $(call given,$(name)),$(if $(filter preset,$(MAKECMDGOALS)),,$(error $(name) is read by make preset only: write the preset first))))
+# ARGS without a named stage would be dropped in silence
+WITHOUT_ARGS := demo curriculum report check status plot weights consolidate tensorboard clean lint format benchmark setup lock help
+$(if $(and $(call given,ARGS),$(MAKECMDGOALS)),$(if $(filter-out $(WITHOUT_ARGS),$(MAKECMDGOALS)),,\
+	$(error ARGS go to the stages on the command line, and $(MAKECMDGOALS) is none: take STEPS and DEVICES, or make tokenizer ARGS=… first)))
 # clean and status know the runs of a preset that is gone as well; a pattern, a path or several words name none
 PRESETS_HERE := $(sort $(PRESETS) $(if $(filter clean status,$(MAKECMDGOALS)),$(notdir $(wildcard runs/*))))
 $(if $(or $(filter file,$(origin PRESET)),$(and $(filter 1,$(words $(PRESET))),$(filter $(subst %,\%,$(PRESET)),$(PRESETS_HERE)))),,\

@@ -128,6 +128,14 @@ def test_a_slip_in_the_name_of_a_variable_is_refused() -> None:
     assert "TOKENIZR is no variable of this Makefile: take one of ARGS CAPTIONS" in stop.value.stderr
 
 
+def test_args_without_a_stage_are_refused() -> None:
+    for goal in ("demo", "curriculum", "report"):
+        with pytest.raises(subprocess.CalledProcessError) as stop:
+            make("-n", goal, "ARGS=--trainer.max_steps 7")
+        assert f"ARGS go to the stages on the command line, and {goal} is none: take STEPS" in stop.value.stderr
+    assert "--trainer.max_steps 7" in make("-n", "-B", "tokenizer", "report", "ARGS=--trainer.max_steps 7")
+
+
 def test_variables_with_common_names_count_on_the_command_line_only(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOST", "PORT", "YES", "NAME", "STEPS"):
         monkeypatch.setenv(name, "7")
