@@ -24,7 +24,7 @@ FUNCTION = {  # by tests/polytoken/pretrained/released/test_*.py, on random weig
     "fqgan/triple_ds16": "names, function after the encoder",
     "fqgan/far_dual_base": "names, function",
     "fqgan/far_triple_base": "names, function",
-    "var/vae_ch160v4096z32": "names, codes and attention",
+    "var/vae_ch160v4096z32": "names, function",
     "var/d16": "names, function",
     "ifsq/f16_d4_4bit": "names, function",
     "ifsq/f16_d4_4bit_grouped": "names, function",
