@@ -120,7 +120,7 @@ $(if $(or $(filter file,$(origin PRESET)),$(and $(filter 1,$(words $(PRESET))),$
 $(if $(filter here slurm,$(LAUNCH)),,$(error LAUNCH is $(LAUNCH): take here or slurm))
 $(foreach name,STEPS DEVICES NODES,$(if $(shell echo '$(call given,$(name))' | grep -vE '^[0-9]*$$'),$(error $(name) is $($(name)): expected a number)))
 $(if $(or $(findstring /,$(VARIANT)),$(word 2,$(VARIANT))),$(error RUN is $(VARIANT): give a variant a plain name, without / and spaces))
-MEASURES := tokens-check evaluate report sweep dependency layers probe zero-shot analysis condition pictures
+MEASURES := tokens-check evaluate report sweep dependency layers probe zero-shot analysis condition pictures app
 $(if $(and $(VARIANT),$(filter $(MEASURES),$(MAKECMDGOALS))),$(if $(filter $(RUN_NAME),$(TOKENIZER_RUN) $(TOKENS_RUN) $(STAGE1_RUN) $(GENERATOR_RUN) $(SAMPLES_RUN)),,\
 	$(error RUN is $(VARIANT), and no stage of $(RUNS) has this name yet: make tokenizer, tokens, generator or sample with it first)))
 ifneq ($(filter condition,$(MAKECMDGOALS)),)
@@ -150,7 +150,7 @@ $(foreach learner,$(if $(ARGS),,$(LEARNERS)),\
 		$(error GENERATOR $(learner) predicts one code per position, and TOKENIZER $(TOKENIZER) has several: take GENERATOR=far_base, or TOKENIZER=vq)))
 
 .DEFAULT_GOAL := help
-.PHONY: check status help setup lock preset demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference experiment consolidate test test-cluster drill soak fuzz lint format benchmark tensorboard clean
+.PHONY: check status help setup lock preset demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference app experiment consolidate test test-cluster drill soak fuzz lint format benchmark tensorboard clean
 
 .PHONY: ask
 ask:
@@ -400,6 +400,12 @@ benchmark: $(READY) ## development | Measure speeds in training and sampling; wr
 
 tensorboard: $(READY) ## start | Watch all runs on HOST=localhost, PORT=6006: curves, pictures, settings
 	$(VENV)/bin/tensorboard --logdir runs --port $(or $(call given,PORT),6006) --host $(or $(call given,HOST),localhost)
+
+# a generator that was not asked for by name may be missing
+EXPLORED := $(if $(or $(filter command environment,$(origin GENERATOR)),$(wildcard $(RUNS)/$(GENERATOR)/$(GENERATOR_RUN)/.)),$(RUNS)/$(GENERATOR)/$(GENERATOR_RUN))
+app: | $(READY) ## start | Explore TOKENIZER and GENERATOR in a browser, on HOST=127.0.0.1, PORT=7860; needs the extra `app`
+	$(PYTHON) -m commands.app --tokenizer $(RUNS)/tokenizer/$(TOKENIZER_RUN) $(addprefix --generator ,$(EXPLORED)) \
+		--host $(or $(call given,HOST),127.0.0.1) --port $(or $(call given,PORT),7860) $(ARGS)
 
 clean: ## start | Delete the runs of PRESET, after a question; YES=1 answers it
 	@test -d $(RUNS) || { echo "there is no $(RUNS)"; exit 1; }
