@@ -14,13 +14,21 @@ from commands.report.model_card import model_card
 from polytoken.files import check_free, new_folder, write_text
 from polytoken.loading import GENERATOR, Checkpoint, present_run
 from polytoken.pretrained import from_pretrained, save_pretrained
+from polytoken.pretrained.programs import write_programs
 from polytoken.pretrained.released.release import ReleasedAs
 
 CARD = "README.md"
 OWN_LICENCE = "apache-2.0"
+FOLDER, PROGRAMS = "safetensors", "pt2"
 
 
-def export(run_directory: Path, place: Path, tokenizer_run: Path | None = None, licence: str | None = None) -> None:
+def export(
+    run_directory: Path,
+    place: Path,
+    tokenizer_run: Path | None = None,
+    licence: str | None = None,
+    programs: bool = False,
+) -> None:
     """Write the folder: all of it, or nothing.
 
     Args:
@@ -28,6 +36,7 @@ def export(run_directory: Path, place: Path, tokenizer_run: Path | None = None, 
         place: the folder, which must not exist, or be empty.
         tokenizer_run: present place of a generator's tokenizer, if it is not found.
         licence: of the weights, as the hub writes it; None is that of released weights, or apache-2.0.
+        programs: True to add programs of torch.export, for code that has torch alone.
 
     Raises:
         ExistingFileError: the place holds something.
@@ -41,7 +50,10 @@ def export(run_directory: Path, place: Path, tokenizer_run: Path | None = None, 
     with new_folder(place) as folder:
         save_pretrained(checkpoint.path, folder, of_tokenizer.path)
         licence = licence or licence_of(checkpoint, of_tokenizer)
-        card = model_card(from_pretrained(folder), place.name, licence, checkpoint, of_tokenizer)
+        model = from_pretrained(folder)
+        if programs:
+            write_programs(model, folder)
+        card = model_card(model, place.name, licence, checkpoint, of_tokenizer)
         write_text(folder / CARD, card)
 
 
@@ -54,7 +66,7 @@ def licence_of(*checkpoints: Checkpoint) -> str:
 
 def work(given: Namespace) -> None:
     """Export, and print the place."""
-    export(given.run, given.to, given.tokenizer_run, given.license)
+    export(given.run, given.to, given.tokenizer_run, given.license, given.format == PROGRAMS)
     print(f'the model is in {given.to}; polytoken.from_pretrained("{given.to}") loads it')
 
 
@@ -64,6 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="directory of a tokenizer's or a generator's run, or a checkpoint")
     parser.add_argument("--to", type=Path, required=True, help="the folder, which must not exist or be empty")
     parser.add_argument("--tokenizer-run", type=Path, help="run of a generator's tokenizer, if it has moved")
+    formats = "pt2 adds programs that need torch alone (default: %(default)s)"
+    parser.add_argument("--format", choices=(FOLDER, PROGRAMS), default=FOLDER, help=formats)
     parser.add_argument("--license", help=f"licence of the weights (default: as released, or {OWN_LICENCE})")
     run(parser, work, arguments)
 

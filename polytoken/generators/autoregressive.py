@@ -291,7 +291,7 @@ class AutoregressiveGenerator(Generator):
         """
         hidden = self.trunk.step(features, position, trunk_cache).squeeze(1)
         codes = self.head.sample(hidden, self.embeddings, draw.at(position), head_cache)
-        return codes, self._embed(codes.unsqueeze(2).repeat(len(features) // len(codes), 1, 1), position)
+        return codes, self._embed(codes.unsqueeze(2).repeat(features.shape[0] // codes.shape[0], 1, 1), position)
 
     def _hidden(self, codes: Tensor, labels: Tensor, taps: Collection[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
         labels = self.drop_labels(labels, self.trunk.config.class_dropout)

@@ -43,7 +43,7 @@ class FactorizedQuantizer(Quantizer):
         ``kept`` marks the samples that every branch kept whole.
         """
         subspaces = features.split([branch.in_channels for branch in self._branches()], dim=1)
-        depths = self._branches()[0].depths(len(features), features.device)
+        depths = self._branches()[0].depths(features.shape[0], features.device)
         shared = () if depths is None else (depths,)
         encodings: list[Encoding] = [branch(one, *shared) for branch, one in zip(self.branches, subspaces, strict=True)]
         losses: dict[str, Tensor] = {}

@@ -126,7 +126,7 @@ class MultiScaleQuantizer(Quantizer):
         """
         grid = (features.shape[2], features.shape[3])
         self.scales(grid)
-        depths = self.depths(len(features), features.device) if depths is None else depths
+        depths = self.depths(features.shape[0], features.device) if depths is None else depths
         with full_precision(features.device):
             features = features.float()
             rest = features.detach()

@@ -85,7 +85,7 @@ class VectorQuantizer(Quantizer):
             losses = self._losses(flat, vectors, codebook) if self.training else {}
             quantized = _to_map(flat + (vectors - flat).detach(), grid)  # straight-through: ẑ = z + sg(z_q − z)
             return Encoding(
-                codes=codes.unflatten(0, (len(features), 1, -1)),
+                codes=codes.unflatten(0, (features.shape[0], 1, -1)),
                 quantized=quantized,
                 subspaces=(quantized,),
                 losses=losses,
@@ -140,7 +140,8 @@ def nearest_codes(rows: Tensor, codebook: Tensor, max_matrix_elements: int) -> T
         (n,) int64.
     """
     half_norms = codebook.square().sum(-1) / 2
-    chunks = rows.split(_rows_a_chunk(codebook, max_matrix_elements))
+    whole = torch.compiler.is_exporting()  # an exported program has one graph for all batches
+    chunks = (rows,) if whole else rows.split(_rows_a_chunk(codebook, max_matrix_elements))
     return torch.cat([torch.addmm(half_norms, chunk, codebook.T, beta=-1).argmax(-1) for chunk in chunks])
 
 

@@ -89,7 +89,7 @@ class Guidance:
 
 def guide(logits: Tensor, scale: Tensor) -> Tensor:
     """Combine logits (2B, …), the conditional half first, to guided ones (B, …) in float32; exact at a scale of 1."""
-    conditional, unconditional = logits.float().chunk(2)
+    conditional, unconditional = logits.float().unflatten(0, (2, -1)).unbind()
     return torch.where(scale == 1, conditional, unconditional + scale * (conditional - unconditional))
 
 

@@ -71,8 +71,8 @@ class FeatureDecoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (B, N, D) to features (B, N, D)."""
         count = tokens.shape[1]
-        placed = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1) + self.positions
-        features = self.norm(torch.cat([placed, self.registers.expand(len(tokens), -1, -1)], dim=1))
+        placed = torch.cat([self.class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1) + self.positions
+        features = self.norm(torch.cat([placed, self.registers.expand(tokens.shape[0], -1, -1)], dim=1))
         for block in self.blocks:
             features = block(features)
         return features[:, 1 : 1 + count]

@@ -149,7 +149,7 @@ class FoldedTokenizer(Tokenizer):
                 f"{self.image_size} × {self.image_size} pixels: crop or resize them (data.init_args.image_size)"
             )
         patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
-        branches = [query.expand(len(images), -1, -1) for query in self.queries]
+        branches = [query.expand(images.shape[0], -1, -1) for query in self.queries]
         _, *outputs = self.encoder([patches, *branches])
         maps = [output.transpose(1, 2).unflatten(2, self.grid) for output in outputs]
         return torch.cat([self.quant_conv(one) for one in maps], dim=1)
@@ -173,7 +173,7 @@ class FoldedTokenizer(Tokenizer):
 
     def decode(self, quantized: Tensor) -> Decoded:
         tokens = self.post_quant_conv(quantized).flatten(2).transpose(1, 2)
-        masks = self.mask_token.expand(len(tokens), self.encoder.side**2, -1)
+        masks = self.mask_token.expand(tokens.shape[0], self.encoder.side**2, -1)
         patches, _ = self.decoder([masks, tokens])
         blocks = self.pixels(patches).unflatten(2, (3, self.patch_size, self.patch_size))
         blocks = blocks.unflatten(1, (self.decoder.side, self.decoder.side))  # (B, rows, columns, 3, p, p)
@@ -229,7 +229,7 @@ class GridTransformer(nn.Module):
 
     def forward(self, grids: list[Tensor]) -> list[Tensor]:
         """Map grids of tokens (B, n_i, dim), the first of side · side, to outputs of the same shapes."""
-        prefix = (self.class_token + self.positions[:, :1]).expand(len(grids[0]), -1, -1)
+        prefix = (self.class_token + self.positions[:, :1]).expand(grids[0].shape[0], -1, -1)
         placed = [grid + self._positions(grid.shape[1]) for grid in grids]
         placed[: self.class_tokens] = [torch.cat([prefix, grid], dim=1) for grid in placed[: self.class_tokens]]
         features = torch.cat([grid + self.levels.weight[level] for level, grid in enumerate(placed)], dim=1)

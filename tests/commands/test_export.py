@@ -208,3 +208,9 @@ def test_runs_that_cannot_be_exported(run: Path, refusal: Callable[..., str]) ->
     torch.save({**content, "model_config": {"init_args": {"tokenizer": section}}}, file)
     assert "only classes of polytoken are loaded" in refusal(str(file), "--to", "mine")
     assert {place.name for place in Path().iterdir()} == {"runs"}
+
+
+def test_programs_come_with_the_folder(run: Path) -> None:
+    main([str(run), "--to", "mine", "--format", "pt2"])
+    assert {"encode.pt2", "decode.pt2", "start.pt2", "step.pt2", "programs.json"} < {*os.listdir("mine")}
+    assert isinstance(from_pretrained("mine"), GenerationPipeline)

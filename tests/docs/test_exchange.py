@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from commands import export
 from datamodules.sources import DigitsSource
 from polytoken.images import from_uint8
 from polytoken.pretrained import save_pretrained
@@ -37,3 +38,13 @@ def test_the_training_loop_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     torch.manual_seed(0)
     exec(loop, names)
     assert names["loss"] < 0.5  # of ten classes: an untrained model has 2.3
+
+
+def test_programs_sample_with_torch_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (loop,) = (block for block in BLOCKS if "exponential_()" in block)
+    monkeypatch.chdir(tmp_path)
+    write_runs(Path("digits"), image_size=32)
+    export.main(["digits/stage2/fq_dual", "--to", "mine/digits", "--format", "pt2"])
+    names: dict[str, Any] = {}
+    exec(loop, names)
+    assert names["images"].shape == (3, 3, 32, 32) and bool(names["images"].isfinite().all())

@@ -65,12 +65,12 @@ class AutoregressiveHead(ClassifierHead):
         return self.stack.new_cache(batch)
 
     def sample(self, hidden: Tensor, embeddings: nn.ModuleList, draw: Draw, cache: KVCache | None = None) -> Tensor:
-        cache = self.new_cache(len(hidden)) if cache is None else cache
+        cache = self.new_cache(hidden.shape[0]) if cache is None else cache
         vector = hidden
         chosen: list[Tensor] = []
         for i, output in enumerate(self.outputs):
             state = self.stack.step(self.projections[i](vector).unsqueeze(1), i, cache)
             chosen.append(draw.categorical(output(self.norm(state.squeeze(1))), i))
             if i + 1 < len(self.outputs):
-                vector = embeddings[i](chosen[-1].repeat(len(hidden) // len(chosen[-1])))
+                vector = embeddings[i](chosen[-1].repeat(hidden.shape[0] // chosen[-1].shape[0]))
         return torch.stack(chosen, dim=1)

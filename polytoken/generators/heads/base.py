@@ -124,7 +124,7 @@ class ClassifierHead(Head):
 
     def sample(self, hidden: Tensor, embeddings: nn.ModuleList, draw: Draw, cache: KVCache | None = None) -> Tensor:
         """Draw the sub-codes independently; a head whose states depend on the codes overrides this."""
-        no_codes = torch.empty(len(hidden), 0, dtype=torch.int64, device=hidden.device)
+        no_codes = torch.empty(hidden.shape[0], 0, dtype=torch.int64, device=hidden.device)
         states = self.states(hidden, no_codes, embeddings)
         outputs = zip(states, self.outputs, strict=True)
         return torch.stack([draw.categorical(output(state), i) for i, (state, output) in enumerate(outputs)], dim=1)
