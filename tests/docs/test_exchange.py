@@ -43,8 +43,8 @@ def test_the_training_loop_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_programs_sample_with_torch_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (loop,) = (block for block in BLOCKS if "exponential_()" in block)
     monkeypatch.chdir(tmp_path)
-    write_runs(Path("digits"), image_size=32)
-    export.main(["digits/stage2/fq_dual", "--to", "mine/digits", "--format", "pt2"])
+    run = write_runs(Path("digits"), image_size=32)
+    export.main([str(run), "--to", "mine/digits", "--format", "pt2"])
     names: dict[str, Any] = {}
     exec(loop, names)
     assert names["images"].shape == (3, 3, 32, 32) and bool(names["images"].isfinite().all())
