@@ -96,7 +96,7 @@ IF_MADE_NOW = @if test "$$(date -r $@ +%s 2>/dev/null || echo 0)" -ge $(BEGUN); 
 ARGS_OF = $(if $(filter $(1),$(MAKECMDGOALS)),$(ARGS))
 
 # a variable that no target reads is a slip in its name
-KNOWN := ARGS CAPTIONS CFG CLASSES CLUSTER CPUS DATA DEVICES EXPERIMENT FEATURE GENERATOR GPUS HOST HUB LAUNCH LAUNCHER NAME NODES PARTITION PORT \
+KNOWN := ARGS CAPTIONS CFG CHECKPOINT CLASSES CLUSTER CPUS DATA DEVICES EXPERIMENT FEATURE FILE GENERATOR GPUS HOST HUB LAUNCH LAUNCHER NAME NODES PARTITION PORT \
 	PRESET RUN SAMPLES SBATCH_ARGS SPLIT STAGE1 STEPS STRATEGY TEACHERS TIME TOKENIZER YES
 $(foreach name,$(filter-out $(KNOWN) CLI PYTHON READY RUNS UV VENV,$(.VARIABLES)),$(if $(filter command,$(origin $(name))),\
 	$(error $(name) is no variable of this Makefile: take one of $(KNOWN))))
@@ -150,7 +150,7 @@ $(foreach learner,$(if $(ARGS),,$(LEARNERS)),\
 		$(error GENERATOR $(learner) predicts one code per position, and TOKENIZER $(TOKENIZER) has several: take GENERATOR=far_base, or TOKENIZER=vq)))
 
 .DEFAULT_GOAL := help
-.PHONY: check status help setup lock preset demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference app experiment consolidate test test-cluster drill soak fuzz lint format benchmark tensorboard clean
+.PHONY: check status help setup lock preset demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference parity app experiment consolidate test test-cluster drill soak fuzz lint format benchmark tensorboard clean
 
 .PHONY: ask
 ask:
@@ -352,6 +352,10 @@ weights: $(READY) ## start | Fetch VGG-16, Inception, ADM's reference (2 GB), an
 
 reference: $(TEACHERS_HERE) | $(READY) ## measure | Measure the real images of SPLIT=validation (for rFID) or train (for gFID)
 	$(call MEASURE_REAL,$(SPLIT)) $(ARGS)
+
+parity: | $(READY) ## measure | Compare a released tokenizer with its authors' figures: CHECKPOINT=llamagen/vq_ds16_c2i FILE=… DATA=/path
+	$(PYTHON) -m commands.parity $(call quoted,$(or $(call given,CHECKPOINT),llamagen/vq_ds16_c2i)) \
+		$(if $(call given,FILE),--file $(call quoted,$(call given,FILE))) $(addprefix --preset ,$(call given,PRESET)) $(if $(DATA),--data $(call quoted,$(DATA))) $(ARGS)
 
 consolidate: | $(READY) ## cluster | Make one file (whole.ckpt) of the sharded checkpoint of RUN=runs/…
 	$(PYTHON) -m commands.consolidate $(call quoted,$(or $(RUN),$(RUNS)/$(GENERATOR)/$(TOKENIZER)))

@@ -20,6 +20,9 @@ HEAD = (
     "note",
 )
 FUNCTION = {  # by tests/polytoken/pretrained/released/test_*.py, on random weights
+    "llamagen/vq_ds16_c2i": "names, function",
+    "llamagen/c2i_B_256": "names, function",
+    "var/d36": "function",
     "fqgan/dual_ds16": "names, function after the encoder",
     "fqgan/triple_ds16": "names, function after the encoder",
     "fqgan/far_dual_base": "names, function",
@@ -67,7 +70,7 @@ def _row(name: str, notes: list[str]) -> list[str]:
 
 def _checked(name: str) -> str:
     """What was compared with the released network: for another size of one family, the name of the checked one."""
-    if name in NAMED:
+    if name in FUNCTION or name in NAMED:
         return FUNCTION.get(name, "names")
     same = [other for other in NAMED if RELEASES[other].describe is RELEASES[name].describe]
     return f"as `{same[-1]}`" if same else "no"

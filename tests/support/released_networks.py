@@ -110,6 +110,24 @@ def next_scale_logits(state: State, labels: Tensor, sums: Sequence[Tensor], scal
     return functional.linear(x, state["head.weight"], state["head.bias"])
 
 
+def as_ldm(state: State) -> dict[str, Tensor]:
+    """Weights of LlamaGen's encoder and decoder by the names of LDM, whose decoder counts its stages backwards."""
+    renamed = {}
+    last = _count(state, "decoder.conv_blocks.") - 1
+    middle = {"0": "block_1", "1": "attn_1", "2": "block_2"}
+    for name, tensor in state.items():
+        half, _, rest = name.partition(".")
+        parts = rest.split(".")
+        if parts[0] == "conv_blocks":
+            stage = int(parts[1]) if half == "encoder" else last - int(parts[1])
+            kind = "block" if parts[2] == "res" else parts[2]
+            parts = ["down" if half == "encoder" else "up", str(stage), kind, *parts[3:]]
+        elif parts[0] == "mid":
+            parts = ["mid", middle[parts[1]], *parts[2:]]
+        renamed[".".join([half, *parts])] = tensor
+    return renamed
+
+
 def dit_velocity(state: State, states: Tensor, times: Tensor, labels: Tensor) -> Tensor:
     """Velocity of LightningDiT and its kin at normalised latents (B, C, h, w)."""
     kernel = state["x_embedder.proj.weight"]
