@@ -35,7 +35,7 @@ def continue_from(init_from: str, tokenizer: Tokenizer, objective: nn.Module) ->
         if not fits(source, name, state, name):
             raise UserError(
                 f"init_from is {init_from}, whose tokenizer differs from this one: {name} is {shape(source, name)} "
-                f"there and {shape(state, name)} here; give both the same model.init_args.tokenizer"
+                f"there and {shape(state, name)} here; give both the same model.tokenizer"
             )
         if not bool(source[name].isfinite().all()):
             raise UserError(f"init_from is {init_from}, whose {name} is not finite: name an earlier checkpoint")

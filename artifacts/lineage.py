@@ -107,7 +107,7 @@ def check_same_tokens(before: GeneratorRecord, now: GeneratorRecord, checkpoint:
     if before.sub_codes != now.sub_codes:
         raise UserError(
             f"{checkpoint} writes the sub-codes {[*before.sub_codes]} of {before.tokenizer}, and the data are the "
-            f"sub-codes {[*now.sub_codes]}: set data.init_args.sub_codes to those of the checkpoint"
+            f"sub-codes {[*now.sub_codes]}: set data.sub_codes to those of the checkpoint"
         )
     source = before.lineage.init_from
     if init_from is not None and source is not None:

@@ -152,7 +152,7 @@ class ImageDataModule(ResumableDataModule):
             UserError: `views` is not set.
         """
         if self.views is None:
-            raise UserError("data.init_args.views is not set: name the crops of an image (crops, flip).")
+            raise UserError("data.views is not set: name the crops of an image (crops, flip).")
         return self.views if split == "train" else Views()
 
     def views_dataset(self, split: Split) -> ImageDataset:
@@ -208,6 +208,5 @@ def check_image_size(data: object, size: int, holder: str) -> None:
     given = getattr(data, "image_size", size)
     if given != size:
         raise UserError(
-            f"data.image_size is {given}, and {holder} is {size}: set data.init_args.image_size to {size}, or name "
-            "another model"
+            f"data.image_size is {given}, and {holder} is {size}: set data.image_size to {size}, or name another model"
         )

@@ -52,8 +52,8 @@ class ReferenceDataModule(LabelDataModule):
     ) -> None:
         if folder is None and (source is None or not indices):
             raise UserError(
-                "there are no reference images: set data.init_args.folder to a folder of images, or "
-                "data.init_args.indices to some validation images of data.init_args.source"
+                "there are no reference images: set data.folder to a folder of images, or "
+                "data.indices to some validation images of data.source"
             )
         self.image_size = image_size
         self._transform = EvaluationTransform(image_size)
@@ -93,8 +93,7 @@ class ReferenceDataModule(LabelDataModule):
     def _read(self, index: int) -> Tensor:
         if not 0 <= index < len(self.records):
             raise UserError(
-                f"data.init_args.indices names the validation image {index}, and there are {len(self.records)}, "
-                "counted from 0"
+                f"data.indices names the validation image {index}, and there are {len(self.records)}, counted from 0"
             )
         try:
             return self._transform(self.records.load(index))

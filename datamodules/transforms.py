@@ -109,4 +109,4 @@ class EvaluationTransform:
 
 def _check_size(size: int) -> None:
     if size < 1:
-        raise UserError(f"data.init_args.image_size is {size}: images have at least 1 pixel a side")
+        raise UserError(f"data.image_size is {size}: images have at least 1 pixel a side")

@@ -107,7 +107,7 @@ class CaptioningModule(ResumingModule):
                 if self.captioner.network is None:
                     raise UserError(
                         f"{self.init_from} has trained its language model, and this run would freeze an untrained one: "
-                        "set model.init_args.train_language to true, or name another run as init_from"
+                        "set model.train_language to true, or name another run as init_from"
                     )
                 self.captioner.network.load_state_dict(trained)
 

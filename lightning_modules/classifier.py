@@ -57,7 +57,7 @@ class ClassifierModule(pl.LightningModule):
         if found != classes:
             raise UserError(
                 f"data.source has {found} classes, and model.classifier.num_classes is {classes}: set "
-                f"model.init_args.classifier.init_args.num_classes to {found}"
+                f"model.classifier.num_classes to {found}"
             )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -72,7 +72,7 @@ class SamplingModule(pl.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if (self.forcing is not None) != isinstance(data, ReferenceDataModule):
             raise UserError(
-                "forced sub-codes are those of reference images: set both model.init_args.forcing and data.class_path "
+                "forced sub-codes are those of reference images: set both model.forcing and data.class_path "
                 f"datamodules.ReferenceDataModule, or neither; forcing is {self.forcing} and data is "
                 f"{type(data).__name__}"
             )

@@ -180,7 +180,7 @@ class TokenizerModule(ResumingModule):
             if value != neutral:
                 raise UserError(
                     f"trainer.{flag} is set, but this model steps its optimizers itself: "
-                    f"set model.init_args.{ours}={value} instead"
+                    f"set model.{ours}={value} instead"
                 )
         if str(trainer.precision) not in PRECISIONS:
             raise UserError(

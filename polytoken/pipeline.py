@@ -172,7 +172,7 @@ class GenerationPipeline(nn.Module):
             shape = " × ".join(map(str, references.shape[1:]))
             raise UserError(
                 f"the reference images are {shape} and the tokenizer reads 3 × {side} × {side}: resize them "
-                "(data.init_args.image_size)"
+                "(data.image_size)"
             )
 
     @torch.inference_mode()

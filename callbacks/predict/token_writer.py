@@ -55,7 +55,7 @@ class TokenWriter(BasePredictionWriter):
             return
         data = trainer.datamodule
         if not isinstance(data, ImageDataModule) or data.views is None:
-            raise UserError("TokenWriter needs an ImageDataModule that yields views: set data.init_args.views")
+            raise UserError("TokenWriter needs an ImageDataModule that yields views: set data.views")
         if self.images_per_shard % data.validation_batch_size:
             raise UserError(
                 f"TokenWriter.images_per_shard={self.images_per_shard} is not a multiple of the batch size of "

@@ -145,5 +145,5 @@ class PretrainedLanguageModel(LanguageModel):
         reason = first_line(error)
         return MissingFileError(
             f"the language model {self.name} cannot be read from this machine ({reason}): fetch it where there is a "
-            f"network by `hf download {self.name}`, or set language.init_args.name to its folder"
+            f"network by `hf download {self.name}`, or set language.name to its folder"
         )

@@ -124,7 +124,7 @@ class GeneratorRecord:
         if self.full_spec is not None and self.sub_codes != tuple(range(self.full_spec.num_sub_codes)):
             raise UserError(
                 f"{name} models the latents of all {self.full_spec.num_sub_codes} sub-codes, and the data are the "
-                f"sub-codes {[*self.sub_codes]}: set data.init_args.sub_codes to null"
+                f"sub-codes {[*self.sub_codes]}: set data.sub_codes to null"
             )
         if self.latents is None and self.full_spec is None:
             raise UserError(f"{holder} has latents without their mean and deviation: write it again (make tokens)")

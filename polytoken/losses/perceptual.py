@@ -65,7 +65,7 @@ class LPIPS(PerceptualTerm):
         """VGG-16 with LPIPS's linear heads, which ship with the lpips package."""
         import lpips
 
-        backbone, _ = load_state(self.weights, "run `make weights`, or give objective.perceptual.init_args.weights")
+        backbone, _ = load_state(self.weights, "run `make weights`, or give objective.perceptual.weights")
         network = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
         _load_vgg_slices(network.net, backbone, self.weights)
         heads, _ = load_state(Path(lpips.__file__).parent / "weights/v0.1/vgg.pth", "reinstall the lpips package")

@@ -146,7 +146,7 @@ class FoldedTokenizer(Tokenizer):
         if images.shape[1:] != (3, self.image_size, self.image_size):
             raise UserError(
                 f"images have shape {' × '.join(map(str, images.shape))}, and the tokenizer reads batches of 3 × "
-                f"{self.image_size} × {self.image_size} pixels: crop or resize them (data.init_args.image_size)"
+                f"{self.image_size} × {self.image_size} pixels: crop or resize them (data.image_size)"
             )
         patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
         branches = [query.expand(images.shape[0], -1, -1) for query in self.queries]

@@ -123,7 +123,7 @@ class RepresentationTokenizer(Tokenizer):
         if images.shape[1:] != (3, self.image_size, self.image_size):
             raise UserError(
                 f"images have shape {' × '.join(map(str, images.shape))}, and the tokenizer reads batches of 3 × "
-                f"{self.image_size} × {self.image_size} pixels: crop or resize them (data.init_args.image_size)"
+                f"{self.image_size} × {self.image_size} pixels: crop or resize them (data.image_size)"
             )
         blocks = (None,) if self.shallow is None else (None, self.shallow)
         found = self.foundation.features(images, blocks, full_precision=not autocasts(images.device))

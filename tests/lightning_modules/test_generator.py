@@ -312,7 +312,7 @@ def test_a_resumed_run_must_read_the_same_codes(
     error = error_of(capsys, "validate", *tiny("stage1", other), *second)
     assert re.search(f"writes codes of the tokenizer .*{both}", error)
     error = error_of(capsys, "fit", *tiny("stage1", store))
-    assert re.search(r"sub-codes \[1\].*sub-codes \[0\].*data.init_args.sub_codes", error)
+    assert re.search(r"sub-codes \[1\].*sub-codes \[0\].*data.sub_codes", error)
 
 
 def test_a_changed_stage_1_causes_a_warning_and_is_not_read(stage1: Path, store: Path) -> None:

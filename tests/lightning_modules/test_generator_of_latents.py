@@ -189,7 +189,7 @@ def test_unsuitable_tokens_are_one_sentence(place: Path, capsys: pytest.CaptureF
     write_digit_codes(place / "two", TokenSpec((8, 8), ((2, 3),)))
     two = ("--data.init_args.store", "two")
     said = error(*two, "--data.init_args.sub_codes", "[1]")
-    assert "the latents of all 2 sub-codes, and the data are the sub-codes [1]: set data.init_args.sub_codes" in said
+    assert "the latents of all 2 sub-codes, and the data are the sub-codes [1]: set data.sub_codes" in said
     assert "there is no checkpoint runs/digits/tokenizer/fq_dual" in error(*two)
     manifest = place / "two/train/manifest.json"
     seal(manifest, {**json.loads(manifest.read_text()), "latents": None})

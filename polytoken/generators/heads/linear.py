@@ -39,6 +39,6 @@ class LinearHead(MultiLinearHead):
         if len(codebook_sizes) != 1:
             raise UserError(
                 f"LinearHead predicts one code per position and the data has {len(codebook_sizes)}: select one "
-                "(data.init_args.sub_codes: [0]) or take AutoregressiveHead, MultiLinearHead or MultiMLPHead"
+                "(data.sub_codes: [0]) or take AutoregressiveHead, MultiLinearHead or MultiMLPHead"
             )
         super().connect(trunk, codebook_sizes, grid)

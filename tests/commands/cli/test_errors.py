@@ -182,7 +182,7 @@ def test_a_fault_of_the_code_keeps_its_traceback() -> None:
 )
 def test_trainer_arguments_for_automatic_optimization(argument: str, ours: str, capsys: pytest.CaptureFixture) -> None:
     text = said(capsys, "--model.manual", "true", f"--trainer.{argument}", "2")
-    assert f"trainer.{argument}" in text and f"model.init_args.{ours}" in text
+    assert f"trainer.{argument}" in text and f"model.{ours}" in text
 
 
 def test_the_deepest_branch_is_the_one_that_was_meant() -> None:
