@@ -110,9 +110,7 @@ def explain(message: str, arguments: list[str], valid: list[str]) -> str:
             "  a preset file of other recipes? make -n tokenizer TOKENIZER=… shows the files that belong together"
         ]
     if value == "None":  # jsonargparse turns a null below a class into this word
-        lines += [
-            "  null cannot be given here on the command line: write it in a file, and add --config FILE; the weight 0 switches a loss term off"
-        ]
+        lines += ["  null cannot be given here on the command line: write it in a file, and add --config FILE"]
     return "\n".join(lines)
 
 

@@ -36,7 +36,7 @@ def test_settings_name_the_pixels(tmp_path) -> None:
 
 @pytest.mark.parametrize("arguments", [{}, {"indices": [0]}, {"source": DigitsSource()}])
 def test_no_reference_is_one_sentence(arguments: dict) -> None:
-    with pytest.raises(ValueError, match=r"no reference images: set data\.init_args\.folder"):
+    with pytest.raises(ValueError, match=r"no reference images: set data\.folder"):
         ReferenceDataModule(16, [0], **arguments)
 
 

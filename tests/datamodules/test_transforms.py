@@ -153,5 +153,5 @@ def test_values_outside_the_range_are_rejected(image: Image.Image) -> None:
 
 @pytest.mark.parametrize("transform", [TrainingTransform, EvaluationTransform])
 def test_images_have_pixels(transform: type) -> None:
-    with pytest.raises(ValueError, match=r"data\.init_args\.image_size is 0: images have at least 1 pixel a side"):
+    with pytest.raises(ValueError, match=r"data\.image_size is 0: images have at least 1 pixel a side"):
         transform(0)

@@ -44,7 +44,7 @@ def test_images_of_another_size_are_refused_at_set_up(holder: str, tmp_path: Pat
     trainer = quiet_trainer(max_steps=1, default_root_dir=tmp_path)
     commands = [trainer.predict] if isinstance(module, ExtractionModule) else [trainer.fit, trainer.validate]
     for command in commands:
-        with pytest.raises(ValueError, match=f"data.image_size is 32, and {holder} is 16: set data.init_args.image"):
+        with pytest.raises(ValueError, match=f"data.image_size is 32, and {holder} is 16: set data.image"):
             command(module, datamodule=data)
 
 
