@@ -347,7 +347,7 @@ plot: $(READY) ## experiments | Plot iFSQ Fig. 3 from its finished experiment in
 	$(PYTHON) -m experiments show ifsq/fig3 --preset photos
 	$(PYTHON) -m experiments.ifsq_plot runs/experiments/results/ifsq/fig3_photos.json docs/images/ifsq_fig3.png
 
-weights: $(READY) ## start | Fetch VGG-16, Inception, ADM's reference (2 GB), and TEACHERS="clip_large_14 …" into weights/
+weights: $(READY) ## start | Fetch VGG-16, Inception, ADM's reference (2 GB), and TEACHERS=clip_large_14, or those of recipes: TEACHERS="fq_dual ideal"
 	$(PYTHON) -m commands.weights $(TEACHERS)
 
 reference: $(TEACHERS_HERE) | $(READY) ## measure | Measure the real images of SPLIT=validation (for rFID) or train (for gFID)

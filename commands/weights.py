@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from artifacts import yaml_files
 from artifacts.reference import Reference
-from artifacts.repository import ADM_REFERENCE
+from artifacts.repository import ADM_REFERENCE, REPOSITORY
 from commands.program import new_parser, run
 from polytoken.errors import RunError, first_line
 from polytoken.files import file_sha256, write_text
 from polytoken.metrics import inception
 
 DIRECTORY = Path("weights")
+CONFIGS = REPOSITORY / "configs"
 ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021"
 
 
@@ -103,18 +106,46 @@ def fetch_teacher(name: str, directory: Path = DIRECTORY) -> Path:
     return target
 
 
+def teachers_of(name: str) -> list[str]:
+    """Foundation models by the name of one, or by that of a recipe: all that it names.
+
+    Raises:
+        UserError: no teacher and no recipe has this name.
+    """
+    from polytoken.teachers import FOUNDATION_MODELS, published_model
+
+    recipe = CONFIGS / f"{name}.yaml"
+    if recipe.is_file():
+        named = _names(yaml_files.read(recipe))
+        return [model for model in named if model in FOUNDATION_MODELS or model.startswith("timm/")]
+    published_model(name)
+    return [name]
+
+
+def _names(section: object) -> Iterator[str]:
+    """All values of `name` in a configuration."""
+    if isinstance(section, dict):
+        if isinstance(name := section.get("name"), str):
+            yield name
+        for below in section.values():
+            yield from _names(below)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Fetch all files and the named teachers, and print their paths."""
     parser = new_parser("commands.weights", __doc__)
-    parser.add_argument("teachers", nargs="*", help="foundation models, e.g. dinov2_base")
+    parser.add_argument(
+        "teachers", nargs="*", help="foundation models, e.g. dinov2_base, or recipes that name them, e.g. fq_dual"
+    )
     run(parser, _fetch_all, arguments)
 
 
 def _fetch_all(given: Namespace) -> None:
+    teachers = dict.fromkeys(model for name in given.teachers for model in teachers_of(name))  # before 2 GB are fetched
     for file in FILES:
         print(f"{file.name}: {fetch(file)}")
     print(f"{REFERENCE.name}: {fetch_reference()}")
-    for name in given.teachers:
+    for name in teachers:
         print(f"{name}: {fetch_teacher(name)}")
 
 

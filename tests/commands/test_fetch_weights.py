@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from commands.weights import PublishedFile, fetch, fetch_reference
+from commands.weights import PublishedFile, fetch, fetch_reference, main, teachers_of
 from polytoken.errors import RunError, UserError
 
 
@@ -50,3 +50,12 @@ def test_another_file_of_the_same_name_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "weights/vgg16.pth").write_bytes(b"other")
     with pytest.raises(RuntimeError, match=f"SHA-256 {hashlib.sha256(b'other').hexdigest()}, not {file.sha256_prefix}"):
         fetch(file, tmp_path / "weights")
+
+
+def test_a_recipe_stands_for_its_teachers(capsys: pytest.CaptureFixture) -> None:
+    assert teachers_of("fq_triple") == ["dinov2_small", "clip_base_16"]
+    assert teachers_of("ideal") == ["siglip2_large"] and teachers_of("dit_repa") == ["dinov2_base"]
+    assert teachers_of("vq") == [] and teachers_of("dinov2_base") == ["dinov2_base"]
+    with pytest.raises(SystemExit):
+        main(["fq_dual", "dinov2_bass"])  # refused before anything is fetched
+    assert "dinov2_bass" in capsys.readouterr().err
