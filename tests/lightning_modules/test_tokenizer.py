@@ -176,8 +176,8 @@ def test_non_finite_gradients_count_in_a_row_as_well(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"accumulate_grad_batches": 2}, "model.init_args.accumulate_steps=2"),
-        ({"gradient_clip_val": 0.5}, "model.init_args.gradient_clip=0.5"),
+        ({"accumulate_grad_batches": 2}, "model.accumulate_steps=2"),
+        ({"gradient_clip_val": 0.5}, "model.gradient_clip=0.5"),
     ],
 )
 def test_trainer_flags_are_rejected_with_the_module_arguments(tmp_path: Path, options: dict, message: str) -> None:

@@ -225,7 +225,7 @@ def test_part_of_the_batches_leaves_the_store_unfinished(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        (lambda: ImageDataModule(MemorySource(), 8, 2, num_workers=0), "set data.init_args.views"),
+        (lambda: ImageDataModule(MemorySource(), 8, 2, num_workers=0), "set data.views"),
         (lambda: data(batch_size=3), "images_per_shard=4 is not a multiple of the batch size of prediction, 3"),
     ],
 )

@@ -62,7 +62,7 @@ def test_a_generator_gets_the_spec_of_its_kind() -> None:
     for record, generator, says in (
         (CONTINUOUS, ToyGenerator(), "ToyGenerator models codes, and the store x has latents of a tokenizer without"),
         (RECORD, Latents(), "Latents models latents, and the store x has codes without the mean and deviation"),
-        (part, Latents(), r"the latents of all 2 sub-codes, and the data are the sub-codes \[1\]: set data.init_args"),
+        (part, Latents(), r"the latents of all 2 sub-codes, and the data are the sub-codes \[1\]: set data.sub_codes"),
         (replace(both, sub_codes=(1, 0)), Latents(), r"the data are the sub-codes \[1, 0\]"),
     ):
         with pytest.raises(ValueError, match=says):
