@@ -150,7 +150,7 @@ $(foreach learner,$(if $(ARGS),,$(LEARNERS)),\
 		$(error GENERATOR $(learner) predicts one code per position, and TOKENIZER $(TOKENIZER) has several: take GENERATOR=far_base, or TOKENIZER=vq)))
 
 .DEFAULT_GOAL := help
-.PHONY: check status help setup lock preset demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference parity app experiment consolidate test test-cluster drill soak fuzz lint format benchmark tensorboard clean
+.PHONY: check status help setup lock docs preset demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference parity app experiment consolidate test test-cluster drill soak fuzz lint format benchmark tensorboard clean
 
 .PHONY: ask
 ask:
@@ -182,7 +182,11 @@ $(READY): requirements.lock
 	@touch $@
 
 lock: $(READY) ## development | Renew requirements.lock from pyproject.toml
-	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-header --python-version 3.11 --extra suite --extra caption --extra dev pyproject.toml -o requirements.lock
+	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-header --python-version 3.11 --extra suite --extra caption --extra docs --extra dev pyproject.toml -o requirements.lock
+
+docs: | $(READY) ## development | Build the documentation with its reference into site/, without network
+	$(VENV)/bin/mkdocs build --quiet
+	@echo "the documentation is in site/index.html"
 
 preset: | $(READY) ## start | Write the preset NAME for the images of DATA=/path or HUB=owner/name; ARGS='--resolution 128'
 	$(PYTHON) -m commands.new_preset $(if $(call given,NAME),--name $(call quoted,$(call given,NAME))) \
@@ -343,7 +347,7 @@ pictures: analysis sample ## experiments | Copy the pictures of the runs and of 
 	cp $(RUNS)/tokenizer/$(TOKENIZER_RUN)/reconstructions.png docs/images/$(PRESET).png
 	cp $(SAMPLED)/grid.png docs/images/$(PRESET)_samples.png
 
-plot: $(READY) ## experiments | Plot iFSQ Fig. 3 from its finished experiment into docs/images
+plot: $(READY) # Plot iFSQ Fig. 3 from its finished experiment into docs/images
 	$(PYTHON) -m experiments show ifsq/fig3 --preset photos
 	$(PYTHON) -m experiments.ifsq_plot runs/experiments/results/ifsq/fig3_photos.json docs/images/ifsq_fig3.png
 

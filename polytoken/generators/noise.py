@@ -15,7 +15,7 @@ from polytoken.errors import UserError
 class NoisyCodes(NamedTuple):
     """Input of a generator.
 
-    Args:
+    Attributes:
         trunk: codes (B, k, N) for the trunk's input.
         head: codes (B, k, N) for the head's input.
         rate: share of the sub-codes that were replaced, a float32 scalar.

@@ -17,7 +17,7 @@ from polytoken.metrics.gather import gather_rows
 class CodebookMetrics(NamedTuple):
     """Result of :class:`CodebookStatistics`, one entry per codebook.
 
-    Args:
+    Attributes:
         usage: share of the codes that were seen.
         perplexity: 2^H of the codes' frequencies, between 1 and K.
         dead: codes that were never seen.

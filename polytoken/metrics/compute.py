@@ -25,7 +25,7 @@ from polytoken.specs import Tokens, TokenSpec
 class Compute(NamedTuple):
     """FLOPs of one image, two for a multiply-add; elementwise operations and look-ups count nothing.
 
-    Args:
+    Attributes:
         forward: of one evaluation of all positions: of the teacher-forced loss.
         training: of forward and backward of that loss; no frozen network and no optimizer.
         attention: part of ``forward`` in the products of attention.

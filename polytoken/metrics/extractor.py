@@ -13,7 +13,7 @@ from polytoken.errors import UserError
 class ImageFeatures(NamedTuple):
     """Features of B images, float32.
 
-    Args:
+    Attributes:
         pooled: (B, D).
         logits: (B, C), from a network that knows classes.
         spatial: (B, S), from a network whose maps are measured as well (sFID).

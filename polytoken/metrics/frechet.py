@@ -22,7 +22,7 @@ TINY = 1e-30  # a constant feature has a variance of 0
 class Gaussian(NamedTuple):
     """Mean and covariance of feature vectors, float64.
 
-    Args:
+    Attributes:
         number: number of feature vectors; None if the file does not say (ADM's).
         mean: (D,).
         covariance: (D, D), the sum divided by ``number`` − 1.

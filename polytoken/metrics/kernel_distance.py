@@ -16,7 +16,7 @@ from polytoken.errors import UserError
 class KernelDistance(NamedTuple):
     """Distance over random subsets.
 
-    Args:
+    Attributes:
         mean: KID; slightly below 0 for similar sets, since the estimate is unbiased.
         deviation: standard deviation over the subsets.
     """

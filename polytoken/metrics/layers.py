@@ -55,7 +55,7 @@ class TokenSimilarity(Metric):
 class LayerCurves(NamedTuple):
     """Similarities of the blocks 1 … L of a generator, one entry a block; NaN where one is not defined.
 
-    Args:
+    Attributes:
         sts: self-token similarity (iFSQ eq. 7).
         nts: next-token similarity (iFSQ eq. 8).
         cknna: CKNNA of the mean over positions with the teacher's mean over patches.

@@ -18,7 +18,7 @@ from polytoken.precision import full_precision
 class PrecisionRecall(NamedTuple):
     """Shares, 0 … 1.
 
-    Args:
+    Attributes:
         precision: share of the generated images within a real image's ball.
         recall: share of the real images within a generated image's ball.
     """

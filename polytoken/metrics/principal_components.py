@@ -16,7 +16,7 @@ NEGLIGIBLE = 1e-12  # of the largest variance: rounding of the float64 sums
 class PrincipalComponents(NamedTuple):
     """The directions of greatest variance, float64; components without variance are 0.
 
-    Args:
+    Attributes:
         mean: (D,).
         directions: (D, n) of unit length, greatest variance first. The entry of greatest magnitude is positive, so that
             a rerun has the same signs.

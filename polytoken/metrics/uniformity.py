@@ -28,7 +28,7 @@ class ScalarQuantizer(Protocol):
 class Uniformity(NamedTuple):
     """Means over channels.
 
-    Args:
+    Attributes:
         ks: Kolmogorov–Smirnov distance to U(−1, 1), 0 … 1 (iFSQ eq. 6).
         rmse_uniform: root mean square distance to U(−1, 1) of sorted samples (iFSQ eq. 5).
         entropy_ratio: entropy of the levels over log L, 0 … 1.

@@ -50,7 +50,7 @@ class Header(TypedDict, total=False):
 class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
     """Common part of the ``config.json`` of a network.
 
-    Args:
+    Attributes:
         polytoken_format: version of the format.
         model: class path and arguments, as the checkpoint of the run recorded them.
         weights_sha256: of ``model.safetensors``.
@@ -68,7 +68,7 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind")
 class TokenizerConfig(NetworkConfig, frozen=True, kw_only=True, tag=TOKENIZER):
     """``config.json`` of a tokenizer.
 
-    Args:
+    Attributes:
         fingerprint: of the tokenizer.
         spec: shape of its codes; None for a continuous bottleneck.
         frozen: identities of its frozen networks, whose weights are not in the folder.
@@ -82,7 +82,7 @@ class TokenizerConfig(NetworkConfig, frozen=True, kw_only=True, tag=TOKENIZER):
 class GeneratorConfig(NetworkConfig, frozen=True, kw_only=True, tag=GENERATOR):
     """``config.json`` of the generator of a pipeline.
 
-    Args:
+    Attributes:
         record: what it was trained on; runs have names of two parts instead of paths.
     """
 

@@ -28,7 +28,7 @@ EXAMPLE = 3  # rows of the example; 1 would be taken for a constant
 class ProgramRecord(msgspec.Struct, frozen=True, kw_only=True):
     """``programs.json``: what the programs of a folder read and write.
 
-    Args:
+    Attributes:
         image_size: pixels a side of the images (B, 3, image_size, image_size) in [-1, 1], float32.
         encode: shape of what ``encode.pt2`` writes and ``decode.pt2`` reads, without B: codes (k, N) int64, or float32
             vectors (C, h, w) of a tokenizer without codes.

@@ -66,7 +66,7 @@ class Forcing:
 class ForcedCodes(NamedTuple):
     """Codes of reference images, for a generator.
 
-    Args:
+    Attributes:
         codes: (B, k, N) int64, of which only the forced sub-codes are read.
         sub_codes: the forced ones, counted as the generator writes them.
         guidance: see :class:`Forcing`.

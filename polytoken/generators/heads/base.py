@@ -17,7 +17,7 @@ from polytoken.transformer import KVCache, RMSNorm, TrunkConfig, initialise
 class HeadLoss(NamedTuple):
     """Loss of a batch.
 
-    Args:
+    Attributes:
         total: what training minimises, a float32 scalar.
         per_code: (k,) float32, mean over images and positions.
         is_bound: ``per_code`` bounds the negative log-likelihood from above and does not equal it.

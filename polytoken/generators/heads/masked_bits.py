@@ -24,7 +24,7 @@ DEFAULT_STEPS = 4
 class Digit(NamedTuple):
     """One unit that is masked: a bit of a sub-code, or a whole sub-code.
 
-    Args:
+    Attributes:
         sub_code: where it belongs.
         base: number of its values; the value ``base`` is the mask.
         place: its value counts ``place`` times in the sub-code.

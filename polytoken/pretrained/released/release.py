@@ -88,7 +88,7 @@ class Release:
 class ReleasedAs(msgspec.Struct, frozen=True, kw_only=True):
     """Origin of an imported run, inside its checkpoint.
 
-    Args:
+    Attributes:
         name: of the release.
         source: paper and repository.
         licence: of the weights, as their authors write it.
