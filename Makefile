@@ -185,7 +185,7 @@ lock: $(READY) ## development | Renew requirements.lock from pyproject.toml
 	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-header --python-version 3.11 --extra suite --extra caption --extra docs --extra dev pyproject.toml -o requirements.lock
 
 docs: | $(READY) ## development | Build the documentation with its reference into site/, without network
-	$(VENV)/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet # without the advert of a successor
 	@echo "the documentation is in site/index.html"
 
 preset: | $(READY) ## start | Write the preset NAME for the images of DATA=/path or HUB=owner/name; ARGS='--resolution 128'
