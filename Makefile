@@ -166,8 +166,7 @@ help: ## start | Explain every target
 	@echo "NAMES, with their defaults"
 	@echo "    PRESET=digits    $(PRESETS)"
 	@echo "    TOKENIZER=fq_dual $(TOKENIZERS)"
-	@echo "    GENERATOR=stage2 $(GENERATORS)"
-	@echo "                     (of a representation autoencoder, such as ideal: llamagen_ideal)"
+	@echo "    GENERATOR=stage2 $(GENERATORS) (of TOKENIZER=ideal: llamagen_ideal)"
 	@echo "    DATA=/path of the images    ARGS='--key value' of the named stages    RUN=name of a variant    STEPS=20 of each stage"
 	@echo "    DEVICES=1 NODES=1 for this command    LAUNCH=here, or slurm with NODES=1 GPUS=1 CPUS=8 TIME=24:00:00 PARTITION= SBATCH_ARGS="
 
@@ -347,7 +346,7 @@ pictures: analysis sample ## experiments | Copy the pictures of the runs and of 
 	cp $(RUNS)/tokenizer/$(TOKENIZER_RUN)/reconstructions.png docs/images/$(PRESET).png
 	cp $(SAMPLED)/grid.png docs/images/$(PRESET)_samples.png
 
-plot: $(READY) # Plot iFSQ Fig. 3 from its finished experiment into docs/images
+plot: $(READY) ## experiments | Plot iFSQ Fig. 3 from its finished experiment into docs/images
 	$(PYTHON) -m experiments show ifsq/fig3 --preset photos
 	$(PYTHON) -m experiments.ifsq_plot runs/experiments/results/ifsq/fig3_photos.json docs/images/ifsq_fig3.png
 
