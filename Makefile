@@ -166,7 +166,7 @@ help: ## start | Explain every target
 	@echo "NAMES, with their defaults"
 	@echo "    PRESET=digits    $(PRESETS)"
 	@echo "    TOKENIZER=fq_dual $(TOKENIZERS)"
-	@echo "    GENERATOR=stage2 $(GENERATORS) (of TOKENIZER=ideal: llamagen_ideal)"
+	@echo "    GENERATOR=stage2 $(GENERATORS)"
 	@echo "    DATA=/path of the images    ARGS='--key value' of the named stages    RUN=name of a variant    STEPS=20 of each stage"
 	@echo "    DEVICES=1 NODES=1 for this command    LAUNCH=here, or slurm with NODES=1 GPUS=1 CPUS=8 TIME=24:00:00 PARTITION= SBATCH_ARGS="
 
