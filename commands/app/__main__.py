@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from commands.app.explored import Explored
 from commands.program import best_device, new_parser, run
 from polytoken.errors import UserError
 
@@ -21,12 +22,11 @@ def work(given: Namespace) -> None:
     """Load the runs and serve the page."""
     if given.max_images < 1:
         raise UserError(f"--max-images is {given.max_images}: give at least 1")
+    explored = Explored.load(given.tokenizer, given.generator, given.preset, given.max_images, best_device())
     if find_spec("gradio") is None:
         raise UserError(f"the package gradio is missing: install the extra `app` ({INSTALL})")
-    from commands.app.explored import Explored
     from commands.app.page import build, launch
 
-    explored = Explored.load(given.tokenizer, given.generator, given.preset, given.max_images, best_device())
     print(f"the page is http://{given.host}:{given.port}; Ctrl-C stops it", flush=True)
     launch(build(explored), given.host, given.port)
 

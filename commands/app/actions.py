@@ -67,11 +67,6 @@ def reconstruct(tokenizer: Tokenizer, image: Tensor, kept: Collection[int]) -> R
     return Reconstruction(decoded, float(psnr(to_uint8(decoded), to_uint8(image))))
 
 
-def patches_of(brushed: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Patches (h, w) bool that hold at least one of the brushed pixels (H, W) bool."""
-    return functional.adaptive_max_pool2d(brushed[None, None].float(), grid)[0, 0].bool()
-
-
 def exchange(codes: Tensor, other: Tensor, spec: TokenSpec, sub_codes: Collection[int], patches: Tensor) -> Tensor:
     """Replace some sub-codes of codes (1, k, N) by those of other codes, in a region.
 
@@ -91,11 +86,17 @@ def exchange(codes: Tensor, other: Tensor, spec: TokenSpec, sub_codes: Collectio
 
 
 @torch.inference_mode()
-def edit(tokenizer: Tokenizer, image: Tensor, other: Tensor, sub_codes: Collection[int], patches: Tensor) -> Tensor:
-    """Decode an image (1, 3, H, W) with some sub-codes of another one; see :func:`exchange`."""
+def edit(
+    tokenizer: Tokenizer, image: Tensor, other: Tensor, choices: Sequence[Collection[int]], patches: Tensor
+) -> Tensor:
+    """Decode an image (1, 3, H, W) with sub-codes of another one, for each choice of sub-codes; see :func:`exchange`.
+
+    Returns images (len(choices), 3, H, W), not clamped.
+    """
     first, second = (encode(tokenizer, one).codes for one in (image, other))
     assert first is not None and second is not None  # only a tokenizer with codes has this tab
-    mixed = exchange(first, second, tokenizer.require_codes(), sub_codes, patches)
+    spec = tokenizer.require_codes()
+    mixed = torch.cat([exchange(first, second, spec, chosen, patches) for chosen in choices])
     with full_precision(mixed.device):
         return tokenizer.decode_codes(mixed).cpu()
 

@@ -10,8 +10,8 @@ import gradio as gr
 
 from commands.app import actions
 from commands.app.explored import Explored
-from commands.app.parts import said
-from commands.app.pictures import enlarged
+from commands.app.parts import FIGURES, said
+from commands.app.pictures import SMALL, enlarged, figures
 from polytoken.pipeline import GenerationPipeline
 from polytoken.sampling import CategoricalSampler, FlowSampler, Guidance
 from polytoken.specs import TokenSpec
@@ -32,13 +32,13 @@ class Settings:
 def add(explored: Explored, pipeline: GenerationPipeline) -> None:
     """Add the tab."""
 
-    def generate(name: str, count: int, seed: float, *values: Any) -> tuple[list[Any], str]:
+    def generate(name: str, count: int, seed: float, *values: Any) -> tuple[str, str]:
         rules = pipeline.rules(settings.sampler(*values))
         labels = labels_of(pipeline, name, count)
         drawn = actions.generate(pipeline, labels, rules, int(seed or 0))
-        images = [enlarged(image.numpy(), 128) for image in drawn.images]
+        images = [enlarged(image.numpy(), SMALL) for image in drawn.images]
         names = [pipeline.class_names[label] for label in labels]
-        return [*zip(images, names, strict=True)], (
+        return figures(zip(images, names, strict=True), "sample"), (
             f"{count} images in {drawn.seconds:.2f} s · {drawn.steps} steps · "
             f"**{1000 * drawn.seconds / drawn.steps:.0f} ms a step**"
         )
@@ -52,10 +52,8 @@ def add(explored: Explored, pipeline: GenerationPipeline) -> None:
         settings = flow_settings() if flow else categorical_settings(pipeline)
         button = gr.Button("Generate", variant="primary", elem_id="generate")
         time = gr.Markdown(elem_id="time")
-        gallery = gr.Gallery(
-            label="samples", format="png", columns=3, height="auto", object_fit="contain", elem_id="samples"
-        )
-        button.click(said(generate), [chosen, count, seed, *settings.components], [gallery, time], api_name="generate")
+        samples = gr.HTML(label="samples", elem_id="samples", **FIGURES)
+        button.click(said(generate), [chosen, count, seed, *settings.components], [samples, time], api_name="generate")
 
 
 def labels_of(pipeline: GenerationPipeline, name: str, count: int) -> list[int]:

@@ -8,21 +8,34 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read on import; it also turn
 
 import gradio as gr
 
-from commands.app import generate, reconstruct
+from commands.app import codes, edit, generate, reconstruct
 from commands.app.explored import Explored
 
-STYLE = "footer { display: none !important; } .gradio-container { max-width: 1100px !important; }"
+STYLE = """
+footer { display: none !important; }
+.gradio-container { max-width: 1100px !important; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(120px, 28%), 1fr)); gap: 8px; }
+.figures figure { margin: 0; text-align: center; overflow-wrap: anywhere; }
+.figures img { width: 100%; margin: 0; image-rendering: pixelated; }
+@media (max-width: 500px) { /* all four tabs fit */
+  .gradio-container .app { padding: 8px 12px !important; }
+  .tab-container button { padding-inline: 8px !important; }
+}
+"""
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is fetched
 
 
 def build(explored: Explored) -> gr.Blocks:
     """Build the page; tabs that do not apply are left out."""
     pipeline = explored.pipeline
-    with gr.Blocks(title="Polytoken", analytics_enabled=False) as page:
+    with gr.Blocks(title="Polytoken", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.Markdown(f"# Polytoken\n{describe(explored)}")
         if explored.note:
             gr.Markdown(explored.note)
         reconstruct.add(explored, page)
+        if explored.tokenizer.spec is not None:
+            edit.add(explored, page)
+            codes.add(explored, page)
         if pipeline is not None:
             generate.add(explored, pipeline)
     return page

@@ -18,7 +18,9 @@ from polytoken.images import read_image
 
 P = ParamSpec("P")
 R = TypeVar("R")
-BUTTONS: list[Any] = ["download", "fullscreen"]
+# PNG: the default is lossy
+PICTURE: dict[str, Any] = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"]}
+FIGURES: dict[str, Any] = {"show_label": True, "container": True, "padding": True, "js_on_load": None}
 
 
 def said(action: Callable[P, R]) -> Callable[P, R]:
@@ -52,12 +54,12 @@ class Choice:
             event.then(said(action), inputs, outputs, show_progress="minimal")
 
 
-def choose_image(explored: Explored, name: str, row: int = 0, shown: gr.Image | None = None) -> Choice:
+def choose_image(explored: Explored, name: str = "", row: int = 0, shown: gr.Image | None = None) -> Choice:
     """Add an upload, and a slider over the validation images.
 
     Args:
         explored: tokenizer and images.
-        name: of the image, for labels.
+        name: of the image, before each label.
         row: validation image at the start.
         shown: where the chosen image appears.
     """
@@ -77,11 +79,11 @@ def choose_image(explored: Explored, name: str, row: int = 0, shown: gr.Image | 
     with gr.Row():
         events = []
         if count > 1:
-            slider = gr.Slider(0, count - 1, row, step=1, label=f"{name}: validation image", scale=3)
+            slider = gr.Slider(0, count - 1, row, step=1, label=f"{name}validation image", scale=3)
             events.append(
                 slider.change(said(picked), slider, outputs, trigger_mode="always_last", show_progress="hidden")
             )
-        button = gr.UploadButton(f"{name}: own image", file_types=["image"], size="sm", scale=1)
+        button = gr.UploadButton(f"{name}own image", file_types=["image"], size="sm", scale=1)
         events.append(button.upload(said(uploaded), button, outputs, show_progress="hidden"))
     return Choice(image, tuple(events))
 

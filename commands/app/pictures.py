@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
+from html import escape
 from io import BytesIO
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor
 from polytoken.images import to_uint8
 
 SIDE = 320  # pixels, at least: smaller images are enlarged by whole factors, so that their pixels stay visible
+SMALL = 128  # the same in rows of pictures
 FRAME = np.array([255, 102, 0], dtype=np.uint8)
 
 
@@ -43,3 +46,12 @@ def data_url(image: np.ndarray) -> str:
     file = BytesIO()
     Image.fromarray(image).save(file, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def figures(pictures: Iterable[tuple[np.ndarray, str]], alt: str) -> str:
+    """HTML of pictures with captions, as many in a row as fit."""
+    shown = "".join(
+        f'<figure><img src="{data_url(image)}" alt="{escape(alt)}"><figcaption>{escape(caption)}</figcaption></figure>'
+        for image, caption in pictures
+    )
+    return f'<div class="figures">{shown}</div>'

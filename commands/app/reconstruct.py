@@ -9,7 +9,7 @@ from torch import Tensor
 
 from commands.app import actions
 from commands.app.explored import Explored
-from commands.app.parts import BUTTONS, choose_image, first_image, said
+from commands.app.parts import PICTURE, choose_image, first_image, said
 from commands.app.pictures import pixels
 
 
@@ -24,18 +24,15 @@ def add(explored: Explored, page: gr.Blocks) -> None:
 
     with gr.Tab("Reconstruct"):
         with gr.Row():
-            original = gr.Image(
-                pixels(first_image(explored)), label="original", format="png", interactive=False, buttons=BUTTONS
-            )
-            restored = gr.Image(
-                label="reconstruction", format="png", interactive=False, buttons=BUTTONS, elem_id="restored"
-            )
+            original = gr.Image(pixels(first_image(explored)), label="original", **PICTURE)
+            restored = gr.Image(label="reconstruction", elem_id="restored", **PICTURE)
         said_psnr = gr.Markdown(elem_id="psnr")
-        choice = choose_image(explored, "Image", shown=original)
+        choice = choose_image(explored, shown=original)
         kept = gr.CheckboxGroup(
             [(name, index) for index, name in enumerate(names)],
             value=[*range(len(names))],
             label="subspaces; one that is off is zero",
+            elem_id="kept",
             visible=len(names) > 1,
         )
         inputs, outputs = [choice.image, kept], [restored, said_psnr]

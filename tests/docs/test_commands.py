@@ -21,6 +21,7 @@ from tests.support.working_copy import link_repository
 DOCS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 ELSEWHERE = {"sbatch": "tests/cluster", "sudo": "tests/cluster", "eval": "tests/cluster", "source": "a shell's own"}
 
+PACKAGES = ("commands.app", "commands.report")
 SAMPLES = ("theirs.npz", "reconstructions.npz")
 
 
@@ -50,7 +51,14 @@ def lines_of(program: str) -> list[str]:
 
 
 def test_every_line_is_known() -> None:
-    known = ("make ", "python cli.py ", "python -m ", "pip install .", *(f"{name} " for name in ELSEWHERE))
+    known = (
+        "make ",
+        "python cli.py ",
+        "python -m ",
+        "pip install .",
+        ".venv/bin/uv pip install ",
+        *(f"{name} " for name in ELSEWHERE),
+    )
     assert LINES and not [line for _, line in LINES if not line.startswith(known)]
 
 
@@ -88,7 +96,7 @@ def test_programs_accept_their_options(
 ) -> None:
     """In this process, to save imports; that every row of an experiment composes is tested in tests/experiments."""
     name, *options = shlex.split(line)[2:]
-    module = import_module(name if name.count(".") and name != "commands.report" else f"{name}.__main__")
+    module = import_module(name if name.count(".") and name not in PACKAGES else f"{name}.__main__")
     if name == "experiments":
         monkeypatch.setattr(module, "check", lambda *_: None)
         if options[0] == "run":

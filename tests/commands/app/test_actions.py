@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from commands.app import actions
-from commands.app.actions import CodeIndex, Place, encode, exchange, patches_of, place_at
+from commands.app.actions import CodeIndex, Place, encode, exchange, place_at
 from commands.app.explored import Explored
 from polytoken.errors import MissingFileError, UserError
 from polytoken.pipeline import GenerationPipeline
@@ -42,13 +42,6 @@ def test_reconstruction_keeps_the_chosen_subspaces() -> None:
     assert part.psnr == pytest.approx(float(10 * torch.log10(255**2 / (rounded[0] - rounded[1]).square().mean())))
 
 
-def test_brushed_pixels_choose_the_patches_that_hold_them() -> None:
-    brushed = torch.zeros(16, 16, dtype=torch.bool)
-    brushed[7, 8] = True
-    assert patches_of(brushed, (2, 2)).tolist() == [[False, True], [False, False]]
-    assert not patches_of(torch.zeros(16, 16, dtype=torch.bool), (2, 2)).any()
-
-
 def test_codes_are_exchanged_in_the_region_and_sub_code_alone() -> None:
     spec = TokenSpec((9, 9), ((2, 2),))
     own, other = torch.zeros(1, 2, 4, dtype=torch.int64), torch.arange(1, 9).view(1, 2, 4)
@@ -69,9 +62,10 @@ def test_a_coarse_code_is_exchanged_with_half_of_its_patches() -> None:
 def test_an_edit_decodes_the_exchanged_codes() -> None:
     tokenizer = tiny_tokenizer().eval()
     first, second = images().split(1)
-    edited = actions.edit(tokenizer, first, second, [0], EVERYWHERE)
+    edited = actions.edit(tokenizer, first, second, [[], [0]], EVERYWHERE)
     codes = torch.stack([encode(tokenizer, second).codes[:, 0], encode(tokenizer, first).codes[:, 1]], dim=1)
-    torch.testing.assert_close(edited, tokenizer.decode_codes(codes))
+    torch.testing.assert_close(edited[:1], actions.reconstruct(tokenizer, first, [0, 1]).image)
+    torch.testing.assert_close(edited[1:], tokenizer.decode_codes(codes))
 
 
 def test_places_of_several_scales() -> None:
