@@ -51,7 +51,8 @@ def import_checkpoint(
     if source.release.tokenizer is None:
         if tokenizer_run is not None:
             raise UserError(f"{source.name} is a tokenizer: leave out --tokenizer-run")
-        checkpoint = tokenizer_checkpoint(source, image_size or source.release.image_size)
+        size = source.release.image_size if image_size is None else image_size
+        checkpoint = tokenizer_checkpoint(source, size)
     else:
         checkpoint = _generator(source, image_size, tokenizer_run)
     with new_folder(place) as folder:

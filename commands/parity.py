@@ -111,12 +111,10 @@ def _check_decoder(path: Path | None, reconstruction: Tensor) -> Check:
 
 def _check_rfid(given: Namespace, tokenizer: Tokenizer) -> Check:
     published = re.search(r"rFID (\d+\.\d+)", find(given.name).published)
-    if published is None:
-        return Check("rFID", None, "the authors published none of this checkpoint")
-    if given.rfid is None:
-        return Check("rFID", None, "name the file of `make reference PRESET=imagenet` as --rfid")
-    extractor = load_extractor("inception", None, best_device())
-    comparison = Comparison(extractor, None, given.rfid, "reconstruction")
+    if published is None or given.rfid is None:
+        about = "the authors published none" if published is None else "name a file of `make reference` as --rfid"
+        return Check("rFID", None, about)
+    comparison = Comparison(load_extractor("inception", None, best_device()), None, given.rfid, "reconstruction")
     target = comparison.target((tokenizer.image_size, tokenizer.image_size))
     batches = track(_images(given, tokenizer.image_size), "reconstructions, batches")
     found = comparison.measure(((_reconstruct(tokenizer, batch)[0], None) for batch in batches), keep_rows=False)

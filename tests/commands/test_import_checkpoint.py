@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from artifacts.completion import completion
@@ -147,3 +149,72 @@ def test_refusals_leave_nothing_behind(refusal: Callable[..., str], monkeypatch:
     main([*vq, "--file", "vq.pt", "--image-size", "64"])
     assert "makes images of 32 pixels" in refusal(*gpt, "--tokenizer-run", str(TOKENIZER))
     assert "exists and is no empty folder" in refusal(*vq, "--file", "vq.pt")
+
+
+BIAS, TABLE = "decoder.conv_out.bias", "quantize.embedding.weight"
+Change = Callable[[torch.Tensor], torch.Tensor]
+ODD: dict[str, tuple[str, Change, str]] = {
+    "quantized": (
+        BIAS,
+        lambda bias: torch.quantize_per_tensor(bias, 0.1, 0, torch.qint8),
+        "holds decoder.conv_out.bias as a sparse, quantized or meta tensor",
+    ),
+    "sparse": (BIAS, torch.Tensor.to_sparse, "as a sparse, quantized or meta tensor"),
+    "meta": (BIAS, lambda bias: bias.to("meta"), "as a sparse, quantized or meta tensor"),
+    "integer": (BIAS, torch.Tensor.long, "decoder.conv_out.bias is torch.int64, and weights are floats"),
+    "complex": (BIAS, lambda bias: bias * 1j, "decoder.conv_out.bias is torch.complex64"),
+    "too large for float32": (BIAS, lambda bias: bias.double() * 1e300, "decoder.conv_out.bias is not finite"),
+    "empty": ("encoder.conv_in.weight", lambda kernel: kernel[:0], "has no weight encoder.conv_in.weight"),
+    "2³⁴ codes": (TABLE, lambda table: table[:1].expand(2**34, -1), "VectorQuantizer: codebook_size is 17179869184"),
+    "5000 digits": (
+        f"encoder.conv_blocks.{'1' * 5000}.res.0.norm1.bias",
+        lambda _: torch.zeros(8),
+        "weights that this architecture does not have: encoder.conv_blocks.111",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch on quantized and sparse tensors
+@pytest.mark.parametrize("what", ODD)
+def test_odd_tensors_end_in_a_sentence(what: str, refusal: Callable[..., str]) -> None:
+    """Faults that mutated files showed."""
+    name, change, sentence = ODD[what]
+    torch.save({"model": {**VQ, name: change(VQ.get(name, torch.empty(0)))}}, "odd.pt")
+    error = refusal("llamagen/vq_ds16_c2i", "--to", "run", "--file", "odd.pt", "--preset", "digits").splitlines()[-1]
+    assert error.startswith("error: odd.pt ") and sentence in error and len(error) < 500
+    assert not Path("run").exists()
+
+
+def test_files_of_another_kind_end_in_a_sentence(refusal: Callable[..., str]) -> None:
+    safetensors.torch.save_file(VQ, "named.pt")
+    shutil.copy("vq.pt", "named.safetensors")
+    Path("text.pt").write_text("<html>not found</html>")
+    Path("folder").mkdir()
+    fqgan = {128: 8, 256: 16, 512: 32, 1536: 96, 2048: 128, 16384: 64}
+    torch.save({"model": small_state("fqgan_dual_ds16", fqgan, {"transformer.": 2})}, "dual.pt")
+    for name, file, sentence in (
+        ("llamagen/vq_ds16_c2i", "named.pt", "is no torch file, and a safetensors file ends in .safetensors"),
+        ("llamagen/vq_ds16_c2i", "text.pt", "is no torch file"),
+        ("llamagen/vq_ds16_c2i", "named.safetensors", "is not a readable weights file"),
+        ("llamagen/vq_ds16_c2i", "folder", "there is no file folder"),
+        ("llamagen/vq_ds16_c2i", "dual.pt", "has no weight quantize.embedding.weight: it is of another architecture"),
+        (
+            "llamagen/vq_ds8_c2i",
+            "vq.pt",
+            "vq.pt is no checkpoint like llamagen/vq_ds8_c2i: a position covers 16 pixels",
+        ),
+        ("fqgan/triple_ds16", "dual.pt", "a position has 2 sub-codes, not 3"),
+        ("var/vae_ch160v4096z32", "vq.pt", "it is of another architecture"),
+    ):
+        error = refusal(name, "--to", "run", "--file", file, "--preset", "digits", "--accept-license")
+        assert sentence in error.splitlines()[-1], error
+    vq = ("llamagen/vq_ds16_c2i", "--file", "vq.pt", "--preset", "digits")
+    assert "image_size is 0" in refusal(*vq, "--to", "run", "--image-size", "0")
+    assert "Not a directory" in refusal(*vq, "--to", "vq.pt/run")
+    assert not Path("run").exists()
+
+
+def test_a_safetensors_file_is_read() -> None:
+    safetensors.torch.save_file(VQ, "vq.safetensors")
+    main(["llamagen/vq_ds16_c2i", "--to", str(TOKENIZER), "--file", "vq.safetensors", "--preset", "digits"])
+    assert load_tokenizer(TOKENIZER).image_size == 32

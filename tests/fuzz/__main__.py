@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--time", type=float, default=1200, help="seconds; no mutation starts later (1200)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="at once (one a processor)")
     parser.add_argument("--quick", action="store_true", help="only files that no trained run leaves")
+    parser.add_argument("--kind", help="only files of this kind, such as 'released checkpoint'")
     parser.add_argument("--directory", type=Path, help="keeps the corpus for another call (default: a temporary one)")
     options = parser.parse_args(arguments)
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # before torch: a fork of a pool of threads hangs
@@ -41,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not (directory / "corpus").exists():
         corpus.make(directory / "corpus", trained=not options.quick)
     kinds = corpus.quick(directory / "corpus") if options.quick else corpus.KINDS
+    kinds = [kind for kind in kinds if options.kind in (None, kind.name)]
+    if not kinds:
+        parser.error(f"there is no kind {options.kind!r}: {', '.join(kind.name for kind in corpus.KINDS)}")
     cases.warm(directory, kinds)
     gc.freeze()
     results = []

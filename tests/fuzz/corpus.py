@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from commands import (
     dependency,
     evaluate,
     export,
+    import_checkpoint,
     layers,
     probe,
     reference,
@@ -53,6 +55,7 @@ from tests.support.experiments import write_experiment
 from tests.support.generated import write_representation_run
 from tests.support.generator_recipes import tiny
 from tests.support.recipes import CONFIGS, digits, write_judge
+from tests.support.released import small_state
 from tests.support.reports import write_measured_runs, write_results
 
 Program = Callable[[list[str]], Any]
@@ -99,6 +102,8 @@ ZERO_SHOT = ["--run", str(IDEAL), "--classes", str(TEACHERS / "classes.safetenso
 JUDGED = ["--extractor", "judge", "--weights", str(TEACHERS / "judge.safetensors")]
 MEASURE = ["--npz", str(SAMPLES / "samples.npz"), *JUDGED]
 REFERENCE = RUNS / "reference/samples_judge.npz"
+RELEASED = "released/vq_ds16_c2i.pth"
+IMPORT = ["llamagen/vq_ds16_c2i", "--file", RELEASED, "--to", str(RUNS / "tokenizer/imported"), "--preset", "digits"]
 TABLE = ["show", "paper/table.yaml", "--seeds", "1", "--root", "runs/experiments"]
 
 
@@ -253,6 +258,7 @@ KINDS = (
     Kind("captions.json", f"{RUNS}/caption_stage2/vq/captions.json", _REPORT),
     Kind("exported configuration", "exported/**/config.json", ((load_exported, []),)),
     Kind("exported weights", "exported/*/model.safetensors", ((load_exported, []),)),
+    Kind("released checkpoint", RELEASED, ((import_checkpoint.main, [*IMPORT, "--image-size", "32"]),)),
     Kind("experiment results", "runs/experiments/results/*/*.json", _REPORT),
     Kind(
         "stage of an experiment",
@@ -288,7 +294,7 @@ STAGES: tuple[tuple[Program, list[str]], ...] = (
 
 def quick(directory: Path) -> list[Kind]:
     """Kinds that an untrained corpus holds, with the programs that take half a second."""
-    programs = (report, experiments, read_images, class_vectors.main, summary.main)
+    programs = (report, experiments, read_images, class_vectors.main, summary.main, import_checkpoint.main)
     found = [replace(kind, readers=tuple(one for one in kind.readers if one[0] in programs)) for kind in KINDS]
     return [kind for kind in found if kind.readers and any(directory.glob(kind.files))]
 
@@ -306,6 +312,7 @@ def make(directory: Path, trained: bool = True) -> None:
         write_judge(TEACHERS / "judge.safetensors")
         _text_tower()
         _written_by_people()
+        _released()
         if trained:
             for program, arguments in STAGES:
                 program(arguments)
@@ -362,6 +369,13 @@ def _written_by_people() -> None:
     sentences = [{"raw": text} for text in texts]
     listed = [{"filename": file, "split": split, "sentences": sentences} for file, split in splits.items()]
     Path("captioned/captions.json").write_text(json.dumps({"images": listed}))
+
+
+def _released() -> None:
+    """A small tokenizer in the format of LlamaGen's training."""
+    weights = small_state("llamagen_vq_ds16", {128: 8, 256: 16, 512: 32, 16384: 64}, {})
+    Path(RELEASED).parent.mkdir()
+    torch.save({"model": weights, "args": Namespace(vq_model="VQ-16"), "steps": 3}, RELEASED)
 
 
 def _sharded() -> None:

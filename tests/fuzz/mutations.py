@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import math
 import os
 import pickle
 import random
+import re
 import shutil
 import struct
 import zipfile
@@ -257,6 +259,46 @@ def tree_of_checkpoint(path: Path, draw: random.Random) -> None:
 CHECKPOINT: tuple[Mutation, ...] = (*[tree_of_checkpoint] * 14, *BYTES)
 
 
+def tensors_of_release(path: Path, draw: random.Random) -> None:
+    """Another tensor or name in a released checkpoint, or other plain data around its weights."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        content = torch.load(path, weights_only=True)
+    weights = content["model"]
+    for _ in range(draw.choice((1, 1, 2))):
+        name = draw.choice(list(weights))
+        if draw.random() < 0.7:
+            weights[name] = draw.choice(TENSORS)(weights[name])
+        else:
+            numbered = draw.choice(("1000000", "-1", "x", "", "1" * 5000))
+            weights[draw.choice((re.sub(r"\d+", numbered, name, count=1), f"module.{name}"))] = weights.pop(name)
+    torch.save(change(content, draw) if draw.random() < 0.3 else content, path)
+
+
+TENSORS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
+    lambda tensor: tensor.flatten()[:1].view([1] * tensor.ndim).expand(2**34, *tensor.shape[1:]),
+    lambda tensor: tensor.flatten()[:1].view([1] * tensor.ndim).expand(*tensor.shape[:-1], 2**34),
+    lambda tensor: tensor.expand(2**34, *tensor.shape),
+    lambda tensor: tensor.flatten(),
+    lambda tensor: tensor[:0],
+    lambda tensor: tensor[None],
+    lambda tensor: tensor.transpose(0, -1),
+    lambda tensor: torch.zeros(()),
+    lambda tensor: torch.full_like(tensor, math.nan),
+    lambda tensor: torch.full_like(tensor, 3e38),
+    lambda tensor: tensor.double() * 1e300,
+    lambda tensor: tensor.half(),
+    lambda tensor: tensor.long(),
+    lambda tensor: tensor > 0,
+    lambda tensor: tensor.to(torch.complex64),
+    lambda tensor: tensor.to(torch.float8_e4m3fn),
+    lambda tensor: tensor.to_sparse(),
+    lambda tensor: tensor.to("meta"),
+    lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+    torch.nn.Parameter,
+)
+RELEASED: tuple[Mutation, ...] = (*[tensors_of_release] * 16, *BYTES)
+
+
 def header_of_safetensors(path: Path, draw: random.Random) -> None:
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
@@ -381,6 +423,7 @@ BY_SUFFIX: dict[str, tuple[Mutation, ...]] = {
     ".yaml": YAML,
     ".ckpt": CHECKPOINT,
     ".pt": CHECKPOINT,
+    ".pth": RELEASED,
     ".safetensors": SAFETENSORS,
     ".npz": NPZ,
     ".png": IMAGE,

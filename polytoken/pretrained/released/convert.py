@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,8 +124,11 @@ def tokenizer_checkpoint(source: Source, image_size: int) -> Checkpoint:
         image_size: pixels a side of the images that its codes describe.
     """
     state = source.read()
-    network = _described(source, state, image_size)
-    weights = _converted(source, network, state, empty_tokenizer(network))
+    with _like(source):
+        network = source.release.describe(state, image_size)
+        empty = empty_tokenizer(network)
+        _check_kind(source.release, empty)
+        weights = _converted(source, network, state, empty)
     return _checkpoint(source, TOKENIZER, network, weights, {})
 
 
@@ -137,10 +141,12 @@ def generator_checkpoint(source: Source, tokenizer: Tokenizer, tokenizer_run: st
         tokenizer_run: name or place of that tokenizer, for the record.
     """
     state = source.read()
-    network = _described(source, state, source.release.image_size)
+    with _like(source):
+        network = source.release.describe(state, source.release.image_size)
     if network.latents is not None:
         _check_latents(source, (network.latents.channels, *network.latents.grid), tokenizer, tokenizer_run)
-    weights = _converted(source, network, state, empty_generator(network, tokenizer))
+    with _like(source):
+        weights = _converted(source, network, state, empty_generator(network, tokenizer))
     spec, mark = tokenizer.spec, fingerprint(tokenizer)
     record = GeneratorRecord(
         spec=spec,
@@ -188,18 +194,25 @@ def imagenet_classes() -> list[str]:
     return ImageNetInfo().label_names()
 
 
-def _described(source: Source, state: State, image_size: int) -> Network:
+@contextmanager
+def _like(source: Source) -> Iterator[None]:
+    """Errors name the file and what it was read as."""
     try:
-        return source.release.describe(state, image_size)
+        yield
     except UserError as error:
         raise UserError(f"{source.file} is no checkpoint like {source.name}: {error}") from error
 
 
 def _converted(source: Source, network: Network, state: State, empty: nn.Module) -> dict[str, Tensor]:
-    try:
-        weights = network.layout.to_ours(state, shapes_of(empty.state_dict()))
-    except UserError as error:
-        raise UserError(f"{source.file} is no checkpoint like {source.name}: {error}") from error
+    weights = {
+        key: tensor.float() if tensor.is_floating_point() else tensor
+        for key, tensor in network.layout.to_ours(state, shapes_of(empty.state_dict())).items()
+    }
+    for key, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise UserError(f"{key} is {tensor.dtype}, and weights are floats")
+        if not bool(tensor.isfinite().all()):
+            raise UserError(f"{key} is not finite")
     if left_out := network.layout.left_out(state):
         log.info("%s: %d entries are not of the network, such as %s", source.file, len(left_out), left_out[0])
     return weights
@@ -218,7 +231,7 @@ def _checkpoint(
         sha256=file_sha256(source.file),
     )
     content = {
-        STATE_DICT: {f"{name}.{key}": tensor.float() for key, tensor in weights.items()},
+        STATE_DICT: {f"{name}.{key}": tensor for key, tensor in weights.items()},
         MODEL_CONFIG: {"init_args": {name: network.section}},
         GLOBAL_STEP: 0,
         RELEASED: msgspec.to_builtins(origin),
@@ -251,6 +264,15 @@ def _download(name: str, repository: str | None, file: str | None) -> Path:
             f"{name} cannot be downloaded ({first_line(error)}): get {where} on a machine with network, and name it as "
             "file= (--file)"
         ) from error
+
+
+def _check_kind(release: Release, tokenizer: Tokenizer) -> None:
+    """Raise UserError for a tokenizer of the family that is not what its name says."""
+    if release.downsampling is not None and tokenizer.downsampling != release.downsampling:
+        raise UserError(f"a position covers {tokenizer.downsampling} pixels a side, not {release.downsampling}")
+    found = 0 if tokenizer.spec is None else tokenizer.spec.num_sub_codes
+    if release.sub_codes not in (None, found):
+        raise UserError(f"a position has {found} sub-codes, not {release.sub_codes}")
 
 
 def _check_latents(source: Source, shape: tuple[int, ...], tokenizer: Tokenizer, tokenizer_run: str) -> None:

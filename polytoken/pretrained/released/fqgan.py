@@ -102,16 +102,28 @@ def _subspace(index: int, head: str, suffix: str, depth: int) -> Pairs:
 
 
 LICENCE = Licence("CC-BY-NC-4.0", "cc-by-nc-4.0", non_commercial=True)
-_TOKENIZER = Release(tokenizer, LICENCE, "arXiv 2411.16681, showlab/FQGAN", "ZechenBai/FQGAN")
-_GENERATOR = Release(
-    generator, LICENCE, "arXiv 2411.16681, showlab/FQGAN", remark="not released: a file of one's own training"
-)
+_SOURCE = "arXiv 2411.16681, showlab/FQGAN"
+_GENERATOR = Release(generator, LICENCE, _SOURCE, remark="not released: a file of one's own training")
+
+
+def _tokenizer(kind: str, downsampling: int, sub_codes: int, published: str) -> Release:
+    return Release(
+        describe=tokenizer,
+        licence=LICENCE,
+        source=_SOURCE,
+        repository="ZechenBai/FQGAN",
+        file=f"fqgan_{kind}_ds{downsampling}.pt",
+        downsampling=downsampling,
+        sub_codes=sub_codes,
+        published=published,
+    )
+
 
 RELEASES: Table = {
-    "fqgan/dual_ds16": replace(_TOKENIZER, file="fqgan_dual_ds16.pt", published="rFID 0.94"),
-    "fqgan/triple_ds16": replace(_TOKENIZER, file="fqgan_triple_ds16.pt", published="rFID 0.76"),
-    "fqgan/dual_ds8": replace(_TOKENIZER, file="fqgan_dual_ds8.pt", published="rFID 0.32"),
-    "fqgan/triple_ds8": replace(_TOKENIZER, file="fqgan_triple_ds8.pt", published="rFID 0.24"),
+    "fqgan/dual_ds16": _tokenizer("dual", 16, 2, "rFID 0.94"),
+    "fqgan/triple_ds16": _tokenizer("triple", 16, 3, "rFID 0.76"),
+    "fqgan/dual_ds8": _tokenizer("dual", 8, 2, "rFID 0.32"),
+    "fqgan/triple_ds8": _tokenizer("triple", 8, 3, "rFID 0.24"),
     "fqgan/far_dual_base": replace(_GENERATOR, tokenizer="fqgan/dual_ds16", published="gFID 3.38"),
     "fqgan/far_triple_base": replace(_GENERATOR, tokenizer="fqgan/triple_ds16", published="gFID 3.84"),
     "fqgan/far_dual_large": replace(_GENERATOR, tokenizer="fqgan/dual_ds16", published="gFID 3.08"),

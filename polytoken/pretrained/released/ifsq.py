@@ -100,9 +100,9 @@ _TOKENIZER = Release(
 _F16, _F8, _GROUPED = "ifsq/f16_d4_4bit", "ifsq/f8_d4_4bit", "ifsq/f16_d4_4bit_grouped"
 
 RELEASES: Table = {
-    _F16: _TOKENIZER,
-    _F8: _TOKENIZER,
-    _GROUPED: replace(_TOKENIZER, describe=partial(tokenizer, num_sub_codes=2)),
+    _F16: replace(_TOKENIZER, downsampling=16),
+    _F8: replace(_TOKENIZER, downsampling=8),
+    _GROUPED: replace(_TOKENIZER, downsampling=16, describe=partial(tokenizer, num_sub_codes=2)),
     "ifsq/llamagen_l": replace(
         _TOKENIZER, describe=llamagen_repa, tokenizer=_F16, published="gFID 28.07 without guidance", remark=""
     ),

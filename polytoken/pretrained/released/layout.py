@@ -16,7 +16,8 @@ from polytoken.specs import LatentSpec
 
 State = Mapping[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
-LISTED = 10  # names that an error lists at most
+LISTED, LENGTH = 10, 200  # names that an error lists at most, and their characters
+DIGITS = 6  # of a module's number at most; Python refuses to read thousands
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def numbered(state: State, before: str) -> int:
         UserError: if there is none, or the numbers have gaps.
     """
     found = {name[len(before) :].split(".")[0] for name in state if name.startswith(before)}
-    numbers = {int(number) for number in found if number.isdecimal()}
+    numbers = {int(number) for number in found if number.isdecimal() and len(number) <= DIGITS}
     if not numbers or numbers != set(range(len(numbers))):
         raise UserError(f"the file has no weights {before}0, {before}1, … in a row: it is of another architecture")
     return len(numbers)
@@ -145,10 +146,10 @@ def size(state: State, name: str, axis: int = 0) -> int:
     """Return the length of an axis of a weight that decides the architecture.
 
     Raises:
-        UserError: if there is no such weight.
+        UserError: if there is no such weight, or it is empty.
     """
     tensor = state.get(name)
-    if tensor is None or tensor.ndim <= axis:
+    if tensor is None or tensor.ndim <= axis or not tensor.numel():
         raise UserError(f"the file has no weight {name}: it is of another architecture")
     return int(tensor.shape[axis])
 
@@ -196,4 +197,4 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _complain(what: str, names: list[str]) -> None:
     if names:
         more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-        raise UserError(f"the file {what}: {', '.join(names[:LISTED])}{more}")
+        raise UserError(f"the file {what}: {', '.join(name[:LENGTH] for name in names[:LISTED])}{more}")

@@ -83,6 +83,18 @@ _SOURCE = "arXiv 2406.06525, FoundationVision/LlamaGen"
 _REPOSITORY = "FoundationVision/LlamaGen"
 
 
+def _vq(downsampling: int, published: str) -> Release:
+    return Release(
+        describe=tokenizer,
+        licence=MIT,
+        source=_SOURCE,
+        repository=_REPOSITORY,
+        file=f"vq_ds{downsampling}_c2i.pt",
+        downsampling=downsampling,
+        published=published,
+    )
+
+
 def _gpt(size: str, image_size: int, published: str) -> Release:
     return Release(
         describe=generator,
@@ -97,8 +109,8 @@ def _gpt(size: str, image_size: int, published: str) -> Release:
 
 
 RELEASES: Table = {
-    "llamagen/vq_ds16_c2i": Release(tokenizer, MIT, _SOURCE, _REPOSITORY, "vq_ds16_c2i.pt", published="rFID 2.19"),
-    "llamagen/vq_ds8_c2i": Release(tokenizer, MIT, _SOURCE, _REPOSITORY, "vq_ds8_c2i.pt", published="rFID 0.59"),
+    "llamagen/vq_ds16_c2i": _vq(16, "rFID 2.19"),
+    "llamagen/vq_ds8_c2i": _vq(8, "rFID 0.59"),
     "llamagen/c2i_B_256": _gpt("B", 256, "gFID 5.46"),
     "llamagen/c2i_L_256": _gpt("L", 256, "gFID 3.80"),
     "llamagen/c2i_B_384": _gpt("B", 384, "gFID 6.09"),

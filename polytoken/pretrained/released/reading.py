@@ -26,6 +26,7 @@ PLACES: tuple[tuple[str, ...], ...] = (
     ("state_dict",),
     (),
 )
+TORCH = (b"PK", b"\x80")  # first bytes of a zip archive, and of the pickles before torch 1.6
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 
 
@@ -50,11 +51,16 @@ def read_released(path: Path, remedy: str, places: Sequence[tuple[str, ...]] = P
     for place in places:
         state = _state_at(content, place)
         if state:
+            if odd := [name for name, tensor in state.items() if not _is_plain(tensor)]:
+                raise UserError(f"{path} holds {odd[0]} as a sparse, quantized or meta tensor: {remedy}")
             return {_unwrapped(name): tensor for name, tensor in state.items()}, ".".join(place) or "the file itself"
     raise UserError(f"{path} holds no weights at any of {', '.join('.'.join(place) for place in places if place)}")
 
 
 def _unpickle(path: Path, remedy: str) -> Any:
+    with path.open("rb") as file:
+        if not file.read(2).startswith(TORCH):
+            raise UserError(f"{path} is no torch file, and a safetensors file ends in .safetensors: {remedy}")
     if (damage := damage_of(path)) is not None:
         raise UserError(f"{path} is not a readable checkpoint ({damage}): {remedy}")
     try:
@@ -72,6 +78,10 @@ def _state_at(content: Any, place: tuple[str, ...]) -> Mapping[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
         return {}
     return content if content and all(isinstance(value, Tensor) for value in content.values()) else {}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
 
 
 def _unwrapped(name: str) -> str:

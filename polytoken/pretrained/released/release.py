@@ -65,6 +65,8 @@ class Release:
         repository: on the Hugging Face hub; None if the authors released no file.
         file: in that repository.
         image_size: pixels a side.
+        downsampling: pixels a side of a position of a tokenizer, which its name states; None is not checked.
+        sub_codes: of a position; None is not checked.
         tokenizer: name of the release whose codes a generator writes; None for a tokenizer.
         companion: a second file that the network needs.
         places: keys that lead to the weights.
@@ -78,6 +80,8 @@ class Release:
     repository: str | None = None
     file: str | None = None
     image_size: int = 256
+    downsampling: int | None = None
+    sub_codes: int | None = None
     tokenizer: str | None = None
     companion: Companion | None = None
     places: tuple[tuple[str, ...], ...] = PLACES

@@ -11,6 +11,7 @@ from torch import Tensor
 import polytoken
 from polytoken.errors import MissingFileError, UserError
 from polytoken.pretrained.released import RELEASES
+from polytoken.pretrained.released.convert import Source, generator_checkpoint
 from polytoken.pretrained.released.layout import shapes_of
 from polytoken.sampling import CategoricalSampler, FlowSampler
 from polytoken.specs import Tokens
@@ -104,9 +105,12 @@ def test_a_transformer_computes_what_the_released_names_say(name: str, keys: str
 
 def test_a_transformer_needs_the_tokenizer_of_its_latents(tmp_path: Path) -> None:
     tokenizer_file, file = write_tokenizer(tmp_path, "ifsq_f8")[1], write_transformer(tmp_path, "ifsq_dit_l1")[1]
-    message = "dit.pt models latents of 4 × 16 × 16, and ifsq/f16_d4_4bit has 4 × 32 × 32: name the file of its own"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match="tokenizer.pt is no checkpoint like ifsq/f16_d4_4bit: a position covers 8 pix"):
         polytoken.from_pretrained("ifsq/dit_l1", file=file, tokenizer_file=tokenizer_file)
+    tokenizer = polytoken.from_pretrained("ifsq/f8_d4_4bit", file=tokenizer_file)
+    message = "dit.pt models latents of 4 × 16 × 16, and runs/f8 has 4 × 32 × 32: name the file of its own"
+    with pytest.raises(UserError, match=message):
+        generator_checkpoint(Source.find("ifsq/dit_l1", file), tokenizer, "runs/f8")
 
 
 def test_there_is_nothing_to_download() -> None:
