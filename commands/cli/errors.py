@@ -26,6 +26,7 @@ from polytoken.errors import SettingError, UserError
 BRANCH = re.compile(r"""(?:Parser key|Key) "([^"]+)":?|Problem with given class_path '([^']+)':""")
 UNKNOWN = re.compile(r"(?:Group '([^']+)' does not accept option|accept option|Option|arguments:) '?(?:--)?([^'\s=]+)")
 CHOICE = re.compile(r"argument subcommand: invalid choice: '([^']*)' \(choose from (.*)\)")
+NO_COMMAND = re.compile(r'expected "subcommand" to be one of \{(.*?)\}')
 EXPECTED = re.compile(r"Expected an? (.+?)\.? ?(?:(?:Got value|(?<=import path string)): (.*))?", re.DOTALL)
 TYPE = re.compile(r"<class '(?:[\w.]*\.)?(\w+)'>|(?:typing\.)?Literal\[(.*)\]|dot import (path) string.*")
 GIVEN = re.compile(r"Given value: ([^({\[\n]+)$", re.MULTILINE)  # of a scalar
@@ -92,6 +93,8 @@ def explain(message: str, arguments: list[str], valid: list[str]) -> str:
         keys, value = (*keys, "class_path"), texts[0].split()[2]
     elif "arguments are required: " in texts[0]:
         return _missing((*keys, texts[0].rpartition(": ")[2].removeprefix(f"{arguments[0]}.")), arguments)
+    elif choices := NO_COMMAND.search(texts[0]):
+        text = f"there is no command: take one of {choices[1].replace(',', ', ')} (python cli.py fit --help)"
     elif choice := CHOICE.search(texts[0]):
         text, value, meant = f"there is no command {choice[1]}: take one of {choice[2]}", choice[1], command(choice[1])
     elif len(found := [match for match in map(EXPECTED.fullmatch, texts) if match]) == len(texts):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from itertools import zip_longest
 from pathlib import Path
 
 import yaml
@@ -72,7 +73,7 @@ def compose(file: Path) -> yaml.Node | None:
 
 def _options(arguments: list[str]) -> Iterator[tuple[str, str | None]]:
     """Names without dashes, and values; that of a last word without `=` is None."""
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for argument, following in zip_longest(arguments, arguments[1:]):
         if argument.startswith("-"):
             name, separator, value = argument.lstrip("-").partition("=")
             yield name, value if separator else following

@@ -136,6 +136,11 @@ def test_missing_argument_and_missing_model(capsys: pytest.CaptureFixture) -> No
     assert "model is not set, and has no default: a recipe sets it" in capsys.readouterr().err
 
 
+def test_no_command_at_all_is_no_traceback(capsys: pytest.CaptureFixture) -> None:
+    assert exit_code() == 2
+    assert capsys.readouterr().err.startswith("error: there is no command: take one of fit, validate, test, predict")
+
+
 @pytest.mark.parametrize(
     "name, meant", [("fitt", "fit"), ("train", "fit"), ("sample", "predict"), ("eval", "validate")]
 )
