@@ -76,14 +76,14 @@ def choose_image(explored: Explored, name: str = "", row: int = 0, shown: gr.Ima
     def picked(number: float) -> Any:
         return given(explored.image(min(max(int(number), 0), count - 1)))
 
-    with gr.Row():
+    with gr.Column(min_width=0):
         events = []
         if count > 1:
-            slider = gr.Slider(0, count - 1, row, step=1, label=f"{name}validation image", scale=3)
+            slider = gr.Slider(0, count - 1, row, step=1, label=f"{name}validation image")
             events.append(
                 slider.change(said(picked), slider, outputs, trigger_mode="always_last", show_progress="hidden")
             )
-        button = gr.UploadButton(f"{name}own image", file_types=["image"], size="sm", scale=1)
+        button = gr.UploadButton(f"{name}own image", file_types=["image"], size="sm")
         events.append(button.upload(said(uploaded), button, outputs, show_progress="hidden"))
     return Choice(image, tuple(events))
 

@@ -18,6 +18,7 @@ import torch
 from artifacts.completion import completion
 from artifacts.lineage import hand_over
 from commands import export, probe
+from commands.app.explored import Explored
 from commands.import_checkpoint import main
 from commands.report.__main__ import main as write_report
 from polytoken import GenerationPipeline, from_pretrained, load_tokenizer
@@ -71,6 +72,9 @@ def test_an_imported_generator_samples_is_reported_exported_and_starts_another(c
     assert isinstance(released, GenerationPipeline)
     drawn, expected = (one.sample(["n01440764", 7], seed=3) for one in (pipeline, released))
     assert [image.tobytes() for image in drawn] == [image.tobytes() for image in expected]
+
+    explored = Explored.load(None, GENERATOR, max_images=2)
+    assert explored.pipeline is not None and len(explored.images) == 2 and explored.codes is not None
 
     few = ("--data.num_images", "2", "--data.batch_size", "2", "--trainer.accelerator", "cpu")
     config = ("--config", str(CONFIGS / "sample.yaml"), "--config", str(CONFIGS / "presets/digits/sample.yaml"))
