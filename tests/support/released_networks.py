@@ -16,6 +16,12 @@ VAR_CONVOLUTIONS = (0, 0, 1, 1, 1, 2, 2, 3, 3, 3)
 
 def ldm_encode(state: State, images: Tensor) -> Tensor:
     """Images to the output of ``quant_conv``, as LDM and its kin encode."""
+    features = _normed(state, "encoder.norm_out", ldm_features(state, images))
+    return _convolution(state, "quant_conv", _convolution(state, "encoder.conv_out", features))
+
+
+def ldm_features(state: State, images: Tensor) -> Tensor:
+    """Images to the features before the encoder's last norm."""
     features = _convolution(state, "encoder.conv_in", images)
     stages = _count(state, "encoder.down.")
     for stage in range(stages):
@@ -24,8 +30,7 @@ def ldm_encode(state: State, images: Tensor) -> Tensor:
         if stage < stages - 1:
             padded = functional.pad(features, (0, 1, 0, 1))
             features = _convolution(state, f"encoder.down.{stage}.downsample.conv", padded, stride=2, padding=0)
-    features = _normed(state, "encoder.norm_out", _middle(state, "encoder", features))
-    return _convolution(state, "quant_conv", _convolution(state, "encoder.conv_out", features))
+    return _middle(state, "encoder", features)
 
 
 def ldm_decode(state: State, latents: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from polytoken.errors import UserError
 from polytoken.sampling import CategoricalSampler
 from polytoken.specs import Tokens
 from tests.support.released import small_state
-from tests.support.released_networks import gpt_losses
+from tests.support.released_networks import as_ldm, gpt_losses, ldm_decode, ldm_features
 
 SIZES = {128: 8, 256: 16, 512: 32, 1536: 96, 2048: 128, 16384: 64}  # 4 × 4 positions, 64 px
 FAR_SIZES = {1024: 128, 2048: 256, 3072: 384, 2816: 512, 16384: 64}
@@ -34,23 +34,21 @@ def write_tokenizer(name: str, folder: Path) -> tuple[dict[str, Tensor], Path]:
 
 @pytest.mark.parametrize("name", SUBSPACES)
 def test_a_tokenizer_computes_what_the_released_names_say(name: str, tmp_path: Path) -> None:
-    """Adapters, tails, look-up and concatenation in float64, in the released order of subspaces."""
+    """Encoder, adapters, tails, look-up, concatenation and decoder in float64, in the released order of subspaces."""
     state, file = write_tokenizer(name, tmp_path)
     state = {key: tensor.double() for key, tensor in state.items()}
     tokenizer = polytoken.from_pretrained(f"fqgan/{name}", file=file, accept_license=True).double()
     images = torch.rand(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     encoding = tokenizer.encode(images)
-    base = tokenizer.encoder(images)
+    base = ldm_features(as_ldm(state), images)
 
     codes, vectors = zip(*(_quantized(state, base, *names) for names in SUBSPACES[name]), strict=True)
     assert torch.equal(encoding.codes, torch.stack(codes, dim=1))
     assert len(encoding.codes.unique()) > 8
     torch.testing.assert_close(encoding.quantized.double(), torch.cat(vectors, dim=1), atol=1e-6, rtol=0)
-    latents = functional.conv2d(
-        torch.cat(vectors, dim=1), state["post_quant_conv.weight"], state["post_quant_conv.bias"]
-    )
     decoded = tokenizer.decode(tokenizer.embed_codes(torch.stack(codes, dim=1)).double()).image
-    torch.testing.assert_close(decoded, tokenizer.decoder(latents), atol=1e-5, rtol=1e-5)
+    expected = ldm_decode(as_ldm(state), torch.cat(vectors, dim=1))
+    torch.testing.assert_close(decoded, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["dual", "triple"])
