@@ -14,12 +14,13 @@ from commands.report.model_card import model_card
 from polytoken.files import check_free, new_folder, write_text
 from polytoken.loading import GENERATOR, Checkpoint, present_run
 from polytoken.pretrained import from_pretrained, save_pretrained
-from polytoken.pretrained.programs import write_programs
+from polytoken.pretrained.programs import write_onnx, write_programs
 from polytoken.pretrained.released.release import ReleasedAs
 
 CARD = "README.md"
 OWN_LICENCE = "apache-2.0"
-FOLDER, PROGRAMS = "safetensors", "pt2"
+FOLDER = "safetensors"
+WRITERS = {FOLDER: lambda model, folder: [], "pt2": write_programs, "onnx": write_onnx}
 
 
 def export(
@@ -27,7 +28,7 @@ def export(
     place: Path,
     tokenizer_run: Path | None = None,
     licence: str | None = None,
-    programs: bool = False,
+    form: str = FOLDER,
 ) -> None:
     """Write the folder: all of it, or nothing.
 
@@ -36,7 +37,7 @@ def export(
         place: the folder, which must not exist, or be empty.
         tokenizer_run: present place of a generator's tokenizer, if it is not found.
         licence: of the weights, as the hub writes it; None is that of released weights, or apache-2.0.
-        programs: True to add programs of torch.export, for code that has torch alone.
+        form: what to add to the folder: nothing, programs of torch.export, or ONNX files.
 
     Raises:
         ExistingFileError: the place holds something.
@@ -51,8 +52,7 @@ def export(
         save_pretrained(checkpoint.path, folder, of_tokenizer.path)
         licence = licence or licence_of(checkpoint, of_tokenizer)
         model = from_pretrained(folder)
-        if programs:
-            write_programs(model, folder)
+        WRITERS[form](model, folder)
         card = model_card(model, place.name, licence, checkpoint, of_tokenizer)
         write_text(folder / CARD, card)
 
@@ -66,7 +66,7 @@ def licence_of(*checkpoints: Checkpoint) -> str:
 
 def work(given: Namespace) -> None:
     """Export, and print the place."""
-    export(given.run, given.to, given.tokenizer_run, given.license, given.format == PROGRAMS)
+    export(given.run, given.to, given.tokenizer_run, given.license, given.format)
     print(f'the model is in {given.to}; polytoken.from_pretrained("{given.to}") loads it')
 
 
@@ -76,8 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="directory of a tokenizer's or a generator's run, or a checkpoint")
     parser.add_argument("--to", type=Path, required=True, help="the folder, which must not exist or be empty")
     parser.add_argument("--tokenizer-run", type=Path, help="run of a generator's tokenizer, if it has moved")
-    formats = "pt2 adds programs that need torch alone (default: %(default)s)"
-    parser.add_argument("--format", choices=(FOLDER, PROGRAMS), default=FOLDER, help=formats)
+    formats = "pt2 adds programs that need torch alone, onnx the tokenizer for other engines (default: %(default)s)"
+    parser.add_argument("--format", choices=WRITERS, default=FOLDER, help=formats)
     parser.add_argument("--license", help=f"licence of the weights (default: as released, or {OWN_LICENCE})")
     run(parser, work, arguments)
 

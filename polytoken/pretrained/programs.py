@@ -1,4 +1,4 @@
-"""Programs of torch.export: encode, decode and one decoding step of a trained model, for code that has torch alone."""
+"""Programs of a trained model: of torch.export, for code that has torch alone, and ONNX files of its tokenizer."""
 
 from __future__ import annotations
 
@@ -55,8 +55,7 @@ def write_programs(model: Tokenizer | GenerationPipeline, folder: Path) -> list[
     Raises:
         UserError: if an operation of the model has no exported form, or a generator writes some of the sub-codes only.
     """
-    pipeline = model if isinstance(model, GenerationPipeline) else None
-    tokenizer = pipeline.tokenizer if pipeline else cast(Tokenizer, model)
+    pipeline, tokenizer = _parts(model)
     sizes = tokenizer.spec.codebook_sizes if tokenizer.spec else None
     if pipeline is not None and pipeline.network.models == "codes" and len(pipeline.sub_codes) < len(sizes or ()):
         raise UserError(
@@ -64,12 +63,10 @@ def write_programs(model: Tokenizer | GenerationPipeline, folder: Path) -> list[
             "sub-codes: export the second stage"
         )
     batch = Dim("batch", min=1, max=65536)
-    images = torch.zeros(EXAMPLE, 3, tokenizer.image_size, tokenizer.image_size)
-    with torch.inference_mode():
-        written = _Encode(tokenizer)(images)
+    images, written = _example(tokenizer)
     files = [
         _write(_Encode(tokenizer), (images,), ({0: batch},), folder / "encode.pt2"),
-        _write(_Decode(tokenizer), (written.clone(),), ({0: batch},), folder / "decode.pt2"),
+        _write(_Decode(tokenizer), (written,), ({0: batch},), folder / "decode.pt2"),
     ]
     record = ProgramRecord(image_size=tokenizer.image_size, encode=tuple(written.shape[1:]), codebook_sizes=sizes)
     if pipeline is not None and has_step(pipeline.network):
@@ -80,6 +77,45 @@ def write_programs(model: Tokenizer | GenerationPipeline, folder: Path) -> list[
         record = msgspec.structs.replace(record, cache=shape, class_to_idx=pipeline.class_to_idx)
     records.write(folder / PROGRAMS, record)
     return [*files, folder / PROGRAMS]
+
+
+def write_onnx(model: Tokenizer | GenerationPipeline, folder: Path) -> list[Path]:
+    """Write ``encode.onnx`` and ``decode.onnx`` of the tokenizer; arguments and errors as for :func:`write_programs`.
+
+    Raises:
+        UserError: also if the extra ``onnx`` is not installed.
+    """
+    try:
+        import onnxscript  # noqa: F401, PLC0415 - torch.onnx needs it
+    except ImportError as error:
+        raise UserError("ONNX files are written by the extra `onnx`: pip install '.[onnx]'") from error
+    _, tokenizer = _parts(model)
+    images, written = _example(tokenizer)
+    programs = {"encode": (_Encode(tokenizer), images), "decode": (_Decode(tokenizer), written)}
+    batch, files = Dim("batch", min=1, max=65536), []
+    for name, (program, example) in programs.items():
+        file = folder / f"{name}.onnx"
+        try:
+            found = torch.onnx.export(
+                program.eval(), (example,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False
+            )
+        except Exception as error:  # noqa: BLE001 - tracing raises whatever the traced code does
+            raise UserError(f"{file.name} cannot be made, since torch.onnx fails: {first_line(error)}") from error
+        assert found is not None, "dynamo=True returns a program"
+        found.save(file)
+        files.append(file)
+    return files
+
+
+def _parts(model: Tokenizer | GenerationPipeline) -> tuple[GenerationPipeline | None, Tokenizer]:
+    return (model, model.tokenizer) if isinstance(model, GenerationPipeline) else (None, model)
+
+
+def _example(tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
+    """Images and their codes or vectors."""
+    images = torch.zeros(EXAMPLE, 3, tokenizer.image_size, tokenizer.image_size)
+    with torch.no_grad():
+        return images, _Encode(tokenizer)(images)
 
 
 def has_step(network: nn.Module) -> bool:

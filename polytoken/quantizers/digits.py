@@ -66,4 +66,8 @@ def place_values(levels: Tensor, order: Order) -> Tensor:
     """
     if order == "big_endian":
         return place_values(levels.flip(-1), "little_endian").flip(-1)
-    return torch.cumprod(levels, -1) // levels
+    place, places = torch.ones_like(levels[..., 0]), []
+    for level in levels.unbind(-1):  # ONNX has no cumulative product
+        places.append(place)
+        place = place * level
+    return torch.stack(places, dim=-1)

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 
 from polytoken import GenerationPipeline, UserError
-from polytoken.pretrained.programs import has_step, write_programs
+from polytoken.pretrained.programs import has_step, write_onnx, write_programs
 from polytoken.quantizers import ContinuousBottleneck, FiniteScalarQuantizer, LookupFreeQuantizer
 from polytoken.sampling import CategoricalSampler
 from polytoken.tokenizers import Tokenizer
@@ -66,6 +67,19 @@ def test_encoding_and_decoding_are_those_of_the_tokenizer(name: str, tmp_path: P
     record = json.loads((tmp_path / "programs.json").read_text())
     assert record["encode"] == [*written.shape[1:]] and record["image_size"] == tokenizer.image_size
     assert record["cache"] is None and not (tmp_path / "step.pt2").exists()
+
+
+@pytest.mark.parametrize("name", ["vectors", "finite scalars"])
+def test_onnx_files_are_those_of_the_tokenizer(name: str, tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS[name](tmp_path).eval().requires_grad_(False)
+    encode, decode = (onnxruntime.InferenceSession(file) for file in write_onnx(tokenizer, tmp_path))
+    images = torch.rand(2, 3, tokenizer.image_size, tokenizer.image_size) * 2 - 1
+    encoding = tokenizer.encode(images)
+    expected = encoding.quantized if encoding.codes is None else encoding.codes
+    (written,) = encode.run(None, {encode.get_inputs()[0].name: images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(written), expected, rtol=0, atol=1e-5)
+    (decoded,) = decode.run(None, {decode.get_inputs()[0].name: written})
+    torch.testing.assert_close(torch.from_numpy(decoded), tokenizer.decode(encoding.quantized).image, rtol=0, atol=1e-4)
 
 
 def test_a_process_with_torch_alone_draws_the_same_codes(tmp_path: Path) -> None:
