@@ -23,6 +23,7 @@ from commands.import_checkpoint import main
 from commands.report.__main__ import main as write_report
 from polytoken import GenerationPipeline, from_pretrained, load_tokenizer
 from polytoken.building import build
+from polytoken.files import file_sha256
 from polytoken.generators.base import Generator
 from polytoken.loading import Checkpoint
 from polytoken.pretrained.released import RELEASES
@@ -109,6 +110,14 @@ def test_an_imported_tokenizer_is_probed_on_own_images() -> None:
     assert json.loads((TOKENIZER / "probes.json").read_text())["n_train"] == 40
 
 
+def test_a_download_with_the_stated_digest_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = Path(file_sha256("vq.pt"))
+    Path("vq.pt").rename(blob)
+    Path("cached.pt").symlink_to(blob)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: "cached.pt")
+    assert from_pretrained("llamagen/vq_ds16_c2i").image_size == 32
+
+
 def test_refusals_leave_nothing_behind(refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     vq = ("llamagen/vq_ds16_c2i", "--to", str(TOKENIZER))
     assert "did you mean" in refusal("llamagen/vq_ds16", "--to", "x") or "vq_ds16_c2i" in refusal(
@@ -144,6 +153,12 @@ def test_refusals_leave_nothing_behind(refusal: Callable[..., str], monkeypatch:
     monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
     error = refusal(*vq)
     assert "cannot be downloaded (no route to host)" in error and "--file" in error
+
+    blob = Path("a" * 64)
+    blob.write_bytes(whole)
+    Path("cached.pt").symlink_to(blob)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: "cached.pt")
+    assert "and the hub states aaaaaaaaaaaa…: delete it" in refusal(*vq)
 
     gpt = ("llamagen/c2i_B_256", "--to", str(GENERATOR), "--file", "gpt.pt")
     assert "import that one (--image-size 32)" in refusal(*gpt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from polytoken.tokenizers import Tokenizer
 
 TOKENIZER = "tokenizer"
 CLASSES = 1000
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 log = logging.getLogger(__name__)
 
@@ -258,12 +260,20 @@ def _download(name: str, repository: str | None, file: str | None) -> Path:
     except ImportError as error:
         raise UserError(f"huggingface_hub is not installed: download {where} yourself, and name it as file=") from error
     try:
-        return Path(hf_hub_download(repository, file))
+        path = Path(hf_hub_download(repository, file))
     except Exception as error:  # noqa: BLE001 - the hub, its HTTP client and the disk each have their own
         raise MissingFileError(
             f"{name} cannot be downloaded ({first_line(error)}): get {where} on a machine with network, and name it as "
             "file= (--file)"
         ) from error
+    # the cache names large files by the SHA-256 that the hub states, and does not compare it
+    stated, found = path.resolve().name, file_sha256(path)
+    if SHA256.fullmatch(stated) and stated != found:
+        raise UserError(
+            f"{path} has the SHA-256 {found[:12]}…, and the hub states {stated[:12]}…: delete it, and try again"
+        )
+    log.info("%s: SHA-256 %s", where, found)
+    return path
 
 
 def _check_kind(release: Release, tokenizer: Tokenizer) -> None:
