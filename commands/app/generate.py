@@ -12,6 +12,7 @@ from commands.app import actions
 from commands.app.explored import Explored
 from commands.app.parts import FIGURES, said
 from commands.app.pictures import SMALL, enlarged, figures
+from polytoken.errors import UserError
 from polytoken.pipeline import GenerationPipeline
 from polytoken.sampling import CategoricalSampler, FlowSampler, Guidance
 from polytoken.specs import TokenSpec
@@ -33,9 +34,11 @@ def add(explored: Explored, pipeline: GenerationPipeline) -> None:
     """Add the tab."""
 
     def generate(name: str, count: int, seed: float, *values: Any) -> tuple[str, str]:
+        if seed is None or None in values:
+            raise UserError("a field is empty: give a number")
         rules = pipeline.rules(settings.sampler(*values))
         labels = labels_of(pipeline, name, count)
-        drawn = actions.generate(pipeline, labels, rules, int(seed or 0))
+        drawn = actions.generate(pipeline, labels, rules, int(seed))
         images = [enlarged(image.numpy(), SMALL) for image in drawn.images]
         names = [pipeline.class_names[label] for label in labels]
         return figures(zip(images, names, strict=True), "sample"), (
@@ -45,7 +48,7 @@ def add(explored: Explored, pipeline: GenerationPipeline) -> None:
 
     with gr.Tab("Generate"):
         with gr.Row():
-            chosen = gr.Dropdown([EACH, *pipeline.class_names], value=EACH, label="class")
+            chosen = gr.Dropdown([EACH, *pipeline.class_names], value=EACH, label="class", min_width=200)
             count = gr.Dropdown(list(COUNTS), value=COUNTS[2], label="images")
             seed = gr.Number(0, label="seed", precision=0)
         flow = issubclass(pipeline.network.sampler_type, FlowSampler)
@@ -66,8 +69,8 @@ def labels_of(pipeline: GenerationPipeline, name: str, count: int) -> list[int]:
 def _guidance_schedule() -> list[Any]:
     with gr.Row():
         schedule = gr.Dropdown(list(SCHEDULES), value="constant", label="guidance schedule")
-        start = gr.Number(0.0, label="interval from", minimum=0, maximum=1, step=0.05)
-        end = gr.Number(1.0, label="to", minimum=0, maximum=1, step=0.05)
+        start = gr.Number(0.0, label="interval from", step=0.05)
+        end = gr.Number(1.0, label="to", step=0.05)
     return [schedule, start, end]
 
 
@@ -79,10 +82,10 @@ def categorical_settings(pipeline: GenerationPipeline) -> Settings:
     for sub_code, size in zip(pipeline.sub_codes, spec.codebook_sizes, strict=True):
         with gr.Group(), gr.Row():
             name = f"sub-code {sub_code}: " if len(pipeline.sub_codes) > 1 else ""
-            guidance = gr.Number(2.0, label=f"{name}guidance", minimum=0, step=0.25, min_width=130)
-            temperature = gr.Number(1.0, label="temperature", minimum=0.01, step=0.05, min_width=130)
-            top_k = gr.Number(size, label=f"top-k of {size:,}", minimum=1, maximum=size, precision=0, min_width=130)
-            top_p = gr.Number(1.0, label="top-p", minimum=0.01, maximum=1, step=0.05, min_width=130)
+            guidance = gr.Number(2.0, label=f"{name}guidance", step=0.25, min_width=130)
+            temperature = gr.Number(1.0, label="temperature", step=0.05, min_width=130)
+            top_k = gr.Number(size, label=f"top-k of {size:,}", precision=0, min_width=130)
+            top_p = gr.Number(1.0, label="top-p", step=0.05, min_width=130)
         columns.append([guidance, temperature, top_k, top_p])
     with gr.Accordion("Guidance over the steps", open=False):
         schedule = _guidance_schedule()
@@ -99,12 +102,12 @@ def categorical_settings(pipeline: GenerationPipeline) -> Settings:
 def flow_settings() -> Settings:
     """Settings of a generator of latents."""
     with gr.Row():
-        guidance = gr.Number(2.0, label="guidance", minimum=0, step=0.25, min_width=130)
+        guidance = gr.Number(2.0, label="guidance", step=0.25, min_width=130)
         method = gr.Dropdown(["euler", "heun"], value="euler", label="method", min_width=130)
-        steps = gr.Number(25, label="steps", minimum=1, maximum=1000, precision=0, min_width=130)
-        shift = gr.Number(1.0, label="shift", minimum=0.01, step=0.1, min_width=130)
+        steps = gr.Number(25, label="steps", precision=0, min_width=130)
+        shift = gr.Number(1.0, label="shift", step=0.1, min_width=130)
     with gr.Row():
-        channels = gr.Number(0, label="guided channels (0: all)", minimum=0, precision=0, min_width=130)
+        channels = gr.Number(0, label="guided channels (0: all)", precision=0, min_width=130)
         snap = gr.Checkbox(False, label="snap latents to the quantizer's points", min_width=130)
     with gr.Accordion("Guidance over the steps", open=False):
         schedule = _guidance_schedule()

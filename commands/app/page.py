@@ -12,7 +12,6 @@ from commands.app import codes, edit, generate, reconstruct
 from commands.app.explored import Explored
 
 STYLE = """
-footer { display: none !important; }
 .gradio-container { max-width: 1100px !important; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(120px, 28%), 1fr)); gap: 8px; }
 .figures figure { margin: 0; text-align: center; overflow-wrap: anywhere; }
@@ -63,7 +62,7 @@ def launch(page: gr.Blocks, host: str, port: int, block: bool = True) -> str:
         share=False,
         quiet=True,
         prevent_thread_lock=not block,
-        show_error=False,
+        show_error=True,
         ssr_mode=False,
         mcp_server=False,
         pwa=False,
@@ -71,6 +70,6 @@ def launch(page: gr.Blocks, host: str, port: int, block: bool = True) -> str:
         max_file_size="50mb",
         footer_links=[],
         theme=gr.themes.Base(**FONTS),
-        css=STYLE,
+        head=f"<style>{STYLE}</style>",  # Gradio applies css to the contents of the page alone
     )
     return address

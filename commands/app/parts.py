@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
@@ -71,7 +72,10 @@ def choose_image(explored: Explored, name: str = "", row: int = 0, shown: gr.Ima
         return chosen if shown is None else (chosen, pixels(chosen))
 
     def uploaded(path: str) -> Any:
-        return given(read_image(path, size))
+        try:
+            return given(read_image(path, size))
+        except UserError as error:
+            raise UserError(str(error).replace(path, Path(path).name)) from error
 
     def picked(number: float) -> Any:
         return given(explored.image(min(max(int(number), 0), count - 1)))

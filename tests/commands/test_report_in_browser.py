@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from html import unescape
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import Any
 import pytest
 
 from commands.report.__main__ import main
+from tests.support.browser import CHROMIUM, QUIET
 from tests.support.reports import write_measured_runs, write_results
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-QUIET = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-QUIET += " --disable-component-update --disable-sync --disable-dev-shm-usage --hide-scrollbars --enable-logging=stderr"
+OPTIONS = [*QUIET.split(), "--enable-logging=stderr"]
 WIDTHS = (390, 1280)
 
 # Runs in the page, and tells the page around it what it found.
@@ -59,7 +57,7 @@ def look(page: Path, directory: Path) -> tuple[list[dict[str, Any]], str]:
     probed.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
     frames = "".join(f'<iframe src="{probed.name}" width="{width}" height="800"></iframe>' for width in WIDTHS)
     around.write_text(AROUND + frames.replace("<iframe", '<iframe style="border: 0"'), encoding="utf-8")
-    options = [*QUIET.split(), "--window-size=1400,900", "--virtual-time-budget=5000", "--timeout=30000"]
+    options = [*OPTIONS, "--window-size=1400,900", "--virtual-time-budget=5000", "--timeout=30000"]
     profile = f"--user-data-dir={directory / 'profile'}"
     done = subprocess.run(
         [str(CHROMIUM), *options, profile, "--dump-dom", around.as_uri()],

@@ -46,15 +46,16 @@ def change(tab: Browser, script: str, observed: str) -> None:
 
 
 def turn_to(tab: Browser, name: str, selector: str) -> None:
-    """Open a tab of the page, and check that nothing is wider than the window."""
+    """Open a tab of the page."""
     tab.run(f"[...document.querySelectorAll('button[role=tab]')].find(one => one.innerText === '{name}').click()")
     tab.wait(f"document.querySelector('{selector}')?.offsetParent != null")
-    assert tab.run("document.documentElement.scrollWidth <= innerWidth"), name
 
 
-def picture(tab: Browser) -> np.ndarray:
-    """Pixels of the window."""
-    return np.asarray(Image.open(BytesIO(tab.screenshot())).convert("RGB"))
+def check_shown(tab: Browser, width: int) -> None:
+    """The window is not empty, and nothing is wider than it."""
+    pixels = np.asarray(Image.open(BytesIO(tab.screenshot())).convert("RGB"))
+    assert pixels.shape[1] == width and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+    assert tab.run("document.documentElement.scrollWidth <= innerWidth")
 
 
 SOURCE = "document.querySelector('#{} img')?.src ?? ''"
@@ -63,6 +64,8 @@ SOURCE = "document.querySelector('#{} img')?.src ?? ''"
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
 def test_every_tab_works(width: int, address: str, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.png"
+    damaged.write_text("no image")
     with browser(tmp_path / "profile") as tab:
         tab.open(address, width)
         tab.wait("document.querySelector('#psnr')?.innerText.includes('PSNR')")
@@ -72,8 +75,11 @@ def test_every_tab_works(width: int, address: str, tmp_path: Path) -> None:
         whole = text(tab, "#psnr")
         change(tab, "document.querySelector('#kept input').click()", "document.querySelector('#psnr').innerText")
         assert text(tab, "#psnr") != whole
-        shown = picture(tab)
-        assert shown.shape[1] == width and len(np.unique(shown.reshape(-1, 3), axis=0)) > 50
+        check_shown(tab, width)
+
+        tab.upload("input[type=file]", damaged)
+        said = tab.wait("document.querySelector('.toast-wrap')?.innerText")
+        assert "damaged.png cannot be read as an image" in said and "/damaged.png" not in said
 
         turn_to(tab, "Edit", "#edited")
         tab.wait(SOURCE.format("edited"))
@@ -83,19 +89,21 @@ def test_every_tab_works(width: int, address: str, tmp_path: Path) -> None:
         assert tab.wait(chosen) == "5,6,10"
         tab.wait(f"({SOURCE.format('edited')}) !== {everywhere!r}")
         assert tab.run("document.querySelectorAll('#alone img').length") == 4
+        check_shown(tab, width)
 
         turn_to(tab, "Codes", "#codes")
         tab.hover("#pointed i[data-patch='6']")
         tab.wait("document.querySelector('#codes').innerText.includes('row 1, column 2')")
         assert "of the 320 patches of 20 validation images" in text(tab, "#codes")
         assert tab.wait("document.querySelectorAll('#nearest img').length") > 0
+        check_shown(tab, width)
 
         turn_to(tab, "Generate", "#generate")
         tab.click("#generate")
         tab.wait("document.querySelector('#time').innerText.includes('ms a step')")
         assert tab.wait("document.querySelectorAll('#samples img').length") == 9
         assert tab.run("[...document.querySelectorAll('#samples img')].every(one => one.naturalWidth >= 128)")
-        assert tab.run("document.documentElement.scrollWidth <= innerWidth")
+        check_shown(tab, width)
 
         assert tab.errors == []
         own = (address, "data:", "blob:", address.replace("http", "ws"))
