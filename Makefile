@@ -420,5 +420,6 @@ clean: ## start | Delete the runs of PRESET, after a question; YES=1 answers it
 	rm -rf $(RUNS)
 
 status: | $(READY) ## start | List the stages of PRESET: finished, unfinished with its step, not begun
-	@$(PYTHON) -m commands.status --preset $(PRESET) tokenizer/$(TOKENIZER_RUN) tokens/$(TOKENS_RUN) \
+	@$(PYTHON) -m commands.status --preset $(PRESET) --next "$(call NEXT,curriculum)" \
+		$(patsubst $(RUNS)/%/done.json,%,$(TEACHERS_HERE) $(if $(NAMES_DUAL),$(DUAL))) tokenizer/$(TOKENIZER_RUN) tokens/$(TOKENS_RUN) \
 		$(if $(filter stage2,$(GENERATOR)),stage1/$(STAGE1_RUN)) $(GENERATOR)/$(GENERATOR_RUN) samples/$(notdir $(SAMPLED))

@@ -164,9 +164,11 @@ def work(given: Namespace) -> int:
     found += [disk(given.runs, needed), machine(devices, given.in_job)]
     rows = [(finding.what, finding.state, finding.remedy) for finding in dict.fromkeys(found)]
     print_table(f"what {preset.name} needs", ("what", "state", "remedy"), rows, left=3)
-    note = f"measured on {MACHINE}; here as if {devices} shared the work evenly, without teachers and validation"
     shown = [estimate.row(devices) for estimate in needed]
-    print_table("time and disk, estimated", ("stage", "work", "time", "disk"), shown, (note,), left=2)
+    notes = [f"measured on {MACHINE}; here as if {devices} shared the work evenly, without teachers and validation"]
+    if all(estimate.seconds is None for estimate in needed):
+        notes = ["the log of a run has its time left"]
+    print_table("time and disk, estimated", ("stage", "work", "time", "disk"), shown, notes, left=2)
     missing = [finding.what for finding in dict.fromkeys(found) if finding.state.startswith(MISSING)]
     print(f"missing: {', '.join(missing)}" if missing else "nothing is missing")
     return int(bool(missing))

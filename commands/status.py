@@ -92,13 +92,14 @@ def _row(stage: Stage) -> Iterator[str]:
 
 
 def work(given: Namespace) -> None:
-    """Print the table, and the first stage of the curriculum that is not finished."""
+    """Print the table, the first stage of the curriculum that is not finished, and what to do next."""
     found = stages(given.runs / given.preset, given.stages)
     print_table(f"{given.runs / given.preset}", ("stage", "state", "step", "last written"), map(_row, found), left=2)
     states = {stage.name: stage.state for stage in found}
     missing = next((name for name in given.stages if states[name] != "finished"), None)
     if given.stages:
-        print("the curriculum is complete" if missing is None else f"the curriculum is not complete; next: {missing}")
+        first = "" if missing is None else f"{missing} is {states[missing]}{'; ' if given.next else ''}{given.next}"
+        print(f"the curriculum is not complete: {first}" if first else "the curriculum is complete")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -106,6 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = new_parser("commands.status", __doc__)
     parser.add_argument("--preset", default="digits", help="preset whose runs are listed")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="root of all runs")
+    parser.add_argument("--next", default="", help="what to do next, printed while the curriculum is not complete")
     parser.add_argument("stages", nargs="*", help="stages of a curriculum, in their order: tokenizer/fq_dual")
     run(parser, work, arguments)
 

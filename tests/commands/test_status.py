@@ -43,7 +43,7 @@ def test_stages_are_listed_in_the_order_of_the_curriculum(runs: Path, capsys: py
         ["samples/fq_dual", "not begun", ""],
         ["samples/vq", "unfinished", ""],
     ]
-    assert rows[1][3] == "2 h ago" and lines[-1] == "the curriculum is not complete; next: tokens/fq_dual"
+    assert rows[1][3] == "2 h ago" and lines[-1] == "the curriculum is not complete: tokens/fq_dual is not begun"
 
 
 def test_a_stage_that_starts_again_is_unfinished(runs: Path) -> None:
@@ -53,7 +53,8 @@ def test_a_stage_that_starts_again_is_unfinished(runs: Path) -> None:
 
 
 def test_an_empty_root(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    status.main(["--runs", str(tmp_path), "tokenizer/imagefolder", "samples/imagefolder_next_scale"])
+    stages = ["tokenizer/imagefolder", "samples/imagefolder_next_scale"]
+    status.main(["--runs", str(tmp_path), "--next", "next: make demo", *stages])
     out = capsys.readouterr().out
     assert "samples/imagefolder_next_scale" in out
-    assert "not complete; next: tokenizer/imagefolder" in out
+    assert "not complete: tokenizer/imagefolder is not begun; next: make demo" in " ".join(out.split())
