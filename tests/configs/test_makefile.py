@@ -262,7 +262,7 @@ def test_own_images_are_checked_first_and_measured_once(tmp_path: Path) -> None:
 def test_the_status_begins_with_the_teachers_and_ends_with_a_command() -> None:
     said = make("-n", "status", "TOKENIZER=vq", "STEPS=20")
     assert '--next "next: make curriculum TOKENIZER=vq STEPS=20"' in said
-    assert re.search(r"teacher/judge .*tokenizer/vq_20_steps .*samples/vq_20_steps", said)
+    assert re.search(r"teacher/judge .*tokenizer/vq_20_steps .*samples/vq_20_steps", said, re.DOTALL)
 
 
 def test_hints_keep_what_was_chosen() -> None:
