@@ -21,6 +21,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *files: str, command
     """The parsed configuration of a command."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["cli.py"])
+    monkeypatch.setattr(cli, "check_devices", lambda trainer: None)  # as on a machine with GPUs
     configs: list[Any] = []
 
     def stop(self: cli.CommandLine) -> None:
