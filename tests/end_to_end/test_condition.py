@@ -95,7 +95,7 @@ def test_the_settings_of_every_preset_are_valid(preset: str, images: int, monkey
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--data.indices", "[]"), "there are no reference images: set data.init_args.folder"),
+        (("--data.indices", "[]"), "there are no reference images: set data.folder"),
         (("--data.indices", "[400]"), "names the validation image 400, and there are 355"),
         (("--data.folder", "nowhere"), "nowhere is not a folder"),
         (("--data.folder", "broken"), "the reference broken/0.png cannot be read"),
