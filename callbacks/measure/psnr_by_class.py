@@ -36,6 +36,7 @@ class PSNRByClass(Measurement):
 
     def results(self) -> dict[str, Tensor]:
         (tokenizer, tokenizer_overall), (painted, painted_overall) = self._tokenizer.compute(), self._painted.compute()
+        tokenizer, painted = tokenizer.view(-1), painted.view(-1)  # torchmetrics makes a number of a single class
         pairs = {name: (tokenizer[index], painted[index]) for name, index in self._classes.items()}
         pairs["all images"] = (tokenizer_overall, painted_overall)
         self._rows = {name: (float(one), float(other)) for name, (one, other) in pairs.items() if not one.isnan()}

@@ -60,6 +60,14 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     )
 
 
+def test_a_single_class_has_a_row(tmp_path: Path) -> None:
+    data = Images()
+    data.class_to_idx = {"all": 0}
+    data.labels = torch.zeros_like(data.labels)
+    quiet_trainer(tmp_path, [PSNRByClass()]).validate(module_of(tiny_tokenizer()), data, verbose=False)
+    assert {*json.loads((tmp_path / "psnr_by_class.json").read_text())} == {"all", "all images"}
+
+
 def test_psnr_counts_every_image_once(measured: SimpleNamespace) -> None:
     expected = psnr(to_uint8(measured.reconstruction), to_uint8(measured.images)).mean()
     assert measured.metrics["val/psnr"] == pytest.approx(expected.item(), abs=1e-4)
