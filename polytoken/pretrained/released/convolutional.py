@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
+from typing import Any
 
-from polytoken.pretrained.released.layout import Joined, State, numbered, size
+from polytoken.pretrained.released.layout import Joined, Layout, Network, State, numbered, size
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -83,6 +85,11 @@ class ConvolutionalShape:
             attention=any(name.startswith(f"{attention}.") for name in state),
         )
 
+    @property
+    def downsampling(self) -> int:
+        """Pixels a side of a position."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
     def arguments(self) -> dict[str, object]:
         """Return them as arguments of ConvolutionalTokenizer."""
         return {
@@ -106,7 +113,7 @@ class ConvolutionalShape:
         )
 
     def _encoder(self, names: ConvolutionalNames) -> Iterator[tuple[str, str]]:
-        place = iter(range(10_000))
+        place = count()
         last = len(self.channel_multipliers) - 1
         for stage in range(last + 1):
             for block in range(self.num_res_blocks):
@@ -117,7 +124,7 @@ class ConvolutionalShape:
                 yield names.downsample.format(stage=stage), f"encoder.stages.{next(place)}.conv"
 
     def _decoder(self, names: ConvolutionalNames) -> Iterator[tuple[str, str]]:
-        place = iter(range(10_000))
+        place = count()
         last = len(self.channel_multipliers) - 1
         for work in range(last + 1):
             stage = work if names.coarse_first else last - work
@@ -136,3 +143,48 @@ class ConvolutionalShape:
         yield "decoder.norm_out", "decoder.norm_out"
         yield "decoder.conv_out", "decoder.conv_out"
         yield "post_quant_conv", "post_quant_conv"
+
+
+def describe(
+    state: State,
+    names: ConvolutionalNames,
+    image_size: int,
+    quantizer: dict[str, Any],
+    pairs: Pairs = (),
+    dropped: tuple[str, ...] = (),
+) -> Network:
+    """Describe a tokenizer with one projection between encoder and quantizer.
+
+    Args:
+        state: released weights.
+        names: of its encoder and decoder.
+        image_size: pixels a side.
+        quantizer: class path and arguments.
+        pairs: released and our names of the quantizer's weights.
+        dropped: patterns of entries that are no weights here.
+    """
+    shape = ConvolutionalShape.of(state, names)
+    return Network(
+        section={
+            "class_path": "polytoken.tokenizers.ConvolutionalTokenizer",
+            "init_args": {
+                "image_size": image_size,
+                **shape.arguments(),
+                "latent_channels": size(state, "post_quant_conv.weight"),
+                "projection_channels": size(state, "quant_conv.weight", 1),
+                "quant_conv_size": size(state, "quant_conv.weight", 2),
+                "quantizer": quantizer,
+            },
+        },
+        layout=Layout(
+            pairs=(
+                *shape.pairs(names),
+                ("encoder.norm_out", "projection.tails.0.norm_out"),
+                ("encoder.conv_out", "projection.tails.0.conv_out"),
+                ("quant_conv", "projection.tails.0.quant_conv"),
+                *pairs,
+            ),
+            joined=shape.fused_attention(state, names),
+            dropped=dropped,
+        ),
+    )

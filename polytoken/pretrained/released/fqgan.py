@@ -27,7 +27,7 @@ def tokenizer(state: State, image_size: int) -> Network:  # noqa: ARG001 - learn
         section={
             "class_path": "polytoken.tokenizers.ConvolutionalTokenizer",
             "init_args": {
-                "image_size": side * 2 ** (len(shape.channel_multipliers) - 1),
+                "image_size": side * shape.downsampling,
                 **shape.arguments(),
                 "latent_channels": size(state, "post_quant_conv.weight"),
                 "projection_channels": size(state, "quant_conv_vis.weight", 1),
@@ -58,31 +58,18 @@ def tokenizer(state: State, image_size: int) -> Network:  # noqa: ARG001 - learn
 
 def generator(state: State, image_size: int) -> Network:  # noqa: ARG001 - rotary positions are no weights
     """Describe a FAR generator (section 3.3)."""
-    trunk = llamagen.trunk(state)
     num_sub_codes = size(state, "aggregation_layer.weight", 1) // size(state, "aggregation_layer.weight")
-    return Network(
-        section={
-            "class_path": "polytoken.generators.AutoregressiveGenerator",
-            "init_args": {
-                "trunk": trunk,
-                "head": {
-                    "class_path": "polytoken.generators.AutoregressiveHead",
-                    "init_args": {"depth": numbered(state, "ar_head.")},
-                },
-                "aggregation": "concatenation",
-            },
-        },
-        layout=Layout(
-            pairs=(
-                *llamagen.TRUNK,
-                ("aggregation_layer", "aggregation"),
-                ("ar_head", "head.stack.blocks"),
-                *((f"tok_embeddings_{i + 1}", f"embeddings.{i}") for i in range(num_sub_codes)),
-                *((f"output_{i + 1}", f"head.outputs.{i}") for i in range(num_sub_codes)),
-            ),
-            dropped=llamagen.TABLES,
-        ),
+    head = {
+        "class_path": "polytoken.generators.AutoregressiveHead",
+        "init_args": {"depth": numbered(state, "ar_head.")},
+    }
+    pairs = (
+        ("aggregation_layer", "aggregation"),
+        ("ar_head", "head.stack.blocks"),
+        *((f"tok_embeddings_{i + 1}", f"embeddings.{i}") for i in range(num_sub_codes)),
+        *((f"output_{i + 1}", f"head.outputs.{i}") for i in range(num_sub_codes)),
     )
+    return llamagen.autoregressive(state, head, pairs)
 
 
 def _subspace(index: int, head: str, suffix: str, depth: int) -> Pairs:

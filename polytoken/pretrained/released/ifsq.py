@@ -6,8 +6,8 @@ from dataclasses import replace
 from functools import partial
 
 from polytoken.pretrained.released import lightningdit, llamagen
-from polytoken.pretrained.released.convolutional import TAMING, ConvolutionalShape
-from polytoken.pretrained.released.layout import Layout, Network, State, numbered, size
+from polytoken.pretrained.released.convolutional import TAMING, describe
+from polytoken.pretrained.released.layout import Network, State, numbered, size
 from polytoken.pretrained.released.release import APACHE, Release, Table
 
 NAMES = replace(TAMING, middle=("mid_block.0", "mid_block.1"))
@@ -23,33 +23,18 @@ def tokenizer(state: State, image_size: int, num_sub_codes: int = 1) -> Network:
         image_size: pixels a side.
         num_sub_codes: groups of channels, each of which is one code: 2 for the released ``factorized_bits: [2, 2]``.
     """
-    shape = ConvolutionalShape.of(state, NAMES)
-    tail = tuple((f"encoder.{name}", f"projection.tails.0.{name}") for name in ("norm_out", "conv_out"))
-    return Network(
-        section={
-            "class_path": "polytoken.tokenizers.ConvolutionalTokenizer",
-            "init_args": {
-                "image_size": image_size,
-                **shape.arguments(),
-                "latent_channels": size(state, "post_quant_conv.weight"),
-                "projection_channels": size(state, "quant_conv.weight", 1),
-                "quantizer": {
-                    "class_path": "polytoken.quantizers.FiniteScalarQuantizer",
-                    "init_args": {
-                        "levels": [LEVELS] * size(state, "quant_conv.weight"),
-                        "alpha": ALPHA,
-                        "cells": "rounding",
-                        "order": "little_endian",
-                        "num_sub_codes": num_sub_codes,
-                    },
-                },
-            },
+    quantizer = {
+        "class_path": "polytoken.quantizers.FiniteScalarQuantizer",
+        "init_args": {
+            "levels": [LEVELS] * size(state, "quant_conv.weight"),
+            "alpha": ALPHA,
+            "cells": "rounding",
+            "order": "little_endian",
+            "num_sub_codes": num_sub_codes,
         },
-        layout=Layout(
-            pairs=(*shape.pairs(NAMES), *tail, ("quant_conv", "projection.tails.0.quant_conv")),
-            dropped=("quantize.*",),  # statistics of the encoder's output, for the log
-        ),
-    )
+    }
+    # what the released quantizer stores are statistics of the encoder's output, for the log
+    return describe(state, NAMES, image_size, quantizer, dropped=("quantize.*",))
 
 
 def llamagen_repa(state: State, image_size: int) -> Network:
@@ -60,29 +45,16 @@ def llamagen_repa(state: State, image_size: int) -> Network:
 
 def llamagen_grouped(state: State, image_size: int) -> Network:  # noqa: ARG001 - rotary positions are no weights
     """Describe LlamaGen-REPA over groups of channels, predicted one after the other (``factorized_bits``)."""
-    num_sub_codes = numbered(state, "output.")
-    return Network(
-        section={
-            "class_path": "polytoken.generators.AutoregressiveGenerator",
-            "init_args": {
-                "trunk": llamagen.trunk(state),
-                "head": {
-                    "class_path": "polytoken.generators.AutoregressiveHead",
-                    "init_args": {"depth": numbered(state, "factorized_blocks.")},
-                },
-                "aggregation": "sum",
-            },
-        },
-        layout=Layout(
-            pairs=(
-                *llamagen.TRUNK,
-                ("factorized_blocks", "head.stack.blocks"),
-                ("output", "head.outputs"),
-                *((f"{i}_emb", f"embeddings.{i}") for i in range(num_sub_codes)),
-            ),
-            dropped=(*llamagen.TABLES, "projectors.*"),
-        ),
+    head = {
+        "class_path": "polytoken.generators.AutoregressiveHead",
+        "init_args": {"depth": numbered(state, "factorized_blocks.")},
+    }
+    pairs = (
+        ("factorized_blocks", "head.stack.blocks"),
+        ("output", "head.outputs"),
+        *((f"{i}_emb", f"embeddings.{i}") for i in range(numbered(state, "output."))),
     )
+    return llamagen.autoregressive(state, head, pairs, aggregation="sum", dropped=("projectors.*",))
 
 
 def transformer(state: State, image_size: int) -> Network:  # noqa: ARG001 - stored positions fix the grid

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polytoken.errors import UserError
 from polytoken.positions import position_table, rotary_table
-from polytoken.pretrained.released.convolutional import TAMING, ConvolutionalShape
+from polytoken.pretrained.released.convolutional import TAMING, describe
 from polytoken.pretrained.released.layout import Joined, Layout, Network, Permuted, State, numbered, size
 from polytoken.pretrained.released.release import MIT, Companion, Release, Table
 from polytoken.specs import LatentSpec
@@ -31,27 +31,12 @@ TABLE_TOLERANCE = 1e-4  # of float32 sines of angles up to 100
 
 def tokenizer(state: State, image_size: int) -> Network:
     """Describe a VA-VAE (section 3): LDM's autoencoder with a diagonal Gaussian, whose mean its codes are here."""
-    shape = ConvolutionalShape.of(state, TAMING)
-    tail = tuple((f"encoder.{name}", f"projection.tails.0.{name}") for name in ("norm_out", "conv_out"))
-    return Network(
-        section={
-            "class_path": "polytoken.tokenizers.ConvolutionalTokenizer",
-            "init_args": {
-                "image_size": image_size,
-                **shape.arguments(),
-                "latent_channels": size(state, "post_quant_conv.weight"),
-                "projection_channels": size(state, "quant_conv.weight", 1),
-                "quantizer": {
-                    "class_path": "polytoken.quantizers.ContinuousBottleneck",
-                    "init_args": {"code_dim": size(state, "post_quant_conv.weight", 1), "kl_weight": 1e-6},
-                },
-            },
-        },
-        layout=Layout(
-            pairs=(*shape.pairs(TAMING), *tail, ("quant_conv", "projection.tails.0.quant_conv")),
-            dropped=("foundation_model.*", "linear_proj.*", "loss.*"),  # serve training alone
-        ),
-    )
+    quantizer = {
+        "class_path": "polytoken.quantizers.ContinuousBottleneck",
+        "init_args": {"code_dim": size(state, "post_quant_conv.weight", 1), "kl_weight": 1e-6},
+    }
+    for_training = ("foundation_model.*", "linear_proj.*", "loss.*")
+    return describe(state, TAMING, image_size, quantizer, dropped=for_training)
 
 
 def generator(state: State, image_size: int) -> Network:  # noqa: ARG001 - stored positions fix the grid

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from polytoken.pretrained.released.convolutional import TAMING, ConvolutionalShape
+from polytoken.pretrained.released.convolutional import TAMING, describe
 from polytoken.pretrained.released.layout import Layout, Network, State, numbered, size
 from polytoken.pretrained.released.release import MIT, Release, Table
 
@@ -27,49 +28,43 @@ TABLES = ("freqs_cis", "causal_mask", "*.kv_cache.*")
 
 def tokenizer(state: State, image_size: int) -> Network:
     """Describe a VQ tokenizer (section 2.1): ``vq_ds16_c2i``, ``vq_ds8_c2i``."""
-    shape = ConvolutionalShape.of(state, NAMES)
     entries, code_dim = size(state, "quantize.embedding.weight"), size(state, "quantize.embedding.weight", 1)
-    tail = tuple((f"encoder.{name}", f"projection.tails.0.{name}") for name in ("norm_out", "conv_out"))
-    return Network(
-        section={
-            "class_path": "polytoken.tokenizers.ConvolutionalTokenizer",
-            "init_args": {
-                "image_size": image_size,
-                **shape.arguments(),
-                "latent_channels": size(state, "post_quant_conv.weight"),
-                "projection_channels": size(state, "quant_conv.weight", 1),
-                "quantizer": {
-                    "class_path": "polytoken.quantizers.VectorQuantizer",
-                    "init_args": {"codebook_size": entries, "code_dim": code_dim},
-                },
-            },
-        },
-        layout=Layout(
-            pairs=(
-                *shape.pairs(NAMES),
-                *tail,
-                ("quant_conv", "projection.tails.0.quant_conv"),
-                ("quantize.embedding", "quantizer.embedding"),
-            ),
-            dropped=("quantize.codebook_used",),
-        ),
-    )
+    quantizer = {
+        "class_path": "polytoken.quantizers.VectorQuantizer",
+        "init_args": {"codebook_size": entries, "code_dim": code_dim},
+    }
+    table = (("quantize.embedding", "quantizer.embedding"),)
+    return describe(state, NAMES, image_size, quantizer, table, dropped=("quantize.codebook_used",))
 
 
 def generator(state: State, image_size: int) -> Network:  # noqa: ARG001 - rotary positions are no weights
     """Describe a class-conditional GPT (section 2.2): ``c2i_B_256`` to ``c2i_3B_384``."""
+    head = {"class_path": "polytoken.generators.LinearHead"}
+    return autoregressive(state, head, (("tok_embeddings", "embeddings.0"), ("output", "head.outputs.0")))
+
+
+def autoregressive(
+    state: State,
+    head: dict[str, Any],
+    pairs: tuple[tuple[str, str], ...],
+    aggregation: str = "concatenation",
+    dropped: tuple[str, ...] = (),
+) -> Network:
+    """Describe a generator with LlamaGen's trunk.
+
+    Args:
+        state: released weights.
+        head: class path and arguments.
+        pairs: released and our names of embeddings and head.
+        aggregation: of the embeddings of several sub-codes.
+        dropped: patterns of entries that are no weights here, besides LlamaGen's tables.
+    """
     return Network(
         section={
             "class_path": "polytoken.generators.AutoregressiveGenerator",
-            "init_args": {
-                "trunk": trunk(state),
-                "head": {"class_path": "polytoken.generators.LinearHead"},
-            },
+            "init_args": {"trunk": trunk(state), "head": head, "aggregation": aggregation},
         },
-        layout=Layout(
-            pairs=(*TRUNK, ("tok_embeddings", "embeddings.0"), ("output", "head.outputs.0")),
-            dropped=TABLES,
-        ),
+        layout=Layout(pairs=(*TRUNK, *pairs), dropped=(*TABLES, *dropped)),
     )
 
 

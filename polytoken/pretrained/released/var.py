@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polytoken.errors import UserError
-from polytoken.pretrained.released.convolutional import TAMING, ConvolutionalShape
+from polytoken.pretrained.released.convolutional import TAMING, ConvolutionalShape, describe
 from polytoken.pretrained.released.layout import Joined, Layout, Network, Permuted, State, numbered, size
 from polytoken.pretrained.released.reading import PLACES
 from polytoken.pretrained.released.release import MIT, Release, Table
@@ -20,45 +20,24 @@ def tokenizer(state: State, image_size: int) -> Network:
     Raises:
         UserError: for an image size whose scales VAR does not define.
     """
-    shape = ConvolutionalShape.of(state, TAMING)
-    side = image_size // 2 ** (len(shape.channel_multipliers) - 1)
+    side = image_size // ConvolutionalShape.of(state, TAMING).downsampling
     if side not in SCALES:
         raise UserError(f"VAR has no scales that end at {side} × {side}: choose an image_size of 256 or 512")
-    entries, code_dim = size(state, "quantize.embedding.weight"), size(state, "quantize.embedding.weight", 1)
-    tail = tuple((f"encoder.{name}", f"projection.tails.0.{name}") for name in ("norm_out", "conv_out"))
-    return Network(
-        section={
-            "class_path": "polytoken.tokenizers.ConvolutionalTokenizer",
-            "init_args": {
-                "image_size": image_size,
-                **shape.arguments(),
-                "latent_channels": size(state, "post_quant_conv.weight"),
-                "projection_channels": size(state, "quant_conv.weight", 1),
-                "quant_conv_size": size(state, "quant_conv.weight", 2),
-                "quantizer": {
-                    "class_path": "polytoken.quantizers.MultiScaleQuantizer",
-                    "init_args": {
-                        "scales": [*SCALES[side]],
-                        "codebook_size": entries,
-                        "code_dim": code_dim,
-                        "normalize": False,
-                        "num_convolutions": numbered(state, "quantize.quant_resi.qresi_ls."),
-                    },
-                },
-            },
+    quantizer = {
+        "class_path": "polytoken.quantizers.MultiScaleQuantizer",
+        "init_args": {
+            "scales": [*SCALES[side]],
+            "codebook_size": size(state, "quantize.embedding.weight"),
+            "code_dim": size(state, "quantize.embedding.weight", 1),
+            "normalize": False,
+            "num_convolutions": numbered(state, "quantize.quant_resi.qresi_ls."),
         },
-        layout=Layout(
-            pairs=(
-                *shape.pairs(TAMING),
-                *tail,
-                ("quant_conv", "projection.tails.0.quant_conv"),
-                ("quantize.embedding", "quantizer.embedding"),
-                ("quantize.quant_resi.qresi_ls", "quantizer.convolutions"),
-            ),
-            joined=shape.fused_attention(state, TAMING),
-            dropped=("quantize.ema_vocab_hit_SV",),
-        ),
+    }
+    tables = (
+        ("quantize.embedding", "quantizer.embedding"),
+        ("quantize.quant_resi.qresi_ls", "quantizer.convolutions"),
     )
+    return describe(state, TAMING, image_size, quantizer, tables, dropped=("quantize.ema_vocab_hit_SV",))
 
 
 def generator(state: State, image_size: int) -> Network:  # noqa: ARG001 - the tokenizer has the scales
