@@ -1,4 +1,4 @@
-"""What the page explores: a tokenizer, its generator, and images of the validation split with their codes."""
+"""Objects of the page: a tokenizer, its generator, and validation images with their codes."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ from polytoken.files import file_sha256
 from polytoken.generators.base import Generator
 from polytoken.loading import Checkpoint
 from polytoken.pretrained.released import RELEASES
+from polytoken.pretrained.released.convert import _announce
 from tests.support.commands import exit_code
 from tests.support.recipes import CONFIGS
 from tests.support.released import small_state
@@ -108,6 +109,15 @@ def test_an_imported_tokenizer_is_probed_on_own_images() -> None:
     assert load_tokenizer(TOKENIZER).image_size == 32
     probe.main(["--run", str(TOKENIZER), "--max-train", "40"])
     assert json.loads((TOKENIZER / "probes.json").read_text())["n_train"] == 40
+
+
+def test_licence_and_omissions_are_named(capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture) -> None:
+    _announce.cache_clear()
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            from_pretrained("llamagen/vq_ds16_c2i", file="vq.pt")
+    assert capsys.readouterr().err.count("under the licence MIT") == 1
+    assert "no such entries: quantize.codebook_used (1)" in caplog.text
 
 
 def test_a_download_with_the_stated_digest_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

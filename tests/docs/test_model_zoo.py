@@ -1,4 +1,4 @@
-"""The table of docs/model_zoo.md has a row for every release; `python -m tests.docs.test_model_zoo` writes it anew."""
+"""Table of docs/model_zoo.md: a row for every release; `python -m tests.docs.test_model_zoo` writes it again."""
 
 from __future__ import annotations
 
@@ -69,10 +69,11 @@ def _row(name: str, notes: list[str]) -> list[str]:
 
 
 def _checked(name: str) -> str:
-    """What was compared with the released network: for another size of one family, the name of the checked one."""
+    """Extent of the checks of a release, or the name of another size that was checked."""
     if name in FUNCTION or name in NAMED:
         return FUNCTION.get(name, "names")
     same = [other for other in NAMED if RELEASES[other].describe is RELEASES[name].describe]
+    same.sort(key=lambda other: other in FUNCTION)
     return f"as `{same[-1]}`" if same else "no"
 
 

@@ -31,7 +31,7 @@ class Browser:
         self._reading, self._writing = reading, writing
         self._buffer, self._number, self._session = b"", 0, None
         self.errors: list[str] = []
-        """What the console reported as error or warning, uncaught exceptions, and failed requests."""
+        """Errors and warnings of the console, uncaught exceptions, and failed requests."""
         self.requests: list[str] = []
         """Addresses that the page asked for."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]

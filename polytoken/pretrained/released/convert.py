@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +66,7 @@ class Source:
         """
         release = zoo.find(name)
         licence = release.licence
-        log.info("%s: licence of the weights: %s", name, licence.name)
+        _announce(name, licence.name, release.source)
         if licence.non_commercial and not accept_license:
             raise UserError(
                 f"the weights of {name} are under {licence.name}, which forbids commercial use: pass "
@@ -196,9 +199,15 @@ def imagenet_classes() -> list[str]:
     return ImageNetInfo().label_names()
 
 
+@cache
+def _announce(name: str, licence: str, source: str) -> None:
+    """Print the licence of weights, once in a process."""
+    print(f"{name} ({source}): the weights are under the licence {licence}", file=sys.stderr)
+
+
 @contextmanager
 def _like(source: Source) -> Iterator[None]:
-    """Errors name the file and what it was read as."""
+    """Add the file, and the release it was read as, to an error."""
     try:
         yield
     except UserError as error:
@@ -216,7 +225,8 @@ def _converted(source: Source, network: Network, state: State, empty: nn.Module)
         if not bool(tensor.isfinite().all()):
             raise UserError(f"{key} is not finite")
     if left_out := network.layout.left_out(state):
-        log.info("%s: %d entries are not of the network, such as %s", source.file, len(left_out), left_out[0])
+        listed = ", ".join(f"{pattern} ({count})" for pattern, count in Counter(left_out.values()).items())
+        log.info("%s: left out, since the network here has no such entries: %s", source.file, listed)
     return weights
 
 

@@ -80,9 +80,10 @@ class Layout:
     permuted: tuple[Permuted, ...] = ()
     dropped: tuple[str, ...] = ()
 
-    def left_out(self, state: State) -> list[str]:
-        """Return the names of a released state that the network here does not have."""
-        return [name for name in state if any(fnmatchcase(name, pattern) for pattern in self.dropped)]
+    def left_out(self, state: State) -> dict[str, str]:
+        """Return the names of a released state that the network here does not have, and the pattern of each."""
+        found = ((name, pattern) for name in state for pattern in self.dropped if fnmatchcase(name, pattern))
+        return dict(found)
 
     def to_ours(self, state: State, shapes: Shapes) -> dict[str, Tensor]:
         """Convert released weights.
@@ -94,7 +95,7 @@ class Layout:
         Raises:
             UserError: if weights are unknown, missing, or of another shape.
         """
-        left_out = set(self.left_out(state))
+        left_out = self.left_out(state)
         kept = {name: tensor for name, tensor in state.items() if name not in left_out}
         for one in self.permuted:
             if one.released in kept:
