@@ -66,7 +66,6 @@ class Source:
         """
         release = zoo.find(name)
         licence = release.licence
-        _announce(name, licence.name, release.source)
         if licence.non_commercial and not accept_license:
             raise UserError(
                 f"the weights of {name} are under {licence.name}, which forbids commercial use: pass "
@@ -79,6 +78,7 @@ class Source:
         """Read the weights; UserError if the file is damaged or of another kind."""
         remedy = "name a file of this release, or download it again"
         state, place = read_released(self.file, remedy, self.release.places)
+        _announce(self.name, self.release.licence.name, self.release.source)
         log.info("%s: weights are those at %s", self.file, place)
         if self.companion is None or self.release.companion is None:
             return state
