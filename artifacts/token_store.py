@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +122,7 @@ class TokenStore:
 
     def tokens(self, row: int, view: int) -> np.ndarray:
         """Return the codes (k, N) or latents (C, h, w) of one view, in the type on disk; read-only, in place."""
-        chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
+        chunk = bisect_right(self._starts, row) - 1
         return self._chunks[chunk][row - self._starts[chunk], view]
 
     def label(self, row: int) -> int:
@@ -209,7 +211,7 @@ class TokenStore:
                 )
             self._chunks += chunks
         self._labels, self._indices = np.concatenate(labels), np.concatenate(indices)
-        self._starts = np.cumsum([0, *(len(chunk) for chunk in self._chunks[:-1])])
+        self._starts = [0, *accumulate(len(chunk) for chunk in self._chunks[:-1])]
 
 
 def check_tokens(tokens: np.ndarray, spec: TokenSpec | None, where: str) -> None:

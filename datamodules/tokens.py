@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
 from artifacts.token_manifest import TokenStoreError
-from artifacts.token_store import TokenStore
+from artifacts.token_store import TokenStore, check_tokens
 from datamodules.order import PADDING, Draw, EvaluationOrder, seeded_generator
 from datamodules.stored import StoredTokens
 from polytoken.errors import UserError
@@ -27,7 +25,7 @@ class TokenRow(NamedTuple):
 
 
 class TokenDataset(Dataset[TokenRow]):
-    """Reads one view of the image of a draw (epoch, index). Each code is checked here, once, against its codebook.
+    """Reads one view of the image of a draw (epoch, index).
 
     Args:
         store: The codes or latents.
@@ -49,15 +47,41 @@ class TokenDataset(Dataset[TokenRow]):
         view = 0
         if self.any_view and self.store.num_views > 1:
             view = int(seeded_generator("view", self.seed, epoch, row).integers(self.store.num_views))
-        tokens = self.store.tokens(row, view)
-        self.store.check(tokens, row)
-        label = self.store.label(row)
-        if not 0 <= label < (count := len(self.store.class_to_idx)):  # checked here, so that no training step has to
-            raise TokenStoreError(
-                f"the token store {self.store.path}, image {self.store.index(row)}: class {label}, and the store has "
-                f"classes 0 to {count - 1}: write the store again"
-            )
-        return TokenRow(tokens if self.store.spec is None else tokens[self.sub_codes], label, index)
+        return TokenRow(self.store.tokens(row, view), self.store.label(row), index)
+
+    def collate(self, rows: list[TokenRow]) -> dict[str, torch.Tensor]:
+        """Stack rows to `codes` (B, k, N) int64 or `latents` (B, C, h, w) float32, `label` and `index` (B,) int64.
+
+        Codes and labels are checked here, once, so that no training step has to.
+
+        Raises:
+            TokenStoreError: A code lies outside of its codebook, a latent is not finite, or there is no such class.
+        """
+        self._check_labels(rows)
+        tokens = np.stack([row.tokens for row in rows])
+        try:
+            check_tokens(tokens, self.store.spec, f"the token store {self.store.path}")
+        except TokenStoreError:
+            for row in rows:  # to name the image
+                self.store.check(row.tokens, max(row.index, 0))
+            raise
+        holds = self.store.plan.holds
+        if holds == "codes" and self.sub_codes != [*range(tokens.shape[1])]:
+            tokens = tokens[:, self.sub_codes]
+        return {
+            holds: torch.from_numpy(tokens.astype(np.int64 if holds == "codes" else np.float32)),
+            "label": torch.tensor([row.label for row in rows], dtype=torch.int64),
+            "index": torch.tensor([row.index for row in rows], dtype=torch.int64),
+        }
+
+    def _check_labels(self, rows: list[TokenRow]) -> None:
+        count = len(self.store.class_to_idx)
+        for row in rows:
+            if not 0 <= row.label < count:
+                raise TokenStoreError(
+                    f"the token store {self.store.path}, image {self.store.index(max(row.index, 0))}: class "
+                    f"{row.label}, and the store has classes 0 to {count - 1}: write the store again"
+                )
 
 
 class TokenDataModule(StoredTokens):
@@ -118,12 +142,14 @@ class TokenDataModule(StoredTokens):
 
     def train_dataloader(self) -> DataLoader[TokenRow]:
         """Return this rank's training batches, from the current position of the run."""
-        return self._loader(self.dataset("train"), self._training_order(), self.batch_size, self._collate())
+        dataset = self.dataset("train")
+        return self._loader(dataset, self._training_order(), self.batch_size, dataset.collate)
 
     def val_dataloader(self) -> DataLoader[TokenRow]:
         """Return this rank's part of the validation split, in order."""
         dataset = self.dataset("validation")
-        return self._loader(dataset, EvaluationOrder(len(dataset), *self._ranks()), self.batch_size, self._collate())
+        order = EvaluationOrder(len(dataset), *self._ranks())
+        return self._loader(dataset, order, self.batch_size, dataset.collate)
 
     def test_dataloader(self) -> DataLoader[TokenRow]:
         """Return the same batches as validation."""
@@ -135,16 +161,3 @@ class TokenDataModule(StoredTokens):
 
     def _training_length(self) -> int:
         return len(self._stores["train"])
-
-    def _collate(self) -> Callable[[list[TokenRow]], dict[str, torch.Tensor]]:
-        return partial(collate, self._stores["train"].plan.holds)
-
-
-def collate(name: Literal["codes", "latents"], rows: list[TokenRow]) -> dict[str, torch.Tensor]:
-    """Stack rows to `codes` (B, k, N) int64 or `latents` (B, C, h, w) float32, `label` (B,) and `index` (B,) int64."""
-    tokens = np.stack([row.tokens for row in rows])
-    return {
-        name: torch.from_numpy(tokens.astype(np.int64 if name == "codes" else np.float32)),
-        "label": torch.tensor([row.label for row in rows], dtype=torch.int64),
-        "index": torch.tensor([row.index for row in rows], dtype=torch.int64),
-    }
