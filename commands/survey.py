@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from commands.preset import spread
 from commands.progress import track
-from datamodules.sources import FolderSource, HubSource
+from datamodules.sources import FolderSource, HubSource, WebDatasetSource
 from datamodules.sources.base import SPLITS, ImageSource, Split
 from datamodules.sources.folder import SPLIT_FOLDERS
+from datamodules.sources.webdataset import holds_shards, split_of, tar_shards
 from polytoken.errors import MissingFileError, UserError
 from polytoken.images import UNREADABLE
 
@@ -46,7 +47,7 @@ class Survey:
 
 
 def folder(place: str, labelled: bool = True) -> dict[str, Any]:
-    """The source of a folder: its own splits, or a share held out where it has no `val/`.
+    """The source of a folder of images or of tar shards: its own splits, or a share held out where it has none.
 
     Raises:
         UserError: there is no such folder, or it is a data set of the Hugging Face library.
@@ -54,15 +55,20 @@ def folder(place: str, labelled: bool = True) -> dict[str, Any]:
     root = Path(place).expanduser().absolute()
     if not root.is_dir():
         raise MissingFileError(f"{place} is not a folder: name one of images by DATA=/path")
-    if any((root / name).exists() for name in ("dataset_dict.json", "state.json")) or any(root.glob("*.tar")):
+    if any((root / name).exists() for name in ("dataset_dict.json", "state.json")):
         raise UserError(f"{place} is a data set of the Hugging Face library: name it by HUB= instead of DATA=")
+    kind: type[FolderSource] | type[WebDatasetSource] = FolderSource
+    has_validation = any((root / name).is_dir() for name in SPLIT_FOLDERS["validation"])
+    if holds_shards(root):
+        kind = WebDatasetSource
+        has_validation = "validation" in map(split_of, tar_shards(root))
     arguments: dict[str, Any] = {"root": str(root)}
-    if not any((root / name).is_dir() for name in SPLIT_FOLDERS["validation"]):
-        whole = FolderSource(str(root), 0.5, labelled)
+    if not has_validation:
+        whole = kind(str(root), 0.5, labelled)
         arguments["held_out"] = _share(sum(len(whole.split(split)) for split in SPLITS))
     if not labelled:
         arguments["labelled"] = False
-    return {"class_path": "datamodules.FolderSource", "init_args": arguments}
+    return {"class_path": f"datamodules.{kind.__name__}", "init_args": arguments}
 
 
 def hub(place: str, labelled: bool = True) -> dict[str, Any]:
@@ -98,7 +104,9 @@ def survey(source: dict[str, Any]) -> Survey:
     Raises:
         UserError: none of them can be read, or the source is refused.
     """
-    kinds: dict[str, type[ImageSource]] = {"datamodules.FolderSource": FolderSource, "datamodules.HubSource": HubSource}
+    kinds: dict[str, type[ImageSource]] = {
+        f"datamodules.{kind.__name__}": kind for kind in (FolderSource, WebDatasetSource, HubSource)
+    }
     opened = kinds[source["class_path"]](**source["init_args"])
     sides: list[int] = []
     bad: list[str] = []

@@ -15,6 +15,7 @@ from datamodules.sources import (
     ImageRecords,
     ImageSource,
     PhotosSource,
+    WebDatasetSource,
 )
 from datamodules.tokens import TokenDataModule
 from datamodules.views import Views
@@ -36,4 +37,5 @@ __all__ = [
     "ReferenceDataModule",
     "TokenDataModule",
     "Views",
+    "WebDatasetSource",
 ]

@@ -41,6 +41,15 @@ class ImageDataset(Dataset[Example]):
 
     In training, another image, drawn from (seed, epoch, index), replaces an unreadable one, so that batches keep their
     size. In evaluation an unreadable image is left out, since a replacement would count twice.
+
+    Args:
+        records: The images of the split.
+        transform: Image to tensor.
+        split: Its name, for messages.
+        seed: Seed of augmentation and replacements.
+        replace_unreadable: True for training.
+        shorter_side: Pixels a side that the transform needs of a JPEG, which is then decoded at a reduced size; None
+            decodes all pixels.
     """
 
     def __init__(
@@ -50,9 +59,10 @@ class ImageDataset(Dataset[Example]):
         split: Split,
         seed: int,
         replace_unreadable: bool,
+        shorter_side: int | None = None,
     ) -> None:
         self.records, self.transform, self.split, self.seed = records, transform, split, seed
-        self.replace_unreadable = replace_unreadable
+        self.replace_unreadable, self.shorter_side = replace_unreadable, shorter_side
 
     def __len__(self) -> int:
         return len(self.records)
@@ -69,13 +79,18 @@ class ImageDataset(Dataset[Example]):
             row = 0 if candidate == PADDING else candidate
             generator = seeded_generator("augmentation", self.seed, epoch, row)
             try:
-                image = self.transform(self.records.load(row), generator)
+                image = self.transform(self._load(row), generator)
             except UNREADABLE as error:
                 place = self.records.describe(row)
                 skipped.append(UnreadableImage(self.split, row, place, f"{type(error).__name__}: {error}"))
                 continue
             return Example(image, self.records.label(row), candidate, tuple(skipped))
         return Example(None, 0, index, tuple(skipped))
+
+    def _load(self, row: int) -> Image.Image:
+        if self.shorter_side is None:
+            return self.records.load(row)
+        return self.records.load_reduced(row, self.shorter_side)
 
 
 def collate(examples: Sequence[Example]) -> dict[str, Any]:

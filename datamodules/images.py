@@ -43,6 +43,9 @@ class ImageDataModule(ResumableDataModule):
         seed: Seed of order and augmentation, not negative.
         max_bad_fraction: Stop the run when a rank has met more unreadable images than this fraction of a split.
         views: Crops of a training image that prediction reads; None predicts the validation images.
+        draft: Decode the JPEGs of training at the smallest of 1, 1/2, 1/4 and 1/8 of their size that has the pixels of
+            a crop. Faster where images are large, and the pixels differ (docs/data.md). Evaluation and prediction
+            decode all pixels.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class ImageDataModule(ResumableDataModule):
         seed: int = 0,
         max_bad_fraction: float = 0.01,
         views: Views | None = None,
+        draft: bool = False,
     ) -> None:
         super().__init__(batch_size, num_workers, seed)
         within(0, 1, self, max_bad_fraction=max_bad_fraction)
@@ -66,6 +70,7 @@ class ImageDataModule(ResumableDataModule):
         self.validation_batch_size = validation_batch_size or batch_size
         self.max_bad_fraction = max_bad_fraction
         self.views = views
+        self.draft = draft
         self.training_transform = TrainingTransform(image_size, crop_fraction, horizontal_flip)
         self.evaluation_transform = EvaluationTransform(image_size)
         self._datasets: dict[Split, ImageDataset] = {}
@@ -87,8 +92,13 @@ class ImageDataModule(ResumableDataModule):
                 split,
                 self.seed,
                 replace_unreadable=training,
+                shorter_side=self.training_transform.largest_side if training and self.draft else None,
             )
         return self._datasets[split]
+
+    def prepare_data(self) -> None:
+        """Prepare the source in one process of each node; the others wait."""
+        self.source.prepare()
 
     def setup(self, stage: str) -> None:
         """List the splits now, so that a wrong path fails before the model is built."""
@@ -133,6 +143,7 @@ class ImageDataModule(ResumableDataModule):
             "image_size": self.image_size,
             "crop_fraction": [*self.training_transform.crop_fraction],
             "horizontal_flip": self.training_transform.horizontal_flip,
+            "draft": self.draft,
         }
 
     @cached_property

@@ -26,6 +26,7 @@ class OnlineTokenDataModule(StoredTokens, ImageDataModule):
         horizontal_flip: Mirror half of the training crops.
         seed: Seed of order and augmentation, not negative.
         max_bad_fraction: Stop the run when a rank has met more unreadable images than this fraction of a split.
+        draft: Decode the JPEGs of training at a reduced size that has the pixels of a crop, as in `ImageDataModule`.
 
     Raises:
         MissingFileError: A store or a shard is missing.
@@ -45,6 +46,7 @@ class OnlineTokenDataModule(StoredTokens, ImageDataModule):
         horizontal_flip: bool = True,
         seed: int = 0,
         max_bad_fraction: float = 0.01,
+        draft: bool = False,
     ) -> None:
         super().__init__(
             source,
@@ -56,6 +58,7 @@ class OnlineTokenDataModule(StoredTokens, ImageDataModule):
             horizontal_flip,
             seed,
             max_bad_fraction,
+            draft=draft,
         )
         self._read_stores(store)
         self.sub_codes = list(range(self.full_spec.num_sub_codes)) if self.full_spec else []

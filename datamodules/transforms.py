@@ -78,10 +78,15 @@ class TrainingTransform:
         if not 0 < low <= high <= 1:
             raise UserError(f"crop_fraction=({low}, {high}): expected 0 < low <= high <= 1.")
 
+    @property
+    def largest_side(self) -> int:
+        """The longest shorter side that an image is scaled to, in pixels."""
+        return math.ceil(self.size / self.crop_fraction[0])
+
     def __call__(self, image: Image.Image, generator: np.random.Generator) -> torch.Tensor:
         """Return float32 (3, size, size) in [-1, 1]."""
-        low, high = self.crop_fraction
-        target = int(generator.integers(math.ceil(self.size / high), math.ceil(self.size / low), endpoint=True))
+        smallest = math.ceil(self.size / self.crop_fraction[1])
+        target = int(generator.integers(smallest, self.largest_side, endpoint=True))
         pixels = np.asarray(resize_short_side(to_rgb(image), target))
         top = int(generator.integers(pixels.shape[0] - self.size, endpoint=True))
         left = int(generator.integers(pixels.shape[1] - self.size, endpoint=True))

@@ -29,10 +29,15 @@ MAX_ASPECT = 64
 UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
-def open_image(source: str | Path | bytes) -> Image.Image:
+def open_image(source: str | Path | bytes, shorter_side: int | None = None) -> Image.Image:
     """Decode a file, or its bytes, in its stored mode.
 
     Size and aspect are checked by the header, before pixels take memory.
+
+    Args:
+        source: the path, or the content of the file.
+        shorter_side: decode a JPEG at the smallest of 1, 1/2, 1/4 and 1/8 of its size whose shorter side has this many
+            pixels (libjpeg scales the blocks of its DCT); None decodes all pixels, as other formats always do.
 
     Raises:
         OSError: there is no such file, it is no regular file, it is damaged, or its format is not one of `FORMATS`.
@@ -45,6 +50,8 @@ def open_image(source: str | Path | bytes) -> Image.Image:
         if max(image.size) > MAX_ASPECT * min(image.size):
             width, height = image.size
             raise UserError(f"{width} × {height} pixels: one side is more than {MAX_ASPECT} times the other")
+        if shorter_side is not None:
+            image.draft(None, (shorter_side, shorter_side))
         image.load()
     return image
 

@@ -1,4 +1,4 @@
-"""Sources of images: folders, Hugging Face `datasets`, and real images that ship inside dependencies."""
+"""Sources of images: folders, tar shards, Hugging Face `datasets`, and real images that ship inside dependencies."""
 
 from datamodules.sources.base import ImageRecords, ImageSource, Split
 from datamodules.sources.captions import CaptionedFolder, CaptionedPhotos, CaptionedSource
@@ -6,6 +6,7 @@ from datamodules.sources.digits import DigitsSource
 from datamodules.sources.folder import FolderSource
 from datamodules.sources.hub import HubSource
 from datamodules.sources.photos import PhotosSource
+from datamodules.sources.webdataset import WebDatasetSource
 
 __all__ = [
     "CaptionedFolder",
@@ -18,4 +19,5 @@ __all__ = [
     "ImageSource",
     "PhotosSource",
     "Split",
+    "WebDatasetSource",
 ]

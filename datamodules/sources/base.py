@@ -12,6 +12,7 @@ from PIL import Image
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 UNLABELLED = "all"  # the one class of images without labels
+LARGEST_LABEL = 10_000_000  # of labels that are numbers: one name is kept for each below the largest
 
 
 class ImageRecords(ABC):
@@ -24,6 +25,13 @@ class ImageRecords(ABC):
     @abstractmethod
     def load(self, index: int) -> Image.Image:
         """Read image `index` in its stored mode; raises one of `polytoken.images.UNREADABLE` if that fails."""
+
+    def load_reduced(self, index: int, shorter_side: int) -> Image.Image:
+        """Read image `index` with `shorter_side` pixels or more a side, not all of its pixels if that is faster.
+
+        This default reads all of them. A source of JPEGs passes `shorter_side` to `polytoken.images.open_image`.
+        """
+        return self.load(index)
 
     @abstractmethod
     def label(self, index: int) -> int:
@@ -44,6 +52,9 @@ class ImageRecords(ABC):
 
 class ImageSource(ABC):
     """A data set of images, of one class if it has no labels; a config names its class as `data.source.class_path`."""
+
+    def prepare(self) -> None:  # noqa: B027 - most sources have nothing to prepare
+        """Do once on each node what its processes would otherwise all do, such as reading an index into a cache."""
 
     @abstractmethod
     def split(self, name: Split) -> ImageRecords:

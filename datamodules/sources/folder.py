@@ -94,6 +94,8 @@ class FolderSource(ImageSource):
         others = [folder for folders in SPLIT_FOLDERS.values() for folder in folders]
         if self.held_out and not any((self.root / folder).is_dir() for folder in others):
             return self.root
+        if any(self.root.glob("*.tar")):
+            raise UserError(f"{self.root} holds tar shards: name datamodules.WebDatasetSource as its source.")
         wanted = " or ".join(f"{candidate}/" for candidate in SPLIT_FOLDERS[name])
         without = "of train/, or of the images and classes in the folder itself"
         raise MissingFileError(
@@ -125,6 +127,9 @@ class FolderRecords(ImageRecords):
     def load(self, index: int) -> Image.Image:
         """Read and decode file `index`."""
         return open_image(self.describe(index))
+
+    def load_reduced(self, index: int, shorter_side: int) -> Image.Image:
+        return open_image(self.describe(index), shorter_side)
 
     def label(self, index: int) -> int:
         """Return the class of the folder that file `index` lies in."""

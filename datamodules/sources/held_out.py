@@ -48,6 +48,9 @@ class SelectedRecords(ImageRecords):
         """Read image `index`."""
         return self.records.load(int(self.rows[index]))
 
+    def load_reduced(self, index: int, shorter_side: int) -> Image.Image:
+        return self.records.load_reduced(int(self.rows[index]), shorter_side)
+
     def label(self, index: int) -> int:
         """Return the class of image `index`."""
         return self.records.label(int(self.rows[index]))

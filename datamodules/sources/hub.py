@@ -12,7 +12,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
-from datamodules.sources.base import UNLABELLED, ImageRecords, ImageSource, Split, sha256
+from datamodules.sources.base import LARGEST_LABEL, UNLABELLED, ImageRecords, ImageSource, Split, sha256
 from datamodules.sources.held_out import part
 from polytoken.errors import MissingFileError, UserError
 from polytoken.images import open_image
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 
-LARGEST_LABEL = 10_000_000  # one name is kept for each number below the largest
 PROBED = 16  # rows whose bytes tell data sets of equal labels apart
 
 
@@ -207,10 +206,10 @@ class HubRecords(ImageRecords):
 
     def load(self, index: int) -> Image.Image:
         """Decode the image of row `index`."""
-        row = self._row(index)
-        if row is None:
-            raise UserError("the row has no image")
-        return open_image(row["path"] if row["bytes"] is None else row["bytes"])
+        return open_image(self._encoded(index))
+
+    def load_reduced(self, index: int, shorter_side: int) -> Image.Image:
+        return open_image(self._encoded(index), shorter_side)
 
     def label(self, index: int) -> int:
         """Return the class of row `index`."""
@@ -224,6 +223,12 @@ class HubRecords(ImageRecords):
             row = None
         path = row["path"] if row else None
         return f"{self.name} row {index}" + (f" ({os.fspath(path)})" if path else "")
+
+    def _encoded(self, index: int) -> str | bytes:
+        row = self._row(index)
+        if row is None:
+            raise UserError("the row has no image")
+        return row["path"] if row["bytes"] is None else row["bytes"]
 
     def _row(self, index: int) -> dict[str, Any] | None:
         """Bytes or path of an image, or None; raises UserError if the table is damaged there."""

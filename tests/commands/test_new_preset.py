@@ -52,11 +52,23 @@ def test_columns_and_splits_of_the_hub_are_found(place: Path, tmp_path: Path) ->
     assert "label_column" in hub(str(tmp_path / "named"), labelled=False)["init_args"]
 
 
+@pytest.mark.parametrize("splits", [{"train": 20, "val": 6}, {"train": 26}])
+def test_tar_shards_are_found_in_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, splits: dict[str, int]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = write_shards(tmp_path / "shards", splits)
+    source = folder(str(root))
+    share = {} if "val" in splits else {"held_out": 0.2}
+    assert source == {"class_path": "datamodules.WebDatasetSource", "init_args": {"root": str(root), **share}}
+    found = survey(source)
+    assert found.classes == ["0", "1", "2"] and sum(found.count.values()) == 26
+    assert found.shorter_side == 40 and not found.unreadable
+
+
 @pytest.mark.usefixtures("hub_cache")
 def test_tar_shards_are_a_data_set_of_the_hub(tmp_path: Path) -> None:
     root = write_shards(tmp_path / "shards", {"train": 20, "val": 6})
-    with pytest.raises(UserError, match="name it by HUB= instead of DATA="):
-        folder(str(root))
     source = hub(str(root))
     assert source["init_args"] == {"path": str(root), "image_column": "jpg", "label_column": "cls"}
     found = survey(source)

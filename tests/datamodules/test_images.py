@@ -2,14 +2,20 @@
 
 import ast
 import logging
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from jsonargparse import ArgumentParser
+from PIL import Image
 
 import datamodules
-from datamodules import DigitsSource, ImageDataModule
+from datamodules import DigitsSource, FolderSource, HubSource, ImageDataModule, ImageSource, WebDatasetSource
+from polytoken.errors import UserError
 from tests.datamodules.memory import Diary, MemorySource, quiet_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -58,6 +64,54 @@ def test_augmentation_is_a_function_of_seed_epoch_and_index() -> None:
     first, again, next_epoch = (data(MemorySource()).dataset("train")[draw].image for draw in draws)
     assert torch.equal(first, again) and not torch.equal(first, next_epoch)
     assert not torch.equal(first, data(MemorySource(), seed=1).dataset("train")[0, 3].image)
+
+
+def jpegs(root: Path) -> None:
+    """Horizontal grey ramps, 12 times as large as the crops of 8 px."""
+    ramp = Image.fromarray(np.tile(np.linspace(0, 255, 121).astype(np.uint8), (97, 1))).convert("RGB")
+    for split in ("train", "val"):
+        (root / split).mkdir(parents=True)
+        for index in range(4):
+            ramp.save(root / split / f"{index}.jpg", quality=95)
+    for split in ("train", "val"):
+        with tarfile.open(root / f"{split}.tar", "w") as archive:
+            archive.add(root / split, "")
+
+
+def saved(root: Path) -> HubSource:
+    tables = {
+        split: Dataset.from_dict({"image": sorted(map(str, (root / folder).iterdir()))})
+        for split, folder in (("train", "train"), ("validation", "val"))
+    }
+    DatasetDict(tables).save_to_disk(str(root / "saved"))
+    return HubSource(str(root / "saved"), label_column=None)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda root: FolderSource(str(root)),
+        lambda root: FolderSource(str(root), held_out=0.5),
+        lambda root: WebDatasetSource(str(root), labelled=False),
+        saved,
+    ],
+)
+def test_draft_reads_training_crops_from_reduced_jpegs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Callable[[Path], ImageSource]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    jpegs(tmp_path)
+    sizes: list[tuple[int, int]] = []
+    monkeypatch.setattr("datamodules.transforms.to_rgb", lambda image: sizes.append(image.size) or image)
+    whole, reduced = (data(kind(tmp_path), batch_size=1, draft=draft) for draft in (False, True))
+    one, other = (module.dataset("train")[0, 0].image for module in (whole, reduced))
+    assert sizes == [(121, 97), (16, 13)], "an eighth; its shorter side has at least the 10 px of the widest crop"
+    assert one.shape == other.shape == (3, 8, 8) and not torch.equal(one, other)
+    assert (one - other).abs().max() < 0.085, "a shift of half a pixel: a pixel of the ramp is a step of 0.17"
+    one, other = (module.dataset("validation")[0, 0].image for module in (whole, reduced))
+    assert torch.equal(one, other), "what is measured stays comparable"
+    with pytest.raises(UserError, match="data.draft was False when the checkpoint was written, and is True"):
+        reduced.load_state_dict(whole.state_dict())
 
 
 def test_padding_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:

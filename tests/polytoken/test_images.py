@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,15 @@ def test_thin_images_are_refused_by_their_header(
 def test_the_thinnest_image_is_read(tmp_path: Path) -> None:
     Image.new("L", (MAX_ASPECT, 1)).save(tmp_path / "thin.png")
     assert open_image(tmp_path / "thin.png").size == (MAX_ASPECT, 1)
+
+
+@pytest.mark.parametrize(("shorter_side", "size"), [(7, (12, 8)), (8, (23, 15)), (16, (45, 30)), (31, (90, 60))])
+def test_a_jpeg_is_decoded_at_a_reduced_size(shorter_side: int, size: tuple[int, int]) -> None:
+    for mode, kind in (("RGB", "JPEG"), ("L", "JPEG"), ("CMYK", "JPEG"), ("RGB", "PNG"), ("RGB", "WEBP")):
+        content = BytesIO()
+        Image.new(mode, (90, 60)).save(content, kind)
+        image = open_image(content.getvalue(), shorter_side)
+        assert image.mode == mode and image.size == (size if kind == "JPEG" else (90, 60))
 
 
 def test_a_header_that_claims_a_huge_image_is_refused(tmp_path: Path) -> None:
