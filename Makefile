@@ -33,8 +33,8 @@ KIND   := $(if $(shell grep -s FoldedTokenizer configs/$(TOKENIZER).yaml),folded
 SIZED   = $(call CONFIG,$(1),$(2)) $(addprefix --config ,$(call OVERLAY,$(1)))
 CLI    := $(LAUNCHER) $(PYTHON) cli.py
 ROOT   := $(if $(DATA),--data.source.root=$(call quoted,$(DATA)))
-# the name of the runs: that of the tokenizer's recipe, with STEPS another one, or RUN (a path, for two targets)
-VARIANT := $(if $(filter consolidate experiment-stage,$(MAKECMDGOALS)),,$(call given,RUN))
+# the name of the runs: that of the tokenizer's recipe, with STEPS another one, or RUN (a path, for three targets)
+VARIANT := $(if $(filter consolidate profile experiment-stage,$(MAKECMDGOALS)),,$(call given,RUN))
 RUN_NAME := $(or $(VARIANT),$(TOKENIZER)$(addsuffix _steps,$(addprefix _,$(call given,STEPS))))
 # RUN is a branch: a stage has this name if its goal is on the command line, if it was made before, or if the stage before has it
 at      = $(if $(or $(filter $(2),$(MAKECMDGOALS)),$(wildcard $(RUNS)/$(1)/.),$(filter $(RUN_NAME),$(3))),$(RUN_NAME),$(TOKENIZER))
@@ -110,7 +110,7 @@ $(foreach name,TOKENIZER GENERATOR,$(if $(filter command environment,$(origin $(
 	$(error $(name) is $($(name)), and there is no configs/$($(name)).yaml: take one of $($(name)S)))))
 $(foreach name,NAME HUB,$(if $(call given,$(name)),$(if $(filter preset,$(MAKECMDGOALS)),,$(error $(name) is read by make preset only: write the preset first))))
 # ARGS without a named stage would be dropped in silence
-WITHOUT_ARGS := demo curriculum report check status plot weights consolidate tensorboard clean lint format benchmark setup lock help
+WITHOUT_ARGS := demo curriculum report check status plot weights consolidate profile tensorboard clean lint format benchmark setup lock help
 $(if $(and $(call given,ARGS),$(MAKECMDGOALS)),$(if $(filter-out $(WITHOUT_ARGS),$(MAKECMDGOALS)),,\
 	$(error ARGS go to the stages on the command line, and $(MAKECMDGOALS) is none: take STEPS and DEVICES, or make tokenizer ARGS=… first)))
 # clean and status know the runs of a preset that is gone as well; a pattern, a path or several words name none
@@ -150,13 +150,13 @@ $(foreach learner,$(if $(ARGS),,$(LEARNERS)),\
 		$(error GENERATOR $(learner) predicts one code per position, and TOKENIZER $(TOKENIZER) has several: take GENERATOR=far_base, or TOKENIZER=vq)))
 
 .DEFAULT_GOAL := help
-.PHONY: check status help setup lock docs preset demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference parity app experiment consolidate test test-cluster drill soak fuzz lint format benchmark tensorboard clean
+.PHONY: check status help setup lock docs preset demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference parity app experiment consolidate profile test test-cluster drill soak fuzz lint format benchmark tensorboard clean
 
 .PHONY: ask
 ask:
 
-help: ## start | Explain every target
-	@echo "make TARGET [NAME=value …]     make -n TARGET shows the commands"
+help: # itself, in the first line, to fit a screen
+	@echo "make TARGET [NAME=value …]     make -n TARGET shows the commands, make help explains the targets"
 	@echo "    make demo TOKENIZER=ifsq GENERATOR=dit STEPS=20         a quick look at all stages"
 	@echo "    make tokenizer RUN=slow ARGS='--trainer.max_steps 2000' a variant; make report RUN=slow continues with it"
 	@awk -F ' ## ' 'BEGIN {count = split("start stages measure experiments cluster development", order, " ")} \
@@ -362,6 +362,9 @@ parity: | $(READY) ## measure | Compare a released tokenizer with its authors' f
 
 consolidate: | $(READY) ## cluster | Make one file (whole.ckpt) of the sharded checkpoint of RUN=runs/…
 	$(PYTHON) -m commands.consolidate $(call quoted,$(or $(RUN),$(RUNS)/$(GENERATOR)/$(TOKENIZER)))
+
+profile: | $(READY) ## measure | Find where the time of RUN=runs/… goes, a fit or a prediction: operators, idle GPU, a trace; STEPS=5
+	@$(PYTHON) -m commands.profile $(call quoted,$(or $(call given,RUN),$(RUNS)/$(GENERATOR)/$(TOKENIZER))) $(addprefix --steps ,$(call given,STEPS))
 
 experiment: $(TEACHERS_HERE) $(if $(filter ideal/%,$(EXPERIMENT)),$(DUAL) $(if $(shell grep -s zero_shot experiments/$(EXPERIMENT).yaml),$(call escaped,$(CLASSES)))) | $(READY) ## experiments | Run EXPERIMENT=ssq/table3 (ifsq/fig3 …) on PRESET; ARGS='--seeds 3'
 	$(PYTHON) -m experiments run $(EXPERIMENT) --preset $(PRESET) $(ARGS)

@@ -222,6 +222,7 @@ def test_paths_may_hold_spaces_and_quotes(here: Path) -> None:
         ("evaluate", f"SAMPLES={place}/samples.npz", f"{place}/samples.npz"),
         ("zero-shot TOKENIZER=ideal", f"CLASSES={place}/classes.safetensors", f"{place}/classes.safetensors"),
         ("consolidate", f"RUN={place}", place),
+        ("profile", f"RUN={place}", place),
         ("experiment-stage", f"RUN={place}", place),
     ):
         commands = [line for line in make("-n", *goal.split(), given, cwd=here).splitlines() if "/python " in line]
