@@ -1,13 +1,13 @@
-"""Cross-entropy of a linear layer whose logits are computed and freed chunk by chunk."""
+"""Cross-entropy of a linear layer whose logits are computed once, chunk by chunk (Liger Kernel, arXiv 2410.10989)."""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from polytoken.precision import autocasts
 
@@ -20,48 +20,73 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Return the mean cross-entropy, in nats, of ``features @ weight.T + bias`` against targets.
 
+    Gradients are computed in forward, while a chunk's logits exist, and kept for backward: memory for them instead of
+    a second product. They can be differentiated once.
+
     Args:
         features: (M, dim).
         weight: (K, dim) of the output layer.
         targets: (M,) int64.
-        max_logits: entries of the (M, K) logits held at a time, forward and backward.
+        max_logits: entries of the (M, K) logits held at a time.
         bias: (K,) of the output layer, if it has one.
 
     Returns:
-        A float32 scalar; softmax and sums are float32 for any type of the product.
+        A float32 scalar. Products are of autocast's type, or of the features'; softmax and sums are float32.
     """
-    count = features.shape[0]
-    rows = max(1, max_logits // weight.shape[0])
-    if rows >= count:
-        return _sum_of_chunk(features, weight, targets, bias) / count
-    if _torch_has_it() and features.dtype == torch.float32 and not autocasts(features.device):
-        # not in bfloat16, where it sums the loss in bfloat16 as well: 0.18 nats off in a trial with 512 rows
-        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None)
-        return functional.linear_cross_entropy(features, weight, targets, linear_bias=bias, options=options)
-    return _recomputed(features, weight, targets, rows, bias)
-
-
-def _torch_has_it() -> bool:
-    return hasattr(functional, "linear_cross_entropy") and hasattr(torch.nn, "LinearCrossEntropyOptions")  # not 2.11
-
-
-def _recomputed(features: Tensor, weight: Tensor, targets: Tensor, rows: int, bias: Tensor | None) -> Tensor:
-    """Chunks of ``rows``, their logits computed a second time in backward."""
-    total = torch.zeros((), device=features.device)
-    for start in range(0, len(features), rows):
-        chunk = (features[start : start + rows], weight, targets[start : start + rows], bias)
-        if torch.is_grad_enabled():
-            kept = checkpoint(_sum_of_chunk, *chunk, use_reentrant=False, preserve_rng_state=False)
-            total = total + cast(Tensor, kept)
-        else:
-            total = total + _sum_of_chunk(*chunk)
-    return total / len(features)
-
-
-def _sum_of_chunk(features: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> Tensor:
+    dtype = features.dtype
     if autocasts(features.device):
-        # autocast itself would cast the weight once and add up the chunks' gradients in bfloat16
         dtype = torch.get_autocast_dtype(features.device.type)
-        features, weight = (value.to(dtype) for value in (features, weight))
-        bias = None if bias is None else bias.to(dtype)
-    return functional.cross_entropy(functional.linear(features, weight, bias).float(), targets, reduction="sum")
+    rows = max(1, max_logits // weight.shape[0])
+    return _LinearCrossEntropy.apply(features, weight, bias, targets, rows, dtype, torch.is_grad_enabled())
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sums over chunks of ``rows``; the gradients that forward keeps are those of the sum of all rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        rows: int,
+        dtype: torch.dtype,
+        learns: bool,
+    ) -> Tensor:
+        of_features, of_weight, of_bias = (learns and needed for needed in ctx.needs_input_grad[:3])
+        feature_gradient = torch.empty_like(features) if of_features else None
+        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if of_weight else None
+        bias_gradient = torch.zeros_like(weight[:, 0], dtype=torch.float32) if of_bias else None
+        cast_weight, cast_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        total = torch.zeros((), device=features.device)
+        for start in range(0, len(features), rows):
+            chunk = slice(start, start + rows)
+            read, chosen = features[chunk].to(dtype), targets[chunk].unsqueeze(1)
+            logits = functional.linear(read, cast_weight, cast_bias)
+            log_probabilities = functional.log_softmax(logits, dim=1, dtype=torch.float32)
+            total -= log_probabilities.gather(1, chosen).sum()
+            if not (of_features or of_weight or of_bias):
+                continue
+            error = log_probabilities.exp_().scatter_add_(1, chosen, -torch.ones_like(chosen, dtype=torch.float32))
+            if bias_gradient is not None:
+                bias_gradient += error.sum(0)
+            error = error.to(dtype)
+            if feature_gradient is not None:
+                feature_gradient[chunk] = error @ cast_weight
+            if weight_gradient is not None and dtype == torch.float32:
+                torch.addmm(weight_gradient, error.T, read, out=weight_gradient)
+            elif weight_gradient is not None:
+                weight_gradient += error.T @ read  # added in float32
+        ctx.save_for_backward(feature_gradient, weight_gradient, bias_gradient)
+        ctx.count, ctx.dtype = len(features), weight.dtype
+        return total / len(features)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        of_features, of_weight, of_bias = ctx.saved_tensors
+        scale = gradient / ctx.count
+        of_features = None if of_features is None else of_features * scale.to(of_features.dtype)
+        of_weight, of_bias = (None if sums is None else (sums * scale).to(ctx.dtype) for sums in (of_weight, of_bias))
+        return of_features, of_weight, of_bias, None, None, None, None

@@ -45,11 +45,14 @@ def image_compute(generator: Generator, halve_causal: bool = True) -> Compute:
     """
     device = next(generator.parameters()).device
     tokens, label = _blank(generator, device), torch.zeros(1, dtype=torch.int64, device=device)
-    with _AttentionByShape(halve_causal) as attention, FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), _AttentionByShape(halve_causal) as attention, counter:
+        generator.loss(tokens, label)  # alone: with gradients, the loss computes a part of them in forward
+    forward = counter.get_total_flops()
+    with _AttentionByShape(halve_causal), counter:
         loss = generator.loss(tokens, label).total
-        forward = counter.get_total_flops()
         torch.autograd.grad(loss, [*generator.parameters()], allow_unused=True)
-        training = counter.get_total_flops()
+    training = counter.get_total_flops()
     # backward has four products of attention, forward two
     return Compute(forward + attention.flops, training + 3 * attention.flops, attention.flops)
 
@@ -72,8 +75,6 @@ class _AttentionByShape(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is functional.scaled_dot_product_attention:
             return self._attend(*args, **kwargs)
-        if func is getattr(functional, "linear_cross_entropy", None):  # else it computes gradients in forward
-            kwargs = {**kwargs, "options": None}
         return func(*args, **kwargs)
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, is_causal: bool = False, **_: Any) -> Tensor:
