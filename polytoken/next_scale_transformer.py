@@ -126,11 +126,15 @@ class CosineAttention(nn.Module):
 class NextScaleBlock(nn.Module):
     """Attention, then feed-forward; the class gates, scales and shifts both (adaLN)."""
 
+    rates: Tensor | None
+
     def __init__(self, config: NextScaleTrunkConfig, drop: float) -> None:
         super().__init__()
         dim = config.width
         self.checkpointing = False  # polytoken.parallelize sets it
         self.drop = drop
+        # read as a tensor, since compiled blocks that differ in a Python number share no graph
+        self.register_buffer("rates", torch.tensor([drop, 1 - drop]) if drop else None, persistent=False)
         self.attention = CosineAttention(dim, config.heads)
         hidden = -(-4 * dim // config.ffn_multiple) * config.ffn_multiple
         self.ffn_in = nn.Linear(dim, hidden)
@@ -172,10 +176,11 @@ class NextScaleBlock(nn.Module):
 
     def _dropped(self, branch: Tensor) -> Tensor:
         """Stochastic depth (arXiv 1603.09382): the branch of some samples is 0, those of the others are enlarged."""
-        if not self.training or not self.drop:
+        if not self.training or self.rates is None:
             return branch
-        kept = torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop
-        return branch * (kept / (1 - self.drop)).type_as(branch)
+        drop, keep = self.rates
+        kept = torch.rand(len(branch), 1, 1, device=branch.device) >= drop
+        return branch * (kept / keep).type_as(branch)
 
 
 class NextScaleTrunk(nn.Module):

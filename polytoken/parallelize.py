@@ -27,7 +27,8 @@ def parallelize(generator: Generator, mesh: DeviceMesh | None = None, compute: t
     for block in blocks if generator.checkpointing else ():
         block.checkpointing = True  # type: ignore[assignment]
     for block in blocks if generator.compile_blocks else ():
-        block.compile()
+        # equal blocks share a graph; another one for each shape, since symbolic shapes make slower kernels
+        block.compile(fullgraph=True, dynamic=False)
     if mesh is None:
         return
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -34,6 +35,9 @@ def apply_blocks(
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Apply blocks one after the other to features (B, N, dim).
 
+    Compiled blocks run as such where gradients are computed. Elsewhere they run as they are: batches of evaluation and
+    sampling have many sizes, and each would be compiled.
+
     Args:
         blocks: called with the features and ``arguments``.
         features: input of the first block.
@@ -44,10 +48,11 @@ def apply_blocks(
         The output of the last block, and the tapped outputs by number.
     """
     tapped = {}
-    for number, block in enumerate(blocks, start=1):
-        features = block(features, *arguments)
-        if number in taps:
-            tapped[number] = features
+    with nullcontext() if torch.is_grad_enabled() else torch.compiler.set_stance("force_eager"):
+        for number, block in enumerate(blocks, start=1):
+            features = block(features, *arguments)
+            if number in taps:
+                tapped[number] = features
     return features, tapped
 
 
@@ -256,7 +261,7 @@ class Attention(nn.Module):
         if cached is not None:
             keys, values = cached.append(block, keys, values)
             mask = cached.mask
-        is_causal = self.causal and cached is None and features.shape[1] > 1
+        is_causal = self.causal and cached is None  # and nothing of the shapes, which would be symbols if compiled
         attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=is_causal)
         return self.dropout(self.wo(attended.transpose(1, 2).flatten(2)))
 
