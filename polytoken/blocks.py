@@ -16,16 +16,19 @@ class NormSwish(nn.GroupNorm):
     32 groups as in VQGAN, but never fewer than 4 channels a group: with one channel each, as 32 groups would leave a
     narrow network, the norm erases the brightness of the image.
 
-    Backward recomputes the norm's output instead of keeping it: of the three maps that norm, swish and convolution
-    would hold, two remain, for one cheap elementwise pass.
+    With ``recompute``, backward recomputes the norm's output instead of keeping it: of the three maps that norm, swish
+    and convolution would hold, two remain, for a second pass of norm and swish. Compiled code does not read
+    ``recompute``: the compiler recomputes what fuses with backward.
     """
+
+    recompute = True
 
     def __init__(self, channels: int) -> None:
         super().__init__(_groups(channels), channels, eps=1e-6)
 
     def forward(self, features: Tensor) -> Tensor:
         """swish(norm(x))."""
-        if torch.is_grad_enabled():
+        if self.recompute and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return checkpoint(self._norm_swish, features, use_reentrant=False, preserve_rng_state=False)
         return self._norm_swish(features)
 

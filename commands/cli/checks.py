@@ -31,6 +31,8 @@ COUNTERS = {"ready", "started", "processed", "completed"}  # of Lightning's loop
 NO_NUMBER_CHANGES = (
     ".trunk.checkpointing",  # keep or recompute activations
     ".trunk.compile",  # kernels
+    "model.init_args.compile",
+    "model.init_args.recompute_norms",
     ".init_args.max_matrix_elements",  # chunk size of the code look-up
     "model.init_args.metric_size",
 )

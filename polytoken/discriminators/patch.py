@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from polytoken.discriminators.base import Discriminator
@@ -32,6 +33,7 @@ class PatchDiscriminator(Discriminator, nn.Sequential):
             channels = wider
         super().__init__(*layers, nn.Conv2d(channels, 1, 4, padding=1))
         self.apply(_initialise)
+        self.to(memory_format=torch.channels_last)  # the layout convolutions are fastest in, on CPU and GPU
 
     def forward(self, images: Tensor) -> Tensor:
         return nn.Sequential.forward(self, images)

@@ -56,6 +56,14 @@ class Tokenizer(nn.Module, ABC):
     def start(self) -> None:  # noqa: B027 - optional
         """Load the weights that training starts from; called once, before a training that does not resume."""
 
+    def blocks(self) -> Iterator[nn.Module]:
+        """Modules that compilation replaces, each called as a whole; none where a tokenizer does not compile.
+
+        ``last_layer`` is in none of them: a compiled module computes all its gradients for one of them, and the
+        adaptive adversarial weight asks for that of ``last_layer`` twice a step.
+        """
+        return iter(())
+
     @abstractmethod
     def encode(self, images: Tensor) -> Encoding:
         """Images (B, 3, H, W) in [-1, 1] to their encoding.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,11 @@ class Decoder(nn.Module):
         """Latents (B, latent_channels, h, w) to images (B, 3, h·f, w·f), not clamped."""
         return self.conv_out(self.norm_out(self.stages(self.mid(self.conv_in(latents)))))
 
+    @property
+    def body(self) -> tuple[nn.Module, ...]:
+        """All but the two convolutions at its ends, in order."""
+        return self.mid, self.stages, self.norm_out
+
 
 class ConvolutionalTokenizer(Tokenizer):
     """Convolutional encoder, any quantizer, convolutional decoder: LlamaGen's VQ-16 / VQ-8 with the factor as argument.
@@ -169,6 +174,11 @@ class ConvolutionalTokenizer(Tokenizer):
     def last_layer(self) -> nn.Parameter:
         """Weight of the decoder's output convolution."""
         return self.decoder.conv_out.weight  # type: ignore[return-value]
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """The encoder, and the decoder but for its output convolution."""
+        yield self.encoder
+        yield from self.decoder.body
 
     def encode(self, images: Tensor) -> Encoding:
         """Images (B, 3, H, W) in [-1, 1] to their encoding over a grid (H/f, W/f) (SSQ and FQGAN eqs. 3–5)."""

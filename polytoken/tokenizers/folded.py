@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -135,6 +136,11 @@ class FoldedTokenizer(Tokenizer):
     def last_layer(self) -> nn.Parameter:
         """Weight of the layer that writes the pixels."""
         return self.pixels.weight  # type: ignore[return-value]
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """Both transformers."""
+        yield self.encoder
+        yield self.decoder
 
     def start(self) -> None:
         if self.pretrained is not None:

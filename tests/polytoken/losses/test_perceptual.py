@@ -71,3 +71,18 @@ def test_a_file_that_is_not_a_judge_is_rejected(tmp_path: Path) -> None:
     save_file({"linear.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="make teacher"):
         JudgeFeatures(str(tmp_path / "other.safetensors")).prepare(torch.device("cpu"))
+
+
+def test_lpips_computes_the_same_in_another_memory_format(tmp_path: Path, images: tuple) -> None:
+    random_vgg(tmp_path / "vgg.pth")
+    term = LPIPS(str(tmp_path / "vgg.pth"))
+    network = term._network.on(torch.device("cpu"))
+    assert network.net.slice2[1].weight.is_contiguous(memory_format=torch.channels_last)
+    results = []
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        network.to(memory_format=memory_format)
+        reconstruction = images[1].clone().requires_grad_()
+        distance = term(make_step(images[0], reconstruction))
+        distance.backward()
+        results.append((distance, reconstruction.grad))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-8)

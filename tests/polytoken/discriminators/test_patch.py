@@ -1,0 +1,22 @@
+import copy
+
+import torch
+
+from polytoken.discriminators import PatchDiscriminator
+
+
+def test_the_memory_format_changes_neither_logits_nor_second_derivatives() -> None:
+    torch.manual_seed(0)
+    discriminator = PatchDiscriminator(base_channels=8, num_layers=2)
+    assert discriminator[2].weight.is_contiguous(memory_format=torch.channels_last)
+    contiguous = copy.deepcopy(discriminator).to(memory_format=torch.contiguous_format)
+    images = torch.randn(2, 3, 32, 32)
+    results = []
+    for network in (discriminator, contiguous):
+        inputs = images.clone().requires_grad_()
+        logits = network(inputs)
+        (gradient,) = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
+        gradient.square().sum().backward()  # R1
+        results.append([logits, gradient, *(p.grad for p in network.parameters() if p.grad is not None)])
+    torch.testing.assert_close(*results)
+    assert len(results[0]) > 8
