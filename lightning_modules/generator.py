@@ -80,6 +80,7 @@ class GeneratorModule(ResumingModule):
         self._carried: list[nn.Parameter] = []
         self.guard = NonFiniteGuard(max_nonfinite_steps)
         self._losses: dict[str, Tensor] = {}
+        self._norm: Tensor  # of the gradients of the step
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Reject strategies that would train the generator wrongly, before they start processes."""
@@ -222,13 +223,25 @@ class GeneratorModule(ResumingModule):
             # Not requires_grad: under DDP the set of trained weights must stay the same.
             for parameter in self._carried:
                 parameter.grad = None
-        norm = gradient_norm(self.parameters())
-        self.log("train/gradient_norm", norm)
-        if self.guard.accept({**self._losses, "gradient": norm}, step=self.global_step):
+        self._norm = gradient_norm(self.parameters())
+        self.log("train/gradient_norm", self._norm)
+        if self.guard.accept({**self._losses, "gradient": self._norm}, step=self.global_step):
             self.guard.reset()
             return
         for parameter in self.parameters():
             parameter.grad = None
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm that is logged: Lightning would compute it again, and refuses fused optimizers."""
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters(), gradient_clip_val, self._norm)
 
     def on_validation_epoch_start(self) -> None:
         """Reset the sums."""

@@ -53,7 +53,9 @@ class OptimizerConfig:
         scale: float = 1.0,
         network: str = "",
     ) -> torch.optim.Optimizer:
-        """AdamW (plain Adam at weight_decay 0) over the trainable parameters.
+        """AdamW (plain Adam at weight_decay 0) over the trainable parameters, in one kernel for many tensors (fused).
+
+        A run that resumes from a checkpoint of another kind of AdamW continues with that kind.
 
         Args:
             parameters: parameters at the configured learning rate.
@@ -63,7 +65,7 @@ class OptimizerConfig:
         """
         prefix = f"{network}/" if network else ""
         groups = [*self._groups(parameters, prefix, 1.0), *self._groups(scaled, f"{prefix}carried_", scale)]
-        return torch.optim.AdamW(groups, self.learning_rate, self.betas, weight_decay=self.weight_decay)
+        return torch.optim.AdamW(groups, self.learning_rate, self.betas, weight_decay=self.weight_decay, fused=True)
 
     def _groups(self, parameters: Iterable[nn.Parameter], prefix: str, scale: float) -> list[dict[str, Any]]:
         trainable = [parameter for parameter in parameters if parameter.requires_grad]

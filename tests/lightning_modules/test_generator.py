@@ -6,6 +6,8 @@ import logging
 import math
 import re
 import shutil
+from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from polytoken.specs import TokenSpec
 from tests.end_to_end.test_cli import assert_equal
 from tests.support.commands import exit_code
 from tests.support.generator_recipes import GENERATOR, tiny, write_digit_codes
+from tests.support.host_sync import host_syncs
 
 FINGERPRINT = "0123456789abcdef" * 4
 WEIGHT = "trunk.blocks.0.attention.wqkv.weight"
@@ -111,6 +114,31 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
 
     monkeypatch.setattr(cli.CommandLine, "instantiate_trainer", with_watch)
     return watching
+
+
+class Waits(Callback):
+    """Counts host synchronisations from the batch to the update."""
+
+    def __init__(self) -> None:
+        self.counts: list[Counter[str]] = []
+        self.step = ExitStack()
+
+    def on_train_batch_start(self, *_: object) -> None:
+        self.counts.append(self.step.enter_context(host_syncs()))
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self.step.close()
+
+
+def test_a_step_reads_one_value_of_the_device(store: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guard's; loss, noise, logged values, clipping and AdamW read nothing."""
+    waits = Waits()
+    for name in ("on_train_batch_start", "on_train_batch_end"):
+        monkeypatch.setattr(watch, name, getattr(waits, name))
+    fit("stage2", store, "--trainer.max_steps", "3", "--trainer.gradient_clip_val", "0.1")
+    for found in waits.counts:
+        found.pop("numpy", None)  # callbacks.RandomState, at the start of an epoch, of the CPU's random state
+    assert waits.counts[-1:] == [{"aten::_local_scalar_dense": 1}]  # Lightning allocates its sums in the first step
 
 
 def section(recipe: str, command: str = "validate") -> dict[str, float]:

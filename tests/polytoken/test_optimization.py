@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -42,3 +44,27 @@ def test_decay_of_matrices_leaves_biases_and_norms() -> None:
     decayed, kept = config.build(network.parameters()).param_groups
     assert [parameter.ndim for parameter in decayed["params"]] == [2, 4] and decayed["weight_decay"] == 0.05
     assert [parameter.ndim for parameter in kept["params"]] == [1, 1, 1, 1] and kept["weight_decay"] == 0.0
+
+
+def test_fused_updates_equal_the_plain_ones_and_read_their_state() -> None:
+    """Up to rounding, after a checkpoint of the plain kind too."""
+    config = OptimizerConfig(learning_rate=0.1, weight_decay=0.1)
+    stream = torch.Generator().manual_seed(0)
+    start = torch.randn(5, 3, generator=stream)
+    fused, plain = (nn.Parameter(start.clone()) for _ in range(2))
+    optimizers = [config.build([fused]), torch.optim.AdamW([plain], 0.1, config.betas, weight_decay=0.1)]
+    assert optimizers[0].defaults["fused"]
+
+    def step() -> None:
+        gradient = torch.randn(5, 3, generator=stream)
+        for parameter, optimizer in zip((fused, plain), optimizers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+        torch.testing.assert_close(fused, plain)
+
+    step()
+    optimizers[0].load_state_dict(deepcopy(optimizers[1].state_dict()))
+    step()
+    state = deepcopy(optimizers[0].state_dict()["state"])
+    optimizers[1].load_state_dict(config.build([fused]).state_dict() | {"state": state})
+    step()
