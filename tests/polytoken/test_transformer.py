@@ -3,10 +3,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from polytoken.generators import Generator
 from polytoken.positions import Rotation, rotary_table
 from polytoken.transformer import FeedForward, KVCache, RMSNorm, Trunk, TrunkConfig
-from tests.support.generators import GRID, TRUNK
+from tests.support.diffusion import random_latents, small_diffusion
+from tests.support.generators import GRID, TRUNK, random_tokens, small_generator
 
 CPU = torch.device("cpu")
 
@@ -153,3 +158,30 @@ def test_each_dropout_is_applied() -> None:
 def test_invalid_sizes_are_rejected(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrunkConfig(**({"dim": 32, "depth": 2, "num_heads": 2} | changes))
+
+
+class Kernels(TorchDispatchMode):
+    """Records the operators of attention, their mask and whether they are causal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, Tensor | None, bool]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.name().startswith("aten::_scaled_dot_product") and "backward" not in func.name():
+            given = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)}
+            given |= kwargs or {}
+            assert all(given[name].stride(-1) == 1 for name in ("query", "key", "value"))
+            self.calls.append((func.name(), given.get("attn_mask"), given.get("is_causal", False)))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_training_attends_by_the_flash_kernel(causal: bool) -> None:
+    """In bfloat16 and without a mask, which that kernel does not take on a GPU."""
+    generator: Generator = small_generator() if causal else small_diffusion()
+    batch = random_tokens(small_generator(), 2) if causal else random_latents(2)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), torch.autocast("cpu", torch.bfloat16), Kernels() as kernels:
+        generator.train().loss(*batch).total.backward()
+    expected = ("aten::_scaled_dot_product_flash_attention_for_cpu", None, causal)
+    assert kernels.calls == [expected] * len([*generator.blocks()])
