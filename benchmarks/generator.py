@@ -11,16 +11,19 @@ attention of causal layers as half. Sampling is guided with a scale of 2. Memory
 from __future__ import annotations
 
 import argparse
+import gc
 import math
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from benchmarks.machine import (
     PRODUCT_SIZE,
@@ -46,7 +49,9 @@ from polytoken.generators import (
     Generator,
     LinearHead,
 )
+from polytoken.generators.linear_cross_entropy import linear_cross_entropy
 from polytoken.metrics.compute import image_compute
+from polytoken.optimization import gradient_norm
 from polytoken.parallelize import parallelize
 from polytoken.sampling import CategoricalSampler, Draw, FlowSampler, RowNoise
 from polytoken.specs import LatentSpec, Tokens, TokenSpec
@@ -63,10 +68,10 @@ TRAINING_BATCH = {"cpu": 2, "cuda": 64}
 SAMPLING_BATCHES = {"cpu": (1, 8), "cuda": (1, 64)}
 
 
-def llamagen_base(compiled: bool = False) -> AutoregressiveGenerator:
+def llamagen_base(compiled: bool = False, checkpointing: bool = False) -> AutoregressiveGenerator:
     """LlamaGen-B, 111 M parameters, random weights, training mode."""
     torch.manual_seed(0)
-    trunk = replace(SIZES["B"], compile=compiled)
+    trunk = replace(SIZES["B"], compile=compiled, checkpointing=checkpointing)
     generator = AutoregressiveGenerator(trunk, LinearHead())
     generator.connect(TokenSpec((CODEBOOK_SIZE,), (GRID,)), NUM_CLASSES)
     parallelize(generator)
@@ -132,6 +137,144 @@ def training(network: str, build: Callable[[bool], Generator], repeats: int) -> 
         results.append(Result(f"{name}/{type_name}", batch * math.prod(GRID) / elapsed, "tokens/s"))
         results.append(Result(f"{name}/{type_name}/rate", achieved / 1e9, "GFLOP/s", rate / 1e9, achieved / rate))
     return results
+
+
+@dataclass(frozen=True)
+class Switches:
+    """Settings of an update; the defaults are those of :data:`UPDATES`' plain one."""
+
+    compiled: bool = False
+    checkpointing: bool = False
+    fused: bool = False
+    dtype: torch.dtype = torch.float32
+
+
+UPDATES = {
+    "plain": Switches(),
+    "fused": Switches(fused=True),
+    "compiled": Switches(compiled=True),
+    "checkpointing": Switches(checkpointing=True),
+    "bf16": Switches(dtype=torch.bfloat16),
+    "fused_compiled": Switches(compiled=True, fused=True),
+    "fused_compiled_bf16": Switches(compiled=True, fused=True, dtype=torch.bfloat16),
+}
+"""Updates that are compared. ``plain`` is eager float32 with AdamW as torch chooses it; training uses the fused one."""
+
+
+class Update:
+    """Update of LlamaGen-B: loss, backward, norm, clipping and AdamW."""
+
+    def __init__(self, switches: Switches) -> None:
+        self.generator = llamagen_base(switches.compiled, switches.checkpointing)
+        self.tokens, self.labels = random_batch(self.generator, TRAINING_BATCH[device_in_use()])
+        self.dtype = switches.dtype
+        fused = True if switches.fused else None
+        self.optimizer = torch.optim.AdamW(self.generator.parameters(), lr=1e-4, fused=fused)
+
+    def __call__(self) -> None:
+        with torch.autocast(device_in_use(), self.dtype, enabled=self.dtype != torch.float32):
+            total = self.generator.loss(self.tokens, self.labels).total
+        total.backward()
+        parameters = [*self.generator.parameters()]
+        torch.nn.utils.clip_grads_with_norm_(parameters, 1.0, gradient_norm(parameters))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def interleaved(functions: dict[str, Callable[[], object]], reference: str, rounds: int) -> dict[str, float]:
+    """Median seconds of the reference, and for the others how many times faster they are, within each round.
+
+    All run once in a round, so that a slower machine slows all.
+    """
+    for _ in range(2):  # compiles, and allocates the moments
+        for function in functions.values():
+            function()
+    times = [{name: seconds(function) for name, function in functions.items()} for _ in range(rounds)]
+    return {
+        name: statistics.median(one[name] if name == reference else one[reference] / one[name] for one in times)
+        for name in functions
+    }
+
+
+def updates(rounds: int) -> list[Result]:
+    """Updates of LlamaGen-B with each switch, as multiples of the plain one's speed."""
+    name = f"generator/llamagen_b/update/batch{TRAINING_BATCH[device_in_use()]}"
+    found = interleaved({key: Update(switches) for key, switches in UPDATES.items()}, "plain", rounds)
+    gc.collect()
+    return [
+        Result(f"{name}/{key}", value, "s" if key == "plain" else "x plain", None, None) for key, value in found.items()
+    ]
+
+
+def update_memory(key: str) -> Result:
+    """Peak memory that an update adds to weights and moments; run in a separate process."""
+    update = Update(UPDATES[key])
+    update()
+    held = resident_bytes()
+    added = (peak_bytes(update) - held) / GIGABYTE
+    return Result(f"generator/llamagen_b/update/batch{TRAINING_BATCH[device_in_use()]}/{key}/memory", added, "GB")
+
+
+def whole_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
+    """The loss as torch computes it, whose gradient keeps all logits; ``rows`` is not used."""
+    return functional.cross_entropy(functional.linear(features, weight).float(), targets)
+
+
+def recomputed_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
+    """The loss in chunks whose logits backward computes again."""
+    total = torch.zeros((), device=features.device)
+    for start in range(0, len(features), rows):
+        chunk = features[start : start + rows], weight, targets[start : start + rows], rows
+        loss = checkpoint(whole_cross_entropy, *chunk, use_reentrant=False)
+        total = total + loss * (len(chunk[0]) / len(features))
+    return total
+
+
+def chunked_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
+    """The loss in chunks, as training computes it."""
+    return linear_cross_entropy(features, weight, targets, rows * len(weight))
+
+
+LOSSES = {"whole": whole_cross_entropy, "recomputed": recomputed_cross_entropy, "chunked": chunked_cross_entropy}
+
+
+class LossStep:
+    """Loss and gradients of an output layer of LlamaGen-B, in four chunks."""
+
+    def __init__(self, key: str, dtype: torch.dtype) -> None:
+        rows = TRAINING_BATCH[device_in_use()] * math.prod(GRID)
+        self.features = torch.randn(rows, SIZES["B"].dim).requires_grad_()
+        self.weight = torch.zeros(CODEBOOK_SIZE, SIZES["B"].dim).requires_grad_()
+        self.targets = torch.randint(CODEBOOK_SIZE, (rows,))
+        self.compute = LOSSES[key]
+        self.dtype = dtype
+
+    def __call__(self) -> None:
+        with torch.autocast(device_in_use(), self.dtype, enabled=self.dtype != torch.float32):
+            loss = self.compute(self.features, self.weight, self.targets, len(self.features) // 4)
+        torch.autograd.grad(loss, (self.features, self.weight))
+
+
+def losses(rounds: int) -> list[Result]:
+    """Speed of the loss in chunks, as a multiple of the same chunks computed twice and of the loss in one piece."""
+    results = []
+    for type_name, dtype in DTYPES.items():
+        found = interleaved({key: LossStep(key, dtype) for key in LOSSES}, "whole", rounds)
+        name = f"generator/loss/{TRAINING_BATCH[device_in_use()] * math.prod(GRID)}x{CODEBOOK_SIZE}"
+        results += [
+            Result(f"{name}/{key}/{type_name}", value, "s" if key == "whole" else "x whole")
+            for key, value in found.items()
+        ]
+    return results
+
+
+def loss_memory(key: str) -> Result:
+    """Peak memory that the loss and its gradients add; run in a separate process."""
+    step = LossStep(key, torch.float32)
+    held = resident_bytes()
+    added = (peak_bytes(step) - held) / GIGABYTE
+    name = f"generator/loss/{TRAINING_BATCH[device_in_use()] * math.prod(GRID)}x{CODEBOOK_SIZE}/{key}/float32/memory"
+    return Result(name, added, "GB")
 
 
 def training_memory() -> list[Result]:
@@ -268,15 +411,26 @@ def main() -> None:
         "--repeats", type=int, default=5, help="timed training steps, and samples of a flow, of each kind"
     )
     parser.add_argument("--positions", type=int, default=48, help="timed positions of each kind of writing, of 256")
+    parser.add_argument("--only", choices=("training", "sampling"), help="one of the parts; default: both")
     add_device_argument(parser)
     arguments = parser.parse_args()
     use(arguments.device)
+    results: list[Result] = []
     with multiprocessing.get_context("spawn").Pool(1, use, (arguments.device,), maxtasksperchild=1) as pool:
-        results = [*pool.apply(training_memory), *pool.apply(sampling_memory, (arguments.positions,))]
-    results += training("llamagen_b", llamagen_base, arguments.repeats)
-    results += training("dit_b", dit_base, arguments.repeats)
-    results += sampling(arguments.positions)
-    results += sampling_of_a_flow(arguments.repeats)
+        if arguments.only != "sampling":
+            results += pool.apply(training_memory)
+            results += [pool.apply(update_memory, (key,)) for key in UPDATES]
+            results += [pool.apply(loss_memory, (key,)) for key in LOSSES]
+        if arguments.only != "training":
+            results += pool.apply(sampling_memory, (arguments.positions,))
+    if arguments.only != "sampling":
+        results += losses(arguments.repeats)
+        results += updates(arguments.repeats)
+        results += training("llamagen_b", llamagen_base, arguments.repeats)
+        results += training("dit_b", dit_base, arguments.repeats)
+    if arguments.only != "training":
+        results += sampling(arguments.positions)
+        results += sampling_of_a_flow(arguments.repeats)
     print(f"written to {write_results('generator', results)}")
 
 
