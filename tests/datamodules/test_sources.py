@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
 from datamodules import DigitsSource, FolderSource, HubSource, ImageDataModule, PhotosSource
 from datamodules.sources.photos import PHOTOGRAPHS
 from polytoken.errors import UserError
 from tests.datamodules.memory import Diary, quiet_trainer
+from tests.datamodules.test_resume import fit
 
 
 def write(path: Path, shade: int) -> None:
@@ -133,6 +135,23 @@ def test_hub_reads_parquet(tmp_path: Path) -> None:
     hub_table([2, 0, 1], 100).to_parquet(str(tmp_path / "parquet" / "train-0.parquet"))
     hub_table([1], 9).to_parquet(str(tmp_path / "parquet" / "validation-0.parquet"))
     assert_hub_splits(HubSource(str(tmp_path / "parquet")))
+
+
+@pytest.mark.usefixtures("hub_cache")
+def test_a_run_on_parquet_files_resumes_at_the_next_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("a local folder needs no network"))
+    (tmp_path / "parquet").mkdir()
+    for part in range(2):
+        table = hub_table([0, 1, 2] * 4, 100 + 12 * part)
+        table.to_parquet(str(tmp_path / "parquet" / f"train-{part:05d}-of-00002.parquet"))
+
+    def data() -> ImageDataModule:
+        source = HubSource(str(tmp_path / "parquet"), held_out=0.2)
+        return ImageDataModule(source, 8, batch_size=4, num_workers=0, seed=3)
+
+    every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole = fit(data(), max_steps=8, enable_checkpointing=True, callbacks=[every])
+    assert fit(data(), tmp_path / "step=3.ckpt", max_steps=8) == whole[3:]
 
 
 @pytest.mark.usefixtures("hub_cache")
