@@ -44,7 +44,8 @@ from polytoken.specs import TokenSpec
 SMALL = (500, 375)  # width and height
 TILES = 4  # photographs along a side of a large image
 LARGE = (TILES * SMALL[0], TILES * SMALL[1])
-CASES = ((SMALL, 256), (SMALL, 128), (LARGE, 256))  # size of the files, pixels a side of the crops
+EVEN = (512, 384)  # of sides that `draft` and the transform halve alike
+CASES = ((SMALL, 256), (SMALL, 128), (EVEN, 128), (LARGE, 256))  # size of the files, pixels a side of the crops
 VIEWS = 10
 SEEDS = 4  # crops of an image that are compared
 COPIES = 16  # files of each image
