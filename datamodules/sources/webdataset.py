@@ -100,7 +100,7 @@ class WebDatasetSource(ImageSource):
         if name not in self._read:
             shards = self._names(name)
             rank_zero_info(
-                f"reading the indexes of {len(shards)} {name} shards in {self.root}, and making those missing"
+                f"{self.root}: reading the index of {len(shards)} {name} shards; new shards are indexed first"
             )
             with ThreadPoolExecutor(INDEX_THREADS) as pool:
                 indexes = list(pool.map(read_index, [self.root / shard for shard in shards]))
