@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -129,19 +130,19 @@ def write_results(what: str, results: list[Result]) -> Path:
     for result in results:
         share = "" if result.of_bound is None else f"{result.of_bound:8.1%} of {result.bound:.4g}"
         print(f"{result.name:<58}{result.value:>12.4g} {result.unit:<10}{share}")
-    machine = {"processor": _processor(), "cores": torch.get_num_threads(), "system": platform.platform()}
-    on_gpu = device_in_use() == "cuda"
-    if on_gpu:
-        machine["gpu"] = torch.cuda.get_device_name()
-    record = {
-        "machine": machine,
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
-        "commit": commit(),
-        "results": [asdict(result) for result in results],
-    }
-    path = RESULTS / f"{date.today().isoformat()}-{what}{'-gpu' if on_gpu else ''}.json"
+    record = {**environment(), "results": [asdict(result) for result in results]}
+    path = RESULTS / f"{date.today().isoformat()}-{what}{'-gpu' if device_in_use() == 'cuda' else ''}.json"
     records.write(path, record)
     return path
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions and commit, for the head of a file of results."""
+    machine = {"processor": _processor(), "cores": torch.get_num_threads(), "system": platform.platform()}
+    if device_in_use() == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name()
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    return {"machine": machine, "versions": versions, "commit": commit()}
 
 
 def _processor() -> str:

@@ -11,17 +11,14 @@ import os
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # isort: skip - read when torch is imported: the tracer's own messages
 
-import time
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from artifacts import lock, yaml_files
@@ -30,7 +27,8 @@ from callbacks.steer.text_progress import TextProgress
 from commands.cli.noise import quiet
 from commands.cli.runs import divert_outputs
 from commands.program import new_parser, run
-from commands.trace import Figures, figures, read_events, tracing
+from commands.step_window import StepsTracedError, StepWindow
+from commands.trace import Figures, figures, read_events
 from polytoken.errors import MissingFileError, UserError
 from polytoken.loading import checkpoint_path
 
@@ -39,58 +37,6 @@ UNREACHED = 1 << 30  # the repetition ends itself, and a finished run is at its 
 OF_A_WHOLE_RUN = (Checkpoint, Requeue, TextProgress)  # callbacks that save a run, or print how long it takes
 STEPS = {"fit": 5, "predict": 1}
 CONFIGS = {"fit": "config.yaml", "predict": "config_predict.yaml"}
-
-
-class _FinishedError(Exception):
-    """Ends a repetition: callbacks that complete the work of a whole run must not begin."""
-
-
-class StepWindow(Callback):
-    """Lets some steps warm up, times as many, traces as many, and ends the run by an exception.
-
-    A step begins where the one before has ended, so that it contains the wait for its batch.
-
-    Args:
-        steps: optimizer steps of a fit, or batches of a prediction, of each of the three parts.
-        path: of the trace.
-    """
-
-    def __init__(self, steps: int, path: Path) -> None:
-        self.steps = steps
-        self.path = path
-        self.milliseconds = 0.0  # of a timed step
-        self._first = 0  # step at which the run started
-        self._began = 0.0
-        self._tracing = ExitStack()
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._first = trainer.global_step
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self._advance(trainer.global_step - self._first)
-
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        self._advance(batch_idx + 1)
-
-    def _advance(self, done: int) -> None:
-        """Go on to the next part, if `done` steps end one."""
-        if done >= self.steps and not self._began:
-            _wait()
-            self._began = time.perf_counter()
-        elif done >= 2 * self.steps and not self.milliseconds:
-            _wait()
-            self.milliseconds = (time.perf_counter() - self._began) * 1e3 / self.steps
-            self._tracing.enter_context(tracing(self.path))
-        elif done >= 3 * self.steps:
-            self._tracing.close()
-            raise _FinishedError
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def command_of(directory: Path) -> str:
@@ -167,7 +113,7 @@ def profile(directory: Path, command: str, steps: int) -> tuple[Figures, float, 
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")  # those that save
     try:
         Repetition([command, "--config", str(file)])
-    except _FinishedError:
+    except StepsTracedError:
         return figures(read_events(path), steps), window.milliseconds, path
     finally:
         lock.release_all()
