@@ -20,6 +20,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # isort: skip - read when torch
 
 import argparse
 import gc
+import logging
 import signal
 import statistics
 import tempfile
@@ -433,6 +434,7 @@ def main(arguments: list[str] | None = None) -> None:
     path = given.output or RESULTS / f"{date.today().isoformat()}-gpu{'-tiny' if given.tiny else ''}.json"
     with default_device(device):
         head = environment()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # a trainer's announcements
     with torch.compiler.set_stance("force_eager" if given.tiny else "default"):
         run(Bench(TINY if given.tiny else PUBLISHED, device).parts(), head, given.seconds, path)
     print(f"written to {path}")

@@ -5,7 +5,6 @@ The LightningModule of `cli.py fit` trains on one batch of noise. VGG-16 and CLI
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -117,7 +116,6 @@ def trained(parts: Parts, batch: int, steps: int, compiled: bool) -> tuple[float
     """
     quiet()
     warnings.filterwarnings("ignore", message=".*no `val_dataloader`.*")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as directory:
         weights, path = Path(directory) / "teacher.safetensors", Path(directory) / "trace.json.gz"
         SmallVisionTransformer(**parts.teacher).save(weights)  # type: ignore[arg-type]
