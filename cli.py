@@ -32,12 +32,11 @@ from commands.cli.checks import (
     check_data,
     check_devices,
     check_drift,
-    check_numbers,
     check_saves,
     check_shards,
 )
-from commands.cli.errors import ParseError, Parser, explain, reordered, where, while_restoring
-from commands.cli.field_names import in_the_model
+from commands.cli.composed import dump, settle
+from commands.cli.errors import Parser, explained, reordered, where, while_restoring
 from commands.cli.noise import quiet
 from commands.cli.places import check_files, config_files
 from commands.cli.runs import (
@@ -78,22 +77,16 @@ class CommandLine(LightningCLI):
         arguments = reordered(sys.argv[1:] if args is None else args, self.subcommands())
         check_files(arguments)
         self.arguments = arguments
-        try:
+        with explained(arguments, self._subcommand_parsers):
             super().parse_arguments(parser, arguments)
-        except ParseError as error:
-            command = next((argument for argument in arguments if argument in self.subcommands()), None)
-            valid = [*self._parser(command).get_defaults(skip_validation=True).keys()] if command else []
-            raise UserError(explain(str(error), arguments, valid)) from None
-        config = self.config[self.config.subcommand]
-        check_numbers(config.seed_everything, config.trainer)
-        self.notes = in_the_model(config.trainer, (config.get("model") or {}).get("init_args") or {})
+        self.notes = settle(self.config[self.config.subcommand])
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: LightningCLI would read the whole checkpoint for hyperparameters, and let them override."""
 
     def text(self, command: str) -> str:
         """Return the whole configuration of a command as YAML."""
-        return self._parser(command).dump(self.config[command], skip_unset=False, skip_link_targets=False)
+        return dump(self._parser(command), self.config[command])
 
     def before_instantiate_classes(self) -> None:
         """Resolve the run's directory and checkpoint, and compare the checkpoint with the configuration."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,8 @@ def check(experiment: Experiment, known: set[str] | None = None) -> None:
             if shape in known or stage.is_program:
                 continue
             try:
-                compose(run)
+                with _arguments(run) as arguments:
+                    composed.parse(arguments)
             except UserError as error:
                 path = (f"rows[{index}]", f"stages[{number}]")
                 raise UserError(_translate(str(error), experiment, row, run, path)) from None
@@ -56,10 +59,17 @@ def check_files(tasks: list[Task]) -> None:
 
 def compose(run: Run) -> dict[str, Any]:
     """The whole configuration of a run, by the parser of `cli.py`; nothing is instantiated."""
+    with _arguments(run) as arguments:
+        return composed.compose(arguments)
+
+
+@contextmanager
+def _arguments(run: Run) -> Iterator[list[str]]:
+    """The arguments of a run, with its overrides in a temporary file."""
     with tempfile.TemporaryDirectory() as directory:
         overrides = Path(directory) / "overrides.yaml"
         run.write_overrides(overrides)
-        return composed.compose(run.arguments(overrides))
+        yield run.arguments(overrides)
 
 
 def _shape(value: Any) -> Any:

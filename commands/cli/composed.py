@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
+from commands.cli.field_names import in_the_model
 from commands.cli.noise import quiet
+from commands.cli.places import check_files
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
 
 PARTS = ("seed_everything", "model", "data", "trainer")
 PLACES = (".default_root_dir", ".save_dir", ".dirpath")  # the place of a run is not part of its identity
@@ -16,8 +22,8 @@ PLACES = (".default_root_dir", ".save_dir", ".dirpath")  # the place of a run is
 Change = tuple[str, Any, Any]  # key with dots, recorded value, asked value
 
 
-class _ComposedError(Exception):
-    """Ends the parser's program as soon as the configuration is there."""
+class _BuiltError(Exception):
+    """Ends the constructor of LightningCLI as soon as its parsers are there."""
 
 
 def compose(arguments: list[str]) -> dict[str, Any]:
@@ -26,18 +32,50 @@ def compose(arguments: list[str]) -> dict[str, Any]:
     Raises:
         UserError: if they do not parse.
     """
+    return yaml.safe_load(dump(*parse(arguments)))
+
+
+def parse(arguments: list[str]) -> tuple[ArgumentParser, Namespace]:
+    """The parser of a command of `cli.py`, and what it makes of the arguments; raises as :func:`compose` does."""
+    from commands.cli.errors import explained, reordered
+
+    parsers = _parsers()
+    command, *rest = arguments = reordered(arguments, parsers)
+    check_files(arguments)
+    with explained(arguments, parsers):
+        config = parsers[command].parse_args(rest)
+    settle(config)
+    return parsers[command], config
+
+
+def settle(config: Namespace) -> list[str]:
+    """Reject numbers that Lightning fails on, and give the model what it takes over from the trainer; returns notes."""
+    from commands.cli.checks import check_numbers
+
+    check_numbers(config.seed_everything, config.trainer)
+    return in_the_model(config.trainer, (config.get("model") or {}).get("init_args") or {})
+
+
+def dump(parser: ArgumentParser, config: Namespace) -> str:
+    """A parsed configuration as YAML, nothing left out."""
+    return parser.dump(config, skip_unset=False, skip_link_targets=False, skip_validation=True)
+
+
+@cache
+def _parsers() -> dict[str, ArgumentParser]:
+    """The parsers of `cli.py`, by command."""
     import cli  # takes ten seconds, which most callers do not need
 
-    class Composition(cli.CommandLine):
-        def _parse_ckpt_path(self) -> NoReturn:  # what LightningCLI calls after the parser
-            raise _ComposedError(self.text(self.config.subcommand))
+    class Unparsed(cli.CommandLine):
+        def parse_arguments(self, *_: Any) -> NoReturn:  # what LightningCLI calls after it has built the parsers
+            raise _BuiltError(self._subcommand_parsers)
 
     quiet()
     try:
-        Composition(arguments)
-    except _ComposedError as composed:
-        return yaml.safe_load(str(composed))
-    raise AssertionError("LightningCLI calls _parse_ckpt_path")
+        Unparsed([])
+    except _BuiltError as built:
+        return built.args[0]
+    raise AssertionError("LightningCLI calls parse_arguments")
 
 
 def changes(recorded: dict[str, Any], asked: dict[str, Any]) -> list[Change]:

@@ -11,7 +11,8 @@ import inspect
 import pkgutil
 import re
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NoReturn
 
 from jsonargparse import ArgumentParser
@@ -68,6 +69,17 @@ def reordered(arguments: list[str], commands: Collection[str]) -> list[str]:
     if 0 < end < len(arguments) and arguments[end] in commands:
         return [arguments[end], *arguments[:end], *arguments[end + 1 :]]
     return arguments
+
+
+@contextmanager
+def explained(arguments: list[str], parsers: Mapping[str, ArgumentParser]) -> Iterator[None]:
+    """Raise jsonargparse's error about a command line as a UserError of a few lines; `parsers` are the commands'."""
+    try:
+        yield
+    except ParseError as error:
+        command = next((argument for argument in arguments if argument in parsers), None)
+        valid = [*parsers[command].get_defaults(skip_validation=True).keys()] if command else []
+        raise UserError(explain(str(error), arguments, valid)) from None
 
 
 def explain(message: str, arguments: list[str], valid: list[str]) -> str:
