@@ -11,7 +11,7 @@ import yaml
 
 from artifacts.completion import changed, completion
 from polytoken.files import file_sha256
-from tests.support.commands import REPOSITORY, TOY, exit_code, program
+from tests.support.commands import REPOSITORY, TOY, exit_code, forked, program
 
 RUN = Path("runs/default/toy")
 GOES_ON_FROM = ("state_dict", "optimizer_states", "random_state", "global_step", "epoch")
@@ -77,7 +77,7 @@ def test_a_run_is_finished_when_it_has_written_its_marker(tmp_path: Path) -> Non
     assert marker["files"] == {"checkpoints/last.ckpt": file_sha256(LAST)}
     assert exit_code("validate", "--config", TOY) == 0
     assert completion(RUN) == marker, "a measurement does not train"
-    killed = program("fit", "--config", TOY, cwd=tmp_path, TOY_KILL_AT_STEP="3")
+    killed = forked("fit", "--config", TOY, cwd=tmp_path, TOY_KILL_AT_STEP="3")
     assert killed.returncode == -signal.SIGKILL and completion(RUN) is None
     assert exit_code("fit", "--config", TOY, "--trainer.fast_dev_run", "true") == 0 and completion(RUN) is None
     fit()
@@ -90,7 +90,7 @@ def test_a_run_killed_before_its_first_step_interval_resumes_from_a_checkpoint_b
     callbacks = [by_time, {"class_path": "callbacks.RandomState"}]
     Path("slow.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks, "limit_val_batches": 0}}))
     arguments = ("fit", "--config", TOY, "--config", "slow.yaml")
-    killed = program(*arguments, cwd=tmp_path, TOY_KILL_AT_STEP="5")
+    killed = forked(*arguments, cwd=tmp_path, TOY_KILL_AT_STEP="5")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert state()["global_step"] == 5
     assert exit_code(*arguments) == 0

@@ -15,7 +15,7 @@ from polytoken.fingerprint import fingerprint
 from polytoken.loading import load_generator, load_tokenizer
 from tests.end_to_end.test_cli import assert_equal
 from tests.end_to_end.test_curriculum import RUNS, predict
-from tests.support.commands import exit_code, program
+from tests.support.commands import exit_code, forked
 from tests.support.generator_recipes import tiny, write_digit_codes
 from tests.support.runs import trained_tokenizer
 
@@ -93,8 +93,8 @@ def test_a_killed_run_resumes_exactly(tmp_path: Path, monkeypatch: pytest.Monkey
         return torch.load(run / "checkpoints/last.ckpt", weights_only=True)
 
     assert exit_code(*arguments("whole", kill_after=-1)) == 0
-    assert program(*arguments("killed", kill_after=5), cwd=tmp_path).returncode == -signal.SIGKILL
+    assert forked(*arguments("killed", kill_after=5), cwd=tmp_path).returncode == -signal.SIGKILL
     assert state("killed")["global_step"] == 4
-    assert program(*arguments("killed", kill_after=-1), cwd=tmp_path).returncode == 0
+    assert forked(*arguments("killed", kill_after=-1), cwd=tmp_path).returncode == 0
     assert_equal(state("killed"), state("whole"))
     assert_equal(state("killed")["callbacks"], state("whole")["callbacks"], "callbacks")

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from artifacts.samples import SamplesFile
 from artifacts.token_store import TokenStore
 from lightning_modules import ExtractionModule, SamplingModule
-from tests.support.commands import exit_code, program
+from tests.support.commands import exit_code, forked
 from tests.support.generated import write_runs
 from tests.support.recipes import CONFIGS
 
@@ -29,7 +29,7 @@ def files(stage: str) -> list[str]:
 
 
 def killed(*arguments: str) -> None:
-    result = program("predict", *arguments, "--config", "kill.yaml", cwd=Path.cwd(), OMP_NUM_THREADS="1")
+    result = forked("predict", *arguments, "--config", "kill.yaml", cwd=Path.cwd())
     assert result.returncode == -signal.SIGKILL, result.stderr
 
 

@@ -1,8 +1,10 @@
 import csv
 import json
+from contextlib import redirect_stderr, redirect_stdout
 from math import log
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TextIO
 
 import pytest
 import yaml
@@ -16,19 +18,39 @@ from tests.support.experiments import STAGED, write_experiment
 from tests.support.recipes import write_judge
 
 
-@pytest.mark.slow
-def test_a_failing_row_does_not_stop_the_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
-) -> None:
-    """One row trains two steps with a term set to null; the other fails without its judge."""
+@pytest.fixture(autouse=True)
+def in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The programs of a stage run in this process, to save imports; test_run.py starts processes."""
+
+    def here(command: list[str], stdout: TextIO, **_: object) -> SimpleNamespace:
+        with redirect_stdout(stdout), redirect_stderr(stdout):
+            if command[1] == "-m":
+                evaluate.main(command[3:])
+                return SimpleNamespace(wait=lambda: 0)
+            code = exit_code(*command[2:])
+        return SimpleNamespace(wait=lambda: code)
+
+    def run_here(todo: Missing, *_: object) -> None:
+        for run, label in todo.values():
+            start.write(run, label)
+            start.start(run.directory)
+
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["cli.py"])
+    monkeypatch.setattr("experiments.start.subprocess", SimpleNamespace(Popen=here, STDOUT=None))
+    monkeypatch.setattr("experiments.schedule.run_all", run_here)
     write_judge(tmp_path / "runs/digits/teacher/judge.safetensors")
+
+
+@pytest.mark.slow
+def test_a_failing_row_does_not_stop_the_other(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """One row trains two steps with a term set to null; the other fails without its judge."""
     missing = "model.init_args.objective.perceptual.init_args.weights: missing.safetensors"
     plain = "{stage: tokenizer, recipe: vq, preset_file: tokenizer"
     file = str(write_experiment(tmp_path, (plain, f"{plain}, overrides: {{{missing}}}")))
 
     assert main(["run", file]) == 1
-    printed = capfd.readouterr().out
+    printed = capsys.readouterr().out
     assert "plain, seed 0, tokenizer: FAILED" in printed and "missing.safetensors" in printed
     assert "without pictures, seed 0, tokenizer: done in" in printed
 
@@ -41,32 +63,12 @@ def test_a_failing_row_does_not_stop_the_other(
 
     assert main(["show", file, "--markdown"]) == 0
     expected = f"| without pictures | {sections['validate']['metrics']['val/psnr']:.4g} | — |"
-    assert expected in capfd.readouterr().out
+    assert expected in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_row_runs_from_tokenizer_to_sample_metrics(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    """Stages find their inputs, and the table finds the metrics; in one process, to save imports."""
-    monkeypatch.chdir(tmp_path)
-    write_judge(tmp_path / "runs/digits/teacher/judge.safetensors")
-
-    def here(command: list[str], **_: object) -> SimpleNamespace:
-        monkeypatch.setattr("sys.argv", ["cli.py"])
-        if command[1] == "-m":
-            evaluate.main(command[3:])
-            return SimpleNamespace(wait=lambda: 0)
-        code = exit_code(*command[2:])
-        return SimpleNamespace(wait=lambda: code)
-
-    def run_here(todo: Missing, *_: object) -> None:
-        for run, label in todo.values():
-            start.write(run, label)
-            start.start(run.directory)
-
-    monkeypatch.setattr("experiments.start.subprocess", SimpleNamespace(Popen=here, STDOUT=None))
-    monkeypatch.setattr("experiments.schedule.run_all", run_here)
+def test_a_row_runs_from_tokenizer_to_sample_metrics(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Stages find their inputs, and the table finds the metrics."""
     one = "{trainer.max_steps: 1, trainer.val_check_interval: 1}"
     few = "{data.init_args.num_images: 20, data.init_args.batch_size: 20, data.init_args.part_size: 20}"
     small = "tokenizer: {trainer.max_steps: 1, trainer.val_check_interval: 1, trainer.limit_val_batches: 2, "

@@ -1,14 +1,22 @@
 """Calls of the command line."""
 
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cli
 
 REPOSITORY = Path(cli.__file__).resolve().parent
 TOY = str(REPOSITORY / "tests" / "support" / "toy.yaml")
+PROGRAM = str(REPOSITORY / "cli.py")
+SECONDS = 300
+
+PROCESSES = multiprocessing.get_context("forkserver")  # one server of each worker, which imports the libraries once
+PROCESSES.set_forkserver_preload(["lightning.pytorch.cli"])
 
 
 def exit_code(*arguments: str) -> int:
@@ -38,10 +46,34 @@ def make(*arguments: str, cwd: Path = REPOSITORY) -> str:
 def program(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
     """Run a command as a user does."""
     return subprocess.run(
-        [sys.executable, str(REPOSITORY / "cli.py"), *arguments],
+        [sys.executable, PROGRAM, *arguments],
         cwd=cwd,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=SECONDS,
     )
+
+
+def forked(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Run a command in a process of its own, which may be killed, without ten seconds of imports."""
+    with TemporaryDirectory() as place:
+        outputs = [Path(place, name) for name in ("stdout", "stderr")]
+        process = PROCESSES.Process(target=_run, args=(arguments, cwd, {**os.environ, **environment}, outputs))
+        process.start()
+        process.join(SECONDS)
+        code = process.exitcode
+        process.kill()
+        said, errors = (output.read_text() for output in outputs)
+    assert code is not None, f"not at an end after {SECONDS} s:\n{errors}"
+    return subprocess.CompletedProcess([PROGRAM, *arguments], code, said, errors)
+
+
+def _run(arguments: tuple[str, ...], cwd: Path, environment: dict[str, str], outputs: list[Path]) -> None:
+    for descriptor, output in enumerate(outputs, start=1):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [PROGRAM, *arguments]
+    runpy.run_path(PROGRAM, run_name="__main__")
