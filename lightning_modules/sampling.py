@@ -7,15 +7,20 @@ from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 
 from datamodules.labels import LabelDataModule
 from datamodules.references import ReferenceDataModule
 from polytoken.errors import UserError
+from polytoken.generators.decoding import Compile
 from polytoken.images import from_uint8, resize_displayed, to_uint8
-from polytoken.pipeline import GenerationPipeline
+from polytoken.pipeline import GenerationPipeline, finite_images, snaps
 from polytoken.ranges import LARGEST_SEED, within
 from polytoken.sampling import Forcing, SamplerSettings
+from polytoken.streams import Pending, SideStream
+
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class SamplingModule(pl.LightningModule):
@@ -30,7 +35,8 @@ class SamplingModule(pl.LightningModule):
         tokenizer_run: present place of the tokenizer; None looks where it was in training, and beside the
             generator's run.
         trust: packages besides polytoken whose classes the checkpoints may name.
-        compile: run the decoding step under ``torch.compile``.
+        compile: sample by graphs of ``torch.compile``, which takes a minute or two at the start; ``auto`` does so on a
+            GPU. Where compiling fails, a line says why, and sampling goes on in eager mode.
         forcing: sub-codes that are those of a reference image, the ``image`` of a batch; None samples all.
         image_size: pixels a side to which the images, in 8 bits, are resized once (bicubic, antialiased); None keeps
             the tokenizer's.
@@ -47,7 +53,7 @@ class SamplingModule(pl.LightningModule):
         seed: int = 0,
         tokenizer_run: str | None = None,
         trust: Sequence[str] = (),
-        compile: bool = False,  # noqa: A002
+        compile: Compile = "auto",  # noqa: A002
         forcing: Forcing | None = None,
         image_size: int | None = None,
     ) -> None:
@@ -59,6 +65,7 @@ class SamplingModule(pl.LightningModule):
         self.seed = seed
         self.forcing = forcing
         self.image_size = image_size
+        self._beside = SideStream()
         if forcing is not None:
             self.generator.forced_places(forcing)
 
@@ -82,6 +89,11 @@ class SamplingModule(pl.LightningModule):
             data.labels(self.num_classes, self.class_names)
         return []
 
+    def setup(self, stage: str) -> None:
+        """Round the generator's weights once, where autocast would round them at every call."""
+        if dtype := AUTOCAST.get(str(self.trainer.precision)):
+            self.generator.round_weights(dtype)
+
     @property
     def num_classes(self) -> int:
         """Number of classes."""
@@ -98,11 +110,20 @@ class SamplingModule(pl.LightningModule):
         resized = {} if self.image_size is None else {"image_size": self.image_size}
         return {**self.generator.origin, "sampler": asdict(self.sampler), "seed": self.seed, **forcing, **resized}
 
-    def predict_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """Images uint8 (B, H, W, 3) of ``label`` (B,), whose ``index`` (B,) are consecutive."""
+    def predict_step(self, batch: dict[str, Tensor], batch_index: int) -> Pending[tuple[Tensor, Tensor]]:
+        """Images uint8 (B, H, W, 3) of ``label`` (B,), whose ``index`` (B,) are consecutive.
+
+        A GPU decodes them beside the next batch, which is why they are pending.
+        """
         forced = None if self.forcing is None else self.generator.force(batch["image"], self.forcing)
-        images = self.generator.images(batch["label"], self.sampler, self.seed, int(batch["index"][0]), forced)
-        return self._resized(images)
+        first = int(batch["index"][0])
+        tokens = self.generator.draw(batch["label"], self.sampler, self.seed, first, forced)
+        reads = [tensor for tensor in (tokens.codes, tokens.latents) if tensor is not None]
+        return self._beside.run(
+            lambda: self.generator.decode_unchecked(tokens, snaps(self.sampler)),
+            reads,
+            lambda decoded: self._resized(finite_images(decoded)),
+        )
 
     def forced_alone(self, references: Tensor) -> Tensor:
         """Images uint8 (B, H, W, 3) that the forced sub-codes of references (B, 3, H, W) decode to alone."""
@@ -118,4 +139,4 @@ class SamplingModule(pl.LightningModule):
 
     def test_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """The same images, for ``callbacks.GenerationMetrics`` to measure."""
-        return self.predict_step(batch, batch_index)
+        return self.predict_step(batch, batch_index).wait()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from polytoken.errors import UserError
 from polytoken.modulated_transformer import modulate
 from polytoken.positions import Grids
+from polytoken.precision import compute_type
 from polytoken.ranges import at_least, below_one
 from polytoken.transformer import apply_blocks
 
@@ -79,22 +81,52 @@ class NextScaleTrunkConfig:
 
 
 class ScaleCache:
-    """Keys and values of the scales written so far, one pair a block."""
+    """Keys and values of all blocks for all scales, allocated once for a whole generation.
 
-    def __init__(self, depth: int) -> None:
-        self.pairs: list[tuple[Tensor, Tensor] | None] = [None] * depth
+    Args:
+        depth: blocks.
+        rows: B', all passes under guidance.
+        num_heads: attention heads.
+        capacity: positions of all scales.
+        head_dim: width of one attention head.
+        like: a weight whose device the cache has, and the type in which its layer computes.
+    """
 
-    def append(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add keys and values (B, heads, n, head_dim) of a block, and return all of that block."""
-        before = self.pairs[block]
-        if before is not None:
-            keys, values = torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
-        self.pairs[block] = keys, values
-        return keys, values
+    def __init__(self, depth: int, rows: int, num_heads: int, capacity: int, head_dim: int, like: Tensor) -> None:
+        shape, dtype = (rows, num_heads, capacity, head_dim), compute_type(like)
+        self.keys, self.values = (
+            [torch.zeros(shape, dtype=dtype, device=like.device) for _ in range(depth)] for _ in range(2)
+        )
 
-    def keep_rows(self, count: int) -> None:
-        """Keep the first ``count`` rows."""
-        self.pairs = [pair and (pair[0][:count], pair[1][:count]) for pair in self.pairs]
+    def append(self, block: int, first: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values (B', heads, n, head_dim) from position ``first``, and return all up to them."""
+        end = first + keys.shape[2]
+        stored = self.keys[block], self.values[block]
+        for target, new in zip(stored, (keys, values), strict=True):
+            target[:, :, first:end] = new
+        return stored[0][:, :, :end], stored[1][:, :, :end]
+
+    def rows(self, count: int) -> ScaleCache:
+        """Return the cache of the first ``count`` rows, in the same memory."""
+        part = copy.copy(self)
+        part.keys, part.values = ([tensor[:count] for tensor in each] for each in (self.keys, self.values))
+        return part
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors that a step reads."""
+        return [*self.keys, *self.values]
+
+
+class CachedScale(NamedTuple):
+    """A scale whose keys and values are added to a cache.
+
+    Attributes:
+        cache: of the scales before.
+        first: position of the scale's first code among those of all scales.
+    """
+
+    cache: ScaleCache
+    first: int
 
 
 class CosineAttention(nn.Module):
@@ -109,7 +141,9 @@ class CosineAttention(nn.Module):
         self.log_scale = nn.Parameter(torch.full((num_heads,), INITIAL_ATTENTION_SCALE))  # one dimension: not decayed
         self.wo = nn.Linear(dim, dim)
 
-    def forward(self, features: Tensor, mask: Tensor | None, cache: ScaleCache | None = None, block: int = 0) -> Tensor:
+    def forward(
+        self, features: Tensor, mask: Tensor | None, cached: CachedScale | None = None, block: int = 0
+    ) -> Tensor:
         """Map (B, n, dim) to the same shape; ``mask`` (n, n) bool marks the keys that a query reads, None all."""
         bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
         fused = functional.linear(features, self.wqkv.weight, bias).unflatten(-1, (3, self.num_heads, -1))
@@ -117,8 +151,8 @@ class CosineAttention(nn.Module):
         scale = self.log_scale.clamp_max(LARGEST_ATTENTION_SCALE).exp().view(-1, 1, 1)
         queries = (functional.normalize(queries.float(), dim=-1) * scale).type_as(values)
         keys = functional.normalize(keys.float(), dim=-1).type_as(values)
-        if cache is not None:
-            keys, values = cache.append(block, keys, values)
+        if cached is not None:
+            keys, values = cached.cache.append(block, cached.first, keys, values)
         attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=1.0)
         return self.wo(attended.transpose(1, 2).flatten(2))
 
@@ -155,16 +189,21 @@ class NextScaleBlock(nn.Module):
             return cast(Tensor, checkpoint(self._compute, features, condition, mask, use_reentrant=False))
         return self._compute(features, condition, mask)
 
-    def step(self, features: Tensor, condition: Tensor, cache: ScaleCache, block: int) -> Tensor:
+    def step(self, features: Tensor, condition: Tensor, cached: CachedScale, block: int) -> Tensor:
         """Map one scale (B, n, dim) to the same shape; the cache holds the scales before."""
-        return self._compute(features, condition, None, cache, block)
+        return self._compute(features, condition, None, cached, block)
 
     def _compute(
-        self, features: Tensor, condition: Tensor, mask: Tensor | None, cache: ScaleCache | None = None, block: int = 0
+        self,
+        features: Tensor,
+        condition: Tensor,
+        mask: Tensor | None,
+        cached: CachedScale | None = None,
+        block: int = 0,
     ) -> Tensor:
         modulation = self._modulation(condition).unsqueeze(1).chunk(6, dim=2)
         gate, ffn_gate, scale, ffn_scale, shift, ffn_shift = modulation
-        attended = self.attention(modulate(_norm(features), shift, scale), mask, cache, block)
+        attended = self.attention(modulate(_norm(features), shift, scale), mask, cached, block)
         features = features + self._dropped(gate * attended)
         hidden = functional.gelu(self.ffn_in(modulate(_norm(features), ffn_shift, ffn_scale)), approximate="tanh")
         return features + self._dropped(ffn_gate * self.ffn_out(hidden))
@@ -213,12 +252,19 @@ class NextScaleTrunk(nn.Module):
         features, tapped = apply_blocks(self.blocks, features, taps, self._of_blocks(condition), mask)
         return self._output(features, condition), tapped
 
-    def step(self, features: Tensor, condition: Tensor, cache: ScaleCache) -> Tensor:
-        """Map the next scale (B, n, dim) to the same shape, and add it to the cache."""
+    def step(self, features: Tensor, condition: Tensor, cached: CachedScale) -> Tensor:
+        """Map a scale (B, n, dim) to the same shape, and add it to the cache."""
         of_blocks = self._of_blocks(condition)
         for index, block in enumerate(self.blocks):
-            features = cast(NextScaleBlock, block).step(features, of_blocks, cache, index)
+            features = cast(NextScaleBlock, block).step(features, of_blocks, cached, index)
         return self._output(features, condition)
+
+    def new_cache(self, rows: int) -> ScaleCache:
+        """Return an empty cache for all scales of B' rows."""
+        attention = cast(NextScaleBlock, self.blocks[0]).attention
+        capacity = sum(height * width for height, width in self.grids)
+        head_dim = attention.wo.in_features // attention.num_heads
+        return ScaleCache(len(self.blocks), rows, attention.num_heads, capacity, head_dim, attention.wo.weight)
 
     def _of_blocks(self, condition: Tensor) -> Tensor:
         """Condition that the blocks read."""

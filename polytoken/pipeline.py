@@ -16,6 +16,7 @@ from polytoken.codec import embed_sub_codes
 from polytoken.errors import UserError
 from polytoken.files import real_path
 from polytoken.generators.base import Generator
+from polytoken.generators.decoding import Compile
 from polytoken.generators.next_scale import NextScaleGenerator
 from polytoken.generators.record import GeneratorRecord
 from polytoken.images import to_uint8
@@ -58,7 +59,7 @@ class GenerationPipeline(nn.Module):
         run: str | Path,
         tokenizer_run: str | Path | None = None,
         trust: Sequence[str] = (),
-        compile: bool = False,  # noqa: A002
+        compile: Compile = False,  # noqa: A002
     ) -> GenerationPipeline:
         """Load the generator of a run and its tokenizer: frozen, on the CPU.
 
@@ -68,7 +69,8 @@ class GenerationPipeline(nn.Module):
             run: the run's directory, e.g. ``runs/digits/stage2/fq_dual``, or a checkpoint file.
             tokenizer_run: present place of its tokenizer; None looks where it was in training, and beside the run.
             trust: packages besides polytoken whose classes the checkpoints may name.
-            compile: run the decoding step under ``torch.compile``, which needs a C++ compiler and time once.
+            compile: sample by graphs of ``torch.compile``, which needs a C++ compiler, and a minute or two at the first
+                call; ``auto`` does so on a GPU.
 
         Raises:
             MissingFileError: if one of the two does not exist.
@@ -115,6 +117,15 @@ class GenerationPipeline(nn.Module):
         if snaps(own):
             self.tokenizer.snap(torch.zeros(1, *self.tokenizer.latent_shape, device=self._device))
         return own
+
+    def round_weights(self, dtype: torch.dtype) -> None:
+        """Round those weights that autocast to ``dtype`` rounds at every call: the images under autocast are the same.
+
+        Autocast keeps no copies of frozen weights, and reading and rounding float32 takes three times as long as
+        reading bfloat16. Afterwards the network runs under autocast only.
+        """
+        for layer in self.network.autocast_layers():
+            layer.to(dtype)
 
     @torch.inference_mode()
     def images(
@@ -203,11 +214,16 @@ class GenerationPipeline(nn.Module):
             snap: move latents to the quantizer's points.
             sub_codes: the tokenizer's sub-codes that the codes are; None is those that the network writes.
         """
+        return finite_images(self.decode_unchecked(tokens, snap, sub_codes))
+
+    @torch.inference_mode()
+    def decode_unchecked(
+        self, tokens: Tokens, snap: bool = False, sub_codes: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Decode without waiting for the device: images as :meth:`decode`, and (), bool, whether they are finite."""
         with torch.autocast(self._device.type, enabled=False):  # bfloat16 has steps of half a grey level and more
             images = self._decode(tokens, snap, self.sub_codes if sub_codes is None else sub_codes)
-        if not bool(images.isfinite().all()):  # in 8 bits they would pass for black ones
-            raise UserError("decoded images are not finite: lower the guidance, or train generator and tokenizer again")
-        return to_uint8(images).permute(0, 2, 3, 1).contiguous()
+        return to_uint8(images).permute(0, 2, 3, 1).contiguous(), images.isfinite().all()
 
     def sample(
         self,
@@ -283,6 +299,18 @@ class GenerationPipeline(nn.Module):
             shown = ", ".join(list(self.class_to_idx)[:10]) + (", …" if self.num_classes > 10 else "")
             raise UserError(f"there is no class {name!r}: the generator knows {shown}")
         return self.class_to_idx[name]
+
+
+def finite_images(decoded: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the images of :meth:`GenerationPipeline.decode_unchecked`.
+
+    Raises:
+        UserError: if they are not finite; in 8 bits they would pass for black ones.
+    """
+    images, finite = decoded
+    if not bool(finite):
+        raise UserError("decoded images are not finite: lower the guidance, or train generator and tokenizer again")
+    return images
 
 
 def snaps(sampler: Guidance) -> bool:

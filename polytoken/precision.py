@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -29,3 +30,8 @@ def full_precision(device: torch.device) -> Iterator[None]:
 def autocasts(device: torch.device) -> bool:
     """True in a region of autocast for the device; the meta device has none."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def compute_type(weight: Tensor) -> torch.dtype:
+    """Type in which a linear layer of this weight computes: autocast's in its region, else that of the weight."""
+    return torch.get_autocast_dtype(weight.device.type) if autocasts(weight.device) else weight.dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from polytoken.errors import UserError
 from polytoken.positions import ClassPosition, Grids, Rotation, rotary_table
+from polytoken.precision import compute_type
 from polytoken.ranges import at_least, below_one
 
 NORM_EPSILON = 1e-5
@@ -157,9 +159,7 @@ class KVCache:
     def __init__(
         self, depth: int, batch: int, num_heads: int, capacity: int, head_dim: int, rotary: Tensor, like: Tensor
     ) -> None:
-        device = like.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
-        shape = (batch, num_heads, capacity, head_dim)
+        dtype, shape = compute_type(like), (batch, num_heads, capacity, head_dim)
         # zeros: attention over the full capacity multiplies what has not been written by a weight of zero
         self.keys, self.values = (
             [torch.zeros(shape, dtype=dtype, device=like.device) for _ in range(depth)] for _ in range(2)
@@ -171,10 +171,15 @@ class KVCache:
         """Size in bytes."""
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
-    def keep_rows(self, count: int) -> None:
-        """Keep the first ``count`` rows (views)."""
-        self.keys = [keys[:count] for keys in self.keys]
-        self.values = [values[:count] for values in self.values]
+    def rows(self, count: int) -> KVCache:
+        """Return the cache of the first ``count`` rows, in the same memory."""
+        part = copy.copy(self)
+        part.keys, part.values = ([tensor[:count] for tensor in each] for each in (self.keys, self.values))
+        return part
+
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors that a step reads."""
+        return [*self.keys, *self.values, self.rotary]
 
     def at(self, position: int | Tensor, count: int) -> CachedPositions:
         """Return the part of the cache that a step over ``count`` positions, starting at ``position``, uses."""

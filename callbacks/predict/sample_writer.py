@@ -25,6 +25,7 @@ from polytoken.errors import ExistingFileError, UserError
 from polytoken.files import file_sha256, real_path, remove, replacing
 from polytoken.images import save_png
 from polytoken.ranges import within
+from polytoken.streams import Pending
 
 NETWORKS = ("settings.generator.", "settings.tokenizer.")
 
@@ -49,6 +50,7 @@ class SampleWriter(pl.Callback):
         self.output = output
         self.grid_rows = grid_rows
         self.grid_columns = grid_columns
+        self._pending: tuple[Pending[Any], int] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Find the parts that exist, and leave them out of the data.
@@ -93,14 +95,35 @@ class SampleWriter(pl.Callback):
         return False, whole
 
     def on_predict_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Tensor, batch: dict[str, Tensor], *_: Any
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Pending[Any],
+        batch: dict[str, Tensor],
+        *_: Any,
     ) -> None:
-        """Collect images, uint8 (B, H, W, 3), and save a part after its last image."""
-        self._rows.append(outputs.cpu())
-        part, position = divmod(int(batch["index"][-1]), self._data.part_size)
-        images = self._data.part(part)
-        if position == len(images) - 1:
-            path = self._part(part)
+        """Take over the batch before, whose images, uint8 (B, H, W, 3), are decoded beside this one's tokens."""
+        self._take_pending()
+        self._pending = outputs, int(batch["index"][-1])
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over the last batch."""
+        self._take_pending()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Take over the batch before an interruption, which may complete a part."""
+        if not isinstance(exception, RuntimeError):  # one of the GPU would only be raised again
+            self._take_pending()
+
+    def _take_pending(self) -> None:
+        """Collect the pending images, and save a part after its last image."""
+        if self._pending is None:
+            return
+        (images, last), self._pending = self._pending, None
+        self._rows.append(images.wait().cpu())
+        number, position = divmod(last, self._data.part_size)
+        if position == len(self._data.part(number)) - 1:
+            path = self._part(number)
             with replacing(path) as unfinished, unfinished.open("wb") as file:
                 np.save(file, torch.cat(self._rows).numpy())
             records.write(path.with_suffix(".json"), {"sha256": file_sha256(path)})

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from polytoken.errors import UserError
 from polytoken.generators.base import Codec, Generator, GeneratorLoss, SubCode
+from polytoken.generators.decoding import CompiledStep, DecodingState, compiles
 from polytoken.generators.heads import Head
 from polytoken.generators.noise import NoisyCodes, SubTokenNoise
 from polytoken.handover import check_equal_shapes, fits, shape
+from polytoken.precision import compute_type
 from polytoken.sampling import CategoricalSampler, Draw, RowNoise
 from polytoken.specs import LatentSpec, Tokens, TokenSpec
 from polytoken.transformer import Block, KVCache, Trunk, TrunkConfig, initialise
@@ -63,6 +65,8 @@ class AutoregressiveGenerator(Generator):
         for name in ("aggregation", "class_embedding", "trunk", "level_embedding"):
             self.register_module(name, None)
         self.head = head
+        self._step: CompiledStep | None = None
+        self._state: DecodingState | None = None
 
     @property
     def depth(self) -> int:
@@ -163,6 +167,10 @@ class AutoregressiveGenerator(Generator):
                 f"{sub_code} is {shape(state, table)}: the codes differ, leave sub_code out or choose the right one"
             )
 
+    def autocast_layers(self) -> Iterator[nn.Linear]:
+        """Return all linear layers."""
+        return (layer for layer in self.modules() if isinstance(layer, nn.Linear))
+
     def blocks(self) -> Iterator[nn.Module]:
         """Return the transformer blocks of trunk and head."""
         return (module for module in self.modules() if isinstance(module, Block))
@@ -233,37 +241,76 @@ class AutoregressiveGenerator(Generator):
         steps = self.spec.num_positions, self.spec.num_sub_codes
         draw = Draw(sampler, noise, torch.tensor(sampler.scales(*steps), device=labels.device))
         with self.evaluating():
-            codes = self.write(labels, draw, sampler.guided_steps(*steps), self.compile_decoding)
+            codes = self.write(labels, draw, sampler.guided_steps(*steps))
         draw.check()
         return Tokens(codes=codes)
 
     @torch.no_grad()
-    def write(self, labels: Tensor, draw: Draw, guided_positions: int = 0, compiled: bool = False) -> Tensor:
-        """Write codes (B, k, N) position by position.
+    def write(self, labels: Tensor, draw: Draw, guided_positions: int = 0) -> Tensor:
+        """Write codes (B, k, N) position by position, compiled where ``compile_decoding`` says so.
 
         Args:
             labels: (B,) int64.
             draw: draws the codes; see ``guided_positions`` for the logits' rows.
             guided_positions: up to this position the logits have 2B rows, those given the null class last; then B.
-            compiled: run :meth:`decode` under ``torch.compile``, one graph for all positions with 2B rows and one for
-                those with B.
         """
         batch = len(labels)
         rows = torch.cat([labels, torch.full_like(labels, self.num_classes)]) if guided_positions else labels
-        trunk_cache, head_cache = self.trunk.new_cache(len(rows)), self.head.new_cache(len(rows))
-        decode = torch.compile(self.decode, fullgraph=True, dynamic=False) if compiled else self.decode
-        positions = torch.arange(self.spec.num_positions, device=labels.device)
-        codes = labels.new_empty(batch, self.spec.num_sub_codes, self.spec.num_positions)
         features = self.class_embedding(rows).unsqueeze(1)
+        if compiles(self.compile_decoding, labels.device):
+            return self._write_compiled(features, draw, guided_positions)
+        trunk_cache, head_cache = self.trunk.new_cache(len(rows)), self.head.new_cache(len(rows))
+        codes = labels.new_empty(batch, self.spec.num_sub_codes, self.spec.num_positions)
         for position in range(self.spec.num_positions):
             if position == guided_positions and len(features) > batch:
-                features = features[:batch]
-                trunk_cache.keep_rows(batch)
-                if head_cache is not None:
-                    head_cache.keep_rows(batch)
-            place = positions[position] if compiled else position
-            codes[:, :, position], features = decode(features, place, draw, trunk_cache, head_cache)
+                features, trunk_cache = features[:batch], trunk_cache.rows(batch)
+                head_cache = head_cache and head_cache.rows(batch)
+            codes[:, :, position], features = self.decode(features, position, draw, trunk_cache, head_cache)
         return codes
+
+    def compiled_step(self, features: Tensor, draw: Draw) -> tuple[CompiledStep, DecodingState]:
+        """Return the compiled step, and a state that has the rows of features (B', 1, dim) and draws of B rows.
+
+        Both are kept for later batches of as many images or fewer.
+        """
+        if self._step is None:
+            self._step = CompiledStep(self._advance, self, packs=True)
+        dtype = compute_type(self.class_embedding.weight)
+        if self._state is None or not self._state.serves(features, draw, dtype):
+            self._state = self._new_state(features, draw)
+        return self._step, self._state
+
+    def _write_compiled(self, features: Tensor, draw: Draw, guided_positions: int) -> Tensor:
+        """Write codes by one graph for all positions with 2B rows, and one for those with B."""
+        step, state = self.compiled_step(features, draw)
+        state.begin(features, draw)
+        with step.running():
+            for position in range(self.spec.num_positions):
+                if position == guided_positions and len(state.features) > len(state):
+                    state = state.first_half
+                step(state)
+        draw.wrong.logical_or_(state.draw.wrong)
+        return state.codes[: len(draw.noise)].clone()
+
+    def _new_state(self, features: Tensor, draw: Draw) -> DecodingState:
+        batch, keys = len(draw.noise), draw.noise.keys
+        with torch.inference_mode(False):  # a state made in inference serves everywhere
+            own = Draw(draw.sampler, draw.noise.of(keys.clone()), draw.scales.clone())
+            return DecodingState(
+                keys.new_zeros(()),
+                torch.zeros_like(features),
+                keys.new_zeros(batch, self.spec.num_sub_codes, self.spec.num_positions),
+                own,
+                self.trunk.new_cache(features.shape[0]),
+                self.head.new_cache(features.shape[0]),
+            )
+
+    def _advance(self, state: DecodingState) -> None:
+        """Take a step in place."""
+        found = self.decode(state.features, state.position, state.draw, state.trunk_cache, state.head_cache)
+        state.codes.index_copy_(2, state.position.view(1), found[0].unsqueeze(2))
+        state.features.copy_(found[1])
+        state.position.add_(1)
 
     def decode(
         self,
@@ -291,7 +338,8 @@ class AutoregressiveGenerator(Generator):
         """
         hidden = self.trunk.step(features, position, trunk_cache).squeeze(1)
         codes = self.head.sample(hidden, self.embeddings, draw.at(position), head_cache)
-        return codes, self._embed(codes.unsqueeze(2).repeat(features.shape[0] // codes.shape[0], 1, 1), position)
+        following = codes.unsqueeze(2).repeat(features.shape[0] // codes.shape[0], 1, 1)
+        return codes, self._embed(following, position).type_as(features)  # float32 under autocast, as in training
 
     def _hidden(self, codes: Tensor, labels: Tensor, taps: Collection[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
         labels = self.drop_labels(labels, self.trunk.config.class_dropout)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from polytoken.errors import UserError
+from polytoken.generators.decoding import Compile
 from polytoken.sampling import CategoricalSampler, Guidance, RowNoise
 from polytoken.specs import LatentSpec, Tokens, TokenSpec
 
@@ -87,8 +88,8 @@ class Generator(nn.Module, ABC):
     """Recompute the blocks' activations in the backward pass (polytoken.parallelize)."""
     compile_blocks: bool = False
     """Compile each block (polytoken.parallelize)."""
-    compile_decoding: bool = False
-    """Compile a step of :meth:`sample`, for families that have one."""
+    compile_decoding: Compile = False
+    """Compile the steps of :meth:`sample`."""
     needs_codec: ClassVar[bool] = False
     """Call :meth:`connect` with the codec of the tokenizer, which is loaded for this purpose."""
 
@@ -208,6 +209,10 @@ class Generator(nn.Module, ABC):
 
     def after_handover(self, sub_code: SubCode) -> None:  # noqa: B027
         """Adjust the weights that were not carried, in place; by default they keep their initial values."""
+
+    def autocast_layers(self) -> Iterator[nn.Linear]:
+        """Return the linear layers that autocast rounds wherever they are called: by default those of the blocks."""
+        return (layer for block in self.blocks() for layer in block.modules() if isinstance(layer, nn.Linear))
 
     def blocks(self) -> Iterable[nn.Module]:
         """Return the repeated blocks, which :func:`~polytoken.parallelize.parallelize` wraps one by one.

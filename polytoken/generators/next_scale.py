@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import ClassVar
 
 import torch
@@ -11,14 +11,17 @@ from torch.nn import functional
 
 from polytoken.errors import UserError
 from polytoken.generators.base import Codec, Generator, GeneratorLoss, SubCode
+from polytoken.generators.decoding import CompiledStep, compiles, fix
 from polytoken.generators.heads import ClassifierHead, Head
 from polytoken.handover import check_equal_shapes
 from polytoken.next_scale_transformer import (
+    CachedScale,
     NextScaleTrunk,
     NextScaleTrunkConfig,
     ScaleCache,
     initialise_next_scale,
 )
+from polytoken.precision import compute_type
 from polytoken.sampling import CategoricalSampler, Draw, ForcedCodes, ForcedDraw, RowNoise
 from polytoken.sampling.forcing import PASSES
 from polytoken.specs import LatentSpec, Tokens, TokenSpec
@@ -49,6 +52,7 @@ class NextScaleGenerator(Generator):
         self.checkpointing = trunk.checkpointing
         self.compile_blocks = trunk.compile
         self.head = head
+        self._state: _CompiledState | None = None
 
     @property
     def depth(self) -> int:
@@ -107,6 +111,10 @@ class NextScaleGenerator(Generator):
         check_equal_shapes(source, self.state_dict(), "trunk")
         return super().carried(source, sub_code)
 
+    def autocast_layers(self) -> Iterator[nn.Linear]:
+        """Return all linear layers."""
+        return (layer for layer in self.modules() if isinstance(layer, nn.Linear))
+
     def blocks(self) -> Iterator[nn.Module]:
         """Return the blocks of the trunk."""
         return iter(self.trunk.blocks)
@@ -157,29 +165,78 @@ class NextScaleGenerator(Generator):
             self._codes_of(Tokens(codes=forced.codes))
         steps = len(self.spec.scales), self.spec.num_sub_codes
         guided = sampler.guided_steps(*steps) if forced is None else steps[0]
-        scales = torch.tensor(sampler.scales(*steps), device=labels.device)
-        null = torch.full_like(labels, self.num_classes)
-        rows = torch.cat([labels, *[null] * (bool(guided) if forced is None else PASSES - 1)])
-        cache, written = ScaleCache(self.depth), []
-        first = Draw(sampler, noise, scales)
+        passes = 1 + bool(guided) if forced is None else PASSES
+        draw = Draw(sampler, noise, torch.tensor(sampler.scales(*steps), device=labels.device))
         with self.evaluating():
-            condition = self.class_embedding(rows)
-            features = self._start(condition)
-            for scale in range(steps[0]):
-                if scale == guided and len(condition) > len(labels):
-                    condition, features = condition[: len(labels)], features[: len(labels)]
-                    cache.keep_rows(len(labels))
-                hidden = self.trunk.step(features, condition, cache)
-                draw = Draw(sampler, noise.spread(self._count(scale)), scales, scale, first.wrong)
-                if forced is not None:
-                    draw = ForcedDraw(draw, forced, self._first(scale))
-                codes = self.head.sample(hidden.flatten(0, 1), self.embeddings, draw)
-                written.append(codes.unflatten(0, (-1, self._count(scale))).transpose(1, 2))
-                if scale + 1 < steps[0]:
-                    *_, words = self._words(torch.cat(written, dim=2))
-                    features = words.repeat(len(condition) // len(words), 1, 1)
-        first.check()
-        return Tokens(codes=torch.cat(written, dim=2)[: len(labels)])
+            if forced is None and compiles(self.compile_decoding, labels.device):
+                codes = self._write_compiled(labels, draw, guided, passes)
+            else:
+                cache = self.trunk.new_cache(passes * len(labels))
+                codes = self._write(labels, draw, guided, passes, cache, self._draw_scale, forced)
+        draw.check()
+        return Tokens(codes=codes[: len(labels)])
+
+    def _write_compiled(self, labels: Tensor, draw: Draw, guided_scales: int, passes: int) -> Tensor:
+        """Write codes by one graph a scale and number of passes, for as many rows as the largest batch had."""
+        dtype = compute_type(self.class_embedding.weight)
+        if self._state is None or not self._state.serves(labels, passes, dtype):
+            with torch.inference_mode(False):  # made in inference, it serves everywhere
+                cache = self.trunk.new_cache(passes * len(labels))
+                self._state = _CompiledState(self, cache, torch.zeros_like(draw.wrong), passes)
+        state = self._state
+        lacking = state.batch - len(labels)
+        labels, keys = (torch.cat([rows, rows[-1:].expand(lacking)]) for rows in (labels, draw.noise.keys))
+        state.wrong.zero_()
+        own = Draw(draw.sampler, draw.noise.of(keys), draw.scales, wrong=state.wrong)
+        with state.step.running():
+            codes = self._write(labels, own, guided_scales, passes, state.cache, state.step)
+        draw.wrong.logical_or_(state.wrong)
+        return codes
+
+    def _write(
+        self,
+        labels: Tensor,
+        draw: Draw,
+        guided_scales: int,
+        passes: int,
+        cache: ScaleCache,
+        step: Callable[..., Tensor],
+        forced: ForcedCodes | None = None,
+    ) -> Tensor:
+        """Write codes scale by scale: (B, k, N), or those of all passes where some are forced.
+
+        Args:
+            labels: (B,) int64.
+            draw: of B rows.
+            guided_scales: from this scale on, the first pass remains alone.
+            passes: over the trunk; those after the first have the null class.
+            cache: of passes · B rows.
+            step: :meth:`_draw_scale`, perhaps compiled.
+            forced: see :meth:`sample`.
+        """
+        assert isinstance(self.spec, TokenSpec)
+        batch, written = len(labels), []
+        rows = torch.cat([labels, *[torch.full_like(labels, self.num_classes)] * (passes - 1)])
+        condition = self.class_embedding(rows)
+        features = self._start(condition)
+        for scale in range(len(self.spec.scales)):
+            if scale == guided_scales and len(condition) > batch:
+                condition, features, cache = condition[:batch], features[:batch], cache.rows(batch)
+            count, first = self._count(scale), self._first(scale)
+            own = Draw(draw.sampler, draw.noise.spread(count), draw.scales, scale, draw.wrong)
+            if forced is not None:
+                own = ForcedDraw(own, forced, first)
+            codes = step(features, condition, CachedScale(cache, first), own)
+            written.append(codes.unflatten(0, (-1, count)).transpose(1, 2))
+            if scale + 1 < len(self.spec.scales):
+                *_, words = self._words(torch.cat(written, dim=2))
+                features = words.repeat(len(condition) // len(words), 1, 1)
+        return torch.cat(written, dim=2)
+
+    def _draw_scale(self, features: Tensor, condition: Tensor, cached: CachedScale, draw: Draw) -> Tensor:
+        """Codes (M, k) of a scale, for its input (B', n, dim) and the classes (B', dim)."""
+        hidden = self.trunk.step(features, condition, cached)
+        return self.head.sample(hidden.flatten(0, 1), self.embeddings, draw)
 
     def check_forced(self) -> None:
         """Raise UserError if the head cannot write forced sub-codes."""
@@ -228,3 +285,18 @@ class NextScaleGenerator(Generator):
                 "built for"
             )
         return tokens.codes
+
+
+class _CompiledState:
+    """Compiled step, and what all batches share at fixed places."""
+
+    def __init__(self, generator: NextScaleGenerator, cache: ScaleCache, wrong: Tensor, passes: int) -> None:
+        self.step = CompiledStep(generator._draw_scale, generator, packs=False)  # a copy for every scale is too much
+        self.cache, self.wrong, self.passes = cache, wrong, passes
+        self.batch = cache.keys[0].shape[0] // passes
+        fix(wrong, *cache.tensors())
+
+    def serves(self, labels: Tensor, passes: int, dtype: torch.dtype) -> bool:
+        """True for as many images or fewer in as many passes, on the device, and in the type of the cache."""
+        keys = self.cache.keys[0]
+        return len(labels) <= self.batch and (passes, labels.device, dtype) == (self.passes, keys.device, keys.dtype)

@@ -33,10 +33,14 @@ class RowNoise:
 
     def spread(self, count: int) -> RowNoise:
         """Return the noise of B · count rows: row i · count + j is a function of row i and j."""
-        spread = copy.copy(self)
         offsets = torch.arange(1, count + 1, device=self.keys.device) * _GOLDEN
-        spread.keys = _finalise(self.keys.unsqueeze(1) ^ _finalise(offsets)).flatten()
-        return spread
+        return self.of(_finalise(self.keys.unsqueeze(1) ^ _finalise(offsets)).flatten())
+
+    def of(self, keys: Tensor) -> RowNoise:
+        """Return the noise of rows of other keys (B',) int64."""
+        noise = copy.copy(self)
+        noise.keys = keys
+        return noise
 
     def __len__(self) -> int:
         return len(self.keys)

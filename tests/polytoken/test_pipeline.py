@@ -1,5 +1,6 @@
 """The generation pipeline: images of classes, and runs that it rejects."""
 
+import copy
 import warnings
 from functools import partial
 from pathlib import Path
@@ -170,6 +171,15 @@ def test_compiled_decoding_draws_the_same_images(run: Path, monkeypatch: pytest.
     assert counters["stats"]["unique_graphs"] == 1
 
 
+def test_rounding_the_weights_once_draws_the_images_of_autocast(run: Path) -> None:
+    rounded, expected = GenerationPipeline.from_run(run), GenerationPipeline.from_run(run)
+    rounded.round_weights(torch.bfloat16)
+    assert rounded.network.trunk.blocks[0].attention.wqkv.weight.dtype == torch.bfloat16
+    batch = torch.tensor([1, 2]), CategoricalSampler(guidance=2.0), 5
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(rounded.images(*batch), expected.images(*batch))
+
+
 @pytest.fixture(scope="module", params=["scalar", "continuous"])
 def flow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> GenerationPipeline:
     """A pipeline of latents, with and without codes."""
@@ -269,3 +279,10 @@ def test_a_moved_run_finds_its_tokenizer(tmp_path: Path, monkeypatch: pytest.Mon
     tokenizer.rename(tmp_path / "lost")
     with pytest.raises(MissingFileError, match=r"there is no checkpoint runs/.*name the present place .*tokenizer_run"):
         GenerationPipeline.from_run(moved)
+
+
+def test_rounding_the_weights_once_keeps_the_flow_of_autocast(flow: GenerationPipeline) -> None:
+    rounded, batch = copy.deepcopy(flow), (torch.tensor([1, 2]), FlowSampler(steps=2), 5)
+    rounded.round_weights(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(rounded.images(*batch), flow.images(*batch))

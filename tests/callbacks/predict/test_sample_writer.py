@@ -22,6 +22,7 @@ from polytoken.errors import RunError, UserError
 from polytoken.files import file_sha256
 from polytoken.images import from_uint8, resize_displayed, to_uint8
 from polytoken.sampling import CategoricalSampler
+from polytoken.streams import Pending
 from tests.support.generated import write_runs
 from tests.support.validation import quiet_trainer
 
@@ -42,7 +43,7 @@ class Counting(SamplingModule):
     def setup(self, stage: str) -> None:
         self.sampled: list[int] = []
 
-    def predict_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+    def predict_step(self, batch: dict[str, Tensor], batch_index: int) -> Pending:
         if self.fails_at is not None and self.fails_at in batch["index"]:
             raise InterruptedError
         self.sampled += batch["index"].tolist()
@@ -97,8 +98,8 @@ def test_images_are_written_at_another_size(run: Path) -> None:
     """Those of the tokenizer, resized in 8 bits; the record says so."""
     batch = {"label": torch.tensor([3, 4]), "index": torch.tensor([0, 1])}
     plain, reduced = (SamplingModule(str(run), image_size=size) for size in (None, 8))
-    whole = from_uint8(plain.predict_step(batch, 0).permute(0, 3, 1, 2))
-    found = reduced.predict_step(batch, 0)
+    whole = from_uint8(plain.predict_step(batch, 0).wait().permute(0, 3, 1, 2))
+    found = reduced.predict_step(batch, 0).wait()
     assert torch.equal(found, to_uint8(resize_displayed(whole, 8)).permute(0, 2, 3, 1))
     assert reduced.settings()["image_size"] == 8 and "image_size" not in plain.settings()
     with pytest.raises(UserError, match="image_size is 0; it must be from 8 to 4,096"):

@@ -17,6 +17,7 @@ from polytoken.generators import (
     SubTokenNoise,
     TrunkConfig,
 )
+from polytoken.generators.decoding import compiles
 from polytoken.sampling import CategoricalSampler, Draw, RowNoise
 from polytoken.specs import TokenSpec
 from tests.support.generators import build_generator, random_tokens, small_generator
@@ -35,8 +36,8 @@ def draw_of(generator: AutoregressiveGenerator, sampler: CategoricalSampler, bat
 
 def write(generator: AutoregressiveGenerator, sampler: CategoricalSampler, compiled: bool) -> Tensor:
     guided = sampler.guided_steps(generator.spec.num_positions, generator.spec.num_sub_codes)
-    labels = torch.tensor([0, 1, 2])
-    return generator.write(labels, draw_of(generator, sampler, 3), guided, compiled)
+    generator.compile_decoding = compiled
+    return generator.write(torch.tensor([0, 1, 2]), draw_of(generator, sampler, 3), guided)
 
 
 @parametrize_heads
@@ -96,6 +97,62 @@ def test_one_graph_serves_all_positions(
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == graphs
     assert torch.equal(found, expected)
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled steps run operator by operator, without a C++ compiler."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch.compiler.reset()
+    counters.clear()
+
+
+def test_a_later_smaller_batch_runs_in_the_same_graph(traced: None) -> None:
+    """The rows of the first batch stay; the images are those of eager mode, whatever batch they are in."""
+    generator, sampler = small_generator(2, AutoregressiveHead(1)), CategoricalSampler(guidance=2.0)
+    labels = torch.tensor([0, 1, 2])
+    expected = generator.generate(labels, sampler, seed=3)
+    generator.compile_decoding = True
+    assert torch.equal(generator.generate(labels, sampler, seed=3), expected)
+    assert torch.equal(generator.generate(labels[1:], sampler, seed=3, first_index=1), expected[1:])
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+def test_sampling_goes_on_in_eager_mode_where_the_compiler_fails(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no C++ compiler\n" + "details\n" * 40)
+
+    generator = small_generator()
+    expected = generator.generate(torch.tensor([0, 1, 2]), RULES, seed=3)
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
+    generator.compile_decoding = True
+    for _ in range(2):
+        assert torch.equal(generator.generate(torch.tensor([0, 1, 2]), RULES, seed=3), expected)
+    (line,) = caplog.messages
+    assert line == "Sampling goes on without torch.compile, which fails here: no C++ compiler"
+
+
+def test_graphs_with_packed_weights_are_dropped_when_a_weight_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    resets: list[None] = []
+    monkeypatch.setattr(torch, "compile", lambda step, **_: step)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(None))
+    generator = small_generator()
+    generator.compile_decoding = True
+    for _ in range(2):
+        generator.generate(torch.tensor([0]), RULES, seed=3)
+    assert not resets
+    with torch.no_grad():
+        generator.class_embedding.weight.mul_(2)
+    generator.generate(torch.tensor([0]), RULES, seed=3)
+    assert len(resets) == 1
+
+
+def test_auto_compiles_on_a_gpu_alone() -> None:
+    assert [compiles(setting, torch.device("cpu")) for setting in ("auto", True, False)] == [False, True, False]
+    assert [compiles(setting, torch.device("cuda")) for setting in ("auto", True, False)] == [True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from polytoken.codec import BlankCodec, FrozenCodec
 from polytoken.errors import UserError
@@ -237,6 +239,22 @@ def test_neither_a_step_nor_a_scale_reads_from_the_device() -> None:
         made.sample(labels, sampler, noise)
     # one check of the labels, one table of guidance and one check of the logits, whatever the number of scales
     assert counts == {"aten::_local_scalar_dense": 1, "tensor": 1, "tolist": 1}
+
+
+def test_one_graph_a_scale_serves_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guided at the first of two scales, so that they have 2B and B rows; the last batch is smaller."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch.compiler.reset()
+    counters.clear()
+    made = generator(sides=(1, 4), depth=1)
+    rules = CategoricalSampler(guidance=2.0, guidance_schedule="interval", interval=(0.0, 0.5))
+    labels = torch.tensor([0, 1, 2])
+    expected = made.sample(labels, rules, RowNoise(3, 0, 3, CPU)).codes
+    made.compile_decoding = True
+    assert torch.equal(made.sample(labels, rules, RowNoise(3, 0, 3, CPU)).codes, expected)
+    assert torch.equal(made.sample(labels[1:], rules, RowNoise(3, 1, 2, CPU)).codes, expected[1:])
+    assert counters["stats"]["unique_graphs"] == 2
+    assert not counters["graph_break"]
 
 
 @pytest.mark.parametrize("forced", [False, True])

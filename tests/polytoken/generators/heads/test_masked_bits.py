@@ -202,7 +202,8 @@ def test_one_graph_serves_all_positions(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     torch.compiler.reset()
     counters.clear()
-    assert torch.equal(generator.write(labels, draw, 12, compiled=True), expected)
+    generator.compile_decoding = True
+    assert torch.equal(generator.write(labels, draw, 12), expected)
     assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] == 1
 
