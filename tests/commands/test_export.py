@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,20 +15,20 @@ import torch
 import yaml
 
 import polytoken.pretrained.folder
+from commands import export
 from commands.export import main
 from polytoken import GenerationPipeline, from_pretrained, load_tokenizer
 from polytoken.fingerprint import fingerprint
 from polytoken.loading import Checkpoint
 from polytoken.weights import save_tensors
-from tests.support.commands import REPOSITORY
+from tests.support.commands import PROCESSES
 from tests.support.generated import CONTINUOUS, configure, pixels, write_latent_runs, write_runs
 
-KILLED = """
-import os, sys
-from commands import export
-export.model_card = lambda *_: os.kill(os.getpid(), 9)  # when both networks are written
-export.main(sys.argv[1:])
-"""
+
+def killed(*arguments: str) -> None:
+    """An export that is killed when both networks are written."""
+    export.model_card = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    main([*arguments])
 
 
 @pytest.fixture
@@ -190,9 +188,10 @@ def test_an_interrupted_export_leaves_nothing(run: Path, monkeypatch: pytest.Mon
 
 
 def test_a_killed_export_is_no_folder(run: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run([sys.executable, "-c", KILLED, str(run), "--to", "mine"], env=environment)
-    assert done.returncode == -signal.SIGKILL
+    process = PROCESSES.Process(target=killed, args=(str(run), "--to", "mine"))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert {file.name for file in Path().iterdir()} == {"runs", ".mine.partial"}
     main([str(run), "--to", "mine"])
     assert {file.name for file in Path().iterdir()} == {"runs", "mine"}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.end_to_end.test_cli import assert_equal
-from tests.support.commands import exit_code, program
+from tests.support.commands import exit_code, forked
 from tests.support.recipes import digits, write_judge
 
 OVERLAY = """
@@ -45,9 +45,9 @@ def test_killed_after_step_7(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wo
 
     monkeypatch.chdir(tmp_path)
     assert exit_code(*arguments("whole", kill_after=-1)) == 0  # in this process, to save imports
-    assert program(*arguments("killed", kill_after=7), cwd=tmp_path).returncode == -signal.SIGKILL
+    assert forked(*arguments("killed", kill_after=7), cwd=tmp_path).returncode == -signal.SIGKILL
     assert state("killed")["global_step"] == 6
-    assert program(*arguments("killed", kill_after=-1), cwd=tmp_path).returncode == 0
+    assert forked(*arguments("killed", kill_after=-1), cwd=tmp_path).returncode == 0
 
     whole, resumed = state("whole"), state("killed")
     assert whole["global_step"] == 12

@@ -92,9 +92,7 @@ def shrink(preset: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("hub_cache")
-@pytest.mark.parametrize(
-    ("source", "size"), [(tree, "small"), (tree, "large"), (saved, "large"), (flat, "small"), (flat, "large")]
-)
+@pytest.mark.parametrize(("source", "size"), [(tree, "large"), (saved, "small"), (flat, "small"), (flat, "large")])
 def test_own_images_go_through_all_stages(
     source: Callable[[Path], str],
     size: str,

@@ -72,7 +72,15 @@ def generator(recipe: str, store: Path, head: str | None = None) -> cli.CommandL
 
 
 def drawn(command: cli.CommandLine, store: Path) -> Image.Image:
-    """An image that a generator draws after two steps on a store.
+    """An image that a generator draws after two steps on a store; raises as :func:`trained` does."""
+    run = trained(command, store, steps=2)
+    pipeline = GenerationPipeline.from_run(run)
+    steps = 2 if pipeline.network.models == "latents" else None
+    return pipeline.sample(["3"], sampler=SamplerSettings(guidance=1.5, steps=steps))[0]
+
+
+def trained(command: cli.CommandLine, store: Path, steps: int) -> Path:
+    """Run of a generator after some steps on a store; after none it is connected to the tokens.
 
     Raises:
         UserError: if the generator does not fit the tokens.
@@ -84,14 +92,13 @@ def drawn(command: cli.CommandLine, store: Path) -> Image.Image:
     data = type(command.datamodule)(**arguments)
     assert isinstance(data, StoredTokens)
     run = Path("runs/digits/generator")
-    trainer = _trainer(command, run, max_steps=2, limit_val_batches=0, gradient_clip_val=1.0)
+    trainer = _trainer(command, run, max_steps=steps, limit_val_batches=0, gradient_clip_val=1.0)
     torch.manual_seed(0)
     trainer.fit(deepcopy(command.model), data)
-    assert trainer.global_step == 2
-    trainer.save_checkpoint(run / CHECKPOINTS / LAST)
-    pipeline = GenerationPipeline.from_run(run)
-    steps = 2 if pipeline.network.models == "latents" else None
-    return pipeline.sample(["3"], sampler=SamplerSettings(guidance=1.5, steps=steps))[0]
+    assert trainer.global_step == steps
+    if steps:
+        trainer.save_checkpoint(run / CHECKPOINTS / LAST)
+    return run
 
 
 def _trainer(command: cli.CommandLine, run: Path, **changes: float) -> Trainer:
