@@ -75,5 +75,7 @@ def _run(arguments: tuple[str, ...], cwd: Path, environment: dict[str, str], out
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    # as in a new program; workers of another server would outlive a killed one
+    multiprocessing.set_start_method(None, force=True)
     sys.argv = [PROGRAM, *arguments]
     runpy.run_path(PROGRAM, run_name="__main__")
