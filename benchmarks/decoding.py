@@ -36,6 +36,7 @@ from benchmarks.machine import (
     write_results,
 )
 from polytoken.generators import AutoregressiveGenerator
+from polytoken.generators.decoding import packs_weights
 from polytoken.sampling import CategoricalSampler, Draw, RowNoise
 
 POSITIONS = GRID[0] * GRID[1]
@@ -74,9 +75,11 @@ class Decoding:
         """The same by the compiled step."""
         self.state.begin(self.features, self.draw)
         self.state.position.fill_(first)
-        with self.compiled.running():
+        rows, dtype = self.features.shape[0], self.features.dtype
+        with self.compiled.running(packs_weights(rows, dtype)):
             for _ in range(count):
                 self.compiled(self.state)
+                self.state.position.add_(1)
 
 
 class _Operators(TorchDispatchMode):
@@ -155,6 +158,7 @@ def main() -> None:
     for name in arguments.dtypes.split(","):
         generator = generator.to(getattr(torch, name))
         for batch in map(int, arguments.batches.split(",")):
+            print(f"measuring batch {batch} in {name}", flush=True)
             results += measure(generator, batch, arguments.rounds)
     print(f"written to {write_results('decoding', results)}")
 

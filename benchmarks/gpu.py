@@ -240,6 +240,8 @@ class Bench:
         generator.compile_decoding = graph
         positions = generator.spec.num_positions if graph else self.sizes.positions
         measured = self.measured(lambda: write(generator, labels, positions), positions)
+        if graph and (generator._step is None or generator._step.compiled is None):
+            raise RuntimeError("the step could not be compiled: the log says why")
         seconds = measured.seconds / positions
         read = bytes_per_position(generator, 2 * batch) / seconds
         return [
@@ -364,12 +366,16 @@ def default_device(device: torch.device) -> Iterator[None]:
         torch.set_default_device(None)
 
 
+class CutOffError(BaseException):
+    """The time of a part was used up; no ``except Exception`` of a library stops it."""
+
+
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block after some seconds; a single call of a library may delay it."""
+    """Raise CutOffError in the block after some seconds; a single call of a library may delay it."""
 
     def stop(signal_number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"cut off after {seconds:.0f} s")
+        raise CutOffError(f"cut off after {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -392,7 +398,7 @@ def run(parts: Iterator[tuple[str, Measurement]], head: dict[str, Any], seconds:
                 raise TimeoutError("left out: the time was used up")
             with at_most(min(PART_SECONDS, end - began)):
                 part["results"] = [asdict(result) for result in measure()]
-        except Exception as error:
+        except (Exception, CutOffError) as error:
             part["error"] = f"{type(error).__name__}: {first_line(error)}"
         part["seconds"] = round(time.monotonic() - began, 3)
         record["parts"].append(part)

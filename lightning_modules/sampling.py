@@ -20,7 +20,7 @@ from polytoken.ranges import LARGEST_SEED, within
 from polytoken.sampling import Forcing, SamplerSettings
 from polytoken.streams import Pending, SideStream
 
-AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # by trainer.precision
 
 
 class SamplingModule(pl.LightningModule):
@@ -65,7 +65,7 @@ class SamplingModule(pl.LightningModule):
         self.seed = seed
         self.forcing = forcing
         self.image_size = image_size
-        self._beside = SideStream()
+        self._side_stream = SideStream()
         if forcing is not None:
             self.generator.forced_places(forcing)
 
@@ -113,13 +113,13 @@ class SamplingModule(pl.LightningModule):
     def predict_step(self, batch: dict[str, Tensor], batch_index: int) -> Pending[tuple[Tensor, Tensor]]:
         """Images uint8 (B, H, W, 3) of ``label`` (B,), whose ``index`` (B,) are consecutive.
 
-        A GPU decodes them beside the next batch, which is why they are pending.
+        A GPU decodes them while it draws the next batch, so they are pending.
         """
         forced = None if self.forcing is None else self.generator.force(batch["image"], self.forcing)
         first = int(batch["index"][0])
         tokens = self.generator.draw(batch["label"], self.sampler, self.seed, first, forced)
         reads = [tensor for tensor in (tokens.codes, tokens.latents) if tensor is not None]
-        return self._beside.run(
+        return self._side_stream.run(
             lambda: self.generator.decode_unchecked(tokens, snaps(self.sampler)),
             reads,
             lambda decoded: self._resized(finite_images(decoded)),

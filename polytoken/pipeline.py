@@ -91,6 +91,8 @@ class GenerationPipeline(nn.Module):
             "tokenizer": {"run": str(place), "fingerprint": record.tokenizer_fingerprint},
         }
         network = checkpoint.generator(trust, tokenizer)
+        if compile is True and network.models != "codes":
+            raise UserError(f"{type(network).__name__} samples without torch.compile: leave `compile` out")
         network.compile_decoding = compile
         return cls(network, tokenizer, record.sub_codes, record.class_to_idx, origin)
 

@@ -1,4 +1,4 @@
-"""Work that a GPU does beside the work that follows it."""
+"""Work that a GPU does concurrently with the work that follows it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Pending(Generic[Result]):
 
 
 class SideStream:
-    """Runs functions on a CUDA stream of their own, beside what the current one is given next; on a CPU at once."""
+    """Runs functions on a CUDA stream of their own, concurrently with what follows; on a CPU at once."""
 
     def __init__(self) -> None:
         self._stream: torch.cuda.Stream | None = None

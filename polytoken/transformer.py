@@ -50,7 +50,8 @@ def apply_blocks(
         The output of the last block, and the tapped outputs by number.
     """
     tapped = {}
-    with nullcontext() if torch.is_grad_enabled() else torch.compiler.set_stance("force_eager"):
+    unchanged = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    with nullcontext() if unchanged else torch.compiler.set_stance("force_eager"):
         for number, block in enumerate(blocks, start=1):
             features = block(features, *arguments)
             if number in taps:

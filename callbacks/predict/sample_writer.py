@@ -68,6 +68,7 @@ class SampleWriter(pl.Callback):
         self._class_names = pl_module.class_names
         self._labels = self._data.labels(pl_module.num_classes, pl_module.class_names)
         self._rows: list[Tensor] = []
+        self._pending = None
         self._finished, done = of_rank_zero(trainer, self._take_over)
         self._data.leave_out(done)
 
@@ -102,7 +103,7 @@ class SampleWriter(pl.Callback):
         batch: dict[str, Tensor],
         *_: Any,
     ) -> None:
-        """Take over the batch before, whose images, uint8 (B, H, W, 3), are decoded beside this one's tokens."""
+        """Take over the batch before, whose images, uint8 (B, H, W, 3), were decoded while this one was drawn."""
         self._take_pending()
         self._pending = outputs, int(batch["index"][-1])
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from polytoken.errors import UserError
 from polytoken.generators.base import Codec, Generator, GeneratorLoss, SubCode
-from polytoken.generators.decoding import CompiledStep, DecodingState, compiles
+from polytoken.generators.decoding import CompiledStep, DecodingState, compiles, packs_weights
 from polytoken.generators.heads import Head
 from polytoken.generators.noise import NoisyCodes, SubTokenNoise
 from polytoken.handover import check_equal_shapes, fits, shape
@@ -273,8 +273,8 @@ class AutoregressiveGenerator(Generator):
 
         Both are kept for later batches of as many images or fewer.
         """
-        if self._step is None:
-            self._step = CompiledStep(self._advance, self, packs=True)
+        if self._step is None or self._step.device != features.device:
+            self._step = CompiledStep(self._advance, self)
         dtype = compute_type(self.class_embedding.weight)
         if self._state is None or not self._state.serves(features, draw, dtype):
             self._state = self._new_state(features, draw)
@@ -284,11 +284,12 @@ class AutoregressiveGenerator(Generator):
         """Write codes by one graph for all positions with 2B rows, and one for those with B."""
         step, state = self.compiled_step(features, draw)
         state.begin(features, draw)
-        with step.running():
+        with step.running(packs=packs_weights(state.features.shape[0], state.trunk_cache.keys[0].dtype)):
             for position in range(self.spec.num_positions):
                 if position == guided_positions and len(state.features) > len(state):
                     state = state.first_half
                 step(state)
+                state.position.add_(1)
         draw.wrong.logical_or_(state.draw.wrong)
         return state.codes[: len(draw.noise)].clone()
 
@@ -306,11 +307,10 @@ class AutoregressiveGenerator(Generator):
             )
 
     def _advance(self, state: DecodingState) -> None:
-        """Take a step in place."""
+        """Take the next step, in place."""
         found = self.decode(state.features, state.position, state.draw, state.trunk_cache, state.head_cache)
         state.codes.index_copy_(2, state.position.view(1), found[0].unsqueeze(2))
         state.features.copy_(found[1])
-        state.position.add_(1)
 
     def decode(
         self,

@@ -21,6 +21,9 @@ Compile = bool | Literal["auto"]
 MOST_GRAPHS = 64
 """Graphs of one step, a number of rows or a scale each; torch's default is 8."""
 
+FEWEST_PACKED_ROWS = 8
+"""With 2 rows of float32, packed weights were half as fast as others, with 16 a third faster (benchmarks.decoding)."""
+
 log = logging.getLogger(__name__)
 
 
@@ -29,65 +32,77 @@ def compiles(setting: Compile, device: torch.device) -> bool:
     return device.type == "cuda" if setting == "auto" else setting
 
 
+def packs_weights(rows: int, dtype: torch.dtype) -> bool:
+    """True if packed weights make the products of a position faster on a CPU: not with few rows in float32."""
+    return rows >= FEWEST_PACKED_ROWS or dtype != torch.float32
+
+
 class CompiledStep:
     """A step of sampling under ``torch.compile``, as one graph; in eager mode once the compiler has failed.
 
-    A GPU replays it as a CUDA graph, which needs no copies of tensors that :func:`fix` has marked. On a CPU the weights
-    can be packed for products with few rows; they are constants of the graph then, which is made anew when a parameter
-    has changed.
+    A GPU replays it as a CUDA graph, which needs no copies of tensors that :func:`fix` has marked. On a CPU a graph can
+    hold the weights as constants, packed for products with few rows; a change of a parameter discards such graphs.
 
     Args:
         step: reads the parameters of ``module``, and does not synchronise with the host.
         module: a generator.
-        packs: pack the weights on a CPU, a copy for each graph.
     """
 
-    def __init__(self, step: Callable[..., Any], module: nn.Module, packs: bool) -> None:
+    def __init__(self, step: Callable[..., Any], module: nn.Module) -> None:
         self.step = step
         self.module = module
         self.device = next(module.parameters()).device
-        self.packs = packs and self.device.type == "cpu"
         mode = "reduce-overhead" if self.device.type == "cuda" else None
         self.compiled: Callable[..., Any] | None = torch.compile(step, fullgraph=True, dynamic=False, mode=mode)
-        self.weights = self._versions()
+        self.weights: list[tuple[int, int]] = []
 
     def __call__(self, *arguments: Any) -> Any:
-        """Take the step; inside of :meth:`running` only."""
+        """Call the step, inside of :meth:`running`."""
         if self.compiled is not None:
             try:
                 if self.device.type == "cuda":
                     torch.compiler.cudagraph_mark_step_begin()
                 return self.compiled(*arguments)
             except Exception as error:  # noqa: BLE001 - compilers fail in many ways, and the eager step needs none
-                log.warning("Sampling goes on without torch.compile, which fails here: %s", first_line(error))
+                log.warning("torch.compile failed, and sampling continues in eager mode: %s", first_line(error))
                 self.compiled = None
         return self.step(*arguments)
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Settings under which the step is compiled."""
-        if self.packs and self.weights != (weights := self._versions()):
-            torch.compiler.reset()  # the graphs hold the earlier weights
-            self.weights = weights
+    def running(self, packs: bool = False) -> Iterator[None]:
+        """Set how the step is compiled.
+
+        Args:
+            packs: pack the weights on a CPU, a copy for each graph.
+        """
+        packs = packs and self.device.type == "cpu"
+        if self.weights and self.weights != self._versions():
+            torch.compiler.reset()  # of the whole process: graphs hold the earlier weights
+            self.weights = []
+        if packs and not self.weights:
+            self.weights = self._versions()
         with ExitStack() as settings:
             settings.enter_context(
                 torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS, accumulated_recompile_limit=4 * MOST_GRAPHS)
             )
-            if self.packs:
-                settings.enter_context(torch._inductor.config.patch(freezing=True, max_autotune_gemm=True))
+            if packs:
+                settings.enter_context(torch._inductor.config.patch(freezing=True))
             yield
 
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """Leave the step out of copies of a generator: it is bound to this one."""
+        return type(None), ()
+
     def _versions(self) -> list[tuple[int, int]]:
-        """Tells changed parameters."""
-        if not self.packs:
-            return []
+        """Return what a change of any parameter changes; writing through ``data`` does not show."""
         return [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self.module.parameters()]
 
 
 def fix(*tensors: Tensor) -> None:
     """Tell CUDA graphs that tensors stay where they are."""
     for tensor in tensors:
-        torch._dynamo.mark_static_address(tensor)
+        if tensor.is_cuda:
+            torch._dynamo.mark_static_address(tensor)
 
 
 class DecodingState:
@@ -113,8 +128,13 @@ class DecodingState:
     ) -> None:
         self.position, self.features, self.codes, self.draw = position, features, codes, draw
         self.trunk_cache, self.head_cache = trunk_cache, head_cache
-        fix(position, features, codes, draw.noise.keys, draw.scales, draw.wrong, *trunk_cache.tensors())
+        noise = draw.noise
+        fix(position, features, codes, noise.keys, noise.stride, draw.scales, draw.wrong, *trunk_cache.tensors())
         fix(*(() if head_cache is None else head_cache.tensors()))
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """Leave the state out of copies of a generator."""
+        return type(None), ()
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -132,12 +152,14 @@ class DecodingState:
         """True if it has the rows for features and draws, on their device, and caches of a type."""
         batch = len(draw.noise)
         fits = batch <= len(self) and features.shape[0] // batch == self.features.shape[0] // len(self)
-        return fits and features.device == self.features.device and dtype == self.trunk_cache.keys[0].dtype
+        like = self.features
+        same = (features.device, features.dtype, dtype) == (like.device, like.dtype, self.trunk_cache.keys[0].dtype)
+        return fits and same
 
     def begin(self, features: Tensor, draw: Draw) -> None:
         """Start with the draws of as many images or fewer, whose features are (B', 1, dim).
 
-        Further rows write codes that nobody reads.
+        The remaining rows also write codes; ignore them.
         """
         given, halves = len(draw.noise), self.features.shape[0] // len(self)
         self.position.zero_()

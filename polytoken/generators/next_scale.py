@@ -52,7 +52,8 @@ class NextScaleGenerator(Generator):
         self.checkpointing = trunk.checkpointing
         self.compile_blocks = trunk.compile
         self.head = head
-        self._state: _CompiledState | None = None
+        self._step: CompiledStep | None = None
+        self._state: _SharedState | None = None
 
     @property
     def depth(self) -> int:
@@ -179,17 +180,19 @@ class NextScaleGenerator(Generator):
     def _write_compiled(self, labels: Tensor, draw: Draw, guided_scales: int, passes: int) -> Tensor:
         """Write codes by one graph a scale and number of passes, for as many rows as the largest batch had."""
         dtype = compute_type(self.class_embedding.weight)
+        if self._step is None or self._step.device != labels.device:
+            self._step = CompiledStep(self._draw_scale, self)
         if self._state is None or not self._state.serves(labels, passes, dtype):
             with torch.inference_mode(False):  # made in inference, it serves everywhere
                 cache = self.trunk.new_cache(passes * len(labels))
-                self._state = _CompiledState(self, cache, torch.zeros_like(draw.wrong), passes)
+                self._state = _SharedState(cache, torch.zeros_like(draw.wrong), passes)
         state = self._state
         lacking = state.batch - len(labels)
         labels, keys = (torch.cat([rows, rows[-1:].expand(lacking)]) for rows in (labels, draw.noise.keys))
         state.wrong.zero_()
         own = Draw(draw.sampler, draw.noise.of(keys), draw.scales, wrong=state.wrong)
-        with state.step.running():
-            codes = self._write(labels, own, guided_scales, passes, state.cache, state.step)
+        with self._step.running():
+            codes = self._write(labels, own, guided_scales, passes, state.cache, self._step)
         draw.wrong.logical_or_(state.wrong)
         return codes
 
@@ -222,12 +225,13 @@ class NextScaleGenerator(Generator):
         for scale in range(len(self.spec.scales)):
             if scale == guided_scales and len(condition) > batch:
                 condition, features, cache = condition[:batch], features[:batch], cache.rows(batch)
+                fix(*cache.tensors())
             count, first = self._count(scale), self._first(scale)
             own = Draw(draw.sampler, draw.noise.spread(count), draw.scales, scale, draw.wrong)
             if forced is not None:
                 own = ForcedDraw(own, forced, first)
             codes = step(features, condition, CachedScale(cache, first), own)
-            written.append(codes.unflatten(0, (-1, count)).transpose(1, 2))
+            written.append(codes.unflatten(0, (-1, count)).transpose(1, 2).clone())  # a CUDA graph reuses its memory
             if scale + 1 < len(self.spec.scales):
                 *_, words = self._words(torch.cat(written, dim=2))
                 features = words.repeat(len(condition) // len(words), 1, 1)
@@ -287,11 +291,10 @@ class NextScaleGenerator(Generator):
         return tokens.codes
 
 
-class _CompiledState:
-    """Compiled step, and what all batches share at fixed places."""
+class _SharedState:
+    """What the compiled steps of all batches write in place."""
 
-    def __init__(self, generator: NextScaleGenerator, cache: ScaleCache, wrong: Tensor, passes: int) -> None:
-        self.step = CompiledStep(generator._draw_scale, generator, packs=False)  # a copy for every scale is too much
+    def __init__(self, cache: ScaleCache, wrong: Tensor, passes: int) -> None:
         self.cache, self.wrong, self.passes = cache, wrong, passes
         self.batch = cache.keys[0].shape[0] // passes
         fix(wrong, *cache.tensors())
@@ -300,3 +303,7 @@ class _CompiledState:
         """True for as many images or fewer in as many passes, on the device, and in the type of the cache."""
         keys = self.cache.keys[0]
         return len(labels) <= self.batch and (passes, labels.device, dtype) == (self.passes, keys.device, keys.dtype)
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """Leave the state out of copies of a generator."""
+        return type(None), ()

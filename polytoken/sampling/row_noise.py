@@ -30,10 +30,13 @@ class RowNoise:
     def __init__(self, seed: int, first_index: int, batch: int, device: torch.device) -> None:
         first = _signed(_mix(seed) + first_index + _GOLDEN)
         self.keys = _finalise(torch.arange(batch, device=device) + first)  # (B,)
+        # a tensor: by a constant, Inductor writes the products of counters as signed arithmetic of the loop's index,
+        # whose overflow is undefined in C++, and GCC lets the loop run on
+        self.stride = torch.full((), _GOLDEN, device=device)
 
     def spread(self, count: int) -> RowNoise:
         """Return the noise of B · count rows: row i · count + j is a function of row i and j."""
-        offsets = torch.arange(1, count + 1, device=self.keys.device) * _GOLDEN
+        offsets = torch.arange(1, count + 1, device=self.keys.device) * self.stride
         return self.of(_finalise(self.keys.unsqueeze(1) ^ _finalise(offsets)).flatten())
 
     def of(self, keys: Tensor) -> RowNoise:
@@ -68,7 +71,7 @@ class RowNoise:
         for key in (first << 16 | second, *rest):
             word = _finalise(key + _GOLDEN) if isinstance(key, Tensor) else _signed(_mix(key))
             streams = _finalise((streams ^ word) + _GOLDEN)
-        counters = torch.arange(1, math.prod(shape) + 1, device=streams.device) * _GOLDEN
+        counters = torch.arange(1, math.prod(shape) + 1, device=streams.device) * self.stride
         return _finalise(streams.unsqueeze(1) + counters).view(len(streams), *shape)
 
 

@@ -95,7 +95,7 @@ def test_a_pass_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert [part.get("error") for part in record["parts"]] == [
         None,
         "ValueError: no memory",
-        "TimeoutError: cut off after 0 s",
+        "CutOffError: cut off after 0 s",
         None,
         "TimeoutError: left out: the time was used up",
     ]

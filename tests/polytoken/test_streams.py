@@ -1,4 +1,4 @@
-"""Work beside the current stream; without a GPU it is done at once."""
+"""Work on a second stream; without a GPU it is done at once."""
 
 import pytest
 import torch

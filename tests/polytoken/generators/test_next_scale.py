@@ -1,7 +1,7 @@
 """The next-scale generator: causality over scales, cached against teacher-forced, published sizes and start."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -255,6 +255,26 @@ def test_one_graph_a_scale_serves_all_batches(monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(made.sample(labels[1:], rules, RowNoise(3, 1, 2, CPU)).codes, expected[1:])
     assert counters["stats"]["unique_graphs"] == 2
     assert not counters["graph_break"]
+
+
+def test_codes_of_a_scale_outlive_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a CUDA graph, the step here writes into memory that it has returned before."""
+    returned: list[Tensor] = []
+
+    def reusing(step: Callable[..., Tensor], **_: object) -> Callable[..., Tensor]:
+        def call(*arguments: object) -> Tensor:
+            for codes in returned:
+                codes.fill_(0)
+            returned.append(step(*arguments))
+            return returned[-1]
+
+        return call
+
+    made, labels = generator(), torch.tensor([0, 1, 2])
+    expected = made.sample(labels, CategoricalSampler(), RowNoise(3, 0, 3, CPU)).codes
+    monkeypatch.setattr(torch, "compile", reusing)
+    made.compile_decoding = True
+    assert torch.equal(made.sample(labels, CategoricalSampler(), RowNoise(3, 0, 3, CPU)).codes, expected)
 
 
 @pytest.mark.parametrize("forced", [False, True])
