@@ -36,6 +36,7 @@ EQUAL = (
     *(f"--{GENERATOR}.noise.init_args.probability", "0", "--trainer.val_check_interval", "1"),
     *("--model.init_args.optimizer.learning_rate", "0.3", "--model.init_args.optimizer.schedule", "constant"),
     *("--model.init_args.carried_learning_rate", "0.1", "--trainer.accelerator", "cpu"),
+    *("--trainer.gradient_clip_val", "0.01"),  # below the norms of all steps
 )
 SHARDED = (
     "--trainer.strategy.init_args.data_parallel_size",
