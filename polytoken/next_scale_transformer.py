@@ -104,7 +104,8 @@ class ScaleCache:
         stored = self.keys[block], self.values[block]
         for target, new in zip(stored, (keys, values), strict=True):
             target[:, :, first:end] = new
-        return stored[0][:, :, :end], stored[1][:, :, :end]
+        # FSDP2 gathers weights in another type than the cache was made for
+        return stored[0][:, :, :end].type_as(keys), stored[1][:, :, :end].type_as(values)
 
     def rows(self, count: int) -> ScaleCache:
         """Return the cache of the first ``count`` rows, in the same memory."""

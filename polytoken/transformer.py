@@ -219,7 +219,8 @@ class CachedPositions:
         if isinstance(self.indices, slice):
             for target, new in zip(stored, (keys, values), strict=True):
                 target[:, :, self.indices] = new
-            return stored[0][:, :, : self.indices.stop], stored[1][:, :, : self.indices.stop]
+            end = self.indices.stop  # FSDP2 gathers weights in another type than the cache was made for
+            return stored[0][:, :, :end].type_as(keys), stored[1][:, :, :end].type_as(values)
         for target, new in zip(stored, (keys, values), strict=True):
             target.index_copy_(2, self.indices, new.type_as(target))
         return stored
