@@ -139,7 +139,7 @@ TINY = Sizes(
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine reaches: FLOP/s of a product of two matrices by type, and bytes/s of a copy."""
+    """Rates of the machine: FLOP/s of a product of two matrices by type, and bytes/s of a copy."""
 
     products: dict[str, float]
     copy: float

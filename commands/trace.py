@@ -59,7 +59,7 @@ class Operator:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a step takes, on the mean of the steps of a trace.
+    """Cost of a step, as a mean over the steps of a trace.
 
     Args:
         milliseconds: wall time, with the cost of tracing.

@@ -36,7 +36,7 @@ class SamplingModule(pl.LightningModule):
             generator's run.
         trust: packages besides polytoken whose classes the checkpoints may name.
         compile: sample by graphs of ``torch.compile``, which takes a minute or two at the start; ``auto`` does so on a
-            GPU. Where compiling fails, a line says why, and sampling goes on in eager mode.
+            GPU. If compiling fails, a line says why, and sampling continues in eager mode.
         forcing: sub-codes that are those of a reference image, the ``image`` of a batch; None samples all.
         image_size: pixels a side to which the images, in 8 bits, are resized once (bicubic, antialiased); None keeps
             the tokenizer's.

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from polytoken.errors import first_line
+
 log = logging.getLogger(__name__)
 
 
@@ -27,11 +29,11 @@ def compile_modules(modules: Iterable[nn.Module], device: torch.device) -> bool:
 
 
 def obstacle(device: torch.device) -> str | None:
-    """Why ``torch.compile`` fails on ``device``, from a trial with one small function; None if it works."""
+    """Return the reason why ``torch.compile`` fails on a device, by a trial with a small function; None if it works."""
     try:
         torch.compile(_trial)(torch.ones(8, device=device))
     except Exception as error:  # any: compilers, drivers and file systems raise their own
-        return str(error).strip().split("\n", 1)[0] or type(error).__name__
+        return first_line(error)
     return None
 
 

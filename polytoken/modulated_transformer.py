@@ -93,7 +93,7 @@ class ModulatedBlock(nn.Module):
     def __init__(self, config: DiffusionTrunkConfig) -> None:
         super().__init__()
         dim = config.dim
-        self.checkpointing = False  # polytoken.parallelize sets it
+        self.checkpointing = self.compiled = False  # polytoken.parallelize sets them
         self.attention_norm = RMSNorm(dim, NORM_EPSILON)
         self.attention = Attention(dim, config.num_heads, causal=False, bias=True, qk_norm=config.qk_norm)
         self.ffn_norm = RMSNorm(dim, NORM_EPSILON)

@@ -166,7 +166,7 @@ class NextScaleBlock(nn.Module):
     def __init__(self, config: NextScaleTrunkConfig, drop: float) -> None:
         super().__init__()
         dim = config.width
-        self.checkpointing = False  # polytoken.parallelize sets it
+        self.checkpointing = self.compiled = False  # polytoken.parallelize sets them
         self.drop = drop
         # read as a tensor, since compiled blocks that differ in a Python number share no graph
         self.register_buffer("rates", torch.tensor([drop, 1 - drop]) if drop else None, persistent=False)

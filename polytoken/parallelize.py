@@ -29,6 +29,7 @@ def parallelize(generator: Generator, mesh: DeviceMesh | None = None, compute: t
     for block in blocks if generator.compile_blocks else ():
         # equal blocks share a graph; another one for each shape, since symbolic shapes make slower kernels
         block.compile(fullgraph=True, dynamic=False)
+        block.compiled = True  # type: ignore[assignment]
     if mesh is None:
         return
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)

@@ -50,8 +50,9 @@ def apply_blocks(
         The output of the last block, and the tapped outputs by number.
     """
     tapped = {}
-    unchanged = torch.is_grad_enabled() or torch.compiler.is_compiling()
-    with nullcontext() if unchanged else torch.compiler.set_stance("force_eager"):
+    blocks = [*blocks]
+    evaluates = not torch.is_grad_enabled() and any(block.compiled for block in blocks)
+    with torch.compiler.set_stance("force_eager") if evaluates else nullcontext():  # which imports the compiler
         for number, block in enumerate(blocks, start=1):
             features = block(features, *arguments)
             if number in taps:
@@ -294,7 +295,7 @@ class Block(nn.Module):
 
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
-        self.checkpointing = False  # polytoken.parallelize sets it
+        self.checkpointing = self.compiled = False  # polytoken.parallelize sets them
         self.attention_norm = RMSNorm(config.dim)
         self.attention = Attention(config.dim, config.num_heads, config.resid_dropout)
         self.ffn_norm = RMSNorm(config.dim)

@@ -113,7 +113,7 @@ class SampleWriter(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Take over the batch before an interruption, which may complete a part."""
-        if not isinstance(exception, RuntimeError):  # one of the GPU would only be raised again
+        if not isinstance(exception, RuntimeError):  # an error of the GPU would only be raised again
             self._take_pending()
 
     def _take_pending(self) -> None:

@@ -16,13 +16,13 @@ from polytoken.sampling import Draw
 from polytoken.transformer import KVCache
 
 Compile = bool | Literal["auto"]
-"""Whether sampling is compiled; ``auto`` compiles on a GPU, where launching small kernels takes most of the time."""
+"""Setting of compiled sampling: on, off, or on a GPU alone (``auto``), where most time goes into kernel launches."""
 
 MOST_GRAPHS = 64
-"""Graphs of one step, a number of rows or a scale each; torch's default is 8."""
+"""Largest number of graphs of one step, each for a number of rows or a scale; torch's default is 8."""
 
 FEWEST_PACKED_ROWS = 8
-"""With 2 rows of float32, packed weights were half as fast as others, with 16 a third faster (benchmarks.decoding)."""
+"""Rows from which float32 weights are packed: with 2 rows it made the graph slower, with 16 a third faster."""
 
 log = logging.getLogger(__name__)
 

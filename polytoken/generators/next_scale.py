@@ -292,7 +292,7 @@ class NextScaleGenerator(Generator):
 
 
 class _SharedState:
-    """What the compiled steps of all batches write in place."""
+    """Cache and flags that the compiled steps of all batches write in place."""
 
     def __init__(self, cache: ScaleCache, wrong: Tensor, passes: int) -> None:
         self.cache, self.wrong, self.passes = cache, wrong, passes
