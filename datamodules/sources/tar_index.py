@@ -15,6 +15,7 @@ from contextlib import suppress
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from stat import S_ISREG
 from typing import NamedTuple
 from zipfile import BadZipFile
 
@@ -71,11 +72,13 @@ def read_index(shard: Path) -> TarIndex:
     """Return the index of a shard; reads its headers if they have not been read before or the shard has changed.
 
     Raises:
-        UserError: The shard is compressed, truncated or damaged, or it holds links, a name twice, or no images.
+        UserError: The shard is no file, compressed, truncated or damaged, or it holds links, a name twice, or no images.
     """
     try:
-        stamp = Stamp.of(shard.stat())
-        cache = _cache(shard)
+        status = shard.stat()
+        if not S_ISREG(status.st_mode):  # opening a pipe would wait for its writer
+            raise UserError(f"{shard} is no regular file: remove it, or put the shard itself in its place")
+        stamp, cache = Stamp.of(status), _cache(shard)
         found = _cached(cache, stamp)
         if found is None:
             found = scan(shard)

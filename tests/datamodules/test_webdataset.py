@@ -279,6 +279,7 @@ def negative_size(path: Path) -> None:
         (appended("0001.jpg"), "train.tar holds 0001.jpg twice: pack the shard again"),
         (appended("0001.png"), "holds two images of one key, 0001.jpg and 0001.png"),
         (lambda path: (path.unlink(), path.symlink_to("nowhere")), "train.tar cannot be read .No such file"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "train.tar is no regular file: remove it"),
         (lambda path: path.rename(path.with_name("train.tar.gz")), "train.tar.gz is compressed, .* as with gunzip"),
     ],
 )

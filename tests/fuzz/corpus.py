@@ -42,7 +42,7 @@ from commands import (
 )
 from commands.program import new_parser, run
 from commands.report.__main__ import main as report
-from datamodules import CaptionedFolder, FolderSource, HubSource, ImageDataModule
+from datamodules import CaptionedFolder, FolderSource, HubSource, ImageDataModule, WebDatasetSource
 from datamodules.sources.base import ImageSource
 from experiments import start
 from experiments.__main__ import main as experiments
@@ -54,6 +54,7 @@ from polytoken.teachers.text import SmallTextTransformer
 from tests.support.experiments import write_experiment
 from tests.support.generated import write_representation_run
 from tests.support.generator_recipes import tiny
+from tests.support.own_images import write_shards
 from tests.support.recipes import CONFIGS, digits, write_judge
 from tests.support.released import small_state
 from tests.support.reports import write_measured_runs, write_results
@@ -110,12 +111,13 @@ TABLE = ["show", "paper/table.yaml", "--seeds", "1", "--root", "runs/experiments
 def read_images(arguments: list[str]) -> None:
     """Read every batch of a source, as training and validation do."""
     parser = new_parser("tests.fuzz", None)
-    parser.add_argument("kind", choices=("folder", "hub", "captions", "lines"))
+    parser.add_argument("kind", choices=("folder", "hub", "shards", "captions", "lines"))
 
     def work(given: Any) -> None:
         sources: dict[str, Callable[[], ImageSource]] = {
             "folder": lambda: FolderSource("images"),
             "hub": lambda: HubSource("hub"),
+            "shards": lambda: WebDatasetSource("shards"),
             "captions": lambda: CaptionedFolder("captioned", "captions.json"),
             "lines": lambda: CaptionedFolder("captioned"),
         }
@@ -130,7 +132,8 @@ def read_images(arguments: list[str]) -> None:
                 found = source.split(split)  # type: ignore[arg-type]
                 assert all(found.captions(index) for index in range(len(found)))
 
-    run(parser, work, arguments)
+    with mock.patch.dict(os.environ, XDG_CACHE_HOME=str(Path.cwd())):  # of the index of shards
+        run(parser, work, arguments)
 
 
 def load_exported(arguments: list[str]) -> None:
@@ -269,6 +272,7 @@ KINDS = (
     Kind("picture", f"{RUNS}/*/*/*.png", _REPORT),
     Kind("image", "images/*/*/*.png", ((read_images, ["folder"]),)),
     Kind("hub data set", "hub/**/*.*", ((read_images, ["hub"]),)),
+    Kind("tar shard", "shards/*.tar", ((read_images, ["shards"]),)),
     Kind("caption file", "captioned/captions.json", ((read_images, ["captions"]),)),
     Kind("caption lines", "captioned/captions.jsonl", ((read_images, ["lines"]),)),
 )
@@ -346,7 +350,7 @@ def _text_tower() -> None:
 
 
 def _written_by_people() -> None:
-    """A recipe, an experiment, names, prompts, images and captions."""
+    """A recipe, an experiment, names, prompts, images in files and in shards, and captions."""
     Path("evil_module.py").write_text("open('ran', 'w').close()\n")
     optimizer = {"learning_rate": 1e-3, "betas": [0.9, 0.95]}
     recipe = {"trainer": {"max_steps": 4}, "data": {"init_args": {"batch_size": 4}}}
@@ -361,6 +365,7 @@ def _written_by_people() -> None:
     rows = {"image": [str(path) for path in sorted(Path("images").rglob("*.png"))], "label": [0, 1] * 6}
     table = Dataset.from_dict(rows).cast_column("image", ImageFeature())
     DatasetDict({"train": table, "validation": table}).save_to_disk("hub")
+    write_shards(Path("shards"), {"train": 8, "val": 6})
     shutil.copytree("images/train/cat", "captioned")
     files, texts = sorted(path.name for path in Path("captioned").iterdir()), ["a dog", "a brown dog"]
     splits = dict(zip(files, ("train", "test", "train"), strict=True))
