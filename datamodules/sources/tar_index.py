@@ -72,7 +72,7 @@ def read_index(shard: Path) -> TarIndex:
     """Return the index of a shard; reads its headers if they have not been read before or the shard has changed.
 
     Raises:
-        UserError: The shard is no file, compressed, truncated or damaged, or it holds links, a name twice, or no images.
+        UserError: The shard is no file, compressed, truncated or damaged, or it holds links, a name twice or no images.
     """
     try:
         status = shard.stat()
