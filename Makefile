@@ -382,6 +382,9 @@ PYTEST := OMP_NUM_THREADS=1 env -u ARGS -u MAKEFLAGS -u MAKELEVEL $(PYTHON) -m p
 test: $(READY) ## development | Run all tests of a single process, two at a time with a thread each
 	$(PYTEST) --numprocesses 2 --dist worksteal $(ARGS)
 
+test-slow: $(READY) ## development | Run the tests that take long: every recipe, pair, experiment and source of images
+	$(PYTEST) -m slow --numprocesses 2 --dist worksteal $(ARGS)
+
 test-cluster: $(READY) ## cluster | Run the tests of several processes, and jobs of a real SLURM (as root)
 	$(PYTEST) -m cluster --numprocesses 2 --dist loadfile -rs $(ARGS)
 

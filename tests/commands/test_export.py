@@ -209,6 +209,7 @@ def test_runs_that_cannot_be_exported(run: Path, refusal: Callable[..., str]) ->
     assert {place.name for place in Path().iterdir()} == {"runs"}
 
 
+@pytest.mark.slow
 def test_programs_come_with_the_folder(run: Path) -> None:
     main([str(run), "--to", "mine", "--format", "pt2"])
     assert {"encode.pt2", "decode.pt2", "start.pt2", "step.pt2", "programs.json"} < {*os.listdir("mine")}

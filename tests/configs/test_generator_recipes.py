@@ -16,6 +16,7 @@ from tests.support.commands import exit_code
 from tests.support.generator_recipes import tiny, write_digit_codes
 from tests.support.online import write_teacher
 from tests.support.recipes import CONFIGS, PRESETS, preset_files
+from tests.support.slow import slow_but
 
 GENERATORS = sorted(
     path.stem for path in CONFIGS.glob("*.yaml") if "lightning_modules.GeneratorModule" in path.read_text()
@@ -140,7 +141,7 @@ def test_published_size_of_the_diffusion_transformer(tmp_path: Path, monkeypatch
     assert optimizer.betas == (0.9, 0.95) and optimizer.weight_decay == 0 and optimizer.schedule == "constant"
 
 
-@pytest.mark.parametrize("preset", [preset for preset in PRESETS if preset != "imagenet"])
+@pytest.mark.parametrize("preset", slow_but(("digits",), [preset for preset in PRESETS if preset != "imagenet"]))
 @pytest.mark.parametrize("recipe", GENERATORS)
 def test_a_preset_changes_only_sizes(recipe: str, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels, grid, size = {"digits": (32, (4, 4), 64), "photos": (64, (8, 8), 1024)}[preset]

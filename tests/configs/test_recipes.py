@@ -15,6 +15,7 @@ from polytoken.teachers import Teacher
 from polytoken.weights import load_state
 from tests.support.commands import REPOSITORY, exit_code
 from tests.support.recipes import CONFIGS, PRESETS, TOKENIZERS, digits, preset_files, write_judge
+from tests.support.slow import slow_but
 
 NUM_SUB_CODES = {"vq": 1, "fq_dual": 2, "fq_triple": 3, "fq_quad": 4}  # as the papers name them
 
@@ -39,7 +40,7 @@ def test_all_shipped_presets_are_tested() -> None:
     assert sorted({Path(file).parts[2] for file in files}) == PRESETS
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", slow_but(("digits",), PRESETS))
 @pytest.mark.parametrize("recipe", TOKENIZERS)
 def test_recipe_with_preset_is_built_on_the_meta_device(
     recipe: str, preset: str, monkeypatch: pytest.MonkeyPatch
@@ -71,7 +72,7 @@ def test_recipe_with_preset_is_built_on_the_meta_device(
         assert commands[0].datamodule.batch_size * 8 == stated
 
 
-@pytest.mark.parametrize("recipe", TOKENIZERS)
+@pytest.mark.parametrize("recipe", slow_but(("vq", "fq_dual", "ifsq", "vae", "imagefolder", "ideal"), TOKENIZERS))
 def test_two_steps_on_digits(recipe: str, tmp_path: Path) -> None:
     judge = write_judge(tmp_path / "runs/digits/teacher/judge.safetensors")
     overrides = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2"]
@@ -121,7 +122,7 @@ def test_f8_matches_the_published_model(monkeypatch: pytest.MonkeyPatch) -> None
     assert built[0].spec.num_positions == 1024
 
 
-@pytest.mark.parametrize("preset", ["digits", "photos"])
+@pytest.mark.parametrize("preset", slow_but(("digits",), ("digits", "photos")))
 @pytest.mark.parametrize("teacher", ["mid", "high", "dual"])
 def test_two_steps_of_a_teacher(preset: str, teacher: str, tmp_path: Path) -> None:
     recipe = f"teacher_{teacher}.yaml"
@@ -132,7 +133,7 @@ def test_two_steps_of_a_teacher(preset: str, teacher: str, tmp_path: Path) -> No
     assert loaded.grid == {"digits": (4, 4), "photos": (8, 8)}[preset], "the grid of the tokens"
 
 
-@pytest.mark.parametrize("preset", ["digits", "photos"])
+@pytest.mark.parametrize("preset", slow_but(("digits",), ("digits", "photos")))
 def test_a_finished_judge_can_be_started_again(preset: str, tmp_path: Path) -> None:
     """A finished judge, started again, is measured and written once more."""
     arguments = ["--config", str(CONFIGS / "judge.yaml"), "--config", str(CONFIGS / f"presets/{preset}/judge.yaml")]

@@ -27,6 +27,7 @@ def digits(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return from_uint8(torch.from_numpy(pixels).permute(0, 3, 1, 2)), torch.from_numpy(source.labels[:count])
 
 
+@pytest.mark.slow
 def test_the_training_loop_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (loop,) = (block for block in BLOCKS if "loss.backward()" in block)
     assert len([line for line in loop.splitlines() if line]) <= 15
@@ -40,6 +41,7 @@ def test_the_training_loop_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert names["loss"] < 0.5  # of ten classes: an untrained model has 2.3
 
 
+@pytest.mark.slow
 def test_programs_sample_with_torch_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (loop,) = (block for block in BLOCKS if "exponential_()" in block)
     monkeypatch.chdir(tmp_path)

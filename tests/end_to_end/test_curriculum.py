@@ -23,7 +23,6 @@ def predict(stage: str, *overrides: str) -> int:
     return exit_code("predict", *(part for file in files for part in ("--config", str(file))), *QUIET, *overrides)
 
 
-@pytest.mark.slow
 def test_from_images_to_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every stage finds the previous one at the recipes' default place, and checks the codes that it reads."""
     trained_tokenizer(tmp_path)

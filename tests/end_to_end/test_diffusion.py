@@ -30,8 +30,7 @@ trainer:
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["ifsq", "ae"])
+@pytest.mark.parametrize("recipe", ["ifsq", pytest.param("ae", marks=pytest.mark.slow)])
 def test_from_images_to_images(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

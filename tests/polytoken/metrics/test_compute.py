@@ -50,6 +50,7 @@ def test_llamagen_large_has_the_papers_number() -> None:
     assert found.training == 3 * found.forward
 
 
+@pytest.mark.slow
 def test_a_large_vocabulary_is_not_counted_twice() -> None:
     """The loss of 83,521 codes is computed in chunks, which would count parts of backward as forward."""
     few, many = (image_compute(on_meta(SIZES["L"], codes, 16)) for codes in (16384, 17**4))
@@ -57,6 +58,7 @@ def test_a_large_vocabulary_is_not_counted_twice() -> None:
     assert many.training == 3 * many.forward
 
 
+@pytest.mark.slow
 def test_diffusion_transformer_large_is_near_the_papers_number() -> None:
     """161.04 GFLOP (iFSQ Fig. 4) are the blocks' products of each position; ours adds the other products."""
     width, hidden, channels = 1024, 2730, 16

@@ -18,6 +18,7 @@ from polytoken.quantizers import ContinuousBottleneck, FiniteScalarQuantizer, Lo
 from polytoken.sampling import CategoricalSampler
 from polytoken.tokenizers import Tokenizer
 from tests.support.generated import write_next_scale_runs, write_runs
+from tests.support.slow import slow_but
 from tests.support.tokenizers import tiny_folded, tiny_representation, tiny_scales, tiny_tokenizer
 
 TOKENIZERS: dict[str, Callable[[Path], Tokenizer]] = {
@@ -52,7 +53,7 @@ torch.save((codes, decode(codes)), "drawn.pt")
 """
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("name", slow_but(("vectors", "folded"), TOKENIZERS))
 def test_encoding_and_decoding_are_those_of_the_tokenizer(name: str, tmp_path: Path) -> None:
     tokenizer = TOKENIZERS[name](tmp_path).eval().requires_grad_(False)
     write_programs(tokenizer, tmp_path)
@@ -69,6 +70,7 @@ def test_encoding_and_decoding_are_those_of_the_tokenizer(name: str, tmp_path: P
     assert record["cache"] is None and not (tmp_path / "step.pt2").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vectors", "finite scalars"])
 def test_onnx_files_are_those_of_the_tokenizer(name: str, tmp_path: Path) -> None:
     tokenizer = TOKENIZERS[name](tmp_path).eval().requires_grad_(False)
@@ -94,6 +96,7 @@ def test_a_process_with_torch_alone_draws_the_same_codes(tmp_path: Path) -> None
     torch.testing.assert_close(images, pipeline.tokenizer.decode_codes(codes), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_generator_without_steps_gives_the_programs_of_its_tokenizer(tmp_path: Path) -> None:
     pipeline = GenerationPipeline.from_run(write_next_scale_runs(tmp_path / "runs/digits"))
     assert not has_step(pipeline.network)
