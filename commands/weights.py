@@ -86,13 +86,18 @@ def fetch_reference(file: PublishedFile = REFERENCE, directory: Path = DIRECTORY
 def fetch_teacher(name: str, directory: Path = DIRECTORY) -> Path:
     """Download a foundation model from its hub unless it exists, and save its vision tower as safetensors.
 
+    Weights that a package has installed stay there.
+
     Raises:
         UserError: no teacher has this name.
         RunError: its hub does not answer.
     """
     from polytoken.teachers import build_network, published_model
+    from polytoken.teachers.efficientnet import EFFICIENTNETS
     from polytoken.weights import save_state
 
+    if name in EFFICIENTNETS:
+        return EFFICIENTNETS[name].path
     model, target = published_model(name), directory / f"{name}.safetensors"
     if not target.exists():
         try:

@@ -48,7 +48,7 @@ class DinoDiscriminator(Discriminator):
         self.teacher.check(blocks)
         self.blocks = tuple(blocks)
         self.crop = crop
-        self.heads = nn.ModuleList(_head(self.teacher.width, group_size) for _ in blocks)
+        self.heads = nn.ModuleList(_head(self.teacher.width_at(block), group_size) for block in blocks)
 
     def prepare(self, device: torch.device) -> None:
         self.teacher.prepare(device)

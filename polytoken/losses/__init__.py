@@ -8,7 +8,7 @@ from polytoken.losses.disentanglement import Disentanglement
 from polytoken.losses.feature_reconstruction import FeatureReconstruction
 from polytoken.losses.lecam import LeCam
 from polytoken.losses.objective import TokenizerObjective
-from polytoken.losses.perceptual import LPIPS, JudgeFeatures
+from polytoken.losses.perceptual import LPIPS, EfficientNetFeatures, JudgeFeatures
 from polytoken.losses.reconstruction import Reconstruction
 from polytoken.losses.semantic import SemanticContrast
 
@@ -17,6 +17,7 @@ __all__ = [
     "Adversarial",
     "Consistency",
     "Disentanglement",
+    "EfficientNetFeatures",
     "FeatureAlignment",
     "FeatureReconstruction",
     "JudgeFeatures",

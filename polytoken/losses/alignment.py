@@ -68,6 +68,7 @@ class FeatureAlignment(LossTerm):
         self.temperature = temperature
         self.gather = gather
         self.depth = depth
+        self.block = block
         self.key = teacher_key(teacher, block)
 
     @property
@@ -93,19 +94,19 @@ class FeatureAlignment(LossTerm):
                 f"{len(widths)}, counted from 0: set subspace to 0 … {len(widths) - 1}"
             )
         teacher = teachers[self.teacher]
-        channels = widths[self.subspace]
+        channels, width, grid = widths[self.subspace], teacher.width_at(self.block), teacher.grid_at(self.block)
         if self.contrastive > 0:
-            self.class_predictor = ClassTokenPredictor(channels, teacher.width, tokenizer.grid, self.depth)
+            self.class_predictor = ClassTokenPredictor(channels, width, tokenizer.grid, self.depth)
         if self.reads_patches:
-            if teacher.grid != tokenizer.grid:
-                side = tokenizer.grid[0] * teacher.patch_size
+            if grid != tokenizer.grid:
+                side = tokenizer.grid[0] * teacher.image_size // grid[0]
                 remedy = "train one of that grid" if teacher.name == "stand_in" else f"set its image_size to {side}"
                 raise UserError(
-                    f"teacher {self.teacher!r} has a grid of {teacher.grid[0]} × {teacher.grid[1]} patches and the "
+                    f"teacher {self.teacher!r} has a grid of {grid[0]} × {grid[1]} patches and the "
                     f"tokens one of {tokenizer.grid[0]} × {tokenizer.grid[1]}: {remedy}, or set patch_cosine and "
                     "patch_mse to 0"
                 )
-            self.patch_predictor = PatchPredictor(channels, teacher.width)
+            self.patch_predictor = PatchPredictor(channels, width)
 
     def forward(self, step: TokenizerStep) -> Tensor:
         features = step.teacher_features[self.key]

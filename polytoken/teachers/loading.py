@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from polytoken.errors import MissingFileError, UserError
+from polytoken.teachers.efficientnet import EFFICIENTNETS, load_efficientnet
 from polytoken.teachers.foundation_models import SIGLIP, FoundationModel, build_network
 from polytoken.teachers.stand_in import REMEDY, SmallVisionTransformer, read_architecture
 from polytoken.weights import load_state, read_shapes
@@ -58,7 +59,13 @@ class TeacherWeights:
 
     @property
     def file(self) -> Path | None:
-        """The file that the weights are read from; None is the hub."""
+        """The file that the weights are read from; None is the hub.
+
+        Raises:
+            MissingFileError: it is in a package that is not installed.
+        """
+        if self.name in EFFICIENTNETS:
+            return EFFICIENTNETS[self.name].path
         if self.given:
             return Path(self.given)
         path = WEIGHTS / f"{self.name}.safetensors"
@@ -72,7 +79,7 @@ class TeacherWeights:
             UserError: it holds another architecture.
         """
         path = self.file
-        if path is None:
+        if path is None or self.name in EFFICIENTNETS:  # no other file can lie in that package
             return
         shapes = read_shapes(path, self._remedy)
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
@@ -89,6 +96,8 @@ class TeacherWeights:
             MissingFileError: its weights are neither on disk nor on a hub that answers.
             UserError: the file holds another architecture.
         """
+        if self.name in EFFICIENTNETS:
+            return load_efficientnet(self.name)
         path = self.file
         if path is None:
             if not from_hub:

@@ -14,6 +14,7 @@ from polytoken.constants import constant
 from polytoken.errors import UserError
 from polytoken.frozen import FrozenNetwork
 from polytoken.precision import full_precision
+from polytoken.teachers.efficientnet import EFFICIENTNETS, level_maps
 from polytoken.teachers.foundation_models import FOUNDATION_MODELS, FoundationModel, published_model
 from polytoken.teachers.loading import POSITIONS, STAND_IN, TeacherWeights, read_stand_in
 
@@ -24,7 +25,7 @@ class TeacherFeatures(NamedTuple):
     cls: Tensor
     """(B, D): the class token, or the mean of the patches where a model has none."""
     patches: Tensor
-    """(B, h, w, D), row-major."""
+    """(B, h, w, D), row-major; the positions of a map of a convolutional network."""
 
 
 @final
@@ -32,12 +33,14 @@ class Teacher:
     """A frozen model behind one interface; loaded by :meth:`prepare`, and never part of a checkpoint.
 
     Images are resized (bicubic, antialiased) to the model's size and normalised as in its training. Runs in bf16 on a
-    GPU and in float32 on a CPU, without gradients.
+    GPU and in float32 on a CPU, without gradients. The blocks of ``efficientnet_lite0`` are its seven stages and the
+    map that its classifier averages; width and grid of its features depend on the block.
 
     Args:
         name: a key of ``FOUNDATION_MODELS``, ``timm/`` and the name of a vision transformer of timm, or ``stand_in``:
             a small network trained by ``make teacher``.
-        weights: file of its weights; None takes ``weights/<name>.safetensors``, or else the model's hub.
+        weights: file of its weights; None takes ``weights/<name>.safetensors``, or else the model's hub. Those of
+            ``efficientnet_lite0`` are installed by the extra ``vision``.
         image_size: side of the model's input images, a multiple of its patch size; None is its own.
         block: features after this block, counted from 1, before any norm; 0 is the input of the first block (timm's
             models); None is the last block, behind the model's last norm where the table says so.
@@ -79,6 +82,11 @@ class Teacher:
         return model
 
     def _check_settings(self, model: FoundationModel) -> None:
+        if self.name in EFFICIENTNETS and (self.weights is not None or self.final_norm):
+            raise UserError(
+                f"teacher {self.name} reads the weights of an installed package, and it has no last norm: leave "
+                "weights and final_norm out"
+            )
         if self._image_size is not None and self._image_size % model.patch_size:
             raise UserError(
                 f"image_size {self._image_size} of teacher {self.name} is not a multiple of its patch size "
@@ -93,7 +101,7 @@ class Teacher:
         self._check_block(block, self._model)
 
     def _check_block(self, block: int | None, model: FoundationModel) -> None:
-        first = 0 if model.library == "timm" else 1
+        first = 0 if model.library == "timm" and not model.levels else 1
         if block is not None and not first <= block <= model.depth:
             raise UserError(f"block {block} of teacher {self.name}: it has blocks {first} to {model.depth}")
 
@@ -112,7 +120,14 @@ class Teacher:
     @property
     def width(self) -> int:
         """D of its features."""
-        return self._model.width
+        return self.width_at(None)
+
+    def width_at(self, block: int | None) -> int:
+        """D of the features of a block; None is the teacher's own."""
+        return self._level(block)[0]
+
+    def _level(self, block: int | None) -> tuple[int, int]:
+        return self._model.level(self.block if block is None else block)
 
     @property
     def depth(self) -> int:
@@ -122,12 +137,16 @@ class Teacher:
     @property
     def patch_size(self) -> int:
         """Pixels a side of a patch."""
-        return self._model.patch_size
+        return self._level(None)[1]
 
     @property
     def grid(self) -> tuple[int, int]:
         """(h, w) of its patches."""
-        side = self.image_size // self._model.patch_size
+        return self.grid_at(None)
+
+    def grid_at(self, block: int | None) -> tuple[int, int]:
+        """(h, w) of the patches of a block; None is the teacher's own."""
+        side = self.image_size // self._level(block)[1]
         return side, side
 
     @property
@@ -206,7 +225,12 @@ class Teacher:
         network = self._network.on(images.device)
         enabled = images.device.type == "cuda" and not full_precision
         with torch.autocast(images.device.type, torch.bfloat16, enabled=enabled):
-            tokens = self._tokens(network, self.transform(images.float()), blocks)
+            inputs = self.transform(images.float())
+            if self._model.levels:
+                numbers = [self._number(block) for block in blocks]
+                maps = [found.float() for found in level_maps(network, inputs, numbers)]
+                return tuple(TeacherFeatures(found.mean((2, 3)), found.permute(0, 2, 3, 1)) for found in maps)
+            tokens = self._tokens(network, inputs, blocks)
         return tuple(self._features(prefix, patches.float()) for prefix, patches in tokens)
 
     def check_pool(self) -> None:
@@ -256,6 +280,11 @@ class Teacher:
         )
         return ((images + 1) / 2 - mean) / deviation
 
+    def _number(self, block: int | None) -> int:
+        """Number of a block, of which None is the teacher's own."""
+        chosen = self.block if block is None else block
+        return self._model.depth if chosen is None else chosen
+
     def _features(self, prefix: Tensor, patches: Tensor) -> TeacherFeatures:
         cls = prefix[:, 0].float() if self._model.prefix_tokens else patches.mean(1)
         return TeacherFeatures(cls, patches.unflatten(1, self.grid))
@@ -263,7 +292,7 @@ class Teacher:
     def _tokens(self, network: nn.Module, inputs: Tensor, blocks: Sequence[int | None]) -> list[tuple[Tensor, Tensor]]:
         """Prefix tokens (B, p, D) and patches (B, h·w, D) of each block."""
         chosen = [self.block if block is None else block for block in blocks]
-        numbers = [self._model.depth if block is None else block for block in chosen]
+        numbers = [self._number(block) for block in blocks]
         if self._model.library == "open_clip":
             raw, norm = _open_clip_tokens(network, inputs, sorted(set(numbers))), network.ln_post
         else:

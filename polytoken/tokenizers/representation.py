@@ -89,6 +89,11 @@ class RepresentationTokenizer(Tokenizer):
                 f"shallow is {shallow}, and the deep feature comes from block {deep}: name a block from 1 to "
                 f"{deep}, or null for the deep feature alone"
             )
+        if (foundation.width_at(shallow), foundation.grid_at(shallow)) != (width, (side, side)):
+            raise UserError(
+                f"block {shallow} of {foundation.name} has other channels or another grid than its deep feature: set "
+                "shallow to null, or take a vision transformer"
+            )
         quantizer.scales((side, side))
         self.image_size = image_size
         self.downsampling = factor

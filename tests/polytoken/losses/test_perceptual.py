@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from polytoken.classifier import SmallClassifier
-from polytoken.losses import LPIPS, JudgeFeatures, TokenizerStep
+from polytoken.losses import LPIPS, EfficientNetFeatures, JudgeFeatures, TokenizerStep
 from polytoken.specs import Decoded, Encoding
 from tests.support.vgg import random_vgg
 
@@ -86,3 +86,20 @@ def test_lpips_computes_the_same_in_another_memory_format(tmp_path: Path, images
         distance.backward()
         results.append((distance, reconstruction.grad))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-8)
+
+
+def test_efficientnet_features(images: tuple[torch.Tensor, torch.Tensor]) -> None:
+    before = torch.random.get_rng_state()
+    term = EfficientNetFeatures()
+    reconstruction = images[1].requires_grad_()
+    loss = term(make_step(images[0], reconstruction))
+    assert torch.equal(before, torch.random.get_rng_state()), "loading must not shift the model's random numbers"
+    loss.backward()
+    assert reconstruction.grad is not None and reconstruction.grad.abs().sum() > 0
+    assert 0 < loss.item() < 4
+    assert term(make_step(images[0], images[0])).item() == 0
+    assert list(term.parameters()) == [] and term.state_dict() == {}
+    single = [EfficientNetFeatures([level])(make_step(*images)) for level in term.levels]
+    torch.testing.assert_close(torch.stack(single).mean(), loss, msg="every level counts alike")
+    with pytest.raises(ValueError, match="levels of EfficientNetFeatures are .*: name some of 1 to 8"):
+        EfficientNetFeatures([0])
