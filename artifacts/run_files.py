@@ -14,6 +14,7 @@ from typing import Any, NotRequired, TypedDict
 METRICS = "metrics.json"
 PROBES = "probes.json"
 ZERO_SHOT = "zero_shot.json"
+CODES = "codes.json"
 LAYERS = "layers.json"
 CURVE = "curve.json"
 CAPTIONS = "captions.json"

@@ -50,6 +50,10 @@ NAMES = (
     Name(r"rfid/(\w+)", "rFID by {}", QUALITY, DOWN, "{:.2f}"),
     Name(r"rsfid/(\w+)", "rsFID by {}", QUALITY, DOWN, "{:.2f}"),
     Name(r"rfd/(\w+)", "Fréchet distance by {}", QUALITY, DOWN, "{:.3f}"),
+    Name(r"pfid/(\w+)", "pFID by {}", QUALITY, DOWN, "{:.2f}"),
+    Name(r"psfid/(\w+)", "psFID by {}", QUALITY, DOWN, "{:.2f}"),
+    Name(r"pfd/(\w+)", "Fréchet distance of perturbed codes by {}", QUALITY, DOWN, "{:.3f}"),
+    Name(r"pis/(\w+)", "score of perturbed codes by {}", QUALITY, UP, "{:.2f}"),
     Name(r"(?!judge)(\w+)_accuracy_originals", "originals recognised by {}", QUALITY, form="{:.1%}"),
     Name("judge_accuracy_originals", "originals recognised", QUALITY, form="{:.1%}"),
     Name("judge_accuracy", "reconstructions recognised", QUALITY, UP, "{:.1%}"),
@@ -64,9 +68,13 @@ NAMES = (
     Name(r"rfd_raw/(\w+)", "Fréchet distance by {} before rounding", QUALITY, DOWN, "{:.3f}", detail=True),
     Name(r"ris_raw/(\w+)", "score by {} before rounding", QUALITY, UP, "{:.2f}", detail=True),
     Name("compression_ratio", "compression of 8-bit RGB", CODES, form="{:.1f}", unit="×"),
+    Name("code_bits", "bits of an image's codes", CODES, form="{:,.0f}"),
     Name(r"usage/(\d+)", "codes of sub-code {} in use", CODES, UP, "{:.0%}"),
     Name(r"perplexity/(\d+)", "perplexity of sub-code {}", CODES, UP, "{:.1f}"),
     Name(r"dead/(\d+)", "codes of sub-code {} not in use", CODES, DOWN, "{:,.0f}"),
+    Name(r"position_usage/(\d+)", "codes of sub-code {} seen at a position", CODES, UP, "{:.1%}"),
+    Name(r"position_perplexity/(\d+)", "perplexity of sub-code {} at a position", CODES, UP, "{:.1f}"),
+    Name(r"recovery/(\d+)", "codes of sub-code {} in use after a wrong scale", CODES, UP, "{:.1%}"),
     Name("usage/joint", "different tuples of codes a position", CODES, form="{:.3f}"),
     Name("perplexity/joint", "perplexity of tuples", CODES, UP, "{:,.1f}"),
     Name("ks", "Kolmogorov–Smirnov distance to uniform latents", CODES, DOWN, "{:.3f}"),
@@ -140,4 +148,4 @@ def name_of_images(metric: str) -> Name:
 
 def kind_of(metric: str) -> str:
     """Kind of a metric of images, without network and prefix: ``fd`` for ``gfd/judge`` and ``rfd/judge``."""
-    return re.sub(r"^[gr](?=(?:fid|fd|sfid|is|kid|kd)$)", "", metric.split("/")[0])
+    return re.sub(r"^[gpr](?=(?:fid|fd|sfid|is|kid|kd)$)", "", metric.split("/")[0])

@@ -74,6 +74,11 @@ def preset_of(run: Path) -> str:
     return str(name)
 
 
+def metric_size(config: Path) -> int | None:
+    """Pixels a side at which validation compares the images of a tokenizer's run; None compares them as they are."""
+    return (_section(config, "model").get("init_args") or {}).get("metric_size")
+
+
 def _section(config: Path, name: str) -> dict[str, Any]:
     """A section of a configuration; an empty one if it is missing."""
     try:

@@ -41,6 +41,32 @@ def probe(directory: Path, max_train: int | None = None) -> tuple[Metrics, int]:
     return named, found["n_validation"]
 
 
+def codes(directory: Path, alpha: float, beta: float, delta: int, max_images: int | None = None) -> tuple[Metrics, int]:
+    """Bits, use at each position and distance after perturbation of a tokenizer's codes; also writes its `codes.json`.
+
+    Args:
+        directory: The tokenizer's run.
+        alpha: Share of the codes that are replaced.
+        beta: Share of the images in which they are.
+        delta: Nearest codes that a replacement is drawn from.
+        max_images: Maximum number of validation images, evenly spread; None means all.
+
+    Returns:
+        `val/pfd/judge`, or `val/pfid/inception` and so on by the preset's network, `val/code_bits`,
+        `val/position_usage/<i>` and `val/position_perplexity/<i>`; and the number of images.
+    """
+    from commands import codes as program
+    from polytoken.metrics.perturbation import Perturbation
+
+    options = Namespace(preset=None, runs=Path("runs"), extractor=None, weights=None)
+    network = program.network_of(directory, options)
+    found = program.codes(directory, network, Perturbation(alpha, beta, delta), max_images)
+    program.save(directory, found)
+    for note in found["notes"]:
+        print(f"note: {note}")
+    return program.metrics_of(found), found["n"]
+
+
 def zero_shot(directory: Path, classes: Path, max_images: int | None = None) -> tuple[Metrics, int]:
     """Zero-shot accuracy by a tokenizer's decoded features; also writes its `zero_shot.json`.
 
@@ -166,6 +192,7 @@ def _work(options: Namespace) -> None:
     begin(options.output)
     metrics, n = {
         "probe": lambda: probe(options.run, options.max_train),
+        "codes": lambda: codes(options.run, options.alpha, options.beta, options.delta, options.max_images),
         "zero_shot": lambda: zero_shot(options.run, options.classes, options.max_images),
         "layers": lambda: layers(options.run, options.max_images, options.k, options.time),
         "curve": lambda: curve(options.run, options.num_images, options.guidance, options.steps),
@@ -184,6 +211,12 @@ def main(arguments: list[str] | None = None) -> None:
     for_probe = commands.add_parser("probe", help="class information in a tokenizer's vectors")
     for_probe.add_argument("--run", type=Path, required=True, help="directory of the tokenizer's run")
     for_probe.add_argument("--max-train", type=int, help="maximum number of training images (default: all)")
+    for_codes = commands.add_parser("codes", help="bits, use at each position, and pFID of a tokenizer's codes")
+    for_codes.add_argument("--run", type=Path, required=True, help="directory of the tokenizer's run")
+    for_codes.add_argument("--alpha", type=float, default=0.5, help="share of the codes that are replaced")
+    for_codes.add_argument("--beta", type=float, default=1.0, help="share of the images in which they are")
+    for_codes.add_argument("--delta", type=int, default=100, help="nearest codes that a replacement is drawn from")
+    for_codes.add_argument("--max-images", type=int, help="maximum number of validation images (default: all)")
     for_zero_shot = commands.add_parser("zero_shot", help="classification by decoded features and names of classes")
     for_zero_shot.add_argument("--run", type=Path, required=True, help="directory of the tokenizer's run")
     for_zero_shot.add_argument("--classes", type=Path, required=True, help="file of class vectors")
@@ -203,7 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
     for_curve.add_argument("--steps", type=int, help="time grid of a flow (default: 250)")
     for command in (for_layers, for_curve):
         command.add_argument("--run", type=Path, required=True, help="directory of the generator's run")
-    for command in (for_probe, for_zero_shot, for_dependency, for_normal, for_layers, for_curve):
+    for command in (for_probe, for_codes, for_zero_shot, for_dependency, for_normal, for_layers, for_curve):
         command.add_argument("--output", type=Path, required=True, help="directory of metrics.json")
     run(parser, _work, arguments)
 

@@ -77,6 +77,13 @@ KINDS = {
     "layers": Kind(command="layers", inputs=GENERATOR, seeds=(), begun=(), options=("max_images", "k", "time")),
     "curve": Kind(command="curve", inputs=GENERATOR, seeds=(), begun=(), options=("num_images", "guidance", "steps")),
     "probe": Kind(command="probe", inputs={"run": ("tokenizer",)}, seeds=(), begun=(), options=("max_train",)),
+    "codes": Kind(
+        command="codes",
+        inputs={"run": ("tokenizer",)},
+        seeds=(),
+        begun=(),
+        options=("alpha", "beta", "delta", "max_images"),
+    ),
     "zero_shot": Kind(command="zero_shot", inputs={"run": ("tokenizer",)}, seeds=(), begun=(), options=("max_images",)),
     "dependency": Kind(command="dependency", inputs={"store": ("tokens",)}, seeds=(), begun=(), options=("groups",)),
     "normal": Kind(command="normal", seeds=(), begun=(), options=("alpha",)),

@@ -122,11 +122,19 @@ class Run:
         write_text(path, yaml.safe_dump(nested(self.stage.overrides), sort_keys=False))
 
     def metrics(self) -> dict[str, float | None]:
-        """Metrics of the validation at the end of a fit, or of the evaluation of samples; empty before that."""
+        """Metrics of the validation at the end of a fit, or of the evaluation of samples; empty before that.
+
+        Those of samples have a second name with their guidance, `guidance_1.5/gfd/judge`, which other samples of the
+        row do not have.
+        """
         section = measured(self.kind, self.directory) or {}
         if self.kind.section != "evaluate":
             return section.get("metrics", {})
-        return {name: metric["value"] for name, metric in _of_samples(section).items()}
+        found = {name: metric["value"] for name, metric in _of_samples(section).items()}
+        guidance = _sampler(section).get("guidance")
+        if isinstance(guidance, int | float):  # one of each sub-code is a list
+            found |= {f"guidance_{guidance:g}/{name}": value for name, value in found.items()}
+        return found
 
     def origin(self) -> dict[str, Any]:
         """Provenance of its metrics: n, protocol, commit and machine; None for what `metrics.json` does not hold."""
@@ -218,11 +226,15 @@ def _of_samples(section: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return section.get("metrics", {}).get("samples", {})
 
 
+def _sampler(evaluated: dict[str, Any]) -> dict[str, Any]:
+    """Rules of the sampler."""
+    return ((evaluated.get("samples") or {}).get("settings") or {}).get("sampler", {})
+
+
 def _protocol(evaluated: dict[str, Any]) -> str | None:
     """Sampling settings, network and reference of a measurement, in words."""
     network, real = evaluated.get("extractor") or {}, evaluated.get("reference") or {}
-    settings = (evaluated.get("samples") or {}).get("settings") or {}
-    words = [f"{name} {value}" for name, value in settings.get("sampler", {}).items() if value is not None]
+    words = [f"{name} {value}" for name, value in _sampler(evaluated).items() if value is not None]
     words += [f"by {network['name']} {network['sha256'][:8]}"] if network.get("sha256") else []
     words += [f"to {real['reference_n']} {real['reference']}"] if real.get("reference_n") else []
     return ", ".join(words) or None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,18 @@ class Quantizer(nn.Module, ABC):
     @abstractmethod
     def embed_codes(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
         """Look up codes (B, k, N) of a feature map of ``grid`` (h, w): the ``quantized`` (B, C, h, w) of forward."""
+
+    @torch.no_grad()
+    def codebooks(self) -> tuple[Tensor, ...]:
+        """Vectors (K_i, d_i) float32 of the codes of each codebook, as they are compared; none for a continuous one."""
+        device = next(chain(self.parameters(), self.buffers()), torch.empty(0)).device
+        tables = []
+        for index, size in enumerate(self.codebook_sizes):
+            codes = torch.zeros(1, len(self.codebook_sizes), size, dtype=torch.int64, device=device)
+            codes[0, index] = torch.arange(size, device=device)
+            vectors = self.embed_codes(codes, (1, size)).split(self.subspace_channels, dim=1)[index]
+            tables.append(vectors[0, :, 0].T)
+        return tuple(tables)
 
     def partial_sums(self, codes: Tensor, grid: tuple[int, int]) -> Iterator[Tensor]:
         """Yield ``quantized`` (B, C, h, w) after each scale of codes (B, k, n), which may end after any scale."""

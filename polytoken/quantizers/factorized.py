@@ -70,6 +70,9 @@ class FactorizedQuantizer(Quantizer):
             [branch.embed_codes(one, grid) for branch, one in zip(self._branches(), split, strict=True)], dim=1
         )
 
+    def codebooks(self) -> tuple[Tensor, ...]:
+        return tuple(table for branch in self._branches() for table in branch.codebooks())
+
     def partial_sums(self, codes: Tensor, grid: tuple[int, int]) -> Iterator[Tensor]:
         self.check_sub_codes(codes)
         split = codes.split([len(branch.codebook_sizes) for branch in self._branches()], dim=1)

@@ -174,11 +174,15 @@ class MultiScaleQuantizer(Quantizer):
             first += side**2
             yield total
 
+    def codebooks(self) -> tuple[Tensor, ...]:
+        codebook = self.embedding.weight.detach().float()
+        return (functional.normalize(codebook, dim=-1) if self.normalize else codebook,)
+
     def _nearest(self, maps: Tensor) -> Tensor:
         """Codes (B, s, s) of maps (B, d, s, s)."""
-        rows, codebook = maps.permute(0, 2, 3, 1), self.embedding.weight.detach().float()
+        rows, (codebook,) = maps.permute(0, 2, 3, 1), self.codebooks()
         if self.normalize:
-            rows, codebook = functional.normalize(rows, dim=-1), functional.normalize(codebook, dim=-1)
+            rows = functional.normalize(rows, dim=-1)
         return nearest_codes(rows.flatten(0, 2), codebook, self.max_matrix_elements).view(rows.shape[:3])
 
     def _enlarged(self, codes: Tensor, scale: int, grid: tuple[int, int]) -> Tensor:

@@ -34,6 +34,11 @@ class RowNoise:
         # whose overflow is undefined in C++, and GCC lets the loop run on
         self.stride = torch.full((), _GOLDEN, device=device)
 
+    @classmethod
+    def at(cls, seed: int, indices: Tensor) -> RowNoise:
+        """Return the noise of rows of these indices (B,) int64, in any order."""
+        return cls(seed, 0, 0, indices.device).of(_finalise(indices + _signed(_mix(seed) + _GOLDEN)))
+
     def spread(self, count: int) -> RowNoise:
         """Return the noise of B · count rows: row i · count + j is a function of row i and j."""
         offsets = torch.arange(1, count + 1, device=self.keys.device) * self.stride

@@ -104,13 +104,23 @@ class Tokenizer(nn.Module, ABC):
         return (sum(self.subspace_channels), *self.grid)
 
     @property
+    def bits_per_image(self) -> float:
+        """Bits of an image's codes without entropy coding, or of its latents at 16 bits a value."""
+        return self._shape.bits_per_image
+
+    @property
     def compression_ratio(self) -> float:
         """Bits of an 8-bit RGB image over bits of its codes, or of its latents of 16 bits (iFSQ eqs. 11 to 13)."""
+        return self._shape.compression_ratio(self.image_size)
+
+    @property
+    def _shape(self) -> TokenSpec | LatentSpec:
+        """The spec, or that of latents whose scale is not known."""
         if self.spec is not None:
-            return self.spec.compression_ratio(self.image_size)
+            return self.spec
         channels, *grid = self.latent_shape
         ones = (1.0,) * channels
-        return LatentSpec(channels, (grid[0], grid[1]), ones, ones).compression_ratio(self.image_size)
+        return LatentSpec(channels, (grid[0], grid[1]), ones, ones)
 
     def snap(self, quantized: Tensor) -> Tensor:
         """Nearest points of the codebooks to ``quantized`` (B, C, h, w), which a generator of latents has drawn.

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from experiments import programs
 from experiments.__main__ import main
@@ -13,7 +14,7 @@ from experiments.tasks import runs_of
 from polytoken.specs import TokenSpec
 from tests.support.experiments import STAGED, write_experiment
 from tests.support.generated import configure, keep, write_runs
-from tests.support.recipes import write_judge
+from tests.support.recipes import CONFIGS, write_judge
 from tests.support.token_store import write_stores
 
 PROBED = """
@@ -100,6 +101,41 @@ def test_probes_are_named_and_saved_with_the_tokenizer(
     with pytest.raises(SystemExit, match="2"):
         programs.main(["probe", "--run", "nowhere", "--output", "there"])
     assert "error: " in capsys.readouterr().err
+
+
+def test_codes_of_a_tokenizer_are_columns(capsys: pytest.CaptureFixture) -> None:
+    write_judge(Path("runs/digits/teacher/judge.safetensors"))
+    write_runs(Path("runs/digits"), image_size=32)
+    data = yaml.safe_load((CONFIGS / "presets/digits/tokenizer.yaml").read_text())["data"]
+    tokenizer = Path("runs/digits/tokenizer/tiny")
+    (tokenizer / "config.yaml").write_text(yaml.safe_dump({"data": data, "run": {"preset": "digits"}}))
+
+    column = "  - {name: val/pfd/judge, label: pFD, direction: down}\npresets:"
+    stages = "      - {stage: codes, overrides: {delta: 4, max_images: 30}}\n"
+    text = STAGED[: STAGED.index("      - stage: tokens")] + stages
+    file = write_experiment(Path(), ("presets:", column), text=text)
+    (row,) = load(str(file)).rows
+    first, run = runs_of(row, "digits", 0)
+    (command,) = run.commands()
+    assert command[3:] == [
+        *("codes", "--run", str(first.directory), "--delta", "4", "--max-images", "30"),
+        *("--output", str(run.directory)),
+    ]
+    first.directory.parent.mkdir(parents=True)
+    tokenizer.rename(first.directory)
+    (first.directory / "metrics.json").write_text(json.dumps({"validate": {"metrics": {"val/psnr": 9.0}}}))
+    marker = {"command": "", "config": "", "files": {"metrics.json": "0f"}}
+    (first.directory / "done.json").write_text(json.dumps(marker))
+    programs.main(command[3:])
+    found = json.loads((first.directory / "codes.json").read_text())
+    assert run.origin()["n"] == found["n"] == 30 and found["neighbours"] == [4, 4]
+    value = found["metrics"]["perturbed"]["pfd/judge"]["value"]
+    metrics = run.metrics()
+    assert metrics["val/pfd/judge"] == value and metrics["val/code_bits"] == 2 * 16 * 4
+    assert {"val/position_usage/0", "val/position_perplexity/1", "val/pis/judge"} < metrics.keys()
+    capsys.readouterr()
+    assert main(["show", str(file), "--markdown"]) == 0
+    assert f"| {value:.4g} |" in capsys.readouterr().out
 
 
 def test_zero_shot_reads_the_class_vectors_of_its_preset(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,30 @@ def marker(*files: str) -> dict[str, object]:
     return {"command": "", "config": "", "files": dict.fromkeys(files, "0f")}
 
 
+def test_samples_without_guidance_are_a_column_of_their_own(capsys: pytest.CaptureFixture) -> None:
+    """Those of the last stage have the plain name, and all have one with their guidance."""
+    column = "  - {name: guidance_1/gfd/judge, label: gFD without guidance, direction: down}\n"
+    unguided = "      - {stage: samples, overrides: {model.init_args.sampler.guidance: 1.0}}\n"
+    text = STAGED[: STAGED.index("  - label: staged")]
+    changes = (("presets:", f"{column}presets:"), ("      - stage: samples", f"{unguided}      - stage: samples"))
+    file = write_experiment(Path(), *changes, text=text)
+    (task,) = tasks.expand(load(str(file)))
+    for run in task.runs:
+        run.directory.mkdir(parents=True)
+        (run.directory / "samples.npz").touch()
+        (run.directory / "done.json").write_text(json.dumps(marker("samples.npz")))
+        (run.directory / "metrics.json").write_text(json.dumps({"validate": {"metrics": {}}}))
+    for run, guidance, value in zip(task.runs[-2:], (1.0, 2.0), (11.5, 7.5), strict=True):
+        about = {"sha256": "0f", "settings": {"sampler": {"guidance": guidance, "top_k": None}}}
+        found = {**EVALUATED, "metrics": {"samples": {"gfd/judge": {"value": value, "n": 40}}}, "samples": about}
+        (run.directory / "metrics.json").write_text(json.dumps({"evaluate": found}))
+        assert run.metrics() == {"gfd/judge": value, f"guidance_{guidance:g}/gfd/judge": value}
+    assert main(["show", str(file), "--markdown"]) == 0
+    head, _, line = capsys.readouterr().out.splitlines()
+    cells = dict(zip(head.split(" | "), line.split(" | "), strict=True))
+    assert (cells["gFD ↓"], cells["gFD without guidance ↓"]) == ("7.5", "11.5")
+
+
 @pytest.mark.parametrize(
     ("kind", "steps"),
     [
