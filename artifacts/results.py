@@ -46,6 +46,8 @@ class RowComparison(msgspec.Struct, frozen=True):
         margin: Half the width of Student's 95 % interval of that mean; None for one seed.
         paper: The paper's difference.
         verdict: `holds`, `fails`, `within noise` or `one seed`.
+        base: Mean over the seeds of the other row's value.
+        paper_base: The paper's value of the other row.
     """
 
     row: str
@@ -57,6 +59,8 @@ class RowComparison(msgspec.Struct, frozen=True):
     margin: float | None
     paper: float
     verdict: str
+    base: float = 0.0
+    paper_base: float = 0.0
 
 
 class Table(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""`python -m experiments {list,run,show,status} EXPERIMENT --preset PRESET`: run the papers' tables, and print them."""
+"""`python -m experiments {list,run,show,status,power} EXPERIMENT --preset PRESET`: the papers' tables, run and printed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from commands.program import print_any_name
 from experiments import schedule, start, table
 from experiments.adopt import adopt
 from experiments.check import check, check_files
+from experiments.power import power
 from experiments.specification import Experiment, load, names
 from experiments.tasks import ROOT, Task, expand, nested
 from polytoken.errors import UserError
@@ -21,6 +22,7 @@ HELP = {
     "run": "run what is missing, --jobs at once; a second call continues",
     "show": "print the table and the direction of each comparison, and write all results as CSV and JSON",
     "status": "list what is done and what is missing",
+    "power": "print how many seeds show an effect as large as the paper's, by the noise of the seeds that are done",
 }
 
 
@@ -38,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="print the commands")
     run.add_argument("--jobs", type=_positive, default=1, help="stages at once; they share the processors (default: 1)")
     run.add_argument("--sbatch", metavar="OPTIONS", help="submit each stage as a SLURM job: --sbatch='OPTIONS'")
-    commands.choices["show"].add_argument("--markdown", action="store_true", help="print Markdown, for docs")
+    for name in ("show", "power"):
+        commands.choices[name].add_argument("--markdown", action="store_true", help="print Markdown, for docs")
     commands.add_parser("list", help="list the experiments and their presets")
     return main_parser
 
@@ -52,7 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _list()
         experiment = load(options.experiment, options.preset)
         tasks = expand(experiment, options.seeds, options.root)
-        return {"run": _run, "show": _show, "status": _status}[options.command](experiment, tasks, options)
+        command = {"run": _run, "show": _show, "status": _status, "power": _power}[options.command]
+        return command(experiment, tasks, options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -121,6 +125,18 @@ def _status(experiment: Experiment, tasks: list[Task], options: argparse.Namespa
     runs = [run for run, _ in schedule.missing(tasks).values()]
     left = f"; {len(runs)} stages to run{schedule.estimate(runs)}" if runs else ""
     print(f"{sum(task.missing is None for task in tasks)} of {len(tasks)} rows done{left}")
+    return 0
+
+
+def _power(experiment: Experiment, tasks: list[Task], options: argparse.Namespace) -> int:
+    found = power(table.results(experiment, tasks).comparisons)
+    if not found.rows:
+        print("no two seeds of two rows are done that the paper compares; run --seeds 3 first", file=sys.stderr)
+        return 1
+    if options.markdown:
+        print(table.markdown([found]))
+    else:
+        table.show(f"{experiment.title} ({experiment.preset})", [found])
     return 0
 
 

@@ -27,18 +27,30 @@ def compare(experiment: Experiment, records: list[Record]) -> list[RowComparison
         seeds = sorted({seed for _, seed in values})
         reported = [(row.label, row.paper[metric.paper]) for row in experiment.rows if metric.paper in row.paper]
         for (against, paper_before), (row, paper) in pairwise(reported):
-            differences = [
-                values[row, seed] - values[against, seed]
+            pairs = [
+                (values[against, seed], values[row, seed])
                 for seed in seeds
                 if (row, seed) in values and (against, seed) in values
             ]
+            differences = [after - before for before, after in pairs]
             change = paper - paper_before
             if change and differences:
                 mean, margin = fmean(differences), _margin(differences)
                 verdict = _verdict(mean, margin, change)
+                base = fmean(before for before, _ in pairs)
                 made.append(
                     RowComparison(
-                        row, against, metric.name, metric.label, len(differences), mean, margin, change, verdict
+                        row,
+                        against,
+                        metric.name,
+                        metric.label,
+                        len(differences),
+                        mean,
+                        margin,
+                        change,
+                        verdict,
+                        base,
+                        paper_before,
                     )
                 )
     return made
@@ -54,11 +66,13 @@ def table(comparisons: list[RowComparison]) -> Table:
     return Table(HEAD, rows, CAPTION)
 
 
+def margin_of(deviation: float, count: int) -> float:
+    """Half the width of Student's interval of the mean of `count` differences with this sample deviation."""
+    return float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * deviation / sqrt(count)
+
+
 def _margin(differences: list[float]) -> float | None:
-    count = len(differences)
-    if count == 1:
-        return None
-    return float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * stdev(differences) / sqrt(count)
+    return margin_of(stdev(differences), len(differences)) if len(differences) > 1 else None
 
 
 def _verdict(mean: float, margin: float | None, paper: float) -> str:
