@@ -1,4 +1,4 @@
-"""`python -m experiments {list,run,show,status,power} EXPERIMENT --preset PRESET`: the papers' tables, run and printed."""
+"""`python -m experiments {list,run,show,status,power} EXPERIMENT --preset PRESET`: run and show papers' tables."""
 
 from __future__ import annotations
 
