@@ -131,9 +131,8 @@ def _status(experiment: Experiment, tasks: list[Task], options: argparse.Namespa
 def _power(experiment: Experiment, tasks: list[Task], options: argparse.Namespace) -> int:
     found = power(table.results(experiment, tasks).comparisons)
     if not found.rows:
-        print("no two seeds of two rows are done that the paper compares; run --seeds 3 first", file=sys.stderr)
-        return 1
-    if options.markdown:
+        print("no two seeds of two rows are done that the paper compares: run --seeds 3 first", file=sys.stderr)
+    elif options.markdown:
         print(table.markdown([found]))
     else:
         table.show(f"{experiment.title} ({experiment.preset})", [found])
