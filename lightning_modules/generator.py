@@ -20,6 +20,7 @@ from polytoken.codec import FrozenCodec
 from polytoken.errors import UserError
 from polytoken.generators.alignment import RepresentationAlignment
 from polytoken.generators.base import Generator, GeneratorLoss
+from polytoken.generators.code_alignment import CodeAlignment
 from polytoken.generators.record import GeneratorRecord
 from polytoken.guard import NonFiniteGuard
 from polytoken.loading import GENERATOR, load_codec, read_metadata, record_in
@@ -30,6 +31,7 @@ from polytoken.specs import Tokens, TokenSpec
 
 TOTAL = "total"
 ALIGNMENT = "alignment"
+CODE_ALIGNMENT = "code_alignment"
 
 
 class GeneratorModule(ResumingModule):
@@ -49,6 +51,7 @@ class GeneratorModule(ResumingModule):
         max_nonfinite_steps: consecutive non-finite updates tolerated before raising.
         alignment: of the hidden states with a teacher, added to the loss; its weights are trained from scratch, and
             sampling does not read them.
+        code_alignment: of the hidden states with the tokenizer's code vectors; the same holds for its weights.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class GeneratorModule(ResumingModule):
         freeze_carried_steps: int = 0,
         max_nonfinite_steps: int = 10,
         alignment: RepresentationAlignment | None = None,
+        code_alignment: CodeAlignment | None = None,
     ) -> None:
         super().__init__()
         above(0, self, carried_learning_rate=carried_learning_rate)
@@ -71,6 +75,7 @@ class GeneratorModule(ResumingModule):
             )
         self.generator = generator
         self.alignment = alignment
+        self.code_alignment = code_alignment
         self.optimizer_config = optimizer or OptimizerConfig(learning_rate=1e-4, weight_decay=0.05)
         self.init_from = init_from
         self.carried_learning_rate = carried_learning_rate
@@ -118,9 +123,16 @@ class GeneratorModule(ResumingModule):
         spec = self.record.described(self.generator, f"the token store {data.store}")
         trust = type(self.generator).__module__.split(".")[0]  # the configuration names it already
         embeds = self.generator.models == "latents" and data.spec is not None
-        if self.generator.needs_codec or embeds or isinstance(data, ImageDataModule):
+        reads_vectors = self.generator.needs_code_vectors or self.code_alignment is not None
+        if self.generator.needs_codec or embeds or reads_vectors or isinstance(data, ImageDataModule):
             self._codec = load_codec(self._data_record, f"{data.store} holds", data.store, (trust,))
         self.generator.connect(spec, data.num_classes, self._codec if self.generator.needs_codec else None)
+        if self.generator.needs_code_vectors:
+            assert self._codec is not None
+            self.generator.take_code_vectors(self._codec.code_vectors())
+        if self.code_alignment is not None:
+            assert self._codec is not None
+            self.code_alignment.connect(self.generator, self._codec)
         if self.alignment is not None:
             self.alignment.connect(self.generator)
             records = self._data_record, self.record
@@ -136,6 +148,8 @@ class GeneratorModule(ResumingModule):
         parallelize(self.generator, mesh, compute)
         if self.alignment is not None:
             shard(self.alignment.projector, mesh, compute)
+        for projector in self.code_alignment.projectors if self.code_alignment is not None else ():
+            shard(projector, mesh, compute)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the record.
@@ -180,7 +194,8 @@ class GeneratorModule(ResumingModule):
         if rate is None:
             return self.optimizer_config.build(self.parameters())
         rest = [parameter for name, parameter in parameters.items() if name not in names]
-        rest += self.alignment.parameters() if self.alignment is not None else []
+        for alignment in (self.alignment, self.code_alignment):
+            rest += alignment.parameters() if alignment is not None else []
         return self.optimizer_config.build(rest, self._carried, rate / self.optimizer_config.learning_rate)
 
     def tokens_of(self, batch: dict[str, Tensor]) -> Tokens:
@@ -196,26 +211,35 @@ class GeneratorModule(ResumingModule):
         return Tokens(latents=self._codec.embed_codes(batch["codes"]))
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """Return the generator's loss and the weighted alignment, after logging the parts by name."""
+        """Return the generator's loss and the weighted alignments, after logging the parts by name."""
         self.optimizer_config.set_learning_rate(self.optimizers(), self.global_step, self.trainer.max_steps)  # type: ignore[arg-type]
-        loss, alignment = self._losses_of(batch, self.global_step)
+        loss, alignments = self._losses_of(batch, self.global_step)
         self._losses = {f"{loss.name}/{part}": value.detach() for part, value in loss.parts.items()}
         total = loss.total
-        if self.alignment is not None:
-            total = total + self.alignment.weight * alignment
-            self._losses[ALIGNMENT] = alignment.detach()
+        for name, (weight, value) in alignments.items():
+            total = total + weight * value
+            self._losses[name] = value.detach()
         self.log("train/loss", total.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in self._losses.items()})
         self.log_dict({f"train/{name}": value.detach() for name, value in loss.statistics.items()})
         return total
 
-    def _losses_of(self, batch: dict[str, Tensor], step: int = 0) -> tuple[GeneratorLoss, Tensor]:
-        """The generator's loss, and the unweighted alignment or 0."""
-        taps = () if self.alignment is None else (self.alignment.tap,)
-        loss = self.generator.loss(self.tokens_of(batch), batch["label"], step, taps)
-        if self.alignment is None:
-            return loss, loss.total.new_zeros(())
-        return loss, self.alignment(loss.hidden[self.alignment.tap], batch["image"])
+    def _losses_of(
+        self, batch: dict[str, Tensor], step: int = 0
+    ) -> tuple[GeneratorLoss, dict[str, tuple[float, Tensor]]]:
+        """The generator's loss, and by name the weight and the unweighted value of each alignment."""
+        tokens = self.tokens_of(batch)
+        taps = {self.alignment.tap} if self.alignment is not None else set[int]()
+        taps |= {*self.code_alignment.taps} if self.code_alignment is not None else set()
+        loss = self.generator.loss(tokens, batch["label"], step, taps)
+        found = {}
+        if self.alignment is not None:
+            found[ALIGNMENT] = self.alignment.weight, self.alignment(loss.hidden[self.alignment.tap], batch["image"])
+        if self.code_alignment is not None:
+            parts = self.code_alignment(loss.hidden, tokens.codes, loss.replaced)
+            for name, value in parts._asdict().items():
+                found[f"{CODE_ALIGNMENT}/{name}"] = self.code_alignment.weight, value
+        return loss, found
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Drop the gradients of frozen parameters; drop all if any is non-finite, which skips the update."""
@@ -255,8 +279,10 @@ class GeneratorModule(ResumingModule):
         # A rank with nothing but padding computes too: sharded weights make the other ranks wait for it.
         rows = real if images else ~real
         batch = {name: value[rows] for name, value in batch.items()}
-        self._loss, alignment = self._losses_of(batch)
-        for name, value in {TOTAL: self._loss.total, ALIGNMENT: alignment, **self._loss.parts}.items():
+        self._loss, alignments = self._losses_of(batch)
+        values = {name: value for name, (_, value) in alignments.items()}
+        self._aligned = [*values]
+        for name, value in {TOTAL: self._loss.total, **values, **self._loss.parts}.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach().double().cpu() * images
         self._images += images
 
@@ -272,9 +298,9 @@ class GeneratorModule(ResumingModule):
         sums = torch.stack([*self._sums.values(), torch.tensor(self._images, dtype=torch.float64)])
         sums = self.trainer.strategy.reduce(sums.float().to(self.device), reduce_op="sum")
         means = dict(zip(self._sums, sums[:-1] / sums[-1], strict=True))
-        total, alignment = means.pop(TOTAL), means.pop(ALIGNMENT)
-        if self.alignment is not None:
-            self.log(f"{stage}/{ALIGNMENT}", alignment, sync_dist=True)
+        total = means.pop(TOTAL)
+        for name in self._aligned:
+            self.log(f"{stage}/{name}", means.pop(name), sync_dist=True)
         name = f"{stage}/{self._loss.name}"
         for part, value in means.items():
             self.log(f"{name}/{part}", value, sync_dist=True)  # equal on all ranks; Lightning would warn

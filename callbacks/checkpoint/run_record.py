@@ -93,7 +93,10 @@ def recorded_model(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def differences(old: Any, new: Any, key: str = "model") -> list[tuple[str, Any, Any]]:
-    """Keys under which two sections differ, with both values; a missing key has the value `<not set>`."""
+    """Keys under which two sections differ, with both values; a missing key has the value `<not set>`.
+
+    A missing key equals null: an older version did not know the setting, whose default is null.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
         keys = list(dict.fromkeys([*old, *new]))
         pairs = [differences(old.get(k, NOT_SET), new.get(k, NOT_SET), f"{key}.{k}") for k in keys]
@@ -101,4 +104,5 @@ def differences(old: Any, new: Any, key: str = "model") -> list[tuple[str, Any, 
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         pairs = [differences(a, b, f"{key}[{i}]") for i, (a, b) in enumerate(zip(old, new, strict=True))]
         return [difference for pair in pairs for difference in pair]
-    return [] if old == new else [(key, old, new)]
+    unset = all(value is None or value == NOT_SET for value in (old, new))
+    return [] if old == new or unset else [(key, old, new)]

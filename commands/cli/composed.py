@@ -80,12 +80,11 @@ def _parsers() -> dict[str, ArgumentParser]:
 
 def changes(recorded: dict[str, Any], asked: dict[str, Any]) -> list[Change]:
     """Settings in which a run differs from what is asked, besides its place; a missing setting counts as none."""
-    from callbacks.checkpoint.run_record import NOT_SET, differences  # torch
+    from callbacks.checkpoint.run_record import differences  # torch
     from commands.cli.runs import place_outputs
 
     trainer = {**deepcopy(asked["trainer"]), "enable_progress_bar": recorded["trainer"].get("enable_progress_bar")}
     place_outputs(trainer, Path())  # as `cli.py` does before it records a configuration
     asked = {**asked, "trainer": trainer}
     pairs = (differences(recorded.get(part), asked.get(part), part) for part in PARTS)
-    found = (change for pair in pairs for change in pair if not change[0].endswith(PLACES))
-    return [(key, old, new) for key, old, new in found if old not in (None, NOT_SET) or new not in (None, NOT_SET)]
+    return [change for pair in pairs for change in pair if not change[0].endswith(PLACES)]

@@ -3,6 +3,7 @@
 from polytoken.generators.alignment import RepresentationAlignment
 from polytoken.generators.autoregressive import AutoregressiveGenerator
 from polytoken.generators.base import Codec, Generator, GeneratorLoss
+from polytoken.generators.code_alignment import CodeAlignment
 from polytoken.generators.diffusion import DiffusionTransformer
 from polytoken.generators.flow_matching import FlowMatching
 from polytoken.generators.heads import (
@@ -24,6 +25,7 @@ __all__ = [
     "SIZES",
     "AutoregressiveGenerator",
     "AutoregressiveHead",
+    "CodeAlignment",
     "Codec",
     "DiffusionTransformer",
     "DiffusionTrunkConfig",

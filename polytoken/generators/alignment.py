@@ -77,17 +77,7 @@ class RepresentationAlignment(nn.Module):
         self.teacher = self.teacher.for_grid(self.grid)
         self._check_grid()
         self.teacher.check()
-        self.projector = nn.Sequential(
-            nn.Linear(generator.width, self.width),
-            nn.SiLU(),
-            nn.Linear(self.width, self.width),
-            nn.SiLU(),
-            nn.Linear(self.width, self.teacher.width),
-        )
-        for layer in self.projector[::2]:
-            assert isinstance(layer, nn.Linear)
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.projector = projector(generator.width, self.width, self.teacher.width)
 
     @cached_property
     def identity(self) -> str:
@@ -124,12 +114,27 @@ def aligned_block(depth: int | None, blocks: int) -> int:
     return max(1, round(blocks / 3)) if depth is None else depth
 
 
-def negative_cosine(predictions: Tensor, targets: Tensor, offset: int = 0) -> Tensor:
+def projector(channels: int, width: int, out_channels: int) -> nn.Sequential:
+    """Linear–SiLU–Linear–SiLU–Linear; weights start Xavier-uniform, biases at zero."""
+    made = nn.Sequential(
+        nn.Linear(channels, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, out_channels)
+    )
+    for layer in made[::2]:
+        assert isinstance(layer, nn.Linear)
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return made
+
+
+def negative_cosine(predictions: Tensor, targets: Tensor, offset: int = 0, skipped: Tensor | None = None) -> Tensor:
     """Return −cos of predictions (B, N, D) to targets (B, N, D), a float32 mean over images and positions.
 
-    Prediction i + ``offset`` is compared with target i, so that N − ``offset`` pairs remain.
+    Prediction i + ``offset`` is compared with target i, so that N − ``offset`` pairs remain. Pairs whose target is in
+    ``skipped`` (B, N) bool add 0 to the mean.
     """
     positions = targets.shape[1] - offset
     with torch.autocast(predictions.device.type, enabled=False):
         cosines = functional.cosine_similarity(predictions[:, offset:].float(), targets[:, :positions].float(), dim=2)
+        if skipped is not None:
+            cosines = cosines.masked_fill(skipped[:, :positions], 0)
         return -cosines.mean()

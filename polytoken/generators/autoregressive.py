@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import ClassVar, Literal, cast
 
@@ -111,6 +111,14 @@ class AutoregressiveGenerator(Generator):
                 module.apply(initialise)
         self.head.reset_parameters()
 
+    @property
+    def needs_code_vectors(self) -> bool:
+        return self.noise is not None and self.noise.nearest is not None
+
+    def take_code_vectors(self, vectors: Sequence[Tensor]) -> None:
+        assert self.noise is not None
+        self.noise.connect(vectors)
+
     def carried(self, source: Mapping[str, Tensor], sub_code: SubCode = None) -> dict[str, str]:
         """Return which weights an earlier stage hands over (SSQ section 4.2).
 
@@ -211,7 +219,7 @@ class AutoregressiveGenerator(Generator):
         loss = self.head.loss(hidden, codes, self.embeddings, read.head)
         parts = {str(i): value for i, value in enumerate(loss.per_code)}
         finest = {number: rows[:, -math.prod(self.hidden_grid) :] for number, rows in tapped.items()}
-        return GeneratorLoss(loss.total, parts, loss.unit, loss.is_bound, statistics, finest)
+        return GeneratorLoss(loss.total, parts, loss.unit, loss.is_bound, statistics, finest, read.replaced)
 
     @torch.no_grad()
     def generate(self, labels: Tensor, sampler: CategoricalSampler, seed: int, first_index: int = 0) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
@@ -50,6 +50,7 @@ class GeneratorLoss:
         statistics: further scalars to log, such as the noise rate; nothing depends on them.
         hidden: outputs (B, N, width) of the tapped blocks of the trunk by their number, counted from 1: the residual
             stream without a norm. Row i belongs to position i of the grid, row by row.
+        replaced: (B, N) bool, positions of which the trunk read other codes than the target's; None if it read those.
     """
 
     total: Tensor
@@ -58,6 +59,7 @@ class GeneratorLoss:
     is_bound: bool = False
     statistics: dict[str, Tensor] = field(default_factory=dict)
     hidden: dict[int, Tensor] = field(default_factory=dict)
+    replaced: Tensor | None = None
 
     @property
     def name(self) -> str:
@@ -118,6 +120,14 @@ class Generator(nn.Module, ABC):
             codec: the tokenizer's map from codes to vectors, where ``needs_codec`` is set; otherwise None. It is
                 frozen, and no part of this module.
         """
+
+    @property
+    def needs_code_vectors(self) -> bool:
+        """Training reads the tokenizer's code vectors: call :meth:`take_code_vectors` before it."""
+        return False
+
+    def take_code_vectors(self, vectors: Sequence[Tensor]) -> None:  # noqa: B027
+        """Take the vectors (K_i, d_i) of the codes of each sub-code; they do not become weights."""
 
     @abstractmethod
     def loss(self, tokens: Tokens, labels: Tensor, step: int = 0, taps: Collection[int] = ()) -> GeneratorLoss:

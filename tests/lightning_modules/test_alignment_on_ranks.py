@@ -17,6 +17,7 @@ from tests.support.recipes import CONFIGS
 EQUAL = (
     *(part for name in ("resid", "ffn", "token", "class") for part in (f"--{GENERATOR}.trunk.{name}_dropout", "0")),
     *("--model.init_args.optimizer.learning_rate", "0.3", "--model.init_args.optimizer.schedule", "constant"),
+    *("--model.code_alignment.width", "16"),
     *("--trainer.val_check_interval", "1", "--trainer.limit_val_batches", "1", "--trainer.accelerator", "cpu"),
 )
 SHARDED = ("--trainer.strategy.init_args.data_parallel_size", "2", f"--{GENERATOR}.trunk.compile", "false")
@@ -43,6 +44,7 @@ def test_two_ranks_equal_one_rank_with_twice_the_batch(tmp_path: Path, monkeypat
     consolidate(Path("runs/digits/fsdp/checkpoints/last.ckpt"))
     expected = checkpoint_of("alone")
     assert sum(name.startswith("alignment.") for name in expected["state_dict"]) == 6
+    assert sum(name.startswith("code_alignment.") for name in expected["state_dict"]) == 12
     assert all(moment["exp_avg"].any() for moment in expected["optimizer_states"][0]["state"].values())
     for stage in ("ddp", "fsdp"):
         assert_alike(checkpoint_of(stage), expected)

@@ -49,13 +49,13 @@ def test_the_model_section_is_read_back(tmp_path: Path) -> None:
 
 
 def test_differences_name_the_keys() -> None:
-    old = {"class_path": "a.B", "init_args": {"width": 4, "betas": [0.9, 0.95], "gone": None}}
-    new = {"class_path": "a.B", "init_args": {"width": 5, "betas": [0.9, 0.99], "fresh": 1}}
+    old = {"class_path": "a.B", "init_args": {"width": 4, "betas": [0.9, 0.95], "gone": 2, "null": None}}
+    new = {"class_path": "a.B", "init_args": {"width": 5, "betas": [0.9, 0.99], "fresh": 1, "new": None}}
     assert differences(old, old) == []
     assert differences(old, new) == [
         ("model.init_args.width", 4, 5),
         ("model.init_args.betas[1]", 0.95, 0.99),
-        ("model.init_args.gone", None, "<not set>"),
+        ("model.init_args.gone", 2, "<not set>"),
         ("model.init_args.fresh", "<not set>", 1),
     ]
     assert differences([1], [1, 2]) == [("model", [1], [1, 2])]

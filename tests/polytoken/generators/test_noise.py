@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from polytoken.generators import SubTokenNoise
+from polytoken.generators.noise import nearest_to_each
 
 SIZES = (5, 300, 7)
 
@@ -64,6 +65,73 @@ def test_schedule() -> None:
     assert SubTokenNoise(0.2).probability_at(0) == 0.2
 
 
+def test_the_default_takes_the_same_random_numbers_as_ever() -> None:
+    clean, sizes = codes(4), torch.tensor(SIZES).view(1, -1, 1)
+    torch.manual_seed(3)
+    chance, uniform = torch.rand(clean.shape), torch.rand(clean.shape, dtype=torch.float64)
+    torch.manual_seed(3)
+    assert torch.equal(
+        SubTokenNoise(0.3)(clean, SIZES, 0).trunk, torch.where(chance < 0.3, (uniform * sizes).long(), clean)
+    )
+
+
+@pytest.mark.parametrize("per", ["sub_code", "patch"])
+@pytest.mark.parametrize(
+    ("step", "probability"), [(0, 1.0), (75, 1.0), (175, 0.5), (225, 0.25), (275, 0.0), (999, 0.0)]
+)
+def test_uniform_probabilities_that_decay(step: int, probability: float, per: str) -> None:
+    """Of a sample, U(0, p) are replaced: p/2 on average, with a deviation of p/√12."""
+    noise = SubTokenNoise(1.0, per, start_step=0, ramp_steps=75, decay_steps=200, sample_probability="uniform")
+    if step == 0:
+        assert noise.probability_at(0) == 0
+        return
+    assert noise.probability_at(step) == probability
+    torch.manual_seed(1)
+    clean = torch.zeros(5000, 2, 64, dtype=torch.int64)
+    shares = (noise(clean, (10**9, 10**9), step).trunk != 0).double().mean((1, 2))
+    assert shares.mean().item() == pytest.approx(probability / 2, abs=0.012)
+    assert shares.std().item() == pytest.approx(probability / 12**0.5, abs=0.02)
+    assert shares.max() <= min(1, probability + 0.2)
+
+
+def test_replaced_positions_are_marked() -> None:
+    big, clean = (10**9, 10**9), torch.zeros(50, 2, 64, dtype=torch.int64)
+    noisy = SubTokenNoise(0.3, where="both")(clean, big, 0)
+    assert noisy.replaced is not None and torch.equal(noisy.replaced, (noisy.trunk != 0).any(1))
+    assert noisy.replaced.float().mean().item() == pytest.approx(1 - 0.7**2, abs=0.03)
+    assert SubTokenNoise(0.3, where="head")(clean, big, 0).replaced is None
+
+
+def test_nearest_codes_are_the_nearest() -> None:
+    torch.manual_seed(2)
+    vectors = [torch.randn(size, width) for size, width in zip(SIZES, (2, 5, 1), strict=True)]
+    clean = codes()
+    noise = SubTokenNoise(1.0, nearest=4)
+    noise.connect(vectors)
+    noisy = noise(clean, SIZES, 0).trunk
+    for i, table in enumerate(vectors):
+        distances = (table.double()[:, None] - table.double()).square().sum(2)
+        ranks = distances.argsort(dim=1).argsort(dim=1)[clean[:, i], noisy[:, i]]
+        counts = torch.bincount(ranks.flatten(), minlength=4).double()
+        assert len(counts) == 4, "none beyond the fourth, itself included"
+        assert ((counts / counts.sum() - 0.25).abs() < 0.02).all()
+
+
+def test_nearest_codes_are_searched_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = torch.randn(30, 3, generator=torch.Generator().manual_seed(4))
+    whole = nearest_to_each(vectors, 7)
+    monkeypatch.setattr("polytoken.generators.noise.MAX_DISTANCES", 100)
+    assert torch.equal(nearest_to_each(vectors, 7), whole) and torch.equal(whole[:, 0], torch.arange(30))
+
+
+def test_nearest_codes_need_vectors_and_as_many_codes() -> None:
+    noise = SubTokenNoise(nearest=6)
+    with pytest.raises(ValueError, match="noise.nearest needs the vectors of the codes: call take_code_vectors"):
+        noise(codes(2), SIZES, 0)
+    with pytest.raises(ValueError, match="noise.nearest is 6 and sub-code 1 has 5 codes: choose at most as many"):
+        noise.connect([torch.zeros(7, 2), torch.zeros(5, 2)])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -71,6 +139,9 @@ def test_schedule() -> None:
         ({"per": "image"}, "choose sub_code or patch"),
         ({"where": "nowhere"}, "choose trunk, head or both"),
         ({"ramp_steps": -1}, "must not be negative"),
+        ({"decay_steps": 0}, "noise.decay_steps is 0"),
+        ({"sample_probability": "normal"}, "choose uniform or null"),
+        ({"nearest": 1}, "noise.nearest is 1"),
     ],
 )
 def test_invalid_arguments_are_rejected(arguments: dict, message: str) -> None:
