@@ -67,6 +67,29 @@ def codes(directory: Path, alpha: float, beta: float, delta: int, max_images: in
     return program.metrics_of(found), found["n"]
 
 
+def recovery(directory: Path, factor: float, steps: int, learning_rate: float) -> tuple[Metrics, int]:
+    """Use of a tokenizer's codes after a wrong scale and some training; also writes its `recovery.json`.
+
+    Args:
+        directory: The tokenizer's run.
+        factor: Wrong scale of the codebooks; the other one is its inverse.
+        steps: Steps of training.
+        learning_rate: Constant rate.
+
+    Returns:
+        `val/recovery/<i>`, and its parts `val/recovery_smaller/<i>` and `val/recovery_larger/<i>`; and the number of
+        images.
+    """
+    from commands import recovery as program
+    from polytoken.metrics.recovery import Recovery
+
+    found = program.recovery(directory, Recovery(steps, learning_rate), factor, device=best_device())
+    program.save(directory, found)
+    for note in found["notes"]:
+        print(f"note: {note}")
+    return program.metrics_of(found), found["n"]
+
+
 def zero_shot(directory: Path, classes: Path, max_images: int | None = None) -> tuple[Metrics, int]:
     """Zero-shot accuracy by a tokenizer's decoded features; also writes its `zero_shot.json`.
 
@@ -193,6 +216,7 @@ def _work(options: Namespace) -> None:
     metrics, n = {
         "probe": lambda: probe(options.run, options.max_train),
         "codes": lambda: codes(options.run, options.alpha, options.beta, options.delta, options.max_images),
+        "recovery": lambda: recovery(options.run, options.factor, options.steps, options.learning_rate),
         "zero_shot": lambda: zero_shot(options.run, options.classes, options.max_images),
         "layers": lambda: layers(options.run, options.max_images, options.k, options.time),
         "curve": lambda: curve(options.run, options.num_images, options.guidance, options.steps),
@@ -217,6 +241,11 @@ def main(arguments: list[str] | None = None) -> None:
     for_codes.add_argument("--beta", type=float, default=1.0, help="share of the images in which they are")
     for_codes.add_argument("--delta", type=int, default=100, help="nearest codes that a replacement is drawn from")
     for_codes.add_argument("--max-images", type=int, help="maximum number of validation images (default: all)")
+    for_recovery = commands.add_parser("recovery", help="use of codes after a wrong scale and some training")
+    for_recovery.add_argument("--run", type=Path, required=True, help="directory of the tokenizer's run")
+    for_recovery.add_argument("--factor", type=float, default=100.0, help="wrong scale; the other one is its inverse")
+    for_recovery.add_argument("--steps", type=int, default=500, help="steps of training")
+    for_recovery.add_argument("--learning-rate", type=float, default=1e-3, help="constant rate of Adam")
     for_zero_shot = commands.add_parser("zero_shot", help="classification by decoded features and names of classes")
     for_zero_shot.add_argument("--run", type=Path, required=True, help="directory of the tokenizer's run")
     for_zero_shot.add_argument("--classes", type=Path, required=True, help="file of class vectors")
@@ -236,7 +265,16 @@ def main(arguments: list[str] | None = None) -> None:
     for_curve.add_argument("--steps", type=int, help="time grid of a flow (default: 250)")
     for command in (for_layers, for_curve):
         command.add_argument("--run", type=Path, required=True, help="directory of the generator's run")
-    for command in (for_probe, for_codes, for_zero_shot, for_dependency, for_normal, for_layers, for_curve):
+    for command in (
+        for_probe,
+        for_codes,
+        for_recovery,
+        for_zero_shot,
+        for_dependency,
+        for_normal,
+        for_layers,
+        for_curve,
+    ):
         command.add_argument("--output", type=Path, required=True, help="directory of metrics.json")
     run(parser, _work, arguments)
 

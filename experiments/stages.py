@@ -84,6 +84,13 @@ KINDS = {
         begun=(),
         options=("alpha", "beta", "delta", "max_images"),
     ),
+    "recovery": Kind(
+        command="recovery",
+        inputs={"run": ("tokenizer",)},
+        seeds=(),
+        begun=(),
+        options=("factor", "steps", "learning_rate"),
+    ),
     "zero_shot": Kind(command="zero_shot", inputs={"run": ("tokenizer",)}, seeds=(), begun=(), options=("max_images",)),
     "dependency": Kind(command="dependency", inputs={"store": ("tokens",)}, seeds=(), begun=(), options=("groups",)),
     "normal": Kind(command="normal", seeds=(), begun=(), options=("alpha",)),
