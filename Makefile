@@ -181,7 +181,7 @@ $(READY): requirements.lock
 	@touch $@
 
 lock: $(READY) ## development | Renew requirements.lock from pyproject.toml
-	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-header --python-version 3.11 --extra suite --extra vision --extra caption --extra onnx --extra docs --extra dev pyproject.toml -o requirements.lock
+	$(UV) pip compile --quiet --upgrade --universal --generate-hashes --no-header --python-version 3.11 --extra suite --extra vision --extra caption --extra fidelity --extra onnx --extra docs --extra dev pyproject.toml -o requirements.lock
 
 docs: | $(READY) ## development | Build the documentation with its reference into site/, without network
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet # without the advert of a successor

@@ -114,6 +114,31 @@ def zero_shot(directory: Path, classes: Path, max_images: int | None = None) -> 
     return metrics, found["n"]
 
 
+def fidelity(directory: Path, words: int) -> tuple[Metrics, int]:
+    """Text and face fidelity of a tokenizer; also writes its `fidelity.json` and pictures.
+
+    Args:
+        directory: The tokenizer's run.
+        words: Number of words a size.
+
+    Returns:
+        `fidelity/<text or faces>/<measure>`, means over sizes, and the same with `/<pixels>` of each size; and the
+        number of words a size.
+    """
+    from artifacts.fidelity import by_size, means
+    from commands import fidelity as program
+    from polytoken.metrics.extractors import load_extractor
+    from polytoken.teachers.efficientnet import MEASURES
+
+    device = best_device()
+    found = program.measure(directory, words, extractor=load_extractor(MEASURES, None, device), device=device)
+    program.save(directory, found)
+    metrics: Metrics = {f"fidelity/{name}": value for name, value in means(found.result).items()}
+    for name, values in by_size(found.result).items():
+        metrics |= {f"fidelity/{name}/{pixels}": value for pixels, value in values.items()}
+    return metrics, words
+
+
 def dependency(directory: Path, groups: int) -> tuple[Metrics, int]:
     """Mutual information of stored sub-codes of training images; also writes `dependency.json` and its plot.
 
@@ -220,6 +245,7 @@ def _work(options: Namespace) -> None:
         "zero_shot": lambda: zero_shot(options.run, options.classes, options.max_images),
         "layers": lambda: layers(options.run, options.max_images, options.k, options.time),
         "curve": lambda: curve(options.run, options.num_images, options.guidance, options.steps),
+        "fidelity": lambda: fidelity(options.run, options.words),
         "dependency": lambda: dependency(options.store, options.groups),
         "normal": lambda: normal(options.alpha),
     }[options.command]()
@@ -250,6 +276,9 @@ def main(arguments: list[str] | None = None) -> None:
     for_zero_shot.add_argument("--run", type=Path, required=True, help="directory of the tokenizer's run")
     for_zero_shot.add_argument("--classes", type=Path, required=True, help="file of class vectors")
     for_zero_shot.add_argument("--max-images", type=int, help="maximum number of validation images (default: all)")
+    for_fidelity = commands.add_parser("fidelity", help="legibility of words, and likeness of faces")
+    for_fidelity.add_argument("--run", type=Path, required=True, help="directory of the tokenizer's run")
+    for_fidelity.add_argument("--words", type=int, default=200, help="number of words a size")
     for_dependency = commands.add_parser("dependency", help="mutual information of stored sub-codes")
     for_dependency.add_argument("--store", type=Path, required=True, help="directory of the stores")
     for_dependency.add_argument("--groups", type=int, default=32, help="maximum number of groups of codes")
@@ -265,16 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
     for_curve.add_argument("--steps", type=int, help="time grid of a flow (default: 250)")
     for command in (for_layers, for_curve):
         command.add_argument("--run", type=Path, required=True, help="directory of the generator's run")
-    for command in (
-        for_probe,
-        for_codes,
-        for_recovery,
-        for_zero_shot,
-        for_dependency,
-        for_normal,
-        for_layers,
-        for_curve,
-    ):
+    for command in commands.choices.values():
         command.add_argument("--output", type=Path, required=True, help="directory of metrics.json")
     run(parser, _work, arguments)
 

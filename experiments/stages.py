@@ -92,6 +92,7 @@ KINDS = {
         options=("factor", "steps", "learning_rate"),
     ),
     "zero_shot": Kind(command="zero_shot", inputs={"run": ("tokenizer",)}, seeds=(), begun=(), options=("max_images",)),
+    "fidelity": Kind(command="fidelity", inputs={"run": ("tokenizer",)}, seeds=(), begun=(), options=("words",)),
     "dependency": Kind(command="dependency", inputs={"store": ("tokens",)}, seeds=(), begun=(), options=("groups",)),
     "normal": Kind(command="normal", seeds=(), begun=(), options=("alpha",)),
 }

@@ -34,6 +34,8 @@ PICTURES = {
     "affinity.png": "Similarity of the subspaces to one another and to teachers",
     "components.png": "Three principal components of the features of a patch, as a colour",
     "code_map.png": "Codes of each subspace, coloured by class",
+    "fidelity_text.png": "Words and their reconstructions, with what an OCR network reads",
+    "fidelity_faces.png": "Faces and their reconstructions",
     "dependency.png": "Mutual information of codes",
     "sweep.png": "Distance and score over the guidance",
     "layers.png": "Blocks of the generator against its output and a teacher",

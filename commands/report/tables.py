@@ -7,6 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TypedDict
 
+from artifacts import fidelity
 from artifacts.results import Table
 from artifacts.run_files import (
     CAPTIONS,
@@ -71,6 +72,8 @@ def measured(directory: Path) -> Iterator[Table]:
         yield from _probes(probes)
     if zero_shot := records.read_derived(directory / ZERO_SHOT, ZeroShotResult):
         yield _zero_shot(zero_shot)
+    if found := records.read_derived(directory / fidelity.FIDELITY, fidelity.Fidelity):
+        yield from fidelity.tables(found)
     for file, what in ((LAYERS, "validation images"), (f"generated_{LAYERS}", "generated images")):
         if layers := records.read_derived(directory / file, Layers):
             yield _layers(layers, what)

@@ -24,7 +24,7 @@ BROKEN = {
     "deep": b'{"x": ' + b"[" * 100_000,
     "huge": b'{"validate": {"metrics": {"val/psnr": 1e999}}}',
 }
-FILES = ("metrics.json", "lineage.json", "sweep.json", "probes.json", "zero_shot.json")
+FILES = ("metrics.json", "lineage.json", "sweep.json", "probes.json", "zero_shot.json", "fidelity.json")
 
 
 @pytest.mark.parametrize("kind", BROKEN)

@@ -162,6 +162,26 @@ def test_layers_are_a_table(runs: Path) -> None:
     assert page(runs).rows[-1] == ["2", "0.250", "–", "0.750", "–"]
 
 
+def test_fidelity_is_two_tables(runs: Path) -> None:
+    text = {"original_accuracy": 1, "original_similarity": 1, "accuracy": 0.25, "similarity": 0.5}
+    face = {"pixels": 32, "n": 100, "similarity": 0.75, "others": 0.5, "identified": 0.9}
+    rows = [{"pixels": 8, "n": 1200, **text}, {"pixels": 16, "n": 1200, **text, "accuracy": 0.75}]
+    record = {"text": rows, "faces": [face], "image_size": 64, "reader": {"name": "a reader", "sha256": "0"}}
+    (runs / "digits/tokenizer/fq_dual/fidelity.json").write_text(json.dumps(record))
+    html = page(runs)
+    assert "Text: 1,200 words a size, read by a reader" in html.text
+    assert "Faces: 100 a size, cosine by an unknown network" in html.text
+    assert html.rows[-7:] == [
+        ["height of a word", "T-ACC, originals", "T-ACC ↑", "T-NED, originals", "T-NED ↑"],
+        ["8 of 64 px", "100.0%", "25.0%", "100.0%", "50.0%"],
+        ["16 of 64 px", "100.0%", "75.0%", "100.0%", "50.0%"],
+        ["mean", "100.0%", "50.0%", "100.0%", "50.0%"],
+        ["side of a face", "cosine ↑", "of different faces", "identified ↑"],
+        ["32 of 64 px", "0.750", "0.500", "90.0%"],
+        ["mean", "0.750", "0.500", "90.0%"],
+    ]
+
+
 def test_sweep_probes_and_zero_shot_are_in_their_runs(runs: Path) -> None:
     assert "Probes:" not in page(runs).text and "Guidance:" not in page(runs).text
     probes = [

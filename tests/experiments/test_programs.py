@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from commands.fidelity import Fidelities
 from experiments import programs
 from experiments.__main__ import main
 from experiments.specification import load
@@ -167,6 +168,30 @@ def test_zero_shot_reads_the_class_vectors_of_its_preset(monkeypatch: pytest.Mon
         **{"zero_shot/top5/foundation": 0.0, "zero_shot/top5/block": 0.5, "zero_shot/top5/decoded": 1.0},
     }
     assert json.loads(Path("tokenizer/zero_shot.json").read_text())["n"] == 355
+
+
+def test_fidelity_is_named_by_measure_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    names = ("original_accuracy", "original_similarity", "accuracy", "similarity")
+
+    def measure(*given: object, **_: object) -> Fidelities:
+        asked.extend(given)
+        text = [{"pixels": size, "n": 9, **dict.fromkeys(names, size / 16)} for size in (8, 16)]
+        return Fidelities({"text": text, "faces": [], "image_size": 64}, {}, {})  # type: ignore[typeddict-item]
+
+    monkeypatch.setattr("commands.fidelity.measure", measure)
+    monkeypatch.setattr("polytoken.metrics.extractors.load_extractor", lambda *_: None)
+    Path("tokenizer").mkdir()
+    programs.main(["fidelity", "--run", "tokenizer", "--words", "9", "--output", "there"])
+    assert asked == [Path("tokenizer"), 9]
+    section = json.loads(Path("there/metrics.json").read_text())["validate"]
+    assert section["n"] == 9 and section["metrics"] == {
+        f"fidelity/text/{name}{size}": value for name in names for size, value in (("", 0.75), ("/8", 0.5), ("/16", 1))
+    }
+    assert Path("tokenizer/fidelity.json").is_file()
+    text = STAGED.replace("      - stage: samples\n", "      - {stage: fidelity, overrides: {words: 9}}\n")
+    *_, run = runs_of(load(str(write_experiment(Path(), text=text)), "digits").rows[0], "digits", 0)
+    assert run.commands()[0][3:7] == ["fidelity", "--run", str(run.inputs["run"]), "--words"]
 
 
 def test_class_vectors_are_needed_before_anything_runs(capsys: pytest.CaptureFixture) -> None:

@@ -1,0 +1,249 @@
+"""Text and face fidelity of a tokenizer: `python -m commands.fidelity --run runs/photos/tokenizer/vq`.
+
+Writes words at several sizes into images, lets an OCR network read the images and their reconstructions, and compares
+what it reads with what was written. Does the same with faces and the embeddings of a network. Words and faces come with
+installed packages. Prints tables, and writes `fidelity.json` and pictures into the run (TokBench, arXiv 2505.18142).
+See docs/evaluation.md, "Text and faces".
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from artifacts.fidelity import FIDELITY, FaceRow, Fidelity, TextRow, tables
+from artifacts.provenance import commit, versions
+from commands.fidelity_pictures import ReadWord, draw_faces, draw_words
+from commands.placed import Placed, Word, choose_words, faces_in, place_faces, place_words
+from commands.probe import directory_of
+from commands.program import best_device, new_parser, print_table, run
+from commands.progress import track
+from polytoken import records
+from polytoken.errors import UserError
+from polytoken.images import from_uint8, to_uint8
+from polytoken.loading import Checkpoint, load_tokenizer
+from polytoken.metrics.extractor import Extractor
+from polytoken.metrics.extractors import load_extractor
+from polytoken.metrics.fidelity import face_scores, text_scores
+from polytoken.metrics.word_reader import WordReader
+from polytoken.teachers.efficientnet import MEASURES
+from polytoken.tokenizers import Tokenizer
+
+WORDS = 200
+WORD_HEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4)  # of the side of an image
+FACE_SIDES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+LEAST_WORD, LEAST_FACE = 8, 16  # pixels; below, the originals are not legible either
+BATCH = 32
+
+
+class Reader(Protocol):
+    """A network that reads words."""
+
+    name: str
+
+    @property
+    def sha256(self) -> str:
+        """Digest of its weights."""
+
+    def __call__(self, crops: Sequence[np.ndarray]) -> list[str]:
+        """The word in each crop uint8 (h, w, 3)."""
+
+
+class Fidelities(NamedTuple):
+    """Content of `fidelity.json`, and by the size in pixels what the pictures show."""
+
+    result: Fidelity
+    words: dict[int, list[ReadWord]]
+    faces: dict[int, list[tuple[Tensor, Tensor]]]
+
+
+def measure(
+    run: Path,
+    words: int = WORDS,
+    word_heights: Sequence[float] = (),
+    faces: Path | None = None,
+    face_sides: Sequence[float] = (),
+    extractor: Extractor | None = None,
+    seed: int = 0,
+    device: torch.device | None = None,
+    new_reader: Callable[[], Reader] = WordReader,
+) -> Fidelities:
+    """Reconstruct words and faces, read and embed them.
+
+    Args:
+        run: run of the tokenizer.
+        words: number of words a size; 0 leaves text out.
+        word_heights: heights of a word as shares of the image's side; by default those of `WORD_HEIGHTS` that have at
+            least 8 pixels.
+        faces: folder of faces; None is the ones inside scikit-image.
+        face_sides: sides of a face as shares of the image's side; by default those of `FACE_SIDES` of at least 16
+            pixels.
+        extractor: network of the embeddings; None leaves faces out.
+        seed: of words, places and colours.
+        device: device of the tokenizer; None is the CPU.
+        new_reader: makes the network that reads words.
+
+    Raises:
+        MissingFileError: if the run has no checkpoint, or the folder no faces.
+        UserError: if it is not a tokenizer's, nothing or an impossible size is to be measured, the reader is not
+            installed, or a reconstruction is not finite.
+    """
+    if words < 1 and extractor is None:
+        raise UserError("0 words and no network that embeds faces: there is nothing to measure")
+    tokenizer = load_tokenizer(run).to(device or torch.device("cpu"))
+    side = tokenizer.image_size
+    text_rows, read_words, reader = [], {}, None
+    if words > 0:
+        reader, heights = new_reader(), pixels_of(word_heights, WORD_HEIGHTS, side, LEAST_WORD)
+        chosen = choose_words(words, max(heights), side, seed)
+        for height in heights:
+            placed = place_words(chosen, height, side, seed)
+            read_words[height] = _read(chosen, placed, _reconstructed(tokenizer, placed.images, run), reader)
+            text_rows.append(_text_row(height, read_words[height]))
+    face_rows, pairs = [], {}
+    if extractor is not None:
+        portraits = faces_in(faces)
+        for height in pixels_of(face_sides, FACE_SIDES, side, LEAST_FACE):
+            placed = place_faces(portraits, height, side)
+            crops = placed.crops(placed.images), placed.crops(_reconstructed(tokenizer, placed.images, run))
+            scores = face_scores(*(_embedded(one, extractor) for one in crops))
+            pairs[height] = list(zip(*crops, strict=True))
+            face_rows.append(FaceRow(pixels=height, n=len(portraits), **scores._asdict()))
+    checkpoint = Checkpoint.open(run)
+    packages = ["torch", "pillow", "matplotlib", "scikit-learn", "scikit-image", *(["onnxruntime"] if reader else [])]
+    result: Fidelity = {
+        "text": text_rows,
+        "faces": face_rows,
+        "image_size": side,
+        "reader": reader and {"name": reader.name, "sha256": reader.sha256},
+        "extractor": extractor and {"name": extractor.name, "sha256": extractor.sha256, "resize": extractor.resize},
+        "settings": {
+            "words": words,
+            "faces": "scikit-image's part of LFW" if faces is None else str(faces),
+            "seed": seed,
+        },
+        "checkpoint": {
+            "path": str(checkpoint.path),
+            "sha256": checkpoint.sha256,
+            "step": checkpoint.step,
+            "averaged": checkpoint.averaged,
+        },
+        "versions": versions(*packages),
+        "commit": commit(),
+    }
+    return Fidelities(result, read_words, pairs)
+
+
+def pixels_of(given: Sequence[float], default: Sequence[float], side: int, least: int) -> list[int]:
+    """Sizes in pixels, from the least: of the given shares of an image's side, or the legible ones of the default.
+
+    Raises:
+        UserError: if a given size is not legible or larger than an image, or no default is legible.
+    """
+    sizes = sorted({round(share * side) for share in given or default})
+    wrong = [size for size in sizes if not least <= size <= side]
+    if given and wrong:
+        raise UserError(
+            f"a size of {wrong[0] / side:g} is {wrong[0]} of the {side} pixels of an image: sizes from "
+            f"{least / side:g} to 1 are measured"
+        )
+    if len(wrong) == len(sizes):
+        raise UserError(f"images of {side} pixels are too small for text and faces")
+    return [size for size in sizes if size not in wrong]
+
+
+def _reconstructed(tokenizer: Tokenizer, images: Tensor, run: Path) -> Tensor:
+    """Reconstructions uint8 (B, 3, S, S), on the CPU."""
+    done = []
+    for batch in track(images.split(BATCH), "images with words or faces, batches"):
+        with torch.inference_mode():
+            image = tokenizer(from_uint8(batch).to(tokenizer.last_layer.device))[0].image.float()
+        if not image.isfinite().all():
+            raise UserError(f"the reconstructions of {run} are not finite: train it again")
+        done.append(to_uint8(image).cpu())
+    return torch.cat(done)
+
+
+def _read(words: Sequence[Word], placed: Placed, reconstructions: Tensor, reader: Reader) -> list[ReadWord]:
+    """Each word with its crops and what was read from them."""
+    crops = [placed.crops(images) for images in (placed.images, reconstructions)]
+    texts = [reader([crop.permute(1, 2, 0).numpy() for crop in one]) for one in crops]
+    return [
+        ReadWord(word.text, *columns)
+        for word, *columns in zip(words, crops[0], texts[0], crops[1], texts[1], strict=True)
+    ]
+
+
+def _text_row(height: int, words: Sequence[ReadWord]) -> TextRow:
+    written = [word.written for word in words]
+    original = text_scores([word.read_original for word in words], written)
+    found = text_scores([word.read for word in words], written)
+    return {
+        "pixels": height,
+        "n": len(words),
+        "original_accuracy": original.accuracy,
+        "original_similarity": original.similarity,
+        "accuracy": found.accuracy,
+        "similarity": found.similarity,
+    }
+
+
+def _embedded(crops: Sequence[Tensor], extractor: Extractor) -> Tensor:
+    batches = torch.stack(list(crops)).split(BATCH)
+    return torch.cat([extractor(batch.to(extractor.device)).pooled.cpu() for batch in batches])
+
+
+def save(run: Path, found: Fidelities) -> Path:
+    """Write `fidelity.json` and the pictures into the directory of a run; returns the path of the first."""
+    path = directory_of(run) / FIDELITY
+    records.write(path, found.result)
+    if found.words:
+        draw_words(found.words, path.with_name("fidelity_text.png"))
+    if found.faces:
+        draw_faces(found.faces, path.with_name("fidelity_faces.png"))
+    return path
+
+
+def work(given: Namespace) -> None:
+    """Measure, write the files, and print tables."""
+    device = best_device()
+    extractor = load_extractor(given.extractor, given.weights, device)
+    found = measure(
+        given.run, given.words, given.word_heights, given.faces, given.face_sides, extractor, given.seed, device
+    )
+    for table in tables(found.result):
+        print_table(table.caption, table.head, table.rows)
+    print(f"all results: {save(given.run, found)}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the program."""
+    parser = new_parser("commands.fidelity", __doc__)
+    parser.add_argument("--run", type=Path, required=True, help="run of a tokenizer: runs/photos/tokenizer/vq")
+    parser.add_argument("--words", type=int, default=WORDS, help="words of each size; 0 leaves text out")
+    parser.add_argument(
+        "--word-heights", type=float, nargs="+", default=[], help="shares of the image's side; by default 1/32 … 1/4"
+    )
+    parser.add_argument(
+        "--extractor",
+        default=MEASURES,
+        help="network that embeds faces: inception, dinov2_base …; the default is an "
+        "ImageNet classifier of the extra `vision`",
+    )
+    parser.add_argument("--weights", type=Path, help="file of the extractor; by default the one of `make weights`")
+    parser.add_argument("--faces", type=Path, help="folder of faces; by default 100 small ones inside scikit-image")
+    parser.add_argument(
+        "--face-sides", type=float, nargs="+", default=[], help="shares of the image's side; by default 1/16 … 1/2"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of words, places and colours")
+    run(parser, work, arguments)
+
+
+if __name__ == "__main__":
+    main()
