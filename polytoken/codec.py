@@ -8,7 +8,6 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from polytoken.errors import UserError
 from polytoken.frozen import FrozenNetwork
 from polytoken.precision import full_precision
 from polytoken.specs import LatentSpec, Tokens
@@ -103,29 +102,10 @@ class FrozenCodec:
         assert encoding.codes is not None  # checked by GeneratorRecord.described
         return Tokens(codes=torch.stack([encoding.codes[:, i] for i in self._sub_codes], dim=1))
 
-    @torch.no_grad()
     def code_vectors(self) -> tuple[Tensor, ...]:
-        """Return the vectors (K_i, d_i) of all codes of each sub-code of the generator, float32 on the CPU.
-
-        Raises:
-            UserError: the tokenizer has several scales, so that a vector is a sum over them.
-        """
-        device = torch.device("cpu")
-        tokenizer = self._tokenizer.on(device)
-        spec = tokenizer.require_codes()
-        if len(spec.scales) > 1:
-            raise UserError(
-                f"the tokenizer has codes of {len(spec.scales)} scales, whose vectors are summed, and no vector of a "
-                "code at one position: leave out code_alignment and noise.nearest, or use a tokenizer of one scale"
-            )
-        vectors = []
-        for i in self._sub_codes:
-            size, positions = spec.codebook_sizes[i], spec.num_positions
-            images = -(-size // positions)
-            codes = torch.arange(images * positions, device=device).clamp(max=size - 1).view(images, 1, positions)
-            subspaces = embed_sub_codes(tokenizer, codes, [i]).split(tokenizer.subspace_channels, dim=1)
-            vectors.append(subspaces[i].flatten(2).transpose(1, 2).flatten(0, 1)[:size].clone())
-        return tuple(vectors)
+        """Return the vectors (K_i, d_i) of the codebook of each sub-code of the generator, float32 on the CPU."""
+        codebooks = self._tokenizer.on(torch.device("cpu")).quantizer.codebooks()
+        return tuple(codebooks[i].clone() for i in self._sub_codes)
 
     def prepare(self, device: torch.device) -> None:
         """Load the tokenizer and move it to the device."""

@@ -13,6 +13,7 @@ from polytoken.codec import FrozenCodec
 from polytoken.errors import UserError
 from polytoken.generators.alignment import negative_cosine, projector
 from polytoken.generators.base import Generator
+from polytoken.specs import TokenSpec
 
 
 class CodeAlignmentLoss(NamedTuple):
@@ -66,12 +67,17 @@ class CodeAlignment(nn.Module):
         """Look up the code vectors of a connected generator's tokenizer, and build the projectors.
 
         Raises:
-            UserError: the generator is not causal or has no such block, or the tokenizer has several scales.
+            UserError: the generator is not causal or has no such block, or its codes have several scales.
         """
-        if not generator.is_causal:
+        if not (generator.is_causal and isinstance(generator.spec, TokenSpec)):
             raise UserError(
                 f"code_alignment is for generators that read one code after another, and {type(generator).__name__} "
                 "is none: leave it out"
+            )
+        if len(generator.spec.scales) > 1:
+            raise UserError(
+                f"the tokenizer has codes of {len(generator.spec.scales)} scales, whose vectors are summed, and no "
+                "vector of one position: leave out code_alignment, or use a tokenizer of one scale"
             )
         deep = min(generator.depth, round(generator.depth * 3 / 4) + 1) if self.depth is None else self.depth
         if not 1 <= deep <= generator.depth:

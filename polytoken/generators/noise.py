@@ -10,9 +10,9 @@ from torch import Tensor
 
 from polytoken.constants import constant
 from polytoken.errors import UserError
-from polytoken.precision import full_precision
+from polytoken.neighbours import neighbours_of_codes
 
-MAX_DISTANCES = 2**24
+MAX_DISTANCES = 2**22
 """Distances that are held at once while nearest codes are searched."""
 
 
@@ -49,7 +49,7 @@ class SubTokenNoise:
         sample_probability: ``uniform`` draws the probability of each sample between 0 and the scheduled one, so that
             half as many sub-codes are replaced; None gives all samples the scheduled one.
         nearest: a replaced sub-code is drawn from the n nearest codes of its codebook, itself included (RobusTok,
-            arXiv 2509.12474), by the distance of their vectors; None draws from the whole codebook.
+            arXiv 2509.12474), by the distance of their vectors; None draws from the whole codebook, as does n = K.
     """
 
     def __init__(
@@ -89,16 +89,7 @@ class SubTokenNoise:
         self._neighbours: tuple[Tensor, ...] = ()
 
     def connect(self, vectors: Sequence[Tensor]) -> None:
-        """Take the vectors (K_i, d_i) of the codes, which ``nearest`` needs.
-
-        Raises:
-            UserError: a codebook has fewer codes than ``nearest``.
-        """
-        for i, one in enumerate(vectors):
-            if self.nearest is not None and self.nearest > len(one):
-                raise UserError(
-                    f"noise.nearest is {self.nearest} and sub-code {i} has {len(one)} codes: choose at most as many"
-                )
+        """Take the vectors (K_i, d_i) of the codes, which ``nearest`` needs."""
         self._vectors = tuple(vectors)
         self._neighbours = ()
 
@@ -126,21 +117,22 @@ class SubTokenNoise:
         )
 
     def _replacements(self, codes: Tensor, codebook_sizes: Sequence[int], uniform: Tensor) -> Tensor:
+        choices = [size if self.nearest is None else min(self.nearest, size) for size in codebook_sizes]
+        ranks = (uniform * constant(tuple(choices), codes.device, torch.int64).view(1, -1, 1)).long()
         if self.nearest is None:
-            return (uniform * constant(tuple(codebook_sizes), codes.device, torch.int64).view(1, -1, 1)).long()
-        ranks = (uniform * self.nearest).long()
+            return ranks
         tables = self._tables(codes.device)
         return torch.stack([table[codes[:, i], ranks[:, i]] for i, table in enumerate(tables)], dim=1)
 
     def _tables(self, device: torch.device) -> tuple[Tensor, ...]:
-        """Nearest codes (K_i, n), computed once on the device of the codes."""
+        """Nearest codes (K_i, min(n, K_i)), computed once on the device of the codes."""
         assert self.nearest is not None
         if not self._vectors:
             raise UserError(
                 "noise.nearest needs the vectors of the codes: call take_code_vectors of the generator before training"
             )
         if not self._neighbours or self._neighbours[0].device != device:
-            self._neighbours = tuple(nearest_to_each(one.to(device), self.nearest) for one in self._vectors)
+            self._neighbours = tuple(_nearest_to_each(one.to(device), self.nearest) for one in self._vectors)
         return self._neighbours
 
     def _drawn(self, codes: Tensor, scheduled: float) -> Tensor:
@@ -157,12 +149,8 @@ class SubTokenNoise:
         return ranks < counts
 
 
-def nearest_to_each(vectors: Tensor, count: int) -> Tensor:
-    """Return the ``count`` nearest codes (K, count) of each code, itself included, for vectors (K, d)."""
-    rows = max(1, MAX_DISTANCES // len(vectors))
-    with full_precision(vectors.device):
-        # Exact differences: the expanded square cancels for codes that are close.
-        distances = (
-            torch.cdist(some, vectors, compute_mode="donot_use_mm_for_euclid_dist") for some in vectors.split(rows)
-        )
-        return torch.cat([some.topk(count, largest=False).indices for some in distances])
+def _nearest_to_each(vectors: Tensor, count: int) -> Tensor:
+    size = len(vectors)
+    codes = torch.arange(size, device=vectors.device)
+    parts = codes.split(max(1, MAX_DISTANCES // size))
+    return torch.cat([neighbours_of_codes(vectors, part, min(count, size)) for part in parts])

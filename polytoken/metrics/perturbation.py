@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from polytoken.neighbours import neighbours_of_codes
 from polytoken.quantizers.base import Quantizer
 from polytoken.ranges import LARGEST_SEED, at_least, within
 from polytoken.sampling.row_noise import RowNoise
@@ -71,9 +72,6 @@ class CodePerturbation:
 class NearestCodes:
     """The δ codes nearest to each code of a codebook, by exact search for the codes that are asked for.
 
-    Distances are Euclidean, computed in float64 and rounded to float32, so that neither batch nor device decides about
-    equal ones: of those, the lower code is the nearer.
-
     Args:
         codebook: (K, d).
         delta: δ, at most K.
@@ -92,14 +90,6 @@ class NearestCodes:
         """The neighbour of each of these codes that has this rank, 0 … δ − 1; any shape, and that of the result."""
         missing = codes[~self._known[codes]].unique()
         for rows in missing.split(self._rows):
-            self._table[rows] = self._search(rows).int()
+            self._table[rows] = neighbours_of_codes(self._codebook, rows, self.delta).int()
         self._known[missing] = True
         return self._table[codes, ranks].long()
-
-    def _search(self, codes: Tensor) -> Tensor:
-        rows, every = self._codebook[codes], self._codebook
-        squares = rows.square().sum(1, keepdim=True) + every.square().sum(1) - 2 * rows @ every.T
-        # the bits of floats of one sign order as the floats do; below them, the index orders equal ones
-        bits = squares.abs().float().view(torch.int32).long()
-        order = bits << 31 | torch.arange(len(every), device=codes.device)
-        return order.topk(self.delta, largest=False).values & (2**31 - 1)

@@ -61,9 +61,14 @@ def test_code_vectors_are_those_that_the_decoder_reads(sub_codes: Sequence[int],
         assert torch.equal(one[codes[:, i]], subspaces[i].flatten(2).transpose(1, 2))
 
 
-def test_a_tokenizer_of_several_scales_has_no_code_vectors() -> None:
-    with pytest.raises(ValueError, match="no vector of a code at one position: leave out code_alignment"):
-        FrozenCodec(tiny_scales, [0, 1]).code_vectors()
+def test_codes_of_several_scales_are_refused_and_have_nearest_codes() -> None:
+    tokenizer = tiny_scales()
+    generator = generator_of(tokenizer, SubTokenNoise(1.0, nearest=3))
+    with pytest.raises(ValueError, match="no vector of one position: leave out code_alignment"):
+        connected(generator, tokenizer)
+    generator.take_code_vectors(FrozenCodec(lambda: tokenizer, [0, 1]).code_vectors())
+    codes, labels = random_codes(generator, 3)
+    assert generator.loss(Tokens(codes=codes), labels).statistics["noise_rate"] == 1
 
 
 @pytest.mark.parametrize("noisy", [False, True])
