@@ -208,14 +208,14 @@ curriculum: $(CHECKED) report ## start | The same stages; with LAUNCH=slurm, a j
 OWN_NETWORKS := $(basename $(notdir $(wildcard $(addprefix configs/presets/$(PRESET)/,judge.yaml teacher_mid.yaml teacher_high.yaml))))
 TEACHERS_HERE := $(patsubst %,$(RUNS)/teacher/%/done.json,$(OWN_NETWORKS:teacher_%=%))
 ifeq ($(TEACHERS_HERE),)
-teacher: ## stages | Train the judge and the stand-ins for CLIP, DINOv2 and SigLIP 2 (digits, photos, own presets)
+teacher: ## stages | Train stand-ins for CLIP, DINOv2 and SigLIP 2 (digits, photos, own presets), and the judge of digits
 	@echo "the preset $(PRESET) trains no teachers: it uses published networks (make weights)"
 else
 # the teachers measure and guide all runs, so that STEPS of other targets leave them alone
 TAUGHT = $(if $(filter teacher,$(MAKECMDGOALS)),$(addprefix --trainer.max_steps ,$(call given,STEPS)) $(ARGS))
 # the dual encoder, which the recipes that name it need in addition
 DUAL := $(if $(wildcard configs/presets/$(PRESET)/teacher_dual.yaml),$(RUNS)/teacher/dual/done.json)
-teacher: $(TEACHERS_HERE) $(DUAL) ## stages | Train the judge and the stand-ins for CLIP, DINOv2 and SigLIP 2 (digits, photos, own presets)
+teacher: $(TEACHERS_HERE) $(DUAL) ## stages | Train stand-ins for CLIP, DINOv2 and SigLIP 2 (digits, photos, own presets), and the judge of digits
 
 $(RUNS)/teacher/judge/done.json: $(ASKED_ALWAYS) | configs/judge.yaml configs/presets/$(PRESET)/judge.yaml $(READY)
 	$(call STAGE,teacher) $(CLI) fit $(call CONFIG,judge,judge) $(TAUGHT)

@@ -29,6 +29,7 @@ from polytoken.errors import UserError
 from polytoken.images import UNREADABLE
 from polytoken.metrics import inception
 from polytoken.teachers import Teacher
+from polytoken.teachers.efficientnet import EFFICIENTNETS, MEASURES
 
 STAGES = ("tokenizer", "tokens", "generator", "samples")
 GOOD, MISSING, LATER = "there", "MISSING", "made first"
@@ -90,7 +91,16 @@ def weights(config: Any, made: Path) -> Iterator[Finding]:
         yield from weights(value, made)
 
 
+def _installed(name: str) -> Finding:
+    try:
+        return Finding(str(EFFICIENTNETS[name].path), GOOD)
+    except UserError as error:
+        return Finding(name, MISSING, str(error))
+
+
 def _teacher(name: str, config: dict[str, Any]) -> Finding:
+    if name in EFFICIENTNETS:
+        return _installed(name)
     file = Path(config.get("weights") or f"weights/{name}.safetensors")
     if not file.exists():
         return Finding(str(file), MISSING, f"make weights TEACHERS={name}")
@@ -107,6 +117,9 @@ def _file(file: Path, remedy: str) -> Finding:
 
 def evaluation(preset: Preset, runs: Path) -> Iterator[Finding]:
     """Network and reference of the evaluation."""
+    if preset.own_network == MEASURES:
+        yield _installed(MEASURES)
+        return
     if preset.own_network is not None:
         file = preset.network_file(preset.own_network, runs)
         yield Finding(str(file), GOOD if file.exists() else LATER)

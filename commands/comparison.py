@@ -29,8 +29,8 @@ def add_extractor_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="root of all runs")
     parser.add_argument(
         "--extractor",
-        help="judge, inception, or a teacher (dinov2_base …); by default the preset's own network (judge, or "
-        "without labels stand_in), or else inception",
+        help="judge, efficientnet_lite2, inception, or a teacher (dinov2_base …); by default the judge of the preset, "
+        "efficientnet_lite2 if it is small and has none, or else inception",
     )
     parser.add_argument("--weights", type=Path, help="file of the extractor; by default the one of `make weights`")
 

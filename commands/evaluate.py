@@ -1,10 +1,10 @@
 """Metrics of a file of images: `python -m commands.evaluate --samples FILE.npz --preset digits`.
 
-A preset's own network, its judge or without labels its stand-in for DINOv2, takes the place of Inception, and no metric
-compares with a published one. The table then also shows real validation images (the best to be expected), as many real
-training images (the distance of two real sets; the judge was trained on these and is surer of them) and the tokenizer's
-reconstructions (the best that its codes allow). With `--reference FILE.npz` (ADM's, or one of `make reference`) samples
-of any origin are compared with that file alone, by Inception if the preset trains no network.
+On a small preset its judge, or else EfficientNet-Lite2, takes the place of Inception, and no metric compares with a
+published one. The table then also shows real validation images (the best to be expected), as many real training images
+(the distance of two real sets; a judge was trained on these and is surer of them) and the tokenizer's reconstructions
+(the best that its codes allow). With `--reference FILE.npz` (ADM's, or one of `make reference`) samples of any origin
+are compared with that file alone, by Inception if the preset trains no network.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Real images and judge of a preset, read from its configuration files."""
+"""Real images and networks of a preset, read from its configuration files."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from datamodules.sources.base import Split
 from polytoken.building import build
 from polytoken.errors import UserError
 from polytoken.files import is_file_name
+from polytoken.teachers.efficientnet import MEASURES
 
 BATCH = 128
 SOURCES = ("datamodules",)  # packages of data modules and sources
@@ -123,11 +124,13 @@ class Preset:
 
     @property
     def own_network(self) -> str | None:
-        """The network that compares images by default: the judge, or without labels the stand-in for DINOv2.
+        """The network that compares images by default: the judge, or EfficientNet-Lite2 if it trains stand-ins alone.
 
         None if the preset trains neither.
         """
-        return next(iter(self.networks), None)
+        if "judge" in self.networks:
+            return "judge"
+        return MEASURES if self.networks else None
 
     def network_file(self, name: str, runs: Path) -> Path:
         """File of one of its networks, which ``make teacher`` trains."""

@@ -20,29 +20,39 @@ from polytoken.specs import Encoding
 class SubspaceAblation(SubsetMeasurement):
     """Decodes with some subspaces set to zero: each one left out, and each one alone.
 
-    Logs ``ablation/psnr_<column>``, and with a judge ``ablation/rfd/judge_<column>``, for the columns ``all``,
+    Logs ``ablation/psnr_<column>``, and with an extractor ``ablation/rfd/<name>_<column>``, for the columns ``all``,
     ``without_i`` and ``only_i``; equal columns are decoded once. Writes ``subspaces.png``: a row per image, the
     original first.
 
     Args:
-        judge: the judge's safetensors (``make teacher`` trains it); None omits its distance.
+        extractor: network of a Fréchet distance: ``judge``, ``efficientnet_lite2`` …; None omits it.
+        weights: file of its weights; None is the installed one. A judge's must be named.
         max_images: upper bound of the images, evenly spread over the set; each is decoded up to 2k + 1 times.
         rows: images in the plot.
         pixels: minimum height of an image in the plot.
     """
 
-    def __init__(self, judge: str | None = None, max_images: int = 2048, rows: int = 8, pixels: int = 96) -> None:
+    def __init__(
+        self,
+        extractor: str | None = None,
+        weights: str | None = None,
+        max_images: int = 2048,
+        rows: int = 8,
+        pixels: int = 96,
+    ) -> None:
         super().__init__(max_images)
         at_least(1, self, rows=rows, pixels=pixels)
-        self.judge = judge
+        self.extractor = extractor
+        self.weights = weights
         self.num_rows = rows
         self.pixels = pixels
-        self._judge: Extractor | None = None
+        self._network: Extractor | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Load the judge now, so that a missing file stops the run before its first step."""
-        device = trainer.strategy.root_device
-        self._judge = load_extractor("judge", Path(self.judge), device) if self.judge else None
+        """Load the network now, so that a missing file stops the run before its first step."""
+        if self.extractor is not None:
+            weights = None if self.weights is None else Path(self.weights)
+            self._network = load_extractor(self.extractor, weights, trainer.strategy.root_device)
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().begin(trainer, pl_module)
@@ -53,8 +63,8 @@ class SubspaceAblation(SubsetMeasurement):
         self._columns = columns(len(pl_module.tokenizer.subspace_channels))
         self._decoded = DecodedColumns(list(self._columns), self.num_rows, trainer.world_size, pl_module.device)
         self._features: dict[str, FeatureStatistics] = {}
-        if self._judge is not None:
-            width, names = self._judge.num_features, (ORIGINAL, *self._columns)
+        if self._network is not None:
+            width, names = self._network.num_features, (ORIGINAL, *self._columns)
             self._features = {name: FeatureStatistics(width).to(pl_module.device) for name in names}
 
     def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
@@ -70,9 +80,9 @@ class SubspaceAblation(SubsetMeasurement):
     def results(self) -> dict[str, Tensor]:
         results = {f"ablation/psnr_{name}": value for name, value in self._decoded.psnr().items()}
         statistics = {name: features.compute() for name, features in self._features.items()}
-        for name in self._columns if statistics else ():
+        for name in self._columns if self._network is not None else ():
             distance = frechet_distance(statistics[name], statistics[ORIGINAL])
-            results[f"ablation/rfd/judge_{name}"] = distance
+            results[f"ablation/rfd/{self._network.name}_{name}"] = distance
         self._decoded.gather()
         return results
 
@@ -83,8 +93,8 @@ class SubspaceAblation(SubsetMeasurement):
 
     def _add(self, name: str, decoded: Tensor, images: Tensor) -> None:
         self._decoded.add(name, decoded, images)
-        if self._judge is not None:
-            self._features[name].update(self._judge(to_uint8(decoded)).pooled)
+        if self._network is not None:
+            self._features[name].update(self._network(to_uint8(decoded)).pooled)
 
 
 def columns(num_subspaces: int) -> dict[str, tuple[int, ...]]:

@@ -14,7 +14,11 @@ from commands.report.drawing import Points
 from commands.report.drawing import discrepancy as draw
 from polytoken import records
 
-DISTANCES = {"judge": ("val/rfd/judge", "gfd/judge"), "Inception": ("val/rfid/inception", "gfid/inception")}
+DISTANCES = {
+    "judge": ("val/rfd/judge", "gfd/judge"),
+    "EfficientNet-Lite2": ("val/rfd/efficientnet_lite2", "gfd/efficientnet_lite2"),
+    "Inception": ("val/rfid/inception", "gfid/inception"),
+}
 
 
 def read(directory: Path, preset: str) -> list[Results]:

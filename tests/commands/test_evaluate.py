@@ -120,11 +120,11 @@ def test_settings_come_from_samples_json(runs: Path, tmp_path: Path, capsys: pyt
     assert run(tmp_path / "samples.npz", runs)["samples"]["settings"] is None
 
 
-@pytest.mark.parametrize(("networks", "default"), [(["stand_in"], "stand_in"), ([], "inception")])
+@pytest.mark.parametrize(("networks", "default"), [(["stand_in"], "efficientnet_lite2"), ([], "inception")])
 def test_a_judge_that_a_preset_does_not_train_is_refused(
     networks: list[str], default: str, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """Without labels there is none: not a missing reference, and not the file of the stand-in."""
+    """Not a missing reference, and not the file of the stand-in."""
     monkeypatch.setattr(Preset, "networks", networks)
     said = refusal(runs / "samples.npz", runs, capsys, "--extractor", "judge")
     assert f"the preset digits trains no judge: leave --extractor out, which compares by {default}, or name" in said

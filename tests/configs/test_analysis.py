@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from commands.preset import Preset
 from polytoken.files import file_sha256
 from tests.support.commands import exit_code
 from tests.support.recipes import CONFIGS, PRESETS, digits, write_judge
@@ -47,9 +48,12 @@ def test_analysis_and_reconstruction_overlays_run(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_each_preset_names_its_judge(preset: str) -> None:
+def test_each_preset_names_the_network_that_measures_it(preset: str) -> None:
     directory = CONFIGS / "presets" / preset
     (callback,) = yaml.safe_load((directory / "analysis.yaml").read_text())["trainer"]["callbacks+"]
     assert callback["class_path"] == "callbacks.SubspaceAblation"
-    judge = yaml.safe_load((directory / "judge.yaml").read_text()) if (directory / "judge.yaml").exists() else None
-    assert callback.get("init_args", {}).get("judge") == (judge and judge["model"]["init_args"]["output"])
+    given = callback.get("init_args", {})
+    assert given.get("extractor") == Preset.load(preset).own_network
+    if (directory / "judge.yaml").exists():
+        judge = yaml.safe_load((directory / "judge.yaml").read_text())
+        assert given["weights"] == judge["model"]["init_args"]["output"]

@@ -152,9 +152,8 @@ def test_own_images_go_through_all_stages(
         assert {"gfid/inception", "precision/inception", "recall/inception"} <= {*found["metrics"]["samples"]}
     else:
         compared = {"reference": "mine validation images", "reference_kind": "validation", "reference_n": validation}
-        assert found["reference"] == compared and found["extractor"]["name"] == ("judge" if labelled else "stand_in")
-        network = runs / f"teacher/{'judge' if labelled else 'mid'}.safetensors"
-        assert found["extractor"]["sha256"] == file_sha256(network)
+        assert found["reference"] == compared and found["extractor"]["name"] == "efficientnet_lite2"
+        assert found["extractor"]["sha256"].startswith("9656183e")
         assert {"validation", "train", "reconstructions", "samples"} == {*found["metrics"]}
-        assert (runs / "teacher/judge").exists() == labelled
+        assert (runs / "teacher/mid").exists() and (runs / "teacher/high").exists() == labelled
     assert "mine" in (runs / "report.md").read_text() and (runs / "report.html").exists()

@@ -37,7 +37,7 @@ def test_columns() -> None:
 def test_metrics_and_plot(tokenizer: Tokenizer, tmp_path: Path) -> None:
     judge = write_judge(tmp_path / "judge.safetensors", 2)
     data = Images()
-    trainer = quiet_trainer(tmp_path, [SubspaceAblation(str(judge), rows=5, pixels=32)])
+    trainer = quiet_trainer(tmp_path, [SubspaceAblation("judge", str(judge), rows=5, pixels=32)])
     trainer.validate(module_of(tokenizer), data, verbose=False)
     images, network = data.images[:10], SmallClassifier.load(judge)
 
