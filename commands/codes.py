@@ -152,8 +152,8 @@ def show(result: dict[str, Any]) -> None:
         settings = result["perturbation"]
         nearest = " and ".join(map(str, dict.fromkeys(result["neighbours"])))
         print_table(
-            f"{result['n']} images by {result['extractor']['name']}; replaced: α {settings['alpha']:g} of the codes of "
-            f"β {settings['beta']:g} of the images, by one of δ {nearest} codes",
+            f"{result['n']} images by {result['extractor']['name']}; "
+            f"α {settings['alpha']:g}, β {settings['beta']:g}, δ {nearest}",
             ("images", *(name_of_images(name).title for name in metrics["reconstructed"])),
             (
                 [kind, *(name_of_images(name).text(one["value"]) for name, one in found.items())]
