@@ -205,17 +205,17 @@ demo: $(CHECKED) report ## start | Teachers, tokenizer, tokens, both stages, 500
 curriculum: $(CHECKED) report ## start | The same stages; with LAUNCH=slurm, a job each, one after the other
 
 # the networks that a preset trains for itself: without labels, only the stand-in for DINOv2
-OWN_NETWORKS := $(basename $(notdir $(wildcard $(addprefix configs/presets/$(PRESET)/,judge.yaml teacher_mid.yaml teacher_high.yaml))))
+OWN_NETWORKS := $(basename $(notdir $(wildcard $(addprefix configs/presets/$(PRESET)/,judge.yaml teacher_perceptual.yaml teacher_mid.yaml teacher_high.yaml))))
 TEACHERS_HERE := $(patsubst %,$(RUNS)/teacher/%/done.json,$(OWN_NETWORKS:teacher_%=%))
 ifeq ($(TEACHERS_HERE),)
-teacher: ## stages | Train stand-ins for CLIP, DINOv2 and SigLIP 2 (digits, photos, own presets), and the judge of digits
+teacher: ## stages | Train stand-ins for CLIP, DINOv2, SigLIP 2 (digits, photos, own presets), VGG and Inception (digits)
 	@echo "the preset $(PRESET) trains no teachers: it uses published networks (make weights)"
 else
 # the teachers measure and guide all runs, so that STEPS of other targets leave them alone
 TAUGHT = $(if $(filter teacher,$(MAKECMDGOALS)),$(addprefix --trainer.max_steps ,$(call given,STEPS)) $(ARGS))
 # the dual encoder, which the recipes that name it need in addition
 DUAL := $(if $(wildcard configs/presets/$(PRESET)/teacher_dual.yaml),$(RUNS)/teacher/dual/done.json)
-teacher: $(TEACHERS_HERE) $(DUAL) ## stages | Train stand-ins for CLIP, DINOv2 and SigLIP 2 (digits, photos, own presets), and the judge of digits
+teacher: $(TEACHERS_HERE) $(DUAL) ## stages | Train stand-ins for CLIP, DINOv2, SigLIP 2 (digits, photos, own presets), VGG and Inception (digits)
 
 $(RUNS)/teacher/judge/done.json: $(ASKED_ALWAYS) | configs/judge.yaml configs/presets/$(PRESET)/judge.yaml $(READY)
 	$(call STAGE,teacher) $(CLI) fit $(call CONFIG,judge,judge) $(TAUGHT)

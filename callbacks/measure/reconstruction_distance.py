@@ -44,7 +44,18 @@ class ReconstructionDistance(Measurement):
         self.weights = weights
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Load the network now, so that a missing file stops the run before its first step."""
+        """Load the network now, so that a missing file stops the run before its first step.
+
+        Raises:
+            MissingFileError: if its file is missing.
+            UserError: if the objective reads this network, or as :func:`load_extractor`.
+        """
+        objective = getattr(pl_module, "objective", None)
+        if objective is not None and (network := self.weights or self.extractor) in objective.networks:
+            raise UserError(
+                f"the objective reads {network}, which finds the reconstructions better than they are: measure by "
+                "another network (trainer.callbacks.init_args.extractor and weights)"
+            )
         weights = None if self.weights is None else Path(self.weights)
         network = load_extractor(self.extractor, weights, trainer.strategy.root_device)
         self._judged = isinstance(network, Judge)

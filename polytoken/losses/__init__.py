@@ -8,7 +8,7 @@ from polytoken.losses.disentanglement import Disentanglement
 from polytoken.losses.feature_reconstruction import FeatureReconstruction
 from polytoken.losses.lecam import LeCam
 from polytoken.losses.objective import TokenizerObjective
-from polytoken.losses.perceptual import LPIPS, EfficientNetFeatures, JudgeFeatures
+from polytoken.losses.perceptual import LPIPS, ClassifierFeatures, EfficientNetFeatures
 from polytoken.losses.reconstruction import Reconstruction
 from polytoken.losses.semantic import SemanticContrast
 
@@ -20,7 +20,7 @@ __all__ = [
     "EfficientNetFeatures",
     "FeatureAlignment",
     "FeatureReconstruction",
-    "JudgeFeatures",
+    "ClassifierFeatures",
     "LeCam",
     "LossTerm",
     "Reconstruction",

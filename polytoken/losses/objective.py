@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from polytoken.errors import UserError
 from polytoken.losses.adversarial import Adversarial
 from polytoken.losses.base import LossTerm, TokenizerStep, teacher_key
+from polytoken.losses.perceptual import PerceptualTerm
 from polytoken.teachers import Teacher, TeacherFeatures
 from polytoken.tokenizers import Tokenizer
 
@@ -94,6 +95,13 @@ class TokenizerObjective(nn.Module):
             self.teachers[teacher].prepare(device)
         if self.adversarial is not None:
             self.adversarial.discriminator.prepare(device)
+
+    @property
+    def networks(self) -> frozenset[str]:
+        """Files, or else names, of the frozen networks that the terms read, by which no image should be measured."""
+        perceptual = {term.weights for term in self._terms().values() if isinstance(term, PerceptualTerm)}
+        teachers = (self.teachers[name] for name in _teacher_blocks(self._terms().values()) if name in self.teachers)
+        return frozenset(perceptual | {teacher.weights or teacher.name for teacher in teachers})
 
     def forward(self, step: TokenizerStep) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss of the autoencoder, and its parts by name for the log.

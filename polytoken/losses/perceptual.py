@@ -96,11 +96,11 @@ class FeatureDistance(PerceptualTerm):
         return torch.stack([_unit_distance(one.float(), other.float()) for one, other in pairs]).mean()
 
 
-class JudgeFeatures(FeatureDistance):
-    """Distance of the features of the judge, the small classifier of an embedded data set.
+class ClassifierFeatures(FeatureDistance):
+    """Distance of the features of a small classifier of an embedded data set.
 
     Args:
-        weights: the judge's safetensors (``make teacher`` trains it).
+        weights: its safetensors (``make teacher`` trains it).
         weight: factor in the total.
         start_step: updates before which the term is left out.
     """

@@ -193,7 +193,7 @@ def here(tmp_path: Path) -> Path:
 
 def test_only_its_marker_finishes_a_stage(here: Path) -> None:
     runs = here / "runs/digits"
-    places = [runs / place for place in ("teacher/judge", "teacher/mid", "teacher/high")]
+    places = [runs / place for place in ("teacher/judge", "teacher/perceptual", "teacher/mid", "teacher/high")]
     places += [runs / f"{stage}/fq_dual" for stage in ("tokenizer", "tokens", "stage1", "stage2", "samples")]
     for place in places:
         place.mkdir(parents=True)
@@ -203,13 +203,13 @@ def test_only_its_marker_finishes_a_stage(here: Path) -> None:
     for place in places:
         (place / "done.json").touch()
     assert "cli.py" not in make("-n", "evaluate", cwd=here)
-    (places[3] / "done.json").unlink()
+    (places[4] / "done.json").unlink()
     assert make("-n", "evaluate", cwd=here).count("cli.py") == 5, "the tokenizer, and all that is built upon it"
 
 
 def test_paths_may_hold_spaces_and_quotes(here: Path) -> None:
     place = "my  spaced 'dir'"
-    for directory in (place, *(f"runs/digits/teacher/{name}" for name in ("judge", "mid", "high"))):
+    for directory in (place, *(f"runs/digits/teacher/{name}" for name in ("judge", "perceptual", "mid", "high"))):
         (here / directory).mkdir(parents=True)
         for name in ("done.json", "theirs.npz", "samples.npz", "classes.safetensors"):
             (here / directory / name).touch()
@@ -340,16 +340,16 @@ def test_make_asks_about_each_stage_and_repeats_nothing(here: Path) -> None:
         make(*goals, "VENV=stub", "-o", "stub/.ready", cwd=here)
         return [line.split() for line in (here / "log").read_text().splitlines()]
 
-    stages = [f"teacher/{name}" for name in ("judge", "mid", "high")]
+    stages = [f"teacher/{name}" for name in ("judge", "perceptual", "mid", "high")]
     stages += [f"{stage}/fq_dual" for stage in ("tokenizer", "tokens", "stage1", "stage2", "samples")]
     first = programs("report")
     assert [words[2] for words in first if words[1] == "commands.stage"] == [f"runs/digits/{place}" for place in stages]
-    assert [words[1] for words in first].count("commands.summary") == 6
+    assert [words[1] for words in first].count("commands.summary") == 7
     for place in stages:  # copied, or restored from a backup: the earlier, the newer
         os.utime(here / "runs/digits" / place / "done.json", (2e9 - stages.index(place), 2e9 - stages.index(place)))
     for file in ("samples/fq_dual/metrics.json", "report.html"):
         os.utime(here / "runs/digits" / file, (2e9 + 10, 2e9 + 10))
     assert {words[1] for words in programs("report")} <= {"commands.stage", "commands.summary"}
     asked = [words for words in programs("stage1", "ARGS=--model.x 1") if words[1] == "commands.stage"]
-    assert ["--named" in words for words in asked] == [False] * 5 + [True]
+    assert ["--named" in words for words in asked] == [False] * 6 + [True]
     assert asked[-1][-2:] == ["--model.x", "1"]

@@ -24,7 +24,7 @@ SWITCHES = {
     "commitment": f"{BRANCH}.commitment_weight",
     "entropy": f"{BRANCH}.entropy_weight",
 }
-FILES = {"perceptual": "judge", "alignment_mid": "mid", "alignment_high": "high"}  # the file of a term's network
+FILES = {"perceptual": "perceptual", "alignment_mid": "mid", "alignment_high": "high"}  # the file of a term's network
 
 
 @pytest.mark.parametrize("off", [None, *SWITCHES])

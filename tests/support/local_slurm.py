@@ -52,7 +52,7 @@ def working_copy(directory: Path, pause: list[str] | None = None) -> Path:
             preset.setdefault("trainer", {}).setdefault("callbacks+", []).append(callback)
             path.write_text(yaml.safe_dump(preset))
     judge = write_judge(directory / "runs/digits/teacher/judge.safetensors")
-    for name in ("judge", "mid", "high", "dual"):
+    for name in ("judge", "perceptual", "mid", "high", "dual"):
         finished(judge.with_name(name), judge.with_name(f"{name}.safetensors"))
     return directory
 

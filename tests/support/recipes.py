@@ -1,4 +1,4 @@
-"""Input of the shipped recipes in tests: a judge, three teachers, and sizes of a few seconds."""
+"""Input of the shipped recipes in tests: a judge, a perceptual network, three teachers, and sizes of a few seconds."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ PRESETS = ["digits", "imagenet", "photos"]  # `make preset` may have written oth
 
 
 def write_judge(path: Path, num_classes: int = 10, side: int = 32) -> Path:
-    """Write a judge and two teachers of ``side`` px with random weights, as `make teacher` does."""
+    """Write a judge, a perceptual network and teachers of ``side`` px with random weights, as `make teacher` does."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         SmallClassifier(num_classes, (32, 32)).save(path, accuracy=0.1)
@@ -23,6 +23,7 @@ def write_judge(path: Path, num_classes: int = 10, side: int = 32) -> Path:
         for name, pooling in poolings.items():
             network = SmallVisionTransformer(side, width=16, depth=1, num_heads=2, pooling=pooling)
             network.save(path.with_name(f"{name}.safetensors"))
+        SmallClassifier(num_classes, (16, 32)).save(path.with_name("perceptual.safetensors"), accuracy=0.1)
     return path
 
 
@@ -46,13 +47,13 @@ def preset_files(recipe: str, preset: str, kind: str = "tokenizer") -> list[str]
 
 
 def digits(recipe: str, judge: Path) -> list[str]:
-    """Arguments of a recipe under the digits preset, its judge elsewhere; the working directory is the run's."""
+    """Arguments of a recipe under the digits preset, its networks next to a judge; run in the working directory."""
     files = [str(CONFIGS / f"{recipe}.yaml"), *preset_files(recipe, "digits")]
     teachers = {
         name: {"name": "stand_in", "weights": str(judge.with_name(f"{name}.safetensors"))} for name in ("mid", "high")
     }
     return [
         *(part for file in files for part in ("--config", file)),
-        *("--model.init_args.objective.perceptual.init_args.weights", str(judge)),
+        *("--model.init_args.objective.perceptual.init_args.weights", str(judge.with_name("perceptual.safetensors"))),
         *("--model.init_args.objective.teachers", json.dumps(teachers)),
     ]

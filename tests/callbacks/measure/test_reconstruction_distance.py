@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,11 @@ from torch import Tensor
 from callbacks import EMA, ReconstructionDistance
 from callbacks.measure.metrics_file import MetricsFile
 from polytoken.classifier import SmallClassifier
+from polytoken.errors import UserError
 from polytoken.files import file_sha256
+from polytoken.losses import ClassifierFeatures, FeatureAlignment, TokenizerObjective
 from polytoken.metrics.images import to_uint8
+from polytoken.teachers import Teacher
 from tests.support.extractors import MeanColours
 from tests.support.tokenizers import tiny_tokenizer
 from tests.support.validation import Images, logged_metrics, module_of, quiet_trainer
@@ -116,3 +120,16 @@ def test_missing_files_stop_before_the_first_batch(tmp_path: Path) -> None:
     ):
         with pytest.raises(error, match=says):
             quiet_trainer(tmp_path, [callback]).validate(module_of(tiny_tokenizer()), Images(), verbose=False)
+
+
+def test_a_network_that_the_objective_reads_measures_nothing() -> None:
+    objective = TokenizerObjective(
+        perceptual=ClassifierFeatures("perceptual.safetensors"),
+        alignment_high=FeatureAlignment("high", 0),
+        teachers={"high": Teacher("dino_small_16"), "unread": Teacher("dinov2_small")},
+    )
+    assert objective.networks == {"perceptual.safetensors", "dino_small_16"}
+    module = SimpleNamespace(objective=objective)
+    for given in (("judge", "perceptual.safetensors"), ("dino_small_16",)):
+        with pytest.raises(UserError, match=f"the objective reads {given[-1]}, .*: measure by another network"):
+            ReconstructionDistance(*given).setup(None, module, "validate")

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from polytoken.classifier import SmallClassifier
-from polytoken.losses import LPIPS, EfficientNetFeatures, JudgeFeatures, TokenizerStep
+from polytoken.losses import LPIPS, ClassifierFeatures, EfficientNetFeatures, TokenizerStep
 from polytoken.specs import Decoded, Encoding
 from tests.support.vgg import random_vgg
 
@@ -57,7 +57,7 @@ def test_judge_features(tmp_path: Path, images: tuple[torch.Tensor, torch.Tensor
     torch.manual_seed(0)
     SmallClassifier(num_classes=3, widths=(32, 32)).save(tmp_path / "judge.safetensors", accuracy=0.5)
     before = torch.random.get_rng_state()
-    term = JudgeFeatures(str(tmp_path / "judge.safetensors"))
+    term = ClassifierFeatures(str(tmp_path / "judge.safetensors"))
     reconstruction = images[1].requires_grad_()
     loss = term(make_step(images[0], reconstruction))
     assert torch.equal(before, torch.random.get_rng_state()), "loading must not shift the model's random numbers"
@@ -70,7 +70,7 @@ def test_judge_features(tmp_path: Path, images: tuple[torch.Tensor, torch.Tensor
 def test_a_file_that_is_not_a_judge_is_rejected(tmp_path: Path) -> None:
     save_file({"linear.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="make teacher"):
-        JudgeFeatures(str(tmp_path / "other.safetensors")).prepare(torch.device("cpu"))
+        ClassifierFeatures(str(tmp_path / "other.safetensors")).prepare(torch.device("cpu"))
 
 
 def test_lpips_computes_the_same_in_another_memory_format(tmp_path: Path, images: tuple) -> None:
