@@ -150,7 +150,7 @@ $(foreach learner,$(if $(ARGS),,$(LEARNERS)),\
 		$(error GENERATOR $(learner) predicts one code per position, and TOKENIZER $(TOKENIZER) has several: take GENERATOR=far_base, or TOKENIZER=vq)))
 
 .DEFAULT_GOAL := help
-.PHONY: check status help setup lock docs preset demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference parity app experiment consolidate profile test test-cluster drill soak fuzz lint format benchmark tensorboard clean
+.PHONY: check status help setup lock docs preset demo curriculum teacher tokenizer tokens tokens-check stage1 stage2 generator sample condition evaluate sweep layers dependency report probe zero-shot caption analysis pictures plot weights reference parity app experiment consolidate profile test test-slow test-cluster drill soak fuzz lint format benchmark tensorboard clean
 
 .PHONY: ask
 ask:
@@ -163,8 +163,7 @@ help: # itself, in the first line, to fit a screen
 		/^[a-z0-9-]+:.* ## / {split($$1, name, ":"); cut = index($$2, " | "); section = cut ? substr($$2, 1, cut - 1) : "start"; \
 			if (!seen[name[1]]++) lines[section] = lines[section] sprintf("  %-12s %s\n", name[1], cut ? substr($$2, cut + 3) : $$2)} \
 		END {for (i = 1; i <= count; i++) printf "%s\n%s", toupper(order[i]), lines[order[i]]}' Makefile
-	@echo "NAMES, with their defaults"
-	@echo "    PRESET=digits    $(PRESETS)"
+	@echo "NAMES, with their defaults: PRESET=digits    $(PRESETS)"
 	@echo "    TOKENIZER=fq_dual $(TOKENIZERS)"
 	@echo "    GENERATOR=stage2 $(GENERATORS)"
 	@echo "    DATA=/path of the images    ARGS='--key value' of the named stages    RUN=name of a variant    STEPS=20 of each stage"
