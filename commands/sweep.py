@@ -213,8 +213,8 @@ def labels_of(given: Namespace) -> LabelDataModule:
     return LabelDataModule(given.num_images, given.classes, given.batch_size, given.batch_size, given.seed)
 
 
-def work(given: Namespace) -> None:
-    """Sweep, write `sweep.json` and `sweep.png`, and print a table."""
+def measure(given: Namespace) -> tuple[list[Entry], Path]:
+    """Sweep, and write `sweep.json` and `sweep.png` into the run; returns all entries by scale, and the first file."""
     rules = rules_of(given)
     for scale in given.guidance:
         replace(rules, guidance=scale)  # a wrong scale is refused before anything is loaded
@@ -224,19 +224,30 @@ def work(given: Namespace) -> None:
     plan = Plan(labels_of(given), generator.rules(rules), given.seed)
     entries = sweep(generator, given.guidance, plan, comparison, path)
     draw(entries, path.with_suffix(".png"))
+    return entries, path
+
+
+def work(given: Namespace) -> None:
+    """Sweep, write the files, and print a table."""
+    entries, path = measure(given)
     show(entries)
     print(f"all metrics: {path}, plotted in {path.with_suffix('.png')}")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the program."""
+def options() -> ArgumentParser:
+    """The command line."""
     parser = new_parser("commands.sweep", __doc__)
     parser.add_argument("--run", type=Path, required=True, help="run of a generator: runs/digits/stage2/fq_dual")
     parser.add_argument("--guidance", type=float, nargs="+", required=True, help="scales; 1 is none")
     add_sampling_arguments(parser)
     parser.add_argument("--tokenizer", type=Path, help="run of its tokenizer; by default the one of its training")
     add_arguments(parser)
-    run(parser, work, arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the program."""
+    run(options(), work, arguments)
 
 
 if __name__ == "__main__":

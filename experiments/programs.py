@@ -19,6 +19,7 @@ from commands.program import best_device, new_parser, run
 
 POINTS = 500_000  # as many as iFSQ draws
 LEVELS = 17  # the paper's 4 bits
+SCALES = (1.0, 1.5, 2.0, 3.0)  # of guidance; the papers choose it for each row
 
 
 def probe(directory: Path, max_train: int | None = None) -> tuple[Metrics, int]:
@@ -217,14 +218,10 @@ def curve(directory: Path, num_images: int, guidance: float, steps: int | None) 
         `curve/<number of the checkpoint, from 1>/<metric>`, `compute/forward` (GFLOP an image) and `compute/total`
         (PFLOP of the whole training); and the number of samples a checkpoint.
     """
-    from artifacts.repository import ADM_REFERENCE
     from commands import curve as program
-    from commands.preset import Preset, preset_of
 
-    preset = preset_of(directory)
-    options = ["--curve", "run", str(directory), "--preset", preset, "--guidance", str(guidance)]
-    options += ["--num-images", str(num_images), *(["--steps", str(steps)] if steps else [])]
-    options += [] if Preset.load(preset).own_network else ["--reference", str(ADM_REFERENCE)]
+    options = ["--curve", "run", str(directory), "--guidance", str(guidance), "--num-images", str(num_images)]
+    options += [*_comparison(directory), *(["--steps", str(steps)] if steps else [])]
     (found,) = program.measure(program.options().parse_args(options))["runs"]
     metrics: Metrics = {
         f"curve/{number}/{name}": metric["value"]
@@ -236,6 +233,42 @@ def curve(directory: Path, num_images: int, guidance: float, steps: int | None) 
     return metrics, num_images
 
 
+def sweep(directory: Path, num_images: int, steps: int | None) -> tuple[Metrics, int]:
+    """Samples of a generator at several guidance scales; also writes its `sweep.json` and `sweep.png`.
+
+    Args:
+        directory: The generator's run.
+        num_images: Number of samples a scale.
+        steps: Time grid of a flow; None for a generator of codes, or the default.
+
+    Returns:
+        `sweep/guidance`, the scale of the least Fréchet distance, `sweep/<metric>` at it, and `guidance_1/<metric>`
+        without guidance; and the number of samples a scale.
+    """
+    from commands import sweep as program
+
+    options = ["--run", str(directory), "--guidance", *map(str, SCALES), "--num-images", str(num_images)]
+    options += [*_comparison(directory), *(["--steps", str(steps)] if steps else [])]
+    entries, _ = program.measure(program.options().parse_args(options))
+    by_scale = {entry["guidance"]: entry["metrics"] for entry in entries if entry["guidance"] in SCALES}
+    chosen, _ = program.best(entries)
+    metrics: Metrics = {f"guidance_1/{name}": metric["value"] for name, metric in by_scale[1.0].items()}
+    if chosen is not None:
+        metrics["sweep/guidance"] = chosen
+        metrics |= {f"sweep/{name}": metric["value"] for name, metric in by_scale[chosen].items()}
+    return metrics, num_images
+
+
+def _comparison(directory: Path) -> list[str]:
+    """Options of the network and the images that samples of a run are compared with."""
+    from artifacts.repository import ADM_REFERENCE
+    from commands.preset import Preset, preset_of
+
+    preset = preset_of(directory)
+    reference = [] if Preset.load(preset).own_network else ["--reference", str(ADM_REFERENCE)]
+    return ["--preset", preset, *reference]
+
+
 def _work(options: Namespace) -> None:
     begin(options.output)
     metrics, n = {
@@ -245,6 +278,7 @@ def _work(options: Namespace) -> None:
         "zero_shot": lambda: zero_shot(options.run, options.classes, options.max_images),
         "layers": lambda: layers(options.run, options.max_images, options.k, options.time),
         "curve": lambda: curve(options.run, options.num_images, options.guidance, options.steps),
+        "sweep": lambda: sweep(options.run, options.num_images, options.steps),
         "fidelity": lambda: fidelity(options.run, options.words),
         "dependency": lambda: dependency(options.store, options.groups),
         "normal": lambda: normal(options.alpha),
@@ -292,7 +326,10 @@ def main(arguments: list[str] | None = None) -> None:
     for_curve.add_argument("--num-images", type=int, default=500, help="number of samples a checkpoint")
     for_curve.add_argument("--guidance", type=float, default=1.0, help="scale of the samples")
     for_curve.add_argument("--steps", type=int, help="time grid of a flow (default: 250)")
-    for command in (for_layers, for_curve):
+    for_sweep = commands.add_parser("sweep", help="metrics of a generator over guidance scales")
+    for_sweep.add_argument("--num-images", type=int, default=500, help="number of samples a scale")
+    for_sweep.add_argument("--steps", type=int, help="time grid of a flow (default: 250)")
+    for command in (for_layers, for_curve, for_sweep):
         command.add_argument("--run", type=Path, required=True, help="directory of the generator's run")
     for command in commands.choices.values():
         command.add_argument("--output", type=Path, required=True, help="directory of metrics.json")

@@ -75,6 +75,7 @@ KINDS = {
         preset_file="caption",
     ),
     "layers": Kind(command="layers", inputs=GENERATOR, seeds=(), begun=(), options=("max_images", "k", "time")),
+    "sweep": Kind(command="sweep", inputs=GENERATOR, seeds=(), begun=(), options=("num_images", "steps")),
     "curve": Kind(command="curve", inputs=GENERATOR, seeds=(), begun=(), options=("num_images", "guidance", "steps")),
     "probe": Kind(command="probe", inputs={"run": ("tokenizer",)}, seeds=(), begun=(), options=("max_train",)),
     "codes": Kind(

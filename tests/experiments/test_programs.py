@@ -259,6 +259,21 @@ def test_layers_and_the_curve_of_a_generator() -> None:
     assert section["n"] == 20
 
 
+def test_a_sweep_chooses_the_scale_of_the_least_distance() -> None:
+    write_judge(Path("runs/digits/teacher/judge.safetensors"))
+    run = configure(keep(write_runs(Path("runs/digits"), image_size=32), (2,)))
+    programs.main(["sweep", "--run", str(run), "--num-images", "20", "--output", "sweep"])
+    section = json.loads(Path("sweep/metrics.json").read_text())["validate"]
+    scales = {one["guidance"]: one["metrics"] for one in json.loads((run / "sweep.json").read_text())["scales"]}
+    distances = {scale: metrics["gfd/judge"]["value"] for scale, metrics in scales.items()}
+    chosen = min(distances, key=distances.__getitem__)
+    assert [*distances] == [1, 1.5, 2, 3] and section["n"] == 20
+    assert section["metrics"]["sweep/guidance"] == chosen
+    assert section["metrics"]["sweep/gfd/judge"] == distances[chosen]
+    assert section["metrics"]["sweep/recall/judge"] == scales[chosen]["recall/judge"]["value"]
+    assert section["metrics"]["guidance_1/gfd/judge"] == distances[1]
+
+
 def test_analyses_build_on_the_last_generator_of_their_row() -> None:
     stages = "      - {stage: layers, overrides: {k: 5}}\n      - {stage: curve, overrides: {steps: 9}}\n"
     file = write_experiment(Path(), ("      - stage: samples\n", stages), text=STAGED)
