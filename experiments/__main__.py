@@ -1,4 +1,4 @@
-"""`python -m experiments {list,run,show,status,power} EXPERIMENT --preset PRESET`: run and show papers' tables."""
+"""`python -m experiments {run,show,…} EXPERIMENT --preset PRESET`: run and show tables of the papers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import signal
 import sys
 from pathlib import Path
 
+from artifacts.results import Table
 from commands.cli.places import nearest
 from commands.program import print_any_name
 from experiments import schedule, start, table
 from experiments.adopt import adopt
 from experiments.check import check, check_files
+from experiments.correlate import correlate
 from experiments.power import power
 from experiments.specification import Experiment, load, names
 from experiments.tasks import ROOT, Task, expand, nested
@@ -22,6 +24,7 @@ HELP = {
     "run": "run what is missing, --jobs at once; a second call continues",
     "show": "print the table and the direction of each comparison, and write all results as CSV and JSON",
     "status": "list what is done and what is missing",
+    "correlate": "print the rank correlation of each metric with one, over the rows",
     "power": "print how many seeds show an effect as large as the paper's, by the noise of the seeds that are done",
 }
 
@@ -40,7 +43,10 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="print the commands")
     run.add_argument("--jobs", type=_positive, default=1, help="stages at once; they share the processors (default: 1)")
     run.add_argument("--sbatch", metavar="OPTIONS", help="submit each stage as a SLURM job: --sbatch='OPTIONS'")
-    for name in ("show", "power"):
+    commands.choices["correlate"].add_argument(
+        "--with", dest="target", required=True, metavar="METRIC", help="a column"
+    )
+    for name in ("show", "power", "correlate"):
         commands.choices[name].add_argument("--markdown", action="store_true", help="print Markdown, for docs")
     commands.add_parser("list", help="list the experiments and their presets")
     return main_parser
@@ -55,7 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
             return _list()
         experiment = load(options.experiment, options.preset)
         tasks = expand(experiment, options.seeds, options.root)
-        command = {"run": _run, "show": _show, "status": _status, "power": _power}[options.command]
+        command = {"run": _run, "show": _show, "status": _status, "power": _power, "correlate": _correlate}[
+            options.command
+        ]
         return command(experiment, tasks, options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -130,8 +138,21 @@ def _status(experiment: Experiment, tasks: list[Task], options: argparse.Namespa
 
 def _power(experiment: Experiment, tasks: list[Task], options: argparse.Namespace) -> int:
     found = power(table.results(experiment, tasks).comparisons)
+    return _print(
+        found, experiment, options, "no two seeds of two rows are done that the paper compares: run --seeds 3"
+    )
+
+
+def _correlate(experiment: Experiment, tasks: list[Task], options: argparse.Namespace) -> int:
+    found = correlate(experiment, table.results(experiment, tasks).records, options.target)
+    return _print(
+        found, experiment, options, "fewer than four rows are done that have this metric and another: run first"
+    )
+
+
+def _print(found: Table, experiment: Experiment, options: argparse.Namespace, otherwise: str) -> int:
     if not found.rows:
-        print("no two seeds of two rows are done that the paper compares: run --seeds 3 first", file=sys.stderr)
+        print(otherwise, file=sys.stderr)
     elif options.markdown:
         print(table.markdown([found]))
     else:
