@@ -104,14 +104,14 @@ def measure(
         chosen = choose_words(words, max(heights), side, seed)
         for height in heights:
             placed = place_words(chosen, height, side, seed)
-            read_words[height] = _read(chosen, placed, _reconstructed(tokenizer, placed.images, run), reader)
+            read_words[height] = _read(chosen, placed, reconstructed(tokenizer, placed.images, run), reader)
             text_rows.append(_text_row(height, read_words[height]))
     face_rows, pairs = [], {}
     if extractor is not None:
         portraits = faces_in(faces)
         for height in pixels_of(face_sides, FACE_SIDES, side, LEAST_FACE):
             placed = place_faces(portraits, height, side)
-            crops = placed.crops(placed.images), placed.crops(_reconstructed(tokenizer, placed.images, run))
+            crops = placed.crops(placed.images), placed.crops(reconstructed(tokenizer, placed.images, run))
             scores = face_scores(*(_embedded(one, extractor) for one in crops))
             pairs[height] = list(zip(*crops, strict=True))
             face_rows.append(FaceRow(pixels=height, n=len(portraits), **scores._asdict()))
@@ -158,8 +158,12 @@ def pixels_of(given: Sequence[float], default: Sequence[float], side: int, least
     return [size for size in sizes if size not in wrong]
 
 
-def _reconstructed(tokenizer: Tokenizer, images: Tensor, run: Path) -> Tensor:
-    """Reconstructions uint8 (B, 3, S, S), on the CPU."""
+def reconstructed(tokenizer: Tokenizer, images: Tensor, run: Path) -> Tensor:
+    """Reconstructions of images uint8 (B, 3, S, S), on the CPU.
+
+    Raises:
+        UserError: if one is not finite.
+    """
     done = []
     for batch in track(images.split(BATCH), "images with words or faces, batches"):
         with torch.inference_mode():

@@ -144,10 +144,15 @@ def faces_in(folder: Path | None) -> list[Image.Image]:
 
         levels = (lfw_subset()[:100] * 255).round().astype(np.uint8)  # the others show no faces
         return [Image.fromarray(one).convert("RGB") for one in levels]
-    return [_read(folder / name) for name in list_images(folder).images]
+    return [read_image(folder / name) for name in list_images(folder).images]
 
 
-def _read(path: Path) -> Image.Image:
+def read_image(path: Path) -> Image.Image:
+    """Read a file as an RGB image.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
     try:
         return open_image(path).convert("RGB")
     except UNREADABLE as error:
