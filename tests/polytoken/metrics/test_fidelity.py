@@ -20,5 +20,7 @@ def test_faces_are_compared_with_their_own_and_with_others() -> None:
     assert scores.similarity == pytest.approx(0.8 / 3) and scores.identified == pytest.approx(1 / 3)
     assert scores.others == 0 and face_scores(torch.ones(3, 2), torch.ones(3, 2)).others == pytest.approx(1)
     assert face_scores(faces, faces) == (pytest.approx(1), 0, 1)
+    drawn = face_scores(torch.eye(2), torch.tensor([[1.0, 0.0], [0.8, 0.6]]))  # both are nearest to the first face
+    assert drawn.identified == 0.5
     with pytest.raises(UserError, match="there are 1 faces"):
         face_scores(faces[:1], faces[:1])

@@ -1,6 +1,7 @@
 """The OCR network of the extra `fidelity`, which reads what Pillow writes."""
 
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,19 @@ def test_words_are_read() -> None:
     assert reader([*crops, np.full((24, 80, 3), 200, np.uint8)]) == ["hundred", "towards", ""]
     red_on_blue = np.where(crops[0] == crops[0][0, 0], np.uint8([0, 0, 255]), np.uint8([255, 0, 0]))
     assert reader([red_on_blue]) == ["hundred"]
+
+
+@pytest.mark.skipif(find_spec("rapidocr") is None, reason="the extra `fidelity` is not installed")
+def test_the_network_sees_48_rows_of_blue_green_and_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, seen = WordReader(), []
+    run = reader._network.run
+    spy = SimpleNamespace(run=lambda _, inputs: seen.append(inputs) or run(None, inputs), get_inputs=lambda: [named])
+    (named,) = reader._network.get_inputs()
+    monkeypatch.setattr(reader, "_network", spy)
+    reader([np.full((24, 50, 3), (255, 0, 51), np.uint8)])
+    (image,) = seen[0].values()
+    assert image.shape == (1, 3, 48, 320) and not image[..., 100:].any()
+    assert image[0, :, :, :100].reshape(3, -1).T == pytest.approx(np.broadcast_to((-0.6, -1, 1), (4800, 3)))
 
 
 @pytest.mark.parametrize("missing", ["rapidocr", "onnxruntime"])
