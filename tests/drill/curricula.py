@@ -59,7 +59,7 @@ class Curriculum:
     def stages(self) -> list[Stage]:
         """The stages in their order; the last writes the metrics of the samples."""
         represents = self.tokenizer == "ideal"
-        teachers = ("judge", "mid", "high", *(("dual",) if represents else ()))
+        teachers = ("judge", "perceptual", "mid", "high", *(("dual",) if represents else ()))
         places = {name: f"teacher/{name}" for name in teachers}
         trained = ("tokenizer", "tokens", *(("stage1",) if self.generator == "stage2" else ()), self.generator)
         places |= {name: f"{name}/{self.tokenizer}" for name in trained} | {"samples": self.samples}
