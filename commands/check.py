@@ -29,7 +29,7 @@ from polytoken.errors import UserError
 from polytoken.images import UNREADABLE
 from polytoken.metrics import inception
 from polytoken.teachers import Teacher
-from polytoken.teachers.efficientnet import EFFICIENTNETS, MEASURES
+from polytoken.teachers.efficientnet import EFFICIENTNETS, MEASURES, TRAINS
 
 STAGES = ("tokenizer", "tokens", "generator", "samples")
 GOOD, MISSING, LATER = "there", "MISSING", "made first"
@@ -81,6 +81,8 @@ def weights(config: Any, made: Path) -> Iterator[Finding]:
     if not isinstance(config, dict):
         return
     name, file = config.get("name"), config.get("weights")
+    if config.get("class_path") == "polytoken.losses.EfficientNetFeatures":
+        yield _installed(TRAINS)
     if isinstance(file, str) and Path(file).parent == made:
         yield Finding(file, GOOD if Path(file).exists() else LATER)
     elif isinstance(name, str) and "final_norm" in config:
@@ -93,7 +95,7 @@ def weights(config: Any, made: Path) -> Iterator[Finding]:
 
 def _installed(name: str) -> Finding:
     try:
-        return Finding(str(EFFICIENTNETS[name].path), GOOD)
+        return Finding(EFFICIENTNETS[name].path.name, GOOD)
     except UserError as error:
         return Finding(name, MISSING, str(error))
 

@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from commands import check, estimates
+from commands.preset import Preset
+from polytoken.teachers.efficientnet import EFFICIENTNETS, InstalledWeights
 from tests.support.commands import REPOSITORY
 
 PRESETS = "configs/presets"
@@ -85,3 +87,18 @@ def test_the_speeds_are_those_of_the_results() -> None:
     text = (REPOSITORY / "docs/results.md").read_text().partition("## On a GPU")[2]
     for speed in (estimates.TOKENIZER_STEP, estimates.TOKENIZER_FORWARD, estimates.SAMPLING):
         assert f"{speed:,} " in text
+
+
+def test_networks_of_packages_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    perceptual = {"perceptual": {"class_path": "polytoken.losses.EfficientNetFeatures", "init_args": {"weight": 1.0}}}
+    teacher = {"teachers": {"high": {"name": "efficientnet_lite0", "weights": None, "final_norm": False}}}
+    preset = Preset.load("photos")
+
+    def found() -> list[check.Finding]:
+        return [*check.weights([perceptual, teacher], Path("teacher")), *check.evaluation(preset, Path("runs"))]
+
+    assert [finding.state for finding in found()] == [check.GOOD] * 3
+    missing = InstalledWeights("no_such_package", "none.pth", "none", 224)
+    monkeypatch.setattr(check, "EFFICIENTNETS", dict.fromkeys(EFFICIENTNETS, missing))
+    assert [finding.state for finding in found()] == [check.MISSING] * 3
+    assert all("install the extra `vision`" in finding.remedy for finding in found())
