@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import Tensor
 
+from artifacts import yaml_files
 from artifacts.metrics import comparison_section, merge_section
 from artifacts.run_files import METRICS, Evaluation, Samples, TokenizerSource
 from artifacts.samples import SamplesFile
@@ -28,6 +29,7 @@ from commands.program import new_parser, print_table, run
 from commands.progress import track
 from polytoken import records
 from polytoken.errors import MissingFileError, UserError
+from polytoken.files import file_sha256
 from polytoken.metrics.image_metrics import Target, image_metrics
 from polytoken.metrics.image_set import SPLIT, ImageStatistics, Use
 
@@ -74,6 +76,9 @@ def evaluate(samples: Path, comparison: Comparison, tokenizer_run: Path | None =
         sets["train"] = comparison.measure(real.images("train", at_most=len(file)))
         target = Target.of_images(sets["validation"], f"{real.name} validation images")
         tokenizer, origin = _tokenizer(tokenizer_run, made, samples, notes)
+        if origin is not None and _optimised(Path(origin["run"]), comparison.extractor.sha256):
+            name = comparison.extractor.name
+            notes.append(f"the tokenizer was trained with {name}, which finds its images better than they are")
         if tokenizer is not None:
             sets["reconstructions"] = comparison.measure(_reconstructions(comparison, tokenizer))
     else:
@@ -150,6 +155,19 @@ def _tokenizer(
         notes.append(f"no reconstructions: the tokenizer in {run} is not the one that decoded the samples")
         return None, None
     return tokenizer, {"run": str(run), "fingerprint": found}
+
+
+def _optimised(run: Path, sha256: str | None) -> bool:
+    """Does a term of a tokenizer's objective read the file with this digest?"""
+    config = yaml_files.read(run / "config.yaml") if (run / "config.yaml").is_file() else {}
+    objective = ((config.get("model") or {}).get("init_args") or {}).get("objective") or {}
+    teachers = objective.get("teachers") or {}
+    terms = [*objective.values(), *(objective.get("terms") or {}).values()]
+    given = [term.get("init_args") or {} for term in terms if isinstance(term, dict)]
+    given = [one for one in given if one.get("weight") != 0]  # which switches a term off
+    files = [one.get("weights") for one in given]
+    files += [teachers[one["teacher"]].get("weights") for one in given if one.get("teacher") in teachers]
+    return any(file_sha256(file) == sha256 for file in files if file and Path(file).is_file())
 
 
 def _reconstructions(comparison: Comparison, tokenizer: Tokenizer) -> Iterator[tuple[Tensor, Tensor]]:

@@ -146,6 +146,28 @@ def test_the_tokenizer_of_the_reconstructions_is_recorded(runs: Path, tmp_path: 
     assert result["metrics"]["reconstructions"]["rfd/judge"]["value"] > 0
 
 
+@pytest.mark.parametrize(
+    ("objective", "optimised"),
+    [
+        ({"perceptual": {"init_args": {"weights": "judge", "weight": 1.0}}}, True),
+        ({"perceptual": {"init_args": {"weights": "judge", "weight": 0}}}, False),
+        ({"perceptual": {"init_args": {"weights": "mid", "weight": 1.0}}, "teachers": {"high": "judge"}}, False),
+        ({"terms": {"more": {"init_args": {"teacher": "high"}}}, "teachers": {"high": {"weights": "judge"}}}, True),
+        (None, False),
+    ],
+)
+def test_a_network_that_trained_the_tokenizer_is_found(
+    objective: dict | None, optimised: bool, runs: Path, tmp_path: Path
+) -> None:
+    text = json.dumps({"model": {"init_args": {"objective": objective}}})
+    for name in ("judge", "mid"):
+        text = text.replace(f'"{name}"', json.dumps(str(runs / f"digits/teacher/{name}.safetensors")))
+    (tmp_path / "config.yaml").write_text(text)
+    digest = file_sha256(runs / "digits/teacher/judge.safetensors")
+    assert evaluate._optimised(tmp_path, digest) == optimised
+    assert not evaluate._optimised(tmp_path / "elsewhere", digest)
+
+
 def test_non_finite_images_are_rejected(runs: Path) -> None:
     path = runs / "digits/teacher/judge.safetensors"
     comparison = Comparison(Judge(SmallClassifier.load(path), path), Preset.load("digits"))
