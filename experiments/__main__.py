@@ -14,7 +14,6 @@ from commands.program import print_any_name
 from experiments import schedule, start, table
 from experiments.adopt import adopt
 from experiments.check import check, check_files
-from experiments.correlate import correlate
 from experiments.power import power
 from experiments.specification import Experiment, load, names
 from experiments.tasks import ROOT, Task, expand, nested
@@ -144,6 +143,8 @@ def _power(experiment: Experiment, tasks: list[Task], options: argparse.Namespac
 
 
 def _correlate(experiment: Experiment, tasks: list[Task], options: argparse.Namespace) -> int:
+    from experiments.correlate import correlate  # scipy.stats imports torch, which a start of a stage must not
+
     found = correlate(experiment, table.results(experiment, tasks).records, options.target)
     return _print(
         found, experiment, options, "fewer than four rows are done that have this metric and another: run first"

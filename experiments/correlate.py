@@ -48,12 +48,16 @@ def _means(records: list[Record], metric: str) -> dict[str, float]:
     return {row: fmean(one.value for one in records if (one.row, one.metric) == (row, metric)) for row in rows}
 
 
-def _rho(x: np.ndarray, y: np.ndarray) -> float:
-    return float(stats.spearmanr(x, y).statistic) if np.ptp(x) and np.ptp(y) else float("nan")
+def _rho(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation along the last axis; NaN where one of both is constant."""
+    ranks = [stats.rankdata(values, axis=-1) for values in (x, y)]
+    centred = [values - values.mean(-1, keepdims=True) for values in ranks]
+    with np.errstate(invalid="ignore"):
+        return (centred[0] * centred[1]).sum(-1) / np.sqrt(np.prod([(one**2).sum(-1) for one in centred], axis=0))
 
 
 def _interval(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     draws = np.random.default_rng(0).integers(len(x), size=(RESAMPLES, len(x)))
     tail = 50 * (1 - CONFIDENCE)
-    low, high = np.nanpercentile([_rho(x[draw], y[draw]) for draw in draws], [tail, 100 - tail])
+    low, high = np.nanpercentile(_rho(x[draws], y[draws]), [tail, 100 - tail])
     return float(low), float(high)

@@ -15,8 +15,8 @@ from polytoken.losses.semantic import SemanticContrast
 __all__ = [
     "LPIPS",
     "Adversarial",
-    "Consistency",
     "ClassifierFeatures",
+    "Consistency",
     "Disentanglement",
     "EfficientNetFeatures",
     "FeatureAlignment",
