@@ -69,7 +69,7 @@ def measure(
     word_heights: Sequence[float] = (),
     faces: Path | None = None,
     face_sides: Sequence[float] = (),
-    extractor: Extractor | None = None,
+    new_extractor: Callable[[], Extractor] | None = None,
     seed: int = 0,
     device: torch.device | None = None,
     new_reader: Callable[[], Reader] = WordReader,
@@ -84,7 +84,7 @@ def measure(
         faces: folder of faces; None is the ones inside scikit-image.
         face_sides: sides of a face as shares of the image's side; by default those of `FACE_SIDES` of at least 16
             pixels.
-        extractor: network of the embeddings; None leaves faces out.
+        new_extractor: makes the network of the embeddings; None leaves faces out.
         seed: of words, places and colours.
         device: device of the tokenizer; None is the CPU.
         new_reader: makes the network that reads words.
@@ -94,7 +94,7 @@ def measure(
         UserError: if it is not a tokenizer's, nothing or an impossible size is to be measured, the reader is not
             installed, or a reconstruction is not finite.
     """
-    if words < 1 and extractor is None:
+    if words < 1 and new_extractor is None:
         raise UserError("0 words and no network that embeds faces: there is nothing to measure")
     tokenizer = load_tokenizer(run).to(device or torch.device("cpu"))
     side = tokenizer.image_size
@@ -106,9 +106,9 @@ def measure(
             placed = place_words(chosen, height, side, seed)
             read_words[height] = _read(chosen, placed, reconstructed(tokenizer, placed.images, run), reader)
             text_rows.append(_text_row(height, read_words[height]))
-    face_rows, pairs = [], {}
-    if extractor is not None:
-        portraits = faces_in(faces)
+    face_rows, pairs, extractor = [], {}, None
+    if new_extractor is not None:
+        portraits, extractor = faces_in(faces), new_extractor()
         for height in pixels_of(face_sides, FACE_SIDES, side, LEAST_FACE):
             placed = place_faces(portraits, height, side)
             crops = placed.crops(placed.images), placed.crops(reconstructed(tokenizer, placed.images, run))
@@ -217,9 +217,15 @@ def save(run: Path, found: Fidelities) -> Path:
 def work(given: Namespace) -> None:
     """Measure, write the files, and print tables."""
     device = best_device()
-    extractor = load_extractor(given.extractor, given.weights, device)
     found = measure(
-        given.run, given.words, given.word_heights, given.faces, given.face_sides, extractor, given.seed, device
+        given.run,
+        given.words,
+        given.word_heights,
+        given.faces,
+        given.face_sides,
+        lambda: load_extractor(given.extractor, given.weights, device),  # only for a run that is there
+        given.seed,
+        device,
     )
     for table in tables(found.result):
         print_table(table.caption, table.head, table.rows)

@@ -132,7 +132,9 @@ def fidelity(directory: Path, words: int) -> tuple[Metrics, int]:
     from polytoken.teachers.efficientnet import MEASURES
 
     device = best_device()
-    found = program.measure(directory, words, extractor=load_extractor(MEASURES, None, device), device=device)
+    found = program.measure(
+        directory, words, new_extractor=lambda: load_extractor(MEASURES, None, device), device=device
+    )
     program.save(directory, found)
     metrics: Metrics = {f"fidelity/{name}": value for name, value in means(found.result).items()}
     for name, values in by_size(found.result).items():
