@@ -167,6 +167,7 @@ def test_callbacks_are_appended_over_several_files(capsys: pytest.CaptureFixture
     assert config["ckpt_path"] == "last" and config["weights_only"] is True
 
 
+@pytest.mark.slow
 def test_help_imports_no_library_that_it_does_not_need(tmp_path: Path) -> None:
     code = (
         "import sys, lightning.pytorch.cli; before = set(sys.modules); sys.argv[0] = 'cli.py'\n"

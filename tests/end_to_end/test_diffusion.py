@@ -30,7 +30,8 @@ trainer:
 """
 
 
-@pytest.mark.parametrize("recipe", ["ifsq", pytest.param("ae", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["ifsq", "ae"])
 def test_from_images_to_images(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -90,16 +90,9 @@ def shrink(preset: Path) -> None:
     (preset / "fq_dual.yaml").write_text(yaml.safe_dump({"model": {"init_args": recipe}}))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hub_cache")
-@pytest.mark.parametrize(
-    ("source", "size"),
-    [
-        pytest.param(tree, "large", marks=pytest.mark.slow),
-        pytest.param(saved, "small", marks=pytest.mark.slow),
-        (flat, "small"),
-        pytest.param(flat, "large", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("source", "size"), [(tree, "large"), (saved, "small"), (flat, "small"), (flat, "large")])
 def test_own_images_go_through_all_stages(
     source: Callable[[Path], str],
     size: str,

@@ -53,7 +53,7 @@ torch.save((codes, decode(codes)), "drawn.pt")
 """
 
 
-@pytest.mark.parametrize("name", slow_but(("vectors", "folded"), TOKENIZERS))
+@pytest.mark.parametrize("name", slow_but(("vectors",), TOKENIZERS))
 def test_encoding_and_decoding_are_those_of_the_tokenizer(name: str, tmp_path: Path) -> None:
     tokenizer = TOKENIZERS[name](tmp_path).eval().requires_grad_(False)
     write_programs(tokenizer, tmp_path)
@@ -84,6 +84,7 @@ def test_onnx_files_are_those_of_the_tokenizer(name: str, tmp_path: Path) -> Non
     torch.testing.assert_close(torch.from_numpy(decoded), tokenizer.decode(encoding.quantized).image, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_process_with_torch_alone_draws_the_same_codes(tmp_path: Path) -> None:
     pipeline = GenerationPipeline.from_run(write_runs(tmp_path / "runs/digits"))
     write_programs(pipeline, tmp_path)
