@@ -116,10 +116,11 @@ class ResumableDataModule(LightningDataModule, ABC):
         """Name a killed worker: the exception itself may only report a connection that was reset."""
         workers = {worker.sentinel: worker for loader in self._loaders for worker in loader.workers}
         if workers:
-            # A worker's connections break a moment before it has ended. At that moment torch may raise its own error
-            # from a signal handler, anywhere in this process.
+            # A worker's connections break before it has ended, which takes a large process seconds. At that moment
+            # torch may raise its own error from a signal handler, anywhere in this process.
+            broken = isinstance(exception, (ConnectionError, EOFError)) or "DataLoader worker" in str(exception)
             with suppress(RuntimeError):
-                for sentinel in wait([*workers], timeout=1):
+                for sentinel in wait([*workers], timeout=20 if broken else 1):
                     workers[sentinel].join()
         for worker in workers.values():
             if worker.exitcode is not None and -worker.exitcode in KILLED:

@@ -62,6 +62,7 @@ def test_every_kept_checkpoint_is_a_point(coded: Path, drawn: list[int], capsys:
     assert drawn == [] and again == [run]
 
 
+@pytest.mark.slow
 def test_one_plot_shows_both_families_and_their_seeds(coded: Path, drawn: list[int]) -> None:
     flow = keep(write_latent_runs(Path("other/digits"), SCALAR, image_size=32), (6,))
     options = ("--curve", "AR", str(coded), str(coded), "--curve", "DiT", str(flow), "--steps", "2", "--top-k", "3")

@@ -187,6 +187,7 @@ def test_an_interrupted_export_leaves_nothing(run: Path, monkeypatch: pytest.Mon
     assert {file.name for file in Path().iterdir()} == {"runs"}
 
 
+@pytest.mark.slow
 def test_a_killed_export_is_no_folder(run: Path) -> None:
     process = PROCESSES.Process(target=killed, args=(str(run), "--to", "mine"))
     process.start()

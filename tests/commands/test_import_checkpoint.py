@@ -66,6 +66,7 @@ def import_both() -> None:
     main(["llamagen/c2i_B_256", "--to", str(GENERATOR), "--file", "gpt.pt", *more])
 
 
+@pytest.mark.slow
 def test_an_imported_generator_samples_is_reported_exported_and_starts_another(capsys: pytest.CaptureFixture) -> None:
     import_both()
     assert completion(TOKENIZER) is not None and completion(GENERATOR) is not None

@@ -106,6 +106,7 @@ def test_other_generators_have_their_own_section(runs: Path) -> None:
     assert "Generator llamagen" in text and "24.78" in text and "Generator tokens" not in text
 
 
+@pytest.mark.slow
 def test_only_stages_of_the_curriculum_are_missing(runs: Path) -> None:
     """A tokenizer alone lacks both stages; one with another generator, or with a trained stage 2, lacks none."""
 

@@ -69,6 +69,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     assert json.loads((RUN / "metrics.json").read_text())["fit"]["global_step"] == 6
 
 
+@pytest.mark.slow
 def test_a_run_is_finished_when_it_has_written_its_marker(tmp_path: Path) -> None:
     fit("--trainer.max_steps", "2")
     marker = completion(RUN)

@@ -38,6 +38,7 @@ def write_references(folder: Path, count: int = 2) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_folder_of_references_becomes_a_grid(capsys: pytest.CaptureFixture) -> None:
     run = write_next_scale_runs(Path("runs/digits"))
     folder = ("--data.folder", str(write_references(Path("references"))))

@@ -29,7 +29,8 @@ model:
 """
 
 
-@pytest.mark.parametrize(("workers", "accumulate"), [(0, 1), pytest.param(2, 2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "accumulate"), [(0, 1), (2, 2)])
 def test_killed_after_step_7(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, accumulate: int) -> None:
     judge = write_judge(tmp_path / "judge.safetensors")
 

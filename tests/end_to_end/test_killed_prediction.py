@@ -64,6 +64,7 @@ def test_samples() -> None:
     assert not (directory / "parts").exists()
 
 
+@pytest.mark.slow
 def test_tokens() -> None:
     write_runs(Path("runs/digits"), image_size=32)
     shards = ("--trainer.callbacks.images_per_shard", "128")

@@ -44,6 +44,7 @@ def digests(split: str) -> list[str]:
     return [shard.sha256 for shard in TokenStore.open(Path(TOKENS) / split, verify=True).shards]
 
 
+@pytest.mark.slow
 def test_predict_writes_the_store_and_a_second_start_completes_it(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

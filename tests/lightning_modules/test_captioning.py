@@ -89,6 +89,7 @@ def test_two_steps_of_both_stages(capsys: pytest.CaptureFixture) -> None:
     assert "was trained with the feature 'before/1', and this run has 'after/1'" in error and "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_a_language_model_that_stage_1_trained_is_taken_over(capsys: pytest.CaptureFixture[str]) -> None:
     start = {"model__init_args__init_from": "runs/photos/trained"}
     assert fit("caption_stage2", run__stage="trained", trainer__max_steps=1) == 0

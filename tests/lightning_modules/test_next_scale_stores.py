@@ -16,6 +16,7 @@ from tests.support.online import write_teacher
 from tests.support.recipes import CONFIGS
 
 
+@pytest.mark.slow
 def test_it_resumes_on_its_own_scales_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

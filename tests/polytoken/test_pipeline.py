@@ -159,6 +159,7 @@ def test_other_runs_are_rejected(run: Path, tmp_path: Path) -> None:
         GenerationPipeline.from_run(tmp_path)
 
 
+@pytest.mark.slow
 def test_compiled_decoding_draws_the_same_images(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph of the first batch serves the second one; aot_eager runs it operator by operator."""
     expected, compiled = (GenerationPipeline.from_run(run, compile=value) for value in (False, True))

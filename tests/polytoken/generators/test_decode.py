@@ -80,7 +80,11 @@ def grid_generator(head: Head) -> AutoregressiveGenerator:
 
 @pytest.mark.parametrize(
     ("sampler", "graphs", "backend"),
-    [pytest.param(RULES, 1, "inductor", marks=pytest.mark.slow), (RULES, 1, "aot_eager"), (TO_HALF, 2, "aot_eager")],
+    [
+        pytest.param(RULES, 1, "inductor", marks=pytest.mark.slow),
+        (RULES, 1, "aot_eager"),
+        pytest.param(TO_HALF, 2, "aot_eager", marks=pytest.mark.slow),
+    ],
     ids=["guided_inductor", "guided", "guided_to_half"],
 )
 def test_one_graph_serves_all_positions(

@@ -18,7 +18,6 @@ from polytoken.quantizers import ContinuousBottleneck, FiniteScalarQuantizer, Lo
 from polytoken.sampling import CategoricalSampler
 from polytoken.tokenizers import Tokenizer
 from tests.support.generated import write_next_scale_runs, write_runs
-from tests.support.slow import slow_but
 from tests.support.tokenizers import tiny_folded, tiny_representation, tiny_scales, tiny_tokenizer
 
 TOKENIZERS: dict[str, Callable[[Path], Tokenizer]] = {
@@ -53,7 +52,8 @@ torch.save((codes, decode(codes)), "drawn.pt")
 """
 
 
-@pytest.mark.parametrize("name", slow_but(("vectors",), TOKENIZERS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TOKENIZERS)
 def test_encoding_and_decoding_are_those_of_the_tokenizer(name: str, tmp_path: Path) -> None:
     tokenizer = TOKENIZERS[name](tmp_path).eval().requires_grad_(False)
     write_programs(tokenizer, tmp_path)

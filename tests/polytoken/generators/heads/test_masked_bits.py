@@ -194,6 +194,7 @@ def test_no_step_synchronises_with_the_host(digits: str) -> None:
     assert not counts
 
 
+@pytest.mark.slow
 def test_one_graph_serves_all_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = generator_of(steps=[3, 4])
     draw = Draw(RULES, RowNoise(3, 0, 3, torch.device("cpu")), torch.full((12, 2), 2.0))
