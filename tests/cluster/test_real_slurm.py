@@ -105,7 +105,7 @@ def test_a_stage_runs_as_a_job(slurm: LocalSlurm, tmp_path: Path) -> None:
     slurm.operate([job], {})
     assert slurm.about(job)["JobState"] == "COMPLETED"
     log = here / RUNS / f"slurm/digits-teacher-{job}.log"
-    assert log.read_text().count(" is finished, and its settings are not recorded: nothing to do\n") == 4
+    assert log.read_text().count(" is finished, and its settings are not recorded: nothing to do\n") == 5
     assert nothing(slurm) == int(job) + 1
 
 
