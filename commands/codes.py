@@ -66,12 +66,7 @@ def codes(
     return {
         "bits_per_image": tokenizer.bits_per_image,
         **found,
-        "checkpoint": {
-            "path": str(checkpoint.path),
-            "sha256": checkpoint.sha256,
-            "step": checkpoint.step,
-            "averaged": checkpoint.averaged,
-        },
+        "checkpoint": checkpoint.identity,
         "versions": versions("torch"),
         "commit": commit(),
     }

@@ -128,12 +128,7 @@ def measure(
             "faces": "scikit-image's part of LFW" if faces is None else str(faces),
             "seed": seed,
         },
-        "checkpoint": {
-            "path": str(checkpoint.path),
-            "sha256": checkpoint.sha256,
-            "step": checkpoint.step,
-            "averaged": checkpoint.averaged,
-        },
+        "checkpoint": checkpoint.identity,
         "versions": versions(*packages),
         "commit": commit(),
     }

@@ -111,12 +111,7 @@ def probe(
             "precision": "float32",
             "standardised": "by training mean and deviation; not for neighbours",
         },
-        "checkpoint": {
-            "path": str(checkpoint.path),
-            "sha256": checkpoint.sha256,
-            "step": checkpoint.step,
-            "averaged": checkpoint.averaged,
-        },
+        "checkpoint": checkpoint.identity,
         "versions": versions("torch", "lightning", "scikit-learn"),
         "commit": commit(),
     }

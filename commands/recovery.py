@@ -64,12 +64,7 @@ def recovery(
         "n": 0,
         "settings": asdict(settings),
         "notes": [NO_CODEBOOK],
-        "checkpoint": {
-            "path": str(checkpoint.path),
-            "sha256": checkpoint.sha256,
-            "step": checkpoint.step,
-            "averaged": checkpoint.averaged,
-        },
+        "checkpoint": checkpoint.identity,
         "versions": versions("torch"),
         "commit": commit(),
     }

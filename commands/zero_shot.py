@@ -89,12 +89,7 @@ def zero_shot(
             "text_tower": named.text_tower,
             "num_prompts": len(named.prompts),
         },
-        "checkpoint": {
-            "path": str(checkpoint.path),
-            "sha256": checkpoint.sha256,
-            "step": checkpoint.step,
-            "averaged": checkpoint.averaged,
-        },
+        "checkpoint": checkpoint.identity,
         "versions": versions("torch", "timm"),
         "commit": commit(),
     }

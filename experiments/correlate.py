@@ -1,4 +1,4 @@
-"""Which metric predicts another over the rows of an experiment: rank correlations with bootstrap intervals."""
+"""Rank correlation of the metrics of an experiment over its rows, with bootstrap intervals."""
 
 from __future__ import annotations
 

@@ -199,6 +199,11 @@ class Checkpoint:
         return bool(self._average)
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """File, digest, step and averaging of the weights, for a record of what was measured."""
+        return {"path": str(self.path), "sha256": self.sha256, "step": self.step, "averaged": self.averaged}
+
+    @property
     def model(self) -> dict[str, Any]:
         """Arguments of the LightningModule, as the configuration gave them."""
         section = self.content.get(MODEL_CONFIG)

@@ -61,7 +61,7 @@ def test_originals_and_reconstructions_are_read(run: Path) -> None:
     with torch.no_grad():
         reconstructions = to_uint8(tokenizer(from_uint8(placed.images))[0].image)
     assert len(readers) == 1 and len(readers[0].crops) == 4  # two sizes
-    for crops, images in zip(readers[0].crops, (placed.images, reconstructions), strict=False):
+    for crops, images in zip(readers[0].crops[:2], (placed.images, reconstructions), strict=True):
         for crop, expected in zip(crops, placed.crops(images), strict=True):
             assert np.array_equal(crop, expected.permute(1, 2, 0).numpy())
 

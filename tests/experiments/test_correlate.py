@@ -1,4 +1,4 @@
-"""Which metric predicts another over the rows of an experiment."""
+"""Rank correlation of the metrics of an experiment over its rows."""
 
 from pathlib import Path
 

@@ -28,7 +28,7 @@ TRUNK = TrunkConfig(dim=16, depth=4, num_heads=2, ffn_multiple=16)
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    """Of two sub-codes with 15 codes each on a grid of 2 × 2."""
+    """A generator of two sub-codes with 15 codes each, on a grid of 2 × 2."""
     torch.manual_seed(0)
     return tiny_tokenizer(16, 2, 15).eval()
 

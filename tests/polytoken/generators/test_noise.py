@@ -79,7 +79,7 @@ def test_the_default_takes_the_same_random_numbers_as_ever() -> None:
     ("step", "probability"), [(0, 1.0), (75, 1.0), (175, 0.5), (225, 0.25), (275, 0.0), (999, 0.0)]
 )
 def test_uniform_probabilities_that_decay(step: int, probability: float, per: str) -> None:
-    """Of a sample, U(0, p) are replaced: p/2 on average, with a deviation of p/√12."""
+    """The replaced share of a sample is uniform between 0 and p: p/2 on average, with a deviation of p/√12."""
     noise = SubTokenNoise(1.0, per, start_step=0, ramp_steps=75, decay_steps=200, sample_probability="uniform")
     if step == 0:
         assert noise.probability_at(0) == 0
