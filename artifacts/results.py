@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+NOTHING = "—"  # a missing value in a Table
+
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One metric of one row with one seed.

@@ -24,6 +24,7 @@ HELP = {
     "show": "print the table and the direction of each comparison, and write all results as CSV and JSON",
     "status": "list what is done and what is missing",
     "correlate": "print the rank correlation of each metric with one, over the rows",
+    "plot": "draw one metric over another: a point for each row, with its deviation over the seeds",
     "power": "print how many seeds show an effect as large as the paper's, by the noise of the seeds that are done",
 }
 
@@ -45,6 +46,10 @@ def parser() -> argparse.ArgumentParser:
     commands.choices["correlate"].add_argument(
         "--with", dest="target", required=True, metavar="METRIC", help="a column"
     )
+    plot = commands.choices["plot"]
+    plot.add_argument("picture", type=Path, help="file to write, .png, .svg or .pdf")
+    for axis in "xy":
+        plot.add_argument(f"--{axis}", required=True, metavar="METRIC", help="a column")
     for name in ("show", "power", "correlate"):
         commands.choices[name].add_argument("--markdown", action="store_true", help="print Markdown, for docs")
     commands.add_parser("list", help="list the experiments and their presets")
@@ -60,10 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _list()
         experiment = load(options.experiment, options.preset)
         tasks = expand(experiment, options.seeds, options.root)
-        command = {"run": _run, "show": _show, "status": _status, "power": _power, "correlate": _correlate}[
-            options.command
-        ]
-        return command(experiment, tasks, options)
+        return COMMANDS[options.command](experiment, tasks, options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -151,6 +153,15 @@ def _correlate(experiment: Experiment, tasks: list[Task], options: argparse.Name
     )
 
 
+def _plot(experiment: Experiment, tasks: list[Task], options: argparse.Namespace) -> int:
+    from experiments.plot import plot, save
+
+    figure = plot(experiment, table.results(experiment, tasks).records, options.x, options.y)
+    save(figure, options.picture)
+    print(options.picture)
+    return 0
+
+
 def _print(found: Table, experiment: Experiment, options: argparse.Namespace, otherwise: str) -> int:
     if not found.rows:
         print(otherwise, file=sys.stderr)
@@ -170,6 +181,15 @@ def _positive(text: str) -> int:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got '{text}'")
     return int(text)
 
+
+COMMANDS = {
+    "run": _run,
+    "show": _show,
+    "status": _status,
+    "power": _power,
+    "correlate": _correlate,
+    "plot": _plot,
+}
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C

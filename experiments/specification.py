@@ -69,6 +69,8 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     label: str
     stages: Annotated[tuple[Stage, ...], _NOT_EMPTY]
     paper: dict[str, float] = {}
+    against: str | None = None  # label of the row that a table of changes compares it with
+    line: str | None = None  # rows of one line are a line of the picture, and their changes are pooled
     presets: tuple[str, ...] = ()  # those that run it; empty means all
 
 
@@ -159,6 +161,10 @@ class Source:
                     self._check_stage(written, row, number, preset, (f"rows[{index}]", f"stages[{number}]"))
         if len({row.label for row in written.rows}) < len(written.rows):
             self.fail("two rows have the same label: give each its own", ("rows",))
+        for index, row in enumerate(written.rows):
+            others = {other.label for other in written.rows} - {row.label}
+            if row.against is not None:
+                self.one_of(row.against, others, "the label of another row", (f"rows[{index}]", "against"))
         return written
 
     def _check_stage(self, written: Written, row: Row, number: int, preset: str, path: tuple[str, ...]) -> None:
@@ -217,7 +223,7 @@ def load(name: str, preset: str | None = None) -> Experiment:
         source.fail(f"{full_name} is not made for the preset '{preset}', only for {known}", ("presets",))
     metrics = tuple(metric for metric in written.metrics if not metric.presets or preset in metric.presets)
     rows = tuple(
-        Row(row.label, tuple(written.apply(stage, preset) for stage in row.stages), row.paper, row.presets)
+        msgspec.structs.replace(row, stages=tuple(written.apply(stage, preset) for stage in row.stages))
         for row in written.rows
         if not row.presets or preset in row.presets
     )

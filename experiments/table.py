@@ -13,14 +13,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as Grid
 
 from artifacts.display import plain_console
-from artifacts.results import Record, Results, Table
-from experiments import directions
+from artifacts.results import NOTHING, Record, Results, Table
+from experiments import contrasts, directions
 from experiments.specification import Experiment, Row
 from experiments.tasks import Task, mean_of
 from polytoken import records
 from polytoken.files import write_text
 
-NOTHING = "—"
 ARROWS = {"up": "↑", "down": "↓"}
 
 
@@ -32,6 +31,7 @@ def results(experiment: Experiment, tasks: list[Task]) -> Results:
     caption = f"{done} of {len(tasks)} runs of a row are done; paper: {experiment.paper.source}"
     tables = [_table(experiment, made, caption)]
     tables += [directions.table(comparisons)] if comparisons else []
+    tables += contrasts.tables(experiment, made)
     return Results(experiment.name, experiment.title, experiment.preset, tables, comparisons, made)
 
 

@@ -1,0 +1,80 @@
+"""Changes between rows and lines that an experiment compares itself."""
+
+import json
+from math import sqrt
+from pathlib import Path
+
+import pytest
+
+from artifacts.results import Record
+from experiments import table
+from experiments.contrasts import change, tables
+from experiments.specification import Experiment, load
+from polytoken.errors import UserError
+from tests.support.experiments import TEXT, write_experiment
+
+STAGE = {"stage": "tokenizer", "recipe": "vq", "preset_file": "tokenizer"}
+
+
+def experiment(place: Path, **rows: dict[str, str]) -> Experiment:
+    listed = [
+        {"label": label, "stages": [{**STAGE, "overrides": {"data.init_args.batch_size": number + 1}}], **fields}
+        for number, (label, fields) in enumerate(rows.items())
+    ]
+    return load(str(write_experiment(place, text=TEXT.split("rows:")[0] + f"rows: {json.dumps(listed)}\n")))
+
+
+def records(**values: list[float]) -> list[Record]:
+    return [
+        Record(experiment="paper/table", row=row, seed=seed, metric="val/psnr", value=value)
+        for row, column in values.items()
+        for seed, value in enumerate(column)
+    ]
+
+
+def test_a_row_is_compared_with_the_one_it_names(tmp_path: Path) -> None:
+    made = tables(experiment(tmp_path, a={}, b={}, c={"against": "a"}), records(a=[8.0], b=[1.0], c=[2.0]))
+    (found,) = made
+    assert found.head == ["", "against", "PSNR", "codes used", "pairs"]
+    assert found.rows == [["c", "a", "-75.0 %", "—", "1"]]
+
+
+def test_pairs_of_a_line_are_pooled_over_its_rows_and_seeds(tmp_path: Path) -> None:
+    rows = {
+        "a1": {"line": "a"},
+        "b1": {"line": "b", "against": "a1"},
+        "a2": {"line": "a"},
+        "b2": {"line": "b", "against": "a2"},
+    }
+    values = {"a1": [1.0, 10.0], "b1": [2.0, 20.0], "a2": [4.0], "b2": [8.0, 99.0]}  # seed 1 of a2 is missing
+    (found,) = tables(experiment(tmp_path, **rows), records(**values))
+    assert found.rows == [["b", "a", "+100.0 % (+100.0 to +100.0) *", "—", "3"]]
+
+
+def test_the_interval_is_students_of_the_logarithms() -> None:
+    # ratios 2, 4 and 8: a mean of log2 of 2 with deviation 1, and 4.303 = t(0.975; 2 degrees of freedom)
+    margin = 4.302653 / sqrt(3)
+    low, high = (100 * (2 ** (2 + sign * margin) - 1) for sign in (-1, 1))
+    assert change([(1.0, 2.0), (1.0, 4.0), (1.0, 8.0)]) == f"+300.0 % ({low:+.1f} to {high:+.1f})"
+
+
+@pytest.mark.parametrize(("pairs", "starred"), [([(1, 2), (1, 2.1), (1, 2.2)], True), ([(1, 2), (1, 0.5)], False)])
+def test_a_star_marks_an_interval_without_zero(pairs: list[tuple[float, float]], starred: bool) -> None:
+    assert change(pairs).endswith("*") == starred
+
+
+@pytest.mark.parametrize("pairs", [[], [(1.0, 0.0)], [(-1.0, 1.0), (2.0, 2.0)]])
+def test_values_without_a_logarithm_have_no_change(pairs: list[tuple[float, float]]) -> None:
+    assert change(pairs) == "—"
+
+
+def test_show_has_the_changes_after_the_table(tmp_path: Path) -> None:
+    given = experiment(tmp_path, a={}, b={"against": "a"})
+    assert [one.head[:2] for one in table.results(given, []).tables] == [["", "PSNR ↑"], ["", "against"]]
+
+
+def test_a_row_that_is_not_there_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'linera' is not the label of another row[\s\S]*linear"):
+        experiment(tmp_path, linear={}, b={"against": "linera"})
+    with pytest.raises(UserError, match="row 'alone': 'alone' is not the label of another row"):
+        experiment(tmp_path, alone={"against": "alone"})
