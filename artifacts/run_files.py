@@ -195,6 +195,50 @@ class Probes(TypedDict):
     commit: NotRequired[str | None]
 
 
+class PositionUse(TypedDict):
+    """Share of a sub-code's codes that each position uses, and their perplexity there."""
+
+    usage: list[float]
+    perplexity: list[float]
+
+
+class Codes(TypedDict):
+    """`codes.json`: bits and use of a tokenizer's codes, and images that were decoded after some had been replaced."""
+
+    bits_per_image: float
+    n: int
+    extractor: NotRequired[dict[str, Any]]
+    metrics: dict[str, dict[str, ImageMetric]]  # of "reconstructed" and "perturbed" images; none without codes
+    perturbation: NotRequired[dict[str, float]]  # alpha, beta, delta and seed
+    neighbours: NotRequired[list[int]]
+    positions: list[PositionUse]  # of each sub-code
+    notes: list[str]
+    checkpoint: NotRequired[dict[str, Any]]
+    versions: NotRequired[dict[str, str]]
+    commit: NotRequired[str | None]
+
+
+class RecoveryCurve(TypedDict):
+    """Share of each codebook's codes in use while it is trained, after its vectors were multiplied by a factor."""
+
+    factor: float
+    usage: list[list[float]]  # by codebook
+    area: list[float]  # mean over the steps
+
+
+class Recovered(TypedDict):
+    """`recovery.json`."""
+
+    curves: list[RecoveryCurve]  # none without codebooks
+    factor: float
+    n: int
+    settings: dict[str, float]
+    notes: list[str]
+    checkpoint: NotRequired[dict[str, Any]]
+    versions: NotRequired[dict[str, str]]
+    commit: NotRequired[str | None]
+
+
 class ZeroShotRow(TypedDict):
     """Shares of images whose class is the nearest one, and among the five nearest."""
 

@@ -5,21 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
+from statistics import fmean
 from typing import TypedDict
 
 from artifacts import fidelity
 from artifacts.results import Table
 from artifacts.run_files import (
     CAPTIONS,
+    CODES,
     CURVE,
     LAYERS,
     PROBES,
+    RECOVERY,
     ZERO_SHOT,
     Caption,
+    Codes,
     Curve,
     ImageMetric,
     Layers,
     Probes,
+    Recovered,
     Sweep,
     ZeroShotResult,
 )
@@ -72,6 +77,10 @@ def measured(directory: Path) -> Iterator[Table]:
         yield from _probes(probes)
     if zero_shot := records.read_derived(directory / ZERO_SHOT, ZeroShotResult):
         yield _zero_shot(zero_shot)
+    if codes := records.read_derived(directory / CODES, Codes):
+        yield from _codes(codes)
+    if recovered := records.read_derived(directory / RECOVERY, Recovered):
+        yield from _recovery(recovered)
     if found := records.read_derived(directory / fidelity.FIDELITY, fidelity.Fidelity):
         yield from fidelity.tables(found)
     for file, what in ((LAYERS, "validation images"), (f"generated_{LAYERS}", "generated images")):
@@ -132,6 +141,39 @@ def _probes(found: Probes) -> Iterator[Table]:
         )
         body = [[name, *(row.get(kind, "–") for kind in kinds)] for name, row in rows.items()]
         yield Table(["feature", *(f"{kind.replace('_', ' ')} ↑" for kind in kinds)], body, caption)
+
+
+def _codes(found: Codes) -> Iterator[Table]:
+    """Distances of images decoded from the codes and from replaced ones, and the use of each sub-code at a position."""
+    if sets := found["metrics"]:
+        # metrics of the two sets correspond, with other first letters: rfd/judge and pfd/judge
+        heads = [name_of_images(name).head for name in sets.get("reconstructed", {})]
+        rows = [[kind, *(_cell(metrics, name) for name in metrics)] for kind, metrics in sets.items()]
+        replaced = found.get("perturbation", {}).get("alpha")
+        share = "some" if replaced is None else f"{replaced:.0%}"
+        caption = f"Codes: {found['n']:,} images decoded, and decoded with {share} of the codes replaced by near ones"
+        yield Table(["images", *heads], rows, caption)
+    rows = [
+        [str(index), f"{fmean(one['usage']):.1%}", f"{fmean(one['perplexity']):.1f}"]
+        for index, one in enumerate(found["positions"])
+        if one["usage"] and one["perplexity"]
+    ]
+    if rows:
+        caption = f"Use at a position, means over positions; {found['bits_per_image']:,.0f} bits an image"
+        yield Table(["sub-code", "codes seen", "perplexity"], rows, caption)
+
+
+def _recovery(found: Recovered) -> Iterator[Table]:
+    """A row for each scale and codebook."""
+    rows = [
+        [f"{curve['factor']:g}", str(index), f"{use[0]:.1%}", f"{area:.1%}", f"{use[-1]:.1%}"]
+        for curve in found["curves"]
+        for index, (use, area) in enumerate(zip(curve["usage"], curve["area"], strict=False))
+        if use
+    ]
+    if rows:
+        head = ["scale of the codebooks", "sub-code", "in use at the start", "mean ↑", "at the end"]
+        yield Table(head, rows, f"Recovery: codes in use by features of {found['n']:,} images, during a training")
 
 
 def _zero_shot(found: ZeroShotResult) -> Table:

@@ -22,6 +22,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_one_part_of_each_kind(tmp_path: Path) -> None:
     kinds = (
         "rates",

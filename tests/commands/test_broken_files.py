@@ -13,6 +13,7 @@ import pytest
 from artifacts.metrics import merge_section
 from commands.report.__main__ import main
 from tests.support import reports
+from tests.support.slow import slow_but
 
 BROKEN = {
     "empty": b"",
@@ -24,10 +25,19 @@ BROKEN = {
     "deep": b'{"x": ' + b"[" * 100_000,
     "huge": b'{"validate": {"metrics": {"val/psnr": 1e999}}}',
 }
-FILES = ("metrics.json", "lineage.json", "sweep.json", "probes.json", "zero_shot.json", "fidelity.json")
+FILES = (
+    "metrics.json",
+    "lineage.json",
+    "sweep.json",
+    "probes.json",
+    "zero_shot.json",
+    "fidelity.json",
+    "codes.json",
+    "recovery.json",
+)
 
 
-@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("kind", slow_but(("deep",), BROKEN))
 def test_the_report_skips_broken_files(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     reports.write_measured_runs(tmp_path)
     run, samples = tmp_path / "runs/digits/tokenizer/fq_dual", tmp_path / "runs/digits/samples/fq_dual"
@@ -67,7 +77,9 @@ def test_a_section_replaces_a_broken_file(kind: str, tmp_path: Path) -> None:
     assert path.with_name("metrics.json.broken").read_bytes() == BROKEN[kind]
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]", b"model: 7", b"a: [", b"a: \xff", b"a: &a [*a]"])
+@pytest.mark.parametrize(
+    "content", slow_but((str(b"a: ["),), [b"", b"[1]", b"model: 7", b"a: [", b"a: \xff", b"a: &a [*a]"])
+)
 def test_the_report_of_broken_configurations(content: bytes, tmp_path: Path) -> None:
     reports.write_measured_runs(tmp_path)
     (tmp_path / "runs/digits/tokenizer/fq_dual/config.yaml").write_bytes(content)

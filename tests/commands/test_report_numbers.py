@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.support.report_page import page
-from tests.support.reports import write_measured_runs
+from tests.support.reports import FIDELITY, write_measured_runs
 
 
 @pytest.fixture
@@ -163,11 +163,7 @@ def test_layers_are_a_table(runs: Path) -> None:
 
 
 def test_fidelity_is_two_tables(runs: Path) -> None:
-    text = {"original_accuracy": 1, "original_similarity": 1, "accuracy": 0.25, "similarity": 0.5}
-    face = {"pixels": 32, "n": 100, "similarity": 0.75, "others": 0.5, "identified": 0.9}
-    rows = [{"pixels": 8, "n": 1200, **text}, {"pixels": 16, "n": 1200, **text, "accuracy": 0.75}]
-    record = {"text": rows, "faces": [face], "image_size": 64, "reader": {"name": "a reader", "sha256": "0"}}
-    (runs / "digits/tokenizer/fq_dual/fidelity.json").write_text(json.dumps(record))
+    (runs / "digits/tokenizer/fq_dual/fidelity.json").write_text(json.dumps(FIDELITY))
     html = page(runs)
     assert "Text: 1,200 words a size, read by a reader" in html.text
     assert "Faces: 100 a size, cosine by an unknown network" in html.text
@@ -180,6 +176,42 @@ def test_fidelity_is_two_tables(runs: Path) -> None:
         ["32 of 64 px", "0.750", "0.500", "90.0%"],
         ["mean", "0.750", "0.500", "90.0%"],
     ]
+
+
+def test_codes_and_recovery_are_tables(runs: Path) -> None:
+    tokenizer = runs / "digits/tokenizer/fq_dual"
+    sets = {
+        "reconstructed": {"rfd/judge": {"value": 0.05, "n": 355}},
+        "perturbed": {"pfd/judge": {"value": 0.25, "n": 355}},
+    }
+    use = [{"usage": [0.5, 1.0], "perplexity": [10.0, 20.0]}, {"usage": [0.25, 0.25], "perplexity": [4.0, 4.0]}]
+    measured = {"bits_per_image": 192.0, "n": 355, "metrics": sets, "positions": use, "notes": []}
+    (tokenizer / "codes.json").write_text(json.dumps(measured | {"perturbation": {"alpha": 0.5}}))
+    curves = [{"factor": 10.0, "usage": [[0.125, 0.5], [1.0, 1.0]], "area": [0.25, 1.0]}]
+    recovered = {"curves": curves, "factor": 10.0, "n": 64, "settings": {}, "notes": []}
+    (tokenizer / "recovery.json").write_text(json.dumps(recovered))
+    html = page(runs)
+    assert "355 images decoded, and decoded with 50% of the codes replaced by near ones" in html.text
+    assert "means over positions; 192 bits an image" in html.text
+    assert "codes in use by features of 64 images" in html.text
+    assert html.rows[-9:] == [
+        ["images", "Fréchet distance ↓"],
+        ["reconstructed", "0.05"],
+        ["perturbed", "0.25"],
+        ["sub-code", "codes seen", "perplexity"],
+        ["0", "75.0%", "15.0"],
+        ["1", "25.0%", "4.0"],
+        ["scale of the codebooks", "sub-code", "in use at the start", "mean ↑", "at the end"],
+        ["10", "0", "12.5%", "25.0%", "50.0%"],
+        ["10", "1", "100.0%", "100.0%", "100.0%"],
+    ]
+
+
+def test_a_tokenizer_without_codes_has_no_table_of_them(runs: Path) -> None:
+    before = page(runs).rows
+    continuous = {"bits_per_image": 4096.0, "n": 0, "metrics": {}, "positions": [], "notes": ["no codes"]}
+    (runs / "digits/tokenizer/fq_dual/codes.json").write_text(json.dumps(continuous))
+    assert page(runs).rows == before
 
 
 def test_sweep_probes_and_zero_shot_are_in_their_runs(runs: Path) -> None:

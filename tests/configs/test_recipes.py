@@ -72,7 +72,7 @@ def test_recipe_with_preset_is_built_on_the_meta_device(
         assert commands[0].datamodule.batch_size * 8 == stated
 
 
-@pytest.mark.parametrize("recipe", slow_but(("vq", "fq_dual", "imagefolder"), TOKENIZERS))
+@pytest.mark.parametrize("recipe", slow_but(("fq_dual", "imagefolder"), TOKENIZERS))
 def test_two_steps_on_digits(recipe: str, tmp_path: Path) -> None:
     judge = write_judge(tmp_path / "runs/digits/teacher/judge.safetensors")
     overrides = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "2"]

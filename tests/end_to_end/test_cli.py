@@ -86,6 +86,7 @@ def test_a_run_is_finished_when_it_has_written_its_marker(tmp_path: Path) -> Non
     assert marker is not None and marker["step"] == 6 and changed(RUN, marker) == []
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_step_interval_resumes_from_a_checkpoint_by_time(tmp_path: Path) -> None:
     by_time = {"class_path": "callbacks.LastCheckpoint", "init_args": {"every_minutes": 1e-6}}
     callbacks = [by_time, {"class_path": "callbacks.RandomState"}]

@@ -25,6 +25,7 @@ from PIL import Image
 import cli
 from commands import (
     class_vectors,
+    codes,
     compute,
     consolidate,
     curve,
@@ -34,6 +35,7 @@ from commands import (
     import_checkpoint,
     layers,
     probe,
+    recovery,
     reference,
     summary,
     sweep,
@@ -57,7 +59,7 @@ from tests.support.generator_recipes import tiny
 from tests.support.own_images import write_shards
 from tests.support.recipes import CONFIGS, digits, write_judge
 from tests.support.released import small_state
-from tests.support.reports import write_measured_runs, write_results
+from tests.support.reports import FIDELITY, write_measured_runs, write_results
 
 Program = Callable[[list[str]], Any]
 
@@ -65,7 +67,7 @@ RUNS = Path("runs/digits")
 TOKENIZER, TOKENS, STAGE1, STAGE2, SAMPLES = (
     RUNS / name / "vq" for name in ("tokenizer", "tokens", "stage1", "stage2", "samples")
 )
-IDEAL, TEACHERS = RUNS / "tokenizer/ideal", RUNS / "teacher"
+MEASURED, IDEAL, TEACHERS = RUNS / "tokenizer/fq_dual", RUNS / "tokenizer/ideal", RUNS / "teacher"
 NAMES = {str(digit): word for digit, word in enumerate("zero one two three four five six seven eight nine".split())}
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
 SMALL = [
@@ -99,8 +101,10 @@ LAYERS = ["--run", str(STAGE2), "--max-images", "12"]
 SWEEP = ["--run", str(STAGE2), "--guidance", "1.5", "--num-images", "12", "--batch-size", "6"]
 CURVE = ["--curve", "ours", str(STAGE2), "--num-images", "12", "--batch-size", "6"]
 PROBE = ["--run", str(TOKENIZER), "--max-train", "40", "--neighbours", "3"]
+RECOVER = ["--run", str(TOKENIZER), "--steps", "2", "--batch-size", "4", "--max-images", "12"]
 ZERO_SHOT = ["--run", str(IDEAL), "--classes", str(TEACHERS / "classes.safetensors"), "--max-images", "20"]
 JUDGED = ["--extractor", "judge", "--weights", str(TEACHERS / "judge.safetensors")]
+CODES = ["--run", str(TOKENIZER), "--max-images", "12", "--delta", "4", *JUDGED]
 MEASURE = ["--npz", str(SAMPLES / "samples.npz"), *JUDGED]
 REFERENCE = RUNS / "reference/samples_judge.npz"
 RELEASED = "released/vq_ds16_c2i.pth"
@@ -253,6 +257,9 @@ KINDS = (
     Kind("kept.json", f"{STAGE2}/kept.json", ((cli.main, FIT_STAGE2), (curve.main, CURVE))),
     Kind("lineage.json", f"{RUNS}/*/vq/lineage.json", (*_REPORT, (cli.main, FIT_STAGE2))),
     Kind("probes.json", f"{TOKENIZER}/probes.json", (*_REPORT, (probe.main, PROBE))),
+    Kind("codes.json", f"{TOKENIZER}/codes.json", (*_REPORT, (codes.main, CODES))),
+    Kind("recovery.json", f"{TOKENIZER}/recovery.json", (*_REPORT, (recovery.main, RECOVER))),
+    Kind("fidelity.json", f"{MEASURED}/fidelity.json", _REPORT),
     Kind("zero_shot.json", f"{IDEAL}/zero_shot.json", _REPORT),
     Kind("layers.json", f"{STAGE2}/layers.json", (*_REPORT, (layers.main, LAYERS))),
     Kind("sweep.json", f"{STAGE2}/sweep.json", (*_REPORT, (sweep.main, SWEEP))),
@@ -291,6 +298,8 @@ STAGES: tuple[tuple[Program, list[str]], ...] = (
     (sweep.main, SWEEP),
     (curve.main, CURVE),
     (probe.main, PROBE),
+    (codes.main, CODES),
+    (recovery.main, RECOVER),
     (dependency.main, ["--store", str(TOKENS)]),
     (export.main, [str(STAGE2), "--to", "exported"]),
 )
@@ -407,6 +416,7 @@ def _results() -> None:
         events.unlink()
     write_measured_runs(Path())
     write_results(Path("runs"))
+    (MEASURED / "fidelity.json").write_text(json.dumps(FIDELITY))
     captions = RUNS / "caption_stage2/vq/captions.json"
     captions.parent.mkdir(parents=True)
     captions.write_text(json.dumps([{"image": "1.png", "generated": "a dog", "references": ["a cat"]}]))

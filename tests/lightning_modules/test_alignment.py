@@ -15,6 +15,7 @@ from tests.end_to_end.test_cli import assert_equal
 from tests.support.commands import exit_code
 from tests.support.generator_recipes import tiny, write_digit_codes
 from tests.support.online import tiny_online, write_online_digits, write_teacher
+from tests.support.slow import slow_but
 
 RUN = Path("runs/digits/llamagen_repa/ifsq")
 STEP = ("--trainer.max_steps", "1", "--trainer.val_check_interval", "1")
@@ -65,7 +66,7 @@ def test_the_alignment_is_trained_and_measured(recipe: str, weight: float, store
     assert teacher is not None and teacher.startswith("stand_in ")
 
 
-@pytest.mark.parametrize("recipe", ["llamagen_repa", "dit_repa"])
+@pytest.mark.parametrize("recipe", slow_but(("dit_repa",), ("llamagen_repa", "dit_repa")))
 def test_a_resumed_run_equals_an_uninterrupted_one(recipe: str, store: Path) -> None:
     whole = fit(store, run=RUN.with_name("whole"), recipe=recipe)
     fit(store, *STEP, recipe=recipe)
@@ -149,7 +150,7 @@ def test_data_without_images_are_refused(store: Path, capsys: pytest.CaptureFixt
     assert "data is TokenDataModule, which has none: set data.class_path to datamodules.OnlineTokenDataModule" in error
 
 
-@pytest.mark.parametrize(("recipe", "time"), [("llamagen_repa", None), ("dit_repa", 0.5)])
+@pytest.mark.parametrize(("recipe", "time"), slow_but(("dit_repa",), [("llamagen_repa", None), ("dit_repa", 0.5)]))
 def test_the_layers_of_a_run_are_analysed_at_each_validation(recipe: str, time: float | None, store: Path) -> None:
     teacher = {"name": "stand_in", "weights": str(store.parent / "teacher.safetensors")}
     analysis = {"class_path": "callbacks.LayerAnalysis", "init_args": {"teacher": teacher, "k": 2, "max_images": 999}}

@@ -120,7 +120,7 @@ def test_stored_codes_reach_it_as_vectors(place: Path) -> None:
     assert not any("codec" in name for name, _ in module.named_modules())
 
 
-@pytest.mark.parametrize("quantizer", [SCALAR, CONTINUOUS])
+@pytest.mark.parametrize("quantizer", [SCALAR, pytest.param(CONTINUOUS, marks=pytest.mark.slow)])
 def test_images_are_encoded_online_as_the_store_holds_them(quantizer: dict[str, Any], place: Path) -> None:
     run = write_tokens(quantizer)
     assert fit("--config", "online.yaml") == 0

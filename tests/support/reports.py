@@ -8,6 +8,13 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+_WORDS = {"original_accuracy": 1, "original_similarity": 1, "accuracy": 0.25, "similarity": 0.5}
+FIDELITY = {  # content of fidelity.json
+    "text": [{"pixels": 8, "n": 1200, **_WORDS}, {"pixels": 16, "n": 1200, **_WORDS, "accuracy": 0.75}],
+    "faces": [{"pixels": 32, "n": 100, "similarity": 0.75, "others": 0.5, "identified": 0.9}],
+    "image_size": 64,
+    "reader": {"name": "a reader", "sha256": "0"},
+}
 ROWS = {  # label: rFD and gFD of two seeds
     "single, from scratch": ([0.060, 0.058], [0.46, 0.48]),
     "dual, from scratch": ([0.045, 0.044], [0.37, 0.36]),

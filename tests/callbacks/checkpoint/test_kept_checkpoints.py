@@ -8,6 +8,7 @@ import torch
 from callbacks import KeptCheckpoints
 from polytoken.errors import UserError
 from tests.support.commands import TOY, exit_code
+from tests.support.slow import slow_but
 
 FOLDER = Path("runs/default/toy/checkpoints")
 ROOTS = (Path("runs"), Path("whole"))
@@ -41,7 +42,7 @@ def test_every_second_checkpoint_stays() -> None:
     assert len(kept()) == 3
 
 
-@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("step", slow_but(("1",), (1, 2)))
 def test_a_requeued_run_keeps_the_same_checkpoints(step: int) -> None:
     assert fit(step=step, name="SIGUSR1") == 75
     assert torch.load(FOLDER / "last.ckpt", weights_only=True)["global_step"] == step

@@ -17,6 +17,7 @@ from callbacks.steer import requeue
 from callbacks.steer.requeue import EXIT_CODE, STOPPED, Requeue, job_id
 from tests.end_to_end.test_cli import assert_equal
 from tests.support.commands import TOY, exit_code
+from tests.support.slow import slow_but
 from tests.support.slurm import FakeSlurm
 
 LAST = Path("runs/default/toy/checkpoints/last.ckpt")
@@ -55,7 +56,7 @@ def state(path: Path = LAST) -> dict:
 
 
 @pytest.mark.parametrize("in_validation", [False, True])
-@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+@pytest.mark.parametrize("name", slow_but(("SIGUSR1",), ("SIGUSR1", "SIGTERM")))
 def test_a_signal_saves_and_requeues(
     name: str,
     in_validation: bool,

@@ -62,6 +62,7 @@ def test_cached_sampling_writes_the_likeliest_codes_of_teacher_forcing(
     assert torch.equal(read, torch.stack([one.argmax(-1) for one in logits], dim=1))
 
 
+@pytest.mark.slow
 def test_one_graph_serves_the_positions_of_all_scales(monkeypatch: pytest.MonkeyPatch) -> None:
     compile_whole = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **how: compile_whole(function, backend="aot_eager", **how))

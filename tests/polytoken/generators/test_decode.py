@@ -113,6 +113,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     counters.clear()
 
 
+@pytest.mark.slow
 def test_a_later_smaller_batch_runs_in_the_same_graph(traced: None) -> None:
     """The rows of the first batch stay; the images are those of eager mode, whatever batch they are in."""
     generator, sampler = small_generator(2, AutoregressiveHead(1)), CategoricalSampler(guidance=2.0)
