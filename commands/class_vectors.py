@@ -2,7 +2,7 @@
 
 Embeds every prompt with the name of every class by a text tower, and writes the normalised mean of each class with
 names, prompts and model in the header. That file is all that `commands.zero_shot` needs, so the text tower of a
-published model runs once, where there is a network; one of `make teacher` is a file. See docs/evaluation.md,
+published model runs once, where there is a network; one of `make teacher` is a file. See docs/analysis.md,
 "Zero-shot classification".
 """
 

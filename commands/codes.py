@@ -2,7 +2,7 @@
 
 Measures on the validation images the bits of an image, the use of the codes at each position, and pFID (RobusTok, arXiv
 2509.12474): the Fréchet distance of what is decoded after codes were replaced by near neighbours, next to rFID of the
-same images. Prints a table and writes `codes.json` into the run. See docs/evaluation.md, "Codes".
+same images. Prints a table and writes `codes.json` into the run. See docs/analysis.md, "Codes".
 """
 
 from __future__ import annotations

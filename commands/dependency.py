@@ -2,7 +2,7 @@
 
 Estimates the mutual information of horizontally neighbouring positions, and of the sub-codes of one position, for each
 scale and as a mean over scales (ImageFolder Fig. 2). Codes of large codebooks are grouped by k-means first. Prints a
-table, and writes `dependency.json` and `dependency.png` into each store. See docs/evaluation.md, "Dependency".
+table, and writes `dependency.json` and `dependency.png` into each store. See docs/analysis.md, "Dependency".
 """
 
 from __future__ import annotations

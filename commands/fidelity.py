@@ -3,7 +3,7 @@
 Writes words at several sizes into images, lets an OCR network read the images and their reconstructions, and compares
 what it reads with what was written. Does the same with faces and the embeddings of a network. Words and faces come with
 installed packages. Prints tables, and writes `fidelity.json` and pictures into the run (TokBench, arXiv 2505.18142).
-See docs/evaluation.md, "Text and faces".
+See docs/analysis.md, "Text and faces".
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Measures STS, NTS, CKNNA and linear CKA of every block (iFSQ section 4.2). Hidden states are those of teacher forcing on
 the tokens of validation images, or on tokens that the generator has drawn; the teacher sees the images, or the decoded
-tokens. Writes `layers.json` and `layers.png` into each run. See docs/evaluation.md, "Layers".
+tokens. Writes `layers.json` and `layers.png` into each run. See docs/analysis.md, "Layers".
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Records what the quantizer reads of training images, scales its codebooks by a wrong factor and by its inverse, trains
 the quantizer alone for some steps, and measures the share of codes in use over these steps (after UR-AUC of StableVQ,
-arXiv 2609.26774). Prints a table and writes `recovery.json` into the run. See docs/evaluation.md, "Recovery".
+arXiv 2609.26774). Prints a table and writes `recovery.json` into the run. See docs/analysis.md, "Recovery".
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Reads `images/text_data/<set>` and `images/face_data/<set>`, and writes `text_data/<set>_<size>` and so on. As in the
 scripts of TokBench (arXiv 2505.18142, wjf5203/TokBench@855802d), an image is scaled to the tokenizer's size without a
 change of its aspect, put in the middle of a black square, reconstructed, cropped again and scaled back. See
-docs/evaluation.md, "Text and faces".
+docs/analysis.md, "Text and faces".
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Pools the reconstructed deep feature of a tokenizer by the foundation model's own attention, and compares it with class
 vectors (`commands.class_vectors`), next to the untouched model. Validation images come from the configuration in the
-run. Prints a table and writes `zero_shot.json` into the run (Ideal, arXiv 2606.11096, Table 3). See docs/evaluation.md,
+run. Prints a table and writes `zero_shot.json` into the run (Ideal, arXiv 2606.11096, Table 3). See docs/analysis.md,
 "Zero-shot classification".
 """
 
