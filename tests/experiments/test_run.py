@@ -131,27 +131,26 @@ def test_jobs_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(starts()) == 4
 
 
-def test_two_callers_run_each_stage_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = str(write_experiment(tmp_path))
-    monkeypatch.setenv("PAUSE", "1")
-    codes: list[int] = []
-    other = threading.Thread(target=lambda: codes.append(main(["run", file])))
-    other.start()
-    codes.append(main(["run", file]))
-    other.join()
-    assert codes == [0, 0]
-    assert len(starts()) == 2 and set(starts().values()) == {1}
-
-
-def test_sigterm_stops_the_runner_and_its_stages(tmp_path: Path) -> None:
-    file = write_experiment(tmp_path)
+def caller(file: Path, pause: str) -> subprocess.Popen[bytes]:
+    """`python -m experiments run`, with the program of the tests in place of cli.py, as a process of its own."""
     program = "import runpy, sys; from pathlib import Path; from experiments import check, tasks\n"
     program += f"sys.argv[1:] = ['run', {str(file)!r}]\n"
     program += f"tasks.PROGRAM, check.check = Path({str(tasks.PROGRAM)!r}), lambda *_: None\n"
     program += "runpy.run_module('experiments', run_name='__main__')"
     path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "PAUSE": "60"}
-    with subprocess.Popen([sys.executable, "-c", program], env=environment) as runner:
+    return subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path, "PAUSE": pause})
+
+
+def test_two_callers_run_each_stage_once(tmp_path: Path) -> None:
+    file = write_experiment(tmp_path)
+    with caller(file, pause="1") as one, caller(file, pause="1") as other:
+        assert (one.wait(60), other.wait(60)) == (0, 0)
+    assert len(starts()) == 2 and set(starts().values()) == {1}
+
+
+def test_sigterm_stops_the_runner_and_its_stages(tmp_path: Path) -> None:
+    file = write_experiment(tmp_path)
+    with caller(file, pause="60") as runner:
         try:
             while not Path("starts.txt").exists():
                 time.sleep(0.01)
