@@ -13,12 +13,13 @@ from torch.nn import functional
 from polytoken.errors import UserError
 from polytoken.generators.heads.base import Head, HeadLoss
 from polytoken.sampling import Draw, RowNoise
-from polytoken.transformer import FeedForward, KVCache, RMSNorm, TrunkConfig
+from polytoken.transformer import INITIAL_DEVIATION, FeedForward, KVCache, RMSNorm, TrunkConfig
 
 NUM_FREQUENCIES = 256
 RATIO_DEVIATION = 0.8
 VISIBLE_WEIGHT = 0.1
 DEFAULT_STEPS = 4
+BAR_WIDTH = 1024  # of its smallest trunk
 
 
 class Digit(NamedTuple):
@@ -100,8 +101,14 @@ class MaskedBitHead(Head):
         self.output = nn.Linear(width, sum(digit.base for digit in self.digits))
 
     def reset_parameters(self) -> None:
-        """Initialise all weights; blocks start as the identity, and frequencies are drawn once."""
+        """Initialise all weights; blocks start as the identity, and frequencies are drawn once.
+
+        The condition of a narrow trunk has the deviation that N(0, 0.02²) gives that of BAR's: with BAR's weights, 128
+        channels would be almost zero in front of a modulation that starts at zero, and the class is learned late.
+        """
         super().reset_parameters()
+        narrow = max(1, BAR_WIDTH / self.project.in_features)
+        nn.init.normal_(self.project.weight, std=INITIAL_DEVIATION * math.sqrt(narrow))
         nn.init.normal_(cast(Tensor, self.frequencies))
         for layer in (self.modulation, *(cast(_Block, block).modulation for block in self.blocks)):
             nn.init.zeros_(layer.weight)

@@ -222,3 +222,14 @@ def test_one_graph_serves_all_positions(monkeypatch: pytest.MonkeyPatch) -> None
 def test_invalid_arguments_are_rejected(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         head_of((11, 12), **arguments)
+
+
+@pytest.mark.parametrize("dim", [64, 1024])
+def test_the_condition_is_as_large_at_the_start_as_with_bars_widths(dim: int) -> None:
+    head = MaskedBitHead(digits="codes", width=64, depth=1)
+    head.connect(TrunkConfig(depth=1, dim=dim, num_heads=4), (8, 8), (2, 2))
+    torch.manual_seed(0)
+    head.reset_parameters()
+    with torch.no_grad():
+        condition = head.condition(torch.randn(500, dim))
+    assert condition.std().item() == pytest.approx(0.02 * 1024**0.5, rel=0.05)
