@@ -19,7 +19,7 @@ from commands.program import best_device, new_parser, run
 
 POINTS = 500_000  # as many as iFSQ draws
 LEVELS = 17  # the paper's 4 bits
-SCALES = (1.0, 1.5, 2.0, 3.0)  # of guidance; the papers choose it for each row
+SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)  # of guidance; the papers choose it for each row
 
 
 def probe(directory: Path, max_train: int | None = None) -> tuple[Metrics, int]:

@@ -267,7 +267,7 @@ def test_a_sweep_chooses_the_scale_of_the_least_distance() -> None:
     scales = {one["guidance"]: one["metrics"] for one in json.loads((run / "sweep.json").read_text())["scales"]}
     distances = {scale: metrics["gfd/judge"]["value"] for scale, metrics in scales.items()}
     chosen = min(distances, key=distances.__getitem__)
-    assert [*distances] == [1, 1.5, 2, 3] and section["n"] == 20
+    assert [*distances] == [1, 1.5, 2, 3, 5] and section["n"] == 20
     assert section["metrics"]["sweep/guidance"] == chosen
     assert section["metrics"]["sweep/gfd/judge"] == distances[chosen]
     assert section["metrics"]["sweep/recall/judge"] == scales[chosen]["recall/judge"]["value"]
