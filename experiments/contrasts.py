@@ -41,6 +41,8 @@ def change(pairs: Pairs) -> str:
     if not pairs or any(value <= 0 for pair in pairs for value in pair):
         return NOTHING
     ratios = [log(after / before) for before, after in pairs]
+    if not any(ratios):  # such as the tokenizer's metrics, of two generators on it
+        return "0 %"
     mean = fmean(ratios)
     if len(ratios) < 2:
         return f"{_percent(mean)} %"

@@ -63,6 +63,10 @@ def test_a_star_marks_an_interval_without_zero(pairs: list[tuple[float, float]],
     assert change(pairs).endswith("*") == starred
 
 
+def test_equal_values_have_no_interval() -> None:
+    assert change([(2.0, 2.0), (3.0, 3.0)]) == "0 %"
+
+
 @pytest.mark.parametrize("pairs", [[], [(1.0, 0.0)], [(-1.0, 1.0), (2.0, 2.0)]])
 def test_values_without_a_logarithm_have_no_change(pairs: list[tuple[float, float]]) -> None:
     assert change(pairs) == "—"
