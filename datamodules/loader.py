@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
@@ -11,7 +14,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from polytoken.errors import UserError
 
+log = logging.getLogger(__name__)
+
 SECONDS_AFTER_SIGTERM = 60
+KILLED = (signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV)
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -23,7 +29,13 @@ class ResumableLoader(DataLoader[Any]):
         iterator = super().__iter__()
         # multiprocessing.active_children, the public way to the processes, drops those that have ended
         self.workers = getattr(iterator, "_workers", ())
-        return Reported(iterator)
+        return Reported(iterator, self)
+
+    def take_killed(self) -> list[Any]:
+        """The workers that were killed and have ended, each once."""
+        killed = [one for one in self.workers if one.exitcode is not None and -one.exitcode in KILLED]
+        self.workers = [one for one in self.workers if one not in killed]
+        return killed
 
     # Lightning asks for these two methods; the state is the data module's, as Lightning sometimes drops a loader's.
 
@@ -57,17 +69,46 @@ class Collated(Dataset[Any]):
             return error
 
 
-class Reported:
-    """Iterator over batches of `Collated` that raises their errors in this process."""
+def name_killed(loaders: Iterable[ResumableLoader], exception: BaseException) -> None:
+    """Log which workers were killed, each once: the exception itself may only tell of a broken connection.
 
-    def __init__(self, batches: Iterator[Any]) -> None:
-        self.batches = batches
+    Args:
+        loaders: whose workers these are.
+        exception: what was raised in this process.
+    """
+    loaders = list(loaders)
+    if workers := {worker.sentinel: worker for loader in loaders for worker in loader.workers}:
+        # A worker's connections break before it has ended, which takes a large process seconds. At that moment torch
+        # may raise its own error from a signal handler, anywhere in this process.
+        broken = isinstance(exception, (ConnectionError, EOFError)) or "DataLoader worker" in str(exception)
+        with suppress(RuntimeError):
+            for sentinel in wait([*workers], timeout=20 if broken else 1):
+                workers[sentinel].join()
+    for worker in [one for loader in loaders for one in loader.take_killed()]:
+        log.error(
+            "the data worker with process id %d was ended by %s, which happens when memory runs out: lower "
+            "data.num_workers or data.batch_size and start the run again; the last checkpoint is whole",
+            worker.pid,
+            signal.Signals(-worker.exitcode).name,
+        )
+
+
+class Reported:
+    """Iterator over batches of `Collated` that raises their errors in this process, and names killed workers."""
+
+    def __init__(self, batches: Iterator[Any], loader: ResumableLoader) -> None:
+        self.batches, self.loader = batches, loader
 
     def __iter__(self) -> Reported:
         return self
 
     def __next__(self) -> Any:
-        batch = next(self.batches)
+        try:
+            batch = next(self.batches)
+        except (OSError, EOFError, RuntimeError) as error:
+            # at once: until a hook of the trainer is called, torch may have raised a second error
+            name_killed([self.loader], error)
+            raise
         if isinstance(batch, UserError):
             raise batch
         return batch

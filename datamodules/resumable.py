@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import suppress
-from multiprocessing.connection import wait
 from typing import Annotated, Any
 from weakref import WeakSet
 
@@ -16,16 +12,13 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datamodules.loader import ResumableLoader, new_loader
+from datamodules.loader import ResumableLoader, name_killed, new_loader
 from datamodules.order import Draw, TrainingOrder
 from polytoken import records
 from polytoken.errors import UserError
 from polytoken.ranges import LARGEST_SEED, at_least, within
 
-log = logging.getLogger(__name__)
-
 MOST_WORKERS = 256  # processes of one rank
-KILLED = (signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV)
 
 AtLeast1 = Annotated[int, msgspec.Meta(ge=1)]
 NotNegative = Annotated[int, msgspec.Meta(ge=0)]
@@ -113,23 +106,8 @@ class ResumableDataModule(LightningDataModule, ABC):
         return ranks["rank"], ranks["num_replicas"]
 
     def on_exception(self, exception: BaseException) -> None:
-        """Name a killed worker: the exception itself may only report a connection that was reset."""
-        workers = {worker.sentinel: worker for loader in self._loaders for worker in loader.workers}
-        if workers:
-            # A worker's connections break before it has ended, which takes a large process seconds. At that moment
-            # torch may raise its own error from a signal handler, anywhere in this process.
-            broken = isinstance(exception, (ConnectionError, EOFError)) or "DataLoader worker" in str(exception)
-            with suppress(RuntimeError):
-                for sentinel in wait([*workers], timeout=20 if broken else 1):
-                    workers[sentinel].join()
-        for worker in workers.values():
-            if worker.exitcode is not None and -worker.exitcode in KILLED:
-                log.error(
-                    "the data worker with process id %d was ended by %s, which happens when memory runs out: lower "
-                    "data.num_workers or data.batch_size and start the run again; the last checkpoint is whole",
-                    worker.pid,
-                    signal.Signals(-worker.exitcode).name,
-                )
+        """Name a killed worker whose death torch reported outside of the loader."""
+        name_killed(self._loaders, exception)
 
     def __getstate__(self) -> dict[str, Any]:
         """All attributes but the loaders: a spawned process makes its own."""

@@ -1,6 +1,8 @@
 """Mistakes that a data worker meets arrive as one sentence, without the worker's traceback."""
 
 import logging
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from torch.utils.data import Dataset
 
 from commands.preset import real_images
 from datamodules import FolderSource, ImageDataModule
-from datamodules.loader import new_loader
+from datamodules.loader import name_killed, new_loader
 from polytoken.errors import RunError, UserError
 from tests.datamodules.memory import Diary, MemorySource, quiet_trainer
 from tests.datamodules.test_listing import put
@@ -24,6 +26,21 @@ class Rows(Dataset):
         if index == 5:
             raise UserError("row 5 is broken: mend it")
         return index
+
+
+class Deadly(Rows):
+    def __getitem__(self, index: int) -> int:
+        if index == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+def test_a_killed_worker_is_named_before_any_hook_and_once(caplog: pytest.LogCaptureFixture) -> None:
+    loader = new_loader(Deadly(), None, 2, list, num_workers=2)
+    with pytest.raises((RuntimeError, OSError, EOFError)) as raised:
+        list(loader)
+    name_killed([loader], raised.value)  # as the data module does later
+    assert caplog.text.count("was ended by SIGKILL, which happens when memory runs out") == 1
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

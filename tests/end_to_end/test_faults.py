@@ -155,7 +155,7 @@ def test_a_killed_data_worker_is_reported(caplog: pytest.LogCaptureFixture) -> N
         data = ["--data.num_workers", str(workers), "--data.batch_size", "4"]
         return ["fit", *tiny("stage1", store), *small, *data, "--config", str(overlay), "--run.root", root]
 
-    with pytest.raises((RuntimeError, OSError)):
+    with pytest.raises((RuntimeError, OSError, EOFError)):
         exit_code(*arguments("killed", killer))
     assert re.search(r"the data worker with process id \d+ was ended by SIGKILL, which happens when", caplog.text)
     checkpoints = Path("killed/digits/stage1/fq_dual/checkpoints")
