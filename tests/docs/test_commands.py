@@ -107,5 +107,6 @@ def test_programs_accept_their_options(
     except SystemExit as left:
         code = left.code
     error = capsys.readouterr().err
-    lacks = re.match("error: .*(there is no|is not there|no weights|no samples|no row)", error)  # what an earlier line makes
+    # what an earlier line makes
+    lacks = re.match("error: .*(there is no|is not there|no weights|no samples|no row)", error)
     assert code in (None, 0) or (code == 2 and (name, options[0]) != ("experiments", "run") and lacks), error
