@@ -23,7 +23,7 @@ def tables(experiment: Experiment, records: list[Record]) -> list[Table]:
     own: dict[tuple[str, str], list[Row]] = {}
     lines: dict[tuple[str, str], list[Row]] = {}
     for row in experiment.rows:
-        if row.against is not None:
+        if row.against in by_label:  # not every preset runs every row
             names = (row.line, by_label[row.against].line)
             if names[0] is None or names[1] is None:
                 own[row.label, row.against] = [row]

@@ -168,8 +168,8 @@ def _recovery(found: Recovered) -> Iterator[Table]:
     rows = [
         [f"{curve['factor']:g}", str(index), f"{use[0]:.1%}", f"{area:.1%}", f"{use[-1]:.1%}"]
         for curve in found["curves"]
-        for index, (use, area) in enumerate(zip(curve["usage"], curve["area"], strict=False))
-        if use
+        for index, (use, area) in enumerate(zip_longest(curve["usage"], curve["area"]))
+        if use and area is not None  # both, in a whole file
     ]
     if rows:
         head = ["scale of the codebooks", "sub-code", "in use at the start", "mean ↑", "at the end"]

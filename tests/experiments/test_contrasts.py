@@ -3,6 +3,7 @@
 import json
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,12 +17,13 @@ from tests.support.experiments import TEXT, write_experiment
 STAGE = {"stage": "tokenizer", "recipe": "vq", "preset_file": "tokenizer"}
 
 
-def experiment(place: Path, **rows: dict[str, str]) -> Experiment:
+def experiment(place: Path, **rows: dict[str, Any]) -> Experiment:
     listed = [
         {"label": label, "stages": [{**STAGE, "overrides": {"data.init_args.batch_size": number + 1}}], **fields}
         for number, (label, fields) in enumerate(rows.items())
     ]
-    return load(str(write_experiment(place, text=TEXT.split("rows:")[0] + f"rows: {json.dumps(listed)}\n")))
+    text = TEXT.replace("presets: [digits]", "presets: [digits, photos]")
+    return load(str(write_experiment(place, text=text.split("rows:")[0] + f"rows: {json.dumps(listed)}\n")))
 
 
 def records(**values: list[float]) -> list[Record]:
@@ -75,6 +77,11 @@ def test_values_without_a_logarithm_have_no_change(pairs: list[tuple[float, floa
 def test_show_has_the_changes_after_the_table(tmp_path: Path) -> None:
     given = experiment(tmp_path, a={}, b={"against": "a"})
     assert [one.head[:2] for one in table.results(given, []).tables] == [["", "PSNR ↑"], ["", "against"]]
+
+
+def test_a_row_that_the_preset_leaves_out_is_compared_with_nothing(tmp_path: Path) -> None:
+    given = experiment(tmp_path, a={"presets": ["photos"]}, b={"against": "a"})
+    assert [row.label for row in given.rows] == ["b"] and tables(given, records(b=[1.0])) == []
 
 
 def test_a_row_that_is_not_there_is_refused_with_the_nearest(tmp_path: Path) -> None:
