@@ -169,6 +169,14 @@ class Sweep(TypedDict):
     scales: list[SweepEntry]
 
 
+class MeasuredCheckpoint(TypedDict):
+    """What a program measured a checkpoint with; files of older versions may lack it."""
+
+    checkpoint: NotRequired[dict[str, Any]]
+    versions: NotRequired[dict[str, str]]
+    commit: NotRequired[str | None]
+
+
 class Probe(TypedDict):
     """The accuracy of one probe."""
 
@@ -180,7 +188,7 @@ class Probe(TypedDict):
     fit: NotRequired[str]
 
 
-class Probes(TypedDict):
+class Probes(MeasuredCheckpoint):
     """`probes.json`."""
 
     probes: list[Probe]
@@ -190,9 +198,6 @@ class Probes(TypedDict):
     n_train: NotRequired[int]
     num_classes: NotRequired[int]
     settings: NotRequired[dict[str, Any]]
-    checkpoint: NotRequired[dict[str, Any]]
-    versions: NotRequired[dict[str, str]]
-    commit: NotRequired[str | None]
 
 
 class PositionUse(TypedDict):
@@ -202,20 +207,26 @@ class PositionUse(TypedDict):
     perplexity: list[float]
 
 
-class Codes(TypedDict):
+class Replacement(TypedDict):
+    """Settings of :class:`polytoken.metrics.perturbation.Perturbation`."""
+
+    alpha: float
+    beta: float
+    delta: NotRequired[int]
+    seed: NotRequired[int]
+
+
+class Codes(MeasuredCheckpoint):
     """`codes.json`: bits and use of a tokenizer's codes, and images that were decoded after some had been replaced."""
 
     bits_per_image: float
     n: int
     extractor: NotRequired[dict[str, Any]]
     metrics: dict[str, dict[str, ImageMetric]]  # of "reconstructed" and "perturbed" images; none without codes
-    perturbation: NotRequired[dict[str, float]]  # alpha, beta, delta and seed
+    perturbation: NotRequired[Replacement]
     neighbours: NotRequired[list[int]]
     positions: list[PositionUse]  # of each sub-code
     notes: list[str]
-    checkpoint: NotRequired[dict[str, Any]]
-    versions: NotRequired[dict[str, str]]
-    commit: NotRequired[str | None]
 
 
 class RecoveryCurve(TypedDict):
@@ -226,7 +237,7 @@ class RecoveryCurve(TypedDict):
     area: list[float]  # mean over the steps
 
 
-class Recovered(TypedDict):
+class Recovered(MeasuredCheckpoint):
     """`recovery.json`."""
 
     curves: list[RecoveryCurve]  # none without codebooks
@@ -234,9 +245,6 @@ class Recovered(TypedDict):
     n: int
     settings: dict[str, float]
     notes: list[str]
-    checkpoint: NotRequired[dict[str, Any]]
-    versions: NotRequired[dict[str, str]]
-    commit: NotRequired[str | None]
 
 
 class ZeroShotRow(TypedDict):
@@ -258,7 +266,7 @@ class NamedClasses(TypedDict):
     num_prompts: int
 
 
-class ZeroShotResult(TypedDict):
+class ZeroShotResult(MeasuredCheckpoint):
     """`zero_shot.json`."""
 
     rows: list[ZeroShotRow]
@@ -266,9 +274,6 @@ class ZeroShotResult(TypedDict):
     num_classes: int
     teacher: str
     class_vectors: NamedClasses
-    checkpoint: NotRequired[dict[str, Any]]
-    versions: NotRequired[dict[str, str]]
-    commit: NotRequired[str | None]
 
 
 class Layers(TypedDict):

@@ -145,13 +145,13 @@ def _probes(found: Probes) -> Iterator[Table]:
 
 def _codes(found: Codes) -> Iterator[Table]:
     """Distances of images decoded from the codes and from replaced ones, and the use of each sub-code at a position."""
-    if sets := found["metrics"]:
+    if (sets := found["metrics"]) and "perturbation" in found:  # a tokenizer without codes has neither
         # metrics of the two sets correspond, with other first letters: rfd/judge and pfd/judge
         heads = [name_of_images(name).head for name in sets.get("reconstructed", {})]
         rows = [[kind, *(_cell(metrics, name) for name in metrics)] for kind, metrics in sets.items()]
-        replaced = found.get("perturbation", {}).get("alpha")
-        share = "some" if replaced is None else f"{replaced:.0%}"
-        caption = f"Codes: {found['n']:,} images decoded, and decoded with {share} of the codes replaced by near ones"
+        settings = found["perturbation"]
+        share = settings["alpha"] * settings["beta"]
+        caption = f"Codes: {found['n']:,} images decoded, and with {share:.0%} of the codes drawn from their neighbours"
         yield Table(["images", *heads], rows, caption)
     rows = [
         [str(index), f"{fmean(one['usage']):.1%}", f"{fmean(one['perplexity']):.1f}"]

@@ -186,12 +186,14 @@ def test_codes_and_recovery_are_tables(runs: Path) -> None:
     }
     use = [{"usage": [0.5, 1.0], "perplexity": [10.0, 20.0]}, {"usage": [0.25, 0.25], "perplexity": [4.0, 4.0]}]
     measured = {"bits_per_image": 192.0, "n": 355, "metrics": sets, "positions": use, "notes": []}
-    (tokenizer / "codes.json").write_text(json.dumps(measured | {"perturbation": {"alpha": 0.5}}))
+    (tokenizer / "codes.json").write_text(
+        json.dumps(measured | {"perturbation": {"alpha": 1.0, "beta": 0.5, "delta": 8, "seed": 0}})
+    )
     curves = [{"factor": 10.0, "usage": [[0.125, 0.5], [1.0, 1.0]], "area": [0.25, 1.0]}]
     recovered = {"curves": curves, "factor": 10.0, "n": 64, "settings": {}, "notes": []}
     (tokenizer / "recovery.json").write_text(json.dumps(recovered))
     html = page(runs)
-    assert "355 images decoded, and decoded with 50% of the codes replaced by near ones" in html.text
+    assert "355 images decoded, and with 50% of the codes drawn from their neighbours" in html.text
     assert "means over positions; 192 bits an image" in html.text
     assert "codes in use by features of 64 images" in html.text
     assert html.rows[-9:] == [

@@ -1,18 +1,16 @@
 """Changes between rows and lines that an experiment compares itself."""
 
-import json
 from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from artifacts.results import Record
 from experiments import table
 from experiments.contrasts import change, tables
-from experiments.specification import Experiment, load
+from experiments.specification import Experiment
 from polytoken.errors import UserError
-from tests.support.experiments import TEXT, write_experiment
+from tests.support.experiments import TEXT, load_rows, psnr_records
 
 STAGE = {"stage": "tokenizer", "recipe": "vq", "preset_file": "tokenizer"}
 
@@ -23,19 +21,11 @@ def experiment(place: Path, **rows: dict[str, Any]) -> Experiment:
         for number, (label, fields) in enumerate(rows.items())
     ]
     text = TEXT.replace("presets: [digits]", "presets: [digits, photos]")
-    return load(str(write_experiment(place, text=text.split("rows:")[0] + f"rows: {json.dumps(listed)}\n")))
-
-
-def records(**values: list[float]) -> list[Record]:
-    return [
-        Record(experiment="paper/table", row=row, seed=seed, metric="val/psnr", value=value)
-        for row, column in values.items()
-        for seed, value in enumerate(column)
-    ]
+    return load_rows(place, listed, text)
 
 
 def test_a_row_is_compared_with_the_one_it_names(tmp_path: Path) -> None:
-    made = tables(experiment(tmp_path, a={}, b={}, c={"against": "a"}), records(a=[8.0], b=[1.0], c=[2.0]))
+    made = tables(experiment(tmp_path, a={}, b={}, c={"against": "a"}), psnr_records(a=[8.0], b=[1.0], c=[2.0]))
     (found,) = made
     assert found.head == ["", "against", "PSNR", "codes used", "pairs"]
     assert found.rows == [["c", "a", "-75.0 %", "—", "1"]]
@@ -49,7 +39,7 @@ def test_pairs_of_a_line_are_pooled_over_its_rows_and_seeds(tmp_path: Path) -> N
         "b2": {"line": "b", "against": "a2"},
     }
     values = {"a1": [1.0, 10.0], "b1": [2.0, 20.0], "a2": [4.0], "b2": [8.0, 99.0]}  # seed 1 of a2 is missing
-    (found,) = tables(experiment(tmp_path, **rows), records(**values))
+    (found,) = tables(experiment(tmp_path, **rows), psnr_records(**values))
     assert found.rows == [["b", "a", "+100.0 % (+100.0 to +100.0) *", "—", "3"]]
 
 
@@ -81,7 +71,7 @@ def test_show_has_the_changes_after_the_table(tmp_path: Path) -> None:
 
 def test_a_row_that_the_preset_leaves_out_is_compared_with_nothing(tmp_path: Path) -> None:
     given = experiment(tmp_path, a={"presets": ["photos"]}, b={"against": "a"})
-    assert [row.label for row in given.rows] == ["b"] and tables(given, records(b=[1.0])) == []
+    assert [row.label for row in given.rows] == ["b"] and tables(given, psnr_records(b=[1.0])) == []
 
 
 def test_a_row_that_is_not_there_is_refused_with_the_nearest(tmp_path: Path) -> None:

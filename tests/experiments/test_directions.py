@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 
 from artifacts.completion import finish
-from artifacts.results import Record
 from experiments import directions
 from experiments.__main__ import main
-from experiments.specification import Experiment, load
+from experiments.specification import Experiment
 from experiments.tasks import expand
-from tests.support.experiments import TEXT, write_experiment
+from tests.support.experiments import load_rows, psnr_records
 
 STAGE = {"stage": "tokenizer", "recipe": "vq", "preset_file": "tokenizer"}
 PAPERS = (3.0, None, 2.0, 2.5)  # of rows a, b, c, d
@@ -23,19 +22,11 @@ def experiment(tmp_path: Path, papers: tuple[float | None, ...] = PAPERS) -> Exp
         | ({} if paper is None else {"paper": {"rFID": paper}})
         for number, (label, paper) in enumerate(zip("abcd"[: len(papers)], papers, strict=True))
     ]
-    return load(str(write_experiment(tmp_path, text=TEXT.split("rows:")[0] + f"rows: {json.dumps(rows)}\n")))
-
-
-def records(**values: list[float]) -> list[Record]:
-    return [
-        Record(experiment="paper/table", row=row, seed=seed, metric="val/psnr", value=value)
-        for row, column in values.items()
-        for seed, value in enumerate(column)
-    ]
+    return load_rows(tmp_path, rows)
 
 
 def test_a_row_is_compared_with_the_nearest_above_that_the_paper_reports(tmp_path: Path) -> None:
-    made = directions.compare(experiment(tmp_path), records(a=[5.0], b=[9.0], c=[4.0], d=[6.0]))
+    made = directions.compare(experiment(tmp_path), psnr_records(a=[5.0], b=[9.0], c=[4.0], d=[6.0]))
     assert [(one.row, one.against, one.difference, one.paper) for one in made] == [
         ("c", "a", -1.0, -1.0),
         ("d", "c", 2.0, 0.5),
@@ -55,14 +46,14 @@ def test_a_row_is_compared_with_the_nearest_above_that_the_paper_reports(tmp_pat
     ],
 )
 def test_the_verdict_follows_from_the_interval(tmp_path: Path, ours: list[float], verdict: str) -> None:
-    (made,) = directions.compare(experiment(tmp_path, (3.0, 2.0)), records(a=[5.0, 5.0, 5.0], b=ours))
+    (made,) = directions.compare(experiment(tmp_path, (3.0, 2.0)), psnr_records(a=[5.0, 5.0, 5.0], b=ours))
     assert made.verdict == verdict and made.seeds == len(ours)
 
 
 def test_seeds_are_paired_and_the_interval_is_students(tmp_path: Path) -> None:
     """Seeds differ by far more than the rows: only differences of common seeds count."""
     far = {"a": [10.0, 20.0, 30.0, 40.0], "b": [9.0, 18.8, 28.8]}
-    (made,) = directions.compare(experiment(tmp_path, (3.0, 2.0)), records(**far))
+    (made,) = directions.compare(experiment(tmp_path, (3.0, 2.0)), psnr_records(**far))
     assert made.difference == pytest.approx(-3.4 / 3) and made.verdict == "holds"
     assert made.margin == pytest.approx(4.302653 * 0.11547005 / 3**0.5, rel=1e-6)  # t of two degrees, 97.5 %
     (row,) = directions.table([made]).rows
@@ -70,9 +61,9 @@ def test_seeds_are_paired_and_the_interval_is_students(tmp_path: Path) -> None:
 
 
 def test_no_comparison_without_numbers_of_paper_and_runs(tmp_path: Path) -> None:
-    assert directions.compare(experiment(tmp_path, (3.0, 3.0)), records(a=[5.0], b=[4.0])) == []
-    assert directions.compare(experiment(tmp_path, (3.0, None)), records(a=[5.0], b=[4.0])) == []
-    first, _, _, second = records(a=[5.0, 5.0], b=[4.0, 4.0])  # no seed in common
+    assert directions.compare(experiment(tmp_path, (3.0, 3.0)), psnr_records(a=[5.0], b=[4.0])) == []
+    assert directions.compare(experiment(tmp_path, (3.0, None)), psnr_records(a=[5.0], b=[4.0])) == []
+    first, _, _, second = psnr_records(a=[5.0, 5.0], b=[4.0, 4.0])  # no seed in common
     assert directions.compare(experiment(tmp_path, (3.0, 2.0)), [first, second]) == []
 
 

@@ -1,6 +1,5 @@
 """Picture of one metric over another."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,9 +7,9 @@ import pytest
 from artifacts.results import Record
 from experiments.__main__ import main
 from experiments.plot import plot, save
-from experiments.specification import Experiment, load
+from experiments.specification import Experiment
 from polytoken.errors import UserError
-from tests.support.experiments import TEXT, write_experiment
+from tests.support.experiments import TEXT, load_rows
 
 
 def experiment(place: Path, lines: bool) -> Experiment:
@@ -23,7 +22,7 @@ def experiment(place: Path, lines: bool) -> Experiment:
     columns = TEXT.replace(
         "direction: up, paper: rFID}", "direction: up, paper: rFID}\n  - {name: gfd, label: gFD, direction: down}"
     )
-    return load(str(write_experiment(place, text=columns.split("rows:")[0] + f"rows: {json.dumps(listed)}\n")))
+    return load_rows(place, listed, columns)
 
 
 def records(scale: float = 1.0) -> list[Record]:

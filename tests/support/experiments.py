@@ -1,7 +1,12 @@
 """Experiments of a few rows on the digits, and a program in place of cli.py."""
 
+import json
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
+
+from artifacts.results import Record
+from experiments.specification import Experiment, load
 
 TEXT = dedent("""\
     title: Two rows
@@ -131,3 +136,17 @@ def write_experiment(directory: Path, *changes: tuple[str, str], text: str = TEX
     file.parent.mkdir(exist_ok=True)
     file.write_text(text, encoding="utf-8")
     return file
+
+
+def load_rows(place: Path, rows: list[dict[str, Any]], text: str = TEXT) -> Experiment:
+    """The experiment of the text with other rows."""
+    return load(str(write_experiment(place, text=text.split("rows:")[0] + f"rows: {json.dumps(rows)}\n")))
+
+
+def psnr_records(**values: list[float]) -> list[Record]:
+    """Records of `val/psnr` by row, a value for each seed."""
+    return [
+        Record(experiment="paper/table", row=row, seed=seed, metric="val/psnr", value=value)
+        for row, column in values.items()
+        for seed, value in enumerate(column)
+    ]

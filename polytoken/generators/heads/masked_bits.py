@@ -19,7 +19,7 @@ NUM_FREQUENCIES = 256
 RATIO_DEVIATION = 0.8
 VISIBLE_WEIGHT = 0.1
 DEFAULT_STEPS = 4
-BAR_WIDTH = 1024  # of its smallest trunk
+BAR_WIDTH = 768  # channels of BAR-B's trunk
 
 
 class Digit(NamedTuple):
@@ -103,8 +103,8 @@ class MaskedBitHead(Head):
     def reset_parameters(self) -> None:
         """Initialise all weights; blocks start as the identity, and frequencies are drawn once.
 
-        The condition of a narrow trunk has the deviation that N(0, 0.02²) gives that of BAR's: with BAR's weights, 128
-        channels would be almost zero in front of a modulation that starts at zero, and the class is learned late.
+        The weights of the condition are N(0, 0.02²) as in BAR, and larger on a trunk that is narrower than BAR-B's, so
+        that the condition starts with the same deviation. A smaller one would pass little gradient to the trunk.
         """
         super().reset_parameters()
         narrow = max(1, BAR_WIDTH / self.project.in_features)
