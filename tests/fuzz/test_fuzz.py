@@ -57,7 +57,8 @@ PROGRAMS: dict[str, Callable[[], object]] = {
 
 @pytest.mark.parametrize("what", PROGRAMS)
 def test_the_sandbox_notices(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "SECONDS", 1)
+    if what == "more than 1 s":  # the others may take longer on a busy machine, such as 700 MB of new pages
+        monkeypatch.setattr(sandbox, "SECONDS", 1)
     (tmp_path / "run").mkdir()
     assert any(what in fault for fault in sandbox.watched(PROGRAMS[what], tmp_path / "run").faults)
 
