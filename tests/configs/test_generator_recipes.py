@@ -1,21 +1,18 @@
 """Recipes of generators: built at full size on the meta device, and trained for two steps at test size."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-import cli
 from callbacks import EMA
 from datamodules import OnlineTokenDataModule
-from polytoken.codec import BlankCodec
 from polytoken.generators import SIZES
 from polytoken.specs import TokenSpec
 from tests.support.commands import exit_code
-from tests.support.generator_recipes import tiny, write_digit_codes
+from tests.support.generator_recipes import built, tiny, write_digit_codes
 from tests.support.online import write_teacher
-from tests.support.recipes import CONFIGS, PRESETS, preset_files
+from tests.support.recipes import CONFIGS, PRESETS
 from tests.support.slow import slow_but
 
 GENERATORS = sorted(
@@ -42,30 +39,6 @@ ONE_CODE = (*SINGLE, "stage1")
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["cli.py"])
-
-
-def built(
-    recipe: str, preset: str, store: Path, monkeypatch: pytest.MonkeyPatch, *overlays: Path
-) -> tuple[cli.CommandLine, Any]:
-    """The instantiated command line, and the generator that training would build."""
-    made: list[cli.CommandLine] = []
-
-    def stop(self: cli.CommandLine) -> None:
-        made.append(self)
-        raise SystemExit(0)
-
-    monkeypatch.setattr(cli.CommandLine, "before_fit", stop, raising=False)
-    files = [CONFIGS / f"{recipe}.yaml", *preset_files(recipe, preset, "generator"), *overlays]
-    arguments = [part for file in files for part in ("--config", str(file))]
-    arguments += ["--trainer.devices", "1", "--trainer.strategy", "auto", "--data.init_args.store", str(store)]
-    assert exit_code("fit", *arguments) == 0
-    data = made[0].datamodule
-    with torch.device("meta"):
-        generator = made[0].model.generator
-        spec = data.latents if generator.models == "latents" else data.spec
-        codec = BlankCodec(data.latents, len(data.spec.scales)) if generator.needs_codec else None
-        generator.connect(spec, data.num_classes, codec)
-    return made[0], generator
 
 
 def count(module: torch.nn.Module) -> int:

@@ -4,13 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 
+import cli
 from artifacts.moments import Moments
 from artifacts.token_manifest import StorePlan
 from artifacts.token_store_writer import TokenStoreWriter
+from polytoken.codec import BlankCodec
 from polytoken.fingerprint import fingerprint
 from polytoken.loading import load_tokenizer
 from polytoken.specs import TokenSpec
+from tests.support.commands import exit_code
 from tests.support.generated import write_next_scale_runs
 from tests.support.recipes import CONFIGS, preset_files
 from tests.support.token_store import latents_of, plan_of
@@ -79,3 +84,27 @@ def tiny(recipe: str, store: Path, preset: str = "digits") -> list[str]:
     """Arguments of a recipe under a preset, on another store and of a tiny size."""
     files = [str(CONFIGS / f"{recipe}.yaml"), *preset_files(recipe, preset, "generator")]
     return [*(part for file in files for part in ("--config", file)), "--data.init_args.store", str(store), *TINY]
+
+
+def built(
+    recipe: str, preset: str, store: Path, monkeypatch: pytest.MonkeyPatch, *overlays: Path
+) -> tuple[cli.CommandLine, Any]:
+    """The instantiated command line, and the generator that training would build."""
+    made: list[cli.CommandLine] = []
+
+    def stop(self: cli.CommandLine) -> None:
+        made.append(self)
+        raise SystemExit(0)
+
+    monkeypatch.setattr(cli.CommandLine, "before_fit", stop, raising=False)
+    files = [CONFIGS / f"{recipe}.yaml", *preset_files(recipe, preset, "generator"), *overlays]
+    arguments = [part for file in files for part in ("--config", str(file))]
+    arguments += ["--trainer.devices", "1", "--trainer.strategy", "auto", "--data.init_args.store", str(store)]
+    assert exit_code("fit", *arguments) == 0
+    data = made[0].datamodule
+    with torch.device("meta"):
+        generator = made[0].model.generator
+        spec = data.latents if generator.models == "latents" else data.spec
+        codec = BlankCodec(data.latents, len(data.spec.scales)) if generator.needs_codec else None
+        generator.connect(spec, data.num_classes, codec)
+    return made[0], generator
