@@ -78,8 +78,8 @@ def weights(config: Any, made: Path) -> Iterator[Finding]:
     if isinstance(config, list):
         for value in config:
             yield from weights(value, made)
-    if not isinstance(config, dict):
-        return
+    if not isinstance(config, dict) or ("discriminator" in config and config.get("weight") == 0):
+        return  # an adversarial term of weight 0 builds no discriminator
     name, file = config.get("name"), config.get("weights")
     if config.get("class_path") == "polytoken.losses.EfficientNetFeatures":
         yield _installed(TRAINS)

@@ -12,8 +12,8 @@ MACHINE = "one H200, 16 cores"
 # images or positions a second, bf16: the only speeds that were measured, of these sizes
 TOKENIZER_STEP = 72  # f16 dual tokenizer, 256 px, without perceptual term, discriminator and teacher
 TOKENIZER_FORWARD = 221  # the same, encoder and decoder
-SAMPLING = 1_017  # positions of FAR-Base dual, batch 64, guidance 2
 CONVOLUTIONAL = "polytoken.tokenizers.ConvolutionalTokenizer"
+FACTORIZED = "polytoken.quantizers.FactorizedQuantizer"
 UNKNOWN = "not measured"
 
 
@@ -55,8 +55,11 @@ def estimates(
     coder = tokenizer["model"]["init_args"].get("tokenizer", {})
     arguments = coder.get("init_args", {})
     size, factor = arguments.get("image_size", 0), 2 ** (len(arguments.get("channel_multipliers", [0])) - 1)
-    quantizer = (arguments.get("quantizer") or {}).get("init_args", {})
-    measured = coder.get("class_path") == CONVOLUTIONAL and (size, factor) == (256, 16)
+    quantizer = arguments.get("quantizer") or {}
+    settings = quantizer.get("init_args", {})
+    scales = settings.get("branch", {}).get("init_args", {}).get("scales")
+    convolutional = coder.get("class_path") == CONVOLUTIONAL
+    measured = convolutional and (size, factor) == (256, 16) and quantizer.get("class_path") == FACTORIZED
     steps, batch = _steps(tokenizer)
     seen = steps * batch
     yield Estimate("tokenizer", f"{seen:,} images", seen / TOKENIZER_STEP if measured else None, 0)
@@ -64,17 +67,16 @@ def estimates(
     views = (tokens["data"]["init_args"].get("views") or {}).get("init_args", tokens["data"]["init_args"].get("views"))
     crops = {"ten_crop": 10, "centre": 1}.get(str((views or {}).get("crops", "centre")), 1)
     stored = images * crops
-    codes = quantizer.get("num_branches") or quantizer.get("num_sub_codes") or 1
-    written = stored * (size // factor) ** 2 * codes * 2.0 if coder.get("class_path") == CONVOLUTIONAL else None
+    codes = settings.get("num_branches") or settings.get("num_sub_codes") or 1
+    positions = sum(side**2 for side in scales) if scales else (size // factor) ** 2 if convolutional else None
+    written = None if positions is None else stored * positions * codes * 2.0
     yield Estimate("tokens", f"{stored:,} crops", stored / TOKENIZER_FORWARD if measured else None, written)
 
     steps, batch = _steps(generator)
     yield Estimate("generator", f"{steps:,} steps of {batch} images", None, 0)
 
     drawn = sample["data"]["init_args"].get("num_images") or 0
-    far = "AutoregressiveHead" in str(generator["model"]) and measured
-    time = drawn * (size // factor) ** 2 / SAMPLING if far else None
-    yield Estimate("sample", f"{drawn:,} images", time, drawn * size**2 * 3.0 if size else None)
+    yield Estimate("sample", f"{drawn:,} images", None, drawn * size**2 * 3.0 if size else None)
 
 
 def _steps(config: dict[str, Any]) -> tuple[int, int]:

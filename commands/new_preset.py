@@ -129,7 +129,7 @@ def report(name: str, found: Survey, choice: Choice) -> str:
     if choice.size == "large":
         lines.append("published networks are needed once, and metrics are compared with the training images")
     else:
-        lines.append(f"evaluation: by {'a judge' if found.classes else 'a stand-in for DINOv2'} that {name} trains")
+        lines.append("evaluation: by EfficientNet-Lite2, of the extra `vision`")
     return "\n".join(lines)
 
 

@@ -92,6 +92,21 @@ def _section(config: Path, name: str) -> dict[str, Any]:
     return section
 
 
+def own_network(preset: str) -> str | None:
+    """The network that compares images of a preset by default: its judge, or EfficientNet-Lite2 if it trains stand-ins.
+
+    None if the preset trains neither, and is compared with ADM's reference by Inception.
+    """
+    networks = _networks(preset)
+    if "judge" in networks:
+        return "judge"
+    return MEASURES if networks else None
+
+
+def _networks(preset: str) -> list[str]:
+    return [name for name, recipe in OWN_NETWORKS.items() if (PRESETS / preset / f"{recipe}.yaml").exists()]
+
+
 @dataclass(frozen=True)
 class Preset:
     """Data of a preset.
@@ -120,17 +135,12 @@ class Preset:
     @property
     def networks(self) -> list[str]:
         """Networks that the preset trains and that compare images, by their names as extractors."""
-        return [name for name, recipe in OWN_NETWORKS.items() if (PRESETS / self.name / f"{recipe}.yaml").exists()]
+        return _networks(self.name)
 
     @property
     def own_network(self) -> str | None:
-        """The network that compares images by default: the judge, or EfficientNet-Lite2 if it trains stand-ins alone.
-
-        None if the preset trains neither.
-        """
-        if "judge" in self.networks:
-            return "judge"
-        return MEASURES if self.networks else None
+        """The network that compares images by default: see :func:`own_network`."""
+        return own_network(self.name)
 
     def network_file(self, name: str, runs: Path) -> Path:
         """File of one of its networks, which ``make teacher`` trains."""

@@ -264,10 +264,10 @@ def sweep(directory: Path, num_images: int, steps: int | None) -> tuple[Metrics,
 def _comparison(directory: Path) -> list[str]:
     """Options of the network and the images that samples of a run are compared with."""
     from artifacts.repository import ADM_REFERENCE
-    from commands.preset import Preset, preset_of
+    from commands.preset import own_network, preset_of
 
     preset = preset_of(directory)
-    reference = [] if Preset.load(preset).own_network else ["--reference", str(ADM_REFERENCE)]
+    reference = [] if own_network(preset) else ["--reference", str(ADM_REFERENCE)]
     return ["--preset", preset, *reference]
 
 

@@ -82,8 +82,10 @@ class Run:
 
     @property
     def needs_reference(self) -> bool:
-        """True if it measures samples by Inception, for lack of a judge."""
-        return self.kind.section == "evaluate" and not (PRESETS / self.preset / "judge.yaml").exists()
+        """True if it compares samples with ADM's reference by Inception, for lack of a network of the preset's own."""
+        from commands.preset import own_network
+
+        return self.kind.section == "evaluate" and own_network(self.preset) is None
 
     @property
     def classes(self) -> Path | None:

@@ -23,7 +23,7 @@ NAMES = {  # lower case, with _ for -
     "disc_start": "model.objective.adversarial.start_step",
     "disc_weight": "model.objective.adversarial.weight",
     "embed_dim": "model.tokenizer.quantizer.code_dim",
-    "epochs": "trainer.max_epochs",
+    "epochs": "trainer.max_steps",
     "global_batch_size": "data.batch_size",
     "gpus": "trainer.devices",
     "grad_clip": "trainer.gradient_clip_val",

@@ -14,7 +14,7 @@ from polytoken.specs import Encoding
 
 
 class FactorizedQuantizer(Quantizer):
-    """k branches, each with its own codebooks; their outputs are concatenated (SSQ eqs. 5 and 6, FQGAN eq. 5).
+    """k branches with codebooks of their own, concatenated (SSQ eqs. 5 and 6, FQGAN eq. 5, ImageFolder eq. 1).
 
     With :class:`VectorQuantizer` as branch, 2, 3 and 4 branches are FQGAN-Dual and -Triple and SSQ-Quad. The losses of
     the branches are summed, not averaged, as released.

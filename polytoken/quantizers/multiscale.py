@@ -23,7 +23,7 @@ IMAGEFOLDER_SCALES = (1, 1, 2, 3, 3, 4, 5, 6, 8, 11)
 
 
 class MultiScaleQuantizer(Quantizer):
-    """A sum of maps, each quantized on a finer grid than the one before, by one codebook (ImageFolder section 3.1).
+    """A sum of maps, each quantized on a finer grid than the one before, by one codebook (ImageFolder eqs. 2 and 3).
 
     At each scale the rest of the features is averaged down to the scale's grid and replaced by its nearest codes. These
     are enlarged to the full grid (bicubic), blended with a convolution of themselves, γ · conv(ẑ) + (1 − γ) · ẑ

@@ -11,7 +11,13 @@ import pytest
 from tests.support.commands import REPOSITORY
 
 PAPERS = REPOSITORY / "docs/papers.md"
-NUMBERED = {"SSQ": range(1, 9), "FQGAN": range(1, 9), "iFSQ": range(1, 14), "Ideal": range(1, 14)}
+NUMBERED = {
+    "SSQ": range(1, 9),
+    "FQGAN": range(1, 9),
+    "iFSQ": range(1, 14),
+    "Ideal": range(1, 14),
+    "ImageFolder": range(1, 7),
+}
 LINK = re.compile(r"\[`(?P<symbol>[\w.]+)`\]\(\.\./(?P<file>[\w/]+\.py)\)")
 
 
@@ -25,7 +31,7 @@ class Entry(NamedTuple):
 def rows() -> list[list[str]]:
     """Cells of the rows of the index: equations, meaning, place."""
     section = PAPERS.read_text().split("## Index of equations")[1]
-    lines = [line for line in section.splitlines() if re.match(r"\| (SSQ|FQGAN|iFSQ|Ideal) ", line)]
+    lines = [line for line in section.splitlines() if re.match(r"\| (SSQ|FQGAN|iFSQ|Ideal|ImageFolder) ", line)]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
@@ -33,7 +39,7 @@ def entries() -> list[Entry]:
     found = []
     for equations, _, place in rows():
         for link in LINK.finditer(place):
-            for paper, names in re.findall(r"(SSQ|FQGAN|iFSQ|Ideal) ((?:Algorithm )?\d+)", equations):
+            for paper, names in re.findall(r"(SSQ|FQGAN|iFSQ|Ideal|ImageFolder) ((?:Algorithm )?\d+)", equations):
                 found.append(Entry(paper, names, link["symbol"], link["file"]))
     return found
 
