@@ -147,6 +147,7 @@ class SampleSettings(TypedDict):
     num_images: int
     classes: str | list[int | str]
     generator: Source
+    tokenizer: NotRequired[TokenizerSource]
     sampler: dict[str, Any]
     seed: int
 

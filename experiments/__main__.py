@@ -25,7 +25,7 @@ HELP = {
     "status": "list what is done and what is missing",
     "correlate": "print the rank correlation of each metric with one, over the rows",
     "plot": "draw one metric over another: a point for each row, with its deviation over the seeds",
-    "power": "print how many seeds show an effect as large as the paper's, by the noise of the seeds that are done",
+    "power": "print how many seeds decide an effect as large as the paper's, by the noise of the seeds that are done",
 }
 
 
@@ -97,8 +97,7 @@ def _run(experiment: Experiment, tasks: list[Task], options: argparse.Namespace)
         return 0
     print(summary, flush=True)
     schedule.run_all(todo, options.jobs, options.sbatch)
-    every = expand(experiment, root=options.root)
-    table.write(_results(experiment, options), table.results(experiment, every))  # for the report
+    _write(experiment, options)
     failed = [(task, task.missing) for task in tasks if task.missing]
     if failed:
         print(f"{len(failed)} of {len(tasks)} rows failed; the same command tries them again", file=sys.stderr)
@@ -113,8 +112,7 @@ def _run(experiment: Experiment, tasks: list[Task], options: argparse.Namespace)
 
 
 def _show(experiment: Experiment, tasks: list[Task], options: argparse.Namespace) -> int:
-    file, found = _results(experiment, options), table.results(experiment, tasks)
-    table.write(file, found)
+    file, found = _write(experiment, options), table.results(experiment, tasks)
     if options.markdown:
         print(table.markdown(found.tables))
         return 0
@@ -138,6 +136,8 @@ def _status(experiment: Experiment, tasks: list[Task], options: argparse.Namespa
 
 
 def _power(experiment: Experiment, tasks: list[Task], options: argparse.Namespace) -> int:
+    if not any(metric.paper for metric in experiment.metrics):
+        raise UserError(f"{experiment.name} has no numbers of a paper, whose effects power is about: see show")
     found = power(table.results(experiment, tasks).comparisons)
     return _print(
         found, experiment, options, "no two seeds of two rows are done that the paper compares: run --seeds 3"
@@ -165,15 +165,19 @@ def _plot(experiment: Experiment, tasks: list[Task], options: argparse.Namespace
 def _print(found: Table, experiment: Experiment, options: argparse.Namespace, otherwise: str) -> int:
     if not found.rows:
         print(otherwise, file=sys.stderr)
-    elif options.markdown:
+        return 1
+    if options.markdown:
         print(table.markdown([found]))
     else:
         table.show(f"{experiment.title} ({experiment.preset})", [found])
     return 0
 
 
-def _results(experiment: Experiment, options: argparse.Namespace) -> Path:
-    return options.root / "results" / f"{experiment.name}_{experiment.preset}.csv"
+def _write(experiment: Experiment, options: argparse.Namespace) -> Path:
+    """Write the results of all seeds for the report, whatever --seeds names; returns the file."""
+    file: Path = options.root / "results" / f"{experiment.name}_{experiment.preset}.csv"
+    table.write(file, table.results(experiment, expand(experiment, root=options.root)))
+    return file
 
 
 def _positive(text: str) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import re
 import tempfile
@@ -13,11 +15,13 @@ from typing import Any
 
 import msgspec
 
+from artifacts import yaml_files
 from artifacts.repository import ADM_REFERENCE
 from commands.cli import composed
 from commands.cli.places import nearest
 from experiments.specification import Experiment, Row
 from experiments.tasks import Run, Task, runs_of
+from polytoken.building import CLASS_PATH
 from polytoken.errors import MissingFileError, UserError
 
 
@@ -37,12 +41,13 @@ def check(experiment: Experiment, known: set[str] | None = None) -> None:
             shape = json.dumps([*files, _shape(stage.overrides)])
             if shape in known or stage.is_program:
                 continue
+            path = (f"rows[{index}]", f"stages[{number}]")
             try:
                 with _arguments(run) as arguments:
                     composed.parse(arguments)
             except UserError as error:
-                path = (f"rows[{index}]", f"stages[{number}]")
                 raise UserError(_translate(str(error), experiment, row, run, path)) from None
+            _check_replaced(experiment, run, path)
             known.add(shape)
 
 
@@ -61,6 +66,37 @@ def compose(run: Run) -> dict[str, Any]:
     """The whole configuration of a run, by the parser of `cli.py`; nothing is instantiated."""
     with _arguments(run) as arguments:
         return composed.compose(arguments)
+
+
+def _check_replaced(experiment: Experiment, run: Run, path: tuple[str, str]) -> None:
+    """Raise UserError if an override names another class and would keep settings of the one that it replaces.
+
+    The parser hands on what both classes take: a head had the depth of the recipe's head in place of its own.
+    """
+    configs = [yaml_files.read(file) for file in run.stage.configs(run.preset)]
+    for key, given in run.stage.overrides.items():
+        if not isinstance(given, dict) or "." not in given.get(CLASS_PATH, ""):
+            continue
+        replaced = [section for config in configs if isinstance(section := _at(config, key), dict)]
+        if given[CLASS_PATH] == next((one[CLASS_PATH] for one in reversed(replaced) if CLASS_PATH in one), None):
+            continue
+        before = {name: value for section in replaced for name, value in (section.get("init_args") or {}).items()}
+        module, _, name = given[CLASS_PATH].rpartition(".")
+        taken = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        if kept := sorted((before.keys() & taken.keys()) - (given.get("init_args") or {}).keys()):
+            values = ", ".join(f"{one}: {before[one]}" for one in kept)
+            experiment.source.fail(
+                f"{key} becomes {name} and would keep {values} of the class that it replaces",
+                *experiment.source.overrides(path, run.stage.kind, run.preset, key),
+                remedy=f"state {' and '.join(kept)} in its init_args",
+            )
+
+
+def _at(config: Any, key: str) -> Any:
+    """The value at a dotted key; None if there is none."""
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
 
 
 @contextmanager

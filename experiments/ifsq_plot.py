@@ -6,7 +6,6 @@ Command: python -m experiments.ifsq_plot runs/experiments/results/ifsq/fig3_phot
 from __future__ import annotations
 
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,9 +16,10 @@ import torch
 from torch import Tensor
 
 from artifacts.results import Record, Results
+from commands.program import new_parser, run
+from experiments.plot import save
 from polytoken import records
 from polytoken.errors import UserError
-from polytoken.files import replacing
 from polytoken.metrics.uniformity import ks_to_uniform, rmse_to_uniform
 from polytoken.quantizers.finite_scalar import bound
 
@@ -89,10 +89,13 @@ def _draw_ideal(axes: Axes, first: float, last: float, distance: Callable[[Tenso
     axes.plot(alphas, [distance(bound(normal, a)).item() for a in alphas], "--", color="C1", label="N(0, 1) latents")
 
 
+def main(arguments: list[str] | None = None) -> None:
+    """Draw the picture."""
+    parser = new_parser("experiments.ifsq_plot", __doc__)
+    parser.add_argument("results", type=Path, help="JSON file of the results of ifsq/fig3")
+    parser.add_argument("picture", type=Path, help="file to write, .png, .svg or .pdf")
+    run(parser, lambda given: save(plot(read(records.read(given.results, Results).records)), given.picture), arguments)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: python -m experiments.ifsq_plot RESULTS.json PICTURE.png")
-    picture = Path(sys.argv[2])
-    with replacing(picture) as unfinished:
-        figure = plot(read(records.read(Path(sys.argv[1]), Results).records))
-        figure.savefig(unfinished, dpi=150, format=picture.suffix.removeprefix("."))
+    main()

@@ -1,20 +1,25 @@
-"""Power of an experiment: how many seeds show an effect as large as the paper's.
+"""Power of an experiment: how many seeds decide an effect as large as the paper's.
 
-An effect shows at 2 standard deviations if it is at least twice the deviation of its mean over n seeds, floor / √n. All
-shares are of the value of the row that is compared with: papers and digits have other scales.
+A comparison is decided if the 95 % interval of its mean over the seeds excludes 0 (`experiments.directions`). The
+number of seeds is the least for which this happens with a probability of 80 % if the effect is the paper's, by the
+noncentral t distribution. All shares are of the value of the row that is compared with, since papers and digits have
+other scales.
 """
 
 from __future__ import annotations
 
-from math import ceil
+from math import sqrt
+
+from scipy.special import nctdtr, stdtrit
 
 from artifacts.results import RowComparison, Table
-from experiments.directions import margin_of
+from experiments.directions import CONFIDENCE, margin_of
 
-DEVIATIONS = 2
+POWER = 0.8
+MOST = 10_000
 CAPTION = (
-    "Seeds that show an effect of the paper's relative size at 2 standard deviations; the noise floor is the deviation "
-    "over seeds of the difference between both rows"
+    "Seeds whose 95 % interval excludes 0 with a probability of 80 % if the effect is the paper's share; the noise "
+    "floor is the deviation over seeds of the difference between both rows"
 )
 HEAD = ["", "against", "of", "paper's effect", "ours", "noise floor", "seeds run", "seeds needed"]
 
@@ -27,7 +32,9 @@ def power(comparisons: list[RowComparison]) -> Table:
             continue
         effect, floor = one.paper / one.paper_base, noise_floor(one)
         shares = [f"{effect:+.1%}", f"{one.difference / one.base:+.1%}", f"{floor:.1%}"]
-        rows.append([one.row, one.against, one.label, *shares, str(one.seeds), f"{seeds_needed(effect, floor):,}"])
+        needed = seeds_needed(effect, floor)
+        counts = [str(one.seeds), f"> {MOST:,}" if needed is None else f"{needed:,}"]
+        rows.append([one.row, one.against, one.label, *shares, *counts])
     return Table(HEAD, rows, CAPTION)
 
 
@@ -37,6 +44,22 @@ def noise_floor(one: RowComparison) -> float:
     return one.margin / margin_of(1.0, one.seeds) / abs(one.base)
 
 
-def seeds_needed(effect: float, floor: float) -> int:
-    """The least number of seeds, at least 2, whose mean shows an effect; both are shares of one value."""
-    return max(2, ceil((DEVIATIONS * floor / effect) ** 2))
+def seeds_needed(effect: float, floor: float) -> int | None:
+    """The least number of seeds that decide an effect; both are shares of one value. None for more than 10,000."""
+    if floor == 0:
+        return 2
+    size = abs(effect) / floor
+    few, many = 1, 2
+    while chance(size, many) < POWER:
+        few, many = many, 2 * many
+        if few >= MOST:
+            return None
+    while many - few > 1:  # the chance grows with the number
+        middle = (few + many) // 2
+        few, many = (few, middle) if chance(size, middle) >= POWER else (middle, many)
+    return many
+
+
+def chance(size: float, count: int) -> float:
+    """Probability that an effect of ``size`` deviations is decided with its own sign by ``count`` seeds."""
+    return 1 - float(nctdtr(count - 1, size * sqrt(count), stdtrit(count - 1, (1 + CONFIDENCE) / 2)))

@@ -252,7 +252,8 @@ def sweep(directory: Path, num_images: int, steps: int | None) -> tuple[Metrics,
     options = ["--run", str(directory), "--guidance", *map(str, SCALES), "--num-images", str(num_images)]
     options += [*_comparison(directory), *(["--steps", str(steps)] if steps else [])]
     entries, _ = program.measure(program.options().parse_args(options))
-    by_scale = {entry["guidance"]: entry["metrics"] for entry in entries if entry["guidance"] in SCALES}
+    entries = [entry for entry in entries if entry["guidance"] in SCALES]  # `make sweep` measures others as well
+    by_scale = {entry["guidance"]: entry["metrics"] for entry in entries}
     chosen, _ = program.best(entries)
     metrics: Metrics = {f"guidance_1/{name}": metric["value"] for name, metric in by_scale[1.0].items()}
     if chosen is not None:

@@ -27,7 +27,7 @@ class Metric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str  # as in metrics.json; `val/usage/*` is the mean over all that match
     label: str
-    direction: Literal["up", "down"]  # the better one
+    direction: Literal["up", "down"] | None = None  # the better one
     paper: str | None = None  # the paper's column that corresponds to this one
     presets: tuple[str, ...] = ()  # those that measure it; empty means all
 
@@ -212,7 +212,8 @@ def load(name: str, preset: str | None = None) -> Experiment:
     file = Path(name) if name.endswith(".yaml") else short(DIRECTORY / f"{name}.yaml")
     if not file.is_file():
         match = nearest_file(file) if name.endswith(".yaml") else nearest(name, names())
-        raise UserError(f"there is no experiment '{name}'" + (f"\n  did you mean {match}?" if match else ""))
+        remedy = f"did you mean {match}?" if match else "`python -m experiments list` names all; a path ends in .yaml"
+        raise UserError(f"there is no experiment '{name}'\n  {remedy}")
     compose(file)  # raises if it is not YAML
     source = Source(file, yaml_files.read(file))
     written = source.decode()

@@ -20,7 +20,7 @@ from experiments.tasks import Task, mean_of
 from polytoken import records
 from polytoken.files import write_text
 
-ARROWS = {"up": "↑", "down": "↓"}
+ARROWS = {"up": " ↑", "down": " ↓", None: ""}
 
 
 def results(experiment: Experiment, tasks: list[Task]) -> Results:
@@ -29,6 +29,8 @@ def results(experiment: Experiment, tasks: list[Task]) -> Results:
     comparisons = directions.compare(experiment, made)
     done = len({(record.row, record.seed) for record in made})
     caption = f"{done} of {len(tasks)} runs of a row are done; paper: {experiment.paper.source}"
+    commits = sorted({record.commit for record in made if record.commit})
+    caption += f"; measured at several commits: {', '.join(commits)}" if len(commits) > 1 else ""
     tables = [_table(experiment, made, caption)]
     tables += [directions.table(comparisons)] if comparisons else []
     tables += contrasts.tables(experiment, made)
@@ -99,25 +101,27 @@ def _table(experiment: Experiment, found: list[Record], caption: str) -> Table:
     rest = [column for column in experiment.paper.columns if column not in used]
     head = [""]
     for metric in metrics:
-        head += [f"{metric.label} {ARROWS[metric.direction]}"]
+        head += [f"{metric.label}{ARROWS[metric.direction]}"]
         head += [f"paper: {metric.paper}"] if metric.paper else []
     head += [*(f"paper: {column}" for column in rest), "seeds"]
     rows = []
     for row in experiment.rows:
         own = [record for record in found if record.row == row.label]
+        seeds = len({record.seed for record in own})
         line = [row.label]
         for metric in metrics:
-            line += [_mean([record.value for record in own if record.metric == metric.name])]
+            line += [_mean([record.value for record in own if record.metric == metric.name], seeds)]
             line += [_paper(row, metric.paper)] if metric.paper else []
-        rows.append([*line, *(_paper(row, column) for column in rest), str(len({record.seed for record in own}))])
+        rows.append([*line, *(_paper(row, column) for column in rest), str(seeds)])
     return Table(head, rows, caption)
 
 
-def _mean(values: list[float]) -> str:
-    """Mean ± sample standard deviation (omitted for a single seed)."""
+def _mean(values: list[float], seeds: int) -> str:
+    """Mean ± sample standard deviation (omitted for a single value), and how many seeds have one if some lack it."""
     if not values:
         return NOTHING
-    return f"{fmean(values):.4g}" + (f" ± {stdev(values):.2g}" if len(values) > 1 else "")
+    text = f"{fmean(values):.4g}" + (f" ± {stdev(values):.2g}" if len(values) > 1 else "")
+    return text if len(values) == seeds else f"{text} ({len(values)} of {seeds})"
 
 
 def _paper(row: Row, column: str) -> str:

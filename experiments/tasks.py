@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -173,8 +174,8 @@ def expand(experiment: Experiment, seeds: int | None = None, root: Path = ROOT) 
         root: Directory of all runs of experiments.
     """
     if seeds is None:
-        started = [place for task in expand(experiment, 1, root) for run in task.runs for place in _siblings(run)]
-        seeds = 1 + max((int(place.name.removeprefix("seed_")) for place in started), default=0)
+        begun = [seed for task in expand(experiment, 1, root) for run in task.runs for seed in _begun(run)]
+        seeds = 1 + max(begun, default=0)
     return [
         Task(row, seed, runs_of(row, experiment.preset, seed, root)) for seed in range(seeds) for row in experiment.rows
     ]
@@ -215,9 +216,10 @@ def mean_of(metrics: dict[str, float | None], name: str) -> float | None:
     return fmean(nan if value is None else value for value in values) if values else None
 
 
-def _siblings(run: Run) -> list[Path]:
-    """Directories of this run with any seed."""
-    return [*run.directory.parent.glob("seed_*")]
+def _begun(run: Run) -> list[int]:
+    """Seeds with a directory of this run; a copy with another name is none."""
+    found = (re.fullmatch(r"seed_(\d+)", place.name) for place in run.directory.parent.glob("seed_*"))
+    return [int(match[1]) for match in found if match]
 
 
 def _options(pairs: list[tuple[str, Any]]) -> list[str]:

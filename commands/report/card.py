@@ -44,7 +44,8 @@ def card(directory: Path) -> Card | None:
     generator = None
     if samples is not None and settings is not None:
         generator = directory.joinpath(*Path(settings["generator"]["run"]).parts[-2:])
-        tokenizer = next((path for path in tokenizers if path.name == generator.name), tokenizer)
+        own = Path(settings["tokenizer"]["run"]) if "tokenizer" in settings else generator  # older samples name none
+        tokenizer = next((path for path in tokenizers if path.name == own.name), None)
     if tokenizer is None and generator is None:
         return None
     chosen = [path for path in (samples, tokenizer) if path is not None]

@@ -14,10 +14,10 @@ from commands.report.drawing import Points
 from commands.report.drawing import discrepancy as draw
 from polytoken import records
 
-DISTANCES = {
-    "judge": ("val/rfd/judge", "gfd/judge"),
-    "EfficientNet-Lite2": ("val/rfd/efficientnet_lite2", "gfd/efficientnet_lite2"),
-    "Inception": ("val/rfid/inception", "gfid/inception"),
+DISTANCES = {  # network: of reconstructions, of samples
+    "judge": ("rfd/judge", "gfd/judge"),
+    "EfficientNet-Lite2": ("rfd/efficientnet_lite2", "gfd/efficientnet_lite2"),
+    "Inception": ("rfid/inception", "gfid/inception"),
 }
 
 
@@ -50,8 +50,10 @@ def discrepancy(found: list[Results]) -> Iterator[Section]:
     """A plot and a table for each experiment that measured samples and the reconstructions of their tokenizer."""
     section = Section("discrepancy", "Reconstruction against generation")
     for results in found:
-        for network, metrics in DISTANCES.items():
-            if len(points := _points(results, *metrics)) > 1:
+        for network, (reconstructed, generated) in DISTANCES.items():
+            # an experiment that sweeps guidance has no other samples
+            found_by = (_points(results, f"val/{reconstructed}", name) for name in (generated, f"sweep/{generated}"))
+            if len(points := max(found_by, key=len)) > 1:
                 picture = draw(points, f"gFD over rFD, by {network} ({results.experiment})")
                 means = {row: (fmean(rfd), fmean(gfd)) for row, (rfd, gfd) in points.items()}
                 rows = [[row, number(rfd), number(gfd), number(gfd - rfd)] for row, (rfd, gfd) in means.items()]

@@ -51,6 +51,24 @@ def test_the_best_samples_are_on_the_card(runs: Path) -> None:
     assert numbers((runs / "digits/report.html").read_text())[0].startswith("Fréchet distance of samples 0.05 ↓")
 
 
+def test_the_card_shows_the_tokenizer_that_the_samples_name(runs: Path) -> None:
+    other = runs / "digits/tokenizer/other"
+    shutil.copytree(runs / "digits/tokenizer/fq_dual", other)
+    metrics = json.loads((other / "metrics.json").read_text())
+    metrics["validate"]["metrics"]["val/psnr"] = 99.0
+    (other / "metrics.json").write_text(json.dumps(metrics))
+    file = runs / "digits/samples/fq_dual/samples.json"
+    record = json.loads(file.read_text())
+    record["settings"]["generator"]["run"] = str(
+        runs / "digits/stage2/slow"
+    )
+    record["settings"]["tokenizer"] = {"run": str(runs / "digits/tokenizer/fq_dual"), "fingerprint": "0f"}
+    file.write_text(json.dumps(record))
+    page(runs)
+    text = (runs / "digits/report.html").read_text(encoding="utf-8")
+    assert "tokenizer/fq_dual → stage2/slow" in text and numbers(text)[2] == "PSNR 24.78 dB ↑ reconstructions"
+
+
 def test_every_metric_of_images_is_shown(runs: Path) -> None:
     file = runs / "digits/samples/fq_dual/metrics.json"
     record = json.loads(file.read_text())

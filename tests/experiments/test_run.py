@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -277,13 +278,37 @@ def test_the_table_has_the_papers_columns(tmp_path: Path, capsys: pytest.Capture
     assert "5 of 6 runs of a row are done" in content["tables"][0]["caption"]
 
 
-def test_run_writes_the_results_of_all_seeds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["run", "show"])
+def test_the_results_of_all_seeds_are_written(command: str, tmp_path: Path) -> None:
     file = write_experiment(tmp_path)
     assert main(["run", str(file), "--seeds", "2"]) == 0
-    assert main(["run", str(file), "--seeds", "1"]) == 0
+    (seed, *_) = Path("runs/experiments").rglob("seed_0")
+    shutil.copytree(seed, seed.with_name("seed_0.bak"))  # by hand: no seed
+    assert main([command, str(file), "--seeds", "1"]) == 0
     content = json.loads(Path("runs/experiments/results/paper/table_digits.json").read_text())
     assert content["experiment"] == "paper/table" and content["preset"] == "digits"
     assert {record["seed"] for record in content["records"]} == {0, 1}
+
+
+def test_a_diverged_seed_and_another_commit_are_seen_in_the_table(tmp_path: Path, capsys) -> None:
+    file = write_experiment(tmp_path)
+    assert main(["run", str(file), "--seeds", "3"]) == 0
+    diverged, other, *_ = sorted(Path("runs").rglob("seed_2/metrics.json"))
+    for metrics, old, new in ((diverged, r'"val/psnr": [\d.]+', '"val/psnr": null'), (other, '"abc"', '"def"')):
+        text = re.sub(old, new, metrics.read_text())
+        assert text != metrics.read_text()
+        metrics.write_text(text)
+    capsys.readouterr()
+    assert main(["show", str(file)]) == 0
+    assert "(2 of 3)" in capsys.readouterr().out
+    content = json.loads(Path("runs/experiments/results/paper/table_digits.json").read_text())
+    assert content["tables"][0]["caption"].endswith("; measured at several commits: abc, def")
+
+
+def test_a_column_that_has_no_better_side_has_no_arrow(tmp_path: Path, capsys) -> None:
+    file = write_experiment(tmp_path, ("label: codes used, direction: up", "label: codes used"))
+    assert main(["show", str(file), "--markdown"]) == 0
+    assert capsys.readouterr().out.startswith("|  | PSNR ↑ | paper: rFID | codes used | paper: gFID | seeds |")
 
 
 def test_an_unknown_metric_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

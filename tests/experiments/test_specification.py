@@ -148,6 +148,11 @@ def test_errors_name_file_line_and_row(
             ["row 'plain'", "line 17", "max_steps?"],
         ),
         ("batch_size: 4", "batch_size: four", ["expected int, got 'four'", "line 12"]),
+        (
+            "perceptual: null",
+            "perceptual: {class_path: polytoken.losses.LPIPS}",
+            ["becomes LPIPS and would keep weight: 1.0, weights: runs/", "line 24", "state weight and weights in"],
+        ),
         ("rows:", "sizes: {digits: {tokenizer: {trainer.max_stepz: 1}}}\nrows:", ["line 13", "max_steps?"]),
         (
             "tokenizer}\n",
@@ -169,5 +174,7 @@ def test_a_wrong_override_is_reported_before_anything_runs(
 def test_unknown_names_suggest_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(UserError, match="did you mean ssq/table3"):
         load("ssq/tabel3")
+    with pytest.raises(UserError, match="there is no experiment 'zzzz'\n  `python -m experiments list` names all"):
+        load("zzzz")
     assert main(["run", str(write_experiment(tmp_path)), "--preset", "photos"]) == 2
     assert "only for digits" in capsys.readouterr().err
