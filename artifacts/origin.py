@@ -39,6 +39,12 @@ def outputs(directory: Path) -> str | None:
     return _outputs(completion(directory))
 
 
+def made_again(origin: Origin) -> str | None:
+    """The first input that is not the one that the stage was made from; one that is gone does not count."""
+    now = ((place, digest, outputs(Path(place))) for place, digest in origin["inputs"].items())
+    return next((place for place, digest, found in now if found not in (None, digest)), None)
+
+
 def _outputs(done: Completion | None) -> str | None:
     return None if done is None else text_digest("\n".join(map(" ".join, sorted(done["files"].items()))))
 

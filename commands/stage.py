@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from artifacts import yaml_files
-from artifacts.completion import Completion, Origin, completion, text_digest
-from artifacts.origin import digests, outputs
+from artifacts.completion import Completion, completion, text_digest
+from artifacts.origin import digests, made_again
 from artifacts.repository import BASE_CONFIG
 from commands.program import new_parser, run
 from polytoken import records
@@ -55,7 +55,7 @@ def starts(directory: Path, asked: list[str], named: bool) -> bool:
     if done is None or _leads_elsewhere(directory, asked):
         return True
     origin = done.get("origin")
-    if origin is not None and (place := _made_again(origin)):
+    if origin is not None and (place := made_again(origin)):
         print(f"{directory}: {place} was made again since", flush=True)
         return True
     if not named:
@@ -93,12 +93,6 @@ def _leads_elsewhere(directory: Path, asked: list[str]) -> bool:
 
     run = {".".join(keys): value for keys, value, _ in read_places(asked) if keys[0] == "run"}
     return directory != Path(run.get("run.root", "runs"), run.get("run.preset", "default"), run.get("run.stage", ""))
-
-
-def _made_again(origin: Origin) -> str | None:
-    """The first input that is not the one that the stage was made from; one that is gone does not count."""
-    now = ((place, digest, outputs(Path(place))) for place, digest in origin["inputs"].items())
-    return next((place for place, digest, found in now if found not in (None, digest)), None)
 
 
 def _compare(directory: Path, done: Completion, asked: list[str]) -> list[tuple[str, Any, Any]] | None:

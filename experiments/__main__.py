@@ -65,6 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _list()
         experiment = load(options.experiment, options.preset)
         tasks = expand(experiment, options.seeds, options.root)
+        _warn(tasks)
         return COMMANDS[options.command](experiment, tasks, options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -72,6 +73,18 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped: the same command continues", file=sys.stderr)
         return 130
+
+
+def _warn(tasks: list[Task]) -> None:
+    """Name the stages whose numbers belong to an input that is gone."""
+    runs = {run.directory: run for task in tasks for run in task.runs}
+    for run in runs.values():
+        if place := run.outdated:
+            print(
+                f"warning: {place} was made again since {run.directory} was made from it: delete the latter, and `run` "
+                "makes it again",
+                file=sys.stderr,
+            )
 
 
 def _list() -> int:

@@ -13,6 +13,7 @@ import torch
 
 from artifacts.completion import begin, finish
 from artifacts.metrics import merge_section
+from artifacts.origin import origin_of
 from artifacts.provenance import commit, machine
 from artifacts.run_files import METRICS, Measured, Metrics
 from commands.program import best_device, new_parser, run
@@ -274,6 +275,7 @@ def _comparison(directory: Path) -> list[str]:
 
 def _work(options: Namespace) -> None:
     begin(options.output)
+    origin = origin_of([], [], {name: str(value) for name, value in vars(options).items()}, options.output)
     metrics, n = {
         "probe": lambda: probe(options.run, options.max_train),
         "codes": lambda: codes(options.run, options.alpha, options.beta, options.delta, options.max_images),
@@ -288,7 +290,7 @@ def _work(options: Namespace) -> None:
     }[options.command]()
     section: Measured = {"metrics": metrics, "n": n, "machine": machine(), "commit": commit()}
     merge_section(options.output / METRICS, "validate", section)
-    finish(options.output, options.command, str(options), [options.output / METRICS])
+    finish(options.output, options.command, str(options), [options.output / METRICS], origin=origin)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 import yaml
 
 from artifacts import yaml_files
+from artifacts.completion import completion
+from artifacts.origin import made_again
 from artifacts.repository import ADM_REFERENCE, PRESETS, REPOSITORY
 from experiments.specification import Experiment, Overrides, Row, Stage, short
 from experiments.stages import KINDS, Kind, input_stages, measured, progress
@@ -80,6 +82,12 @@ class Run:
     def state(self) -> str:
         """Done, unfinished or missing."""
         return progress(self.kind, self.directory)
+
+    @property
+    def outdated(self) -> str | None:
+        """An input that was made again since this stage was made from it."""
+        done = completion(self.directory) or {}
+        return made_again(done["origin"]) if "origin" in done else None
 
     @property
     def needs_reference(self) -> bool:

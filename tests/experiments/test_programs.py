@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from artifacts.completion import finish
 from commands.fidelity import Fidelities
 from experiments import programs
 from experiments.__main__ import main
@@ -73,6 +74,29 @@ def test_a_probe_of_another_tokenizer_is_another_run() -> None:
 
     others = (("recipe: fq_dual", "recipe: fq_triple"), ("max_train: 9", "max_train: 8"))
     assert len({digest(), *map(digest, others)}) == 3
+
+
+def test_numbers_of_a_tokenizer_that_was_trained_again_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("commands.probe.probe", lambda *_, **__: {"probes": [], "n_validation": 1})
+    file = str(write_experiment(Path(), text=STAGED + PROBED.removeprefix("\n")))
+    (row,) = (row for row in load(file).rows if row.label == "probed")
+    tokenizer, probe = runs_of(row, "digits", 0)
+
+    def train(weights: str) -> None:
+        tokenizer.directory.mkdir(parents=True, exist_ok=True)
+        made = tokenizer.directory / "weights"
+        made.write_text(weights)
+        finish(tokenizer.directory, "fit", "", [made])
+
+    train("first")
+    programs.main(["probe", "--run", str(tokenizer.directory), "--output", str(probe.directory)])
+    assert main(["status", file]) == 0 and "again" not in capsys.readouterr().err
+    train("second")
+    assert main(["status", file]) == 0
+    said = f"warning: {tokenizer.directory} was made again since {probe.directory} was made from it: delete the latter"
+    assert said in capsys.readouterr().err
 
 
 def test_probes_are_named_and_saved_with_the_tokenizer(
