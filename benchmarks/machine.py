@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +127,14 @@ def _status_bytes(field: str) -> int:
 
 
 def write_results(what: str, results: list[Result]) -> Path:
-    """Print the results and write them to ``benchmarks/results/<date>-<what>[-gpu].json``."""
+    """Print the results and write them to ``benchmarks/results/<date>-<what>[-gpu][-<number>].json``, a new file."""
     for result in results:
         share = "" if result.of_bound is None else f"{result.of_bound:8.1%} of {result.bound:.4g}"
         print(f"{result.name:<58}{result.value:>12.4g} {result.unit:<10}{share}")
     record = {**environment(), "results": [asdict(result) for result in results]}
-    path = RESULTS / f"{date.today().isoformat()}-{what}{'-gpu' if device_in_use() == 'cuda' else ''}.json"
+    name = f"{date.today().isoformat()}-{what}{'-gpu' if device_in_use() == 'cuda' else ''}"
+    names = chain([name], (f"{name}-{number}" for number in count(2)))
+    path = next(path for path in (RESULTS / f"{name}.json" for name in names) if not path.exists())
     records.write(path, record)
     return path
 

@@ -29,6 +29,7 @@ class Metric(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     label: str
     direction: Literal["up", "down"] | None = None  # the better one
     paper: str | None = None  # the paper's column that corresponds to this one
+    percent: bool = False  # a share that is shown in percent, as the paper prints it
     presets: tuple[str, ...] = ()  # those that measure it; empty means all
 
 

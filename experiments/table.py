@@ -55,7 +55,7 @@ def collect(experiment: Experiment, tasks: list[Task]) -> list[Record]:
                     row=task.row.label,
                     seed=task.seed,
                     metric=metric.name,
-                    value=value,
+                    value=100 * value if metric.percent else value,
                     run=str(run.directory),
                     **run.origin(),
                 )

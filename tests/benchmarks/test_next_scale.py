@@ -38,3 +38,5 @@ def test_results_are_written_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(machine, "RESULTS", tmp_path)
     written = json.loads(machine.write_results("any", [machine.Result("one", 1.0, "s")]).read_text())
     assert written["results"][0]["value"] == 1.0 and written["versions"]["torch"] == str(torch.__version__)
+    again = [machine.write_results("any", []).name.removesuffix(".json") for _ in range(2)]  # of a day
+    assert [name.split("-any")[1] for name in again] == ["-2", "-3"]

@@ -305,6 +305,15 @@ def test_a_diverged_seed_and_another_commit_are_seen_in_the_table(tmp_path: Path
     assert content["tables"][0]["caption"].endswith("; measured at several commits: abc, def")
 
 
+def test_a_share_is_shown_in_percent_as_in_the_paper(tmp_path: Path, capsys) -> None:
+    change = ("label: codes used, direction: up", "label: codes used (%), percent: true, direction: up, paper: rFID")
+    file = write_experiment(tmp_path, change)
+    assert main(["run", str(file)]) == 0
+    capsys.readouterr()
+    assert main(["show", str(file), "--markdown"]) == 0
+    assert "| plain | 20 | 3.5 | 75 | 3.5 | 7 | 1 |" in capsys.readouterr().out
+
+
 def test_a_column_that_has_no_better_side_has_no_arrow(tmp_path: Path, capsys) -> None:
     file = write_experiment(tmp_path, ("label: codes used, direction: up", "label: codes used"))
     assert main(["show", str(file), "--markdown"]) == 0
