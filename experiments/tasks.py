@@ -86,8 +86,8 @@ class Run:
     @property
     def outdated(self) -> str | None:
         """An input that was made again since this stage was made from it."""
-        done = completion(self.directory) or {}
-        return made_again(done["origin"]) if "origin" in done else None
+        done = completion(self.directory)
+        return made_again(done["origin"]) if done is not None and "origin" in done else None
 
     @property
     def needs_reference(self) -> bool:

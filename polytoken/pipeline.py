@@ -111,11 +111,11 @@ class GenerationPipeline(nn.Module):
         """The settings of any sampler as the rules of this network.
 
         Raises:
-            UserError: if they are those of another family, do not fit the tokens, or snap latents of a tokenizer
+            UserError: if they are those of another family, do not fit the network, or snap latents of a tokenizer
                 without codes.
         """
         own = sampler.of(self.network.sampler_type)
-        own.check(self.network.spec)
+        self.network.check_sampler(own)
         if snaps(own):
             self.tokenizer.snap(torch.zeros(1, *self.tokenizer.latent_shape, device=self._device))
         return own
@@ -223,7 +223,7 @@ class GenerationPipeline(nn.Module):
         self, tokens: Tokens, snap: bool = False, sub_codes: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Decode without waiting for the device: images as :meth:`decode`, and (), bool, whether they are finite."""
-        with torch.autocast(self._device.type, enabled=False):  # bfloat16 has steps of half a grey level and more
+        with full_precision(self._device):  # bfloat16 has steps of half a grey level and more
             images = self._decode(tokens, snap, self.sub_codes if sub_codes is None else sub_codes)
         return to_uint8(images).permute(0, 2, 3, 1).contiguous(), images.isfinite().all()
 
@@ -250,13 +250,15 @@ class GenerationPipeline(nn.Module):
             top_p: share of the probability that is drawn from.
             seed: of image i together with i, so a longer list begins with the same images.
             batch_size: images at a time, a matter of memory only.
-            sampler: all rules at once, in place of ``guidance`` to ``top_p``: a FlowSampler for a generator of latents.
+            sampler: all rules at once, where ``guidance`` to ``top_p`` are left out: a FlowSampler for a generator of
+                latents.
             references: (B, 3, H, W) in [-1, 1], one an image, some of whose sub-codes are written by force
                 (ImageFolder section 4); :func:`polytoken.images.read_image` reads one.
             forcing: which sub-codes, and how strongly they guide the others; None is ``Forcing()``.
 
         Raises:
-            UserError: if there is no such class, a setting is out of its range, or the references do not fit.
+            UserError: if there is no such class, a setting is out of its range, rules are given twice, or the
+                references do not fit.
         """
         if references is None and forcing is not None:
             raise UserError("forcing needs the images whose sub-codes are forced: give references")
@@ -266,14 +268,18 @@ class GenerationPipeline(nn.Module):
             raise UserError("reference images leave [-1, 1]: polytoken.images.read_image reads a file in this range")
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}: it must be at least 1")
-        if sampler is None:
-            sampler = CategoricalSampler(guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
+        rules = CategoricalSampler(guidance=guidance, temperature=temperature, top_k=top_k, top_p=top_p)
+        if sampler is not None and rules != CategoricalSampler():
+            raise UserError(
+                "sampler holds all rules, and guidance, temperature, top_k or top_p is given as well: set them in the "
+                "sampler, or leave it out"
+            )
         labels = torch.tensor([self._index(name) for name in classes], dtype=torch.int64, device=self._device)
         images = []
         for start in range(0, len(labels), batch_size):
             batch = slice(start, start + batch_size)
             forced = references if references is None else self.force(references[batch], forcing or Forcing())
-            drawn = self.images(labels[batch], sampler, seed, start, forced).cpu()
+            drawn = self.images(labels[batch], sampler or rules, seed, start, forced).cpu()
             images += [Image.fromarray(image.numpy()) for image in drawn]
         return images
 

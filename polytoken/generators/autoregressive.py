@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ class AutoregressiveGenerator(Generator):
     spec: TokenSpec
     is_causal: ClassVar = True
     sampler_type: ClassVar = CategoricalSampler
-    forward_methods: ClassVar = ("hidden", "loss", "generate", "sample", "write")
+    forward_methods: ClassVar = ("loss", "generate", "sample", "write")
     aggregation: nn.Linear | None
     class_embedding: nn.Embedding
     trunk: Trunk
@@ -58,6 +58,7 @@ class AutoregressiveGenerator(Generator):
         self.config = trunk
         self.checkpointing = trunk.checkpointing
         self.compile_blocks = trunk.compile
+        self.class_dropout = trunk.class_dropout
         self.concatenates = aggregation == "concatenation"
         self.noise = noise
         # Sub-modules are initialised and listed in the order of registration, so connect() fills reserved places.
@@ -221,6 +222,10 @@ class AutoregressiveGenerator(Generator):
         finest = {number: rows[:, -math.prod(self.hidden_grid) :] for number, rows in tapped.items()}
         return GeneratorLoss(loss.total, parts, loss.unit, loss.is_bound, statistics, finest, read.replaced)
 
+    def check_sampler(self, sampler: Any) -> None:
+        super().check_sampler(sampler)
+        self.head.check_sampler(sampler)
+
     @torch.no_grad()
     def generate(self, labels: Tensor, sampler: CategoricalSampler, seed: int, first_index: int = 0) -> Tensor:
         """Write images of the given classes.
@@ -235,7 +240,7 @@ class AutoregressiveGenerator(Generator):
             Codes (B, k, N) int64.
 
         Raises:
-            UserError: for a class out of range, or rules that do not fit the number of sub-codes.
+            UserError: for a class out of range, or rules that do not fit; see :meth:`check_sampler`.
         """
         codes = self.sample(labels, sampler, RowNoise(seed, first_index, len(labels), labels.device)).codes
         assert codes is not None
@@ -245,7 +250,7 @@ class AutoregressiveGenerator(Generator):
     def sample(self, labels: Tensor, sampler: CategoricalSampler, noise: RowNoise) -> Tokens:
         """Return codes (B, k, N) for labels (B,) int64; see :meth:`generate`."""
         self.check_classes(labels)
-        sampler.check(self.spec)
+        self.check_sampler(sampler)
         steps = self.spec.num_positions, self.spec.num_sub_codes
         draw = Draw(sampler, noise, torch.tensor(sampler.scales(*steps), device=labels.device))
         with self.evaluating():
@@ -350,7 +355,7 @@ class AutoregressiveGenerator(Generator):
         return codes, self._embed(following, position).type_as(features)  # float32 under autocast, as in training
 
     def _hidden(self, codes: Tensor, labels: Tensor, taps: Collection[int] = ()) -> tuple[Tensor, dict[int, Tensor]]:
-        labels = self.drop_labels(labels, self.trunk.config.class_dropout)
+        labels = self.drop_labels(labels)
         start = self.class_embedding(labels).unsqueeze(1)
         return self.trunk(torch.cat([start, self._embed(codes[:, :, :-1])], dim=1), taps)
 

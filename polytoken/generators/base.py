@@ -92,6 +92,8 @@ class Generator(nn.Module, ABC):
     """Compile each block (polytoken.parallelize)."""
     compile_decoding: Compile = False
     """Compile the steps of :meth:`sample`."""
+    class_dropout: float = 0.0
+    """Share of labels that training replaces by the null class, which guidance reads."""
     needs_codec: ClassVar[bool] = False
     """Call :meth:`connect` with the codec of the tokenizer, which is loaded for this purpose."""
 
@@ -189,11 +191,22 @@ class Generator(nn.Module, ABC):
                 f"{self.num_classes - 1}"
             )
 
-    def drop_labels(self, labels: Tensor, share: float) -> Tensor:
-        """Return labels of which, in training mode, a random share is the null class ``num_classes``."""
-        if not self.training or not share:
+    def check_sampler(self, sampler: Any) -> None:
+        """Raise UserError if rules do not fit the tokens, or guide by a null class that was never trained."""
+        sampler.check(self.spec)
+        scales = sampler.guidance if isinstance(sampler.guidance, list) else [sampler.guidance]
+        if not self.class_dropout and any(scale != 1 for scale in scales):
+            raise UserError(
+                f"guidance is {sampler.guidance}, and {type(self).__name__} never trained the null class that guidance "
+                "reads (trunk.class_dropout is 0): sample with guidance 1, or train with trunk.class_dropout above 0"
+            )
+
+    def drop_labels(self, labels: Tensor) -> Tensor:
+        """Return labels of which, in training mode, ``class_dropout`` are the null class ``num_classes``."""
+        if not self.training or not self.class_dropout:
             return labels
-        return labels.masked_fill(torch.rand(labels.shape, device=labels.device) < share, self.num_classes)
+        dropped = torch.rand(labels.shape, device=labels.device) < self.class_dropout
+        return labels.masked_fill(dropped, self.num_classes)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

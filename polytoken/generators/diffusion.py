@@ -52,6 +52,7 @@ class DiffusionTransformer(Generator):
         self.flow = flow or FlowMatching()
         self.checkpointing = trunk.checkpointing
         self.compile_blocks = trunk.compile
+        self.class_dropout = trunk.class_dropout
 
     @property
     def depth(self) -> int:
@@ -95,13 +96,18 @@ class DiffusionTransformer(Generator):
     def carried(self, source: Mapping[str, Tensor], sub_code: SubCode = None) -> dict[str, str]:
         """Return the weights of equal name and shape; the trunk must be equal.
 
+        The layers that read and write latents are carried between stages on the same latents alone.
+
         Raises:
             UserError: if the trunks differ, or ``sub_code`` is a number.
         """
         if isinstance(sub_code, int):
             raise UserError(f"sub_code is {sub_code}, and latents have no sub-codes: leave it out")
         check_equal_shapes(source, self.state_dict(), "trunk")
-        return super().carried(source, sub_code)
+        pairs = super().carried(source)
+        if sub_code == "all":
+            return pairs
+        return {name: pairs[name] for name in pairs if not name.startswith(("patch_embedding.", "output.output."))}
 
     def blocks(self) -> Iterator[nn.Module]:
         """Return the blocks of the trunk."""
@@ -123,7 +129,7 @@ class DiffusionTransformer(Generator):
         mean, deviation = moments(self.spec, latents.device)
         data = (latents.float() - mean) / deviation
         times, noise = self.flow.draw(data, self.training)
-        labels = self.drop_labels(labels, self.config.class_dropout)
+        labels = self.drop_labels(labels)
         velocity, hidden = self._velocity(interpolate(data, noise, times), times, labels, taps)
         total, parts = self.flow.loss(velocity, data, noise)
         return GeneratorLoss(total, parts, "velocity", hidden=hidden)
@@ -156,11 +162,11 @@ class DiffusionTransformer(Generator):
         """Return latents (B, C, h, w) in float32 for labels (B,) int64.
 
         Raises:
-            UserError: for a class out of range, guided channels that the latents do not have, or latents that are not
-                finite.
+            UserError: for a class out of range, rules that do not fit (see :meth:`check_sampler`), or latents that are
+                not finite.
         """
         self.check_classes(labels)
-        sampler.check(self.spec)
+        self.check_sampler(sampler)
         start = noise.normal((0,), self.spec.channels, *self.spec.grid)
         mean, deviation = moments(self.spec, labels.device)
         with self.evaluating():

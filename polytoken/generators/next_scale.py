@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from polytoken.errors import UserError
 from polytoken.generators.base import Codec, Generator, GeneratorLoss, SubCode
 from polytoken.generators.decoding import CompiledStep, compiles, fix
 from polytoken.generators.heads import ClassifierHead, Head
-from polytoken.handover import check_equal_shapes
+from polytoken.handover import check_equal_shapes, fits
 from polytoken.next_scale_transformer import (
     CachedScale,
     NextScaleTrunk,
@@ -51,6 +52,7 @@ class NextScaleGenerator(Generator):
         self.config = trunk
         self.checkpointing = trunk.checkpointing
         self.compile_blocks = trunk.compile
+        self.class_dropout = trunk.class_dropout
         self.head = head
         self._step: CompiledStep | None = None
         self._state: _SharedState | None = None
@@ -91,7 +93,7 @@ class NextScaleGenerator(Generator):
         self.num_classes = num_classes
         self._codec = codec
         dim = self.config.width
-        tables = spec.codebook_sizes if self.head.reads_codes else ()
+        tables = spec.codebook_sizes[:-1] if self.head.reads_codes else ()  # DDP refuses a table that nothing reads
         self.embeddings = nn.ModuleList(nn.Embedding(size, dim) for size in tables)
         self.class_embedding = nn.Embedding(num_classes + 1, dim)
         self.word_embedding = nn.Linear(codec.channels, dim)
@@ -99,18 +101,35 @@ class NextScaleGenerator(Generator):
         self.position_embedding = nn.Embedding(spec.num_positions, dim)
         self.start_embedding = nn.Embedding(self._count(0), dim)
         self.trunk = NextScaleTrunk(self.config, spec.scales)
-        self.head.connect(TrunkConfig(dim, self.config.depth, self.config.heads), spec.codebook_sizes, spec.scales[-1])
+        depth, heads, multiple = self.config.depth, self.config.heads, self.config.ffn_multiple
+        plain = TrunkConfig(dim, depth, heads, multiple, resid_dropout=0.0, ffn_dropout=0.0, token_dropout=0.0)
+        self.head.connect(plain, spec.codebook_sizes, spec.scales[-1])
         self.head.reset_parameters()
         initialise_next_scale([module for name, module in self.named_children() if name != "head"], self.config)
 
     def carried(self, source: Mapping[str, Tensor], sub_code: SubCode = None) -> dict[str, str]:
-        """Return the weights of equal name and shape; the trunk must be equal.
+        """Return which weights an earlier stage hands over (SSQ section 4.2).
+
+        The trunk must be equal and carries over, as do the head's norm, and the embeddings of class, scales and
+        positions where their shapes agree. One sub-code also brings the word embedding and its output layer. The same
+        sub-codes bring every tensor of equal name and shape.
 
         Raises:
-            UserError: if the trunks differ.
+            UserError: if the trunks differ, or this model has no such sub-code.
         """
-        check_equal_shapes(source, self.state_dict(), "trunk")
-        return super().carried(source, sub_code)
+        state = self.state_dict()
+        check_equal_shapes(source, state, "trunk")
+        pairs = super().carried(source)
+        if sub_code == "all":
+            return pairs
+        assert isinstance(self.spec, TokenSpec)
+        count = self.spec.num_sub_codes
+        if sub_code is not None and not 0 <= sub_code < count:
+            raise UserError(f"sub_code is {sub_code}, and this model has sub-codes 0 to {count - 1}")
+        of_codes = ("head.", "embeddings.", *(("word_embedding.",) if sub_code is None else ()))
+        pairs = {name: pairs[name] for name in pairs if not name.startswith(of_codes)}
+        of_head = {f"head.{name}": f"head.{origin}" for name, origin in self.head.carried(sub_code).items()}
+        return pairs | {name: origin for name, origin in of_head.items() if fits(source, origin, state, name)}
 
     def autocast_layers(self) -> Iterator[nn.Linear]:
         """Return all linear layers."""
@@ -132,7 +151,7 @@ class NextScaleGenerator(Generator):
         codes = self._codes_of(tokens)
         self.check_labels(labels)
         self.check_taps(taps)
-        condition = self.class_embedding(self.drop_labels(labels, self.config.class_dropout))
+        condition = self.class_embedding(self.drop_labels(labels))
         features = torch.cat([self._start(condition), *self._words(codes)], dim=1)
         features, hidden = self.trunk(features, condition, taps)
         loss = self.head.loss(features, codes, self.embeddings)
@@ -155,14 +174,15 @@ class NextScaleGenerator(Generator):
             forced: sub-codes of reference images that are written at every scale (ImageFolder section 4).
 
         Raises:
-            UserError: for a class out of range, rules that do not fit the number of sub-codes, a head that cannot be
-                forced, or forced codes of another shape.
+            UserError: for a class out of range, rules that do not fit (see :meth:`check_sampler`), a head that cannot
+                be forced, or forced codes of another shape.
         """
         assert isinstance(self.spec, TokenSpec)
         self.check_classes(labels)
-        sampler.check(self.spec)
+        self.check_sampler(sampler)
         if forced is not None:
             self.check_forced()
+            self.check_sampler(replace(sampler, guidance=forced.guidance))
             self._codes_of(Tokens(codes=forced.codes))
         steps = len(self.spec.scales), self.spec.num_sub_codes
         guided = sampler.guided_steps(*steps) if forced is None else steps[0]
@@ -241,6 +261,10 @@ class NextScaleGenerator(Generator):
         """Codes (M, k) of a scale, for its input (B', n, dim) and the classes (B', dim)."""
         hidden = self.trunk.step(features, condition, cached)
         return self.head.sample(hidden.flatten(0, 1), self.embeddings, draw)
+
+    def check_sampler(self, sampler: Any) -> None:
+        super().check_sampler(sampler)
+        self.head.check_sampler(sampler)
 
     def check_forced(self) -> None:
         """Raise UserError if the head cannot write forced sub-codes."""

@@ -26,11 +26,11 @@ class Guidance:
             sampling, 0 unconditional.
         guidance_schedule: ``constant``; ``linear`` in progress, from 1 at the first step to ``guidance`` at the end;
             ``interval``, which is ``guidance`` inside ``interval`` and 1 outside.
-        interval: [from, to) of the progress, for the schedule of that name. Progress is the share of the steps, or the
-            time t of a flow.
+        interval: [from, to) of the progress, for the schedule of that name alone. Progress is the share of the steps,
+            or the time t of a flow.
 
     Raises:
-        UserError: for a value out of its range, naming it.
+        UserError: for a value out of its range, naming it, or an interval with another schedule.
     """
 
     guidance: float | list[float] = 1.0
@@ -45,6 +45,11 @@ class Guidance:
             )
         if not 0 <= self.interval[0] < self.interval[1] <= 1:
             raise UserError(f"sampler.interval is {list(self.interval)}: it must be [from, to) within [0, 1]")
+        if self.guidance_schedule != "interval" and tuple(self.interval) != (0.0, 1.0):
+            raise UserError(
+                f"sampler.interval is {list(self.interval)}, and sampler.guidance_schedule is "
+                f"{self.guidance_schedule}, which has none: set guidance_schedule to interval, or leave interval out"
+            )
 
     def check(self, spec: TokenSpec | LatentSpec) -> None:  # noqa: B027
         """Raise UserError if the rules do not fit what a generator writes."""
@@ -78,8 +83,9 @@ class Guidance:
 
         A linear schedule reaches its end at the last step; an interval holds the steps that begin inside it.
         """
-        last = num_steps if self.guidance_schedule == "interval" else max(1, num_steps - 1)
-        return [[self.scale(step / last, i) for i in range(num_sub_codes)] for step in range(num_steps)]
+        last = num_steps if self.guidance_schedule == "interval" else num_steps - 1
+        shares = [step / last for step in range(num_steps)] if last else [1.0]
+        return [[self.scale(share, i) for i in range(num_sub_codes)] for share in shares]
 
     def guided_steps(self, num_steps: int, num_sub_codes: int = 1) -> int:
         """Return the number of steps after which no sub-code is guided any more; 0 if none ever is."""

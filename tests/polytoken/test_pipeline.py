@@ -63,6 +63,16 @@ def test_codes_are_decoded_in_float32(generator: GenerationPipeline, monkeypatch
         assert torch.equal(generator.images(labels, CategoricalSampler(), 2), expected)
 
 
+def test_tokens_are_decoded_without_tf32(generator: GenerationPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, decode = [], generator.tokenizer.decode
+    monkeypatch.setattr(
+        generator.tokenizer, "decode", lambda *given: seen.append(torch.backends.cudnn.allow_tf32) or decode(*given)
+    )
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        generator.sample([0])
+    assert seen == [False]
+
+
 def test_classes_may_be_any_integers(generator: GenerationPipeline) -> None:
     expected = pixels(generator.sample([3, 1]))
     assert (pixels(generator.sample(np.array([3, 1]))) == expected).all()
@@ -84,6 +94,8 @@ def test_origin_names_the_runs(generator: GenerationPipeline, run: Path) -> None
         ({"classes": ["cat"]}, "no class 'cat': the generator knows 0, 1"),
         ({"classes": [1], "guidance": -1.0}, "guidance is -1"),
         ({"classes": [1], "top_p": 0.0}, "top_p is 0"),
+        ({"classes": [1], "guidance": 4.0, "sampler": CategoricalSampler()}, "guidance, .* is given as well: set them"),
+        ({"classes": [1], "top_k": 5, "sampler": CategoricalSampler()}, "sampler holds all rules, and"),
     ],
 )
 def test_invalid_classes_and_settings_are_rejected(generator: GenerationPipeline, arguments: dict, says: str) -> None:

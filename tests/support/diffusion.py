@@ -8,7 +8,7 @@ from torch import Tensor
 from polytoken.generators import DiffusionTransformer, DiffusionTrunkConfig, FlowMatching
 from polytoken.specs import LatentSpec, Tokens
 
-DIFFUSION_TRUNK = DiffusionTrunkConfig(dim=32, depth=2, num_heads=2, class_dropout=0.0)
+DIFFUSION_TRUNK = DiffusionTrunkConfig(dim=32, depth=2, num_heads=2)
 LATENTS = LatentSpec(3, (4, 6), mean=(0.5, -1.0, 0.0), deviation=(2.0, 0.5, 1.0))
 NUM_CLASSES = 5
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from polytoken.generators.linear_cross_entropy import linear_cross_entropy
-from polytoken.sampling.categorical import Draw
+from polytoken.sampling.categorical import CategoricalSampler, Draw
 from polytoken.transformer import KVCache, RMSNorm, TrunkConfig, initialise
 
 
@@ -37,7 +37,7 @@ class Head(nn.Module, ABC):
     """
 
     reads_codes: ClassVar[bool] = False
-    """Reads the ``embeddings`` of sub-codes that are known; otherwise there may be none."""
+    """Reads the ``embeddings`` of the sub-codes before the one that it predicts; otherwise there may be none."""
 
     @abstractmethod
     def connect(self, trunk: TrunkConfig, codebook_sizes: Sequence[int], grid: tuple[int, int]) -> None:
@@ -54,7 +54,7 @@ class Head(nn.Module, ABC):
         Args:
             hidden: trunk outputs (B, N, dim).
             codes: targets (B, k, N).
-            embeddings: k tables (K_i, dim), the trunk's input.
+            embeddings: tables (K_i, dim) of the sub-codes, the trunk's input; a trunk that reads none lacks the last.
             inputs: codes (B, k, N) that the head reads, where they are not the targets.
         """
 
@@ -64,10 +64,13 @@ class Head(nn.Module, ABC):
 
         Args:
             hidden: trunk outputs (B', dim); under guidance B' is 2B, the conditional half first; else B.
-            embeddings: k tables (K_i, dim).
+            embeddings: as in :meth:`loss`.
             draw: draws codes (B,) from logits (B', K_i); both halves read on with them.
             cache: of :meth:`new_cache`, for as many rows.
         """
+
+    def check_sampler(self, sampler: CategoricalSampler) -> None:  # noqa: B027
+        """Raise UserError if :meth:`sample` cannot follow the rules."""
 
     def new_cache(self, batch: int) -> KVCache | None:
         """Return what :meth:`sample` reuses at every position, allocated once; None where it needs nothing."""
@@ -101,7 +104,7 @@ class ClassifierHead(Head):
         Args:
             hidden: trunk outputs (M, dim).
             codes: the positions' own codes (M, k); state i may depend on those before i.
-            embeddings: k tables (K_i, dim), the trunk's input.
+            embeddings: as in :meth:`loss`.
         """
 
     def reset_parameters(self) -> None:

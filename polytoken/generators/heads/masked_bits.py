@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from polytoken.errors import UserError
 from polytoken.generators.heads.base import Head, HeadLoss
-from polytoken.sampling import Draw, RowNoise
+from polytoken.sampling import CategoricalSampler, Draw, RowNoise
+from polytoken.sampling.guidance import value_of
 from polytoken.transformer import INITIAL_DEVIATION, FeedForward, KVCache, RMSNorm, TrunkConfig
 
 NUM_FREQUENCIES = 256
@@ -45,7 +46,8 @@ class MaskedBitHead(Head):
     a uniform count n of masked digits of m / n times their cross-entropies (arXiv 2110.02037), with fixed random masks.
 
     Args:
-        digits: ``bits`` splits sub-codes of 2^b codes into b bits; ``codes`` takes each sub-code whole.
+        digits: ``bits`` splits sub-codes of 2^b codes into b bits and allows no top-k or top-p; ``codes`` takes each
+            sub-code whole.
         width: of the blocks; None is twice the trunk's.
         depth: blocks.
         steps: digits that each sampling step fixes; None is up to four steps of about equal size.
@@ -163,6 +165,16 @@ class MaskedBitHead(Head):
             masked = torch.ones_like(masked).scatter(1, kept, value=False)
         return self.join(digits)
 
+    def check_sampler(self, sampler: CategoricalSampler) -> None:
+        """Raise UserError for a top-k or top-p of codes, which single bits cannot follow."""
+        for i, count in enumerate(self.counts if self.kind == "bits" else ()):
+            top_k = 2**count if sampler.top_k is None else value_of(sampler.top_k, i)
+            if top_k < 2**count or value_of(sampler.top_p, i) < 1:
+                raise UserError(
+                    "sampler.top_k and sampler.top_p choose among whole codes, and MaskedBitHead with digits: bits "
+                    "draws each bit alone: leave both out, or train with digits: codes"
+                )
+
     def carried(self, sub_code: int | None) -> dict[str, str]:
         return {"norm.weight": "norm.weight"}
 
@@ -211,7 +223,8 @@ class MaskedBitHead(Head):
             scores = torch.stack([next(remaining) for _ in range(count)], dim=1)
             drawn.append(draw.categorical(scores, i, 2 * step, temperature=temperature))
             chosen = draw.guided(scores, i).gather(2, drawn[-1].unsqueeze(2)).squeeze(2)
-            confidence.append(chosen + temperature * draw.gumbel(i, 2 * step + 1, shape=(count,)))
+            scale = temperature * value_of(draw.sampler.temperature, i)
+            confidence.append(chosen + scale * draw.gumbel(i, 2 * step + 1, shape=(count,)))
         return torch.cat(drawn, dim=1), torch.cat(confidence, dim=1)
 
     def _per_code(self, per_digit: Tensor) -> Tensor:

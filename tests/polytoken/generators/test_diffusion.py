@@ -157,7 +157,11 @@ def test_handover_of_equal_weights() -> None:
     source = small_diffusion()
     target = untrained_diffusion(LatentSpec(2, (4, 6), (0.0,) * 2, (1.0,) * 2))
     handover = carry_over(source.state_dict(), target)
-    assert set(handover.fresh) == {"patch_embedding.weight", "output.output.weight", "output.output.bias"}
+    of_latents = {f"{layer}.{part}" for layer in ("patch_embedding", "output.output") for part in ("weight", "bias")}
+    assert set(handover.fresh) == of_latents
+    same = untrained_diffusion()
+    assert set(carry_over(source.state_dict(), same).fresh) == of_latents, "latents of another tokenizer"
+    assert carry_over(source.state_dict(), same, "all").fresh == ()
     for name in handover.carried:
         assert torch.equal(target.state_dict()[name], source.state_dict()[name]), name
     with pytest.raises(UserError, match="the trunks differ"):

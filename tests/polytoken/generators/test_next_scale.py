@@ -35,7 +35,7 @@ IMAGEFOLDER = tuple((side, side) for side in (1, 1, 2, 3, 3, 4, 5, 6, 8, 11))
 CPU = torch.device("cpu")
 
 
-def codec(sides: Sequence[int] = SIDES) -> FrozenCodec:
+def codec(sides: Sequence[int] = SIDES, sub_codes: Sequence[int] = (0, 1)) -> FrozenCodec:
     torch.manual_seed(0)
     branch = MultiScaleQuantizer(sides, codebook_size=12, code_dim=4, num_convolutions=1, dropout_start=1)
     quantizer = FactorizedQuantizer(branch, 2)
@@ -51,7 +51,7 @@ def codec(sides: Sequence[int] = SIDES) -> FrozenCodec:
         quantizer=quantizer,
     )
     assert tokenizer.spec == spec(sides)
-    return FrozenCodec(lambda: tokenizer, [0, 1])
+    return FrozenCodec(lambda: tokenizer, sub_codes)
 
 
 def blank_codec(channels: int) -> BlankCodec:
@@ -62,11 +62,13 @@ def spec(sides: Sequence[int] = SIDES) -> TokenSpec:
     return TokenSpec((12, 12), tuple((side, side) for side in sides))
 
 
-def generator(head: Head | None = None, sides: Sequence[int] = SIDES, **trunk: Any) -> NextScaleGenerator:
+def generator(
+    head: Head | None = None, sides: Sequence[int] = SIDES, sub_codes: Sequence[int] = (0, 1), **trunk: Any
+) -> NextScaleGenerator:
     """A connected generator whose gates are open, so that all its parts matter."""
     config = NextScaleTrunkConfig(**{"depth": 2, "dim": 32, "num_heads": 2, "gate_scale": 1.0, **trunk})
     made = NextScaleGenerator(config, head or MultiLinearHead())
-    made.connect(spec(sides), 10, codec(sides))
+    made.connect(spec(sides).select(sub_codes), 10, codec(sides, sub_codes))
     torch.manual_seed(1)
     for parameter in made.parameters():
         if parameter.ndim > 1:
@@ -146,7 +148,8 @@ def test_any_list_of_scales_is_sampled_as_it_is_trained(sides: tuple[int, ...]) 
     "head", [MultiLinearHead(), AutoregressiveHead(depth=1), MaskedBitHead(digits="codes", depth=1)]
 )
 def test_a_row_depends_neither_on_its_batch_nor_on_dropped_rows(schedule: Any, head: Head) -> None:
-    sampler = CategoricalSampler(guidance=2.5, guidance_schedule=schedule, interval=(0.0, 0.5), top_k=8)
+    interval = (0.0, 0.5) if schedule == "interval" else (0.0, 1.0)
+    sampler = CategoricalSampler(guidance=2.5, guidance_schedule=schedule, interval=interval, top_k=8)
     made, labels = generator(head), torch.tensor([1, 5, 9])
     together = made.sample(labels, sampler, RowNoise(7, 0, 3, CPU)).codes
     alone = made.sample(labels[1:2], sampler, RowNoise(7, 1, 1, CPU)).codes
@@ -210,11 +213,16 @@ def test_offsets_of_shared_modulation_begin_as_the_release() -> None:
     assert made.trunk.shared_modulation.weight.std().item() == pytest.approx((1 / 768) ** 0.5, rel=0.02)
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_all_weights_are_trained(shared: bool) -> None:
-    made = generator(shared_modulation=shared)
+def test_shared_modulation_is_trained() -> None:
+    made = generator(shared_modulation=True)
     made.loss(Tokens(codes=codes()), torch.tensor([0, 1, 2])).total.backward()
     assert [name for name, weight in made.named_parameters() if weight.grad is None] == []
+
+
+def test_the_head_has_no_dropout_and_the_trunks_multiple() -> None:
+    made = generator(AutoregressiveHead(depth=1), ffn_multiple=24)
+    assert {module.p for module in made.modules() if isinstance(module, nn.Dropout)} == {0.0}
+    assert made.head.stack.blocks[0].feed_forward.w1.out_features == 96  # 8/3 · 32 rounded up
 
 
 def test_the_loss_begins_at_the_uniform_distribution_and_returns_the_finest_scale() -> None:
@@ -316,9 +324,39 @@ def test_bad_input_is_one_sentence(make: Any, sentence: str) -> None:
         make()
 
 
+def perturbed(made: NextScaleGenerator) -> NextScaleGenerator:
+    """The same generator with other weights."""
+    for parameter in made.parameters():
+        nn.init.normal_(parameter)
+    return made
+
+
+@pytest.mark.parametrize("sub_code", [0, 1])
+def test_one_sub_code_hands_over_its_own_output_layer(sub_code: int) -> None:
+    source, target = perturbed(generator(sub_codes=[sub_code])), generator(AutoregressiveHead(depth=1))
+    handover = carry_over(source.state_dict(), target, sub_code)
+    assert torch.equal(target.head.outputs[sub_code].weight, source.head.outputs[0].weight)
+    assert torch.equal(target.word_embedding.weight, source.word_embedding.weight)
+    assert torch.equal(target.position_embedding.weight, source.position_embedding.weight)
+    assert torch.equal(target.head.norm.weight, source.head.norm.weight) and handover.left_behind == ()
+    fresh = {name for name in handover.fresh if not name.startswith("head.stack.")}
+    assert fresh == {f"head.outputs.{1 - sub_code}.weight", "embeddings.0.weight"}
+    with pytest.raises(UserError, match="sub_code is 2, and this model has sub-codes 0 to 1"):
+        carry_over(source.state_dict(), target, 2)
+
+
+def test_codes_of_another_tokenizer_hand_over_nothing_that_reads_or_predicts_them() -> None:
+    source, target = (generator(AutoregressiveHead(depth=1)) for _ in range(2))
+    handover = carry_over(source.state_dict(), target)
+    places = {f"{name}_embedding.weight" for name in ("class", "level", "position", "start")}
+    assert {name for name in handover.carried if not name.startswith("trunk.")} == {*places, "head.norm.weight"}
+    shorter = carry_over(generator(sides=(1, 2, 4)).state_dict(), target)
+    assert {"level_embedding.weight", "position_embedding.weight"} <= set(shorter.fresh)
+
+
 def test_weights_of_another_trunk_are_not_carried_over() -> None:
     target = generator()
-    assert set(carry_over(generator().state_dict(), target).fresh) == set()
+    assert set(carry_over(generator().state_dict(), target, "all").fresh) == set()
     source = {name: value for name, value in target.state_dict().items() if not name.startswith("trunk.")}
     with pytest.raises(UserError, match="the trunks differ"):
         carry_over(source, target)

@@ -26,7 +26,7 @@ def test_scale_is_a_function_of_progress() -> None:
 def test_scales_of_steps() -> None:
     linear = Guidance(guidance=[3.0, 1.0], guidance_schedule="linear")
     assert linear.scales(5, 2) == [[1.0, 1.0], [1.5, 1.0], [2.0, 1.0], [2.5, 1.0], [3.0, 1.0]]
-    assert linear.scales(1, 2) == [[1.0, 1.0]]
+    assert linear.scales(1, 2) == [[3.0, 1.0]]  # the only step is the last one
     interval = Guidance(guidance=3.0, guidance_schedule="interval", interval=(0.2, 0.6))
     assert interval.scales(5) == [[1.0], [3.0], [3.0], [1.0], [1.0]]
 
@@ -42,6 +42,13 @@ def test_an_interval_covers_its_share_of_the_steps(start: float, end: float) -> 
     rules = Guidance(guidance=2.0, guidance_schedule="interval", interval=(start, end))
     guided = [step for step, row in enumerate(rules.scales(100)) if row[0] != 1]
     assert guided == list(range(round(start * 100), round(end * 100)))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_an_interval_is_of_its_schedule_alone(schedule) -> None:
+    with pytest.raises(UserError, match=rf"schedule is {schedule}, which has none: set guidance_schedule to interval"):
+        FlowSampler(guidance=2.0, guidance_schedule=schedule, interval=(0.1, 1.0))
+    FlowSampler(guidance=2.0, guidance_schedule=schedule, interval=(0, 1))
 
 
 @pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf"), 1e38, [1.0, 1e38]])

@@ -7,12 +7,14 @@ from polytoken.generators import (
     AutoregressiveHead,
     Head,
     LinearHead,
+    MaskedBitHead,
     MultiLinearHead,
     MultiMLPHead,
     TrunkConfig,
 )
 from polytoken.sampling import CategoricalSampler, Draw, RowNoise
 from polytoken.specs import Tokens, TokenSpec
+from tests.polytoken.generators import test_next_scale as next_scale
 from tests.support.generators import GRID, TRUNK, build_generator, per_code, random_codes, small_generator
 
 HEADS = {
@@ -143,6 +145,25 @@ def test_slot_zero_holds_the_unchanged_trunk_output() -> None:
     first, second = generator.head.states(hidden, codes, generator.embeddings)
     assert torch.allclose(first, generator.head.norm(hidden))
     assert torch.allclose(second, generator.head.norm(generator.embeddings[0](codes[:, 0])))
+
+
+@pytest.mark.parametrize("family", ["autoregressive", "next_scale"])
+@pytest.mark.parametrize(
+    ("head", "num_sub_codes"),
+    [*HEADS.values(), (lambda: MaskedBitHead("codes", depth=1), 2)],
+    ids=[*HEADS, "masked"],
+)
+def test_all_weights_are_trained(head, num_sub_codes: int, family: str) -> None:
+    """A weight without a gradient stops DDP in its second step."""
+    if family == "autoregressive":
+        generator = small_generator(num_sub_codes, head())
+        codes, labels = random_codes(generator, 3)
+    else:
+        sub_codes = range(min(num_sub_codes, 2))  # its tokenizer has two
+        generator = next_scale.generator(head(), sub_codes=sub_codes)
+        codes, labels = next_scale.codes()[:, sub_codes], torch.tensor([0, 1, 2])
+    generator.train().loss(Tokens(codes=codes), labels).total.backward()
+    assert [name for name, weight in generator.named_parameters() if weight.grad is None] == []
 
 
 def test_last_embedding_is_not_read_by_the_head() -> None:

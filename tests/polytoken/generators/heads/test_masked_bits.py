@@ -8,6 +8,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.nn import functional
 
+from polytoken.errors import UserError
 from polytoken.generators import AutoregressiveGenerator, TrunkConfig
 from polytoken.generators.heads import MaskedBitHead
 from polytoken.sampling import CategoricalSampler, Draw, RowNoise
@@ -151,6 +152,24 @@ def test_samples_do_not_depend_on_the_batch(digits: str) -> None:
     assert torch.equal(torch.cat(parts), whole)
     assert not torch.equal(generator.generate(labels, RULES, seed=4), whole)
     assert not torch.equal(whole[0], whole[3])  # the same class, another row
+
+
+@parametrize_digits
+def test_a_cold_sampler_leaves_no_randomness(digits: str) -> None:
+    """Neither in the digits nor in the order in which they are fixed."""
+    generator = generator_of((16, 16, 16), digits=digits)
+    labels, cold = torch.arange(5), CategoricalSampler(temperature=1e-6)
+    first, other = (generator.generate(labels, cold, seed=seed) for seed in (0, 1))
+    assert torch.equal(first, other)
+
+
+@pytest.mark.parametrize("rules", [{"top_k": [8, 2]}, {"top_p": 0.9}])
+def test_bits_refuse_rules_of_codes(rules: dict) -> None:
+    labels = torch.tensor([0, 1])
+    with pytest.raises(UserError, match="choose among whole codes, and MaskedBitHead with digits: bits draws each bit"):
+        generator_of().generate(labels, CategoricalSampler(**rules), seed=0)
+    generator_of(digits="codes").generate(labels, CategoricalSampler(**rules), seed=0)
+    generator_of().generate(labels, CategoricalSampler(top_k=[*SIZES], top_p=[1.0, 1.0]), seed=0)  # cut nothing
 
 
 def test_one_digit_is_drawn_from_its_softmax() -> None:
