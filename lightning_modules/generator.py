@@ -222,7 +222,16 @@ class GeneratorModule(ResumingModule):
         self.log("train/loss", total.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in self._losses.items()})
         self.log_dict({f"train/{name}": value.detach() for name, value in loss.statistics.items()})
-        return total
+        return total * self._share(batch_index)
+
+    def _share(self, batch_index: int) -> float:
+        """Factor of a batch that makes the last update of an epoch a mean as well.
+
+        Lightning divides each loss by accumulate_grad_batches, but this update may have accumulated fewer batches.
+        """
+        every = self.trainer.accumulate_grad_batches
+        rest = self.trainer.num_training_batches % every
+        return every / rest if rest and batch_index >= self.trainer.num_training_batches - rest else 1.0
 
     def _losses_of(
         self, batch: dict[str, Tensor], step: int = 0

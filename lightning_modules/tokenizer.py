@@ -23,6 +23,7 @@ from polytoken.guard import NonFiniteGuard
 from polytoken.images import resize_displayed
 from polytoken.losses import TokenizerObjective, TokenizerStep
 from polytoken.optimization import OptimizerConfig, gradient_norm
+from polytoken.precision import full_precision
 from polytoken.ranges import above, at_least, within
 from polytoken.specs import Decoded, Encoding
 from polytoken.tokenizers import Tokenizer
@@ -42,7 +43,7 @@ class TokenizerModule(ResumingModule):
         optimizer: optimizer of the autoencoder.
         discriminator_optimizer: optimizer of the discriminator; None copies ``optimizer``.
         gradient_clip: largest gradient norm of each network, clipped separately; None disables clipping.
-        accumulate_steps: batches an update.
+        accumulate_steps: batches an update; curves are drawn over batches, as Lightning counts in manual optimization.
         max_nonfinite_steps: consecutive non-finite steps tolerated before raising.
         init_from: run or checkpoint of a tokenizer whose weights a new run starts from, averaged if it kept averages.
             Its discriminator and the predictors of its terms are copied if all their shapes are equal. Step, optimizers
@@ -162,14 +163,18 @@ class TokenizerModule(ResumingModule):
             return self._update(step, losses, norms)
         return None
 
+    def on_validation_model_zero_grad(self) -> None:
+        """Keep the gradients: Lightning would drop those of batches that the next update accumulates."""
+
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Any]:
-        """Reconstruct; callbacks measure and draw the result, which is not clamped where nothing is resized.
+        """Reconstruct in float32; callbacks measure and draw the result, which is not clamped if nothing is resized.
 
         Raises:
             RunError: the reconstruction is not finite, and would pass for black images in 8 bits.
         """
         # eager: no graphs of its own to compile, and the numbers of later stages, which do not compile
-        with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
+        eager = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+        with eager, full_precision(self.device):  # the tokenizer that writes tokens
             decoded, encoding = self(batch["image"])
         if not bool(decoded.image.isfinite().all()):
             raise RunError("reconstructions are not finite, so they are not measured: train the tokenizer again")

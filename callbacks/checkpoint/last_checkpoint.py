@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from artifacts.checkpoint_files import BEST, LAST, NEXT, PREVIOUS, RUINED, check_writable, copy, fault, move, seal, sync
 from artifacts.lock import check_in_place
+from polytoken import records
 from polytoken.errors import RunError, UserError
 from polytoken.files import real_path, remove
 from polytoken.guard import NonFiniteError, NonFiniteGuard
@@ -25,7 +27,16 @@ from polytoken.ranges import above, at_least
 
 logger = logging.getLogger(__name__)
 
+BEST_VALUE = "best.json"
 CLOCK_STEPS = 10  # optimizer steps between two broadcasts of rank 0's clock, if there are several ranks
+
+
+@dataclass(frozen=True)
+class Best:
+    """Content of `best.json`: the metric that chose `best.ckpt`, and its value there."""
+
+    monitor: str
+    value: float
 
 
 class LastCheckpoint(Checkpoint):
@@ -33,7 +44,7 @@ class LastCheckpoint(Checkpoint):
 
     The checkpoint before it stays as `previous.ckpt`, from which the command line resumes if the last one cannot be
     read. Saving before a validation means that a run killed while it validates loses no step, and that the best
-    checkpoint is a second name of the last one.
+    checkpoint is a second name of the last one. A run that resumes from such a checkpoint validates first.
 
     `previous.ckpt` holds weights that have since given a finite loss; those of `last.ckpt` may not have been used yet.
     Nothing is written while steps are left out as not finite. If the run ends so, a last checkpoint that has given no
@@ -66,10 +77,10 @@ class LastCheckpoint(Checkpoint):
         self.every_minutes = every_minutes
         self.monitor = monitor
         self.mode = mode
-        self._best: float | None = None
         self._fits = False
         self._saved = False  # by this process
         self._read = False  # last.ckpt is where this process started
+        self._validates = False  # a validation of the current step is due or under way
         self._proven = False  # the weights of last.ckpt have given a finite loss in this process
         self._due = False
         self._guard: NonFiniteGuard | None = None
@@ -91,10 +102,10 @@ class LastCheckpoint(Checkpoint):
         return step == self._step_in_file
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self._best}
+        return {"validates": self._validates}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._best = state_dict.get("best")
+        self._validates = bool(state_dict.get("validates"))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Agree on the directory; raises RunError if a fit cannot write to it."""
@@ -104,13 +115,18 @@ class LastCheckpoint(Checkpoint):
             check_writable(self.directory)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the step that a resumed run starts from: a file holds it already."""
+        """Note the step that a resumed run starts from, which a file holds; repeat the validation that was due."""
         self._step = self._step_in_file = trainer.global_step
         self._saved_at = time.monotonic()
         read = trainer.ckpt_path
         self._read = read is not None and real_path(read) == real_path(self.directory / LAST)
         self._guard = getattr(pl_module, "guard", None)
         self._proven = self._due = False
+        if read is None and trainer.is_global_zero and not trainer.fast_dev_run:
+            remove(self.directory / BEST_VALUE)  # of a run that starts over
+        if self._read and self._validates:
+            _validate(trainer)
+        self._validates = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -124,22 +140,25 @@ class LastCheckpoint(Checkpoint):
         if not self._is_rejecting:  # the weights before this update are at least as new as those of the file
             self._proven = True
         by_step = step % self.every_n_train_steps == 0 or step == trainer.max_steps
-        self._due = self._due or by_step or _validates_next(trainer) or self._time_is_up(trainer)
+        self._validates = _validates_next(trainer)
+        self._due = self._due or by_step or self._validates or self._time_is_up(trainer)
         if self._due:
             self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the last checkpoint as the best one if its validation is the best so far."""
-        if self.monitor is None or trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self._validates = False
+        if self.monitor is None or trainer.fast_dev_run:
             return
         value = trainer.callback_metrics.get(self.monitor)
         if value is None:
             known = ", ".join(sorted(trainer.callback_metrics)) or "none"
             raise UserError(f"monitor is '{self.monitor}', which validation does not log; it logs {known}")
-        if self.holds(trainer.global_step) and self._is_better(float(value)):
-            self._best = float(value)
-            if trainer.is_global_zero:
-                copy(self.directory / LAST, self.directory / BEST)
+        if trainer.is_global_zero and self.holds(trainer.global_step) and self._is_better(float(value)):
+            copy(self.directory / LAST, self.directory / BEST)
+            records.write(self.directory / BEST_VALUE, Best(self.monitor, float(value)))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step of a run that max_epochs or an early stop has ended.
@@ -255,9 +274,11 @@ class LastCheckpoint(Checkpoint):
         return Path(self.dirpath or CHECKPOINTS)
 
     def _is_better(self, value: float) -> bool:
-        if self._best is None or not isfinite(value):
+        """True if this value is better than that of `best.ckpt`; a file, since `last.ckpt` precedes its validation."""
+        best = records.read_derived(self.directory / BEST_VALUE, Best) if (self.directory / BEST).exists() else None
+        if best is None or best.monitor != self.monitor or not isfinite(value):
             return isfinite(value)
-        return value < self._best if self.mode == "min" else value > self._best
+        return value < best.value if self.mode == "min" else value > best.value
 
 
 def _is_finite(trainer: Trainer) -> bool:
@@ -274,3 +295,11 @@ def _validates_next(trainer: Trainer) -> bool:
     # data, early stopping) is too long to repeat
     by_time = trainer._val_check_time_interval is not None
     return not by_time and trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+
+
+def _validate(trainer: Trainer) -> None:
+    """Run the validation that Lightning skips, as if it were done, in a fit that resumes from before it."""
+    loop = trainer.fit_loop.epoch_loop.val_loop  # private ways: a trainer cannot validate inside of a fit
+    loop.restarting, trainer.validating = False, True
+    loop.run()
+    trainer.training = True

@@ -41,10 +41,12 @@ class RandomState(Callback):
                 _seed_for(trainer.global_rank)
             self._states = take_states(pl_module.device)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Restore the states at the end of the previous batch."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Restore the states at the end of the previous batch, after which a resumed run may validate first."""
         if self._states is not None:
             put_states(self._states, pl_module.device)
+
+    on_train_batch_start = on_train_start
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -64,7 +64,7 @@ class AffinityMatrix(SubsetMeasurement):
         for kept, subspace in zip(self._subspaces, encoding.subspaces, strict=True):
             kept.append(subspace.float().mean((2, 3)))
         for name, teacher in self._teachers.items():
-            (features,) = teacher.features(images)
+            (features,) = teacher.features(images, full_precision=True)
             pooled = features.cls if self.teacher_features == "cls" else features.patches.mean((1, 2))
             self._guides[name].append(pooled.float())
 

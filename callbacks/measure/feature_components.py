@@ -18,6 +18,7 @@ from polytoken.metrics.frechet import FeatureStatistics
 from polytoken.metrics.gather import gather_rows
 from polytoken.metrics.images import to_uint8
 from polytoken.metrics.principal_components import PrincipalComponents
+from polytoken.precision import full_precision
 from polytoken.ranges import at_least
 from polytoken.specs import Encoding
 from polytoken.teachers import Teacher
@@ -122,7 +123,8 @@ class FeatureComponents(SubsetMeasurement):
         foundation: Teacher | None = getattr(self._tokenizer, "foundation", None)
         if foundation is not None:
             blocks = self.blocks or sorted({max(1, foundation.depth * part // 4) for part in (1, 2, 3, 4)})
-            found = foundation.features(images, blocks, full_precision=True)
+            with full_precision(self._device):
+                found = foundation.features(images, blocks, full_precision=True)
             columns = {
                 f"block {block}": one.patches.permute(0, 3, 1, 2) for block, one in zip(blocks, found, strict=True)
             }

@@ -19,6 +19,7 @@ from datamodules.images import ImageDataModule
 from polytoken import records
 from polytoken.errors import UserError
 from polytoken.metrics.layers import LayerCurves, LayerStatistics
+from polytoken.precision import full_precision
 from polytoken.teachers import Teacher
 
 if TYPE_CHECKING:
@@ -95,13 +96,14 @@ class LayerAnalysis(pl.Callback):
         rows = kept if (some := bool(kept.any())) else ~kept
         batch = {name: value[rows] for name, value in batch.items()}
         generator, tokens, labels = pl_module.generator, pl_module.tokens_of(batch), batch["label"]
-        hidden = generator.states(tokens, labels, self.time, self._first)
         null = torch.full_like(labels, generator.num_classes)
-        unlabelled = generator.states(tokens, null, self.time, self._first) if self.probe else {}
-        if not some:
-            return
+        with full_precision(pl_module.device):
+            hidden = generator.states(tokens, labels, self.time, self._first)
+            unlabelled = generator.states(tokens, null, self.time, self._first) if self.probe else {}
+            if not some:
+                return
+            (features,) = self.teacher.features(batch["image"], full_precision=True)
         self._first += len(labels)
-        (features,) = self.teacher.features(batch["image"])
         self._statistics.update(hidden, features.patches.mean((1, 2)))
         if self.probe:
             self._statistics.update_probe(unlabelled, labels)

@@ -6,15 +6,15 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from torch import Tensor
 
+from polytoken.precision import full_precision
 from polytoken.ranges import at_least
 from polytoken.specs import Encoding
 
 
 class Measurement(pl.Callback, ABC):
-    """Measures reconstructions over the whole validation or test set, summed over ranks, in float32."""
+    """Measures reconstructions over the whole validation or test set, summed over ranks, in float32 without TF32."""
 
     @abstractmethod
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -49,12 +49,14 @@ class Measurement(pl.Callback, ABC):
         kept = self.rows(batch["index"])
         if kept.any():
             encoding = outputs["encoding"].rows(kept)
-            with torch.autocast(pl_module.device.type, enabled=False):
+            with full_precision(pl_module.device):
                 self.measure(outputs["image"][kept], outputs["reconstruction"][kept], batch["label"][kept], encoding)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         prefix = "test" if trainer.testing else "val"
-        for name, value in self.results().items():
+        with full_precision(pl_module.device):
+            results = self.results()
+        for name, value in results.items():
             pl_module.log(f"{prefix}/{name}", value, prog_bar=name == "psnr", rank_zero_only=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -115,7 +115,7 @@ class ReconstructionDistance(Measurement):
                 isinstance(callback, EMA) and callback.has_average
                 for callback in trainer.callbacks  # type: ignore[attr-defined]
             ),
-            "precision": str(trainer.precision),
+            "precision": "float32",
             "metric_size": trainer.lightning_module.metric_size,
         }
         count = self._target.about["reference_n"]

@@ -47,7 +47,6 @@ class ScaleReconstructions(SubsetMeasurement):
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().begin(trainer, pl_module)
         self._tokenizer = pl_module.tokenizer
-        self._precision = trainer.precision_plugin
         self._names = [str(number) for number in range(1, len(self._scales) + 1)]
         self._decoded = DecodedColumns(self._names, self.num_rows, trainer.world_size, pl_module.device)
 
@@ -56,9 +55,7 @@ class ScaleReconstructions(SubsetMeasurement):
         self._decoded.add(ORIGINAL, images, images)
         *names, last = self._names
         for name, total in zip(names, self._tokenizer.partial_sums(encoding.codes), strict=False):
-            with self._precision.val_step_context():
-                decoded = self._tokenizer.decode(total).image.float()
-            self._decoded.add(name, decoded, images)
+            self._decoded.add(name, self._tokenizer.decode(total).image.float(), images)
         self._decoded.add(last, reconstruction, images)
 
     def results(self) -> dict[str, Tensor]:

@@ -58,7 +58,6 @@ class SubspaceAblation(SubsetMeasurement):
         super().begin(trainer, pl_module)
         self._tokenizer = pl_module.tokenizer
         self._device = pl_module.device
-        self._precision = trainer.precision_plugin
         # every rank has every column from the start, since a rank without images takes part in the sums too
         self._columns = columns(len(pl_module.tokenizer.subspace_channels))
         self._decoded = DecodedColumns(list(self._columns), self.num_rows, trainer.world_size, pl_module.device)
@@ -72,9 +71,8 @@ class SubspaceAblation(SubsetMeasurement):
         self._add(ORIGINAL, images, images)
         for name, kept in self._columns.items():
             if kept not in decoded:
-                with self._precision.val_step_context():
-                    zeroed = self._tokenizer.keep_subspaces(encoding.quantized, kept)
-                    decoded[kept] = self._tokenizer.decode(zeroed).image.float()
+                zeroed = self._tokenizer.keep_subspaces(encoding.quantized, kept)
+                decoded[kept] = self._tokenizer.decode(zeroed).image.float()
             self._add(name, decoded[kept], images)
 
     def results(self) -> dict[str, Tensor]:

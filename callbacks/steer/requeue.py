@@ -38,7 +38,8 @@ class Requeue(Checkpoint):
 
     All ranks agree first, since a signal may reach them in different batches, or only one of them. Then they write
     `last.ckpt`, rank 0 calls `scontrol requeue` if this is a SLURM job, and all exit. A validation is abandoned, since
-    `last.ckpt` was written before it; so is a prediction, whose writers resume with the missing parts.
+    `last.ckpt` was written before it and the resumed run repeats it; so is a prediction, whose writers resume with the
+    missing parts.
 
     This replaces Lightning's requeueing, which saves inside the signal handler, between any two lines, and continues to
     train. The base class is Checkpoint because Lightning calls such callbacks last: a checkpoint is complete only when

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from artifacts.timing import read_timing, write_timing
+from callbacks.measure.plots import logged_step
 from polytoken.text import duration, memory
 
 
@@ -76,7 +77,7 @@ class TextProgress(pl.Callback):
             self._logged = step
             curves = {f"speed/{name}": value for name, value in self._curve.speed(now).items()}
             for logger in trainer.loggers:  # not by self.log: they are no metrics of the run
-                logger.log_metrics(curves, step=step)
+                logger.log_metrics(curves, step=logged_step(trainer))
             self._curve = Window(now)
         if self._due(trainer, now):
             self._print(self._training_line(trainer, now))

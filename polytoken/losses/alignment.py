@@ -12,6 +12,7 @@ from polytoken.distributed import gather_over_ranks
 from polytoken.errors import UserError
 from polytoken.losses.base import LossTerm, TokenizerStep, teacher_key
 from polytoken.losses.predictors import ClassTokenPredictor, PatchPredictor
+from polytoken.precision import full_precision
 from polytoken.ranges import at_least
 from polytoken.teachers import Teacher
 from polytoken.tokenizers import Tokenizer
@@ -138,7 +139,7 @@ def contrastive_loss(predictions: Tensor, targets: Tensor, temperature: float, g
     Raises:
         UserError: there is only one target.
     """
-    with torch.autocast(predictions.device.type, enabled=False):  # bf16 would round logits to 1/256 of 1/τ
+    with full_precision(predictions.device):  # bf16 would round logits to 1/256 of 1/τ, TF32 to 1/1024
         predictions = functional.normalize(
             predictions.to(torch.promote_types(predictions.dtype, torch.float32)), dim=-1
         )

@@ -15,7 +15,12 @@ from polytoken.losses.perceptual import PerceptualTerm
 from polytoken.teachers import Teacher, TeacherFeatures
 from polytoken.tokenizers import Tokenizer
 
-RESERVED = ("loss", "adversarial", "discriminator")  # other parts of the logged losses
+# other parts of the logged losses: sums, the quantizers' and the discriminator's own
+RESERVED = (
+    *("loss", "adversarial", "discriminator"),
+    *("codebook", "commitment", "entropy", "kl"),
+    *("logits_real", "logits_fake", "lecam", "consistency"),
+)
 
 
 @final
@@ -41,7 +46,7 @@ class TokenizerObjective(nn.Module):
         terms: further terms by name. A second config replaces this mapping, but merges the named arguments above.
 
     Raises:
-        UserError: a further term has the name of another part.
+        UserError: a further term has the name of another part, or the adaptive weight has nothing to compare with.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class TokenizerObjective(nn.Module):
         self.terms = nn.ModuleDict({name: term for name, term in every.items() if term is not None and term.weight})
         self.adversarial = adversarial if adversarial is not None and adversarial.weight != 0 else None
         self.teachers = dict(teachers or {})
+        self._check_adaptive()
 
     def connect(self, tokenizer: Tokenizer) -> None:
         """Check every term against the tokenizer and its teachers, and build parts that need their sizes.
@@ -109,7 +115,8 @@ class TokenizerObjective(nn.Module):
         All are float32 scalars. Terms are unweighted in the log; the other parts are weighted.
 
         Raises:
-            UserError: no term is active, or a term reads features that the tokenizer does not decode.
+            UserError: no term is active, a term reads features that the tokenizer does not decode, or a term and a loss
+                of the quantizer have one name.
         """
         active = {name: term for name, term in self._terms().items() if term.active(step.global_step)}
         for name, term in active.items():
@@ -118,6 +125,8 @@ class TokenizerObjective(nn.Module):
                 if kind == "features" and feature not in step.decoded.features:
                     known = ", ".join(step.decoded.features) or "none"
                     raise UserError(f"{name} reads features {feature!r}, and the tokenizer decodes {known}")
+        if taken := sorted(active.keys() & step.encoding.losses.keys()):
+            raise UserError(f"the objective has a term named {taken[0]!r}, the name of a quantizer's loss: rename one")
         step.teacher_features = self._teacher_features(step.images, active.values())
         parts = {name: term(step) for name, term in active.items()}
         weighted = {name: active[name].weight * value for name, value in parts.items()} | step.encoding.losses
@@ -132,6 +141,17 @@ class TokenizerObjective(nn.Module):
             )
             total = total + parts["adversarial"]
         return total, parts
+
+    def _check_adaptive(self) -> None:
+        """Raise UserError if the adaptive weight compares with terms that are off, or start after the discriminator."""
+        if (block := self.adversarial) is None or not block.adaptive:
+            return
+        if not any(term.is_reconstruction and term.active(block.start_step) for term in self._terms().values()):
+            raise UserError(
+                "objective.adversarial.adaptive compares with the gradients of reconstruction and perceptual, and "
+                f"neither is on at adversarial.start_step ({block.start_step}): give one of them a weight above 0 and "
+                "no later start_step, or set adaptive to false"
+            )
 
     def _teacher_features(self, images: Tensor, terms: Iterable[LossTerm]) -> dict[str, TeacherFeatures]:
         """Features by key of all blocks that the terms read, with one forward pass for each teacher."""

@@ -59,9 +59,7 @@ def test_the_card_shows_the_tokenizer_that_the_samples_name(runs: Path) -> None:
     (other / "metrics.json").write_text(json.dumps(metrics))
     file = runs / "digits/samples/fq_dual/samples.json"
     record = json.loads(file.read_text())
-    record["settings"]["generator"]["run"] = str(
-        runs / "digits/stage2/slow"
-    )
+    record["settings"]["generator"]["run"] = str(runs / "digits/stage2/slow")
     record["settings"]["tokenizer"] = {"run": str(runs / "digits/tokenizer/fq_dual"), "fingerprint": "0f"}
     file.write_text(json.dumps(record))
     page(runs)

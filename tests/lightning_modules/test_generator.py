@@ -141,6 +141,24 @@ def test_a_step_reads_one_value_of_the_device(store: Path, watch: Watch, monkeyp
     assert waits.counts[-1:] == [{"aten::_local_scalar_dense": 1}]  # Lightning allocates its sums in the first step
 
 
+def test_the_last_update_of_an_epoch_is_a_mean_of_its_batches(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With three batches an epoch, every second update of two has one batch: its gradient is that batch's."""
+    norms: dict[int, list[float]] = {1: [], 2: []}
+    still = ["--model.init_args.optimizer", '{"learning_rate": 1.0e-30}', "--data.init_args.batch_size", "7"]
+    accept = GeneratorModule.on_before_optimizer_step
+    for every, found in norms.items():
+
+        def watched(self: GeneratorModule, optimizer: torch.optim.Optimizer, found: list[float] = found) -> None:
+            accept(self, optimizer)
+            found.append(float(self._norm))
+
+        monkeypatch.setattr(GeneratorModule, "on_before_optimizer_step", watched)
+        steps = ["--trainer.max_steps", str(4 // every), "--trainer.accumulate_grad_batches", str(every)]
+        fit("far_base", store, *still, *steps, stage=f"accumulate_{every}")
+    assert norms[2][1] == pytest.approx(norms[1][2], rel=1e-5)
+    assert norms[2][0] < max(norms[1][:2])
+
+
 def section(recipe: str, command: str = "validate") -> dict[str, float]:
     return json.loads((run(recipe) / "metrics.json").read_text())[command]["metrics"]
 

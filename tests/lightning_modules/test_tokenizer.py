@@ -120,6 +120,26 @@ def test_accumulation_equals_a_larger_batch(tmp_path: Path) -> None:
         assert torch.allclose(one, other, atol=2e-5)
 
 
+def test_a_validation_keeps_the_gradients_that_accumulate(tmp_path: Path) -> None:
+    """Batch 3 of 4 is followed by a validation, and belongs to the second update."""
+    whole, validated = build(accumulate_steps=2), build(accumulate_steps=2)
+    fit(whole, tmp_path, 2)
+    trainer = pl.Trainer(
+        max_steps=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        num_sanity_val_steps=0,
+        val_check_interval=3,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(validated, batches(2), batches(2, count=2))
+    assert trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.completed == 1
+    torch.testing.assert_close(validated.state_dict(), whole.state_dict(), rtol=0, atol=0)
+
+
 def test_gradient_clipping_bounds_each_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     norms: list[float] = []
     step = torch.optim.AdamW.step
@@ -219,6 +239,46 @@ def test_images_are_compared_at_the_size_of_the_metrics() -> None:
         assert torch.equal(reduced[name], resize_displayed(plain[name], 8))
     with pytest.raises(UserError, match="metric_size is 0; it must be from 8 to 4,096"):
         build(metric_size=0)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_measured_images_are_those_of_the_float32_tokenizer(tmp_path: Path, command: str) -> None:
+    """The tokenizer that writes tokens, under the recipes' bf16-mixed and a GPU's TF32."""
+    module, batch, measured = build(None), next(iter(batches(2))), []
+    expected = copy.deepcopy(module).eval()(batch["image"])
+
+    class Keep(pl.Callback):
+        def on_validation_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: dict, *_) -> None:
+            measured.append(outputs)
+
+        on_test_batch_end = on_validation_batch_end
+
+    def look(*_: object) -> None:
+        measured.append(torch.get_float32_matmul_precision())
+
+    module.tokenizer.decoder.conv_out.register_forward_pre_hook(look)
+    trainer = pl.Trainer(
+        max_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        precision="bf16-mixed",
+        num_sanity_val_steps=1,  # in a fit: of the first weights
+        default_root_dir=tmp_path,
+        callbacks=[Keep()],
+    )
+    torch.set_float32_matmul_precision("high")
+    try:
+        loaders = (batches(2), batches(2)) if command == "fit" else (batches(2),)
+        getattr(trainer, command)(module, *loaders)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    precision, outputs = measured[:2]
+    assert precision == "highest"
+    assert torch.equal(outputs["reconstruction"], expected[0].image)
+    assert torch.equal(outputs["encoding"].codes, expected[1].codes)
 
 
 def test_reconstructions_that_are_not_finite_are_not_measured() -> None:

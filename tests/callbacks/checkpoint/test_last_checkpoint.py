@@ -44,6 +44,7 @@ def train(
     fast_dev_run: int = 0,
     breaks: bool = False,
     values: dict[int, float] | None = None,  # metric of the validation after each step
+    resumes: bool = False,
     **options,
 ) -> list[int]:
     callback = LastCheckpoint(every, dirpath=str(place), **options)
@@ -54,13 +55,14 @@ def train(
         fast_dev_run=fast_dev_run,
         breaks=breaks,
         validations=values or {},
+        ckpt_path=str(place / "last.ckpt") if resumes else None,
     )
     callback.on_train_start(trainer, None)
     for step in steps:
         trainer.global_step = step
         callback.on_train_batch_end(trainer, None, None, None, 0)
         if step in trainer.validations:
-            trainer.callback_metrics = {"val/x": torch.tensor(trainer.validations[step])}
+            trainer.callback_metrics = dict.fromkeys(("val/x", "val/y"), torch.tensor(trainer.validations[step]))
             callback.on_validation_end(trainer, None)
     callback.on_train_end(trainer, None)
     return trainer.saved
@@ -75,7 +77,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def contents(place: Path) -> dict[str, str]:
-    return {path.name: str(torch.load(path, weights_only=True)) for path in place.iterdir()}
+    return {path.name: str(torch.load(path, weights_only=True)) for path in place.glob("*.ckpt")}
 
 
 @pytest.mark.parametrize(
@@ -103,17 +105,27 @@ def test_the_last_previous_and_best_checkpoint(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"last.ckpt": "9", "previous.ckpt": "7", "best.ckpt": "5"}
 
 
-def test_a_resumed_run_restores_the_best_value(tmp_path: Path) -> None:
-    first = LastCheckpoint(1, monitor="val/x", mode="max")
-    first._best = 4.0
-    second = LastCheckpoint(1, monitor="val/x", mode="max")
-    second.load_state_dict(first.state_dict())
-    assert second._is_better(4.5) and not second._is_better(3.5) and not second._is_better(math.inf)
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"resumes": True}, "2"),
+        ({"resumes": True, "monitor": "val/y"}, "5"),  # another metric
+        ({}, "5"),  # the run starts over
+    ],
+)
+def test_a_resumed_run_knows_its_best_value(settings: dict, kept: str, tmp_path: Path) -> None:
+    """A file holds it: each checkpoint was written before its validation."""
+    given = {"monitor": "val/x", "mode": "max"} | settings
+    train(tmp_path, 100, [1, 2], values={1: 3.0, 2: 4.0}, monitor="val/x", mode="max")
+    train(tmp_path, 100, [3, 4, 5], start=2, values={4: math.inf, 5: 3.5}, **given)
+    assert contents(tmp_path)["best.ckpt"] == kept
+    train(tmp_path, 100, [6], start=5, values={6: 4.5}, **given | {"resumes": True})
+    assert contents(tmp_path)["best.ckpt"] == "6"
 
 
 def test_a_monitor_that_is_not_logged_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="monitor is 'val/y', which validation does not log; it logs val/x"):
-        train(tmp_path, 1, [1], values={1: 0.0}, monitor="val/y")
+    with pytest.raises(ValueError, match="monitor is 'val/z', which validation does not log; it logs val/x, val/y"):
+        train(tmp_path, 1, [1], values={1: 0.0}, monitor="val/z")
 
 
 def test_a_failed_write_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:

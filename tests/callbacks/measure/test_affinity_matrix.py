@@ -29,8 +29,8 @@ class FakeTeacher:
     def prepare(self, device: torch.device) -> None:
         self.prepared = True
 
-    def features(self, images: Tensor) -> tuple[Features]:
-        assert self.prepared
+    def features(self, images: Tensor, full_precision: bool = False) -> tuple[Features]:
+        assert self.prepared and full_precision
         maps = functional.adaptive_avg_pool2d(images, 2)
         return (Features(maps.flatten(1), maps.permute(0, 2, 3, 1)),)
 
@@ -65,7 +65,7 @@ def test_tables_equal_slow_references(teacher_features: str, tmp_path: Path) -> 
     assert found["val/cosine/0_2"] == pytest.approx(cosine.mean().item(), abs=1e-5)
     assert found["val/squared_cosine/0_2"] == pytest.approx(cosine.square().mean().item(), abs=1e-5)
     pooled = parts[1].mean((2, 3))
-    (features,) = teacher.features(images)
+    (features,) = teacher.features(images, full_precision=True)
     guide = features.cls if teacher_features == "cls" else features.patches.mean((1, 2))
     assert found["val/cknna/1_high"] == pytest.approx(cknna(pooled, guide, 3).item(), abs=1e-4)
     assert found["val/cka/1_high"] == pytest.approx(linear_cka(pooled, guide).item(), abs=1e-4)

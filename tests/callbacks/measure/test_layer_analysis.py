@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +35,8 @@ class FakeTeacher:
     def prepare(self, device: torch.device) -> None:
         assert self.checked
 
-    def features(self, images: Tensor) -> tuple[Features]:
+    def features(self, images: Tensor, full_precision: bool = False) -> tuple[Features]:
+        assert full_precision and torch.get_float32_matmul_precision() == "highest"
         return (Features(images.permute(0, 2, 3, 1)),)
 
 
@@ -68,6 +70,14 @@ def measure(directory: Path, callback: LayerAnalysis, source: pl.LightningDataMo
     module, trainer = Coded(), quiet_trainer(directory, [callback])
     trainer.validate(module, source, verbose=False)
     return logged_metrics(trainer), module
+
+
+@pytest.fixture(autouse=True)
+def tf32() -> Iterator[None]:
+    """The precision in which cli.py fits and validates on a GPU."""
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

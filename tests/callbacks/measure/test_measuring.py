@@ -205,6 +205,30 @@ def test_lpips(tmp_path: Path) -> None:
     assert raw.item() != pytest.approx(expected.item(), rel=1e-3)
 
 
+def test_measurements_compute_in_full_float32(tmp_path: Path) -> None:
+    """Under the precision and the TF32 of a fit on a GPU; LPIPS, SSIM and the decoders of pictures depend on it."""
+    seen = []
+
+    class Watched(ReconstructionMetrics):
+        def measure(self, images: torch.Tensor, *others: object) -> None:
+            seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+            seen.append((images.new_ones(1, 1) @ images.new_ones(1, 1)).dtype)
+            super().measure(images, *others)
+
+        def results(self) -> dict:
+            seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+            return super().results()
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        trainer = quiet_trainer(tmp_path, [Watched()], precision="bf16-mixed")
+        trainer.validate(module_of(tiny_tokenizer()), Images(4), verbose=False)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert set(seen) == {("highest", False), torch.float32}
+
+
 def test_missing_weights_stop_before_the_first_batch(tmp_path: Path) -> None:
     for callback in (
         PerceptualDistance(str(tmp_path / "none.pth")),

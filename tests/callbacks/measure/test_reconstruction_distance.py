@@ -96,9 +96,11 @@ def test_the_section_records_averaged_weights(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("polytoken.metrics.extractors.Inception", lambda weights, device: Colours())
     module, average = module_of(tiny_tokenizer()), EMA()
     for expected in (False, True):
-        quiet_trainer(tmp_path, [average, ReconstructionDistance()]).validate(module, Images(25), verbose=False)
+        trainer = quiet_trainer(tmp_path, [average, ReconstructionDistance()], precision="bf16-mixed")
+        trainer.validate(module, Images(25), verbose=False)
         record = json.loads((tmp_path / "metrics.json").read_text())["reconstruction"]["inception"]
         assert record["samples"]["settings"]["averaged"] is expected
+        assert record["samples"]["settings"]["precision"] == "float32"
         assert record["reference"]["reference_kind"] == "validation"
         average.on_fit_start(None, module)  # type: ignore[arg-type]
 

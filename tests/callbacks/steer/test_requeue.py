@@ -16,9 +16,10 @@ from callbacks.checkpoint.last_checkpoint import LastCheckpoint
 from callbacks.steer import requeue
 from callbacks.steer.requeue import EXIT_CODE, STOPPED, Requeue, job_id
 from tests.end_to_end.test_cli import assert_equal
-from tests.support.commands import TOY, exit_code
+from tests.support.commands import TOY, exit_code, forked
 from tests.support.slow import slow_but
 from tests.support.slurm import FakeSlurm
+from tests.support.toy import ToyModule
 
 LAST = Path("runs/default/toy/checkpoints/last.ckpt")
 
@@ -45,10 +46,13 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     return slurm
 
 
-def fit(*arguments: str, **interrupt: object) -> int:
+def arguments(**interrupt: object) -> list[str]:
     callback = {"class_path": "tests.support.interrupt.KillAfter", "init_args": interrupt}
-    callbacks = ["--trainer.callbacks+", json.dumps(callback)] if interrupt else []
-    return exit_code("fit", "--config", TOY, *arguments, *callbacks)
+    return ["--config", TOY, *(["--trainer.callbacks+", json.dumps(callback)] if interrupt else [])]
+
+
+def fit(*options: str, **interrupt: object) -> int:
+    return exit_code("fit", *arguments(**interrupt), *options)
 
 
 def state(path: Path = LAST) -> dict:
@@ -78,6 +82,33 @@ def test_a_signal_saves_and_requeues(
         stray.parent.mkdir(parents=True, exist_ok=True)
         stray.write_text("of another stage, and of Lightning's own requeueing")
     assert fit() == 0
+    assert_equal(state(), state("whole" / LAST.relative_to("runs")))
+
+
+@pytest.mark.parametrize(("name", "step"), slow_but(("SIGTERM",), (("SIGTERM", 3), ("SIGKILL", 3), ("SIGKILL", 4))))
+def test_a_validation_that_was_abandoned_is_repeated(
+    name: str, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the next step, and with the random numbers that it would have drawn."""
+    validated: list[tuple[int, float]] = []
+
+    def note(self: ToyModule) -> None:
+        if self.trainer.state.fn == "fit":
+            validated.append((self.trainer.global_step, float(self.trainer.callback_metrics["val/loss"])))
+
+    monkeypatch.setattr(ToyModule, "on_validation_end", note)
+    often = ("--trainer.val_check_interval", "1")  # step 3 lies inside of an epoch, step 4 at the end of one
+    assert fit("--run.root", "whole", *often) == 0
+    whole = validated.copy()
+    assert [step for step, _ in whole] == [1, 2, 3, 4, 5, 6]
+    if name == "SIGKILL":
+        killed = forked("fit", *arguments(step=step, name=name, in_validation=True), *often, cwd=tmp_path)
+        assert killed.returncode == -signal.SIGKILL
+    else:
+        assert fit(*often, step=step, name=name, in_validation=True) == EXIT_CODE
+    validated.clear()
+    assert fit(*often) == 0
+    assert validated == whole[step - 1 :]
     assert_equal(state(), state("whole" / LAST.relative_to("runs")))
 
 
@@ -257,10 +288,8 @@ def test_it_waits_for_the_end_of_an_accumulated_step() -> None:
 
 
 def test_other_commands_exit_too() -> None:
-    callback = {"class_path": "tests.support.interrupt.KillAfter", "init_args": {"step": 0, "name": "SIGTERM"}}
-    callback["init_args"]["in_validation"] = True
-    arguments = ["--config", TOY, "--ckpt_path", "null", "--trainer.callbacks+", json.dumps(callback)]
-    assert exit_code("validate", *arguments) == EXIT_CODE
+    options = arguments(step=0, name="SIGTERM", in_validation=True)
+    assert exit_code("validate", "--ckpt_path", "null", *options) == EXIT_CODE
     asked, trainer = Requeue(), SimpleNamespace(is_global_zero=True, strategy=SimpleNamespace())
     asked.on_predict_batch_end(trainer, None, None, None, 0)
     asked._receive(signal.SIGUSR1, None)

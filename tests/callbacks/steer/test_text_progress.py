@@ -1,5 +1,6 @@
 """Lines of progress in a log, their numbers, and the bar in a terminal."""
 
+import csv
 import re
 import sys
 from pathlib import Path
@@ -103,6 +104,24 @@ def test_lines_hold_step_metrics_speed_and_time_left(tmp_path: Path, capsys: pyt
     assert re.fullmatch(rf"trained 6 steps in 24 s, with validation: 1.25 img/s, {NUMBER} GB", lines[-1]), lines[-1]
     curves = (tmp_path / "metrics.csv").read_text().splitlines()
     assert {"speed/images_per_second", "speed/data_wait", "speed/memory_gb"} <= set(curves[0].split(","))
+
+
+def test_all_curves_have_one_axis(tmp_path: Path) -> None:
+    """Of a module that steps its optimizer after every second batch, Lightning draws the losses over batches."""
+
+    class Accumulating(Toy):
+        automatic_optimization = False
+
+        def training_step(self, batch: dict, index: int) -> None:
+            self.manual_backward(super().training_step(batch, index))
+            if index % 2:
+                self.optimizers().step()
+
+    options = {"max_steps": 3, "log_every_n_steps": 1, "limit_val_batches": 0, "logger": CSVLogger(tmp_path, "", "")}
+    trainer(tmp_path, **options).fit(Accumulating(), loader())
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    steps = {name: [int(row["step"]) for row in rows if row[name]] for name in ("train/loss", "speed/data_wait")}
+    assert steps == {"train/loss": [0, 1, 2, 3, 4, 5], "speed/data_wait": [1, 3, 5]}
 
 
 def test_at_most_a_line_in_the_interval(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

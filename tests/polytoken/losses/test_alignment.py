@@ -60,6 +60,22 @@ def test_contrastive_loss_is_float32_under_autocast() -> None:
         assert contrastive_loss(predictions, targets, 0.01, gather=False).item() == expected.item()
 
 
+def test_contrastive_loss_does_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, cross_entropy = [], functional.cross_entropy
+
+    def spy(*arguments: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.get_float32_matmul_precision())
+        return cross_entropy(*arguments)
+
+    monkeypatch.setattr(functional, "cross_entropy", spy)
+    torch.set_float32_matmul_precision("high")
+    try:
+        contrastive_loss(torch.randn(8, 4), torch.randn(8, 4), 0.01, gather=False)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen == ["highest"]
+
+
 def test_the_term_is_the_weighted_sum_of_its_losses(teacher: Teacher) -> None:
     term = FeatureAlignment("high", subspace=1, contrastive=2.0, patch_cosine=3.0, patch_mse=5.0)
     _, parts, step = take_step(TokenizerObjective(alignment_high=term, teachers={"high": teacher}))

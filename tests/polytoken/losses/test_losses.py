@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from polytoken.errors import UserError
 from polytoken.losses import (
     Adversarial,
     Disentanglement,
@@ -152,6 +153,33 @@ def test_weight_0_switches_a_term_off() -> None:
     assert list(objective.terms) == ["reconstruction"]
     assert objective.adversarial is None
     assert not list(objective.parameters())
+
+
+@pytest.mark.parametrize("name", ["perceptual", "adversarial", "commitment", "codebook", "entropy", "kl", "lecam"])
+def test_a_further_term_has_a_name_of_its_own(name: str) -> None:
+    with pytest.raises(UserError, match=f"objective.terms has a term named '{name}', the name of another part: rename"):
+        TokenizerObjective(terms={name: Reconstruction()})
+
+
+def test_a_term_never_replaces_a_loss_of_the_quantizer() -> None:
+    """A quantizer of a user's own may have any losses."""
+    objective = TokenizerObjective(reconstruction=Reconstruction(), terms={"rank": Reconstruction()})
+    with pytest.raises(UserError, match="a term named 'rank', the name of a quantizer's loss: rename one"):
+        objective(make_step(losses={"rank": torch.tensor(0.25)}))
+
+
+def test_the_adaptive_weight_needs_a_reconstruction_term_from_its_start() -> None:
+    block = Adversarial(nn.Conv2d(3, 1, 3), start_step=5, adaptive=True)
+    for terms in (
+        {"disentanglement": Disentanglement()},
+        {"reconstruction": Reconstruction(weight=0.0)},
+        {"reconstruction": Reconstruction(start_step=6)},
+    ):
+        with pytest.raises(UserError, match=r"neither is on at adversarial.start_step \(5\).*or set adaptive to false"):
+            TokenizerObjective(**terms, adversarial=block)
+    late = TokenizerObjective(reconstruction=Reconstruction(start_step=5), adversarial=block)
+    assert "adversarial" in late(make_step(step=5))[1]
+    TokenizerObjective(disentanglement=Disentanglement(), adversarial=Adversarial(nn.Conv2d(3, 1, 3)))
 
 
 @pytest.mark.parametrize("adaptive", [False, True])

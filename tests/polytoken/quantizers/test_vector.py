@@ -102,6 +102,24 @@ def test_entropy_equals_float64_reference_in_value_and_gradient(max_matrix_eleme
         assert torch.allclose(got.double(), wanted, rtol=1e-4, atol=1e-6)
 
 
+def test_the_entropy_is_computed_again_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backward runs outside of the context of the look-up, where a fit on a GPU allows TF32."""
+    seen, softmax = [], torch.Tensor.softmax
+
+    def spy(logits: torch.Tensor, *arguments: object) -> torch.Tensor:
+        seen.append((torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu")))
+        return softmax(logits, *arguments)
+
+    monkeypatch.setattr(torch.Tensor, "softmax", spy)
+    torch.set_float32_matmul_precision("high")
+    try:
+        losses = VectorQuantizer(16, 4, entropy_weight=1.0)(torch.randn(1, 4, 2, 2)).losses
+        losses["entropy"].backward()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert seen == [("highest", False)] * 2
+
+
 def test_embed_codes_inverts_the_forward() -> None:
     torch.manual_seed(0)
     quantizer = VectorQuantizer(64, 4).eval()
