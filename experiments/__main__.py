@@ -152,18 +152,18 @@ def _power(experiment: Experiment, tasks: list[Task], options: argparse.Namespac
     if not any(metric.paper for metric in experiment.metrics):
         raise UserError(f"{experiment.name} has no numbers of a paper, whose effects power is about: see show")
     found = power(table.results(experiment, tasks).comparisons)
-    return _print(
-        found, experiment, options, "no two seeds of two rows are done that the paper compares: run --seeds 3"
-    )
+    if not found.rows:
+        raise UserError("there is no pair of rows with two seeds that the paper compares: run --seeds 3 first")
+    return _print(found, experiment, options)
 
 
 def _correlate(experiment: Experiment, tasks: list[Task], options: argparse.Namespace) -> int:
     from experiments.correlate import correlate  # scipy.stats imports torch, which a start of a stage must not
 
     found = correlate(experiment, table.results(experiment, tasks).records, options.target)
-    return _print(
-        found, experiment, options, "fewer than four rows are done that have this metric and another: run first"
-    )
+    if not found.rows:
+        raise UserError("there is no metric that four rows have together with this one: run the experiment first")
+    return _print(found, experiment, options)
 
 
 def _plot(experiment: Experiment, tasks: list[Task], options: argparse.Namespace) -> int:
@@ -175,10 +175,7 @@ def _plot(experiment: Experiment, tasks: list[Task], options: argparse.Namespace
     return 0
 
 
-def _print(found: Table, experiment: Experiment, options: argparse.Namespace, otherwise: str) -> int:
-    if not found.rows:
-        print(otherwise, file=sys.stderr)
-        return 1
+def _print(found: Table, experiment: Experiment, options: argparse.Namespace) -> int:
     if options.markdown:
         print(table.markdown([found]))
     else:

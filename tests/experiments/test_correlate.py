@@ -71,5 +71,5 @@ def test_three_rows_say_nothing_and_an_unknown_metric_is_named(tmp_path: Path, c
     with pytest.raises(UserError, match="has no metric fid: choose one of val/psnr, gfd"):
         correlate(given, [], "fid")
     monkeypatch.chdir(tmp_path)
-    assert main(["correlate", str(write_experiment(tmp_path)), "--with", "val/psnr"]) == 1
-    assert "fewer than four rows" in capsys.readouterr().err
+    assert main(["correlate", str(write_experiment(tmp_path)), "--with", "val/psnr"]) == 2
+    assert "there is no metric that four rows have" in capsys.readouterr().err

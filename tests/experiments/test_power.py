@@ -41,8 +41,8 @@ def test_shares_are_of_the_row_that_is_compared_with(tmp_path: Path) -> None:
 def test_one_seed_has_no_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     assert power(directions.compare(experiment(tmp_path, (3.0, 2.0)), psnr_records(a=[5.0], b=[4.0]))).rows == []
     monkeypatch.chdir(tmp_path)
-    assert main(["power", str(write_experiment(tmp_path))]) == 1
-    assert "no two seeds of two rows are done" in capsys.readouterr().err
+    assert main(["power", str(write_experiment(tmp_path))]) == 2
+    assert "there is no pair of rows with two seeds" in capsys.readouterr().err
 
 
 def test_an_experiment_without_numbers_of_a_paper_is_refused(tmp_path: Path, capsys, monkeypatch) -> None:
