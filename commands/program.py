@@ -49,7 +49,7 @@ def print_any_name() -> None:
 def print_table(
     title: str, head: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str] = (), left: int = 1
 ) -> None:
-    """Print a table and the notes below it.
+    """Print a table and the notes below it; in a narrow terminal words wrap, in a file nothing does.
 
     Args:
         title: above the table.
@@ -58,13 +58,18 @@ def print_table(
         notes: sentences below the table; each is printed once.
         left: number of leading columns that hold words and are aligned left; the others are aligned right.
     """
+    from rich.measure import Measurement
     from rich.table import Table
 
     console, table = plain_console(), Table(title=title)
     for index, name in enumerate(head):
-        table.add_column(name, justify="left" if index < left else "right", no_wrap=index == 0)
+        words = index < left
+        table.add_column(name, justify="left" if words else "right", no_wrap=not words, overflow="fold")
     for row in rows:
         table.add_row(*row)
+    if not console.is_terminal:
+        wide = console.options.update(max_width=10_000)
+        console.width = max(console.width, Measurement.get(console, wide, table).maximum)
     console.print(table)
     for note in dict.fromkeys(notes):
         console.print(f"note: {note}")

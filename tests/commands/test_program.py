@@ -43,6 +43,20 @@ def test_the_first_paragraph_describes_the_program() -> None:
     assert PARSER.description == "Measures anything." and PARSER.prog == "python -m commands.any"
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_long_name_takes_no_digit_of_a_table(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    row = [f"runs/{'x' * 90}", *(f"{number}.25" for number in range(1, 7))]
+    print_table("Title", ["run", *"abcdef"], [row])
+    lines = capsys.readouterr().out.splitlines()
+    assert any(all(number in line for number in row[1:]) for line in lines)
+    assert any(row[0] in line for line in lines) != terminal  # a file is as wide as it takes
+
+
 def test_each_note_is_printed_once_below_the_table(capsys: pytest.CaptureFixture) -> None:
     print_table("Title", ["name", "value"], [["a", "1"], ["b", "2"]], ["few images", "few images"])
     printed = capsys.readouterr().out
