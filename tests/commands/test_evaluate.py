@@ -125,7 +125,7 @@ def test_a_judge_that_a_preset_does_not_train_is_refused(
     networks: list[str], default: str, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """Not a missing reference, and not the file of the stand-in."""
-    monkeypatch.setattr(Preset, "networks", networks)
+    monkeypatch.setattr("commands.preset._networks", lambda _: networks)
     said = refusal(runs / "samples.npz", runs, capsys, "--extractor", "judge")
     assert f"the preset digits trains no judge: leave --extractor out, which compares by {default}, or name" in said
 

@@ -54,7 +54,7 @@ def test_another_file_of_the_same_name_is_rejected(tmp_path: Path) -> None:
 
 def test_a_recipe_stands_for_its_teachers(capsys: pytest.CaptureFixture) -> None:
     assert teachers_of("fq_triple") == ["dinov2_small", "clip_base_16"]
-    assert teachers_of("ideal") == ["siglip2_large"] and teachers_of("dit_repa") == ["dinov2_base"]
+    assert teachers_of("ideal") == ["siglip2_large", "dino_small_16"] and teachers_of("dit_repa") == ["dinov2_base"]
     assert teachers_of("vq") == [] and teachers_of("dinov2_base") == ["dinov2_base"]
     with pytest.raises(SystemExit):
         main(["fq_dual", "dinov2_bass"])  # refused before anything is fetched
