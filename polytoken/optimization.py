@@ -29,9 +29,6 @@ class OptimizerConfig:
         warmup_steps: updates of linear warm-up before either.
         initial_fraction: start of the warm-up, as a fraction of the peak; 0.1 in the released Ideal.
         final_fraction: end of the cosine, as a fraction of the peak.
-
-    Raises:
-        UserError: a fraction has no warm-up or cosine that it would apply to.
     """
 
     learning_rate: float = 2e-4
@@ -48,16 +45,6 @@ class OptimizerConfig:
         below_one(self, betas=self.betas)
         at_least(0, self, weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
         within(0, 1, self, initial_fraction=self.initial_fraction, final_fraction=self.final_fraction)
-        if self.initial_fraction and not self.warmup_steps:
-            raise UserError(
-                f"optimizer.initial_fraction is {self.initial_fraction}, and warmup_steps is 0, so nothing warms up: "
-                "set warmup_steps, or leave initial_fraction out"
-            )
-        if self.final_fraction and self.schedule == "constant":
-            raise UserError(
-                f"optimizer.final_fraction is {self.final_fraction}, where a cosine ends, and schedule is constant: "
-                "set schedule to cosine, or leave final_fraction out"
-            )
 
     def build(
         self,

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from polytoken.errors import UserError
 from polytoken.optimization import OptimizerConfig
 
 
@@ -37,13 +36,6 @@ def test_warmup_from_a_fraction_of_the_peak() -> None:
     rates = [config.learning_rate_at(step, 250200) for step in (0, 10008, 20015, 20016, 250200)]
     assert rates == pytest.approx([1.0e-5, 5.5e-5, 1.0e-4, 1.0e-4, 1.0e-5], rel=1e-3)
     assert OptimizerConfig(1.0, warmup_steps=4).learning_rate_at(0, 9) == 0.25
-
-
-def test_a_fraction_that_nothing_reads_is_refused() -> None:
-    with pytest.raises(UserError, match="optimizer.initial_fraction is 0.1, and warmup_steps is 0, so nothing warms"):
-        OptimizerConfig(schedule="cosine", initial_fraction=0.1)
-    with pytest.raises(UserError, match="optimizer.final_fraction is 0.1, where a cosine ends, and schedule is const"):
-        OptimizerConfig(warmup_steps=4, initial_fraction=0.1, final_fraction=0.1)
 
 
 def test_decay_of_matrices_leaves_biases_and_norms() -> None:
