@@ -25,6 +25,7 @@ def generators(experiment: str) -> dict[str, Run]:
     return dict(found.values())
 
 
+@pytest.mark.slow
 def test_heads_have_equal_training_flops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["cli.py"])

@@ -25,6 +25,7 @@ from polytoken.losses import (
 from polytoken.quantizers import ContinuousBottleneck
 from polytoken.tokenizers import ConvolutionalTokenizer
 from tests.support.host_sync import host_syncs
+from tests.support.slow import slow_but
 from tests.support.tokenizers import tiny_tokenizer
 
 
@@ -241,7 +242,7 @@ def test_images_are_compared_at_the_size_of_the_metrics() -> None:
         build(metric_size=0)
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+@pytest.mark.parametrize("command", slow_but(("fit",), ("fit", "validate", "test")))
 def test_measured_images_are_those_of_the_float32_tokenizer(tmp_path: Path, command: str) -> None:
     """The tokenizer that writes tokens, under the recipes' bf16-mixed and a GPU's TF32."""
     module, batch, measured = build(None), next(iter(batches(2))), []
