@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _warn(tasks: list[Task]) -> None:
-    """Name the stages whose numbers belong to an input that is gone."""
+    """Name the stages that were made from an input that was made again since."""
     runs = {run.directory: run for task in tasks for run in task.runs}
     for run in runs.values():
         if place := run.outdated:

@@ -8,6 +8,7 @@ other scales.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from math import sqrt
 
 from scipy.special import nctdtr, stdtrit
@@ -48,18 +49,11 @@ def seeds_needed(effect: float, floor: float) -> int | None:
     """The least number of seeds that decide an effect; both are shares of one value. None for more than 10,000."""
     if floor == 0:
         return 2
-    size = abs(effect) / floor
-    few, many = 1, 2
-    while chance(size, many) < POWER:
-        few, many = many, 2 * many
-        if few >= MOST:
-            return None
-    while many - few > 1:  # the chance grows with the number
-        middle = (few + many) // 2
-        few, many = (few, middle) if chance(size, middle) >= POWER else (middle, many)
-    return many
+    counts = range(2, MOST + 1)
+    index = bisect_left(counts, POWER, key=lambda count: chance(abs(effect) / floor, count))
+    return counts[index] if index < len(counts) else None
 
 
 def chance(size: float, count: int) -> float:
-    """Probability that an effect of ``size`` deviations is decided with its own sign by ``count`` seeds."""
+    """Probability that seeds decide an effect of ``size`` deviations with its own sign; it grows with ``count``."""
     return 1 - float(nctdtr(count - 1, size * sqrt(count), stdtrit(count - 1, (1 + CONFIDENCE) / 2)))

@@ -222,12 +222,12 @@ class GeneratorModule(ResumingModule):
         self.log("train/loss", total.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in self._losses.items()})
         self.log_dict({f"train/{name}": value.detach() for name, value in loss.statistics.items()})
-        return total * self._share(batch_index)
+        return total * self._accumulation_factor(batch_index)
 
-    def _share(self, batch_index: int) -> float:
-        """Factor of a batch that makes the last update of an epoch a mean as well.
+    def _accumulation_factor(self, batch_index: int) -> float:
+        """Factor of the loss of a batch: 1, and more in the last update of an epoch if it accumulates fewer batches.
 
-        Lightning divides each loss by accumulate_grad_batches, but this update may have accumulated fewer batches.
+        Lightning divides each loss by accumulate_grad_batches, so that other updates are means already.
         """
         every = self.trainer.accumulate_grad_batches
         rest = self.trainer.num_training_batches % every

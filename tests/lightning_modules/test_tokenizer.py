@@ -64,20 +64,14 @@ def batches(batch_size: int, count: int = 64) -> DataLoader:
     return DataLoader(items, batch_size=batch_size)
 
 
+def new_trainer(path: Path, steps: int, **options) -> pl.Trainer:
+    given = {"num_sanity_val_steps": 0, "accelerator": "cpu", "logger": False, "default_root_dir": path} | options
+    off = ("enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    return pl.Trainer(max_steps=steps, max_epochs=-1, **dict.fromkeys(off, False), **given)
+
+
 def fit(module: TokenizerModule, path: Path, steps: int, batch_size: int = 2, **options) -> pl.Trainer:
-    trainer = pl.Trainer(
-        max_steps=steps,
-        max_epochs=-1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        accelerator="cpu",
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=path,
-        limit_val_batches=0,
-        **options,
-    )
+    trainer = new_trainer(path, steps, limit_val_batches=0, **options)
     trainer.fit(module, batches(batch_size))
     return trainer
 
@@ -125,17 +119,7 @@ def test_a_validation_keeps_the_gradients_that_accumulate(tmp_path: Path) -> Non
     """Batch 3 of 4 is followed by a validation, and belongs to the second update."""
     whole, validated = build(accumulate_steps=2), build(accumulate_steps=2)
     fit(whole, tmp_path, 2)
-    trainer = pl.Trainer(
-        max_steps=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-        num_sanity_val_steps=0,
-        val_check_interval=3,
-        default_root_dir=tmp_path,
-    )
+    trainer = new_trainer(tmp_path, 2, val_check_interval=3)
     trainer.fit(validated, batches(2), batches(2, count=2))
     assert trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.completed == 1
     torch.testing.assert_close(validated.state_dict(), whole.state_dict(), rtol=0, atol=0)
@@ -258,18 +242,8 @@ def test_measured_images_are_those_of_the_float32_tokenizer(tmp_path: Path, comm
         measured.append(torch.get_float32_matmul_precision())
 
     module.tokenizer.decoder.conv_out.register_forward_pre_hook(look)
-    trainer = pl.Trainer(
-        max_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-        precision="bf16-mixed",
-        num_sanity_val_steps=1,  # in a fit: of the first weights
-        default_root_dir=tmp_path,
-        callbacks=[Keep()],
-    )
+    # the sanity check of a fit is of the first weights
+    trainer = new_trainer(tmp_path, 1, precision="bf16-mixed", num_sanity_val_steps=1, callbacks=[Keep()])
     torch.set_float32_matmul_precision("high")
     try:
         loaders = (batches(2), batches(2)) if command == "fit" else (batches(2),)

@@ -107,7 +107,7 @@ def test_lines_hold_step_metrics_speed_and_time_left(tmp_path: Path, capsys: pyt
 
 
 def test_all_curves_have_one_axis(tmp_path: Path) -> None:
-    """Of a module that steps its optimizer after every second batch, Lightning draws the losses over batches."""
+    """Batches, where a module steps its optimizer itself after every second one."""
 
     class Accumulating(Toy):
         automatic_optimization = False

@@ -1,4 +1,4 @@
-"""What all families of generators check."""
+"""Checks that all families of generators share."""
 
 from dataclasses import replace
 
