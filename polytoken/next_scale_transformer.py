@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from polytoken.cache import KVCache
 from polytoken.errors import UserError
 from polytoken.modulated_transformer import modulate
 from polytoken.positions import Grids
-from polytoken.precision import compute_type
 from polytoken.ranges import at_least, below_one
 from polytoken.transformer import apply_blocks
 
@@ -80,44 +79,6 @@ class NextScaleTrunkConfig:
         return 0.1 * self.depth / 24 if self.stochastic_depth is None else self.stochastic_depth
 
 
-class ScaleCache:
-    """Keys and values of all blocks for all scales, allocated once for a whole generation.
-
-    Args:
-        depth: blocks.
-        rows: B', all passes under guidance.
-        num_heads: attention heads.
-        capacity: positions of all scales.
-        head_dim: width of one attention head.
-        like: a weight whose device the cache has, and the type in which its layer computes.
-    """
-
-    def __init__(self, depth: int, rows: int, num_heads: int, capacity: int, head_dim: int, like: Tensor) -> None:
-        shape, dtype = (rows, num_heads, capacity, head_dim), compute_type(like)
-        self.keys, self.values = (
-            [torch.zeros(shape, dtype=dtype, device=like.device) for _ in range(depth)] for _ in range(2)
-        )
-
-    def append(self, block: int, first: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values (B', heads, n, head_dim) from position ``first``, and return all up to them."""
-        end = first + keys.shape[2]
-        stored = self.keys[block], self.values[block]
-        for target, new in zip(stored, (keys, values), strict=True):
-            target[:, :, first:end] = new
-        # FSDP2 gathers weights in another type than the cache was made for
-        return stored[0][:, :, :end].type_as(keys), stored[1][:, :, :end].type_as(values)
-
-    def rows(self, count: int) -> ScaleCache:
-        """Return the cache of the first ``count`` rows, in the same memory."""
-        part = copy.copy(self)
-        part.keys, part.values = ([tensor[:count] for tensor in each] for each in (self.keys, self.values))
-        return part
-
-    def tensors(self) -> list[Tensor]:
-        """Return all tensors that a step reads."""
-        return [*self.keys, *self.values]
-
-
 class CachedScale(NamedTuple):
     """A scale whose keys and values are added to a cache.
 
@@ -126,7 +87,7 @@ class CachedScale(NamedTuple):
         first: position of the scale's first code among those of all scales.
     """
 
-    cache: ScaleCache
+    cache: KVCache
     first: int
 
 
@@ -153,7 +114,8 @@ class CosineAttention(nn.Module):
         queries = (functional.normalize(queries.float(), dim=-1) * scale).type_as(values)
         keys = functional.normalize(keys.float(), dim=-1).type_as(values)
         if cached is not None:
-            keys, values = cached.cache.append(block, cached.first, keys, values)
+            positions = slice(cached.first, cached.first + keys.shape[2])
+            keys, values = cached.cache.append(block, positions, keys, values)
         attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=1.0)
         return self.wo(attended.transpose(1, 2).flatten(2))
 
@@ -260,12 +222,12 @@ class NextScaleTrunk(nn.Module):
             features = cast(NextScaleBlock, block).step(features, of_blocks, cached, index)
         return self._output(features, condition)
 
-    def new_cache(self, rows: int) -> ScaleCache:
+    def new_cache(self, rows: int) -> KVCache:
         """Return an empty cache for all scales of B' rows."""
         attention = cast(NextScaleBlock, self.blocks[0]).attention
         capacity = sum(height * width for height, width in self.grids)
         head_dim = attention.wo.in_features // attention.num_heads
-        return ScaleCache(len(self.blocks), rows, attention.num_heads, capacity, head_dim, attention.wo.weight)
+        return KVCache(len(self.blocks), rows, attention.num_heads, capacity, head_dim, attention.wo.weight)
 
     def _of_blocks(self, condition: Tensor) -> Tensor:
         """Condition that the blocks read."""

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from polytoken.cache import KVCache
 from polytoken.errors import UserError
 from polytoken.positions import ClassPosition, Grids, Rotation, rotary_table
-from polytoken.precision import compute_type
 from polytoken.ranges import at_least, below_one
 
 NORM_EPSILON = 1e-5
@@ -145,43 +144,22 @@ class RMSNorm(nn.Module):
         return normed.type_as(features) * self.weight
 
 
-class KVCache:
-    """Keys and values of all blocks, allocated once for a whole generation.
+class RotaryCache(KVCache):
+    """A cache whose positions are rows of a rotary table.
 
     Args:
-        depth: blocks.
-        batch: rows, both halves under guidance.
-        num_heads: attention heads.
-        capacity: positions.
-        head_dim: width of one attention head.
+        depth, batch, num_heads, capacity, head_dim, like: see :class:`polytoken.cache.KVCache`.
         rotary: table of the positions.
-        like: a tensor whose device and type the cache takes; under autocast its type is autocast's.
     """
 
     def __init__(
-        self, depth: int, batch: int, num_heads: int, capacity: int, head_dim: int, rotary: Tensor, like: Tensor
+        self, depth: int, batch: int, num_heads: int, capacity: int, head_dim: int, like: Tensor, rotary: Tensor
     ) -> None:
-        dtype, shape = compute_type(like), (batch, num_heads, capacity, head_dim)
-        # zeros: attention over the full capacity multiplies what has not been written by a weight of zero
-        self.keys, self.values = (
-            [torch.zeros(shape, dtype=dtype, device=like.device) for _ in range(depth)] for _ in range(2)
-        )
+        super().__init__(depth, batch, num_heads, capacity, head_dim, like)
         self.rotary = rotary
 
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
-
-    def rows(self, count: int) -> KVCache:
-        """Return the cache of the first ``count`` rows, in the same memory."""
-        part = copy.copy(self)
-        part.keys, part.values = ([tensor[:count] for tensor in each] for each in (self.keys, self.values))
-        return part
-
     def tensors(self) -> list[Tensor]:
-        """Return all tensors that a step reads."""
-        return [*self.keys, *self.values, self.rotary]
+        return [*super().tensors(), self.rotary]
 
     def at(self, position: int | Tensor, count: int) -> CachedPositions:
         """Return the part of the cache that a step over ``count`` positions, starting at ``position``, uses."""
@@ -195,36 +173,20 @@ class KVCache:
         return CachedPositions(self, indices, Rotation(self.rotary.index_select(0, indices)), mask)
 
 
-class CachedPositions:
+class CachedPositions(NamedTuple):
     """Consecutive positions in a cache.
 
-    With a slice, attention reads the positions written so far, whose number eager code knows. With a tensor of indices
-    every shape is fixed: attention reads the full capacity through a mask, so one compiled graph serves all positions.
-
-    Args:
+    Attributes:
         cache: written to.
         indices: the positions, a slice or (n,) int64.
         rotation: of the positions.
         mask: (n, keys read) bool; None reads all.
     """
 
-    def __init__(self, cache: KVCache, indices: slice | Tensor, rotation: Rotation, mask: Tensor | None) -> None:
-        self.cache = cache
-        self.indices = indices
-        self.rotation = rotation
-        self.mask = mask
-
-    def append(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write a block's keys and values (B, heads, n, head_dim), and return those that attention reads."""
-        stored = self.cache.keys[block], self.cache.values[block]
-        if isinstance(self.indices, slice):
-            for target, new in zip(stored, (keys, values), strict=True):
-                target[:, :, self.indices] = new
-            end = self.indices.stop  # FSDP2 gathers weights in another type than the cache was made for
-            return stored[0][:, :, :end].type_as(keys), stored[1][:, :, :end].type_as(values)
-        for target, new in zip(stored, (keys, values), strict=True):
-            target.index_copy_(2, self.indices, new.type_as(target))
-        return stored
+    cache: KVCache
+    indices: slice | Tensor
+    rotation: Rotation
+    mask: Tensor | None
 
 
 class Attention(nn.Module):
@@ -267,7 +229,7 @@ class Attention(nn.Module):
         queries, keys = rotation(self.query_norm(queries)), rotation(self.key_norm(keys))
         mask = None
         if cached is not None:
-            keys, values = cached.append(block, keys, values)
+            keys, values = cached.cache.append(block, cached.indices, keys, values)
             mask = cached.mask
         is_causal = self.causal and cached is None  # and nothing of the shapes, which would be symbols if compiled
         attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=is_causal)
@@ -347,12 +309,12 @@ class BlockStack(nn.Module):
         return apply_blocks(self.blocks, features, taps, rotation)
 
     @torch.no_grad()
-    def step(self, features: Tensor, position: int | Tensor, cache: KVCache) -> Tensor:
+    def step(self, features: Tensor, position: int | Tensor, cache: RotaryCache) -> Tensor:
         """Map (B, n, dim) at ``position`` and after to the same shape; the cache holds what came before.
 
         Args:
             features: inputs.
-            position: of the first; a tensor () gives every position the same shapes, see :class:`CachedPositions`.
+            position: of the first; a tensor () gives every position the same shapes, see :meth:`KVCache.append`.
             cache: of :meth:`new_cache`, for as many rows.
         """
         cached = cache.at(position, features.shape[1])
@@ -360,12 +322,12 @@ class BlockStack(nn.Module):
             features = cast(Block, block).step(features, cached, index)
         return features
 
-    def new_cache(self, batch: int) -> KVCache:
+    def new_cache(self, batch: int) -> RotaryCache:
         """Return an empty cache for a batch of the longest sequences."""
         config = self.config
         like = cast(Block, self.blocks[0]).attention.wqkv.weight
         rotary = self._rotary(like.device)
-        return KVCache(config.depth, batch, config.num_heads, self.capacity, config.head_dim, rotary, like)
+        return RotaryCache(config.depth, batch, config.num_heads, self.capacity, config.head_dim, like, rotary)
 
     def _rotary(self, device: torch.device) -> Tensor:
         return rotary_table(self.grids, self.config.head_dim, self.config.class_position, device)

@@ -18,7 +18,7 @@ from polytoken.generators.next_scale import NextScaleGenerator
 from polytoken.generators.noise import SubTokenNoise
 from polytoken.modulated_transformer import DIFFUSION_SIZES, DiffusionTrunkConfig
 from polytoken.next_scale_transformer import NextScaleTrunkConfig
-from polytoken.transformer import SIZES, KVCache, Trunk, TrunkConfig
+from polytoken.transformer import SIZES, RotaryCache, Trunk, TrunkConfig
 
 __all__ = [
     "DIFFUSION_SIZES",
@@ -33,7 +33,7 @@ __all__ = [
     "Generator",
     "GeneratorLoss",
     "Head",
-    "KVCache",
+    "RotaryCache",
     "LinearHead",
     "MaskedBitHead",
     "MultiLinearHead",

@@ -43,10 +43,7 @@ class RepresentationAlignment(nn.Module):
         self, teacher: Teacher, weight: float, depth: int | None = None, width: int = 2048, offset: Literal[0, 1] = 0
     ) -> None:
         super().__init__()
-        if not 0 < weight < float("inf"):
-            raise UserError(f"alignment.weight is {weight}: set it to a finite number above 0, or alignment to null")
-        if width < 1:
-            raise UserError(f"alignment.width is {width}: a projector has at least one channel (2048 in iFSQ)")
+        check_projection("alignment", weight, width)
         if offset not in (0, 1):
             raise UserError(f"alignment.offset is {offset}: choose 0 or 1")
         self.teacher = teacher
@@ -64,10 +61,7 @@ class RepresentationAlignment(nn.Module):
                 generator is not causal.
         """
         self.tap = aligned_block(self.depth, generator.depth)
-        if not 1 <= self.tap <= generator.depth:
-            raise UserError(
-                f"alignment.depth is {self.tap} and the generator has blocks 1 to {generator.depth}: choose one of them"
-            )
+        check_block("alignment", self.tap, generator)
         if self.offset and not generator.is_causal:
             raise UserError(
                 f"alignment.offset is {self.offset} and {type(generator).__name__} sees all positions at once: set it "
@@ -112,6 +106,22 @@ class RepresentationAlignment(nn.Module):
 def aligned_block(depth: int | None, blocks: int) -> int:
     """Number of the aligned block of a trunk: ``depth``, or a third of its blocks for None."""
     return max(1, round(blocks / 3)) if depth is None else depth
+
+
+def check_projection(setting: str, weight: float, width: int) -> None:
+    """Raise UserError where the weight or the width of a setting's loss is not positive."""
+    if not 0 < weight < float("inf"):
+        raise UserError(f"{setting}.weight is {weight}: set it to a finite number above 0, or {setting} to null")
+    if width < 1:
+        raise UserError(f"{setting}.width is {width}: a projector has at least one channel (2048 in iFSQ and reAR)")
+
+
+def check_block(setting: str, block: int, generator: Generator) -> None:
+    """Raise UserError where the generator has no block of this number, counted from 1."""
+    if not 1 <= block <= generator.depth:
+        raise UserError(
+            f"{setting}.depth is {block} and the generator has blocks 1 to {generator.depth}: choose one of them"
+        )
 
 
 def projector(channels: int, width: int, out_channels: int) -> nn.Sequential:

@@ -19,7 +19,7 @@ from polytoken.handover import check_equal_shapes, fits, shape
 from polytoken.precision import compute_type
 from polytoken.sampling import CategoricalSampler, Draw, RowNoise
 from polytoken.specs import LatentSpec, Tokens, TokenSpec
-from polytoken.transformer import Block, KVCache, Trunk, TrunkConfig, initialise
+from polytoken.transformer import Block, RotaryCache, Trunk, TrunkConfig, initialise
 
 
 class AutoregressiveGenerator(Generator):
@@ -330,8 +330,8 @@ class AutoregressiveGenerator(Generator):
         features: Tensor,
         position: int | Tensor,
         draw: Draw,
-        trunk_cache: KVCache,
-        head_cache: KVCache | None = None,
+        trunk_cache: RotaryCache,
+        head_cache: RotaryCache | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Take one step: draw the codes of a position, and embed them.
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from polytoken.codec import FrozenCodec
 from polytoken.errors import UserError
-from polytoken.generators.alignment import negative_cosine, projector
+from polytoken.generators.alignment import check_block, check_projection, negative_cosine, projector
 from polytoken.generators.base import Generator
 from polytoken.specs import TokenSpec
 
@@ -53,12 +53,7 @@ class CodeAlignment(nn.Module):
 
     def __init__(self, weight: float = 1.0, depth: int | None = None, width: int = 2048) -> None:
         super().__init__()
-        if not 0 < weight < float("inf"):
-            raise UserError(
-                f"code_alignment.weight is {weight}: set it to a finite number above 0, or code_alignment to null"
-            )
-        if width < 1:
-            raise UserError(f"code_alignment.width is {width}: a projector has at least one channel (2048 in reAR)")
+        check_projection("code_alignment", weight, width)
         self.weight = weight
         self.depth = depth
         self.width = width
@@ -80,11 +75,7 @@ class CodeAlignment(nn.Module):
                 "vector of one position: leave out code_alignment, or use a tokenizer of one scale"
             )
         deep = min(generator.depth, round(generator.depth * 3 / 4) + 1) if self.depth is None else self.depth
-        if not 1 <= deep <= generator.depth:
-            raise UserError(
-                f"code_alignment.depth is {deep} and the generator has blocks 1 to {generator.depth}: choose one of "
-                "them"
-            )
+        check_block("code_alignment", deep, generator)
         self.taps = 1, deep
         vectors = codec.code_vectors()
         for i, one in enumerate(vectors):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from polytoken.errors import first_line
 from polytoken.sampling import Draw
-from polytoken.transformer import KVCache
+from polytoken.transformer import RotaryCache
 
 Compile = bool | Literal["auto"]
 """Setting of compiled sampling: on, off, or on a GPU alone (``auto``), where most time goes into kernel launches."""
@@ -123,8 +123,8 @@ class DecodingState:
         features: Tensor,
         codes: Tensor,
         draw: Draw,
-        trunk_cache: KVCache,
-        head_cache: KVCache | None,
+        trunk_cache: RotaryCache,
+        head_cache: RotaryCache | None,
     ) -> None:
         self.position, self.features, self.codes, self.draw = position, features, codes, draw
         self.trunk_cache, self.head_cache = trunk_cache, head_cache

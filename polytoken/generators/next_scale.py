@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from polytoken.cache import KVCache
 from polytoken.errors import UserError
 from polytoken.generators.base import Codec, Generator, GeneratorLoss, SubCode
 from polytoken.generators.decoding import CompiledStep, compiles, fix
@@ -19,7 +20,6 @@ from polytoken.next_scale_transformer import (
     CachedScale,
     NextScaleTrunk,
     NextScaleTrunkConfig,
-    ScaleCache,
     initialise_next_scale,
 )
 from polytoken.precision import compute_type
@@ -222,7 +222,7 @@ class NextScaleGenerator(Generator):
         draw: Draw,
         guided_scales: int,
         passes: int,
-        cache: ScaleCache,
+        cache: KVCache,
         step: Callable[..., Tensor],
         forced: ForcedCodes | None = None,
     ) -> Tensor:
@@ -318,7 +318,7 @@ class NextScaleGenerator(Generator):
 class _SharedState:
     """Cache and flags that the compiled steps of all batches write in place."""
 
-    def __init__(self, cache: ScaleCache, wrong: Tensor, passes: int) -> None:
+    def __init__(self, cache: KVCache, wrong: Tensor, passes: int) -> None:
         self.cache, self.wrong, self.passes = cache, wrong, passes
         self.batch = cache.keys[0].shape[0] // passes
         fix(wrong, *cache.tensors())

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from polytoken.generators import Generator
 from polytoken.positions import Rotation, rotary_table
-from polytoken.transformer import FeedForward, KVCache, RMSNorm, Trunk, TrunkConfig
+from polytoken.transformer import FeedForward, RMSNorm, RotaryCache, Trunk, TrunkConfig
 from tests.support.diffusion import random_latents, small_diffusion
 from tests.support.generators import GRID, TRUNK, random_tokens, small_generator
 
@@ -114,7 +114,7 @@ def test_cache_is_allocated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = trunk.new_cache(2)
     held = [tensor.data_ptr() for tensor in (*cache.keys, *cache.values)]
     made = []
-    monkeypatch.setattr(KVCache, "__init__", lambda *_: made.append(1))
+    monkeypatch.setattr(RotaryCache, "__init__", lambda *_: made.append(1))
     for position in range(12):
         trunk.step(torch.randn(2, 1, 32), position, cache)
     assert [tensor.data_ptr() for tensor in (*cache.keys, *cache.values)] == held

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from polytoken.errors import UserError
 from polytoken.generators.heads.base import ClassifierHead
 from polytoken.sampling.categorical import Draw
-from polytoken.transformer import BlockStack, KVCache, TrunkConfig, check_head_width
+from polytoken.transformer import BlockStack, RotaryCache, TrunkConfig, check_head_width
 
 
 class AutoregressiveHead(ClassifierHead):
@@ -61,10 +61,10 @@ class AutoregressiveHead(ClassifierHead):
         features, _ = self.stack(torch.stack(projected, dim=1))
         return self.norm(features).unbind(1)
 
-    def new_cache(self, batch: int) -> KVCache:
+    def new_cache(self, batch: int) -> RotaryCache:
         return self.stack.new_cache(batch)
 
-    def sample(self, hidden: Tensor, embeddings: nn.ModuleList, draw: Draw, cache: KVCache | None = None) -> Tensor:
+    def sample(self, hidden: Tensor, embeddings: nn.ModuleList, draw: Draw, cache: RotaryCache | None = None) -> Tensor:
         cache = self.new_cache(hidden.shape[0]) if cache is None else cache
         vector = hidden
         chosen: list[Tensor] = []

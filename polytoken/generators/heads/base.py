@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from polytoken.generators.linear_cross_entropy import linear_cross_entropy
 from polytoken.sampling.categorical import CategoricalSampler, Draw
-from polytoken.transformer import KVCache, RMSNorm, TrunkConfig, initialise
+from polytoken.transformer import RMSNorm, RotaryCache, TrunkConfig, initialise
 
 
 class HeadLoss(NamedTuple):
@@ -59,7 +59,7 @@ class Head(nn.Module, ABC):
         """
 
     @abstractmethod
-    def sample(self, hidden: Tensor, embeddings: nn.ModuleList, draw: Draw, cache: KVCache | None = None) -> Tensor:
+    def sample(self, hidden: Tensor, embeddings: nn.ModuleList, draw: Draw, cache: RotaryCache | None = None) -> Tensor:
         """Return the codes (B, k) int64 of one position, with fixed shapes and no host synchronisation.
 
         Args:
@@ -72,7 +72,7 @@ class Head(nn.Module, ABC):
     def check_sampler(self, sampler: CategoricalSampler) -> None:  # noqa: B027
         """Raise UserError if :meth:`sample` cannot follow the rules."""
 
-    def new_cache(self, batch: int) -> KVCache | None:
+    def new_cache(self, batch: int) -> RotaryCache | None:
         """Return what :meth:`sample` reuses at every position, allocated once; None where it needs nothing."""
         return None
 
@@ -125,7 +125,7 @@ class ClassifierHead(Head):
         )
         return HeadLoss(per_code.mean(), per_code)
 
-    def sample(self, hidden: Tensor, embeddings: nn.ModuleList, draw: Draw, cache: KVCache | None = None) -> Tensor:
+    def sample(self, hidden: Tensor, embeddings: nn.ModuleList, draw: Draw, cache: RotaryCache | None = None) -> Tensor:
         """Draw the sub-codes independently; a head whose states depend on the codes overrides this."""
         no_codes = torch.empty(hidden.shape[0], 0, dtype=torch.int64, device=hidden.device)
         states = self.states(hidden, no_codes, embeddings)

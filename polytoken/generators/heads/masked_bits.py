@@ -14,7 +14,7 @@ from polytoken.errors import UserError
 from polytoken.generators.heads.base import Head, HeadLoss
 from polytoken.sampling import CategoricalSampler, Draw, RowNoise
 from polytoken.sampling.guidance import value_of
-from polytoken.transformer import INITIAL_DEVIATION, FeedForward, KVCache, RMSNorm, TrunkConfig
+from polytoken.transformer import INITIAL_DEVIATION, FeedForward, RMSNorm, RotaryCache, TrunkConfig
 
 NUM_FREQUENCIES = 256
 RATIO_DEVIATION = 0.8
@@ -147,7 +147,7 @@ class MaskedBitHead(Head):
         per_code = self._per_code((losses * masked * count / num_masked).mean(dim=0))
         return HeadLoss(per_code.mean(), per_code, is_bound=True)
 
-    def sample(self, hidden: Tensor, embeddings: nn.ModuleList, draw: Draw, cache: KVCache | None = None) -> Tensor:
+    def sample(self, hidden: Tensor, embeddings: nn.ModuleList, draw: Draw, cache: RotaryCache | None = None) -> Tensor:
         batch, count = len(draw.noise), len(self.digits)
         halves = len(hidden) // batch
         condition = self.condition(hidden)

@@ -7,9 +7,9 @@ from polytoken.errors import UserError
 from polytoken.generators import (
     AutoregressiveGenerator,
     AutoregressiveHead,
-    KVCache,
     LinearHead,
     MultiLinearHead,
+    RotaryCache,
     SubTokenNoise,
 )
 from polytoken.generators.heads import HeadLoss
@@ -174,8 +174,8 @@ def test_dropping_the_unconditional_half_changes_no_sample() -> None:
 
 def test_caches_are_allocated_once_per_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    build = KVCache.__init__
-    monkeypatch.setattr(KVCache, "__init__", lambda self, *args: made.append(args[0]) or build(self, *args))
+    build = RotaryCache.__init__
+    monkeypatch.setattr(RotaryCache, "__init__", lambda self, *args: made.append(args[0]) or build(self, *args))
     small_generator(2, AutoregressiveHead(3)).generate(torch.tensor([0]), CategoricalSampler(guidance=2.0), seed=0)
     assert made == [2, 3]  # blocks of the trunk, of the head
 

@@ -112,7 +112,7 @@ def test_a_learned_class_is_sampled() -> None:
     generator = untrained_diffusion(spec, FlowMatching("uniform"), class_dropout=0.2)
     optimizer = torch.optim.Adam(generator.parameters(), 2e-3)
     centres = torch.tensor([-1.5, 1.5, 0.0, 0.0, 0.0])
-    for _ in range(200):
+    for _ in range(400):
         labels = torch.randint(2, (64,))
         latents = centres[labels].view(-1, 1, 1, 1) + 0.1 * torch.randn(64, 1, 2, 2)
         optimizer.zero_grad()
