@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from artifacts.fidelity import FIDELITY, FaceRow, Fidelity, TextRow, tables
@@ -40,6 +42,10 @@ WORD_HEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4)  # of the side of an image
 FACE_SIDES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 LEAST_WORD, LEAST_FACE = 8, 16  # pixels; below, the originals are not legible either
 BATCH = 32
+
+
+Reconstruct = Callable[[Tensor], Tensor]
+"""Images uint8 (B, 3, S, S) to as many."""
 
 
 class Reader(Protocol):
@@ -98,28 +104,20 @@ def measure(
         raise UserError("0 words and no network that embeds faces: there is nothing to measure")
     tokenizer = load_tokenizer(run).to(device or torch.device("cpu"))
     side = tokenizer.image_size
-    text_rows, read_words, reader = [], {}, None
+    reconstruct = partial(reconstructed, tokenizer, run)
+    read, pairs, reader, extractor = {}, {}, None, None
     if words > 0:
         reader, heights = new_reader(), pixels_of(word_heights, WORD_HEIGHTS, side, LEAST_WORD)
-        chosen = choose_words(words, max(heights), side, seed)
-        for height in heights:
-            placed = place_words(chosen, height, side, seed)
-            read_words[height] = _read(chosen, placed, reconstructed(tokenizer, placed.images, run), reader)
-            text_rows.append(_text_row(height, read_words[height]))
-    face_rows, pairs, extractor = [], {}, None
+        read = read_words(reconstruct, side, words, heights, seed, reader)
     if new_extractor is not None:
         portraits, extractor = faces_in(faces), new_extractor()
-        for height in pixels_of(face_sides, FACE_SIDES, side, LEAST_FACE):
-            placed = place_faces(portraits, height, side)
-            crops = placed.crops(placed.images), placed.crops(reconstructed(tokenizer, placed.images, run))
-            scores = face_scores(*(_embedded(one, extractor) for one in crops))
-            pairs[height] = list(zip(*crops, strict=True))
-            face_rows.append(FaceRow(pixels=height, n=len(portraits), **scores._asdict()))
+        sides = pixels_of(face_sides, FACE_SIDES, side, LEAST_FACE)
+        pairs = face_pairs(reconstruct, side, portraits, sides)
     checkpoint = Checkpoint.open(run)
     packages = ["torch", "pillow", "matplotlib", "scikit-learn", "scikit-image", *(["onnxruntime"] if reader else [])]
     result: Fidelity = {
-        "text": text_rows,
-        "faces": face_rows,
+        "text": [text_row(height, found) for height, found in read.items()],
+        "faces": [face_row(pixels, found, extractor) for pixels, found in pairs.items()] if extractor else [],
         "image_size": side,
         "reader": reader and {"name": reader.name, "sha256": reader.sha256},
         "extractor": extractor and {"name": extractor.name, "sha256": extractor.sha256, "resize": extractor.resize},
@@ -132,7 +130,7 @@ def measure(
         "versions": versions(*packages),
         "commit": commit(),
     }
-    return Fidelities(result, read_words, pairs)
+    return Fidelities(result, read, pairs)
 
 
 def pixels_of(given: Sequence[float], default: Sequence[float], side: int, least: int) -> list[int]:
@@ -153,7 +151,7 @@ def pixels_of(given: Sequence[float], default: Sequence[float], side: int, least
     return [size for size in sizes if size not in wrong]
 
 
-def reconstructed(tokenizer: Tokenizer, images: Tensor, run: Path) -> Tensor:
+def reconstructed(tokenizer: Tokenizer, run: Path, images: Tensor) -> Tensor:
     """Reconstructions of images uint8 (B, 3, S, S), on the CPU.
 
     Raises:
@@ -169,9 +167,16 @@ def reconstructed(tokenizer: Tokenizer, images: Tensor, run: Path) -> Tensor:
     return torch.cat(done)
 
 
-def _read(words: Sequence[Word], placed: Placed, reconstructions: Tensor, reader: Reader) -> list[ReadWord]:
-    """Each word with its crops and what was read from them."""
-    crops = [placed.crops(images) for images in (placed.images, reconstructions)]
+def read_words(
+    reconstruct: Reconstruct, side: int, words: int, heights: Sequence[int], seed: int, reader: Reader
+) -> dict[int, list[ReadWord]]:
+    """Words at each height in pixels, read in images of a side and in their reconstructions."""
+    chosen = choose_words(words, max(heights), side, seed)
+    return {height: _read(chosen, place_words(chosen, height, side, seed), reconstruct, reader) for height in heights}
+
+
+def _read(words: Sequence[Word], placed: Placed, reconstruct: Reconstruct, reader: Reader) -> list[ReadWord]:
+    crops = [placed.crops(images) for images in (placed.images, reconstruct(placed.images))]
     texts = [reader([crop.permute(1, 2, 0).numpy() for crop in one]) for one in crops]
     return [
         ReadWord(word.text, *columns)
@@ -179,7 +184,8 @@ def _read(words: Sequence[Word], placed: Placed, reconstructions: Tensor, reader
     ]
 
 
-def _text_row(height: int, words: Sequence[ReadWord]) -> TextRow:
+def text_row(height: int, words: Sequence[ReadWord]) -> TextRow:
+    """Scores of the words of one height."""
     written = [word.written for word in words]
     original = text_scores([word.read_original for word in words], written)
     found = text_scores([word.read for word in words], written)
@@ -191,6 +197,24 @@ def _text_row(height: int, words: Sequence[ReadWord]) -> TextRow:
         "accuracy": found.accuracy,
         "similarity": found.similarity,
     }
+
+
+def face_pairs(
+    reconstruct: Reconstruct, side: int, portraits: Sequence[Image.Image], sizes: Sequence[int]
+) -> dict[int, list[tuple[Tensor, Tensor]]]:
+    """Crops of each face at each size in pixels, in images of a side and in their reconstructions."""
+    pairs = {}
+    for size in sizes:
+        placed = place_faces(portraits, size, side)
+        crops = placed.crops(placed.images), placed.crops(reconstruct(placed.images))
+        pairs[size] = list(zip(*crops, strict=True))
+    return pairs
+
+
+def face_row(pixels: int, pairs: Sequence[tuple[Tensor, Tensor]], extractor: Extractor) -> FaceRow:
+    """Scores of the faces of one size."""
+    scores = face_scores(*(_embedded(crops, extractor) for crops in zip(*pairs, strict=True)))
+    return FaceRow(pixels=pixels, n=len(pairs), **scores._asdict())
 
 
 def _embedded(crops: Sequence[Tensor], extractor: Extractor) -> Tensor:

@@ -1,0 +1,68 @@
+"""Scale of text and face fidelity: words and faces through a filter in place of a tokenizer.
+
+    python -m benchmarks.filters [--words 100]
+
+The filter takes means over f × f pixels and enlarges them bicubically. Images have 256 px, and the sizes, reader and
+extractor are those of `commands.fidelity`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.machine import Result, write_results
+from commands.fidelity import FACE_SIDES, WORD_HEIGHTS, Reader, face_pairs, face_row, read_words, text_row
+from commands.placed import faces_in
+from polytoken.images import from_uint8, to_uint8
+from polytoken.metrics.extractor import Extractor
+from polytoken.metrics.extractors import load_extractor
+from polytoken.metrics.word_reader import WordReader
+from polytoken.teachers.efficientnet import MEASURES
+
+SIDE = 256
+FACTORS = (2, 4, 8)
+
+
+def filtered(factor: int, images: Tensor) -> Tensor:
+    """Images uint8 (B, 3, S, S) as the filter leaves them."""
+    small = functional.avg_pool2d(from_uint8(images), factor)
+    return to_uint8(functional.interpolate(small, scale_factor=factor, mode="bicubic", align_corners=False))
+
+
+def measure(
+    reconstruct: Callable[[Tensor], Tensor], name: str, words: int, reader: Reader, extractor: Extractor
+) -> list[Result]:
+    """Scores of words and faces of each size."""
+    heights, sides = ([round(share * SIDE) for share in shares] for shares in (WORD_HEIGHTS, FACE_SIDES))
+    results = []
+    for height, read in read_words(reconstruct, SIDE, words, heights, 0, reader).items():
+        row = text_row(height, read)
+        results.append(Result(f"{name}/text/{height}px", row["accuracy"], "share", bound=row["original_accuracy"]))
+    for size, pairs in face_pairs(reconstruct, SIDE, faces_in(None), sides).items():
+        results.append(
+            Result(f"{name}/faces/{size}px", face_row(size, pairs, extractor)["identified"], "share", bound=1.0)
+        )
+    return results
+
+
+def main() -> None:
+    """Measure all filters."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--words", type=int, default=100, help="words of each size (default: %(default)s)")
+    arguments = parser.parse_args()
+    reader, extractor = WordReader(), load_extractor(MEASURES, None, torch.device("cpu"))
+    results = [
+        result
+        for factor in FACTORS
+        for result in measure(partial(filtered, factor), f"filter{factor}", arguments.words, reader, extractor)
+    ]
+    print(f"written to {write_results('filters', results)}")
+
+
+if __name__ == "__main__":
+    main()
