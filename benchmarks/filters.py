@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.machine import Result, write_results
-from commands.fidelity import FACE_SIDES, WORD_HEIGHTS, Reader, face_pairs, face_row, read_words, text_row
+from commands.fidelity import FACE_SIDES, WORD_HEIGHTS, Reader, Reconstruct, face_pairs, face_row, read_words, text_row
 from commands.placed import faces_in
 from polytoken.images import from_uint8, to_uint8
 from polytoken.metrics.extractor import Extractor
@@ -34,10 +34,8 @@ def filtered(factor: int, images: Tensor) -> Tensor:
     return to_uint8(functional.interpolate(small, scale_factor=factor, mode="bicubic", align_corners=False))
 
 
-def measure(
-    reconstruct: Callable[[Tensor], Tensor], name: str, words: int, reader: Reader, extractor: Extractor
-) -> list[Result]:
-    """Scores of words and faces of each size."""
+def measure(reconstruct: Reconstruct, name: str, words: int, reader: Reader, extractor: Extractor) -> list[Result]:
+    """Share of words read, which that of the originals bounds, and of faces identified, for each size."""
     heights, sides = ([round(share * SIDE) for share in shares] for shares in (WORD_HEIGHTS, FACE_SIDES))
     results = []
     for height, read in read_words(reconstruct, SIDE, words, heights, 0, reader).items():
