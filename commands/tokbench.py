@@ -64,7 +64,7 @@ def _write(tokenizer: Tokenizer, source: Path, names: Sequence[str], target: Pat
     images, side = [read_image(source / name) for name in names], tokenizer.image_size
     squares = [letterbox(image, side)[0] for image in images]
     batch = torch.from_numpy(np.stack([np.asarray(square) for square in squares])).permute(0, 3, 1, 2)
-    for name, image, decoded in zip(names, images, reconstructed(tokenizer, batch, place), strict=True):
+    for name, image, decoded in zip(names, images, reconstructed(tokenizer, place, batch), strict=True):
         _, box = letterbox(image, side)
         restored = Image.fromarray(decoded.permute(1, 2, 0).numpy()).crop(box)
         (target / name).parent.mkdir(parents=True, exist_ok=True)
