@@ -42,8 +42,6 @@ WORD_HEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4)  # of the side of an image
 FACE_SIDES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 LEAST_WORD, LEAST_FACE = 8, 16  # pixels; below, the originals are not legible either
 BATCH = 32
-
-
 Reconstruct = Callable[[Tensor], Tensor]
 """Images uint8 (B, 3, S, S) to as many."""
 
