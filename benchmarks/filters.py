@@ -1,9 +1,9 @@
-"""Scale of text and face fidelity: words and faces through a filter in place of a tokenizer.
+"""Text and face fidelity of a filter in place of a tokenizer, as a scale for `commands.fidelity`.
 
     python -m benchmarks.filters [--words 100]
 
-The filter takes means over f × f pixels and enlarges them bicubically. Images have 256 px, and the sizes, reader and
-extractor are those of `commands.fidelity`.
+The filter takes means over 2 × 2, 4 × 4 or 8 × 8 pixels and enlarges them bicubically. Images have 256 px; the sizes,
+the reader and the extractor are the defaults of `commands.fidelity`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FACTORS = (2, 4, 8)
 
 
 def filtered(factor: int, images: Tensor) -> Tensor:
-    """Images uint8 (B, 3, S, S) as the filter leaves them."""
+    """Shrink images uint8 (B, 3, S, S) to means over factor × factor pixels, and enlarge them bicubically."""
     small = functional.avg_pool2d(from_uint8(images), factor)
     return to_uint8(functional.interpolate(small, scale_factor=factor, mode="bicubic", align_corners=False))
 
@@ -42,9 +42,8 @@ def measure(reconstruct: Reconstruct, name: str, words: int, reader: Reader, ext
         row = text_row(height, read)
         results.append(Result(f"{name}/text/{height}px", row["accuracy"], "share", bound=row["original_accuracy"]))
     for size, pairs in face_pairs(reconstruct, SIDE, faces_in(None), sides).items():
-        results.append(
-            Result(f"{name}/faces/{size}px", face_row(size, pairs, extractor)["identified"], "share", bound=1.0)
-        )
+        identified = face_row(size, pairs, extractor)["identified"]
+        results.append(Result(f"{name}/faces/{size}px", identified, "share", bound=1.0))
     return results
 
 

@@ -45,7 +45,7 @@ class KVCache:
         """Return all tensors that a step reads."""
         return [*self.keys, *self.values]
 
-    def append(self, block: int, positions: slice | Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, block: int, positions: slice | Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write a block's keys and values (B, heads, n, head_dim), and return those that attention reads.
 
         With a slice, they are the positions written so far, whose number eager code knows. With a tensor of indices

@@ -115,7 +115,7 @@ class CosineAttention(nn.Module):
         keys = functional.normalize(keys.float(), dim=-1).type_as(values)
         if cached is not None:
             positions = slice(cached.first, cached.first + keys.shape[2])
-            keys, values = cached.cache.append(block, positions, keys, values)
+            keys, values = cached.cache.update(block, positions, keys, values)
         attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=1.0)
         return self.wo(attended.transpose(1, 2).flatten(2))
 

@@ -229,7 +229,7 @@ class Attention(nn.Module):
         queries, keys = rotation(self.query_norm(queries)), rotation(self.key_norm(keys))
         mask = None
         if cached is not None:
-            keys, values = cached.cache.append(block, cached.indices, keys, values)
+            keys, values = cached.cache.update(block, cached.indices, keys, values)
             mask = cached.mask
         is_causal = self.causal and cached is None  # and nothing of the shapes, which would be symbols if compiled
         attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=is_causal)
@@ -314,7 +314,7 @@ class BlockStack(nn.Module):
 
         Args:
             features: inputs.
-            position: of the first; a tensor () gives every position the same shapes, see :meth:`KVCache.append`.
+            position: of the first; a tensor () gives every position the same shapes, see :meth:`KVCache.update`.
             cache: of :meth:`new_cache`, for as many rows.
         """
         cached = cache.at(position, features.shape[1])
