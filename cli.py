@@ -153,6 +153,11 @@ class CommandLine(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Check the strategy, and tell a generator early which checkpoint it restores."""
+        if self.subcommand == "predict" and not is_overridden("predict_step", self.model, LightningModule):
+            raise UserError(  # Lightning would call forward() and drop what it returns
+                f"predict stores tokens or draws images, and {type(self.model).__name__} does neither: take "
+                "configs/tokens.yaml (make tokens) or configs/sample.yaml (make sample) with its run"
+            )
         checkpoint = self.config[self.subcommand]["ckpt_path"]
         check_shards(checkpoint, self.trainer)
         check_data(checkpoint, self.datamodule, self.subcommand)

@@ -243,7 +243,7 @@ class Bench:
         if graph and (generator._step is None or generator._step.compiled is None):
             raise RuntimeError("the step could not be compiled: the log says why")
         seconds = measured.seconds / positions
-        read = bytes_per_position(generator, 2 * batch) / seconds
+        read = bytes_per_position(generator, 2 * batch, positions) / seconds
         return [
             Result(f"{name}/time", 1e3 * seconds, "ms per position"),
             Result(f"{name}/speed", batch / seconds, "positions/s"),
@@ -341,10 +341,14 @@ def write(generator: AutoregressiveGenerator, labels: Tensor, positions: int) ->
             del generator.trunk.step
 
 
-def bytes_per_position(generator: AutoregressiveGenerator, rows: int) -> float:
-    """Bytes that a position must read: all weights but the embeddings, and on average half of the keys and values."""
+def bytes_per_position(generator: AutoregressiveGenerator, rows: int, positions: int) -> float:
+    """Bytes that one of the first positions must read: all weights but the embeddings, and the mean of keys and values.
+
+    Position i reads those of i + 1 positions.
+    """
     weights = sum(one.weight.nbytes for one in generator.modules() if isinstance(one, nn.Linear))
-    return weights + rows * generator.trunk.new_cache(1).nbytes / 2
+    cache = generator.trunk.new_cache(1).nbytes / generator.spec.num_positions
+    return weights + rows * cache * (positions + 1) / 2
 
 
 def copy_rate(size: int) -> float:

@@ -34,6 +34,7 @@ from polytoken.metrics.image_set import ImageSet
 from polytoken.metrics.images import to_uint8
 from polytoken.metrics.perturbation import CodePerturbation, Perturbation
 from polytoken.metrics.position_usage import PositionUsage
+from polytoken.precision import full_precision
 from polytoken.tokenizers import Tokenizer
 
 LETTERS = {"reconstructed": "r", "perturbed": "p"}  # of the names of their metrics
@@ -87,7 +88,7 @@ def _measure(
     batches = real_images(data, "validation", spread(length, max_images))
     for batch in track(batches, "validation images, batches", total=-(-total // BATCH)):
         images = batch["image"].to(device)
-        with torch.inference_mode():
+        with torch.inference_mode(), full_precision(device):
             encoding = tokenizer.encode(images)
             assert encoding.codes is not None
             shown = {

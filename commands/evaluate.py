@@ -32,6 +32,7 @@ from polytoken.errors import MissingFileError, UserError
 from polytoken.files import file_sha256
 from polytoken.metrics.image_metrics import Target, image_metrics
 from polytoken.metrics.image_set import SPLIT, ImageStatistics, Use
+from polytoken.precision import full_precision
 
 if TYPE_CHECKING:
     from polytoken.tokenizers import Tokenizer
@@ -174,8 +175,9 @@ def _reconstructions(comparison: Comparison, tokenizer: Tokenizer) -> Iterator[t
     """The validation images through the tokenizer."""
     tokenizer.to(comparison.extractor.device)
     for images, labels in comparison.own.images("validation"):
-        with torch.inference_mode():
-            yield tokenizer(images.to(tokenizer.last_layer.device))[0].image.float().clamp(-1, 1), labels
+        with torch.inference_mode(), full_precision(comparison.extractor.device):
+            image = tokenizer(images.to(tokenizer.last_layer.device))[0].image.float()
+        yield image.clamp(-1, 1), labels
 
 
 def _sidecar(samples: Path, digest: str) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from polytoken.metrics.extractor import Extractor
 from polytoken.metrics.extractors import load_extractor
 from polytoken.metrics.fidelity import face_scores, text_scores
 from polytoken.metrics.word_reader import WordReader
+from polytoken.precision import full_precision
 from polytoken.teachers.efficientnet import MEASURES
 from polytoken.tokenizers import Tokenizer
 
@@ -157,7 +158,7 @@ def reconstructed(tokenizer: Tokenizer, run: Path, images: Tensor) -> Tensor:
     """
     done = []
     for batch in track(images.split(BATCH), "images with words or faces, batches"):
-        with torch.inference_mode():
+        with torch.inference_mode(), full_precision(tokenizer.last_layer.device):
             image = tokenizer(from_uint8(batch).to(tokenizer.last_layer.device))[0].image.float()
         if not image.isfinite().all():
             raise UserError(f"the reconstructions of {run} are not finite: train it again")

@@ -76,7 +76,7 @@ NAMES = (
     Name(r"position_perplexity/(\d+)", "perplexity of sub-code {} at a position", CODES, UP, "{:.1f}"),
     Name(r"recovery/(\d+)", "codes of sub-code {} in use after a wrong scale", CODES, UP, "{:.1%}"),
     Name(r"recovery_(smaller|larger)/(\d+)", "the same from a {} scale, sub-code {}", CODES, UP, "{:.1%}", detail=True),
-    Name("usage/joint", "different tuples of codes a position", CODES, form="{:.3f}"),
+    Name("usage/joint", "different tuples of codes per position", CODES, form="{:.3f}"),
     Name("perplexity/joint", "perplexity of tuples", CODES, UP, "{:,.1f}"),
     Name("ks", "Kolmogorov–Smirnov distance to uniform latents", CODES, DOWN, "{:.3f}"),
     Name("rmse_uniform", "RMSE to uniform levels", CODES, DOWN, "{:.3f}"),

@@ -185,15 +185,6 @@ class TokenizerModule(ResumingModule):
 
     test_step = validation_step
 
-    def on_predict_start(self) -> None:
-        """Reject a tokenizer without codes."""
-        self.tokenizer.require_codes()
-
-    def predict_step(self, batch: dict[str, Tensor], batch_index: int) -> dict[str, Tensor | None]:
-        """Codes (B, k, N) with the labels and indices of their images."""
-        codes = self.tokenizer.encode(batch["image"]).codes
-        return {"codes": codes, "label": batch["label"], "index": batch["index"]}
-
     @staticmethod
     def check_trainer(trainer: pl.Trainer) -> None:
         """Reject trainer settings that manual optimization of two networks cannot honour.

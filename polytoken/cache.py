@@ -1,4 +1,4 @@
-"""Memory of keys and values in generation."""
+"""Cache of keys and values for generation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small classifier of the embedded data: the judge, whose features replace Inception and VGG without a network."""
+"""Small classifier of the embedded data: the judge in place of Inception, or a perceptual network in place of VGG."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 def gather_over_ranks(rows: Tensor) -> tuple[Tensor, int]:
     """Rows (B, …) of all ranks in rank order, and the index of this rank's first row; no gradient.
 
-    Every rank must call it. The check of sizes reads one number a rank from the device.
+    Every rank must call it. The check of sizes reads one number per rank from the device.
 
     Raises:
         UserError: the ranks hold different numbers of rows.

@@ -1,4 +1,4 @@
-"""Exception classes for mistakes that the user can mend.
+"""Exception classes for mistakes that the user can correct.
 
 `cli.py` and the programs print one of these as a sentence and exit with code 2. Every other exception is a fault of the
 code and keeps its traceback. Each class also derives from the built-in exception that a caller would expect.

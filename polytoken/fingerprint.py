@@ -1,4 +1,4 @@
-"""Fingerprint of a tokenizer: equal fingerprints mean that codes of one are codes of the other."""
+"""Fingerprint of a tokenizer, which ties codes to the weights that wrote them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ FROZEN = "frozen"  # key of a checkpoint: the frozen networks of its tokenizer, 
 def fingerprint(tokenizer: Tokenizer) -> str:
     """SHA-256 in hex over the spec, the frozen networks, and name, type, shape and bytes of the state dict's tensors.
 
-    Device and memory layout do not matter; a single different bit of a weight does.
+    Device and memory layout do not matter; a single different bit of a weight does. Settings that neither the spec nor
+    a tensor holds, such as FSQ's ``alpha`` or the blend of scales, are not covered: the configuration of a run or of an
+    exported folder keeps them.
     """
     frozen = dict(sorted(tokenizer.frozen_identities().items()))
     digest = hashlib.sha256(json.dumps([tokenizer.spec and tokenizer.spec.to_json(), frozen]).encode())

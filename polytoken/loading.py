@@ -97,7 +97,7 @@ def present_run(recorded: str, beside: str | Path) -> Path:
     if checkpoint_path(path).exists():
         return path
     raise MissingFileError(
-        f"there is no checkpoint {path}, where the tokenizer of {beside} was, nor in its place beside {beside}: name "
+        f"there is no checkpoint {path}, the recorded tokenizer of {beside}, nor one below a directory above it: name "
         "the present place of the tokenizer's run (tokenizer_run), move it there, or train this run first"
     )
 

@@ -99,7 +99,7 @@ class FolderSource(ImageSource):
         wanted = " or ".join(f"{candidate}/" for candidate in SPLIT_FOLDERS[name])
         without = "of train/, or of the images and classes in the folder itself"
         raise MissingFileError(
-            f"{self.root} has no {wanted}: put the {name} images there, one folder a class, or without labels"
+            f"{self.root} has no {wanted}: put the {name} images there, one folder per class, or without labels"
             f"{'' if self.held_out else f', or set held_out (0.05) to hold out a share {without}'}."
         )
 

@@ -83,7 +83,7 @@ def class_folders(folder: Path) -> list[str]:
         elif name.lower().endswith(EXTENSIONS):
             beside.append(name)
         elif not os.path.exists(path):
-            raise MissingFileError(f"{path} is a link that leads nowhere, or in a circle: mend it, or remove it.")
+            raise MissingFileError(f"{path} is a link that leads nowhere, or in a circle: repair or remove it.")
     if not names:
         raise MissingFileError(f"{folder} has no class folders and no images: expected {folder}/<class>/<image>.")
     if beside:

@@ -1,4 +1,4 @@
-"""Class-conditional autoregressive generator of k sub-codes a position (LlamaGen, FQGAN section 3.3, SSQ section 4)."""
+"""Class-conditional autoregressive generator of k sub-codes per position (LlamaGen, FQGAN 3.3, SSQ 4)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from polytoken.errors import UserError
 from polytoken.generators.base import Codec, Generator, GeneratorLoss, SubCode
 from polytoken.generators.decoding import CompiledStep, DecodingState, compiles, packs_weights
-from polytoken.generators.heads import Head
+from polytoken.generators.heads import ClassifierHead, Head
 from polytoken.generators.noise import NoisyCodes, SubTokenNoise
 from polytoken.handover import check_equal_shapes, fits, shape
 from polytoken.precision import compute_type
@@ -23,7 +23,7 @@ from polytoken.transformer import Block, RotaryCache, Trunk, TrunkConfig, initia
 
 
 class AutoregressiveGenerator(Generator):
-    """Autoregressive generator of k sub-codes a position, in raster order after the class (LlamaGen, FQGAN, SSQ).
+    """Autoregressive generator of k sub-codes per position, in raster order after the class (LlamaGen, FQGAN, SSQ).
 
     Several scales are one sequence, coarse scale first. A code's rotary position is its place in units of the finest
     grid, and a learned level embedding says which scale it belongs to; one scale has none.
@@ -96,6 +96,12 @@ class AutoregressiveGenerator(Generator):
             )
         if num_classes < 1:
             raise UserError(f"num_classes is {num_classes}: a generator needs at least one class")
+        parallel = isinstance(self.head, ClassifierHead) and not (self.head.reads_codes and spec.num_sub_codes > 1)
+        if self.noise is not None and self.noise.where != "trunk" and parallel:
+            raise UserError(
+                f"noise.where is {self.noise.where}, and {type(self.head).__name__} reads none of a position's "
+                f"{spec.num_sub_codes} sub-codes: set it to trunk"
+            )
         self.spec = spec
         self.num_classes = num_classes
         dim = self.config.dim

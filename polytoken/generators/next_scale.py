@@ -163,7 +163,7 @@ class NextScaleGenerator(Generator):
     def sample(
         self, labels: Tensor, sampler: CategoricalSampler, noise: RowNoise, forced: ForcedCodes | None = None
     ) -> Tokens:
-        """Return codes (B, k, N) for labels (B,) int64, with one pass of the trunk a scale.
+        """Return codes (B, k, N) for labels (B,) int64, with one pass of the trunk per scale.
 
         Progress of guidance is the scale: with the schedule ``linear`` it begins unguided, as VAR.
 
@@ -198,7 +198,7 @@ class NextScaleGenerator(Generator):
         return Tokens(codes=codes[: len(labels)])
 
     def _write_compiled(self, labels: Tensor, draw: Draw, guided_scales: int, passes: int) -> Tensor:
-        """Write codes by one graph a scale and number of passes, for as many rows as the largest batch had."""
+        """Write codes by one graph per scale and number of passes, for as many rows as the largest batch had."""
         dtype = compute_type(self.class_embedding.weight)
         if self._step is None or self._step.device != labels.device:
             self._step = CompiledStep(self._draw_scale, self)

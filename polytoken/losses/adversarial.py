@@ -23,8 +23,9 @@ class Adversarial(nn.Module):
     """Losses of the autoencoder (L_GAN of SSQ eq. 2 and FQGAN eq. 2) and of its discriminator.
 
     ``weight`` multiplies both losses, as in LlamaGen, but not the consistency term. The discriminator does not run
-    before ``start_step``; released code runs it with weight 0, which moves no weight. Batch norm in the discriminator
-    uses the batch of each rank, unless the trainer's ``sync_batchnorm`` is on (GPUs only).
+    before ``start_step``; released code runs it with weight 0, so that batch statistics and weight decay already act on
+    it. Batch norm in the discriminator uses the batch of each rank, unless the trainer's ``sync_batchnorm`` is on (GPUs
+    only).
 
     Args:
         discriminator: images to logits.

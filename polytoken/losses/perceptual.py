@@ -14,6 +14,7 @@ from polytoken.classifier import SmallClassifier
 from polytoken.errors import UserError
 from polytoken.frozen import FrozenNetwork
 from polytoken.losses.base import LossTerm, TokenizerStep
+from polytoken.precision import full_precision
 from polytoken.teachers.efficientnet import HEAD, TRAINS, level_maps, load_efficientnet
 from polytoken.weights import load_state
 
@@ -76,7 +77,13 @@ class LPIPS(PerceptualTerm):
         return network.to(memory_format=torch.channels_last)  # the layout convolutions are fastest in, on CPU and GPU
 
     def distance(self, network: nn.Module, first: Tensor, second: Tensor) -> Tensor:
-        return network(first, second).mean()
+        """The convolutions may run in half precision; differences, linear heads and means are float32."""
+        from lpips import normalize_tensor
+
+        pairs = zip(*(network.net(network.scaling_layer(images)) for images in (first, second)), strict=True)
+        with full_precision(first.device):
+            apart = [(normalize_tensor(one.float()) - normalize_tensor(other.float())).square() for one, other in pairs]
+            return torch.stack([head(one).mean() for head, one in zip(network.lins, apart, strict=True)]).sum()
 
 
 class FeatureDistance(PerceptualTerm):

@@ -17,9 +17,9 @@ class InceptionScore(Metric):
     """Mean over splits of exp(E[KL(p(y|x) ‖ p(y))]) of any classifier; between 1 and the number of classes.
 
     A small split estimates p(y) less well and scores lower, so scores compare at equal splits only. ADM's are 5,000
-    consecutive images each (``num_splits=ceil(n / 5000), split_size=5000``), and ten of other published scores are
-    shuffled; here image i is in split i mod num_splits, which mixes sorted classes as well and needs no seed. One
-    split, which counts all images together, comes out a little higher than published scores.
+    consecutive images each (``num_splits=ceil(n / 5000), split_size=5000``), other published scores use ten shuffled
+    splits; here image i is in split i mod num_splits, which mixes sorted classes as well and needs no seed. One split,
+    which counts all images together, comes out a little higher than published scores.
 
     Args:
         num_classes: C.

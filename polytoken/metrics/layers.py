@@ -53,7 +53,7 @@ class TokenSimilarity(Metric):
 
 
 class LayerCurves(NamedTuple):
-    """Similarities of the blocks 1 … L of a generator, one entry a block; NaN where one is not defined.
+    """Similarities of the blocks 1 … L of a generator, one entry per block; NaN where one is not defined.
 
     Attributes:
         sts: self-token similarity (iFSQ eq. 7).
@@ -135,9 +135,9 @@ class LayerStatistics:
         blocks = [gather_rows(kept, self._device) for kept in self._blocks]
         near = torch.stack([cknna(block, guide, self.k, self.unit_rows) for block in blocks]).to(nts)
         alike = torch.stack([linear_cka(block, guide) for block in blocks])
+        labels = gather_rows(self._labels, self._device)
         probe = None
-        if self._labels:
-            labels = gather_rows(self._labels, self._device)
+        if len(labels):  # of all ranks: one without rows of its own takes part in the gathers too
             probe = [half_probe(gather_rows(kept, self._device).cpu(), labels.cpu()) for kept in self._probed]
         return LayerCurves(
             sts=sts.tolist(),

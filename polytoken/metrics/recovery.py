@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from polytoken.errors import UserError
 from polytoken.metrics.codebook import CodebookStatistics
+from polytoken.precision import full_precision
 from polytoken.quantizers.base import Quantizer
 from polytoken.ranges import LARGEST_SEED, above, at_least, within
 from polytoken.tokenizers.base import Tokenizer
@@ -114,7 +115,8 @@ def quantized_features(tokenizer: Tokenizer, batches: Iterable[Tensor]) -> Tenso
     handle = tokenizer.quantizer.register_forward_pre_hook(lambda _, given: recorded.append(given[0].float()))
     try:
         for images in batches:
-            tokenizer.encode(images)
+            with full_precision(images.device):
+                tokenizer.encode(images)
     finally:
         handle.remove()
     return torch.cat(recorded)

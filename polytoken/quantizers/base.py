@@ -106,4 +106,4 @@ class Quantizer(nn.Module, ABC):
     def check_sub_codes(self, codes: Tensor) -> None:
         """Raise UserError unless codes (B, k, n) have this quantizer's k."""
         if codes.shape[1] != len(self.codebook_sizes):
-            raise UserError(f"expected {len(self.codebook_sizes)} sub-codes a position, got {codes.shape[1]}")
+            raise UserError(f"expected {len(self.codebook_sizes)} sub-codes per position, got {codes.shape[1]}")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from polytoken.errors import UserError
+from polytoken.precision import full_precision
 from polytoken.quantizers.base import Quantizer
 from polytoken.ranges import at_least
 from polytoken.specs import Encoding
@@ -30,7 +31,7 @@ class ContinuousBottleneck(Quantizer):
 
     def forward(self, features: Tensor) -> Encoding:
         """Features (B, d or 2d, h, w) to latents (B, d, h, w) float32; a posterior's loss is ``kl``."""
-        with torch.autocast(features.device.type, enabled=False):
+        with full_precision(features.device):
             latents = features.float()
             if self.kl_weight is None:
                 return Encoding(codes=None, quantized=latents, subspaces=(latents,), latents=(latents,))

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from polytoken.precision import full_precision
 from polytoken.quantizers.base import Quantizer
 from polytoken.quantizers.digits import Order, codes_to_digits, digits_to_codes, sub_code_sizes
 from polytoken.ranges import above
@@ -55,7 +56,7 @@ class FiniteScalarQuantizer(Quantizer):
 
     def forward(self, features: Tensor) -> Encoding:
         """Features (B, d, h, w) to codes (B, k, h·w) and their vectors (B, d, h, w) float32."""
-        with torch.autocast(features.device.type, enabled=False):
+        with full_precision(features.device):
             bounded = self._bound(features.float())
             digits = vectors_to_digits(self._to_rows(bounded.detach()), self.levels, self.cells)
             vectors = self._to_map(digits_to_vectors(digits, self.levels, self.cells), bounded.shape[2:])

@@ -8,6 +8,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from polytoken.errors import UserError
+from polytoken.precision import full_precision
 from polytoken.quantizers.base import Quantizer
 from polytoken.quantizers.digits import codes_to_digits, digits_to_codes, sub_code_sizes
 from polytoken.ranges import above, at_least, within
@@ -75,7 +76,7 @@ class LookupFreeQuantizer(Quantizer):
 
     def forward(self, features: Tensor) -> Encoding:
         """Features (B, d, h, w) to codes (B, k, h·w) and their vectors (B, d, h, w) float32."""
-        with torch.autocast(features.device.type, enabled=False):
+        with full_precision(features.device):
             latents = features.float()
             if self.sphere:
                 latents = functional.normalize(latents, dim=1)

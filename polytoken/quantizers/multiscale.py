@@ -213,7 +213,7 @@ def shared_convolutions(num_scales: int, count: int) -> tuple[int, ...]:
     """Number of the convolution of each scale: that whose place on [0, 1] is nearest to the scale's.
 
     Places of convolutions are even from 1/(3·count) to 1 − 1/(3·count), those of scales from 0 to 1. At equal distance
-    the later one is taken, in exact arithmetic. For four convolutions, one, or one a scale this is VAR's rule; for
+    the later one is taken, in exact arithmetic. For four convolutions, one, or one per scale this is VAR's rule; for
     other numbers VAR's places begin at 1/(2·count), and some scales take another convolution.
     """
     first = Fraction(1, 3 * count)

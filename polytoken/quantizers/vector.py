@@ -171,7 +171,7 @@ def entropy_gap(
 
 def _chunk_entropy(rows: Tensor, codebook: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     with full_precision(rows.device):  # here too: backward computes it again, outside of the caller's context
-        logits = (2 * rows @ codebook.T - codebook.square().sum(-1)) / temperature  # ‖z‖² is one constant a row
+        logits = (2 * rows @ codebook.T - codebook.square().sum(-1)) / temperature  # ‖z‖² is one constant per row
         log_probability = logits.log_softmax(-1)
         probability = logits.softmax(-1)  # exp of the logarithms is up to nine times slower on CPUs: denormals
         return -(probability * log_probability).sum(), probability.sum(0)

@@ -20,8 +20,6 @@ class Tokenizer(nn.Module, ABC):
 
     image_size: int
     """Pixels a side of the images it was built for."""
-    downsampling: int
-    """f: pixels a side of the square that one position of ``grid`` covers."""
 
     quantizer: Quantizer
     """The bottleneck."""
@@ -43,10 +41,9 @@ class Tokenizer(nn.Module, ABC):
         return ()
 
     @property
+    @abstractmethod
     def grid(self) -> tuple[int, int]:
         """(h, w) of ``Encoding.quantized`` for an image of ``image_size``."""
-        side = self.image_size // self.downsampling
-        return side, side
 
     @property
     @abstractmethod
@@ -159,9 +156,8 @@ class Tokenizer(nn.Module, ABC):
         """
         if self.spec is None:
             raise UserError(
-                "predict writes the codes of images, and this tokenizer has no codes: its bottleneck is continuous. "
-                "Train one with a quantizer (fq_dual, vq, fsq, …), or store its latents by configs/tokens.yaml "
-                "(make tokens)"
+                "this tokenizer has no codes, since its bottleneck is continuous: train one with a quantizer (fq_dual, "
+                "vq, fsq, …), or store its latents by configs/tokens.yaml (make tokens)"
             )
         return self.spec
 

@@ -171,6 +171,11 @@ class ConvolutionalTokenizer(Tokenizer):
         self.to(memory_format=torch.channels_last)  # the layout convolutions are fastest in, on CPU and GPU
 
     @property
+    def grid(self) -> tuple[int, int]:
+        side = self.image_size // self.downsampling
+        return side, side
+
+    @property
     def last_layer(self) -> nn.Parameter:
         """Weight of the decoder's output convolution."""
         return self.decoder.conv_out.weight  # type: ignore[return-value]

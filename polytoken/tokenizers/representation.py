@@ -96,7 +96,6 @@ class RepresentationTokenizer(Tokenizer):
             )
         quantizer.scales((side, side))
         self.image_size = image_size
-        self.downsampling = factor
         self.foundation = foundation
         self.shallow = shallow
         self.fusion: nn.Module | None = None
@@ -118,6 +117,10 @@ class RepresentationTokenizer(Tokenizer):
     def feature_names(self) -> tuple[str, ...]:
         """Names of the features that are read and reconstructed."""
         return ("deep",) if self.shallow is None else ("deep", "shallow")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.foundation.grid
 
     @property
     def last_layer(self) -> nn.Parameter:

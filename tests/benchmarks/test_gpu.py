@@ -50,11 +50,13 @@ def test_every_part_is_there_once_in_order_of_importance() -> None:
     assert all("float32" in name for name in names[-16:])
 
 
-def test_a_position_reads_the_weights_and_half_of_the_cache() -> None:
+def test_a_position_reads_the_weights_and_the_positions_so_far() -> None:
     generator = Bench(TINY, DEVICE).generator("llamagen_b")
     weights = sum(one.weight.numel() for one in generator.modules() if isinstance(one, torch.nn.Linear))
-    one_row = 2 * 1 * 16 * (generator.trunk.new_cache(1).keys[0].shape[2])  # keys and values of one block of width 16
-    assert gpu.bytes_per_position(generator, 6) == 4 * (weights + 6 * one_row / 2)
+    one_position = 2 * 16  # keys and values of one block of width 16
+    for positions in (1, 2, 4):
+        read = sum(range(1, positions + 1)) / positions * one_position
+        assert gpu.bytes_per_position(generator, 6, positions) == 4 * (weights + 6 * read)
 
 
 def test_decoding_ends_after_the_positions_that_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:

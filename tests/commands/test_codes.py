@@ -15,6 +15,7 @@ from polytoken.metrics.frechet import FeatureStatistics, frechet_distance
 from polytoken.metrics.images import to_uint8
 from polytoken.metrics.perturbation import CodePerturbation, Perturbation
 from tests.support.generated import CONTINUOUS, write_latent_runs, write_runs
+from tests.support.precision import tf32_of_convolutions
 from tests.support.recipes import CONFIGS, write_judge
 
 OPTIONS = {"preset": None, "runs": Path("runs"), "extractor": None, "weights": None}
@@ -38,10 +39,15 @@ def measured(run: Path, *more: str) -> dict:
     return json.loads((run / "codes.json").read_text())
 
 
-def test_distance_after_perturbation_is_that_of_decoded_codes(capsys: pytest.CaptureFixture) -> None:
+def test_distance_after_perturbation_is_that_of_decoded_codes(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_runs(Path("runs/digits"), image_size=32)
     run = described(Path("runs/digits/tokenizer/tiny"))
-    found = measured(run, "--alpha", "0.7", "--beta", "0.8", "--delta", "3", "--seed", "5", "--max-images", "60")
+    with monkeypatch.context() as patch:
+        tf32 = tf32_of_convolutions(patch)
+        found = measured(run, "--alpha", "0.7", "--beta", "0.8", "--delta", "3", "--seed", "5", "--max-images", "60")
+    assert tf32 == {False}
     assert "codes seen" in capsys.readouterr().out
     assert found["perturbation"] == {"alpha": 0.7, "beta": 0.8, "delta": 3, "seed": 5}
     assert found["neighbours"] == [3, 3] and found["bits_per_image"] == 16 * 2 * 4

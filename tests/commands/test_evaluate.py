@@ -21,6 +21,7 @@ from polytoken.metrics.frechet import FeatureStatistics, frechet_distance
 from polytoken.metrics.images import as_displayed
 from polytoken.metrics.judge import Judge
 from tests.support.generated import write_runs
+from tests.support.precision import tf32_of_convolutions
 from tests.support.recipes import write_judge
 
 
@@ -137,10 +138,14 @@ def test_the_named_judge_is_used(runs: Path, tmp_path: Path) -> None:
     assert result["extractor"]["sha256"] == file_sha256(tmp_path / "other.safetensors")
 
 
-def test_the_tokenizer_of_the_reconstructions_is_recorded(runs: Path, tmp_path: Path) -> None:
+def test_the_tokenizer_of_the_reconstructions_is_recorded(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizer = write_runs(tmp_path / "runs/digits", image_size=32).parent.parent / "tokenizer/tiny"
     np.savez(tmp_path / "samples.npz", *(part[:40] for part in digits("validation")))
+    tf32 = tf32_of_convolutions(monkeypatch)
     result = run(tmp_path / "samples.npz", runs, "--tokenizer", str(tokenizer))
+    assert tf32 == {False}
     known = {"run": str(tokenizer), "fingerprint": fingerprint(load_tokenizer(tokenizer))}
     assert result["samples"]["reconstructed_by"] == known
     assert result["metrics"]["reconstructions"]["rfd/judge"]["value"] > 0

@@ -20,6 +20,7 @@ from polytoken.loading import load_tokenizer
 from polytoken.metrics.fidelity import face_scores
 from tests.support.extractors import MeanColours
 from tests.support.generated import write_runs
+from tests.support.precision import tf32_of_convolutions
 
 WORDS, SEED = 5, 3
 
@@ -44,14 +45,17 @@ class Reader:
         return self.words if len(self.crops) % 2 else ["x", *self.words[1:]]
 
 
-def test_originals_and_reconstructions_are_read(run: Path) -> None:
+def test_originals_and_reconstructions_are_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readers: list[Reader] = []
 
     def new_reader() -> Reader:
         readers.append(Reader())
         return readers[-1]
 
-    found = measure(run, WORDS, (0.3, 0.25), seed=SEED, new_reader=new_reader)
+    with monkeypatch.context() as patch:
+        tf32 = tf32_of_convolutions(patch)
+        found = measure(run, WORDS, (0.3, 0.25), seed=SEED, new_reader=new_reader)
+    assert tf32 == {False}
     assert [(row["pixels"], row["n"]) for row in found.result["text"]] == [(8, WORDS), (10, WORDS)]
     for row in found.result["text"]:
         assert row["original_accuracy"] == row["original_similarity"] == 1

@@ -137,10 +137,12 @@ def test_args_without_a_stage_are_refused() -> None:
 
 
 def test_variables_with_common_names_count_on_the_command_line_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HOST", "PORT", "YES", "NAME", "STEPS"):
+    for name in ("HOST", "PORT", "YES", "NAME", "STEPS", "RUN", "TEACHERS", "NODES"):
         monkeypatch.setenv(name, "7")
     assert make("-n", "tensorboard").split("--port ")[1] == "6006 --host localhost\n"
     assert 'test -n "" ||' in make("-n", "clean")
+    for goal in ("consolidate", "profile", "experiment-stage", "weights", "sample LAUNCH=slurm"):
+        assert not re.search(r"\b7\b", make("-n", *goal.split())), goal
     assert "--port 7 --host 7" in make("-n", "tensorboard", "HOST=7", "PORT=7")
     assert 'test -n "1" ||' in make("-n", "clean", "YES=1")
 
@@ -205,6 +207,38 @@ def test_only_its_marker_finishes_a_stage(here: Path) -> None:
     assert "cli.py" not in make("-n", "evaluate", cwd=here)
     (places[4] / "done.json").unlink()
     assert make("-n", "evaluate", cwd=here).count("cli.py") == 5, "the tokenizer, and all that is built upon it"
+
+
+def test_the_report_is_written_again_after_any_measurement(here: Path) -> None:
+    """Of any run. A start may touch done.json and compared.json, and no measurement is repeated, such as old probes."""
+    runs, now = here / "runs/digits", time.time()
+    stages = [f"teacher/{name}" for name in ("judge", "perceptual", "mid", "high")]
+    stages += [f"{stage}/fq_dual" for stage in ("tokenizer", "tokens", "stage1", "stage2", "samples")]
+
+    def write(place: str, age: float) -> None:
+        (runs / place).parent.mkdir(parents=True, exist_ok=True)
+        (runs / place).touch()
+        os.utime(runs / place, (now - age,) * 2)
+
+    def programs(*goals: str) -> list[str]:
+        return re.findall(r"-m (commands\.\w+)", make("-n", *goals, cwd=here))
+
+    for place in stages:
+        write(f"{place}/done.json", 30)
+    for file, age in (("tokenizer/fq_dual/probes.json", 40), ("samples/fq_dual/metrics.json", 20), ("report.html", 10)):
+        write(file, age)
+    assert programs("report") == []
+    assert programs("sweep", "report") == ["commands.sweep", "commands.report"]
+    for file in (
+        *("tokenizer/fq_dual/probes.json", "tokenizer/vq/codes.json", "tokens/vq/dependency.json", "far_base/vq/sweep.json"),
+        *("caption_stage2/vq/captions.json", "far_base/a copy: 1/metrics.json", "samples/vq/samples.json"),
+    ):
+        write(file, 5)
+        assert programs("report") == ["commands.report"], file
+        write(file, 15)
+    for file in ("done.json", "compared.json"):
+        write(f"far_base/vq/{file}", 5)
+    assert programs("report") == []
 
 
 def test_paths_may_hold_spaces_and_quotes(here: Path) -> None:
@@ -317,6 +351,19 @@ def test_devices_reach_every_stage_of_several_processes(target: str, here: Path)
     assert ["--trainer.strategy ddp_find_unused_parameters_true" in line for line in lines] == [True] + [False] * 4
     one = make("-n", "tokenizer", "PRESET=imagenet", "DEVICES=1", cwd=here)
     assert "--trainer.devices 1 --trainer.strategy auto" in " ".join(one.split())
+
+
+def test_devices_reach_the_analysis(here: Path) -> None:
+    """It validates with the preset, which may ask for more devices than there are."""
+    for given, expected in (
+        (("DEVICES=1",), "--trainer.devices 1 --trainer.strategy auto"),
+        (
+            ("DEVICES=2", "NODES=3"),
+            "--trainer.devices 2 --trainer.num_nodes 3 --trainer.strategy ddp_find_unused_parameters_true",
+        ),
+    ):
+        said = " ".join(make("-n", "analysis", "PRESET=imagenet", *given, "ARGS=--x 1", cwd=here).split())
+        assert f"imagenet/analysis.yaml {expected} --x 1" in said.replace("\\ ", "")
 
 
 # a stage takes seconds, which its marker shows

@@ -174,7 +174,7 @@ def test_predict_rejects_an_autoencoder(tmp_path: Path, capsys: pytest.CaptureFi
     assert exit_code("fit", *digits("ae", judge), *overrides) == 0
     assert exit_code("predict", *digits("ae", judge)) == 2
     error = capsys.readouterr().err
-    assert "error: predict writes the codes of images, and this tokenizer has no codes" in error
+    assert "error: predict stores tokens or draws images, and TokenizerModule does neither" in error
     assert "Traceback" not in error
 
 

@@ -22,7 +22,6 @@ from polytoken.losses import (
     TokenizerObjective,
     TokenizerStep,
 )
-from polytoken.quantizers import ContinuousBottleneck
 from polytoken.tokenizers import ConvolutionalTokenizer
 from tests.support.host_sync import host_syncs
 from tests.support.slow import slow_but
@@ -263,21 +262,6 @@ def test_reconstructions_that_are_not_finite_are_not_measured() -> None:
         module.tokenizer.last_layer.fill_(float("nan"))
     with pytest.raises(RunError, match="reconstructions are not finite, so they are not measured"):
         module.validation_step(next(iter(batches(2))), 0)
-
-
-def test_predict_returns_codes(tmp_path: Path) -> None:
-    trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", default_root_dir=tmp_path)
-    (first, *_) = trainer.predict(build(), batches(2, count=4))
-    assert first["codes"].shape == (2, 2, 4)
-    assert first["index"].tolist() == [0, 1]
-
-
-def test_predict_rejects_a_tokenizer_without_codes(tmp_path: Path) -> None:
-    tokenizer = ConvolutionalTokenizer(ContinuousBottleneck(), 16, 32, (1, 1), num_res_blocks=1, attention=False)
-    module = TokenizerModule(tokenizer, TokenizerObjective(reconstruction=Reconstruction()))
-    trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", default_root_dir=tmp_path)
-    with pytest.raises(ValueError, match="this tokenizer has no codes"):
-        trainer.predict(module, batches(2, count=4))
 
 
 def test_a_rejected_step_leaves_no_trace(tmp_path: Path) -> None:

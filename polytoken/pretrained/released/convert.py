@@ -288,8 +288,9 @@ def _download(name: str, repository: str | None, file: str | None) -> Path:
 
 def _check_kind(release: Release, tokenizer: Tokenizer) -> None:
     """Raise UserError for a tokenizer of the family that is not what its name says."""
-    if release.downsampling is not None and tokenizer.downsampling != release.downsampling:
-        raise UserError(f"a position covers {tokenizer.downsampling} pixels a side, not {release.downsampling}")
+    covered = tokenizer.image_size // tokenizer.grid[0]
+    if release.downsampling not in (None, covered):
+        raise UserError(f"a position covers {covered} pixels a side, not {release.downsampling}")
     found = 0 if tokenizer.spec is None else tokenizer.spec.num_sub_codes
     if release.sub_codes not in (None, found):
         raise UserError(f"a position has {found} sub-codes, not {release.sub_codes}")

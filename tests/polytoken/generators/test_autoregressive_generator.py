@@ -87,6 +87,13 @@ def test_noise_changes_inputs_but_not_targets() -> None:
         assert torch.equal(seen["head"], codes)
 
 
+@pytest.mark.parametrize("where", ["head", "both"])
+@pytest.mark.parametrize(("k", "head"), [(2, MultiLinearHead), (1, AutoregressiveHead)])
+def test_noise_that_no_head_reads_is_refused(where: str, k: int, head: type) -> None:
+    with pytest.raises(UserError, match=f"noise.where is {where}, and {head.__name__} reads none of a position's {k}"):
+        small_generator(k, head(), noise=SubTokenNoise(0.1, where=where))
+
+
 @pytest.mark.parametrize("guidance", [1.0, 2.0, [1.0, 3.0]])
 def test_samples_do_not_depend_on_the_batch(guidance: float | list[float]) -> None:
     generator = small_generator(2)

@@ -37,6 +37,19 @@ def test_lpips_uses_the_given_weights_without_dropout(
     assert all((weight >= 0).all() for weight in heads), "the published linear heads are not negative"
 
 
+def test_lpips_equals_the_package_and_is_reduced_in_float32(tmp_path: Path, images: tuple) -> None:
+    random_vgg(tmp_path / "vgg.pth")
+    term = LPIPS(str(tmp_path / "vgg.pth"))
+    network = term._network.on(torch.device("cpu"))
+    torch.testing.assert_close(term(make_step(*images)), network(*images).mean())
+    seen: list[torch.dtype] = []
+    network.lins[0].register_forward_hook(lambda _, given, result: seen.extend((given[0].dtype, result.dtype)))
+    with torch.autocast("cpu", torch.bfloat16):
+        value = term(make_step(*images))
+    assert seen == [torch.float32] * 2
+    assert value.bfloat16().float() != value  # no value that bf16 has rounded
+
+
 def test_frozen_networks_stay_out_of_parameters_and_checkpoints(tmp_path: Path, images: tuple) -> None:
     random_vgg(tmp_path / "vgg.pth")
     term = LPIPS(str(tmp_path / "vgg.pth"))

@@ -14,6 +14,7 @@ from polytoken.quantizers import (
     MultiScaleQuantizer,
     VectorQuantizer,
 )
+from tests.support.precision import tf32_of_convolutions
 from tests.support.tokenizers import tiny_folded, tiny_tokenizer
 
 STEP = Recovery(steps=1, learning_rate=0.5, batch_size=4, evaluations=1, seed=3)
@@ -96,10 +97,13 @@ def test_losses_that_train_no_codebook_are_refused() -> None:
 
 
 @pytest.mark.parametrize("make", [tiny_tokenizer, tiny_folded])
-def test_recorded_features_have_the_codes_of_their_images(make) -> None:
+def test_recorded_features_have_the_codes_of_their_images(make, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = make().eval()
     images = torch.rand(5, 3, 16, 16, generator=torch.manual_seed(1)) * 2 - 1
-    read = quantized_features(tokenizer, images.split(2))
+    with monkeypatch.context() as patch:
+        tf32 = tf32_of_convolutions(patch)
+        read = quantized_features(tokenizer, images.split(2))
+    assert tf32 == {False}
     with torch.no_grad():
         assert torch.equal(tokenizer.quantizer(read).codes, tokenizer.encode(images).codes)
     assert not tokenizer.quantizer._forward_pre_hooks

@@ -19,6 +19,7 @@ from polytoken.metrics import (
 from polytoken.metrics.image_set import ImageSet
 from polytoken.metrics.images import to_uint8
 from polytoken.metrics.kernel_distance import kernel_distance
+from polytoken.metrics.layers import LayerStatistics
 from polytoken.metrics.precision_recall import precision_recall
 from tests.support.extractors import MeanColours
 from tests.support.ranks import run_on_ranks
@@ -82,6 +83,15 @@ def metrics_of_ranks(part: dict[str, torch.Tensor]) -> dict[str, object]:
     result["gathered of one rank"] = gather_rows(
         [part["codes"][:1]] if len(part["features"]) == 3 else [], CPU
     ).tolist()
+    layers = LayerStatistics(2, CPU, k=2)
+    if len(part["images"]) >= 24:  # the first rank has none
+        pixels = part["images"][-24:].float()
+        hidden = {1: pixels.flatten(2), 2: pixels.square().flatten(2)}
+        layers.update(hidden, pixels[:, 0].flatten(1))
+        layers.update_probe(hidden, torch.arange(24) % 3)
+    curves = layers.compute()
+    assert curves.probe is not None
+    result["layers"] = [curves.images, *curves.nts, *curves.cka, *(accuracy.value for accuracy in curves.probe)]
     return result
 
 

@@ -186,7 +186,7 @@ def test_several_sub_codes_allow_more_channels_than_one() -> None:
 
 
 def test_wrong_number_of_sub_codes_is_rejected() -> None:
-    with pytest.raises(ValueError, match="expected 2 sub-codes a position, got 3"):
+    with pytest.raises(ValueError, match="expected 2 sub-codes per position, got 3"):
         build(num_sub_codes=2).embed_codes(torch.zeros(1, 3, 4, dtype=torch.int64), (2, 2))
 
 

@@ -199,7 +199,7 @@ def test_defaults_suit_fewer_scales() -> None:
 @pytest.mark.parametrize(
     ("shape", "sentence"),
     [
-        ((1, 2, 43), "expected 1 sub-codes a position, got 2"),
+        ((1, 2, 43), "expected 1 sub-codes per position, got 2"),
         ((1, 1, 7), r"got codes of 7 positions, and scales of \[1, 2, 2, 3, 5\] end after \[1, 5, 9, 18, 43\]"),
         ((1, 1, 44), "got codes of 44 positions"),
     ],
@@ -210,7 +210,7 @@ def test_partial_sums_of_codes_of_another_shape_are_refused(shape: tuple[int, ..
 
 
 def test_partial_sums_of_branches_check_the_number_of_sub_codes() -> None:
-    with pytest.raises(UserError, match="expected 2 sub-codes a position, got 1"):
+    with pytest.raises(UserError, match="expected 2 sub-codes per position, got 1"):
         list(FactorizedQuantizer(quantizer(), 2).partial_sums(torch.zeros(1, 1, 43, dtype=torch.int64), (5, 5)))
 
 
