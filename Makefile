@@ -303,10 +303,14 @@ layers: $(TRAINED) $(TEACHERS_HERE) ## measure | Compare the blocks of GENERATOR
 
 # what the features of a representation autoencoder still know, for the report; elsewhere it takes hours: make probe zero-shot
 UNDERSTOOD := $(if $(and $(filter representation,$(KIND)),$(TEACHERS_HERE)),$(addprefix $(RUNS)/tokenizer/$(TOKENIZER_RUN)/,probes.json zero_shot.json))
+# the page shows all runs: files that are newer, and what other goals of this command line measure. They are no prerequisites, since the
+# rule of probes.json may take hours; done.json and compared.json are left out, which every start may touch
+NEWER := $(filter-out report demo curriculum,$(MAKECMDGOALS)) $(shell find -L $(RUNS) -mindepth 3 -maxdepth 3 -name '*.json' \
+	! -name done.json ! -name compared.json -newer $(RUNS)/report.html 2>/dev/null)
 
 report: $(RUNS)/report.html ## start | Put all runs and tables of PRESET on one page: report.html, and report.md
 
-$(RUNS)/report.html: $(MEASURED) $(UNDERSTOOD) $(wildcard runs/experiments/results/*/*_$(PRESET).json) | $(READY)
+$(RUNS)/report.html: $(MEASURED) $(UNDERSTOOD) $(wildcard runs/experiments/results/*/*_$(PRESET).json) $(if $(strip $(NEWER)),ask) | $(READY)
 	$(PYTHON) -m commands.report --preset $(PRESET)
 	@echo "the report is $@; that is the whole curriculum"
 
@@ -336,7 +340,8 @@ $(RUNS)/caption_stage2/$(CAPTIONED)/done.json: $(RUNS)/caption_stage1/$(CAPTIONE
 	$(IF_MADE_NOW) echo "BLEU and CIDEr-D are in $(@D)/metrics.json, the captions in captions.json"; fi
 
 analysis: tokenizer ## measure | Analyse the subspaces of TOKENIZER: affinity, ablation, code maps
-	$(PYTHON) cli.py validate $(ENCODER) --config configs/analysis.yaml --config configs/presets/$(PRESET)/analysis.yaml $(ARGS)
+	$(PYTHON) cli.py validate $(ENCODER) --config configs/analysis.yaml --config configs/presets/$(PRESET)/analysis.yaml \
+		$(call placed,ddp_find_unused_parameters_true) $(ARGS)
 
 endif
 
@@ -350,7 +355,7 @@ plot: $(READY) ## experiments | Plot iFSQ Fig. 3 from its finished experiment in
 	$(PYTHON) -m experiments.ifsq_plot runs/experiments/results/ifsq/fig3_photos.json docs/images/ifsq_fig3.png
 
 weights: $(READY) ## start | Fetch VGG-16, Inception, ADM's reference (2 GB), and TEACHERS=clip_large_14, or those of recipes: TEACHERS="fq_dual ideal"
-	$(PYTHON) -m commands.weights $(TEACHERS)
+	$(PYTHON) -m commands.weights $(call given,TEACHERS)
 
 reference: $(TEACHERS_HERE) | $(READY) ## measure | Measure the real images of SPLIT=validation (for rFID) or train (for gFID)
 	$(call MEASURE_REAL,$(SPLIT)) $(ARGS)
@@ -360,7 +365,7 @@ parity: | $(READY) ## measure | Compare a released tokenizer with its authors' f
 		$(if $(call given,FILE),--file $(call quoted,$(call given,FILE))) $(addprefix --preset ,$(call given,PRESET)) $(if $(DATA),--data $(call quoted,$(DATA))) $(ARGS)
 
 consolidate: | $(READY) ## cluster | Make one file (whole.ckpt) of the sharded checkpoint of RUN=runs/…
-	$(PYTHON) -m commands.consolidate $(call quoted,$(or $(RUN),$(RUNS)/$(GENERATOR)/$(TOKENIZER)))
+	$(PYTHON) -m commands.consolidate $(call quoted,$(or $(call given,RUN),$(RUNS)/$(GENERATOR)/$(TOKENIZER)))
 
 profile: | $(READY) ## measure | Find where the time of RUN=runs/… goes, a fit or a prediction: operators, idle GPU, a trace; STEPS=5
 	@$(PYTHON) -m commands.profile $(call quoted,$(or $(call given,RUN),$(RUNS)/$(GENERATOR)/$(TOKENIZER))) $(addprefix --steps ,$(call given,STEPS))
@@ -371,7 +376,7 @@ experiment: $(TEACHERS_HERE) $(if $(filter ideal/%,$(EXPERIMENT)),$(DUAL) $(if $
 # one stage as a job: experiments --sbatch submits it (LAUNCHER and CLUSTER reach it as variables of the environment)
 .PHONY: experiment-stage
 experiment-stage: | $(READY)
-	$(PYTHON) -m experiments.start $(call quoted,$(RUN))
+	$(PYTHON) -m experiments.start $(call quoted,$(call given,RUN))
 
 # --- development -----------------------------------------------------------------------------------------------------
 

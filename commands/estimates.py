@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from artifacts.token_manifest import StorePlan
+from datamodules.views import Views
+from polytoken.building import build
+from polytoken.errors import UserError
+from polytoken.quantizers import FactorizedQuantizer
 from polytoken.text import duration
+from polytoken.tokenizers import ConvolutionalTokenizer
+from polytoken.tokenizers.base import Tokenizer
 
 MACHINE = "one H200, 16 cores"
 # images or positions a second, bf16: the only speeds that were measured, of these sizes
 TOKENIZER_STEP = 72  # f16 dual tokenizer, 256 px, without perceptual term, discriminator and teacher
 TOKENIZER_FORWARD = 221  # the same, encoder and decoder
-CONVOLUTIONAL = "polytoken.tokenizers.ConvolutionalTokenizer"
-FACTORIZED = "polytoken.quantizers.FactorizedQuantizer"
 UNKNOWN = "not measured"
 
 
@@ -52,31 +60,54 @@ def estimates(
         sample: that of the prediction of samples.
         images: number of training images.
     """
-    coder = tokenizer["model"]["init_args"].get("tokenizer", {})
-    arguments = coder.get("init_args", {})
-    size, factor = arguments.get("image_size", 0), 2 ** (len(arguments.get("channel_multipliers", [0])) - 1)
-    quantizer = arguments.get("quantizer") or {}
-    settings = quantizer.get("init_args", {})
-    scales = settings.get("branch", {}).get("init_args", {}).get("scales")
-    convolutional = coder.get("class_path") == CONVOLUTIONAL
-    measured = convolutional and (size, factor) == (256, 16) and quantizer.get("class_path") == FACTORIZED
+    section = tokenizer["model"]["init_args"].get("tokenizer", {})
+    coder = _built(section)
+    measured = (
+        isinstance(coder, ConvolutionalTokenizer)
+        and (coder.image_size, coder.downsampling) == (256, 16)
+        and isinstance(coder.quantizer, FactorizedQuantizer)
+    )
     steps, batch = _steps(tokenizer)
     seen = steps * batch
     yield Estimate("tokenizer", f"{seen:,} images", seen / TOKENIZER_STEP if measured else None, 0)
 
-    views = (tokens["data"]["init_args"].get("views") or {}).get("init_args", tokens["data"]["init_args"].get("views"))
-    crops = {"ten_crop": 10, "centre": 1}.get(str((views or {}).get("crops", "centre")), 1)
-    stored = images * crops
-    codes = settings.get("num_branches") or settings.get("num_sub_codes") or 1
-    positions = sum(side**2 for side in scales) if scales else (size // factor) ** 2 if convolutional else None
-    written = None if positions is None else stored * positions * codes * 2.0
+    views = tokens["data"]["init_args"].get("views") or {}
+    stored = images * len(Views(**views.get("init_args", views)).names)
+    written = None if coder is None else float(stored * _stored_bytes(coder))
     yield Estimate("tokens", f"{stored:,} crops", stored / TOKENIZER_FORWARD if measured else None, written)
 
     steps, batch = _steps(generator)
     yield Estimate("generator", f"{steps:,} steps of {batch} images", None, 0)
 
+    size = section.get("init_args", {}).get("image_size")
     drawn = sample["data"]["init_args"].get("num_images") or 0
     yield Estimate("sample", f"{drawn:,} images", None, drawn * size**2 * 3.0 if size else None)
+
+
+def _built(section: dict[str, Any]) -> Tokenizer | None:
+    """The tokenizer, without memory; None if it needs a file that is made first, or has a class of another package."""
+    try:
+        with torch.device("meta"):
+            return build(section, Tokenizer, "model.tokenizer")
+    except UserError:
+        return None
+
+
+def _stored_bytes(tokenizer: Tokenizer) -> int:
+    """Bytes of the codes or latents of a crop in a token store."""
+    plan = StorePlan(
+        spec=tokenizer.spec,
+        latent_shape=tokenizer.latent_shape,
+        tokenizer_fingerprint="",
+        tokenizer_run="",
+        split="train",
+        num_images=1,
+        class_to_idx={},
+        image_size=tokenizer.image_size,
+        views=Views().names,
+        images_per_shard=1,
+    )
+    return math.prod(plan.shape) * plan.dtype.itemsize
 
 
 def _steps(config: dict[str, Any]) -> tuple[int, int]:

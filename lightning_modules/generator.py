@@ -270,7 +270,7 @@ class GeneratorModule(ResumingModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the norm that is logged: Lightning would compute it again, and refuses fused optimizers."""
+        """Clip by the norm that is logged, which Lightning would compute again."""
         if gradient_clip_val and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
         elif gradient_clip_val:

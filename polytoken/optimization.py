@@ -65,7 +65,11 @@ class OptimizerConfig:
         """
         prefix = f"{network}/" if network else ""
         groups = [*self._groups(parameters, prefix, 1.0), *self._groups(scaled, f"{prefix}carried_", scale)]
-        return torch.optim.AdamW(groups, self.learning_rate, self.betas, weight_decay=self.weight_decay, fused=True)
+        adam = torch.optim.AdamW(groups, self.learning_rate, self.betas, weight_decay=self.weight_decay, fused=True)
+        # A fused step can unscale fp16 gradients itself, so Lightning refuses to clip them, in bf16-mixed too. Without
+        # this mark of torch's, a scaler unscales them before they are clipped.
+        adam._step_supports_amp_scaling = False
+        return adam
 
     def _groups(self, parameters: Iterable[nn.Parameter], prefix: str, scale: float) -> list[dict[str, Any]]:
         trainable = [parameter for parameter in parameters if parameter.requires_grad]

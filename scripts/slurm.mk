@@ -1,7 +1,8 @@
 # Stages as SLURM jobs, for `make TARGET LAUNCH=slurm` (docs/clusters.md). A job runs `make TARGET` again, in
 # its allocation, so that the Makefile alone defines a stage.
 
-NODES      ?= 1
+# on the command line only, as without jobs
+NODES      := 1
 GPUS       ?= $(or $(call given,DEVICES),1)
 CPUS       ?= 8
 TIME       ?= 24:00:00

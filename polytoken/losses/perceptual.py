@@ -80,10 +80,11 @@ class LPIPS(PerceptualTerm):
         """The convolutions may run in half precision; differences, linear heads and means are float32."""
         from lpips import normalize_tensor
 
-        pairs = zip(*(network.net(network.scaling_layer(images)) for images in (first, second)), strict=True)
+        scale, vgg, heads = (network.get_submodule(name) for name in ("scaling_layer", "net", "lins"))
+        pairs = zip(*(vgg(scale(images)) for images in (first, second)), strict=True)
         with full_precision(first.device):
             apart = [(normalize_tensor(one.float()) - normalize_tensor(other.float())).square() for one, other in pairs]
-            return torch.stack([head(one).mean() for head, one in zip(network.lins, apart, strict=True)]).sum()
+            return torch.stack([head(one).mean() for head, one in zip(heads.children(), apart, strict=True)]).sum()
 
 
 class FeatureDistance(PerceptualTerm):

@@ -7,11 +7,14 @@ import pytest
 from PIL import Image
 
 from commands import check, estimates
+from commands.cli.composed import compose
 from commands.preset import Preset
 from polytoken.teachers.efficientnet import EFFICIENTNETS, InstalledWeights
 from tests.support.commands import REPOSITORY
+from tests.support.recipes import CONFIGS, preset_files
 
 PRESETS = "configs/presets"
+IMAGES = 1_281_167  # of ImageNet's training split
 
 
 def stages(preset: str, *data: str) -> list[str]:
@@ -24,6 +27,15 @@ def stages(preset: str, *data: str) -> list[str]:
         words += ["--model.init_args.tokenizer_run", "t"] if recipe == "tokens" else ()
         words += ["--model.init_args.generator_run", "g"] if recipe == "sample" else ()
     return words
+
+
+def tokens_of(recipe: str, preset: str, **views: object) -> estimates.Estimate:
+    """The estimate of the token store of a recipe, with changes of the views."""
+    files = [str(CONFIGS / f"{recipe}.yaml"), *preset_files(recipe, preset)]
+    tokenizer = compose(["fit", *(word for file in files for word in ("--config", file))])
+    tokens, *later = (compose(words.split()) for words in " ".join(stages(preset)).split(" -- ")[2:])
+    tokens["data"]["init_args"]["views"] |= views
+    return [*estimates.estimates(tokenizer, tokens, *later, IMAGES)][1]
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +93,36 @@ def test_an_unknown_size_is_not_counted_as_none(tmp_path: Path) -> None:
     assert check.disk(tmp_path, [known]).what == f"2.0 GB in {tmp_path}, and checkpoints"
     assert check.disk(tmp_path, [known, unknown]).what == f"2.0 GB in {tmp_path}, and checkpoints; tokens: unknown"
     assert [estimate.row(1)[-1] for estimate in (known, unknown)] == ["2.0 GB", "unknown"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "bytes_of_a_crop"),
+    [
+        ("ae", 4 * 256 * 2),
+        ("ifsq", 256 * 4),
+        ("var", 680 * 2),
+        ("fq_dual", 2 * 256 * 2),
+        ("lfq", 2 * 256 * 2),
+        ("imagefolder", 2 * 286 * 2),
+        ("ideal", 576 * 2),
+    ],
+)
+def test_the_size_of_a_token_store_is_that_of_its_tokens(recipe: str, bytes_of_a_crop: int) -> None:
+    """Latents have channels, scales add up, and codes of more than 65,536 entries are wide."""
+    assert tokens_of(recipe, "imagenet").size == IMAGES * 10 * bytes_of_a_crop
+
+
+@pytest.mark.parametrize(
+    ("changes", "crops"),
+    [({}, 10), ({"flip": False}, 5), ({"enlargements": [1.1, 1.05]}, 20), ({"crops": "centre"}, 2)],
+)
+def test_all_crops_are_counted(changes: dict[str, object], crops: int) -> None:
+    tokens = tokens_of("vq", "imagenet", **changes)
+    assert tokens.work == f"{IMAGES * crops:,} crops" and tokens.size == IMAGES * crops * 512
+
+
+def test_a_store_is_unknown_before_the_network_of_its_tokenizer_is_made() -> None:
+    assert tokens_of("ideal", "digits").size is None
 
 
 def test_the_speeds_are_those_of_the_results() -> None:

@@ -230,8 +230,8 @@ def test_the_report_is_written_again_after_any_measurement(here: Path) -> None:
     assert programs("report") == []
     assert programs("sweep", "report") == ["commands.sweep", "commands.report"]
     for file in (
-        *("tokenizer/fq_dual/probes.json", "tokenizer/vq/codes.json", "tokens/vq/dependency.json", "far_base/vq/sweep.json"),
-        *("caption_stage2/vq/captions.json", "far_base/a copy: 1/metrics.json", "samples/vq/samples.json"),
+        *("tokenizer/fq_dual/probes.json", "tokenizer/vq/codes.json", "tokens/vq/dependency.json"),
+        *("dit/vq/sweep.json", "caption_stage2/vq/captions.json", "far_base/a copy: 1/metrics.json"),
     ):
         write(file, 5)
         assert programs("report") == ["commands.report"], file

@@ -21,7 +21,7 @@ def rows(head: str) -> dict[str, list[str]]:
     return {first: others for first, *others in cells}
 
 
-@pytest.mark.parametrize("paper", ["SSQ", "ImageFolder"])
+@pytest.mark.parametrize("paper", ["SSQ", "iFSQ, autoregressive", "Ideal", "ImageFolder"])
 def test_the_table_holds_the_estimates(paper: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(sys, "argv", ["cli.py"])

@@ -89,6 +89,16 @@ def test_two_steps_of_both_stages(capsys: pytest.CaptureFixture) -> None:
     assert "was trained with the feature 'before/1', and this run has 'after/1'" in error and "Traceback" not in error
 
 
+def test_a_step_in_bfloat16_is_clipped() -> None:
+    """As the preset for ImageNet trains; a gradient far below AdamW's epsilon moves nothing."""
+    short = {"max_steps": 1, "limit_val_batches": 0, "precision": "bf16-mixed"}
+    steps = {f"trainer__{name}": value for name, value in short.items()}
+    for stage, clip in (("clipped", 1e-20), ("trained", 1.0)):
+        given = {"run__stage": stage, "model__init_args__optimizer__warmup_steps": 0}
+        assert fit("caption_stage1", trainer__gradient_clip_val=clip, **given, **steps) == 0
+    assert (projector("clipped") - projector("trained")).abs().max() > 5e-4
+
+
 @pytest.mark.slow
 def test_a_language_model_that_stage_1_trained_is_taken_over(capsys: pytest.CaptureFixture[str]) -> None:
     start = {"model__init_args__init_from": "runs/photos/trained"}

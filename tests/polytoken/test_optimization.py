@@ -2,6 +2,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from polytoken.optimization import OptimizerConfig
@@ -44,6 +45,20 @@ def test_decay_of_matrices_leaves_biases_and_norms() -> None:
     decayed, kept = config.build(network.parameters()).param_groups
     assert [parameter.ndim for parameter in decayed["params"]] == [2, 4] and decayed["weight_decay"] == 0.05
     assert [parameter.ndim for parameter in kept["params"]] == [1, 1, 1, 1] and kept["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize("scaler", [None, torch.amp.GradScaler("cpu", init_scale=4.0)], ids=["bf16", "fp16"])
+def test_lightning_clips_the_gradients_of_fused_updates(scaler: torch.amp.GradScaler | None) -> None:
+    """In mixed precision too, where it refuses an optimizer that unscales fp16 gradients itself."""
+    weight = nn.Parameter(torch.zeros(2))
+    optimizer = OptimizerConfig(learning_rate=0.1).build([weight])
+    (weight @ torch.tensor([3.0, 4.0]) * (scaler.scale(torch.ones(())) if scaler else 1)).backward()
+    if scaler:
+        scaler.unscale_(optimizer)  # as Lightning does before it clips, unless the optimizer says that it does
+    MixedPrecision("bf16-mixed", "cpu").clip_gradients(optimizer, 1.0)
+    torch.testing.assert_close(weight.grad, torch.tensor([0.6, 0.8]))
+    scaler.step(optimizer) if scaler else optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.tensor([-0.1, -0.1]))
 
 
 def test_fused_updates_equal_the_plain_ones_and_read_their_state() -> None:
