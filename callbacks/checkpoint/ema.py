@@ -67,9 +67,7 @@ class EMA(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Place the averages; Lightning has restored the step, and averages of sharded runs, only now."""
         self._last_step = trainer.global_step
-        tensors = self._tensors(pl_module)
-        if missing := tensors.keys() ^ self._average.keys():
-            raise RunError(f"EMA in the checkpoint covers other weights than {self.modules}: {sorted(missing)[:3]}")
+        tensors = self._averaged(pl_module)
         self._average = {name: placed_like(self._average[name], tensor) for name, tensor in tensors.items()}
 
     @torch.no_grad()
@@ -109,7 +107,7 @@ class EMA(pl.Callback):
     def _swap_in(self, pl_module: pl.LightningModule) -> None:
         if not self._average or self._raw is not None:
             return
-        tensors = self._tensors(pl_module)
+        tensors = self._averaged(pl_module)
         self._raw = {name: tensor.clone() for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
             tensor.copy_(placed_like(self._average[name], tensor))
@@ -121,6 +119,16 @@ class EMA(pl.Callback):
         for name, tensor in self._tensors(pl_module).items():
             tensor.copy_(self._raw[name])
         self._raw = None
+
+    def _averaged(self, pl_module: pl.LightningModule) -> dict[str, Tensor]:
+        """The tensors whose averages these are; raises RunError if a checkpoint has brought those of others."""
+        tensors = self._tensors(pl_module)
+        if missing := tensors.keys() ^ self._average.keys():
+            raise RunError(
+                f"EMA in the checkpoint covers other weights than its modules {list(self.modules)}: "
+                f"{sorted(missing)[:3]}. Give callbacks.EMA the modules that the run was trained with"
+            )
+        return tensors
 
     def _submodules(self, pl_module: pl.LightningModule) -> Iterator[tuple[str, nn.Module]]:
         for name in self.modules:

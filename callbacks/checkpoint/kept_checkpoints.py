@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from artifacts.checkpoint_files import LAST, copy
 from callbacks.checkpoint.last_checkpoint import LastCheckpoint
 from polytoken.errors import UserError
+from polytoken.loading import GLOBAL_STEP
 from polytoken.ranges import at_least
 
 
@@ -40,9 +41,11 @@ class KeptCheckpoints(Checkpoint):
             raise UserError("KeptCheckpoints saves by LastCheckpoint: add callbacks.LastCheckpoint before it")
         self._last = last
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the step that a resumed run starts from, and keep its checkpoint if the earlier process did not."""
-        self._step = trainer.global_step
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note the step that a fit resumes from, and keep its checkpoint if the earlier process did not."""
+        if trainer.state.fn != "fit":
+            return
+        self._step = checkpoint[GLOBAL_STEP]
         if self._is_due and trainer.ckpt_path and trainer.is_global_zero and not self._path.exists():
             copy(Path(trainer.ckpt_path), self._path)
 

@@ -44,7 +44,8 @@ class LastCheckpoint(Checkpoint):
 
     The checkpoint before it stays as `previous.ckpt`, from which the command line resumes if the last one cannot be
     read. Saving before a validation means that a run killed while it validates loses no step, and that the best
-    checkpoint is a second name of the last one. A run that resumes from such a checkpoint validates first.
+    checkpoint is a second name of the last one. A run that resumes from such a checkpoint validates first. If no step
+    is left, Lightning starts no training; the validation that follows a fit takes its place, and chooses the best too.
 
     `previous.ckpt` holds weights that have since given a finite loss; those of `last.ckpt` may not have been used yet.
     Nothing is written while steps are left out as not finite. If the run ends so, a last checkpoint that has given no
@@ -118,11 +119,10 @@ class LastCheckpoint(Checkpoint):
         """Note the step that a resumed run starts from, which a file holds; repeat the validation that was due."""
         self._step = self._step_in_file = trainer.global_step
         self._saved_at = time.monotonic()
-        read = trainer.ckpt_path
-        self._read = read is not None and real_path(read) == real_path(self.directory / LAST)
+        self._read = self._starts_from_last(trainer)
         self._guard = getattr(pl_module, "guard", None)
         self._proven = self._due = False
-        if read is None and trainer.is_global_zero and not trainer.fast_dev_run:
+        if trainer.ckpt_path is None and trainer.is_global_zero and not trainer.fast_dev_run:
             remove(self.directory / BEST_VALUE)  # of a run that starts over
         if self._read and self._validates:
             _validate(trainer)
@@ -146,8 +146,9 @@ class LastCheckpoint(Checkpoint):
             self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the last checkpoint as the best one if its validation is the best so far."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
+        """Keep the last checkpoint as the best one if its validation, in a fit or after it, is the best so far."""
+        after_fit = self._fits and trainer.ckpt_path is None  # of its weights, not of a file
+        if trainer.sanity_checking or (trainer.state.fn == "validate" and not after_fit):
             return
         self._validates = False
         if self.monitor is None or trainer.fast_dev_run:
@@ -156,7 +157,8 @@ class LastCheckpoint(Checkpoint):
         if value is None:
             known = ", ".join(sorted(trainer.callback_metrics)) or "none"
             raise UserError(f"monitor is '{self.monitor}', which validation does not log; it logs {known}")
-        if trainer.is_global_zero and self.holds(trainer.global_step) and self._is_better(float(value)):
+        saved = trainer.global_step > 0 and self.holds(trainer.global_step)
+        if trainer.is_global_zero and saved and self._is_better(float(value)):
             copy(self.directory / LAST, self.directory / BEST)
             records.write(self.directory / BEST_VALUE, Best(self.monitor, float(value)))
 
@@ -181,6 +183,11 @@ class LastCheckpoint(Checkpoint):
             f"the run ends at step {trainer.global_step} with weights whose loss is not finite, so they are not saved: "
             f"train under another run.stage with a lower learning rate, from {self.directory / LAST} if it exists"
         )
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the step of a run that resumes after its last one: Lightning starts no training."""
+        if self._starts_from_last(trainer):
+            self._step_in_file = trainer.global_step
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Withdraw the last checkpoint if too many steps were not finite, and its weights have never given a loss."""
@@ -225,6 +232,11 @@ class LastCheckpoint(Checkpoint):
     def _is_rejecting(self) -> bool:
         """True if the last step was left out as not finite."""
         return self._guard is not None and self._guard.in_a_row > 0
+
+    def _starts_from_last(self, trainer: Trainer) -> bool:
+        """True if the trainer has read `last.ckpt`."""
+        read = trainer.ckpt_path
+        return read is not None and real_path(read) == real_path(self.directory / LAST)
 
     def _withdraw(self) -> None:
         """Put the previous checkpoint in the place of a last one whose weights have given no finite loss."""

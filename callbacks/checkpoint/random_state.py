@@ -20,7 +20,8 @@ class RandomState(Callback):
 
     The states are taken at the end of a training batch and restored at the start of the next one, in the same process
     or, through the checkpoint, in a later one. Neither a resume nor anything between two batches (validation, the
-    workers of a new epoch, sampling) changes the numbers that training draws.
+    workers of a new epoch, sampling) changes the numbers that training draws. A validation starts from them too, so
+    that one that is repeated, in the fit or after it, draws the same numbers.
 
     `seed_everything` gives all ranks one seed, so that they build equal weights. From the first step on, each rank
     draws its own numbers; otherwise all ranks would apply one dropout mask to different images.
@@ -46,7 +47,7 @@ class RandomState(Callback):
         if self._states is not None:
             put_states(self._states, pl_module.device)
 
-    on_train_batch_start = on_train_start
+    on_train_batch_start = on_validation_start = on_train_start
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

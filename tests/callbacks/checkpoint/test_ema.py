@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from callbacks import EMA
+from polytoken.errors import UserError
 
 
 class Toy(pl.LightningModule):
@@ -14,6 +15,7 @@ class Toy(pl.LightningModule):
     def __init__(self, accumulate: int = 1) -> None:
         super().__init__()
         self.net = nn.Linear(2, 1)
+        self.head = nn.Linear(1, 1)  # not trained
         self.net.register_buffer("seen", torch.tensor(0))
         self.history: list[torch.Tensor] = []
         self.judged: list[torch.Tensor] = []
@@ -30,6 +32,8 @@ class Toy(pl.LightningModule):
 
     def validation_step(self, batch: torch.Tensor) -> None:
         self.judged.append(self.net.weight.detach().clone())
+
+    test_step = validation_step
 
 
 def fit(path: Path, ema: EMA, steps: int, **options) -> tuple[Toy, pl.Trainer]:
@@ -94,6 +98,18 @@ def test_the_checkpoint_contains_the_average(tmp_path: Path) -> None:
     fit(tmp_path, resumed, 4, ckpt_path=tmp_path / "last.ckpt", limit_val_batches=0)
     assert resumed.updates == 4
     assert torch.equal(resumed._average["net.weight"], ema._average["net.weight"])
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_averages_of_other_weights_are_refused(command: str, tmp_path: Path) -> None:
+    _, trainer = fit(tmp_path, EMA(["net"]), 1)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    trainer = pl.Trainer(
+        callbacks=[EMA(["head"])], accelerator="cpu", logger=False, max_steps=2, default_root_dir=tmp_path
+    )
+    loader = torch.utils.data.DataLoader(torch.zeros(4, 2))
+    with pytest.raises(UserError, match=r"than its modules \['head'\]: \['head.bias', 'head.weight', 'net.bias'\]"):
+        getattr(trainer, command)(Toy(), loader, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
 
 
 def test_an_unknown_sub_module_is_reported(tmp_path: Path) -> None:

@@ -123,6 +123,33 @@ def test_a_resumed_run_knows_its_best_value(settings: dict, kept: str, tmp_path:
     assert contents(tmp_path)["best.ckpt"] == "6"
 
 
+@pytest.mark.parametrize(
+    ("fits", "step", "read", "best"),
+    [
+        (True, 2, None, "2"),
+        (True, 2, "step_1.ckpt", "1"),  # other weights
+        (True, 0, None, "1"),  # max_steps=0
+        (False, 0, None, "1"),  # the command validate
+    ],
+)
+def test_the_validation_after_a_fit_chooses_the_best_too(
+    fits: bool, step: int, read: str | None, best: str, tmp_path: Path
+) -> None:
+    """That of a run which was left at its last step has no other."""
+    train(tmp_path, 1, [1, 2], values={1: 3.0}, monitor="val/x")
+    trainer = FakeTrainer(global_step=step, fast_dev_run=0, ckpt_path=str(tmp_path / "last.ckpt"))
+    trainer.strategy = SimpleNamespace(broadcast=lambda path: path)
+    trainer.callback_metrics = {"val/x": torch.tensor(2.0)} if fits else {}
+    callback = LastCheckpoint(1, str(tmp_path), monitor="val/x")
+    if fits:
+        callback.setup(trainer, None, "fit")
+        callback.on_fit_end(trainer, None)
+    trainer.state, trainer.ckpt_path = SimpleNamespace(fn="validate"), read
+    callback.setup(trainer, None, "validate")
+    callback.on_validation_end(trainer, None)
+    assert contents(tmp_path)["best.ckpt"] == best
+
+
 def test_a_monitor_that_is_not_logged_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="monitor is 'val/z', which validation does not log; it logs val/x, val/y"):
         train(tmp_path, 1, [1], values={1: 0.0}, monitor="val/z")

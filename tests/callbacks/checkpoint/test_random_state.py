@@ -66,6 +66,18 @@ def test_draws_between_two_steps_change_nothing() -> None:
     assert [first, step(busy)] == expected
 
 
+def test_a_repeated_validation_draws_the_same_numbers() -> None:
+    first, second = RandomState(), RandomState()
+    first.on_fit_start(TRAINER, MODULE)
+    step(first)
+    drawn = []
+    for callback in (first, first, second):  # in the fit, after it, and in a run that resumes after the last step
+        second.on_load_checkpoint(TRAINER, MODULE, through_a_file(first))
+        callback.on_validation_start(TRAINER, MODULE)
+        drawn.append(draws())
+    assert drawn[0] == drawn[1] == drawn[2]
+
+
 def test_each_rank_gets_its_own_state(monkeypatch: pytest.MonkeyPatch) -> None:
     def gather(states: list, own: dict) -> None:
         states[:] = [other, own]

@@ -4,10 +4,13 @@ import platform
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from callbacks import ReconstructionMetrics
+from callbacks.measure import metrics_file
 from callbacks.measure.metrics_file import MetricsFile
+from polytoken.errors import UserError
 from tests.support.tokenizers import tiny_tokenizer
 from tests.support.validation import Images, module_of, quiet_trainer
 
@@ -18,6 +21,7 @@ def trainer(directory: Path, function: str, step: int = 7, rank: int = 0, **metr
         fast_dev_run=0,
         default_root_dir=str(directory),
         global_step=step,
+        ckpt_path="last.ckpt",
         state=SimpleNamespace(fn=function),
         callback_metrics={name: torch.tensor(value) for name, value in metrics.items()},
     )
@@ -52,6 +56,33 @@ def test_a_non_finite_number_becomes_null(tmp_path: Path) -> None:
     MetricsFile().on_fit_end(trainer(tmp_path, "fit", loss=float("nan")), None)
     content = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=lambda name: 1 / 0)
     assert content["fit"]["metrics"] == {"loss": None}
+
+
+def test_a_run_that_resumes_after_its_last_step_writes_the_metrics_of_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint: dict = {"global_step": 7}
+    metrics = {"train/loss": 1.5, "train/norm": float("nan"), "val/psnr": 20.0}
+    MetricsFile().on_save_checkpoint(trainer(tmp_path, "fit", **metrics), None, checkpoint)
+
+    def resume(**logged: float) -> dict:
+        callback, resumed = MetricsFile(), trainer(tmp_path, "fit", **logged)
+        callback.on_load_checkpoint(resumed, None, checkpoint)
+        callback.on_fit_end(resumed, None)
+        return json.loads((tmp_path / "metrics.json").read_text())["fit"]
+
+    written = resume()
+    assert written["metrics"] == {"train/loss": 1.5, "train/norm": None} and written["n"] is None
+    monkeypatch.setattr(metrics_file, "commit", lambda: "another")
+    assert resume() == written  # a finished run that is started again
+    trained = resume(**{"train/loss": 1.0})
+    assert trained["metrics"] == {"train/loss": 1.0, "train/norm": None} and trained["commit"] == "another"
+
+
+def test_broken_metrics_in_a_checkpoint_are_refused(tmp_path: Path) -> None:
+    checkpoint = {"global_step": 7, "training_metrics": {"train/loss": "1.5"}}
+    with pytest.raises(UserError, match=r"training_metrics in last.ckpt: \$\[\.\.\.\]: expected float"):
+        MetricsFile().on_load_checkpoint(trainer(tmp_path, "fit"), None, checkpoint)
 
 
 def test_images_are_counted_per_command_without_padding(tmp_path: Path) -> None:
