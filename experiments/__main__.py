@@ -88,9 +88,10 @@ def _warn(tasks: list[Task]) -> None:
 
 
 def _list() -> int:
+    width = max(map(len, names())) + 2
     for name in names():
         experiment = load(name)
-        print(f"{name:<14}{experiment.title}  ({', '.join(experiment.presets)})")
+        print(f"{name:<{width}}{experiment.title}  ({', '.join(experiment.presets)})")
     return 0
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import json
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,15 @@ from artifacts.repository import ADM_REFERENCE
 from commands.cli import composed
 from commands.cli.places import nearest
 from experiments.specification import Experiment, Row
-from experiments.tasks import Run, Task, runs_of
+from experiments.tasks import Run, Task, nested, runs_of
 from polytoken.building import CLASS_PATH
 from polytoken.errors import MissingFileError, UserError
 
 
 def check(experiment: Experiment, known: set[str] | None = None) -> None:
     """Compose the configuration of every stage as `cli.py` would; raise UserError for the first wrong one.
+
+    The options of a program are parsed as the program would.
 
     Args:
         experiment: At its preset.
@@ -36,18 +37,20 @@ def check(experiment: Experiment, known: set[str] | None = None) -> None:
     for index, row in enumerate(experiment.rows):
         for number, run in enumerate(runs_of(row, experiment.preset, seed=0)):
             stage = run.stage
+            path = (f"rows[{index}]", f"stages[{number}]")
+            if stage.is_program:
+                _check_options(experiment, run, path)
+                continue
             # configurations that differ only in numbers parse alike: one of each shape is checked
             files = [experiment.preset, stage.kind, stage.recipe, stage.preset_file]
             shape = json.dumps([*files, _shape(stage.overrides)])
-            if shape in known or stage.is_program:
+            if shape in known:
                 continue
-            path = (f"rows[{index}]", f"stages[{number}]")
             try:
-                with _arguments(run) as arguments:
-                    composed.parse(arguments)
+                config = compose(run)
             except UserError as error:
                 raise UserError(_translate(str(error), experiment, row, run, path)) from None
-            _check_replaced(experiment, run, path)
+            _check_replaced(experiment, run, path, config)
             known.add(shape)
 
 
@@ -68,26 +71,57 @@ def compose(run: Run) -> dict[str, Any]:
         return composed.compose(arguments)
 
 
-def _check_replaced(experiment: Experiment, run: Run, path: tuple[str, str]) -> None:
+def _check_options(experiment: Experiment, run: Run, path: tuple[str, str]) -> None:
+    """Raise UserError for options that a program would refuse, which it would do only after the whole training."""
+    from experiments import programs  # imports torch, which a start of a stage must not
+
+    (command,) = run.commands()
+    said = StringIO()
+    try:
+        with redirect_stderr(said):
+            programs.measurement(programs.parser().parse_args(command[3:]))
+    except SystemExit:  # of argparse
+        reason = said.getvalue().strip().rpartition("error: ")[2]
+    except UserError as error:
+        reason = str(error)
+    else:
+        return
+    words = {word.strip("_") for word in re.findall(r"\w+", reason.replace("-", "_"))}
+    key = next((one for one in run.stage.overrides if one in words), None)
+    places = experiment.source.overrides(path, run.stage.kind, run.preset, key) if key else [path]
+    experiment.source.fail(f"'{run.stage.kind}' refuses its options: {reason}", *places)
+
+
+def _check_replaced(experiment: Experiment, run: Run, path: tuple[str, str], config: dict[str, Any]) -> None:
     """Raise UserError if an override names another class and would keep settings of the one that it replaces.
 
     The parser hands on what both classes take: a head had the depth of the recipe's head in place of its own.
+
+    Args:
+        experiment: Its file, for the message.
+        run: With the overrides.
+        path: Of its stage in the file.
+        config: The whole configuration, in which the parser has found each class, however an override spells it.
     """
-    configs = [yaml_files.read(file) for file in run.stage.configs(run.preset)]
-    for key, given in run.stage.overrides.items():
-        if not isinstance(given, dict) or "." not in given.get(CLASS_PATH, ""):
+    files = [yaml_files.read(file) for file in run.stage.configs(run.preset)]
+    stated = _flat(nested(run.stage.overrides))
+    for key, value in stated.items():
+        place = key.removesuffix(f".{CLASS_PATH}")
+        new = _at(config, place)
+        if not isinstance(value, str) or not isinstance(new, dict) or CLASS_PATH not in new:
             continue
-        replaced = [section for config in configs if isinstance(section := _at(config, key), dict)]
-        if given[CLASS_PATH] == next((one[CLASS_PATH] for one in reversed(replaced) if CLASS_PATH in one), None):
+        replaced = [section for file in files if isinstance(section := _at(file, place), dict)]
+        if new[CLASS_PATH] == next((one[CLASS_PATH] for one in reversed(replaced) if CLASS_PATH in one), None):
             continue
         before = {name: value for section in replaced for name, value in (section.get("init_args") or {}).items()}
-        module, _, name = given[CLASS_PATH].rpartition(".")
-        taken = inspect.signature(getattr(importlib.import_module(module), name)).parameters
-        if kept := sorted((before.keys() & taken.keys()) - (given.get("init_args") or {}).keys()):
+        taken = before.keys() & (new.get("init_args") or {}).keys()
+        if kept := sorted(name for name in taken if f"{place}.init_args.{name}" not in stated):
+            override = next(one for one in reversed(run.stage.overrides) if f"{key}.".startswith(f"{one}."))
             values = ", ".join(f"{one}: {before[one]}" for one in kept)
             experiment.source.fail(
-                f"{key} becomes {name} and would keep {values} of the class that it replaces",
-                *experiment.source.overrides(path, run.stage.kind, run.preset, key),
+                f"{place} becomes {new[CLASS_PATH].rpartition('.')[2]} and would keep {values} of the class that it "
+                "replaces",
+                *experiment.source.overrides(path, run.stage.kind, run.preset, override),
                 remedy=f"state {' and '.join(kept)} in its init_args",
             )
 
@@ -128,7 +162,7 @@ def _translate(text: str, experiment: Experiment, row: Row, run: Run, path: tupl
     where = experiment.source.where(*experiment.source.overrides(path, stage.kind, run.preset, key))
     if "is not an option" in first and not any("did you mean" in line for line in rest):
         plain = replace(run, stage=msgspec.structs.replace(stage, overrides={}))
-        match = nearest(key, _keys(compose(plain)))
+        match = nearest(key, _flat(compose(plain)))
         rest += [f"  did you mean {match}?"] if match else []
     return "\n".join([f"row '{row.label}': {first}", f"  {where}", *rest])
 
@@ -139,9 +173,10 @@ def _names(line: str, key: str) -> bool:
     return f"{named}.".startswith(f"{key}.") or f"{key}.".startswith(f"{named}.")
 
 
-def _keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
-    """All keys with dots."""
-    keys = []
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """All sections and values by their keys with dots."""
+    found = {}
     for key, value in tree.items():
-        keys += [f"{prefix}{key}", *(_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [])]
-    return keys
+        found[f"{prefix}{key}"] = value
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {}
+    return found

@@ -6,8 +6,11 @@ marker of its end.
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,6 +20,11 @@ from artifacts.origin import origin_of
 from artifacts.provenance import commit, machine
 from artifacts.run_files import METRICS, Measured, Metrics
 from commands.program import best_device, new_parser, run
+
+if TYPE_CHECKING:
+    from commands.layers import Analysis
+    from polytoken.metrics.perturbation import Perturbation
+    from polytoken.metrics.recovery import Recovery
 
 POINTS = 500_000  # as many as iFSQ draws
 LEVELS = 17  # the paper's 4 bits
@@ -43,14 +51,12 @@ def probe(directory: Path, max_train: int | None = None) -> tuple[Metrics, int]:
     return named, found["n_validation"]
 
 
-def codes(directory: Path, alpha: float, beta: float, delta: int, max_images: int | None = None) -> tuple[Metrics, int]:
+def codes(directory: Path, perturbation: Perturbation, max_images: int | None = None) -> tuple[Metrics, int]:
     """Bits, use at each position and distance after perturbation of a tokenizer's codes; also writes its `codes.json`.
 
     Args:
         directory: The tokenizer's run.
-        alpha: Share of the codes that are replaced.
-        beta: Share of the images in which they are.
-        delta: Nearest codes that a replacement is drawn from.
+        perturbation: Replacement of codes.
         max_images: Maximum number of validation images, evenly spread; None means all.
 
     Returns:
@@ -58,34 +64,31 @@ def codes(directory: Path, alpha: float, beta: float, delta: int, max_images: in
         `val/position_usage/<i>` and `val/position_perplexity/<i>`; and the number of images.
     """
     from commands import codes as program
-    from polytoken.metrics.perturbation import Perturbation
 
     options = Namespace(preset=None, runs=Path("runs"), extractor=None, weights=None)
     network = program.network_of(directory, options)
-    found = program.codes(directory, network, Perturbation(alpha, beta, delta), max_images)
+    found = program.codes(directory, network, perturbation, max_images)
     program.save(directory, found)
     for note in found["notes"]:
         print(f"note: {note}")
     return program.metrics_of(found), found["n"]
 
 
-def recovery(directory: Path, factor: float, steps: int, learning_rate: float) -> tuple[Metrics, int]:
+def recovery(directory: Path, training: Recovery, factor: float) -> tuple[Metrics, int]:
     """Use of a tokenizer's codes after a wrong scale and some training; also writes its `recovery.json`.
 
     Args:
         directory: The tokenizer's run.
+        training: Of the codebooks.
         factor: Wrong scale of the codebooks; the other one is its inverse.
-        steps: Steps of training.
-        learning_rate: Constant rate.
 
     Returns:
         `val/recovery/<i>`, and its parts `val/recovery_smaller/<i>` and `val/recovery_larger/<i>`; and the number of
         images.
     """
     from commands import recovery as program
-    from polytoken.metrics.recovery import Recovery
 
-    found = program.recovery(directory, Recovery(steps, learning_rate), factor, device=best_device())
+    found = program.recovery(directory, training, factor, device=best_device())
     program.save(directory, found)
     for note in found["notes"]:
         print(f"note: {note}")
@@ -187,14 +190,12 @@ def normal(alpha: float, points: int = POINTS) -> tuple[Metrics, int]:
     return {name: float(value) for name, value in metrics.items()}, points
 
 
-def layers(directory: Path, max_images: int, k: int, time: float) -> tuple[Metrics, int]:
+def layers(directory: Path, analysis: Analysis) -> tuple[Metrics, int]:
     """Similarities of a generator's blocks by teacher forcing; also writes its `layers.json` and `layers.png`.
 
     Args:
         directory: The generator's run.
-        max_images: Maximum number of validation images, evenly chosen.
-        k: Neighbours of CKNNA.
-        time: Time of a flow.
+        analysis: Images, neighbours of CKNNA, and time of a flow.
 
     Returns:
         `layers/<curve>/<block>`, `layers/correlation` and `layers/peak`; and the number of images.
@@ -202,7 +203,6 @@ def layers(directory: Path, max_images: int, k: int, time: float) -> tuple[Metri
     from callbacks.measure.layer_analysis import layer_metrics
     from commands import layers as program
 
-    analysis = program.Analysis(max_images=max_images, k=k, time=time)
     found = program.analyse(directory, program.teacher_of(directory), analysis, best_device())
     program.save(directory, found)
     return layer_metrics(found), found["n"]
@@ -273,30 +273,54 @@ def _comparison(directory: Path) -> list[str]:
     return ["--preset", preset, *reference]
 
 
+def measurement(options: Namespace) -> Callable[[], tuple[Metrics, int]]:
+    """The measurement that these options ask for; raises UserError for a setting that is known to be out of range."""
+    match options.command:
+        case "probe":
+            return partial(probe, options.run, options.max_train)
+        case "codes":
+            from polytoken.metrics.perturbation import Perturbation
+
+            perturbation = Perturbation(options.alpha, options.beta, options.delta)
+            return partial(codes, options.run, perturbation, options.max_images)
+        case "recovery":
+            from polytoken.metrics.recovery import Recovery
+
+            return partial(recovery, options.run, Recovery(options.steps, options.learning_rate), options.factor)
+        case "zero_shot":
+            return partial(zero_shot, options.run, options.classes, options.max_images)
+        case "layers":
+            from commands.layers import Analysis
+
+            analysis = Analysis(max_images=options.max_images, k=options.k, time=options.time)
+            return partial(layers, options.run, analysis)
+        case "curve":
+            return partial(curve, options.run, options.num_images, options.guidance, options.steps)
+        case "sweep":
+            return partial(sweep, options.run, options.num_images, options.steps)
+        case "fidelity":
+            return partial(fidelity, options.run, options.words)
+        case "dependency":
+            return partial(dependency, options.store, options.groups)
+        case "normal":
+            return partial(normal, options.alpha)
+    raise AssertionError(f"{options.command} is a command of the parser, and has no measurement")
+
+
 def _work(options: Namespace) -> None:
+    measure = measurement(options)
     begin(options.output)
     origin = origin_of([], [], {name: str(value) for name, value in vars(options).items()}, options.output)
-    metrics, n = {
-        "probe": lambda: probe(options.run, options.max_train),
-        "codes": lambda: codes(options.run, options.alpha, options.beta, options.delta, options.max_images),
-        "recovery": lambda: recovery(options.run, options.factor, options.steps, options.learning_rate),
-        "zero_shot": lambda: zero_shot(options.run, options.classes, options.max_images),
-        "layers": lambda: layers(options.run, options.max_images, options.k, options.time),
-        "curve": lambda: curve(options.run, options.num_images, options.guidance, options.steps),
-        "sweep": lambda: sweep(options.run, options.num_images, options.steps),
-        "fidelity": lambda: fidelity(options.run, options.words),
-        "dependency": lambda: dependency(options.store, options.groups),
-        "normal": lambda: normal(options.alpha),
-    }[options.command]()
+    metrics, n = measure()
     section: Measured = {"metrics": metrics, "n": n, "machine": machine(), "commit": commit()}
     merge_section(options.output / METRICS, "validate", section)
     finish(options.output, options.command, str(options), [options.output / METRICS], origin=origin)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure and write; exits with code 2 on bad input."""
-    parser = new_parser("experiments.programs", __doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+def parser() -> ArgumentParser:
+    """The command line: a command for each program."""
+    main_parser = new_parser("experiments.programs", __doc__)
+    commands = main_parser.add_subparsers(dest="command", required=True)
     for_probe = commands.add_parser("probe", help="class information in a tokenizer's vectors")
     for_probe.add_argument("--run", type=Path, required=True, help="directory of the tokenizer's run")
     for_probe.add_argument("--max-train", type=int, help="maximum number of training images (default: all)")
@@ -338,7 +362,12 @@ def main(arguments: list[str] | None = None) -> None:
         command.add_argument("--run", type=Path, required=True, help="directory of the generator's run")
     for command in commands.choices.values():
         command.add_argument("--output", type=Path, required=True, help="directory of metrics.json")
-    run(parser, _work, arguments)
+    return main_parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and write; exits with code 2 on bad input."""
+    run(parser(), _work, arguments)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -114,4 +115,10 @@ def clock(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(start(Path(sys.argv[1])))
+    # the runner stops a process group: the command saves at its own signal, and this program waits for it
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # train.sbatch ignores it, and so must this program
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        sys.exit(start(Path(sys.argv[1])))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -12,6 +12,7 @@ from commands.fidelity import Fidelities
 from experiments import programs
 from experiments.__main__ import main
 from experiments.specification import load
+from experiments.stages import KINDS
 from experiments.tasks import runs_of
 from polytoken.specs import TokenSpec
 from tests.support.experiments import STAGED, write_experiment
@@ -64,6 +65,15 @@ def test_stages_without_training_run_as_programs(capsys: pytest.CaptureFixture) 
     assert normal.state == "done" and probe.state == "missing"
     assert (normal.metrics() or {})["ks"] == pytest.approx(0.0173, abs=6e-5)
     assert normal.origin()["n"] == 500_000
+
+
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.options is not None])
+def test_the_options_of_a_kind_are_those_of_its_program(name: str) -> None:
+    kind = KINDS[name]
+    by_the_runner = {*kind.inputs, "output"} | ({"classes"} if name == "zero_shot" else set())
+    given = [text for one in (*by_the_runner, *(kind.options or ())) for text in (f"--{one.replace('_', '-')}", "1")]
+    known = vars(programs.parser().parse_args([kind.command, *given]))
+    assert known.keys() == {"command", *by_the_runner, *(kind.options or ())}
 
 
 def test_a_probe_of_another_tokenizer_is_another_run() -> None:

@@ -149,7 +149,20 @@ def test_two_callers_run_each_stage_once(tmp_path: Path) -> None:
     assert len(starts()) == 2 and set(starts().values()) == {1}
 
 
-def test_sigterm_stops_the_runner_and_its_stages(tmp_path: Path) -> None:
+SAVES = """
+import pathlib, signal, sys, time
+
+def save(*_):
+    time.sleep(0.5)
+    pathlib.Path("saved.txt").touch()
+    sys.exit(75)
+
+signal.signal(signal.SIGTERM, save)
+"""
+
+
+def test_sigterm_stops_the_runner_and_its_stages(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    (tmp_path / "program.py").write_text(SAVES + PROGRAM)
     file = write_experiment(tmp_path)
     with caller(file, pause="60") as runner:
         try:
@@ -160,9 +173,30 @@ def test_sigterm_stops_the_runner_and_its_stages(tmp_path: Path) -> None:
             assert runner.wait(20) == 130
         finally:
             runner.kill()
+    assert Path("saved.txt").exists(), "the runner waits until its stages have saved"
     (run,) = runs_of(load(str(file)).rows[0], "digits", 0)
+    assert float((run.directory / "seconds.txt").read_text()) >= 0.5
+    assert "Traceback" not in capfd.readouterr().err
     with run.log.open("a") as log:  # no process holds the log's lock any more
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_stage_of_a_job_ignores_the_signal_that_the_job_ignores(tmp_path: Path) -> None:
+    """Those of train.sbatch: the ranks alone act on it."""
+    (run,) = runs_of(load(str(write_experiment(tmp_path))).rows[0], "digits", 0)
+    start.write(run, "plain")
+    deaf = f"trap '' TERM; exec {sys.executable} -m experiments.start {run.directory}"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PAUSE": "1"}
+    with subprocess.Popen(["sh", "-c", deaf], env=environment) as stage:
+        try:
+            while not Path("starts.txt").exists():
+                time.sleep(0.01)
+                assert stage.poll() is None
+            stage.send_signal(signal.SIGTERM)
+            assert stage.wait(20) == 0
+        finally:
+            stage.kill()
+    assert run.state == "done"
 
 
 def test_errors_of_sbatch_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:

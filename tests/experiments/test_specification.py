@@ -4,10 +4,10 @@ import pytest
 
 from experiments.__main__ import main
 from experiments.check import check
-from experiments.specification import load, merged, names
+from experiments.specification import Experiment, load, merged, names
 from experiments.tasks import nested
 from polytoken.errors import UserError
-from tests.support.experiments import write_experiment
+from tests.support.experiments import STAGED, write_experiment
 from tests.support.slow import slow_but
 
 
@@ -116,6 +116,22 @@ def test_the_later_of_two_contradicting_overrides_counts() -> None:
             "tokenizer}\n      - {stage: probe, overrides: {max_train: all}}\n",
             ["max_train is 'all', expected a number", "line 18"],
         ),
+        (
+            "tokenizer}\n",
+            "tokenizer}\n      - {stage: codes, overrides: {alpha: 0.5, delta: 8.5}}\n",
+            ["row 'plain'", "'codes' refuses its options: argument --delta: invalid int value: '8.5'", "line 18"],
+        ),
+        (
+            "rows:",
+            "sizes: {digits: {codes: {alpha: 3, max_images: 9}}}\nrows:\n"
+            "  - {label: coded, stages: [{stage: tokenizer, recipe: vq, preset_file: tokenizer}, {stage: codes}]}",
+            ["row 'coded'", "'codes' refuses", "alpha is 3.0; it must be from 0 to 1", "line 13"],
+        ),
+        (
+            "rows:",
+            "rows:\n  - {label: normal, stages: [{stage: normal}]}",
+            ["row 'normal'", "'normal' refuses", "the following arguments are required: --alpha", "line 14"],
+        ),
     ],
 )
 def test_errors_name_file_line_and_row(
@@ -171,6 +187,37 @@ def test_a_wrong_override_is_reported_before_anything_runs(
     assert not Path("runs").exists()
 
 
+HEAD = "model.init_args.generator.init_args.head"
+MLP = "polytoken.generators.MultiMLPHead"
+
+
+SPELLINGS = (
+    f"{HEAD}.class_path: {MLP}",
+    f"model.init_args.generator: {{init_args: {{head: {{class_path: {MLP}}}}}}}",
+    f"{HEAD}: {{class_path: {MLP}}}",
+    f"{HEAD}: {{class_path: MultiMLPHead}}",
+    f"{HEAD}: {MLP}",
+    f"model.init_args: {{generator.init_args.head.class_path: {MLP}}}",
+)
+
+
+@pytest.mark.parametrize("override", slow_but(SPELLINGS[:2], SPELLINGS))
+def test_a_class_does_not_keep_the_settings_of_the_one_that_it_replaces(override: str, tmp_path: Path) -> None:
+    """The head of far_base has a depth of 3, and MultiMLPHead by itself one of 2."""
+
+    def experiment(overrides: str) -> Experiment:
+        change = ("recipe: far_base}", f"recipe: far_base, overrides: {{data.init_args.batch_size: 8, {overrides}}}}}")
+        file = write_experiment(tmp_path, change, text=STAGED[: STAGED.index("      - stage: samples")])
+        return load(str(file))
+
+    with pytest.raises(UserError) as refusal:
+        check(experiment(override), COMPOSED)
+    said = str(refusal.value)
+    assert f"{HEAD} becomes MultiMLPHead and would keep depth: 3 of the class that it replaces" in said, said
+    assert "row 'from scratch'" in said and "line 16" in said and "state depth in its init_args" in said
+    check(experiment(f"{override}, {HEAD}.init_args.depth: 2"), COMPOSED)
+
+
 def test_unknown_names_suggest_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(UserError, match="did you mean ssq/table3"):
         load("ssq/tabel3")
@@ -178,3 +225,11 @@ def test_unknown_names_suggest_the_nearest(tmp_path: Path, capsys: pytest.Captur
         load("zzzz")
     assert main(["run", str(write_experiment(tmp_path)), "--preset", "photos"]) == 2
     assert "only for digits" in capsys.readouterr().err
+
+
+def test_titles_are_a_column_of_the_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    listed = ["fqgan/disentanglement", "ifsq/fig2"]
+    monkeypatch.setattr("experiments.__main__.names", lambda: listed)
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.index(load(name).title) for name, line in zip(listed, lines, strict=True)] == [len(listed[0]) + 2] * 2

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 from experiments import tasks
 from experiments.__main__ import main
 from experiments.specification import load
+from experiments.stages import KINDS
 from experiments.tasks import Run, runs_of
+from tests.support.commands import REPOSITORY
 from tests.support.experiments import PROGRAM, STAGED, write_experiment
 
 GENERATOR = "      - {stage: generator, recipe: far_base}\n"
@@ -224,3 +227,15 @@ def test_errors_in_stages_name_file_line_and_row(
     text = capsys.readouterr().err
     for part in expected:
         assert part in text, text
+
+
+def test_the_docs_name_every_kind_its_inputs_and_its_options() -> None:
+    _, text = (REPOSITORY / "docs/experiments.md").read_text(encoding="utf-8").split("## Rows of several stages")
+    lines = [re.findall(r"^\| `(\w+)` \|(.*)\|(.*)\|$", table, re.M) for table in text.split("\n\n")]
+    kinds, options = [table for table in lines if table][:2]
+    assert {kind for kind, _, _ in kinds} == KINDS.keys()
+    for kind, _, needed in kinds:
+        fitting = {name for names in KINDS[kind].inputs.values() for name in names}
+        assert KINDS.keys() & re.findall(r"`(\w+)`", needed) == fitting, kind
+    listed = {kind: tuple(re.findall(r"`(\w+)`", names)) for kind, names, _ in options}
+    assert listed == {name: kind.options for name, kind in KINDS.items() if kind.options is not None}
