@@ -303,14 +303,15 @@ layers: $(TRAINED) $(TEACHERS_HERE) ## measure | Compare the blocks of GENERATOR
 
 # what the features of a representation autoencoder still know, for the report; elsewhere it takes hours: make probe zero-shot
 UNDERSTOOD := $(if $(and $(filter representation,$(KIND)),$(TEACHERS_HERE)),$(addprefix $(RUNS)/tokenizer/$(TOKENIZER_RUN)/,probes.json zero_shot.json))
-# the page shows all runs: files that are newer, and what other goals of this command line measure. They are no prerequisites, since the
+# the page shows all runs, and what other goals of this command line measure, which come first. Newer files are no prerequisites, since the
 # rule of probes.json may take hours; done.json and compared.json are left out, which every start may touch
-NEWER := $(filter-out report demo curriculum,$(MAKECMDGOALS)) $(shell find -L $(RUNS) -mindepth 3 -maxdepth 3 -name '*.json' \
+ALSO  := $(filter tokenizer tokens generator sample caption experiment $(filter-out report app,$(MEASURES)),$(MAKECMDGOALS))
+NEWER := $(ALSO) $(shell find -L $(RUNS) -mindepth 3 -maxdepth 3 -name '*.json' \
 	! -name done.json ! -name compared.json -newer $(RUNS)/report.html 2>/dev/null)
 
 report: $(RUNS)/report.html ## start | Put all runs and tables of PRESET on one page: report.html, and report.md
 
-$(RUNS)/report.html: $(MEASURED) $(UNDERSTOOD) $(wildcard runs/experiments/results/*/*_$(PRESET).json) $(if $(strip $(NEWER)),ask) | $(READY)
+$(RUNS)/report.html: $(MEASURED) $(UNDERSTOOD) $(wildcard runs/experiments/results/*/*_$(PRESET).json) $(if $(strip $(NEWER)),ask) | $(ALSO) $(READY)
 	$(PYTHON) -m commands.report --preset $(PRESET)
 	@echo "the report is $@; that is the whole curriculum"
 

@@ -27,6 +27,18 @@ class TokenStoreError(UserError):
     """A token store that is missing, damaged, or of another tokenizer."""
 
 
+def stored_shape(spec: TokenSpec | None, latent_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of what a store holds of one view: codes (k, N), or latents (C, h, w) of a tokenizer without codes."""
+    return latent_shape if spec is None else (spec.num_sub_codes, spec.num_positions)
+
+
+def stored_type(spec: TokenSpec | None) -> np.dtype:
+    """Type on disk: float16 of latents, uint16 of codes, or uint32 where a codebook has more than 65,536."""
+    if spec is None:
+        return np.dtype(np.float16)
+    return np.dtype(np.uint16 if max(spec.codebook_sizes) <= 65536 else np.uint32)
+
+
 @dataclass(frozen=True)
 class StorePlan:
     """Specification of a store; two stores of equal plans hold equal tokens.
@@ -73,14 +85,12 @@ class StorePlan:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of what the store holds of one view: codes (k, N) or latents (C, h, w)."""
-        return self.latent_shape if self.spec is None else (self.spec.num_sub_codes, self.spec.num_positions)
+        return stored_shape(self.spec, self.latent_shape)
 
     @property
     def dtype(self) -> np.dtype:
-        """Type on disk: float16 of latents, uint16 of codes, or uint32 where a codebook has more than 65,536."""
-        if self.spec is None:
-            return np.dtype(np.float16)
-        return np.dtype(np.uint16 if max(self.spec.codebook_sizes) <= 65536 else np.uint32)
+        """Type on disk."""
+        return stored_type(self.spec)
 
     @property
     def num_shards(self) -> int:

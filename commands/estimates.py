@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from artifacts.token_manifest import StorePlan
+from artifacts.token_manifest import stored_shape, stored_type
 from datamodules.views import Views
 from polytoken.building import build
 from polytoken.errors import UserError
@@ -72,8 +72,8 @@ def estimates(
     yield Estimate("tokenizer", f"{seen:,} images", seen / TOKENIZER_STEP if measured else None, 0)
 
     views = tokens["data"]["init_args"].get("views") or {}
-    stored = images * len(Views(**views.get("init_args", views)).names)
-    written = None if coder is None else float(stored * _stored_bytes(coder))
+    stored = images * len(Views(**views).names)
+    written = None if coder is None else float(stored * _bytes_of_view(coder))
     yield Estimate("tokens", f"{stored:,} crops", stored / TOKENIZER_FORWARD if measured else None, written)
 
     steps, batch = _steps(generator)
@@ -93,21 +93,9 @@ def _built(section: dict[str, Any]) -> Tokenizer | None:
         return None
 
 
-def _stored_bytes(tokenizer: Tokenizer) -> int:
+def _bytes_of_view(tokenizer: Tokenizer) -> int:
     """Bytes of the codes or latents of a crop in a token store."""
-    plan = StorePlan(
-        spec=tokenizer.spec,
-        latent_shape=tokenizer.latent_shape,
-        tokenizer_fingerprint="",
-        tokenizer_run="",
-        split="train",
-        num_images=1,
-        class_to_idx={},
-        image_size=tokenizer.image_size,
-        views=Views().names,
-        images_per_shard=1,
-    )
-    return math.prod(plan.shape) * plan.dtype.itemsize
+    return math.prod(stored_shape(tokenizer.spec, tokenizer.latent_shape)) * stored_type(tokenizer.spec).itemsize
 
 
 def _steps(config: dict[str, Any]) -> tuple[int, int]:

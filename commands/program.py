@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable, Sequence
 from io import TextIOWrapper
 from typing import TYPE_CHECKING
@@ -19,6 +19,17 @@ def new_parser(module: str, doc: str | None) -> ArgumentParser:
     """Parser of `python -m <module>`, described by the first paragraph of the module's docstring."""
     description = " ".join((doc or "").strip().split("\n\n")[0].split())
     return ArgumentParser(prog=f"python -m {module}", description=description)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Type of an option that is a whole number and no less than this."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise ArgumentTypeError(f"expected a whole number of at least {least}, got '{text}'")
+        return int(text)
+
+    return number
 
 
 def run(

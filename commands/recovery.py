@@ -53,8 +53,7 @@ def recovery(
         UserError: if it is not a tokenizer's, reads no images, or a setting is out of its range.
     """
     settings = settings or Recovery()
-    if factor <= 1:
-        raise UserError(f"--factor is {factor:g}: the wrong scales are it and its inverse, so it is above 1")
+    check_factor(factor)
     if max_images < 1:
         raise UserError(f"--max-images is {max_images}: features are of at least 1 image")
     tokenizer, checkpoint = load_tokenizer(run).to(device or torch.device("cpu")), Checkpoint.open(run)
@@ -83,6 +82,12 @@ def recovery(
         for curve in [usage_curve(tokenizer.quantizer, features, scale, settings)]
     ]
     return result | {"curves": curves, "n": len(features), "notes": []}
+
+
+def check_factor(factor: float) -> None:
+    """Raise UserError unless the larger of the wrong scales is larger than 1."""
+    if factor <= 1:
+        raise UserError(f"--factor is {factor:g}: the wrong scales are it and its inverse, so it is above 1")
 
 
 def save(run: Path, result: dict[str, Any]) -> Path:

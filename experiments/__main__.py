@@ -10,7 +10,7 @@ from pathlib import Path
 
 from artifacts.results import Table
 from commands.cli.places import nearest
-from commands.program import print_any_name
+from commands.program import at_least, print_any_name
 from experiments import schedule, start, table
 from experiments.adopt import adopt
 from experiments.check import check, check_files
@@ -37,11 +37,11 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("experiment", help=f"one of {', '.join(names())}, or the path of a YAML file")
         command.add_argument("--preset", help="data and sizes (default: the first that the experiment names)")
-        command.add_argument("--seeds", type=_positive, help="number of seeds, from 0 on (default: those begun, or 1)")
+        command.add_argument("--seeds", type=at_least(1), help="number of seeds from 0 on (default: those begun, or 1)")
         command.add_argument("--root", type=Path, default=ROOT, help="directory of all runs (default: %(default)s)")
     run = commands.choices["run"]
     run.add_argument("--dry-run", action="store_true", help="print the commands")
-    run.add_argument("--jobs", type=_positive, default=1, help="stages at once; they share the processors (default: 1)")
+    run.add_argument("--jobs", type=at_least(1), default=1, help="stages at once; they share processors (default: 1)")
     run.add_argument("--sbatch", metavar="OPTIONS", help="submit each stage as a SLURM job: --sbatch='OPTIONS'")
     commands.choices["correlate"].add_argument(
         "--with", dest="target", required=True, metavar="METRIC", help="a column"
@@ -189,12 +189,6 @@ def _write(experiment: Experiment, options: argparse.Namespace) -> Path:
     file: Path = options.root / "results" / f"{experiment.name}_{experiment.preset}.csv"
     table.write(file, table.results(experiment, expand(experiment, root=options.root)))
     return file
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got '{text}'")
-    return int(text)
 
 
 COMMANDS = {

@@ -104,19 +104,17 @@ def _check_replaced(experiment: Experiment, run: Run, path: tuple[str, str], con
         config: The whole configuration, in which the parser has found each class, however an override spells it.
     """
     files = [yaml_files.read(file) for file in run.stage.configs(run.preset)]
-    stated = _flat(nested(run.stage.overrides))
-    for key, value in stated.items():
-        place = key.removesuffix(f".{CLASS_PATH}")
-        new = _at(config, place)
-        if not isinstance(value, str) or not isinstance(new, dict) or CLASS_PATH not in new:
+    stated = {_short(key) for key in _flat(nested(run.stage.overrides))}
+    for place, new in _flat(config).items():
+        if not isinstance(new, dict) or CLASS_PATH not in new:
             continue
         replaced = [section for file in files if isinstance(section := _at(file, place), dict)]
         if new[CLASS_PATH] == next((one[CLASS_PATH] for one in reversed(replaced) if CLASS_PATH in one), None):
             continue
         before = {name: value for section in replaced for name, value in (section.get("init_args") or {}).items()}
         taken = before.keys() & (new.get("init_args") or {}).keys()
-        if kept := sorted(name for name in taken if f"{place}.init_args.{name}" not in stated):
-            override = next(one for one in reversed(run.stage.overrides) if f"{key}.".startswith(f"{one}."))
+        if kept := sorted(name for name in taken if f"{_short(place)}.{name}" not in stated):
+            override = next(one for one in reversed(run.stage.overrides) if _holds(one, place))
             values = ", ".join(f"{one}: {before[one]}" for one in kept)
             experiment.source.fail(
                 f"{place} becomes {new[CLASS_PATH].rpartition('.')[2]} and would keep {values} of the class that it "
@@ -124,6 +122,16 @@ def _check_replaced(experiment: Experiment, run: Run, path: tuple[str, str], con
                 *experiment.source.overrides(path, run.stage.kind, run.preset, override),
                 remedy=f"state {' and '.join(kept)} in its init_args",
             )
+
+
+def _short(key: str) -> str:
+    """A dotted key without `init_args`, which the parser lets one leave out."""
+    return key.replace(".init_args", "")
+
+
+def _holds(override: str, place: str) -> bool:
+    """Does an override give the class at a place?"""
+    return f"{_short(place)}.".startswith(f"{_short(override).removesuffix(f'.{CLASS_PATH}')}.")
 
 
 def _at(config: Any, key: str) -> Any:

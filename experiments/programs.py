@@ -19,7 +19,7 @@ from artifacts.metrics import merge_section
 from artifacts.origin import origin_of
 from artifacts.provenance import commit, machine
 from artifacts.run_files import METRICS, Measured, Metrics
-from commands.program import best_device, new_parser, run
+from commands.program import at_least, best_device, new_parser, run
 
 if TYPE_CHECKING:
     from commands.layers import Analysis
@@ -284,8 +284,10 @@ def measurement(options: Namespace) -> Callable[[], tuple[Metrics, int]]:
             perturbation = Perturbation(options.alpha, options.beta, options.delta)
             return partial(codes, options.run, perturbation, options.max_images)
         case "recovery":
+            from commands.recovery import check_factor
             from polytoken.metrics.recovery import Recovery
 
+            check_factor(options.factor)
             return partial(recovery, options.run, Recovery(options.steps, options.learning_rate), options.factor)
         case "zero_shot":
             return partial(zero_shot, options.run, options.classes, options.max_images)
@@ -323,13 +325,13 @@ def parser() -> ArgumentParser:
     commands = main_parser.add_subparsers(dest="command", required=True)
     for_probe = commands.add_parser("probe", help="class information in a tokenizer's vectors")
     for_probe.add_argument("--run", type=Path, required=True, help="directory of the tokenizer's run")
-    for_probe.add_argument("--max-train", type=int, help="maximum number of training images (default: all)")
+    for_probe.add_argument("--max-train", type=at_least(2), help="maximum number of training images (default: all)")
     for_codes = commands.add_parser("codes", help="bits, use at each position, and pFID of a tokenizer's codes")
     for_codes.add_argument("--run", type=Path, required=True, help="directory of the tokenizer's run")
     for_codes.add_argument("--alpha", type=float, default=0.5, help="share of the codes that are replaced")
     for_codes.add_argument("--beta", type=float, default=1.0, help="share of the images in which they are")
     for_codes.add_argument("--delta", type=int, default=100, help="nearest codes that a replacement is drawn from")
-    for_codes.add_argument("--max-images", type=int, help="maximum number of validation images (default: all)")
+    for_codes.add_argument("--max-images", type=at_least(2), help="maximum number of validation images (default: all)")
     for_recovery = commands.add_parser("recovery", help="use of codes after a wrong scale and some training")
     for_recovery.add_argument("--run", type=Path, required=True, help="directory of the tokenizer's run")
     for_recovery.add_argument("--factor", type=float, default=100.0, help="wrong scale; the other one is its inverse")
@@ -338,13 +340,15 @@ def parser() -> ArgumentParser:
     for_zero_shot = commands.add_parser("zero_shot", help="classification by decoded features and names of classes")
     for_zero_shot.add_argument("--run", type=Path, required=True, help="directory of the tokenizer's run")
     for_zero_shot.add_argument("--classes", type=Path, required=True, help="file of class vectors")
-    for_zero_shot.add_argument("--max-images", type=int, help="maximum number of validation images (default: all)")
+    for_zero_shot.add_argument(
+        "--max-images", type=at_least(1), help="maximum number of validation images (default: all)"
+    )
     for_fidelity = commands.add_parser("fidelity", help="legibility of words, and likeness of faces")
     for_fidelity.add_argument("--run", type=Path, required=True, help="directory of the tokenizer's run")
-    for_fidelity.add_argument("--words", type=int, default=200, help="number of words a size")
+    for_fidelity.add_argument("--words", type=at_least(1), default=200, help="number of words a size")
     for_dependency = commands.add_parser("dependency", help="mutual information of stored sub-codes")
     for_dependency.add_argument("--store", type=Path, required=True, help="directory of the stores")
-    for_dependency.add_argument("--groups", type=int, default=32, help="maximum number of groups of codes")
+    for_dependency.add_argument("--groups", type=at_least(2), default=32, help="maximum number of groups of codes")
     for_normal = commands.add_parser("normal", help="uniformity of a bounded normal variable")
     for_normal.add_argument("--alpha", type=float, required=True, help="slope of the bound")
     for_layers = commands.add_parser("layers", help="similarity of a generator's blocks to its output and a teacher")
@@ -352,12 +356,12 @@ def parser() -> ArgumentParser:
     for_layers.add_argument("--k", type=int, default=10, help="neighbours of CKNNA")
     for_layers.add_argument("--time", type=float, default=0.5, help="time of a flow")
     for_curve = commands.add_parser("curve", help="metrics of the kept checkpoints of a generator")
-    for_curve.add_argument("--num-images", type=int, default=500, help="number of samples a checkpoint")
+    for_curve.add_argument("--num-images", type=at_least(2), default=500, help="number of samples a checkpoint")
     for_curve.add_argument("--guidance", type=float, default=1.0, help="scale of the samples")
-    for_curve.add_argument("--steps", type=int, help="time grid of a flow (default: 250)")
+    for_curve.add_argument("--steps", type=at_least(1), help="time grid of a flow (default: 250)")
     for_sweep = commands.add_parser("sweep", help="metrics of a generator over guidance scales")
-    for_sweep.add_argument("--num-images", type=int, default=500, help="number of samples a scale")
-    for_sweep.add_argument("--steps", type=int, help="time grid of a flow (default: 250)")
+    for_sweep.add_argument("--num-images", type=at_least(2), default=500, help="number of samples a scale")
+    for_sweep.add_argument("--steps", type=at_least(1), help="time grid of a flow (default: 250)")
     for command in (for_layers, for_curve, for_sweep):
         command.add_argument("--run", type=Path, required=True, help="directory of the generator's run")
     for command in commands.choices.values():

@@ -99,8 +99,8 @@ class GeneratorModule(ResumingModule):
         its weights from Lightning afterwards.
 
         Raises:
-            UserError: if the data are not tokens that the generator can learn, the precision is fp16, or the earlier
-                stage does not fit.
+            UserError: if the data are not tokens that the generator can learn, the precision is fp16, a setting would
+                be ignored, or the earlier stage does not fit.
         """
         if self.record is not None:
             return
@@ -137,9 +137,11 @@ class GeneratorModule(ResumingModule):
             self.alignment.connect(self.generator)
             records = self._data_record, self.record
             self._data_record, self.record = (replace(one, teacher=self.alignment.identity) for one in records)
-        if self.init_from is not None and self.resumes_from is None and self.trainer.state.fn == "fit":
-            source = hand_over(self.init_from, self.generator, self.record, (trust,))
-            self.record = replace(self.record, lineage=replace(self.record.lineage, init_from=source))
+        if self.resumes_from is None and self.trainer.state.fn == "fit":
+            self.generator.check_training()
+            if self.init_from is not None:
+                source = hand_over(self.init_from, self.generator, self.record, (trust,))
+                self.record = replace(self.record, lineage=replace(self.record.lineage, init_from=source))
         mesh = None
         if isinstance(self.trainer.strategy, ModelParallelStrategy):
             assert self.device_mesh is not None

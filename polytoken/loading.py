@@ -2,9 +2,10 @@
 
 Keys of a checkpoint, and who writes them: ``state_dict``, ``global_step``, ``callbacks``, ``loops`` and
 ``optimizer_states`` by Lightning, ``callbacks.EMA`` by callbacks.EMA, ``model_config`` by callbacks.RunRecord,
-``random_state`` by callbacks.RandomState, ``generator`` by lightning_modules.GeneratorModule, ``frozen`` and
-``init_from`` by lightning_modules.TokenizerModule, ``released`` by polytoken.pretrained, and the name of a data module,
-such as ``TokenDataModule``, with the position in the training stream, by that module.
+``random_state`` by callbacks.RandomState, ``training_metrics`` by callbacks.MetricsFile, ``generator`` by
+lightning_modules.GeneratorModule, ``frozen`` and ``init_from`` by lightning_modules.TokenizerModule, ``released`` by
+polytoken.pretrained, and the name of a data module, such as ``TokenDataModule``, with the position in the training
+stream, by that module.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ STATE_DICT = "state_dict"
 GLOBAL_STEP = "global_step"
 CALLBACKS = "callbacks"
 RANDOM_STATE = "random_state"
+TRAINING_METRICS = "training_metrics"
 EMA = "EMA"
 AVERAGE = "average"
 MODEL_CONFIG = "model_config"
 GENERATOR = "generator"
 RELEASED = "released"
+CONFIG = "config.json"  # of an exported model (polytoken.pretrained); a run has config.yaml
 REMEDY = "name another checkpoint of the run (previous.ckpt, step_….ckpt), or train it again"
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -168,7 +171,10 @@ class Checkpoint:
         """
         path = checkpoint_path(run)
         if not path.exists():
-            raise MissingFileError(f"there is no checkpoint {path}: train this run first, or name another run")
+            remedy = "train this run first, or name another run"
+            if (Path(run) / CONFIG).exists():
+                remedy = f"{run} is an exported model, so load it by polytoken.from_pretrained, or name its run"
+            raise MissingFileError(f"there is no checkpoint {path}: {remedy}")
         if not path.is_dir():
             return cls(path, read_metadata(path))
         file = path.with_name(WHOLE)

@@ -12,9 +12,7 @@ from artifacts.metrics import merge_section
 from artifacts.provenance import commit, machine, versions
 from artifacts.run_files import METRICS, Measured, Metrics
 from polytoken import records
-from polytoken.loading import GLOBAL_STEP
-
-TRAINING_METRICS = "training_metrics"  # in a checkpoint
+from polytoken.loading import GLOBAL_STEP, TRAINING_METRICS
 
 
 class MetricsFile(Callback):

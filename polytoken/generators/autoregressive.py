@@ -96,12 +96,6 @@ class AutoregressiveGenerator(Generator):
             )
         if num_classes < 1:
             raise UserError(f"num_classes is {num_classes}: a generator needs at least one class")
-        parallel = isinstance(self.head, ClassifierHead) and not (self.head.reads_codes and spec.num_sub_codes > 1)
-        if self.noise is not None and self.noise.where != "trunk" and parallel:
-            raise UserError(
-                f"noise.where is {self.noise.where}, and {type(self.head).__name__} reads none of a position's "
-                f"{spec.num_sub_codes} sub-codes: set it to trunk"
-            )
         self.spec = spec
         self.num_classes = num_classes
         dim = self.config.dim
@@ -117,6 +111,15 @@ class AutoregressiveGenerator(Generator):
             if module is not None:
                 module.apply(initialise)
         self.head.reset_parameters()
+
+    def check_training(self) -> None:
+        k = self.spec.num_sub_codes
+        reads = self.head.reads_codes and k > 1 if isinstance(self.head, ClassifierHead) else True
+        if self.noise is not None and self.noise.where != "trunk" and not reads:
+            raise UserError(
+                f"noise.where is {self.noise.where}, and {type(self.head).__name__} reads none of a position's {k} "
+                "sub-codes: set it to trunk"
+            )
 
     @property
     def needs_code_vectors(self) -> bool:

@@ -128,6 +128,9 @@ class Generator(nn.Module, ABC):
         """Training reads the tokenizer's code vectors: call :meth:`take_code_vectors` before it."""
         return False
 
+    def check_training(self) -> None:  # noqa: B027
+        """Raise UserError for settings that training would ignore; called after :meth:`connect`."""
+
     def take_code_vectors(self, vectors: Sequence[Tensor]) -> None:  # noqa: B027
         """Take the vectors (K_i, d_i) of the codes of each sub-code; they do not become weights."""
 

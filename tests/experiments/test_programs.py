@@ -71,7 +71,7 @@ def test_stages_without_training_run_as_programs(capsys: pytest.CaptureFixture) 
 def test_the_options_of_a_kind_are_those_of_its_program(name: str) -> None:
     kind = KINDS[name]
     by_the_runner = {*kind.inputs, "output"} | ({"classes"} if name == "zero_shot" else set())
-    given = [text for one in (*by_the_runner, *(kind.options or ())) for text in (f"--{one.replace('_', '-')}", "1")]
+    given = [text for one in (*by_the_runner, *(kind.options or ())) for text in (f"--{one.replace('_', '-')}", "9")]
     known = vars(programs.parser().parse_args([kind.command, *given]))
     assert known.keys() == {"command", *by_the_runner, *(kind.options or ())}
 

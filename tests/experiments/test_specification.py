@@ -128,6 +128,21 @@ def test_the_later_of_two_contradicting_overrides_counts() -> None:
             ["row 'coded'", "'codes' refuses", "alpha is 3.0; it must be from 0 to 1", "line 13"],
         ),
         (
+            "tokenizer}\n",
+            "tokenizer}\n      - {stage: recovery, overrides: {factor: 0.5}}\n",
+            [
+                "row 'plain'",
+                "'recovery' refuses",
+                "--factor is 0.5: the wrong scales are it and its inverse",
+                "line 18",
+            ],
+        ),
+        (
+            "tokenizer}\n",
+            "tokenizer}\n      - {stage: probe, overrides: {max_train: 1}}\n",
+            ["row 'plain'", "argument --max-train: expected a whole number of at least 2, got '1'", "line 18"],
+        ),
+        (
             "rows:",
             "rows:\n  - {label: normal, stages: [{stage: normal}]}",
             ["row 'normal'", "'normal' refuses", "the following arguments are required: --alpha", "line 14"],
@@ -198,24 +213,36 @@ SPELLINGS = (
     f"{HEAD}: {{class_path: MultiMLPHead}}",
     f"{HEAD}: {MLP}",
     f"model.init_args: {{generator.init_args.head.class_path: {MLP}}}",
+    f"model.generator.head: {MLP}",
+    f"model.init_args.generator.head.class_path: {MLP}",
 )
+
+
+def staged(folder: Path, overrides: str) -> Experiment:
+    """An experiment on far_base, whose head has a depth of 3, and MultiMLPHead by itself one of 2."""
+    change = ("recipe: far_base}", f"recipe: far_base, overrides: {{data.init_args.batch_size: 8, {overrides}}}}}")
+    return load(str(write_experiment(folder, change, text=STAGED[: STAGED.index("      - stage: samples")])))
 
 
 @pytest.mark.parametrize("override", slow_but(SPELLINGS[:2], SPELLINGS))
 def test_a_class_does_not_keep_the_settings_of_the_one_that_it_replaces(override: str, tmp_path: Path) -> None:
-    """The head of far_base has a depth of 3, and MultiMLPHead by itself one of 2."""
-
-    def experiment(overrides: str) -> Experiment:
-        change = ("recipe: far_base}", f"recipe: far_base, overrides: {{data.init_args.batch_size: 8, {overrides}}}}}")
-        file = write_experiment(tmp_path, change, text=STAGED[: STAGED.index("      - stage: samples")])
-        return load(str(file))
-
     with pytest.raises(UserError) as refusal:
-        check(experiment(override), COMPOSED)
+        check(staged(tmp_path, override), COMPOSED)
     said = str(refusal.value)
     assert f"{HEAD} becomes MultiMLPHead and would keep depth: 3 of the class that it replaces" in said, said
     assert "row 'from scratch'" in said and "line 16" in said and "state depth in its init_args" in said
-    check(experiment(f"{override}, {HEAD}.init_args.depth: 2"), COMPOSED)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"{HEAD}: {{class_path: {MLP}, init_args: {{depth: 2}}}}",
+        f"{HEAD}.class_path: {MLP}, {HEAD}.init_args.depth: 2",
+        f"model.generator.head: {{class_path: {MLP}, init_args: {{depth: 2}}}}",
+    ],
+)
+def test_a_class_with_stated_settings_replaces_another(override: str, tmp_path: Path) -> None:
+    check(staged(tmp_path, override), COMPOSED)
 
 
 def test_unknown_names_suggest_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

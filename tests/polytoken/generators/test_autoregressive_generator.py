@@ -90,8 +90,11 @@ def test_noise_changes_inputs_but_not_targets() -> None:
 @pytest.mark.parametrize("where", ["head", "both"])
 @pytest.mark.parametrize(("k", "head"), [(2, MultiLinearHead), (1, AutoregressiveHead)])
 def test_noise_that_no_head_reads_is_refused(where: str, k: int, head: type) -> None:
+    generator = small_generator(k, head(), noise=SubTokenNoise(0.1, where=where))
     with pytest.raises(UserError, match=f"noise.where is {where}, and {head.__name__} reads none of a position's {k}"):
-        small_generator(k, head(), noise=SubTokenNoise(0.1, where=where))
+        generator.check_training()
+    small_generator(k, head(), noise=SubTokenNoise(0.1)).check_training()
+    small_generator(2, noise=SubTokenNoise(0.1, where=where)).check_training()
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0, [1.0, 3.0]])
