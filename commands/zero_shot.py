@@ -80,7 +80,7 @@ def zero_shot(
     checkpoint = Checkpoint.open(run)
     return {
         "rows": [_row(name, metric) for name, metric in metrics.items()],
-        "n": min(length, max_images or length),
+        "n": max((int(metric.n) for metric in metrics.values()), default=0),  # without unreadable images
         "num_classes": len(vectors),
         "teacher": foundation.identity,
         "class_vectors": {

@@ -59,6 +59,19 @@ class AffinityMatrix(SubsetMeasurement):
         self._guides: dict[str, list[Tensor]] = {name: [] for name in self._teachers}
         self._tables: dict[str, Tensor] = {}
 
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: dict[str, Any],
+        batch: dict[str, Tensor],
+        *rest: Any,
+    ) -> None:
+        """Show the teachers the images as they were fed in: those of ``outputs`` may have another size."""
+        super().on_validation_batch_end(trainer, pl_module, {**outputs, "image": batch["image"]}, batch, *rest)
+
+    on_test_batch_end = on_validation_batch_end
+
     def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
         self._cosines.update(encoding.subspaces)
         for kept, subspace in zip(self._subspaces, encoding.subspaces, strict=True):

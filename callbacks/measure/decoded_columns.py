@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from callbacks.measure.plots import image_table, publish
+from polytoken.images import resize_displayed
 from polytoken.metrics.gather import gather_rows
 from polytoken.metrics.images import psnr, to_uint8
 
@@ -33,12 +34,19 @@ class DecodedColumns:
         self._psnr = {name: MeanMetric().to(device) for name in names}
         self._shown: dict[str, list[Tensor]] = {name: [] for name in (ORIGINAL, *names)}
 
-    def add(self, name: str, decoded: Tensor, images: Tensor) -> None:
-        """Add a batch of one column: images (B, 3, H, W) in [-1, 1] and what was decoded for them."""
-        shown = self._shown[name]
-        shown.append(to_uint8(decoded[: max(0, self._wanted - sum(map(len, shown)))]))
+    def add(self, name: str, decoded: Tensor, images: Tensor) -> Tensor:
+        """Add a batch of one column: images (B, 3, H, W) in [-1, 1] and what was decoded for them.
+
+        Returns the decoded images as they are compared: uint8, and at the size of the images, which the module's
+        ``metric_size`` may have made another one than the tokenizer's.
+        """
+        if decoded.shape != images.shape:
+            decoded = resize_displayed(decoded, images.shape[-1])
+        compared, shown = to_uint8(decoded), self._shown[name]
+        shown.append(compared[: max(0, self._wanted - sum(map(len, shown)))].clone())  # a view would keep the batch
         if name in self._psnr:
-            self._psnr[name].update(psnr(to_uint8(decoded), to_uint8(images)))
+            self._psnr[name].update(psnr(compared, to_uint8(images)))
+        return compared
 
     def psnr(self) -> dict[str, Tensor]:
         """Mean PSNR in dB of each column; a collective that every rank calls."""

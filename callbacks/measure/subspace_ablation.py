@@ -12,7 +12,6 @@ from callbacks.measure.measurement import SubsetMeasurement
 from polytoken.metrics.extractor import Extractor
 from polytoken.metrics.extractors import load_extractor
 from polytoken.metrics.frechet import FeatureStatistics, frechet_distance
-from polytoken.metrics.images import to_uint8
 from polytoken.ranges import at_least
 from polytoken.specs import Encoding
 
@@ -90,9 +89,9 @@ class SubspaceAblation(SubsetMeasurement):
             self._decoded.publish(trainer, "subspaces", titles, self.pixels)
 
     def _add(self, name: str, decoded: Tensor, images: Tensor) -> None:
-        self._decoded.add(name, decoded, images)
+        compared = self._decoded.add(name, decoded, images)
         if self._network is not None:
-            self._features[name].update(self._network(to_uint8(decoded)).pooled)
+            self._features[name].update(self._network(compared).pooled)
 
 
 def columns(num_subspaces: int) -> dict[str, tuple[int, ...]]:

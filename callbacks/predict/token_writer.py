@@ -14,7 +14,7 @@ from torch import Tensor
 
 from artifacts.lock import hold
 from artifacts.moments import Moments
-from artifacts.token_manifest import MANIFEST, StorePlan
+from artifacts.token_manifest import MANIFEST, StorePlan, read_manifest
 from artifacts.token_store import check_tokens
 from artifacts.token_store_writer import TokenStoreWriter
 from callbacks.predict.agreement import of_rank_zero
@@ -147,9 +147,10 @@ class TokenWriter(BasePredictionWriter):
         for writer in self._writers.values():
             if trainer.is_global_zero:
                 writer.finish()
-                plan, size = writer.plan, sum(file.stat().st_size for file in writer.path.rglob("*"))
+                plan, manifest = read_manifest(writer.path / MANIFEST)  # without unreadable images
+                size = sum(file.stat().st_size for file in writer.path.rglob("*"))
                 rank_zero_info(
-                    f"tokens: {writer.path}, {plan.num_images:,} images, {size / 1e6:,.1f} MB; crops of each, as "
+                    f"tokens: {writer.path}, {manifest.images:,} images, {size / 1e6:,.1f} MB; crops of each, as "
                     f"places in its centre square: {'; '.join(plan.views)}"
                 )
         trainer.strategy.barrier("the stores are in place")

@@ -15,6 +15,7 @@ from itertools import count
 from pathlib import Path
 from urllib.parse import quote
 
+from artifacts.completion import text_digest
 from artifacts.provenance import commit, machine
 from commands.program import new_parser, run
 from commands.report import experiments, stages
@@ -24,6 +25,8 @@ from commands.report.runs import short
 from commands.report.templates import templates
 from polytoken.errors import MissingFileError, UserError
 from polytoken.files import is_file_name, write_bytes, write_text
+
+LONGEST_SLUG = 80  # characters
 
 
 def write(page: Path, directory: Path, preset: str) -> None:
@@ -62,7 +65,9 @@ def write(page: Path, directory: Path, preset: str) -> None:
     def link(target: Picture | Path) -> str:
         file = target.path if isinstance(target, Picture) else target
         if file is None:
-            file = drawn / f"{re.sub(r'[^a-z0-9]+', '_', target.text.lower()).strip('_')}.svg"
+            # the digest tells texts apart that have one slug; file systems limit the length of a name
+            slug = re.sub(r"[^a-z0-9]+", "_", target.text.lower()).strip("_")[:LONGEST_SLUG]
+            file = drawn / f"{slug}_{text_digest(target.text)[:8]}.svg"
             write_bytes(file, target.content)
         return quote(os.fsencode(Path(os.path.relpath(file, page.parent)).as_posix()))
 

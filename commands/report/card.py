@@ -29,6 +29,7 @@ PICTURES = {  # short texts, unlike those further down
     "grid.png": "Samples of {}, a row for each class",
     "reconstructions.png": "Validation images (odd rows) and their reconstructions (even rows) by {}",
 }
+OF_REFERENCES = {"grid.png": "Samples of {}, a row for each reference"}
 
 
 def card(directory: Path) -> Card | None:
@@ -58,8 +59,9 @@ def card(directory: Path) -> Card | None:
 
 def _first_picture(path: Path) -> Iterator[Picture]:
     """Samples or reconstructions."""
+    texts = PICTURES | (OF_REFERENCES if runs.around_references(path) else {})
     for picture in runs.pictures(path):
-        if picture.path is not None and (text := PICTURES.get(picture.path.name)):
+        if picture.path is not None and (text := texts.get(picture.path.name)):
             yield replace(picture, text=text.format(path.name))
             return
 

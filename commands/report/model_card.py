@@ -140,7 +140,7 @@ def _generator(pipeline: GenerationPipeline, checkpoint: Checkpoint) -> Part:
 def _measured(title: str, checkpoint: Checkpoint, facts: Facts, tokens: Path) -> Part:
     """The facts of a network, and what its run has recorded."""
     run = directory_of(checkpoint)
-    entry = runs.measured(run, tokens)
+    entry = runs.measured(run, tokens, checkpoint.step)
     step = dict(entry.facts).get("step measured", f"{checkpoint.step:,}")
     caption = "Metrics of the run, at the step and on the images named above"
     if step != f"{checkpoint.step:,}":

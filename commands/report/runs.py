@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from artifacts import yaml_files
 from artifacts.results import Table
-from artifacts.run_files import METRICS, MetricsFile
+from artifacts.run_files import METRICS, MetricsFile, Samples
 from artifacts.timing import Timing, images_per_second, read_timing, training_seconds
 from artifacts.token_manifest import MANIFEST
 from commands.metric_names import GROUPS, name_of, order
@@ -42,12 +42,14 @@ PICTURES = {
     "generated_layers.png": "Blocks of the generator on generated tokens",
     "curve.png": "Distance over training FLOPs",
 }
+OF_REFERENCES = {"grid.png": "Samples around references (a row for each reference, column label = class)"}
 
 
 class Stored(TypedDict):
     """Part of a token store's manifest that the report shows."""
 
     spec: TokenSpec | None
+    tokenizer_fingerprint: NotRequired[str]
 
 
 def read(path: Path, tokens: Path) -> Entry:
@@ -58,12 +60,13 @@ def read(path: Path, tokens: Path) -> Entry:
     return entry
 
 
-def measured(path: Path, tokens: Path) -> Entry:
+def measured(path: Path, tokens: Path, step: int | None = None) -> Entry:
     """Facts, metrics and tables of the run in a directory.
 
     Args:
         path: its directory.
         tokens: directory of the token stores that were written by it, if it is a tokenizer.
+        step: of the weights that are described; None is that of the metrics.
     """
     entry = Entry(path.name)
     if (path / "config.yaml").is_file():
@@ -77,9 +80,14 @@ def measured(path: Path, tokens: Path) -> Entry:
         **validated.get("metrics", {}),
     }
     entry.metrics = {name: value for name, value in entry.metrics.items() if not name.startswith("lr-")}
-    entry.facts += [*times(read_timing(path)), *_codes(tokens)]
+    stored = _stored(tokens)
+    entry.facts += [*times(read_timing(path)), *_codes(stored)]
     for word, key in (("step measured", "global_step"), ("images measured", "n")):
         entry.facts += [(word, f"{validated[key]:,}")] if validated.get(key) is not None else []
+    measured_at = validated.get("global_step")
+    for word, command in (("step of the training metrics", "fit"), ("step of the test", "test")):
+        at = sections.get(command, {}).get("global_step")
+        entry.facts += [(word, f"{at:,}")] if at not in (None, measured_at) else []
     lineage = records.read_derived(path / "lineage.json", Lineage)
     if lineage and lineage.init_from:
         start = lineage.init_from
@@ -89,13 +97,30 @@ def measured(path: Path, tokens: Path) -> Entry:
         table_of(found, f"Reconstructions measured by {network}")
         for network, found in sections.get("reconstruction", {}).items()
     ]
-    entry.tables = [*(one for one in compared if one), *tables.measured(path), *tables.dependency(tokens)]
+    own = tables.measured(path, measured_at if step is None else step)
+    codes = tables.dependency(tokens, stored.get("tokenizer_fingerprint") if stored else None)
+    entry.tables = [*(one for one in compared if one), *own, *codes]
     return entry
 
 
 def metrics_of(path: Path) -> MetricsFile:
-    """The content of `metrics.json`."""
-    return records.read_derived(path / METRICS, MetricsFile) or {}
+    """The content of `metrics.json`, without an evaluation of samples that others have replaced since."""
+    sections = records.read_derived(path / METRICS, MetricsFile) or {}
+    if (evaluated := sections.get("evaluate")) and (samples := _samples(path)):
+        digests = {samples.get("sha256"), evaluated["samples"].get("sha256")} - {None}
+        if len(digests) > 1:
+            del sections["evaluate"]
+    return sections
+
+
+def around_references(path: Path) -> bool:
+    """True if a directory holds samples of :class:`callbacks.ConditionalWriter`, whose grid differs."""
+    samples = _samples(path)
+    return samples is not None and "references" in samples["settings"]
+
+
+def _samples(path: Path) -> Samples | None:
+    return records.read_derived(path / "samples.json", Samples)
 
 
 def compared(entries: list[Entry]) -> tuple[list[Table], list[Table]]:
@@ -149,7 +174,7 @@ def short(commit: str) -> str:
 
 def pictures(path: Path) -> Iterator[Picture]:
     """The pictures of a run, in the order above."""
-    for name, text in PICTURES.items():
+    for name, text in (PICTURES | (OF_REFERENCES if around_references(path) else {})).items():
         if (file := path / name).is_file():
             yield Picture("image/png", file.read_bytes(), f"{text} ({path.parent.name}/{path.name})", file)
 
@@ -179,13 +204,16 @@ def _settings(file: Path) -> Facts:
     return [(name, str(value)) for name, value in settings.items() if value is not None]
 
 
-def _codes(tokens: Path) -> Iterator[tuple[str, str]]:
+def _stored(tokens: Path) -> Stored | None:
+    """The manifest of the first store that there is; the splits are written together."""
+    found = (records.read_derived(tokens / split / MANIFEST, Stored) for split in ("train", "validation"))
+    return next(filter(None, found), None)
+
+
+def _codes(stored: Stored | None) -> Iterator[tuple[str, str]]:
     """Size of the codes of an image, from the stored ones."""
-    for split in ("train", "validation"):
-        stored = records.read_derived(tokens / split / MANIFEST, Stored)
-        if stored and (spec := stored["spec"]):
-            sizes = " · ".join(f"{size:,}" for size in spec.codebook_sizes)
-            yield "codes of an image", f"{spec.num_positions * spec.num_sub_codes:,} ({spec.num_positions:,} positions)"
-            yield "bits of an image", f"{spec.bits_per_image:,.0f}"
-            yield "codebook sizes", sizes
-            return
+    if stored and (spec := stored["spec"]):
+        sizes = " · ".join(f"{size:,}" for size in spec.codebook_sizes)
+        yield "codes of an image", f"{spec.num_positions * spec.num_sub_codes:,} ({spec.num_positions:,} positions)"
+        yield "bits of an image", f"{spec.bits_per_image:,.0f}"
+        yield "codebook sizes", sizes

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
+
+import msgspec
 
 from artifacts import fidelity
 from artifacts.results import Table
@@ -26,6 +28,7 @@ from artifacts.run_files import (
     Probes,
     Recovered,
     Sweep,
+    SweepEntry,
     ZeroShotResult,
 )
 from commands.metric_names import name_of_images
@@ -60,6 +63,7 @@ class Pairs(TypedDict):
     entries: list[Pair]
     estimator: str
     images: int
+    tokenizer_fingerprint: NotRequired[str]
 
 
 class ClassPSNR(TypedDict):
@@ -69,23 +73,29 @@ class ClassPSNR(TypedDict):
     painted: float
 
 
-def measured(directory: Path) -> Iterator[Table]:
-    """All tables of a run."""
+def measured(directory: Path, step: int | None) -> Iterator[Table]:
+    """All tables of a run.
+
+    Args:
+        directory: of the run.
+        step: of the weights that are described, if it is known. A measurement outlasts further training: the caption of
+            a table of another step names it.
+    """
     if sweep := records.read_derived(directory / "sweep.json", Sweep):
-        yield from _sweep(sweep)
+        yield from _at(step, _generator(sweep["scales"]), _sweep(sweep))
     if probes := records.read_derived(directory / PROBES, Probes):
-        yield from _probes(probes)
+        yield from _at(step, probes.get("checkpoint"), _probes(probes))
     if zero_shot := records.read_derived(directory / ZERO_SHOT, ZeroShotResult):
-        yield _zero_shot(zero_shot)
+        yield from _at(step, zero_shot.get("checkpoint"), [_zero_shot(zero_shot)])
     if codes := records.read_derived(directory / CODES, Codes):
-        yield from _codes(codes)
+        yield from _at(step, codes.get("checkpoint"), _codes(codes))
     if recovered := records.read_derived(directory / RECOVERY, Recovered):
-        yield from _recovery(recovered)
+        yield from _at(step, recovered.get("checkpoint"), _recovery(recovered))
     if found := records.read_derived(directory / fidelity.FIDELITY, fidelity.Fidelity):
-        yield from fidelity.tables(found)
+        yield from _at(step, found.get("checkpoint"), fidelity.tables(found))
     for file, what in ((LAYERS, "validation images"), (f"generated_{LAYERS}", "generated images")):
         if layers := records.read_derived(directory / file, Layers):
-            yield _layers(layers, what)
+            yield from _at(step, _generator([layers]), [_layers(layers, what)])
     if curve := records.read_derived(directory / CURVE, Curve):
         yield _curve(curve)
     if captions := records.read_derived(directory / CAPTIONS, list[Caption]):
@@ -96,8 +106,25 @@ def measured(directory: Path) -> Iterator[Table]:
         yield Table(["class", "PSNR, dB ↑", "of patches in their mean colour"], rows, "PSNR by class")
 
 
-def dependency(directory: Path) -> Iterator[Table]:
-    """The table of a token store, if the dependency of its codes was measured."""
+def _at(step: int | None, weights: Any, tables: Iterable[Table]) -> Iterator[Table]:
+    """The tables; captions name the step in the record of the measured weights, unless it is this one."""
+    found = weights.get("step") if isinstance(weights, Mapping) else None
+    named = f"; measured at step {found:,}" if isinstance(found, int) and found != (step or 0) else ""
+    yield from (msgspec.structs.replace(table, caption=f"{table.caption}{named}") for table in tables)
+
+
+def _generator(measured: Sequence[Layers | SweepEntry]) -> Any:
+    """The record of the generator's weights in the latest measurement, if it has one."""
+    return (measured[-1].get("origin") or {}).get("generator") if measured else None
+
+
+def dependency(directory: Path, fingerprint: str | None) -> Iterator[Table]:
+    """The table of a token store, if the dependency of its codes was measured.
+
+    Args:
+        directory: of the store.
+        fingerprint: of the tokenizer that wrote it, if it is known; a table of other codes says so.
+    """
     if found := records.read_derived(directory / "dependency.json", Pairs):
         rows = [
             [
@@ -109,7 +136,10 @@ def dependency(directory: Path) -> Iterator[Table]:
             for one in found["entries"]
         ]
         caption = f"Mutual information of codes, {found['images']:,} images; estimator {found['estimator']}"
-        yield Table(["between", "scale", "bits", "of entropy"], rows, f"{caption}; ± is the shuffles' deviation")
+        caption += "; ± is the shuffles' deviation"
+        if fingerprint is not None and found.get("tokenizer_fingerprint", fingerprint) != fingerprint:
+            caption += "; measured on codes of other weights of the tokenizer"
+        yield Table(["between", "scale", "bits", "of entropy"], rows, caption)
 
 
 def _sweep(sweep: Sweep) -> Iterator[Table]:

@@ -80,10 +80,14 @@ def test_options_out_of_range(run: Path, refusal: Callable[..., str]) -> None:
         assert f"--images is {size}" in refusal(tokens_check.main, "runs/digits/tokens/x", "--images", size)
 
 
-@pytest.mark.parametrize("batches", ["a", [1], float("nan"), -3])
-def test_a_broken_position_of_training(batches: Any, run: Path, refusal: Callable[..., str]) -> None:
-    change(run, ("TokenDataModule", "batches_trained"), batches)
-    assert f"last.ckpt is broken: batches_trained is {batches!r}" in refusal(compute.main, "--run", str(run))
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("batches_trained", value) for value in ("a", [1], float("nan"), -3)] + [("offset", None), ("offset", -100)],
+)
+def test_a_broken_position_of_training(key: str, value: Any, run: Path, refusal: Callable[..., str]) -> None:
+    change(run, ("TokenDataModule", key), value)
+    said = refusal(compute.main, "--run", str(run))
+    assert "last.ckpt is broken: batches_trained is" in said and f"{value!r}" in said
 
 
 def test_a_broken_depth_of_alignment(run: Path, refusal: Callable[..., str]) -> None:

@@ -106,6 +106,13 @@ def test_compute_of_runs(coded: Path, capsys: pytest.CaptureFixture, monkeypatch
     assert f"{found.forward / 1e9:.5g}" in half
 
 
+def test_a_change_of_the_batch_size_counts_the_epochs_before_once(coded: Path) -> None:
+    """1,000 images: four epochs in batches of 10, and one in batches of 100."""
+    position = {"batches_trained": 410, "offset": -360, "global_batch_size": 100}
+    checkpoint = Checkpoint(Path("x.ckpt"), {"TokenDataModule": position})
+    assert compute.images_trained(checkpoint) == 5000
+
+
 def test_invalid_input_is_rejected(coded: Path, capsys: pytest.CaptureFixture) -> None:
     def refusal(*options: str) -> str:
         with pytest.raises(SystemExit) as stop:

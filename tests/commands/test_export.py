@@ -128,13 +128,32 @@ def test_a_tokenizer_without_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert fingerprint(from_pretrained("mine")) == fingerprint(load_tokenizer("runs/digits/tokenizer/tiny"))
 
 
+def test_an_evaluation_of_earlier_samples_is_not_on_the_card(run: Path) -> None:
+    write_samples(run, Checkpoint.open(run).sha256)
+    (samples,) = Path("runs/digits/samples").iterdir()
+    for name, place in (("samples.json", ()), ("metrics.json", ("evaluate", "samples"))):
+        record = part = json.loads((samples / name).read_text())
+        for key in place:
+            part = part[key]
+        part["sha256"] = f"the file that {name} is about"
+        (samples / name).write_text(json.dumps(record))
+    main([str(run), "--to", "mine"])
+    assert "0.1234" not in Path("mine/README.md").read_text()
+
+
 def test_an_earlier_checkpoint(run: Path) -> None:
     """Its weights are exported, and the card says that the metrics are of another step."""
     file = Path("runs/digits/tokenizer/tiny/checkpoints/last.ckpt")
     torch.save({**torch.load(file, weights_only=True), "global_step": 3}, file.with_name("step_3.ckpt"))
+    probe = {"probe": "linear", "feature": "after/all", "value": 0.5, "standard_error": 0.01}
+    probes = {"probes": [probe], "n_validation": 355, "chance": 0.1, "checkpoint": {"step": 7}}
+    (file.parents[1] / "probes.json").write_text(json.dumps(probes))
     main([str(file.with_name("step_3.ckpt")), "--to", "mine"])
     card = Path("mine/README.md").read_text()
     assert "# tokenizer/tiny" in card and "that step is 7, and these weights are of step 3\n" in card
+    assert "is one standard error; measured at step 7\n" in card
+    main(["runs/digits/tokenizer/tiny", "--to", "last"])
+    assert "is one standard error\n" in Path("last/README.md").read_text()
     shutil.copy(file, "alone.ckpt")
     main(["alone.ckpt", "--to", "alone"])
     assert "metric | value" not in Path("alone/README.md").read_text()

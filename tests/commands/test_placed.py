@@ -46,6 +46,10 @@ def test_faces_are_tiles(tmp_path: Path) -> None:
     Image.new("L", (9, 9), 7).save(tmp_path / "a.png")
     own = place_faces(faces_in(tmp_path), 32, 64)
     assert own.crops(own.images)[0].eq(7).all() and own.crops(own.images)[1][0].eq(255).all()
+    Image.fromarray(np.full((9, 9), 7 * 257, np.uint16)).save(tmp_path / "a.png")
+    Image.new("RGBA", (9, 9), (7, 7, 7, 0)).save(tmp_path / "b.png")
+    deep, clear = (np.unique(np.asarray(face)).tolist() for face in faces_in(tmp_path))
+    assert (deep, clear) == ([7], [255]), "of 16 bits, and transparent: as training reads them"
     (tmp_path / "c.jpg").write_text("no image")
     with pytest.raises(UserError, match=r"c\.jpg cannot be read as an image"):
         faces_in(tmp_path)

@@ -1,6 +1,7 @@
 """The report: valid, self-contained HTML, commands for missing parts, and the same content as Markdown."""
 
 import base64
+import json
 import re
 import shutil
 from pathlib import Path
@@ -193,6 +194,32 @@ def test_markdown_has_the_same_content_and_links_existing_pictures(runs: Path, t
     for line in text.splitlines():
         if line.startswith("|"):
             assert line.endswith("|")
+
+
+def test_curves_of_runs_with_similar_names_have_files_of_their_own(runs: Path) -> None:
+    names = ("fq-dual", "日本", "中国", "r" * 200)
+    for name in names:
+        shutil.copytree(runs / "digits/tokenizer/fq_dual", runs / "digits/tokenizer" / name)
+    page(runs)
+    linked = re.findall(r"\(([^()]+\.svg)\)", (runs / "digits/report.md").read_text(encoding="utf-8"))
+    assert len(linked) == len(set(linked)) == 2 * (1 + len(names))
+    assert {path.name for path in (runs / "digits/report_pictures").iterdir()} == {Path(link).name for link in linked}
+
+
+def test_samples_around_references_are_described_as_such(runs: Path) -> None:
+    file = runs / "digits/samples/fq_dual/samples.json"
+    record = json.loads(file.read_text())
+    for settings, texts in (
+        ({}, ("Samples of fq_dual, a row for each class", "Class-conditional samples (row label = class)")),
+        (
+            {"references": ["a.png"]},
+            ("Samples of fq_dual, a row for each reference", "Samples around references (a row for each reference, "),
+        ),
+    ):
+        file.write_text(json.dumps({**record, "settings": record["settings"] | settings}))
+        found = [str(attributes["alt"]) for attributes in page(runs).all("img")]
+        for text in texts:
+            assert sum(alternative.startswith(text) for alternative in found) == 1, text
 
 
 def test_tokenizers_are_compared_on_their_pictures(runs: Path) -> None:

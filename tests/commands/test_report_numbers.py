@@ -67,6 +67,84 @@ def test_the_card_shows_the_tokenizer_that_the_samples_name(runs: Path) -> None:
     assert "tokenizer/fq_dual → stage2/slow" in text and numbers(text)[2] == "PSNR 24.78 dB ↑ reconstructions"
 
 
+def test_an_evaluation_of_earlier_samples_is_left_out(runs: Path) -> None:
+    """Training goes on, and `make sample` replaces the samples but not their `metrics.json`."""
+    samples = runs / "digits/samples/fq_dual"
+    files = {name: json.loads((samples / name).read_text()) for name in ("samples.json", "metrics.json")}
+    for drawn, measured, is_shown in (("a", "a", True), ("b", "a", False), (None, "a", True), ("a", None, True)):
+        for name, parts, digest in (
+            ("samples.json", files["samples.json"], drawn),
+            ("metrics.json", files["metrics.json"]["evaluate"]["samples"], measured),
+        ):
+            parts.pop("sha256", None)
+            parts |= {} if digest is None else {"sha256": digest}
+            (samples / name).write_text(json.dumps(files[name]))
+        html = page(runs)
+        on_card = numbers((runs / "digits/report.html").read_text(encoding="utf-8"))
+        assert ("0.1234 (to 355)" in sum(html.rows, [])) == is_shown, (drawn, measured)
+        assert on_card[0].startswith("Fréchet distance of samples 0.123" if is_shown else "PSNR"), (drawn, measured)
+        assert ("not done yet: make evaluate" in html.text) != is_shown, (drawn, measured)
+
+
+def test_measurements_of_another_step_say_so(runs: Path) -> None:
+    tokenizer, generator = runs / "digits/tokenizer/fq_dual", runs / "digits/stage2/fq_dual"
+    generator.mkdir(parents=True)
+    probe = {"probe": "linear", "feature": "after/all", "value": 0.5, "standard_error": 0.01}
+    row = {"features": "decoded", "top1": 0.5, "top1_standard_error": 0.01, "top5": 1.0, "top5_standard_error": 0.0}
+    named = {"path": "classes", "sha256": "0", "text_tower": "text", "num_prompts": 80}
+    use = {"usage": [0.5], "perplexity": [10.0]}
+    curve = {"factor": 10.0, "usage": [[0.5, 1.0]], "area": [0.75]}
+    values = {"sts": [0.5], "nts": [1.0], "cknna": [0.125], "cka": [0.1], "correlation": None, "n": 200, "k": 10}
+    layers = {**values, "positions": 16, "teacher": "mid", "source": "validation", "time": None, "aligned": None}
+    scale = {"guidance": 1.0, "metrics": {"gfd/judge": {"value": 0.5, "n": 40}}, "settings": {}, "notes": []}
+    of_tokenizer = {
+        "probes.json": {"probes": [probe], "n_validation": 355, "chance": 0.1},
+        "zero_shot.json": {"rows": [row], "n": 9, "num_classes": 10, "teacher": "stand_in", "class_vectors": named},
+        "codes.json": {"bits_per_image": 8.0, "n": 355, "metrics": {}, "positions": [use], "notes": []},
+        "recovery.json": {"curves": [curve], "factor": 10.0, "n": 64, "settings": {}, "notes": []},
+        "fidelity.json": FIDELITY,
+    }
+
+    def captions(step: int) -> list[str]:
+        origin = {"generator": {"step": step}}
+        for name, content in of_tokenizer.items():
+            (tokenizer / name).write_text(json.dumps({**content, "checkpoint": {"step": step}}))
+        (generator / "layers.json").write_text(json.dumps({**layers, "origin": origin}))
+        (generator / "sweep.json").write_text(json.dumps({"scales": [{**scale, "origin": origin}]}))
+        page(runs)
+        text = (runs / "digits/report.html").read_text(encoding="utf-8")
+        return [caption for caption in re.findall(r'<p class="caption">(.*?)</p>', text) if "judge" not in caption]
+
+    (generator / "metrics.json").write_text(json.dumps({"fit": {"global_step": 1000, "metrics": {"train/loss": 1.0}}}))
+    assert len(captions(1000)) == 8 and not any("measured at" in caption for caption in captions(1000))
+    assert all(caption.endswith("; measured at step 3,000") for caption in captions(3000))
+
+
+def test_metrics_of_another_step_have_it_as_a_fact(runs: Path) -> None:
+    file = runs / "digits/tokenizer/fq_dual/metrics.json"
+    sections = json.loads(file.read_text())
+    others = {command: {"global_step": 1000, "metrics": {f"{command}/psnr": 9.0}} for command in ("fit", "test")}
+    file.write_text(json.dumps({**sections, **others}))
+    assert not {"step of the training metrics", "step of the test"} & {word for word, _ in page(runs).facts}
+    others["fit"]["global_step"], others["test"]["global_step"] = 6000, 500
+    file.write_text(json.dumps({**sections, **others}))
+    facts = page(runs).facts
+    for fact in (["step measured", "1,000"], ["step of the training metrics", "6,000"], ["step of the test", "500"]):
+        assert facts.count(fact) == 1, fact
+
+
+def test_a_dependency_of_replaced_codes_says_so(runs: Path) -> None:
+    store = runs / "digits/tokens/fq_dual"
+    (store / "train").mkdir(parents=True)
+    pair = {"kind": "branches", "sub_codes": [0, 1], "scale": None, "bits": 0.5, "deviation": 0.01, "entropy": 4.0}
+    found = {"entries": [pair], "estimator": "plug-in", "images": 355, "tokenizer_fingerprint": "old"}
+    (store / "dependency.json").write_text(json.dumps(found))
+    for fingerprint in ("old", "new"):
+        manifest = {"spec": {"codebook_sizes": [64, 64], "scales": [[4, 4]]}, "tokenizer_fingerprint": fingerprint}
+        (store / "train/manifest.json").write_text(json.dumps(manifest))
+        assert ("measured on codes of other weights" in page(runs).text) == (fingerprint == "new")
+
+
 def test_every_metric_of_images_is_shown(runs: Path) -> None:
     file = runs / "digits/samples/fq_dual/metrics.json"
     record = json.loads(file.read_text())

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch.nn import functional
 
 from commands import class_vectors, zero_shot
@@ -65,6 +66,19 @@ def test_decoded_features_next_to_the_untouched_model(teacher: Path, capsys: pyt
     assert (result["n"], result["num_classes"]) == (150, 10)
     assert result["class_vectors"]["num_prompts"] == 2 and result["teacher"].startswith("stand_in ")
     assert "zero-shot accuracy on 150 validation images" in capsys.readouterr().out
+
+
+def test_unreadable_images_are_not_counted(teacher: Path, tmp_path: Path) -> None:
+    for name in DIGITS:
+        for file in (f"train/{name}/0.png", f"val/{name}/0.png", f"val/{name}/1.png"):
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (25 * int(name), 0, 0)).save(tmp_path / file)
+    (tmp_path / "val/3/1.png").write_bytes(b"damaged")
+    run = write_run(teacher)
+    source = {"class_path": "datamodules.FolderSource", "init_args": {"root": str(tmp_path)}}
+    settings = {**DATA["init_args"], "source": source, "max_bad_fraction": 0.5}
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": {**DATA, "init_args": settings}}))
+    assert zero_shot.zero_shot(run, teacher / "classes.safetensors")["n"] == 19
 
 
 def test_a_single_layer_is_shown_next_to_the_whole_model(teacher: Path) -> None:

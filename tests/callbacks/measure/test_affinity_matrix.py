@@ -36,10 +36,15 @@ class FakeTeacher:
 
 
 def measure(
-    directory: Path, callback: AffinityMatrix, tokenizer: ConvolutionalTokenizer, teachers: dict, count: int = 24
+    directory: Path,
+    callback: AffinityMatrix,
+    tokenizer: ConvolutionalTokenizer,
+    teachers: dict,
+    count: int = 24,
+    metric_size: int | None = None,
 ) -> tuple[dict[str, float], Images]:
     module, data = module_of(tokenizer), Images(count)
-    module.objective.teachers = teachers
+    module.objective.teachers, module.metric_size = teachers, metric_size
     trainer = quiet_trainer(directory, [callback])
     trainer.validate(module, data, verbose=False)
     return logged_metrics(trainer), data
@@ -75,6 +80,19 @@ def test_tables_equal_slow_references(teacher_features: str, tmp_path: Path) -> 
     assert np.array(record["cosine"]).diagonal() == pytest.approx([1, 1, 1], abs=1e-5)
     with Image.open(tmp_path / "affinity.png") as picture:
         assert picture.size == (4 * 450, 450)
+
+
+def test_teachers_see_the_images_that_were_fed_in(tmp_path: Path) -> None:
+    class Strict(FakeTeacher):
+        def features(self, images: Tensor, full_precision: bool = False) -> tuple[Features]:
+            assert images.shape[-1] == 16
+            return super().features(images, full_precision)
+
+    plain, resized = (
+        measure(tmp_path, AffinityMatrix(k=3), tiny_tokenizer(), {"high": Strict()}, metric_size=size)[0]
+        for size in (None, 8)
+    )
+    assert resized == plain
 
 
 def test_without_teachers_and_with_few_images(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from callbacks import ScaleReconstructions
 from polytoken.errors import UserError
+from polytoken.images import resize_displayed
 from polytoken.metrics import psnr, to_uint8
 from polytoken.tokenizers import Tokenizer
 from tests.support.tokenizers import tiny_folded, tiny_scales, tiny_tokenizer
@@ -39,6 +40,18 @@ def test_metrics_and_picture(tokenizer: Tokenizer, tmp_path: Path) -> None:
     for column, image in enumerate(shown):
         cells = second[:, 2 + column * pitch : 2 + column * pitch + 96 : 6].astype(int)
         assert np.abs(cells - to_uint8(image)[1].permute(1, 2, 0).numpy()).max() <= 1, column
+
+
+def test_scales_are_compared_at_the_metric_size(tmp_path: Path) -> None:
+    tokenizer, data = tiny_scales(1), Images()
+    module, trainer = module_of(tokenizer), quiet_trainer(tmp_path, [ScaleReconstructions(rows=3)])
+    module.metric_size = 8
+    trainer.validate(module, data, verbose=False)
+    images = data.images[:10]
+    with torch.no_grad():
+        first = next(iter(tokenizer.partial_sums(tokenizer.eval().encode(images).codes)))
+        shown = [to_uint8(resize_displayed(one, 8)) for one in (tokenizer.decode(first).image, images)]
+    assert logged_metrics(trainer)["val/scales/psnr_1"] == pytest.approx(psnr(*shown).mean().item(), abs=1e-3)
 
 
 def test_one_scale_is_refused_before_the_first_step(tmp_path: Path) -> None:

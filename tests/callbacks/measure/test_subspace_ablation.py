@@ -8,6 +8,7 @@ from PIL import Image
 from callbacks import SubspaceAblation
 from callbacks.measure.subspace_ablation import columns
 from polytoken.classifier import SmallClassifier
+from polytoken.images import resize_displayed
 from polytoken.metrics import FeatureStatistics, frechet_distance, psnr, to_uint8
 from polytoken.tokenizers import Tokenizer
 from tests.support.recipes import write_judge
@@ -70,6 +71,25 @@ def test_metrics_and_plot(tokenizer: Tokenizer, tmp_path: Path) -> None:
         shown = third[:, 2 + column * pitch : 2 + column * pitch + 32 : 2]
         expected = to_uint8(reconstruction)[2].permute(1, 2, 0).numpy().astype(int)
         assert np.abs(shown - expected).max() <= 1, column
+
+
+def test_columns_are_compared_at_the_metric_size(tmp_path: Path) -> None:
+    tokenizer, judge = tiny_tokenizer(num_subspaces=2), write_judge(tmp_path / "judge.safetensors", 2)
+    module, data, network = module_of(tokenizer), Images(), SmallClassifier.load(judge)
+    module.metric_size = 8
+    trainer = quiet_trainer(tmp_path, [SubspaceAblation("judge", str(judge), rows=2, pixels=32)])
+    trainer.validate(module, data, verbose=False)
+    with torch.no_grad():
+        quantized = tokenizer.eval().encode(data.images[:10]).quantized
+        decoded = tokenizer.decode(tokenizer.keep_subspaces(quantized, (0,))).image
+    statistics = [FeatureStatistics(32), FeatureStatistics(32)]
+    shown = [to_uint8(resize_displayed(images, 8)) for images in (decoded, data.images[:10])]
+    for one, pixels in zip(statistics, shown, strict=True):
+        one.update(network.embed(pixels / 127.5 - 1))
+    found = logged_metrics(trainer)
+    assert found["val/ablation/psnr_only_0"] == pytest.approx(psnr(*shown).mean().item(), abs=1e-3)
+    distance = frechet_distance(*(one.compute() for one in statistics)).item()
+    assert found["val/ablation/rfd/judge_only_0"] == pytest.approx(distance, rel=1e-2)
 
 
 def test_equal_columns_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """Prediction writes a store that depends neither on kills nor on the number of ranks."""
 
+import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,13 @@ def test_the_store_holds_the_codes_of_all_views_of_all_images(whole: Path) -> No
     manifest = TokenStore.open(whole / "train").plan
     assert manifest.views[0] == "centre of 1.25" and len(manifest.views) == 10
     assert manifest.tokenizer_fingerprint == "ab" * 32 and manifest.image_size == 8
+
+
+def test_the_message_counts_the_images_of_the_store(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        predict(tmp_path, source=data(bad=(3, 7)))
+    said = [record.message for record in caplog.records if record.message.startswith("tokens: ")]
+    assert [re.findall(r"(\d+) images", line) for line in said] == [["20"], ["7"]]
 
 
 def expected_latents(split: str) -> np.ndarray:
