@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,19 +52,22 @@ class TokenStoreWriter:
         self.replaced = self.path.with_name(f"{self.path.name}.replaced")
 
     def begin(self) -> None:
-        """Continue an interrupted attempt, or delete it if it was of another plan.
+        """Continue an interrupted attempt, or delete it if it was of another plan; log why a store is written again.
 
         Raises:
             TokenStoreError: `path` exists and is not a token store.
         """
         if self.path.exists() and not (self.path / MANIFEST).is_file() and any(self.path.iterdir()):
             raise TokenStoreError(f"{self.path} exists and is not a token store: move it, or name another output")
-        if _read(self.partial / MANIFEST, StorePlan) == self.plan:
+        if self._is_of_plan(self.partial):
             self._swap()
         elif self.replaced.is_dir() and not self.path.exists():
             self.replaced.replace(self.path)  # the exchange was cut short, and another plan has come since
         if self.whole():
             return
+        if (self.path / MANIFEST).is_file() and not self._is_of_plan(self.path):
+            reason = _difference(_read(self.path / MANIFEST, StorePlan), self.plan)
+            log.warning("%s was written %s: it is written again, and stays until that is done", self.path, reason)
         if self.partial.is_dir() and (begun := _read(self.partial / PLAN, StorePlan)) != self.plan:
             log.warning("%s was begun %s: it is written again", self.partial, _difference(begun, self.plan))
             shutil.rmtree(self.partial)
@@ -73,7 +76,7 @@ class TokenStoreWriter:
 
     def whole(self) -> bool:
         """True if the store exists, of this plan and with all its shards."""
-        if _read(self.path / MANIFEST, StorePlan) != self.plan:
+        if not self._is_of_plan(self.path):
             return False
         try:
             TokenStore.open(self.path)
@@ -160,6 +163,11 @@ class TokenStoreWriter:
         manifest = Manifest(sum(shard.rows for shard in shards), shards, self._latents(shards))
         write_manifest(self.partial / MANIFEST, self.plan, manifest)
         self._swap()
+
+    def _is_of_plan(self, store: Path) -> bool:
+        """True if a directory has the manifest of this plan; older ones do not name their images, and pass for any."""
+        found = _read(store / MANIFEST, StorePlan)
+        return found is not None and replace(found, source=found.source or self.plan.source) == self.plan
 
     def _swap(self) -> None:
         """Exchange the directories; the old store is deleted after the new one has its name."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datamodules.sources.listing import list_images
 from polytoken.errors import UserError
-from polytoken.images import UNREADABLE, open_image
+from polytoken.images import UNREADABLE, open_image, to_rgb
 
 FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono")  # files of matplotlib
 LETTERS = (4, 8)  # of a word
@@ -154,7 +154,7 @@ def read_image(path: Path) -> Image.Image:
         UserError: if it cannot be read.
     """
     try:
-        return open_image(path).convert("RGB")
+        return to_rgb(open_image(path))
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as an image: {error}") from error
 

@@ -36,7 +36,8 @@ class LabelDataModule(LightningDataModule):
     def __init__(
         self,
         num_images: int,
-        classes: Literal["balanced", "random"] | list[int | str] = "balanced",
+        # str first: jsonargparse takes the first type that fits, and would make a number of the name "10"
+        classes: Literal["balanced", "random"] | list[str | int] = "balanced",
         batch_size: int = 32,
         part_size: int = 256,
         seed: int = 0,
@@ -133,7 +134,7 @@ def _checked(classes: Sequence[int | str], num_classes: int, names: Sequence[str
         if not 0 <= label < num_classes:
             some = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
             raise UserError(
-                f"data.classes names class {given}, and the generator knows the {num_classes} classes 0 … "
+                f"data.classes names class {given!r}, and the generator knows the {num_classes} classes 0 … "
                 f"{num_classes - 1}{f' ({some})' if some else ''}: name classes among them."
             )
     return np.array(labels, dtype=np.int64)

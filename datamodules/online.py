@@ -67,10 +67,10 @@ class OnlineTokenDataModule(StoredTokens, ImageDataModule):
             raise UserError(f"data.image_size={image_size}: {store} is of images of {stored} px, set it to {stored}")
 
     def setup(self, stage: str) -> None:
-        """List the splits, and compare their classes with those of the store.
+        """List the splits, and compare their classes and images with those of the store.
 
         Raises:
-            UserError: They differ, or the splits do in their numbers of images.
+            UserError: They differ.
         """
         super().setup(stage)
         if self.source.class_to_idx != self.class_to_idx:
@@ -79,9 +79,15 @@ class OnlineTokenDataModule(StoredTokens, ImageDataModule):
                 f"{self.num_classes}: name the data set that the store was written from"
             )
         for split, store in self._stores.items():
-            images = len(self.source.split(split))
-            if images != store.plan.num_images:
+            records = self.dataset(split).records
+            if len(records) != store.plan.num_images:
                 raise UserError(
-                    f"data.source has {images} {split} images, and {self.store} was written from "
+                    f"data.source has {len(records)} {split} images, and {self.store} was written from "
                     f"{store.plan.num_images}: name the data set that the store was written from"
+                )
+            written, found = store.plan.source, records.digest()
+            if written is not None and found != written:
+                raise UserError(
+                    f"data.source has other {split} images (digest {found[:12]}) than {self.store} was written from "
+                    f"({written[:12]}): name the data set that the store was written from"
                 )

@@ -43,7 +43,7 @@ class ReferenceDataModule(LabelDataModule):
     def __init__(
         self,
         image_size: int,
-        classes: list[int | str],
+        classes: list[str | int],  # str first, as in LabelDataModule
         folder: str | None = None,
         source: ImageSource | None = None,
         indices: Sequence[int] = (),

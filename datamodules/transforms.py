@@ -14,37 +14,7 @@ import torch
 from PIL import Image
 
 from polytoken.errors import UserError
-from polytoken.images import from_uint8
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Turn any stored mode into 8-bit RGB.
-
-    Transparency (RGBA, LA, PA, a palette with a transparent entry) is laid over white. Sixteen-bit greyscale is scaled
-    from 0 .. 65535 and floating point from 0 .. 1, where Pillow's own conversion would clip to 255.
-
-    Raises:
-        UserError: The values leave that range, or Pillow cannot convert the mode.
-    """
-    if image.mode == "RGB":
-        return image
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return _from_range(image, 65535)
-    if image.mode == "F":
-        return _from_range(image, 1)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _from_range(image: Image.Image, white: int) -> Image.Image:
-    values = np.asarray(image).astype(np.float64)
-    if not (values.min() >= 0 and values.max() <= white):  # also false for NaN
-        raise UserError(
-            f"image mode {image.mode} with values {values.min():g} .. {values.max():g}: expected 0 .. {white}"
-        )
-    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8)).convert("RGB")
+from polytoken.images import from_uint8, to_rgb
 
 
 def resize_short_side(image: Image.Image, target: int) -> Image.Image:

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datamodules.transforms import resize_short_side, to_rgb, to_tensor
+from datamodules.transforms import resize_short_side, to_tensor
 from polytoken.errors import UserError
+from polytoken.images import to_rgb
 
 PLACES = ("centre", "top left", "top right", "bottom left", "bottom right")
 

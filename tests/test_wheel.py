@@ -31,7 +31,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def test_the_wheel_holds_every_module_of_the_library_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     modules = {name for name in wheel.namelist() if not name.startswith("polytoken-")}
-    assert modules == {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "polytoken").rglob("*.py")}
+    expected = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "polytoken").rglob("*.py")}
+    assert modules == {*expected, "polytoken/py.typed"}  # the marker by which type checkers read the annotations
 
 
 def test_the_library_needs_few_packages(wheel: zipfile.ZipFile) -> None:

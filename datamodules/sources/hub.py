@@ -170,10 +170,12 @@ class HubSource(ImageSource):
 
     def _column(self, table: Dataset, column: str) -> np.ndarray:
         values = self._loaded(lambda: np.asarray(table.select_columns([column]).with_format("numpy")[:][column]))
-        if not (np.issubdtype(values.dtype, np.integer) or values.dtype.kind in "OUT"):
+        kinds = {type(value) for value in values}  # a column of strings with a missing one is an array of objects
+        if not all(issubclass(kind, str | np.integer) for kind in kinds):
+            names = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise UserError(
-                f"Column {column!r} of {self.path} holds {values.dtype}: expected integers or strings, none "
-                "of them missing; set label_column to the column of the classes."
+                f"Column {column!r} of {self.path} holds {names}: expected integers or strings, none of them missing; "
+                "set label_column to the column of the classes."
             )
         return values
 

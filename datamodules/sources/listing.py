@@ -84,6 +84,11 @@ def class_folders(folder: Path) -> list[str]:
             beside.append(name)
         elif not os.path.exists(path):
             raise MissingFileError(f"{path} is a link that leads nowhere, or in a circle: repair or remove it.")
+    if beside and not names:
+        raise MissingFileError(
+            f"{folder} holds {len(beside)} images and no class folders: sort them into {folder}/<class>/ as in train, "
+            "or set labelled to false to read all images as one class."
+        )
     if not names:
         raise MissingFileError(f"{folder} has no class folders and no images: expected {folder}/<class>/<image>.")
     if beside:

@@ -16,7 +16,7 @@ from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from stat import S_ISREG
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -28,6 +28,7 @@ from polytoken.files import write_bytes
 NO_LABEL = -1
 FORMAT = 1
 LARGEST_LABEL_BYTES = 1 << 20  # of a .cls or .json member
+LARGEST_INTEGER = np.iinfo(np.int64).max  # that the index holds
 # as the library webdataset splits names: a key with its folders, and all extensions
 NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)", re.DOTALL)
 COMPRESSED = {
@@ -158,14 +159,13 @@ def _arrays(images: dict[str, tuple[str, int, int]], labels: dict[str, int]) -> 
 
 
 def _label(content: bytes, extension: str) -> int:
+    label: Any = None
     with suppress(ValueError, RecursionError):  # not UTF-8, no JSON, no number
         if extension == "cls":
-            return max(int(content), NO_LABEL)
-        record = json.loads(content)
-        label = record.get("label") if isinstance(record, dict) else None
-        if type(label) is int:
-            return max(label, NO_LABEL)
-    return NO_LABEL
+            label = int(content)
+        elif isinstance(record := json.loads(content), dict):
+            label = record.get("label")
+    return label if type(label) is int and 0 <= label <= LARGEST_INTEGER else NO_LABEL
 
 
 def _refuse_compressed(shard: Path, head: bytes) -> None:

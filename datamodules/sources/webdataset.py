@@ -110,8 +110,8 @@ class WebDatasetSource(ImageSource):
             elif (bare := np.flatnonzero(records.labels == NO_LABEL)).size:
                 raise UserError(
                     f"{records.describe(int(bare[0]))} has no label ({bare.size} such images): pack its class, an "
-                    "integer from 0, as the member <key>.cls or the field label of <key>.json, or set labelled to "
-                    "false to read all images as one class"
+                    f"integer from 0 to {LARGEST_LABEL - 1:,}, as the member <key>.cls or the field label of "
+                    "<key>.json, or set labelled to false to read all images as one class"
                 )
             self._read[name] = records
         return self._read[name]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from polytoken.pipeline import GenerationPipeline
 from polytoken.pretrained.folder import load_folder, save_pretrained
-from polytoken.pretrained.released import RELEASES, find, load_released
+from polytoken.pretrained.released import FAMILIES, RELEASES, find, load_released
 from polytoken.tokenizers import Tokenizer
 
 __all__ = ["from_pretrained", "save_pretrained"]
@@ -37,6 +37,7 @@ def from_pretrained(
     """
     if str(name) in RELEASES:
         return load_released(str(name), file, tokenizer_file, accept_license)
-    if file is not None or tokenizer_file is not None:
-        find(str(name))  # raises: only released checkpoints are read from a file
+    of_zoo = str(name).split("/")[0] in FAMILIES and not Path(name).exists()
+    if of_zoo or file is not None or tokenizer_file is not None:
+        find(str(name))  # raises: a misspelt release, or a file of what is none
     return load_folder(name, trust)

@@ -20,6 +20,7 @@ from polytoken.fingerprint import FROZEN, fingerprint
 from polytoken.generators.record import GeneratorRecord, run_name
 from polytoken.layout import CHECKPOINTS
 from polytoken.loading import (
+    CONFIG,
     GENERATOR,
     GLOBAL_STEP,
     MODEL_CONFIG,
@@ -33,7 +34,6 @@ from polytoken.specs import TokenSpec
 from polytoken.tokenizers import Tokenizer
 from polytoken.weights import load_state, save_tensors
 
-CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer"
 FORMAT = 1

@@ -191,7 +191,8 @@ class MultiScaleQuantizer(Quantizer):
         if vectors.shape[2:] != grid:
             vectors = functional.interpolate(vectors, size=grid, mode="bicubic")
         convolution = self.convolutions[self.convolution_of[scale]]
-        return self.blend * convolution(vectors) + (1 - self.blend) * vectors
+        convolved = convolution(vectors.to(self.embedding.weight.dtype)).float()
+        return self.blend * convolved + (1 - self.blend) * vectors
 
     def _errors(self, total: Tensor, features: Tensor, keeps: Tensor | None) -> tuple[Tensor, Tensor]:
         """Codebook and commitment error after a scale, means over the samples that keep it."""

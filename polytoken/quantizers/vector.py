@@ -85,7 +85,7 @@ class VectorQuantizer(Quantizer):
             losses = self._losses(flat, vectors, codebook) if self.training else {}
             quantized = _to_map(flat + (vectors - flat).detach(), grid)  # straight-through: ẑ = z + sg(z_q − z)
             return Encoding(
-                codes=codes.unflatten(0, (features.shape[0], 1, -1)),
+                codes=codes.unflatten(0, (features.shape[0], 1, grid[0] * grid[1])),  # -1 is ambiguous without images
                 quantized=quantized,
                 subspaces=(quantized,),
                 losses=losses,

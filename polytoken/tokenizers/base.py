@@ -71,7 +71,10 @@ class Tokenizer(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, quantized: Tensor) -> Decoded:
-        """Quantized features (B, C, h, w) to images (B, 3, H, W), not clamped, and to features where it has some."""
+        """Quantized features (B, C, h, w) to images (B, 3, H, W), not clamped, and to features where it has some.
+
+        They are cast to the type of the weights, since quantizers return float32 under weights of float64 too.
+        """
 
     def embed_codes(self, codes: Tensor) -> Tensor:
         """Codes (B, k, N) of the shape that ``spec`` states to quantized features (B, C, h, w).

@@ -197,7 +197,7 @@ class ConvolutionalTokenizer(Tokenizer):
 
     def decode(self, quantized: Tensor) -> Decoded:
         """x̂ = Dec([q_1; …; q_k]): (B, C, h, w) to images (B, 3, h·f, w·f) (SSQ eq. 7, FQGAN eq. 6)."""
-        return Decoded(self.decoder(self.post_quant_conv(quantized)))
+        return Decoded(self.decoder(self.post_quant_conv(quantized.to(self.last_layer.dtype))))
 
     def embed_codes(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Codes (B, k, N) to quantized features (B, C, h, w).

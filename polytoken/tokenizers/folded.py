@@ -178,7 +178,7 @@ class FoldedTokenizer(Tokenizer):
         return self.quantizer(self.features(images))
 
     def decode(self, quantized: Tensor) -> Decoded:
-        tokens = self.post_quant_conv(quantized).flatten(2).transpose(1, 2)
+        tokens = self.post_quant_conv(quantized.to(self.last_layer.dtype)).flatten(2).transpose(1, 2)
         masks = self.mask_token.expand(tokens.shape[0], self.encoder.side**2, -1)
         patches, _ = self.decoder([masks, tokens])
         blocks = self.pixels(patches).unflatten(2, (3, self.patch_size, self.patch_size))

@@ -146,7 +146,7 @@ class RepresentationTokenizer(Tokenizer):
     def encode(self, images: Tensor) -> Encoding:
         """Images (B, 3, H, W) in [-1, 1] to their encoding, with the features of the foundation model (Ideal eq. 1)."""
         features = self.features(images)
-        rows = [feature.flatten(2).transpose(1, 2) for feature in features.values()]
+        rows = [feature.to(self.last_layer.dtype).flatten(2).transpose(1, 2) for feature in features.values()]
         fused = rows[0] if self.fusion is None else self.fusion(*rows)
         encoding = self.quantizer(_to_map(self.quant_linear(fused), self.grid))
         encoding.features = features
@@ -154,7 +154,7 @@ class RepresentationTokenizer(Tokenizer):
 
     def decode(self, quantized: Tensor) -> Decoded:
         """Quantized features (B, C, h, w) to images (B, 3, H, W), and to features (B, D, h, w) (Ideal eqs. 3, 7, 8)."""
-        tokens = self.post_quant_linear(quantized.flatten(2).transpose(1, 2))
+        tokens = self.post_quant_linear(quantized.to(self.last_layer.dtype).flatten(2).transpose(1, 2))
         decoded = self.feature_decoder(tokens)
         features = {name: _to_map(head(decoded), self.grid) for name, head in self.heads.items()}
         return Decoded(self.decoder(features["deep"]), features)

@@ -83,6 +83,31 @@ def test_shards_of_another_tokenizer_are_not_reused(tmp_path: Path, caplog: pyte
     assert "was begun with another tokenizer_fingerprint, 0123456789abcdef" in caplog.text
 
 
+def test_a_store_of_other_images_is_written_again_and_it_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_store(tmp_path / "train", plan_of("train", source="a" * 64))
+    same = TokenStoreWriter(tmp_path / "train", plan_of("train", source="a" * 64))
+    same.begin()
+    assert same.missing() == [] and not caplog.text
+    other = TokenStoreWriter(tmp_path / "train", plan_of("train", source="b" * 64))
+    other.begin()
+    assert other.missing() == [0, 1, 2]
+    assert "train was written with another source, aaaaaaaaaaaa" in caplog.text and "it is written again" in caplog.text
+
+
+def test_a_store_that_does_not_name_its_images_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_store(tmp_path / "train", plan_of("train"))
+    named = TokenStoreWriter(tmp_path / "train", plan_of("train", source="a" * 64))
+    named.begin()
+    named.finish()
+    assert named.missing() == [] and not named.partial.exists() and not caplog.text
+    assert TokenStore.open(tmp_path / "train").plan.source is None
+    other = TokenStoreWriter(tmp_path / "train", plan_of("train", source="a" * 64, image_size=9))
+    other.begin()
+    assert other.missing() == [0, 1, 2] and "train was written with another image_size, 8, now 9" in caplog.text
+
+
 def test_the_old_store_stays_until_the_new_one_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = plan_of("train")
     write_store(tmp_path / "train", old)

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from jsonargparse import ArgumentParser
 
 from datamodules.labels import LabelDataModule
 
@@ -52,8 +53,21 @@ def test_finished_parts_are_skipped_and_the_rest_shared_evenly() -> None:
 def test_classes_are_named_as_well_as_numbered() -> None:
     names = ["ape", "bear", "cat", "dog"]
     assert LabelDataModule(4, ["dog", 1, "ape"]).labels(4, names).tolist() == [3, 1, 0, 3]
-    with pytest.raises(ValueError, match=r"class owl, and the generator knows the 4 classes 0 … 3 \(ape, bear, cat"):
+    with pytest.raises(ValueError, match=r"class 'owl', and the generator knows the 4 classes 0 … 3 \(ape, bear, cat"):
         LabelDataModule(4, ["owl"]).labels(4, names)
+
+
+@pytest.mark.parametrize(
+    ("given", "classes"), [("[3, 5]", [3, 5]), ('["10"]', ["10"]), ("['10', 10, cat]", ["10", 10, "cat"])]
+)
+@pytest.mark.parametrize(("kind", "needed"), [("LabelDataModule", "num_images"), ("ReferenceDataModule", "image_size")])
+def test_digits_in_quotes_name_a_class(kind: str, needed: str, given: str, classes: list) -> None:
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(LabelDataModule, "data")
+    options = ("--data", f"datamodules.{kind}", f"--data.{needed}", "4", "--data.classes", given)
+    file = f"data: {{class_path: datamodules.{kind}, init_args: {{{needed}: 4, classes: {given}}}}}"
+    for found in (parser.parse_args(options), parser.parse_string(file)):
+        assert found.data.init_args.classes == classes
 
 
 @pytest.mark.parametrize("label", [-1, 4])

@@ -56,6 +56,15 @@ def test_a_class_without_images_is_one_sentence(root: Path) -> None:
         FolderSource(str(root)).split("train")
 
 
+def test_a_split_without_class_folders_beside_one_with_them(root: Path) -> None:
+    put(root / "val/a.png", root / "val/b.PNG")
+    with pytest.raises(
+        MissingFileError, match=r"val holds 2 images and no class folders: sort them .* as in train, or"
+    ):
+        FolderSource(str(root)).split("validation")
+    assert len(FolderSource(str(root), labelled=False).split("validation")) == 2
+
+
 def test_links_in_circles_end(root: Path) -> None:
     before = names_of(root)
     (root / "train" / "cat" / "up").symlink_to(root / "train")  # would add the dogs to the cats

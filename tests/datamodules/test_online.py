@@ -1,5 +1,6 @@
 """Images for a generator that reads tokens: the batches of ImageDataModule, described by a token store."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from datamodules import ImageDataModule, OnlineTokenDataModule, TokenDataModule
 from polytoken.errors import UserError
 from tests.datamodules.memory import Diary, MemorySource, quiet_trainer
-from tests.support.token_store import LATENTS, write_stores
+from tests.support.token_store import LATENTS, plan_of, write_store, write_stores
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 SETTINGS = {"image_size": 8, "batch_size": 4, "num_workers": 0, "seed": 3}
@@ -67,6 +68,18 @@ def test_other_images_with_the_same_classes_are_noticed(store: str, tmp_path: Pa
     other = write_stores(tmp_path, num_images=21)
     with pytest.raises(UserError, match="data.source has 22 train images, and .* was written from 21: name the data"):
         online(other).setup("fit")
+
+
+def test_as_many_other_images_are_noticed(tmp_path: Path) -> None:
+    for split, count in (("train", 22), ("validation", 7)):
+        write_store(tmp_path / split, plan_of(split, count, source=MemorySource().split(split).digest()))
+    online(tmp_path).setup("fit")
+    digest = MemorySource().split("validation").digest()
+    shutil.rmtree(tmp_path / "validation")
+    write_store(tmp_path / "validation", plan_of("validation", 7, source="0123456789abcdef"))
+    said = rf"other validation images \(digest {digest[:12]}\) than .* \(0123456789ab\): name the data set"
+    with pytest.raises(UserError, match=said):
+        online(tmp_path).setup("fit")
 
 
 def test_batches_have_images(store: str) -> None:

@@ -198,6 +198,28 @@ def test_hub_rejects_unlabelled_rows_and_wrong_paths(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("hub_cache")
+@pytest.mark.parametrize(
+    ("labels", "held"),
+    [
+        (["cat", None], "NoneType, str"),
+        ([None, None], "NoneType"),
+        ([1, None], "float32"),
+        ([[0, 1], [1, 2]], "ndarray"),
+        ([["cat"], ["cat", "dog"]], "ndarray"),
+    ],
+)
+def test_hub_rejects_columns_that_are_no_labels(tmp_path: Path, labels: list, held: str) -> None:
+    from datasets import Dataset, DatasetDict
+
+    wrong = Dataset.from_dict({"image": [b"", b""], "label": labels})
+    DatasetDict(train=wrong, validation=wrong).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(
+        UserError, match=f"Column 'label' of .*saved holds {held}: .* strings, none of them missing; set"
+    ):
+        HubSource(str(tmp_path / "saved")).split("train")
+
+
+@pytest.mark.usefixtures("hub_cache")
 def test_hub_lists_damaged_images_and_loading_them_fails(tmp_path: Path) -> None:
     from datasets import DatasetDict
 

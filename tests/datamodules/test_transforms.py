@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.transforms import EvaluationTransform, TrainingTransform, resize_short_side, to_rgb, to_tensor
+from datamodules.transforms import EvaluationTransform, TrainingTransform, resize_short_side, to_tensor
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -104,51 +104,6 @@ def test_training_crop_depends_on_the_generator_only() -> None:
 def test_invalid_crop_fractions_are_rejected(fraction: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="crop_fraction"):
         TrainingTransform(32, fraction)
-
-
-RED, HALF_RED = (255, 0, 0), (255, 127, 127)  # half transparent red over white
-
-
-@pytest.mark.parametrize(
-    ("image", "expected"),
-    [
-        (Image.new("L", (2, 2), 200), (200, 200, 200)),
-        (Image.new("LA", (2, 2), (0, 0)), (255, 255, 255)),
-        (Image.new("LA", (2, 2), (7, 255)), (7, 7, 7)),
-        (Image.new("1", (2, 2), 1), (255, 255, 255)),
-        (Image.new("RGBA", (2, 2), (*RED, 255)), RED),
-        (Image.new("RGBA", (2, 2), (*RED, 128)), HALF_RED),
-        (Image.new("RGBA", (2, 2), (0, 0, 0, 0)), (255, 255, 255)),
-        (Image.new("CMYK", (2, 2), (0, 255, 255, 0)), RED),
-        (Image.new("YCbCr", (2, 2), (255, 128, 128)), (255, 255, 255)),
-        (Image.new("I;16", (2, 2), 65535), (255, 255, 255)),
-        (Image.new("I;16", (2, 2), 32896), (128, 128, 128)),
-        (Image.new("I", (2, 2), 32896), (128, 128, 128)),
-        (Image.new("F", (2, 2), 0.2), (51, 51, 51)),
-    ],
-    ids=lambda value: value.mode if isinstance(value, Image.Image) else str(value),
-)
-def test_every_mode_becomes_rgb(image: Image.Image, expected: tuple[int, int, int]) -> None:
-    rgb = to_rgb(image)
-    assert rgb.mode == "RGB"
-    assert np.abs(np.asarray(rgb).astype(int) - expected).max() <= 1
-
-
-def test_palettes_with_and_without_transparency() -> None:
-    image = Image.new("P", (2, 1))
-    image.putpalette([255, 0, 0, 0, 0, 255])
-    image.putdata([0, 1])
-    assert np.asarray(to_rgb(image)).tolist() == [[[255, 0, 0], [0, 0, 255]]]
-    image.info["transparency"] = 1
-    assert np.asarray(to_rgb(image)).tolist() == [[[255, 0, 0], [255, 255, 255]]]
-
-
-@pytest.mark.parametrize(
-    "image", [Image.new("I", (2, 2), 70000), Image.new("I", (2, 2), -1), Image.new("F", (2, 2), float("nan"))]
-)
-def test_values_outside_the_range_are_rejected(image: Image.Image) -> None:
-    with pytest.raises(ValueError, match=f"mode {image.mode} "):
-        to_rgb(image)
 
 
 @pytest.mark.parametrize("transform", [TrainingTransform, EvaluationTransform])

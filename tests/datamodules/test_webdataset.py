@@ -205,8 +205,9 @@ def test_long_names_folders_other_members_and_labels_in_json(tmp_path: Path, sty
 
 
 def test_labels_that_are_missing_or_no_classes(tmp_path: Path) -> None:
-    for number, content in enumerate([b"cat", b"-1", b"", b"\xff", b"1.5"]):
-        members = {"0.jpg": jpeg(0), "0.cls": b"0", "1.jpg": jpeg(1), "1.cls": content}
+    texts = [("cls", text) for text in (b"cat", b"-1", b"", b"\xff", b"1.5", b"9" * 20)]
+    for number, (extension, content) in enumerate([*texts, ("json", b'{"label": %d}' % 10**20)]):
+        members = {"0.jpg": jpeg(0), "0.cls": b"0", "1.jpg": jpeg(1), f"1.{extension}": content}
         root = pack(tmp_path / f"{number}/train.tar", members).parent
         with pytest.raises(
             UserError, match=r"train.tar: 1.jpg has no label \(1 such images\): pack .* labelled to fal"

@@ -1,8 +1,12 @@
 import copy
+import io
+import pickle
 
+import pytest
 import torch
 from torch import nn
 
+from polytoken.errors import UserError
 from polytoken.frozen import FrozenNetwork
 
 
@@ -34,3 +38,29 @@ def test_a_frozen_network_is_used_but_not_owned() -> None:
     assert twin.backbone.sha256() == owner.backbone.sha256()
     twin.backbone.on(torch.device("cpu"))[0].bias[0] += 1
     assert twin.backbone.sha256() != owner.backbone.sha256()
+
+
+def test_a_loaded_network_is_pickled_without_its_loader() -> None:
+    network = nn.Linear(2, 3)
+    frozen = FrozenNetwork(lambda: network)
+    digest = frozen.sha256()
+    twin = pickle.loads(pickle.dumps(frozen))
+    assert twin.sha256() == digest and twin.on(torch.device("cpu")) is not network
+
+
+def test_a_network_that_was_saved_on_another_device_is_moved() -> None:
+    frozen, saved = FrozenNetwork(lambda: nn.Linear(2, 3)), io.BytesIO()
+    frozen.on(torch.device("cpu"))
+    torch.save(frozen, saved)
+    saved.seek(0)
+    twin = torch.load(saved, map_location="meta", weights_only=False)
+    with pytest.raises(NotImplementedError, match="meta tensor"):  # there is nothing that could be moved to the CPU
+        twin.on(torch.device("cpu"))
+
+
+def test_a_missing_package_is_one_sentence() -> None:
+    def load() -> nn.Module:
+        raise ModuleNotFoundError("No module named 'timm'")
+
+    with pytest.raises(UserError, match=r"not installed \(No module named 'timm'\): .* pip install '\.\[suite\]'"):
+        FrozenNetwork(load).on(torch.device("cpu"))

@@ -19,6 +19,7 @@ from polytoken.images import (
     read_image,
     resize_displayed,
     save_png,
+    to_rgb,
     to_uint8,
     write_image,
 )
@@ -82,8 +83,77 @@ def test_files_that_are_not_images_are_rejected_in_one_sentence(tmp_path: Path) 
         read_image(tmp_path / "text.png", 8)
     with pytest.raises(UserError, match="there is no image"):
         read_image(tmp_path / "missing.png", 8)
-    with pytest.raises(UserError, match="holds 2: select one"):
-        write_image(torch.zeros(2, 3, 8, 8), tmp_path / "two.png")
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        torch.zeros(2, 3, 8, 8),
+        torch.zeros(1, 1, 8, 8),
+        torch.zeros(8, 8),
+        torch.zeros(3, 0, 8),
+        torch.full((3, 4, 4), 100, dtype=torch.uint8),
+        torch.full((1, 3, 4, 4), torch.nan),
+    ],
+    ids=lambda image: f"{image.dtype} {tuple(image.shape)}",
+)
+def test_only_one_finite_image_in_floating_point_is_written(image: torch.Tensor, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"got {image.dtype} {re.escape(str(tuple(image.shape)))}.*: select one, "):
+        write_image(image, tmp_path / "image.png")
+    assert not (tmp_path / "image.png").exists()
+
+
+RED, HALF_RED = (255, 0, 0), (255, 127, 127)  # half transparent red over white
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("L", (2, 2), 200), (200, 200, 200)),
+        (Image.new("LA", (2, 2), (0, 0)), (255, 255, 255)),
+        (Image.new("LA", (2, 2), (7, 255)), (7, 7, 7)),
+        (Image.new("1", (2, 2), 1), (255, 255, 255)),
+        (Image.new("RGBA", (2, 2), (*RED, 255)), RED),
+        (Image.new("RGBA", (2, 2), (*RED, 128)), HALF_RED),
+        (Image.new("RGBA", (2, 2), (0, 0, 0, 0)), (255, 255, 255)),
+        (Image.new("CMYK", (2, 2), (0, 255, 255, 0)), RED),
+        (Image.new("YCbCr", (2, 2), (255, 128, 128)), (255, 255, 255)),
+        (Image.new("I;16", (2, 2), 65535), (255, 255, 255)),
+        (Image.new("I;16", (2, 2), 32896), (128, 128, 128)),
+        (Image.new("I", (2, 2), 32896), (128, 128, 128)),
+        (Image.new("F", (2, 2), 0.2), (51, 51, 51)),
+    ],
+    ids=lambda value: value.mode if isinstance(value, Image.Image) else str(value),
+)
+def test_every_mode_becomes_rgb(image: Image.Image, expected: tuple[int, int, int]) -> None:
+    rgb = to_rgb(image)
+    assert rgb.mode == "RGB"
+    assert np.abs(np.asarray(rgb).astype(int) - expected).max() <= 1
+
+
+def test_palettes_with_and_without_transparency() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putdata([0, 1])
+    assert np.asarray(to_rgb(image)).tolist() == [[[255, 0, 0], [0, 0, 255]]]
+    image.info["transparency"] = 1
+    assert np.asarray(to_rgb(image)).tolist() == [[[255, 0, 0], [255, 255, 255]]]
+
+
+@pytest.mark.parametrize(
+    "image", [Image.new("I", (2, 2), 70000), Image.new("I", (2, 2), -1), Image.new("F", (2, 2), float("nan"))]
+)
+def test_values_outside_the_range_are_rejected(image: Image.Image) -> None:
+    with pytest.raises(ValueError, match=f"mode {image.mode} "):
+        to_rgb(image)
+
+
+@pytest.mark.parametrize(
+    ("image", "level"), [(Image.new("RGBA", (4, 4), (0, 0, 0, 0)), 255), (Image.new("I;16", (4, 4), 32896), 128)]
+)
+def test_an_image_is_read_as_in_training(image: Image.Image, level: int, tmp_path: Path) -> None:
+    image.save(tmp_path / "image.png")
+    assert (to_uint8(read_image(tmp_path / "image.png", 4)) == level).all()
 
 
 @pytest.mark.parametrize("size", [(1, MAX_ASPECT + 1), (20_000, 2), (2_000_000, 1)])

@@ -1,5 +1,8 @@
 """A tokenizer is loaded from its run with the weights of its validation."""
 
+import io
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,8 +11,10 @@ import torch
 from polytoken.errors import MissingFileError, UserError
 from polytoken.fingerprint import fingerprint
 from polytoken.loading import MODEL_CONFIG, Checkpoint, load_tokenizer
+from polytoken.pipeline import GenerationPipeline
+from polytoken.pretrained import save_pretrained
 from polytoken.tokenizers import RepresentationTokenizer
-from tests.support.generated import write_representation_run
+from tests.support.generated import pixels, write_next_scale_runs, write_representation_run, write_runs
 from tests.support.runs import trained_tokenizer
 
 
@@ -95,3 +100,21 @@ def test_a_foundation_model_is_no_part_of_the_checkpoint(tmp_path: Path) -> None
     file.unlink()
     with pytest.raises(MissingFileError, match=r"foundation\.safetensors"):
         load_tokenizer(run)
+
+
+def test_an_exported_model_is_no_run(run: Path, tmp_path: Path) -> None:
+    save_pretrained(run, tmp_path / "mine")
+    with pytest.raises(MissingFileError, match="no checkpoint .*mine is an exported model, .*polytoken.from_pretr"):
+        load_tokenizer(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("write", [write_runs, write_next_scale_runs])
+def test_a_pipeline_can_be_pickled_and_saved(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    pipeline = GenerationPipeline.from_run(write(tmp_path / "digits"))
+    saved = io.BytesIO()
+    torch.save(pipeline, saved)
+    saved.seek(0)
+    twins = pickle.loads(pickle.dumps(pipeline)), torch.load(saved, weights_only=False)
+    expected = pixels(pipeline.sample([3, 4], seed=1))
+    for twin in (*twins, pickle.loads(pickle.dumps(pipeline))):  # the last one after the first images
+        assert (pixels(twin.sample([3, 4], seed=1)) == expected).all()

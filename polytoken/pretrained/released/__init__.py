@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from polytoken.pretrained.released.convert import load_released
-from polytoken.pretrained.released.zoo import RELEASES, find
+from polytoken.pretrained.released.zoo import FAMILIES, RELEASES, find
 
-__all__ = ["RELEASES", "find", "load_released"]
+__all__ = ["FAMILIES", "RELEASES", "find", "load_released"]

@@ -195,7 +195,7 @@ def imagenet_classes() -> list[str]:
     try:
         from timm.data import ImageNetInfo  # noqa: PLC0415 - a package of the extra `suite`
     except ImportError as error:
-        raise UserError("timm lists the classes of ImageNet: pip install 'polytoken[suite]'") from error
+        raise UserError("timm lists the classes of ImageNet: pip install '.[suite]'") from error
     return ImageNetInfo().label_names()
 
 
@@ -211,6 +211,8 @@ def _like(source: Source) -> Iterator[None]:
     try:
         yield
     except UserError as error:
+        if isinstance(error.__cause__, ImportError):  # a missing package says nothing about the file
+            raise
         raise UserError(f"{source.file} is no checkpoint like {source.name}: {error}") from error
 
 

@@ -16,13 +16,14 @@ RELEASES: Table = {
     **lightningdit.RELEASES,
     **imagefolder.RELEASES,
 }
+FAMILIES = sorted({name.split("/")[0] for name in RELEASES})
 
 
 def find(name: str) -> Release:
     """Return the release of a name; UserError with the nearest names if there is none."""
     release = RELEASES.get(name)
     if release is None:
-        near = get_close_matches(name, RELEASES, 3) or sorted({known.split("/")[0] + "/…" for known in RELEASES})
+        near = get_close_matches(name, RELEASES, 3) or [f"{family}/…" for family in FAMILIES]
         raise UserError(
             f"there is no released checkpoint {name!r}: choose one of docs/model_zoo.md, such as {', '.join(near)}"
         )

@@ -125,6 +125,23 @@ def test_a_process_without_the_suite_loads_it(folder: Path) -> None:
     assert (folder / "three.png").is_file()
 
 
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (write_folded_run, r"polytoken\.tokenizers\.FoldedTokenizer, which .*exported names, needs a package"),
+        (write_representation_run, "a frozen network of this model needs a package"),
+    ],
+)
+def test_networks_of_timm_ask_for_the_suite(
+    write: Callable[[Path], Path], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_pretrained(write(tmp_path / "tokenizer/tiny"), tmp_path / "exported")
+    for name in ("timm.models", "timm.models.vision_transformer"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=rf"{says} that is not installed \(.*timm.*\): .* pip install '\.\[suite\]'"):
+        from_pretrained(tmp_path / "exported")
+
+
 def edit(file: Path, **changes: Any) -> None:
     """Replace entries of a configuration; None removes them."""
     content = {**json.loads(file.read_text()), **changes}
@@ -215,6 +232,16 @@ def test_other_places(run: Path, tmp_path: Path) -> None:
         from_pretrained(run)
     with pytest.raises(MissingFileError, match="holds no exported model"):
         from_pretrained(tmp_path)
+
+
+def test_a_misspelt_release_gets_the_nearest_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("llamagen/vq_ds16", Path("llamagen/vq_ds16")):
+        with pytest.raises(UserError, match="no released checkpoint 'llamagen/vq_ds16': .* llamagen/vq_ds16_c2i"):
+            from_pretrained(name)
+    write_runs(tmp_path / "digits")
+    save_pretrained("digits/tokenizer/tiny", "llamagen/own")  # a folder of this name is loaded
+    assert isinstance(from_pretrained("llamagen/own"), Tokenizer)
 
 
 def test_from_pretrained_is_public() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch.nn import functional
 import polytoken
 from polytoken.errors import UserError
 from polytoken.pipeline import GenerationPipeline
+from polytoken.pretrained.released.convert import imagenet_classes
 from polytoken.pretrained.released.layout import Permuted
 from polytoken.sampling import CategoricalSampler
 from polytoken.specs import Tokens
@@ -193,6 +195,18 @@ def test_a_tokenizer_of_one_scale_has_unit_codes(state: dict[str, Tensor], tmp_p
 def test_the_licence_is_asked_for(file: Path) -> None:
     with pytest.raises(UserError, match="Adobe Research License, which forbids commercial use"):
         polytoken.from_pretrained(NAME, file=file)
+
+
+def test_a_missing_package_says_nothing_about_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm.models.vision_transformer", None)
+    with pytest.raises(UserError, match=r"^polytoken\.tokenizers\.FoldedTokenizer, .* pip install '\.\[suite\]'$"):
+        polytoken.from_pretrained(NAME, file=file, accept_license=True)
+
+
+def test_the_classes_of_a_generator_ask_for_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm.data", None)
+    with pytest.raises(UserError, match=r"timm lists the classes of ImageNet: pip install '\.\[suite\]'"):
+        imagenet_classes()
 
 
 def test_split_axes_come_back() -> None:
