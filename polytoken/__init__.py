@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from polytoken.images import read_image, write_image
     from polytoken.loading import load_generator, load_tokenizer
     from polytoken.pipeline import GenerationPipeline
+    from polytoken.precision import full_precision
     from polytoken.pretrained import from_pretrained
     from polytoken.specs import Decoded, Encoding, LatentSpec, Tokens, TokenSpec
 
@@ -26,6 +27,7 @@ __all__ = [
     "Tokens",
     "UserError",
     "from_pretrained",
+    "full_precision",
     "load_generator",
     "load_tokenizer",
     "read_image",
@@ -37,6 +39,7 @@ _HOMES = {
     "images": ("read_image", "write_image"),
     "loading": ("load_generator", "load_tokenizer"),
     "pipeline": ("GenerationPipeline",),
+    "precision": ("full_precision",),
     "pretrained": ("from_pretrained",),
     "specs": ("Decoded", "Encoding", "LatentSpec", "TokenSpec", "Tokens"),
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from threading import Lock
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,18 +15,71 @@ from torch import Tensor
 def full_precision(device: torch.device) -> Iterator[None]:
     """Compute float32 in float32: no autocast and no TF32.
 
-    Rounding of the inputs would select other codes and change metrics; TF32, cuDNN's default, keeps 10 bits.
+    Rounding of the inputs would select other codes and change metrics; TF32, cuDNN's default, keeps 10 bits. Autocast
+    is a state of the thread and TF32 one of the process: TF32 stays off in all threads until the last of them leaves.
     """
     if device.type == "meta":  # where FLOPs are counted, and which has no autocast
         yield
         return
-    matmul = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)
+    with _without_tf32, torch.autocast(device.type, enabled=False):
+        yield
+
+
+class _WithoutTf32:
+    """Context of the process without TF32: the first entry of all threads enters it, the last exit leaves it."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._entries = 0
+        self._undo = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._entries == 0:
+                self._undo = _set_ieee()
+            self._entries += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._entries -= 1
+            if self._entries == 0:
+                self._undo.close()
+
+
+_without_tf32 = _WithoutTf32()
+
+
+def _set_ieee() -> ExitStack:
+    """Compute float32 products without TF32 and bfloat16; closing the stack restores the settings.
+
+    torch has them in two forms. ``fp32_precision`` of an operation follows the more general ones until it is set. The
+    setters of the older ``float32_matmul_precision`` and ``allow_tf32`` also set the newer form, and their getters
+    raise where both differ: both are set, since code inside may read either.
+    """
+    backends: Any = torch.backends
+    products = backends.cuda.matmul, backends.mkldnn.matmul
+    operations = *products, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.conv, backends.mkldnn.rnn
+    settings = backends, backends.cudnn, *operations  # the general first: what follows it is left without an own value
+    with ExitStack() as undo:
+
+        def replace(target: Any, name: str, value: object) -> None:
+            undo.callback(setattr, target, name, getattr(target, name))
+            setattr(target, name, value)
+
+        found = [each.fp32_precision for each in products]
+        with suppress(RuntimeError):
+            if backends.cudnn.allow_tf32:
+                replace(backends.cudnn, "allow_tf32", False)
+        for each in settings:
+            if each.fp32_precision != "ieee":
+                replace(each, "fp32_precision", "ieee")
+        matmul = torch.get_float32_matmul_precision()  # raises in no state that is reached here
+        if matmul != "highest":
+            for each, value in zip(products, found, strict=True):  # which the older setter overwrites
+                undo.callback(setattr, each, "fp32_precision", value)
+            undo.callback(torch.set_float32_matmul_precision, matmul)
+            torch.set_float32_matmul_precision("highest")
+        return undo.pop_all()
 
 
 def autocasts(device: torch.device) -> bool:
