@@ -11,11 +11,12 @@ from argparse import Namespace
 from pathlib import Path
 
 from commands.program import new_parser, print_table, run
+from datamodules.resumable import Position, images_until
+from polytoken import records
 from polytoken.errors import UserError
 from polytoken.loading import Checkpoint
 from polytoken.metrics.compute import Compute, image_compute
 
-POSITION = ("batches_trained", "offset", "global_batch_size")  # in the training stream (datamodules.resumable)
 HALF, FULL = "half of full attention in causal layers (iFSQ section 4.1.4)", "full attention in all layers"
 
 
@@ -31,21 +32,12 @@ def compute_of(checkpoint: Checkpoint, halve_causal: bool = True) -> Compute:
 def images_trained(checkpoint: Checkpoint) -> int:
     """Images that a run was trained on until this checkpoint, of all ranks, each as often as it was seen.
 
-    A run whose global batch size was changed between two epochs is counted as if all its epochs had batches of the last
-    size, which is right to within a batch per epoch.
-
     Raises:
         UserError: if the checkpoint has no position in a training stream.
     """
     for state in checkpoint.content.values():  # the data module's, under its name
-        if isinstance(state, dict) and {*POSITION} <= state.keys():
-            batches, offset, images = numbers = [state[name] for name in POSITION]
-            if not all(isinstance(number, int) for number in numbers) or min(batches, batches + offset, images) < 0:
-                raise UserError(
-                    f"{checkpoint.path} is broken: batches_trained is {batches!r}, offset {offset!r} and "
-                    f"global_batch_size {images!r}, which give no number of images; train the run again"
-                )
-            return (batches + offset) * images
+        if isinstance(state, dict) and {"batches_trained", "global_batch_size"} <= state.keys():
+            return images_until(records.decode(state, Position, f"the data module in {checkpoint.path}"))
     raise UserError(f"{checkpoint.path} does not say how many images it was trained on: name a run of cli.py")
 
 

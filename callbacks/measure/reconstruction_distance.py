@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -15,6 +16,7 @@ from callbacks.checkpoint.ema import EMA
 from callbacks.measure.measurement import Measurement
 from polytoken.errors import UserError
 from polytoken.files import file_sha256
+from polytoken.loading import GLOBAL_STEP
 from polytoken.metrics.extractors import load_extractor
 from polytoken.metrics.image_metrics import Metrics, Target, image_metrics
 from polytoken.metrics.image_set import ImageSet
@@ -42,6 +44,12 @@ class ReconstructionDistance(Measurement):
     def __init__(self, extractor: str = "inception", weights: str | None = None) -> None:
         self.extractor = extractor
         self.weights = weights
+        self._step_of_weights = 0
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._step_of_weights = checkpoint[GLOBAL_STEP]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Load the network now, so that a missing file stops the run before its first step.
@@ -110,6 +118,7 @@ class ReconstructionDistance(Measurement):
         checkpoint = trainer.ckpt_path
         settings = {
             "checkpoint": checkpoint,
+            "step": max(trainer.global_step, self._step_of_weights),  # Lightning counts in a fit alone
             "checkpoint_sha256": file_sha256(checkpoint) if checkpoint and Path(checkpoint).is_file() else None,
             "averaged": any(
                 isinstance(callback, EMA) and callback.has_average

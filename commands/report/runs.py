@@ -93,13 +93,16 @@ def measured(path: Path, tokens: Path, step: int | None = None) -> Entry:
         start = lineage.init_from
         entry.facts.append(("initial weights", f"{run_name(start.path)}, step {start.step:,}"))
     entry.facts += provenance(validated)
+    step = measured_at if step is None else step
     compared = [
-        table_of(found, f"Reconstructions measured by {network}")
+        table
         for network, found in sections.get("reconstruction", {}).items()
+        if (shown := table_of(found, f"Reconstructions measured by {network}"))
+        for table in tables.at_step(step, found["samples"].get("settings"), [shown])
     ]
-    own = tables.measured(path, measured_at if step is None else step)
+    own = tables.measured(path, step)
     codes = tables.dependency(tokens, stored.get("tokenizer_fingerprint") if stored else None)
-    entry.tables = [*(one for one in compared if one), *own, *codes]
+    entry.tables = [*compared, *own, *codes]
     return entry
 
 

@@ -82,20 +82,20 @@ def measured(directory: Path, step: int | None) -> Iterator[Table]:
             a table of another step names it.
     """
     if sweep := records.read_derived(directory / "sweep.json", Sweep):
-        yield from _at(step, _generator(sweep["scales"]), _sweep(sweep))
+        yield from at_step(step, _generator(sweep["scales"]), _sweep(sweep))
     if probes := records.read_derived(directory / PROBES, Probes):
-        yield from _at(step, probes.get("checkpoint"), _probes(probes))
+        yield from at_step(step, probes.get("checkpoint"), _probes(probes))
     if zero_shot := records.read_derived(directory / ZERO_SHOT, ZeroShotResult):
-        yield from _at(step, zero_shot.get("checkpoint"), [_zero_shot(zero_shot)])
+        yield from at_step(step, zero_shot.get("checkpoint"), [_zero_shot(zero_shot)])
     if codes := records.read_derived(directory / CODES, Codes):
-        yield from _at(step, codes.get("checkpoint"), _codes(codes))
+        yield from at_step(step, codes.get("checkpoint"), _codes(codes))
     if recovered := records.read_derived(directory / RECOVERY, Recovered):
-        yield from _at(step, recovered.get("checkpoint"), _recovery(recovered))
+        yield from at_step(step, recovered.get("checkpoint"), _recovery(recovered))
     if found := records.read_derived(directory / fidelity.FIDELITY, fidelity.Fidelity):
-        yield from _at(step, found.get("checkpoint"), fidelity.tables(found))
+        yield from at_step(step, found.get("checkpoint"), fidelity.tables(found))
     for file, what in ((LAYERS, "validation images"), (f"generated_{LAYERS}", "generated images")):
         if layers := records.read_derived(directory / file, Layers):
-            yield from _at(step, _generator([layers]), [_layers(layers, what)])
+            yield from at_step(step, _generator([layers]), [_layers(layers, what)])
     if curve := records.read_derived(directory / CURVE, Curve):
         yield _curve(curve)
     if captions := records.read_derived(directory / CAPTIONS, list[Caption]):
@@ -106,7 +106,7 @@ def measured(directory: Path, step: int | None) -> Iterator[Table]:
         yield Table(["class", "PSNR, dB ↑", "of patches in their mean colour"], rows, "PSNR by class")
 
 
-def _at(step: int | None, weights: Any, tables: Iterable[Table]) -> Iterator[Table]:
+def at_step(step: int | None, weights: Any, tables: Iterable[Table]) -> Iterator[Table]:
     """The tables; captions name the step in the record of the measured weights, unless it is this one."""
     found = weights.get("step") if isinstance(weights, Mapping) else None
     named = f"; measured at step {found:,}" if isinstance(found, int) and found != (step or 0) else ""

@@ -106,11 +106,11 @@ def test_compute_of_runs(coded: Path, capsys: pytest.CaptureFixture, monkeypatch
     assert f"{found.forward / 1e9:.5g}" in half
 
 
-def test_a_change_of_the_batch_size_counts_the_epochs_before_once(coded: Path) -> None:
-    """1,000 images: four epochs in batches of 10, and one in batches of 100."""
-    position = {"batches_trained": 410, "offset": -360, "global_batch_size": 100}
-    checkpoint = Checkpoint(Path("x.ckpt"), {"TokenDataModule": position})
-    assert compute.images_trained(checkpoint) == 5000
+def test_the_recorded_number_of_images_counts() -> None:
+    position = {"batches_trained": 410, "offset": 0, "seed": 0, "global_batch_size": 100, "length": 1000}
+    for recorded, images in (({"images_trained": 5000}, 5000), ({}, 41_000)):
+        checkpoint = Checkpoint(Path("x.ckpt"), {"TokenDataModule": {**position, "class_to_idx": {}, **recorded}})
+        assert compute.images_trained(checkpoint) == images
 
 
 def test_invalid_input_is_rejected(coded: Path, capsys: pytest.CaptureFixture) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,14 +110,23 @@ def test_measurements_of_another_step_say_so(runs: Path) -> None:
         origin = {"generator": {"step": step}}
         for name, content in of_tokenizer.items():
             (tokenizer / name).write_text(json.dumps({**content, "checkpoint": {"step": step}}))
+        sections = json.loads((tokenizer / "metrics.json").read_text())
+        distance = {"metrics": {"reconstructions": {"rfd/judge": {"value": 0.5, "n": 355}}}, "notes": []}
+        about: dict[str, Any] = {
+            "extractor": {"name": "judge", "sha256": None},
+            "reference": {"reference": "digits images"},
+        }
+        about["samples"] = {"n": 355, "settings": {"step": step}}
+        compared = {"reconstruction": {"judge": {**distance, **about}}}
+        (tokenizer / "metrics.json").write_text(json.dumps({**sections, **compared}))
         (generator / "layers.json").write_text(json.dumps({**layers, "origin": origin}))
         (generator / "sweep.json").write_text(json.dumps({"scales": [{**scale, "origin": origin}]}))
         page(runs)
         text = (runs / "digits/report.html").read_text(encoding="utf-8")
-        return [caption for caption in re.findall(r'<p class="caption">(.*?)</p>', text) if "judge" not in caption]
+        return [one for one in re.findall(r'<p class="caption">(.*?)</p>', text) if not one.startswith("Measured by")]
 
     (generator / "metrics.json").write_text(json.dumps({"fit": {"global_step": 1000, "metrics": {"train/loss": 1.0}}}))
-    assert len(captions(1000)) == 8 and not any("measured at" in caption for caption in captions(1000))
+    assert len(captions(1000)) == 9 and not any("measured at" in caption for caption in captions(1000))
     assert all(caption.endswith("; measured at step 3,000") for caption in captions(3000))
 
 

@@ -77,7 +77,9 @@ def test_as_many_other_images_are_noticed(tmp_path: Path) -> None:
     digest = MemorySource().split("validation").digest()
     shutil.rmtree(tmp_path / "validation")
     write_store(tmp_path / "validation", plan_of("validation", 7, source="0123456789abcdef"))
-    said = rf"other validation images \(digest {digest[:12]}\) than .* \(0123456789ab\): name the data set"
+    said = (
+        rf"the validation images of data.source have the digest {digest[:12]}, and .* from 0123456789ab: name the same"
+    )
     with pytest.raises(UserError, match=said):
         online(tmp_path).setup("fit")
 

@@ -220,6 +220,8 @@ def test_another_batch_size_starts_at_the_next_epoch(uninterrupted: tuple[list, 
     )
     images = [index for indices, _ in resumed for index in indices]
     assert images == [index for indices, _ in uninterrupted[0][10:] for index in indices][:10]
+    state = torch.load(tmp_path / "step=12.ckpt", weights_only=True)["ImageDataModule"]
+    assert state["images_trained"] == 10 * 4 + 2 * 2
     # and the adjusted position resumes as well
     assert fit(data(batch_size=2), tmp_path / "step=12.ckpt", max_steps=15) == resumed[2:]
 

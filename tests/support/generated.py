@@ -242,7 +242,8 @@ def keep(run: Path, steps: tuple[int, ...], batch: int = 4) -> Path:
     checkpoint = torch.load(last, weights_only=True)
     for step in steps:
         checkpoint["global_step"] = step
-        checkpoint["TokenDataModule"] = {"batches_trained": step, "global_batch_size": batch, "offset": 0}
+        position = {"batches_trained": step, "offset": 0, "seed": 0, "global_batch_size": batch, "length": 1000}
+        checkpoint["TokenDataModule"] = {**position, "class_to_idx": {}}
         torch.save(checkpoint, last if step == steps[-1] else last.with_name(f"step_{step}.ckpt"))
     return run
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from polytoken.building import build
 from polytoken.codec import BlankCodec
-from polytoken.errors import MissingFileError, UserError, first_line
+from polytoken.errors import MissingFileError, MissingPackageError, UserError, first_line
 from polytoken.files import file_sha256
 from polytoken.fingerprint import fingerprint
 from polytoken.generators.base import Generator
@@ -195,7 +195,7 @@ def imagenet_classes() -> list[str]:
     try:
         from timm.data import ImageNetInfo  # noqa: PLC0415 - a package of the extra `suite`
     except ImportError as error:
-        raise UserError("timm lists the classes of ImageNet: pip install '.[suite]'") from error
+        raise MissingPackageError.of("the list of ImageNet's classes", error) from error
     return ImageNetInfo().label_names()
 
 
@@ -210,9 +210,9 @@ def _like(source: Source) -> Iterator[None]:
     """Add the file, and the release it was read as, to an error."""
     try:
         yield
+    except MissingPackageError:  # which says nothing about the file
+        raise
     except UserError as error:
-        if isinstance(error.__cause__, ImportError):  # a missing package says nothing about the file
-            raise
         raise UserError(f"{source.file} is no checkpoint like {source.name}: {error}") from error
 
 
