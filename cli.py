@@ -152,7 +152,7 @@ class CommandLine(LightningCLI):
         return trainer
 
     def after_instantiate_classes(self) -> None:
-        """Check the strategy, and tell a generator early which checkpoint it restores."""
+        """Check command, strategy and data, and tell a generator early which checkpoint it restores."""
         if self.subcommand == "predict" and not is_overridden("predict_step", self.model, LightningModule):
             raise UserError(  # Lightning would call forward() and drop what it returns
                 f"predict stores tokens or draws images, and {type(self.model).__name__} does neither: take "

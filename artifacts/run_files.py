@@ -278,7 +278,7 @@ class ZeroShotResult(MeasuredCheckpoint):
 
 
 class Layers(TypedDict):
-    """`layers.json`: similarities of the blocks of a generator, one number per block; None is not defined."""
+    """`layers.json`: similarities of a generator's blocks, one number per block; None where one is not defined."""
 
     sts: list[float | None]
     nts: list[float | None]

@@ -35,8 +35,8 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
+from benchmarks.gpu_decoding import bytes_per_position, write
 from benchmarks.machine import PRODUCT_SIZE, RESULTS, Result, environment, matrix_product_rate
 from commands.trace import Figures, figures, read_events, tracing
 from polytoken import records
@@ -45,13 +45,11 @@ from polytoken.generators import SIZES, AutoregressiveGenerator, AutoregressiveH
 from polytoken.metrics.compute import image_compute
 from polytoken.optimization import OptimizerConfig
 from polytoken.parallelize import parallelize
-from polytoken.sampling import CategoricalSampler, RowNoise
 from polytoken.specs import Tokens, TokenSpec
 from polytoken.transformer import TrunkConfig
 
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 NUM_CLASSES = 1000
-RULES = CategoricalSampler(guidance=2.0)
 REPEATS = 3
 PART_SECONDS = 90.0  # a part that compiles for longer leaves no time to the others
 COPY_BYTES = {"cuda": 1 << 32, "cpu": 1 << 26}
@@ -312,43 +310,6 @@ class Bench:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-
-
-class _EnoughError(Exception):
-    """Ends a generation early."""
-
-
-def write(generator: AutoregressiveGenerator, labels: Tensor, positions: int) -> None:
-    """Write the first positions of images; all of them, if decoding is compiled."""
-    whole = positions >= generator.spec.num_positions
-    step, count = generator.trunk.step, 0
-
-    def counted(*arguments: Any) -> Tensor:
-        nonlocal count
-        if count == positions:
-            raise _EnoughError
-        count += 1
-        return step(*arguments)
-
-    if not whole:
-        generator.trunk.step = counted  # type: ignore[method-assign]
-    try:
-        generator.sample(labels, RULES, RowNoise(0, 0, len(labels), labels.device))
-    except _EnoughError:
-        pass
-    finally:
-        if not whole:
-            del generator.trunk.step
-
-
-def bytes_per_position(generator: AutoregressiveGenerator, rows: int, positions: int) -> float:
-    """Bytes that one of the first positions must read: all weights but the embeddings, and the mean of keys and values.
-
-    Position i reads those of i + 1 positions.
-    """
-    weights = sum(one.weight.nbytes for one in generator.modules() if isinstance(one, nn.Linear))
-    cache = generator.trunk.new_cache(1).nbytes / generator.spec.num_positions
-    return weights + rows * cache * (positions + 1) / 2
 
 
 def copy_rate(size: int) -> float:

@@ -35,6 +35,8 @@ class AffinityMatrix(SubsetMeasurement):
         teacher_features: features of a teacher: the mean of its patches, or its class token.
     """
 
+    reads_inputs = True  # as its teachers do in training
+
     def __init__(
         self, max_images: int = 2048, k: int = 10, teacher_features: Literal["cls", "patches"] = "patches"
     ) -> None:
@@ -58,19 +60,6 @@ class AffinityMatrix(SubsetMeasurement):
         self._subspaces: list[list[Tensor]] = [[] for _ in range(self._num_subspaces)]
         self._guides: dict[str, list[Tensor]] = {name: [] for name in self._teachers}
         self._tables: dict[str, Tensor] = {}
-
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: dict[str, Any],
-        batch: dict[str, Tensor],
-        *rest: Any,
-    ) -> None:
-        """Show the teachers the images as they were fed in: those of ``outputs`` may have another size."""
-        super().on_validation_batch_end(trainer, pl_module, {**outputs, "image": batch["image"]}, batch, *rest)
-
-    on_test_batch_end = on_validation_batch_end
 
     def measure(self, images: Tensor, reconstruction: Tensor, labels: Tensor, encoding: Encoding) -> None:
         self._cosines.update(encoding.subspaces)

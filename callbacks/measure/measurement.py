@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 from torch import Tensor
@@ -15,6 +15,9 @@ from polytoken.specs import Encoding
 
 class Measurement(pl.Callback, ABC):
     """Measures reconstructions over the whole validation or test set, summed over ranks, in float32 without TF32."""
+
+    reads_inputs: ClassVar[bool] = False
+    """Images are as they were fed in; otherwise those of the outputs, at the module's ``metric_size``."""
 
     @abstractmethod
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -50,7 +53,8 @@ class Measurement(pl.Callback, ABC):
         if kept.any():
             encoding = outputs["encoding"].rows(kept)
             with full_precision(pl_module.device):
-                self.measure(outputs["image"][kept], outputs["reconstruction"][kept], batch["label"][kept], encoding)
+                images = (batch if self.reads_inputs else outputs)["image"][kept]
+                self.measure(images, outputs["reconstruction"][kept], batch["label"][kept], encoding)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         prefix = "test" if trainer.testing else "val"

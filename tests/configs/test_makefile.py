@@ -210,7 +210,7 @@ def test_only_its_marker_finishes_a_stage(here: Path) -> None:
 
 
 def test_the_report_is_written_again_after_any_measurement(here: Path) -> None:
-    """Of any run. A start may touch done.json and compared.json, and no measurement is repeated, such as old probes."""
+    """A measurement of any run counts. Files that every start may touch do not, and no old measurement is repeated."""
     runs, now = here / "runs/digits", time.time()
     stages = [f"teacher/{name}" for name in ("judge", "perceptual", "mid", "high")]
     stages += [f"{stage}/fq_dual" for stage in ("tokenizer", "tokens", "stage1", "stage2", "samples")]
@@ -354,7 +354,7 @@ def test_devices_reach_every_stage_of_several_processes(target: str, here: Path)
 
 
 def test_devices_reach_the_analysis(here: Path) -> None:
-    """It validates with the preset, which may ask for more devices than there are."""
+    """The analysis is a validation under the preset, whose devices the machine may not have."""
     for given, expected in (
         (("DEVICES=1",), "--trainer.devices 1 --trainer.strategy auto"),
         (

@@ -38,6 +38,13 @@ def starts() -> Counter[str]:
     return Counter(Path("starts.txt").read_text().split())
 
 
+def wait_for_start(process: subprocess.Popen) -> None:
+    """Wait until a stage of the process has started."""
+    while not Path("starts.txt").exists():
+        time.sleep(0.01)
+        assert process.poll() is None
+
+
 def directories(stage: Stage, seed: int = 0) -> Path:
     return runs_of(Row("", (stage,)), "digits", seed)[-1].directory
 
@@ -166,9 +173,7 @@ def test_sigterm_stops_the_runner_and_its_stages(tmp_path: Path, capfd: pytest.C
     file = write_experiment(tmp_path)
     with caller(file, pause="60") as runner:
         try:
-            while not Path("starts.txt").exists():
-                time.sleep(0.01)
-                assert runner.poll() is None
+            wait_for_start(runner)
             runner.send_signal(signal.SIGTERM)
             assert runner.wait(20) == 130
         finally:
@@ -189,9 +194,7 @@ def test_a_stage_of_a_job_ignores_the_signal_that_the_job_ignores(tmp_path: Path
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PAUSE": "1"}
     with subprocess.Popen(["sh", "-c", deaf], env=environment) as stage:
         try:
-            while not Path("starts.txt").exists():
-                time.sleep(0.01)
-                assert stage.poll() is None
+            wait_for_start(stage)
             stage.send_signal(signal.SIGTERM)
             assert stage.wait(20) == 0
         finally:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
+
 import cli
 
 REPOSITORY = Path(cli.__file__).resolve().parent
@@ -17,6 +19,14 @@ SECONDS = 300
 
 PROCESSES = multiprocessing.get_context("forkserver")  # one server of each worker, which imports the libraries once
 PROCESSES.set_forkserver_preload(["lightning.pytorch.cli"])
+
+
+def go_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in a folder, as `cli.py` outside of SLURM."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", ["cli.py"])
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
 
 
 def exit_code(*arguments: str) -> int:

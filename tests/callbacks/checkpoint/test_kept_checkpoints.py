@@ -1,5 +1,4 @@
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +6,7 @@ import torch
 
 from callbacks import KeptCheckpoints
 from polytoken.errors import UserError
-from tests.support.commands import TOY, exit_code
+from tests.support.commands import TOY, exit_code, go_to
 from tests.support.slow import slow_but
 
 FOLDER = Path("runs/default/toy/checkpoints")
@@ -16,10 +15,7 @@ ROOTS = (Path("runs"), Path("whole"))
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["cli.py"])
-    for name in [name for name in os.environ if name.startswith("SLURM_")]:
-        monkeypatch.delenv(name)
+    go_to(tmp_path, monkeypatch)
 
 
 def fit(*arguments: str, every: int = 2, **interrupt: object) -> int:

@@ -1,7 +1,6 @@
 """A run that is left at its last step, or in the validation after it, ends as an undisturbed one."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from tests.support.commands import TOY, exit_code
+from tests.support.commands import TOY, exit_code, go_to
 from tests.support.slow import slow_but
 
 OVERLAY = """
@@ -27,10 +26,7 @@ trainer:
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["cli.py"])
-    for name in [name for name in os.environ if name.startswith("SLURM_")]:
-        monkeypatch.delenv(name)
+    go_to(tmp_path, monkeypatch)
     Path("overlay.yaml").write_text(OVERLAY)
 
 

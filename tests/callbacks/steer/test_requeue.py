@@ -16,7 +16,7 @@ from callbacks.checkpoint.last_checkpoint import LastCheckpoint
 from callbacks.steer import requeue
 from callbacks.steer.requeue import EXIT_CODE, STOPPED, Requeue, job_id
 from tests.end_to_end.test_cli import assert_equal
-from tests.support.commands import TOY, exit_code, forked
+from tests.support.commands import TOY, exit_code, forked, go_to
 from tests.support.slow import slow_but
 from tests.support.slurm import FakeSlurm
 from tests.support.toy import ToyModule
@@ -37,10 +37,7 @@ def signals() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["cli.py"])
-    for name in [name for name in os.environ if name.startswith("SLURM_")]:
-        monkeypatch.delenv(name)
+    go_to(tmp_path, monkeypatch)
     slurm = FakeSlurm(tmp_path / "bin", monkeypatch)
     slurm.program("scontrol", prints="JobId=7 JobState=RUNNING Reason=None")
     return slurm

@@ -1,4 +1,4 @@
-"""What holds for every quantizer."""
+"""Inputs that all quantizers take."""
 
 import pytest
 import torch

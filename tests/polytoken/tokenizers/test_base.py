@@ -1,4 +1,4 @@
-"""What holds for every tokenizer."""
+"""Inputs and types that all tokenizers take."""
 
 from collections.abc import Callable
 from pathlib import Path
