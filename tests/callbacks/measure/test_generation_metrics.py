@@ -14,6 +14,7 @@ from lightning_modules import SamplingModule
 from polytoken.sampling import CategoricalSampler
 from tests.support.commands import exit_code
 from tests.support.generated import write_runs
+from tests.support.ranks import two_ranks
 from tests.support.recipes import CONFIGS, write_judge
 from tests.support.validation import logged_metrics, quiet_trainer
 
@@ -87,7 +88,7 @@ def test_two_ranks_log_the_metrics_of_one(run: Path, tmp_path: Path) -> None:
         trainer.test(SamplingModule(str(run), CategoricalSampler(guidance=2.0)), data, verbose=False)
         return logged_metrics(trainer)
 
-    alone, together = tested(), tested(devices=2, strategy="ddp_spawn")
+    alone, together = tested(), tested(**two_ranks())
     assert len(alone) == 5 and together.keys() == alone.keys()
     for name, value in alone.items():
         assert together[name] == pytest.approx(value, rel=1e-6), name

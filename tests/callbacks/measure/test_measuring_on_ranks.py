@@ -16,6 +16,7 @@ from callbacks import (
 )
 from callbacks.measure.metrics_file import MetricsFile
 from tests.callbacks.measure.test_affinity_matrix import FakeTeacher
+from tests.support.ranks import two_ranks
 from tests.support.recipes import write_judge
 from tests.support.tokenizers import tiny_scales
 from tests.support.validation import Images, module_of, quiet_trainer
@@ -46,7 +47,7 @@ def measured(directory: Path, judge: Path, **arguments: object) -> dict[str, flo
 def test_two_ranks_log_the_metrics_of_one(tmp_path: Path) -> None:
     judge = write_judge(tmp_path / "judge.safetensors", 2)
     alone = measured(tmp_path / "alone", judge)
-    together = measured(tmp_path / "together", judge, devices=2, strategy="ddp_spawn")
+    together = measured(tmp_path / "together", judge, **two_ranks())
     # which patches of an image are drawn depends on what came before on its rank
     # and codes of an untrained tokenizer give ties between neighbours, of which CKNNA takes the first
     compared = [name for name in alone if not name.startswith(("val/silhouette/patch", "val/cknna"))]

@@ -10,6 +10,7 @@ from polytoken.metrics.uniformity import bins_hit, entropy_ratio, ks_to_uniform,
 from polytoken.quantizers import FiniteScalarQuantizer
 from polytoken.quantizers.finite_scalar import vectors_to_digits
 from polytoken.tokenizers import ConvolutionalTokenizer
+from tests.support.ranks import two_ranks
 from tests.support.tokenizers import tiny_tokenizer
 from tests.support.validation import Images, logged_metrics, module_of, quiet_trainer
 
@@ -52,7 +53,7 @@ def validated(directory: Path, **arguments: object) -> dict[str, float]:
 @pytest.mark.cluster
 def test_two_ranks_log_the_metrics_of_one(tmp_path: Path) -> None:
     alone = validated(tmp_path / "alone")
-    assert validated(tmp_path / "together", devices=2, strategy="ddp_spawn") == pytest.approx(alone, abs=1e-6)
+    assert validated(tmp_path / "together", **two_ranks()) == pytest.approx(alone, abs=1e-6)
     assert len(alone) == 4
 
 

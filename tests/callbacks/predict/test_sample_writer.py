@@ -24,6 +24,7 @@ from polytoken.images import from_uint8, resize_displayed, to_uint8
 from polytoken.sampling import CategoricalSampler
 from polytoken.streams import Pending
 from tests.support.generated import write_runs
+from tests.support.ranks import two_ranks
 from tests.support.validation import quiet_trainer
 
 
@@ -230,7 +231,7 @@ def test_a_missing_class_is_reported(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.cluster
 def test_two_ranks_write_the_file_of_one(run: Path, directory: Path, tmp_path: Path) -> None:
-    predict(tmp_path, run, devices=2, strategy="ddp_spawn")
+    predict(tmp_path, run, **two_ranks())
     assert (images(tmp_path) == images(directory)).all()
     assert (SamplesFile(tmp_path / "samples.npz").labels == SamplesFile(directory / "samples.npz").labels).all()
     # as if killed before the record was written, with a part missing: one rank has nothing to do
@@ -241,7 +242,7 @@ def test_two_ranks_write_the_file_of_one(run: Path, directory: Path, tmp_path: P
             path = tmp_path / f"parts/{part:05d}.npy"
             np.save(path, archive["arr_0"][part * 10 : part * 10 + 10])
             records.write(path.with_suffix(".json"), {"sha256": file_sha256(path)})
-    predict(tmp_path, run, devices=2, strategy="ddp_spawn")
+    predict(tmp_path, run, **two_ranks())
     assert (images(tmp_path) == images(directory)).all() and not (tmp_path / "parts").exists()
 
 

@@ -18,6 +18,7 @@ from callbacks import TokenWriter
 from datamodules import ImageDataModule, Views
 from polytoken.specs import TokenSpec
 from tests.datamodules.memory import MemoryRecords, MemorySource, quiet_trainer
+from tests.support.ranks import two_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -199,7 +200,7 @@ def test_data_workers_do_not_change_the_store(whole: Path, tmp_path: Path) -> No
 @pytest.mark.cluster
 def test_two_ranks_write_the_store_of_one(whole: Path, tmp_path: Path) -> None:
     """Nine shards on two ranks; a second attempt has nothing to write."""
-    predict(tmp_path, devices=2, strategy="ddp_spawn")
+    predict(tmp_path, **two_ranks())
     assert content(tmp_path) == content(whole)
 
 
