@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
+from msgspec import structs
 
 from artifacts import yaml_files
 from artifacts.repository import CONFIGS, PRESETS, REPOSITORY
@@ -105,6 +106,16 @@ class Experiment:
     paper: Paper
     metrics: tuple[Metric, ...]  # those that the preset measures
     rows: tuple[Row, ...]  # with the overrides of their stages applied
+
+    def compared_with(self, label: str) -> Experiment:
+        """The same rows, each compared with the one of this label; UserError if there is none."""
+        labels = [row.label for row in self.rows]
+        if label not in labels:
+            match = nearest(label, labels)
+            remedy = f"did you mean {match}?" if match else f"there are: {', '.join(labels)}"
+            raise UserError(f"'{label}' is no row of {self.name} at the preset {self.preset}: {remedy}")
+        rows = [structs.replace(row, against=None if row.label == label else label, line=None) for row in self.rows]
+        return replace(self, rows=tuple(rows))
 
 
 @dataclass(frozen=True)

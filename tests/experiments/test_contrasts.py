@@ -101,3 +101,15 @@ def test_a_row_that_is_not_there_is_refused_with_the_nearest(tmp_path: Path) -> 
         experiment(tmp_path, linear={}, b={"against": "linera"})
     with pytest.raises(UserError, match="row 'alone': 'alone' is not the label of another row"):
         experiment(tmp_path, alone={"against": "alone"})
+
+
+def test_all_rows_are_compared_with_any_row(tmp_path: Path) -> None:
+    given = experiment(tmp_path, **LINES)
+    (found,) = tables(given.compared_with("b1"), psnr_records(a1=[1.0], b1=[2.0], a2=[4.0], b2=[1.0]))
+    assert [row[:3] for row in found.rows] == [
+        ["a1", "b1", "-50.0 %"],
+        ["a2", "b1", "+100.0 %"],
+        ["b2", "b1", "-50.0 %"],
+    ]
+    with pytest.raises(UserError, match="'b11' is no row of paper/table at the preset digits: did you mean b1"):
+        given.compared_with("b11")

@@ -85,5 +85,7 @@ def test_directions_are_below_the_table_and_in_the_results(
     content = json.loads(Path("runs/experiments/results/paper/table_digits.json").read_text())
     assert [one["verdict"] for one in content["comparisons"]] == ["fails"]
     assert content["tables"][1]["rows"] == [["b", "a", "PSNR", "+1 ± 0", "-1", "fails"]]
+    assert main(["show", str(made.source.file), "--markdown", "--against", "b"]) == 0
+    assert capsys.readouterr().out.splitlines()[2].startswith("| a | b | -14.5 % (")
     assert main(["show", str(made.source.file)]) == 0
     assert "fails" in capsys.readouterr().out
