@@ -10,8 +10,8 @@ from pathlib import Path
 
 from artifacts.results import Table
 from commands.cli.places import nearest
-from commands.program import at_least, print_any_name
-from experiments import schedule, start, table
+from commands.program import print_any_name, whole_number
+from experiments import contrasts, schedule, start, table
 from experiments.adopt import adopt
 from experiments.check import check, check_files
 from experiments.power import power
@@ -37,11 +37,15 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("experiment", help=f"one of {', '.join(names())}, or the path of a YAML file")
         command.add_argument("--preset", help="data and sizes (default: the first that the experiment names)")
-        command.add_argument("--seeds", type=at_least(1), help="number of seeds from 0 on (default: those begun, or 1)")
+        command.add_argument(
+            "--seeds", type=whole_number(1), help="number of seeds from 0 on (default: those begun, or 1)"
+        )
         command.add_argument("--root", type=Path, default=ROOT, help="directory of all runs (default: %(default)s)")
     run = commands.choices["run"]
     run.add_argument("--dry-run", action="store_true", help="print the commands")
-    run.add_argument("--jobs", type=at_least(1), default=1, help="stages at once; they share processors (default: 1)")
+    run.add_argument(
+        "--jobs", type=whole_number(1), default=1, help="stages at once; they share processors (default: 1)"
+    )
     run.add_argument("--sbatch", metavar="OPTIONS", help="submit each stage as a SLURM job: --sbatch='OPTIONS'")
     commands.choices["correlate"].add_argument(
         "--with", dest="target", required=True, metavar="METRIC", help="a column"
@@ -52,6 +56,9 @@ def parser() -> argparse.ArgumentParser:
         plot.add_argument(f"--{axis}", required=True, metavar="METRIC", help="a column")
     for name in ("show", "power", "correlate"):
         commands.choices[name].add_argument("--markdown", action="store_true", help="print Markdown, for docs")
+    commands.choices["show"].add_argument(
+        "--against", metavar="ROW", help="print the change of every other row from this one in place of the tables"
+    )
     commands.add_parser("list", help="list the experiments and their presets")
     return main_parser
 
@@ -127,14 +134,17 @@ def _run(experiment: Experiment, tasks: list[Task], options: argparse.Namespace)
 
 def _show(experiment: Experiment, tasks: list[Task], options: argparse.Namespace) -> int:
     file, found = _write(experiment, options), table.results(experiment, tasks)
+    tables = found.tables
+    if options.against:
+        tables = contrasts.tables(experiment.compared_with(options.against), found.records)
     if options.markdown:
-        print(table.markdown(found.tables))
+        print(table.markdown(tables))
         return 0
     measured = {name for task in tasks for run in task.runs for name in run.metrics()}
     for metric in experiment.metrics:
         if measured and metric.name not in {record.metric for record in found.records}:
             print(f"no run has measured '{metric.name}'; nearest is {nearest(metric.name, measured)}", file=sys.stderr)
-    table.show(f"{experiment.title} ({experiment.preset})", found.tables)
+    table.show(f"{experiment.title} ({experiment.preset})", tables)
     print(f"all results: {file}, and .json")
     return 0
 

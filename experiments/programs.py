@@ -18,8 +18,9 @@ from artifacts.completion import begin, finish
 from artifacts.metrics import merge_section
 from artifacts.origin import origin_of
 from artifacts.provenance import commit, machine
-from artifacts.run_files import METRICS, Measured, Metrics
-from commands.program import at_least, best_device, new_parser, run
+from artifacts.run_files import CODES, METRICS, PROBES, RECOVERY, ZERO_SHOT, Measured, Metrics
+from commands.program import best_device, new_parser, run, whole_number
+from polytoken import records
 
 if TYPE_CHECKING:
     from commands.layers import Analysis
@@ -44,7 +45,7 @@ def probe(directory: Path, max_train: int | None = None) -> tuple[Metrics, int]:
     from commands import probe as program
 
     found = program.probe(directory, max_train=max_train, device=best_device())
-    program.save(directory, found)
+    records.write(directory / PROBES, found)
     named: Metrics = {f"probe/{one['probe']}/{one['feature']}": one["value"] for one in found["probes"]}
     for name in [name for name in named if name.endswith("/0")]:  # one subspace is all of them
         named.setdefault(f"{name.removesuffix('0')}all", named[name])
@@ -68,7 +69,7 @@ def codes(directory: Path, perturbation: Perturbation, max_images: int | None = 
     options = Namespace(preset=None, runs=Path("runs"), extractor=None, weights=None)
     network = program.network_of(directory, options)
     found = program.codes(directory, network, perturbation, max_images)
-    program.save(directory, found)
+    records.write(directory / CODES, found)
     for note in found["notes"]:
         print(f"note: {note}")
     return program.metrics_of(found), found["n"]
@@ -89,7 +90,7 @@ def recovery(directory: Path, training: Recovery, factor: float) -> tuple[Metric
     from commands import recovery as program
 
     found = program.recovery(directory, training, factor, device=best_device())
-    program.save(directory, found)
+    records.write(directory / RECOVERY, found)
     for note in found["notes"]:
         print(f"note: {note}")
     return program.metrics_of(found), found["n"]
@@ -110,7 +111,7 @@ def zero_shot(directory: Path, classes: Path, max_images: int | None = None) -> 
     from commands import zero_shot as program
 
     found = program.zero_shot(directory, classes, max_images, best_device())
-    program.save(directory, found)
+    records.write(directory / ZERO_SHOT, found)
     names = {program.DECODED: "decoded", program.UNTOUCHED: "foundation"}
     metrics: Metrics = {}
     for row in found["rows"]:
@@ -325,13 +326,15 @@ def parser() -> ArgumentParser:
     commands = main_parser.add_subparsers(dest="command", required=True)
     for_probe = commands.add_parser("probe", help="class information in a tokenizer's vectors")
     for_probe.add_argument("--run", type=Path, required=True, help="directory of the tokenizer's run")
-    for_probe.add_argument("--max-train", type=at_least(2), help="maximum number of training images (default: all)")
+    for_probe.add_argument("--max-train", type=whole_number(2), help="maximum number of training images (default: all)")
     for_codes = commands.add_parser("codes", help="bits, use at each position, and pFID of a tokenizer's codes")
     for_codes.add_argument("--run", type=Path, required=True, help="directory of the tokenizer's run")
     for_codes.add_argument("--alpha", type=float, default=0.5, help="share of the codes that are replaced")
     for_codes.add_argument("--beta", type=float, default=1.0, help="share of the images in which they are")
     for_codes.add_argument("--delta", type=int, default=100, help="nearest codes that a replacement is drawn from")
-    for_codes.add_argument("--max-images", type=at_least(2), help="maximum number of validation images (default: all)")
+    for_codes.add_argument(
+        "--max-images", type=whole_number(2), help="maximum number of validation images (default: all)"
+    )
     for_recovery = commands.add_parser("recovery", help="use of codes after a wrong scale and some training")
     for_recovery.add_argument("--run", type=Path, required=True, help="directory of the tokenizer's run")
     for_recovery.add_argument("--factor", type=float, default=100.0, help="wrong scale; the other one is its inverse")
@@ -341,14 +344,14 @@ def parser() -> ArgumentParser:
     for_zero_shot.add_argument("--run", type=Path, required=True, help="directory of the tokenizer's run")
     for_zero_shot.add_argument("--classes", type=Path, required=True, help="file of class vectors")
     for_zero_shot.add_argument(
-        "--max-images", type=at_least(1), help="maximum number of validation images (default: all)"
+        "--max-images", type=whole_number(1), help="maximum number of validation images (default: all)"
     )
     for_fidelity = commands.add_parser("fidelity", help="legibility of words, and likeness of faces")
     for_fidelity.add_argument("--run", type=Path, required=True, help="directory of the tokenizer's run")
-    for_fidelity.add_argument("--words", type=at_least(1), default=200, help="number of words a size")
+    for_fidelity.add_argument("--words", type=whole_number(1), default=200, help="number of words a size")
     for_dependency = commands.add_parser("dependency", help="mutual information of stored sub-codes")
     for_dependency.add_argument("--store", type=Path, required=True, help="directory of the stores")
-    for_dependency.add_argument("--groups", type=at_least(2), default=32, help="maximum number of groups of codes")
+    for_dependency.add_argument("--groups", type=whole_number(2), default=32, help="maximum number of groups of codes")
     for_normal = commands.add_parser("normal", help="uniformity of a bounded normal variable")
     for_normal.add_argument("--alpha", type=float, required=True, help="slope of the bound")
     for_layers = commands.add_parser("layers", help="similarity of a generator's blocks to its output and a teacher")
@@ -356,12 +359,12 @@ def parser() -> ArgumentParser:
     for_layers.add_argument("--k", type=int, default=10, help="neighbours of CKNNA")
     for_layers.add_argument("--time", type=float, default=0.5, help="time of a flow")
     for_curve = commands.add_parser("curve", help="metrics of the kept checkpoints of a generator")
-    for_curve.add_argument("--num-images", type=at_least(2), default=500, help="number of samples a checkpoint")
+    for_curve.add_argument("--num-images", type=whole_number(2), default=500, help="number of samples a checkpoint")
     for_curve.add_argument("--guidance", type=float, default=1.0, help="scale of the samples")
-    for_curve.add_argument("--steps", type=at_least(1), help="time grid of a flow (default: 250)")
+    for_curve.add_argument("--steps", type=whole_number(1), help="time grid of a flow (default: 250)")
     for_sweep = commands.add_parser("sweep", help="metrics of a generator over guidance scales")
-    for_sweep.add_argument("--num-images", type=at_least(2), default=500, help="number of samples a scale")
-    for_sweep.add_argument("--steps", type=at_least(1), help="time grid of a flow (default: 250)")
+    for_sweep.add_argument("--num-images", type=whole_number(2), default=500, help="number of samples a scale")
+    for_sweep.add_argument("--steps", type=whole_number(1), help="time grid of a flow (default: 250)")
     for command in (for_layers, for_curve, for_sweep):
         command.add_argument("--run", type=Path, required=True, help="directory of the generator's run")
     for command in commands.choices.values():

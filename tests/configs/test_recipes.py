@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import cli
 from polytoken.blocks import SpatialAttention
@@ -67,9 +68,21 @@ def test_recipe_with_preset_is_built_on_the_meta_device(
     spec = commands[0].model.tokenizer.spec
     if recipe in NUM_SUB_CODES:
         assert spec.num_sub_codes == NUM_SUB_CODES[recipe]
+    if preset == "imagenet":
+        whole = recipe in ("ae", "vae", "fsq", "ifsq")  # iFSQ's script crops the shorter side of 256 px
+        assert commands[0].datamodule.training_transform.crop_fraction == (1.0 if whole else 0.8, 1.0)
     if preset == "imagenet" and "global batch" in (CONFIGS / f"{recipe}.yaml").read_text():
         stated = int(re.search(r"global batch (\d+)", (CONFIGS / f"{recipe}.yaml").read_text())[1])
         assert commands[0].datamodule.batch_size * 8 == stated
+
+
+def test_the_schedule_of_imagefolders_discriminator_starts_with_it() -> None:
+    """On ImageNet, as released: epoch 56, and 2 % of 200 epochs of warm-up."""
+    files = [CONFIGS / "imagefolder.yaml", *map(Path, preset_files("imagefolder", "imagenet"))]
+    recipe, preset = (yaml.safe_load(file.read_text())["model"]["init_args"] for file in files)
+    schedule = preset["discriminator_optimizer"]
+    assert schedule["start_step"] == recipe["objective"]["adversarial"]["start_step"] == 56 * 1250
+    assert schedule["warmup_steps"] == 0.02 * 200 * 1250
 
 
 @pytest.mark.parametrize("recipe", slow_but(("fq_dual", "imagefolder"), TOKENIZERS))

@@ -1,4 +1,4 @@
-"""The index of equations in docs/papers.md points at symbols whose docstrings cite the equation."""
+"""docs/papers.md accounts for every table, and its index of equations points at docstrings that cite the equation."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ NUMBERED = {
     "Ideal": range(1, 14),
     "ImageFolder": range(1, 7),
 }
+TABLES = {"SSQ": 6, "FQGAN, FAR": 7, "iFSQ": 4, "ImageFolder": 9, "Ideal": 9}
 LINK = re.compile(r"\[`(?P<symbol>[\w.]+)`\]\(\.\./(?P<file>[\w/]+\.py)\)")
 
 
@@ -78,6 +79,17 @@ def test_each_place_exists_and_cites_its_equation(entry: Entry) -> None:
 def test_every_numbered_equation_is_in_the_index(paper: str, numbers: range) -> None:
     listed = {number for cells in rows() for number in re.findall(rf"{paper} (\d+)", cells[0])}
     assert {str(number) for number in numbers} <= listed
+
+
+@pytest.mark.parametrize(("paper", "count"), TABLES.items())
+def test_every_table_is_an_experiment_or_the_page_tells_what_it_is(paper: str, count: int) -> None:
+    folder = REPOSITORY / "experiments" / paper.partition(",")[0].lower()
+    made = {int(number) for path in folder.glob("table*.yaml") for number in re.findall(r"table(\d+)", path.stem)}
+    (line,) = re.findall(rf"^\| {paper} \|.*$", PAPERS.read_text(), re.M)
+    named = {
+        int(number) for group in re.findall(r"Tables? (\d+(?: and \d+)*)", line) for number in group.split(" and ")
+    }
+    assert {*range(1, count + 1)} <= made | named
 
 
 def test_a_citation_is_read_in_all_its_forms() -> None:

@@ -7,6 +7,7 @@ from experiments.check import check
 from experiments.specification import Experiment, load, merged, names
 from experiments.tasks import nested
 from polytoken.errors import UserError
+from polytoken.quantizers import VectorQuantizer
 from tests.support.experiments import STAGED, write_experiment
 from tests.support.slow import slow_but
 
@@ -243,6 +244,27 @@ def test_a_class_does_not_keep_the_settings_of_the_one_that_it_replaces(override
 )
 def test_a_class_with_stated_settings_replaces_another(override: str, tmp_path: Path) -> None:
     check(staged(tmp_path, override), COMPOSED)
+
+
+@pytest.mark.parametrize("name", ["ifsq/table2", "ifsq/table4", "ifsq/fig5", "ifsq/fig10"])
+def test_vq_rows_have_the_released_quantizer_on_imagenet(name: str) -> None:
+    """iFSQ's code neither normalises nor weighs the codebook loss by 1; small presets keep the rows as measured."""
+    for preset in load(name).presets:
+        rows = [row for row in load(name, preset).rows if row.label.startswith("VQ")]
+        assert rows
+        for row in rows:
+            quantizer = nested(row.stages[0].overrides)["model"]["init_args"]["tokenizer"]["init_args"]["quantizer"]
+            made = VectorQuantizer(**quantizer["init_args"])
+            found = made.normalize, made.commitment_weight, made.codebook_weight
+            assert found == ((False, 1.0, 0.5) if preset == "imagenet" else (True, 0.25, 1.0)), row.label
+
+
+def test_grouped_rows_clip_the_mean_over_sub_codes_on_imagenet() -> None:
+    """Where λ is halved for two sub-codes, so is the clip."""
+    for row in load("ifsq/table2", "imagenet").rows:
+        (overrides,) = (stage.overrides for stage in row.stages if stage.kind == "generator")
+        grouped = overrides.get("model.init_args.alignment.weight") == 1.0
+        assert overrides.get("trainer.gradient_clip_val") == (0.5 if grouped else None), row.label
 
 
 def test_unknown_names_suggest_the_nearest(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
