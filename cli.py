@@ -9,17 +9,20 @@ from __future__ import annotations
 import commands.cli.early  # isort: skip  # noqa: F401 - first: a Ctrl-C or a missing file ends in one line
 
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.distributed.checkpoint.api import CheckpointException
 
 from artifacts import lock
 from artifacts.checkpoint_files import SyncedCheckpointIO
@@ -50,6 +53,8 @@ from commands.cli.runs import (
 from lightning_modules.resuming import ResumingModule
 from polytoken.errors import SettingError, UserError, first_line
 from polytoken.files import is_full
+
+LONGEST_WAIT = timedelta(days=1)  # of a rank for the others, where Lightning's half an hour is too short
 
 
 class CommandLine(LightningCLI):
@@ -148,6 +153,9 @@ class CommandLine(LightningCLI):
             trainer.strategy.checkpoint_io = SyncedCheckpointIO()
         if self.subcommand == "fit" and not trainer.fast_dev_run:
             check_saves(trainer, self.config.fit.trainer.enable_checkpointing is False)
+        if self.subcommand in ("test", "predict") and getattr(trainer.strategy, "_timeout", None) == default_pg_timeout:
+            # ranks that generate or encode have different numbers of batches, and wait for the slowest in the end
+            trainer.strategy._timeout = LONGEST_WAIT  # private: no public name after the strategy is built
         trainer.callbacks = [self.record, *trainer.callbacks, RankWatch()]
         return trainer
 
@@ -168,12 +176,14 @@ class CommandLine(LightningCLI):
         """Run the command; an error during the restore is reported as a broken checkpoint."""
         try:
             super()._run_subcommand(subcommand)
-        except Exception as error:
+        except (Exception, CheckpointException) as error:
             if isinstance(error, UserError) or not while_restoring(error):
                 raise
+            # of a sharded checkpoint, no Exception: a summary of the ranks' own errors
+            cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
             raise UserError(
                 f"{self.config[subcommand]['ckpt_path']} cannot be restored, since its records are broken "
-                f"({type(error).__name__}: {first_line(error)}): name an earlier "
+                f"({type(cause).__name__}: {first_line(cause)}): name an earlier "
                 "checkpoint of the run by --ckpt_path, or delete the run's directory to start over"
             ) from error
 

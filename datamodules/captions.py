@@ -20,7 +20,8 @@ class CaptionDataModule(ImageDataModule):
         validation_batch_size: The same for evaluation; `batch_size` if None.
         num_workers: Worker processes of each device; 0 reads in the training process.
         seed: Seed of the order, not negative.
-        max_bad_fraction: Stop the run when a rank has met more unreadable images than this fraction of a split.
+        max_bad_fraction: Stop the run when a rank has met more unreadable images than this fraction of a split, or,
+            where the ranks divide one pass over the split, of its share.
     """
 
     def __init__(

@@ -41,7 +41,8 @@ class ImageDataModule(ResumableDataModule):
         crop_fraction: Smallest and largest fraction of the shorter side in a training crop.
         horizontal_flip: Mirror half of the training crops.
         seed: Seed of order and augmentation, not negative.
-        max_bad_fraction: Stop the run when a rank has met more unreadable images than this fraction of a split.
+        max_bad_fraction: Stop the run when a rank has met more unreadable images than this fraction of a split, or,
+            where the ranks divide one pass over the split, of its share.
         views: Crops of a training image that prediction reads; None predicts the validation images.
         draft: Decode the JPEGs of training at the smallest of 1, 1/2, 1/4 and 1/8 of their size that has the pixels of
             a crop. Faster where images are large, and the pixels differ (docs/data.md). Evaluation and prediction
@@ -197,12 +198,16 @@ class ImageDataModule(ResumableDataModule):
         if bad.index in known:
             return
         known.add(bad.index)
-        rank, _ = self._ranks()
+        rank, ranks = self._ranks()
         log.warning("rank %d skips an unreadable %s image: %s (%s)", rank, bad.split, bad.place, bad.reason)
         length = len(self.dataset(bad.split))
-        if len(known) > self.max_bad_fraction * length:
+        allowed = self.max_bad_fraction * length
+        if self.trainer is not None and self.trainer.state.fn == "fit" and bad.split == "train":
+            ranks = 1  # in the course of the epochs, a rank meets all images
+        share = "" if ranks == 1 else f"about {-(-length // ranks)} that rank {rank} reads of the "
+        if len(known) > max(allowed / ranks, min(1, allowed)):  # a single image says nothing about a small share
             raise RunError(
-                f"{len(known)} of the {length} {bad.split} images cannot be read, more than "
+                f"{len(known)} of the {share}{length} {bad.split} images cannot be read, more than "
                 f"data.max_bad_fraction={self.max_bad_fraction} allows, the last being {bad.place} ({bad.reason}): "
                 "repair the data set or raise the limit."
             )

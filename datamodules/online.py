@@ -25,7 +25,8 @@ class OnlineTokenDataModule(StoredTokens, ImageDataModule):
         crop_fraction: Smallest and largest fraction of the shorter side in a training crop.
         horizontal_flip: Mirror half of the training crops.
         seed: Seed of order and augmentation, not negative.
-        max_bad_fraction: Stop the run when a rank has met more unreadable images than this fraction of a split.
+        max_bad_fraction: Stop the run when a rank has met more unreadable images than this fraction of a split, or,
+            where the ranks divide one pass over the split, of its share.
         draft: Decode the JPEGs of training at a reduced size that has the pixels of a crop, as in `ImageDataModule`.
 
     Raises:

@@ -14,20 +14,7 @@ import torch
 from PIL import Image
 
 from polytoken.errors import UserError
-from polytoken.images import from_uint8, to_rgb
-
-
-def resize_short_side(image: Image.Image, target: int) -> Image.Image:
-    """Scale so that the shorter side is `target`: BOX halvings while it is at least twice that, then BICUBIC."""
-    while min(image.size) >= 2 * target:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = target / min(image.size)
-    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-
-
-def to_tensor(pixels: np.ndarray) -> torch.Tensor:
-    """Map uint8 (H, W, 3) to float32 (3, H, W): 0 .. 255 becomes -1 .. 1."""
-    return from_uint8(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))
+from polytoken.images import centre_square, resize_short_side, to_rgb, to_tensor
 
 
 @dataclass(frozen=True)
@@ -77,9 +64,7 @@ class EvaluationTransform:
 
     def __call__(self, image: Image.Image, generator: np.random.Generator | None = None) -> torch.Tensor:
         """Return float32 (3, size, size) in [-1, 1]; deterministic, `generator` is not read."""
-        pixels = np.asarray(resize_short_side(to_rgb(image), self.size))
-        top, left = (pixels.shape[0] - self.size) // 2, (pixels.shape[1] - self.size) // 2
-        return to_tensor(pixels[top : top + self.size, left : left + self.size])
+        return to_tensor(centre_square(image, self.size))
 
 
 def _check_size(size: int) -> None:

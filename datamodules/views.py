@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datamodules.transforms import resize_short_side, to_tensor
 from polytoken.errors import UserError
-from polytoken.images import to_rgb
+from polytoken.images import centre_square, to_tensor
 
 PLACES = ("centre", "top left", "top right", "bottom left", "bottom right")
 
@@ -79,15 +78,9 @@ class ViewsTransform:
 
     def __call__(self, image: Image.Image, generator: np.random.Generator | None = None) -> torch.Tensor:
         """Return float32 (V, 3, size, size) in [-1, 1]; deterministic, `generator` is not read."""
-        image = to_rgb(image)
-        squares = {view.enlargement: self._square(image, view.enlargement) for view in self.views}
+        enlargements = {view.enlargement for view in self.views}
+        squares = {one: centre_square(image, int(self.size * one)) for one in enlargements}
         return torch.stack([to_tensor(self._crop(squares[view.enlargement], view)) for view in self.views])
-
-    def _square(self, image: Image.Image, enlargement: float) -> np.ndarray:
-        side = int(self.size * enlargement)
-        pixels = np.asarray(resize_short_side(image, side))
-        top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
-        return pixels[top : top + side, left : left + side]
 
     def _crop(self, square: np.ndarray, view: View) -> np.ndarray:
         rest = len(square) - self.size

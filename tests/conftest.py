@@ -1,6 +1,10 @@
 """Settings of the whole suite."""
 
 import gc
+import multiprocessing
+
+# of the server of each worker, from which tests fork processes; nothing of ours, which a test may have copied elsewhere
+multiprocessing.set_forkserver_preload(["lightning.pytorch.cli"])
 
 
 def pytest_collection_finish() -> None:

@@ -264,7 +264,7 @@ class LastCheckpoint(Checkpoint):
         passed = time.monotonic() - self._saved_at >= 60 * self.every_minutes
         if trainer.world_size == 1:
             return passed
-        # one broadcast in CLOCK_STEPS steps, since it makes the host wait for the device
+        # one broadcast in CLOCK_STEPS steps: of an object, it takes several collectives, and the host waits for each
         return trainer.global_step % CLOCK_STEPS == 0 and trainer.strategy.broadcast(passed)
 
     def _put_in_place(self) -> None:

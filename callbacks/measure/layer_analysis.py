@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from artifacts.run_files import LAYERS, Layers
+from artifacts.run_files import CURVES, LAYERS, Layers
 from callbacks.measure.measurement import measured_images, stride_of
 from callbacks.measure.plots import new_plot, publish, render
 from datamodules.images import ImageDataModule
@@ -24,8 +24,6 @@ from polytoken.teachers import Teacher
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-CURVES = {"sts": "STS", "nts": "NTS", "cknna": "CKNNA", "cka": "linear CKA", "probe": "linear probe"}
 
 
 class LayerAnalysis(pl.Callback):

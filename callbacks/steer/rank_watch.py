@@ -18,6 +18,7 @@ from polytoken.errors import first_line
 logger = logging.getLogger(__name__)
 
 EXIT_CODE = 1
+STOPPED = "was asked to stop"
 
 
 class RankWatch(pl.Callback):
@@ -27,6 +28,9 @@ class RankWatch(pl.Callback):
     increments a counter in the rendezvous store and reads those of the others. A rank whose counter does not change for
     ``beats`` rounds is lost. Rounds instead of seconds let a job be suspended as a whole. A rank is watched from its
     first beat; rank 0, which serves the store, from the start.
+
+    A rank that was asked to stop leaves alone in a prediction or test, and the others would wait for it in the end:
+    they have ``beats`` rounds to leave as well.
 
     A rank whose main thread hangs while its other threads run is not detected; the timeout of the process group covers
     that case.
@@ -65,7 +69,7 @@ class RankWatch(pl.Callback):
         store = _get_default_store()
         self._store = dist.PrefixStore(f"watch {self._rounds}", store.clone() if clone else store)
         self._counts: dict[int, int] = {}
-        self._left: dict[int, str] = {}  # reason for the exit of a rank; empty if it finished
+        self._left: dict[int, str] = {}  # predicate of a rank that exits early; empty if it finished
         self._patience = self.beats
         self._breaks_off, self._without_store = False, False
         self._stop, self._found = threading.Event(), threading.Event()
@@ -81,9 +85,9 @@ class RankWatch(pl.Callback):
         if not self._threads and (_broke_off(exception) or not self._meet(clone=False)):
             return  # a failure before the threads started
         if not isinstance(exception, Exception):  # e.g. SystemExit of callbacks.Requeue
-            self._leave("")
+            self._leave(STOPPED)
         elif not _broke_off(exception):
-            self._leave(f"{type(exception).__name__}: {first_line(exception)}")
+            self._leave(f"failed ({type(exception).__name__}: {first_line(exception)})")
         else:
             self._breaks_off, self._patience = True, min(3, self.beats)  # another rank is known to be gone
             self._found.wait((self._patience + 3) * self.seconds)
@@ -116,13 +120,13 @@ class RankWatch(pl.Callback):
                 stop.wait(self.seconds)
         except RuntimeError:  # the store is gone with rank 0
             if self._left.get(0) == "":
-                stop.set()  # rank 0 has finished its part of a prediction: nothing is left to watch
+                stop.set()  # rank 0 has finished: nothing is left to watch
             self._without_store = True
 
     def _watch(self, stop: threading.Event) -> None:
         seen: dict[int, int] = {}
         silent = dict.fromkeys(self._others, 0)
-        failed = 0
+        ending = 0  # rounds since a rank has left early
         while not stop.wait(self.seconds):
             counts, left = self._counts, dict(self._left)
             for rank in self._others:
@@ -130,16 +134,16 @@ class RankWatch(pl.Callback):
                 silent[rank] = silent[rank] + 1 if is_silent and rank not in left else 0
             seen = counts
             lost = [rank for rank in self._others if silent[rank] >= self._patience]
-            if any(left.values()):
-                failed += 1
-            # give the other ranks two rounds to report their own failures
-            if lost or failed > 2:
-                self._end(lost, {rank: why for rank, why in left.items() if why})
+            early = {rank: why for rank, why in left.items() if why}
+            ending += bool(early)
+            # two rounds for the other ranks to report their own failures, or the time until they have left as well
+            if lost or ending > (self.beats if {*early.values()} == {STOPPED} else 2):
+                self._end(lost, early)
                 return
 
-    def _end(self, lost: list[int], failed: dict[int, str]) -> None:
-        found = [f"rank {rank} failed ({why})" for rank, why in failed.items()]
-        if lost and not failed:
+    def _end(self, lost: list[int], early: dict[int, str]) -> None:
+        found = [f"rank {rank} {why}" for rank, why in early.items()]
+        if lost and not early:
             # all at once: rank 0, which serves the store, or the network of this rank
             names = [0] if 0 in lost and len(lost) == len(self._others) else lost
             found = [f"rank {rank} was lost: no sign of life for {self._patience * self.seconds:g} s" for rank in names]

@@ -38,8 +38,11 @@ class Requeue(Checkpoint):
 
     All ranks agree first, since a signal may reach them in different batches, or only one of them. Then they write
     `last.ckpt`, rank 0 calls `scontrol requeue` if this is a SLURM job, and all exit. A validation is abandoned, since
-    `last.ckpt` was written before it and the resumed run repeats it; so is a prediction, whose writers resume with the
-    missing parts.
+    `last.ckpt` was written before it and the resumed run repeats it.
+
+    A test and a prediction are abandoned too: a test starts over, and the writers of a prediction resume with the
+    missing parts. Their ranks have different numbers of batches and cannot agree, so each one exits by itself, and the
+    first one requeues the job, which ends the others.
 
     This replaces Lightning's requeueing, which saves inside the signal handler, between any two lines, and continues to
     train. The base class is Checkpoint because Lightning calls such callbacks last: a checkpoint is complete only when
@@ -103,14 +106,12 @@ class Requeue(Checkpoint):
             self._leave(trainer, f"this was a validation after step {trainer.global_step}")
 
     def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Abandon a test, which starts over."""
-        if self._all_agree(trainer):
-            self._leave(trainer, "test starts over")
+        """Abandon a test, which starts over; ranks may have different numbers of batches, so each exits by itself."""
+        self._leave_alone(trainer, "test starts over")
 
     def on_predict_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Abandon a prediction; ranks have different numbers of batches, so each exits by itself."""
-        if self._reason() is not None:
-            self._leave(trainer, "predict resumes with the missing parts", together=False)
+        """Abandon a prediction, in the same way."""
+        self._leave_alone(trainer, "predict resumes with the missing parts")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the handlers of signals from the terminal; Lightning restores the others."""
@@ -155,9 +156,14 @@ class Requeue(Checkpoint):
     def _all_agree(self, trainer: Trainer) -> bool:
         return trainer.strategy.reduce_boolean_decision(self._reason() is not None, all=False)
 
+    def _leave_alone(self, trainer: Trainer, state: str) -> None:
+        """Exit if this rank was asked to, without waiting for the others, which may have no batch left."""
+        if self._reason() is not None:
+            self._leave(trainer, state, together=False)
+
     def _leave(self, trainer: Trainer, state: str, together: bool = True) -> NoReturn:
         code = STOPPED if self._received == signal.SIGINT else EXIT_CODE
-        if trainer.is_global_zero:
+        if trainer.is_global_zero or not together:  # rank 0 may wait for the others without a batch of its own
             reason = self._reason() or "another rank was asked to stop"
             outlook = "the same command resumes" if code == STOPPED else self._requeue()
             logger.warning("%s: %s; %s (exit code %d)", reason, state, outlook, code)
@@ -175,13 +181,16 @@ class Requeue(Checkpoint):
         shown = scontrol("show", "job", job)[0]
         # SIGTERM announces a preemption, after which SLURM requeues the job itself, or a cancellation. The shell may
         # also have inherited the id of a job that is over.
-        if (state := _field(shown, "JobState")) not in (None, "RUNNING"):
-            return f"SLURM ends job {job} ({state}), so it is not requeued from here; the same command resumes"
+        if (ended := _ended(job, shown)) is not None:
+            return ended
         if _field(shown, "BatchFlag") == "0":
             return f"job {job} is interactive (salloc), so it is not requeued; the same command resumes"
         failure = scontrol("requeue", job)[1]
-        return (
-            f"job {job} is requeued" if failure is None else f"job {job} is not requeued ({failure}): submit it again"
+        if failure is None:
+            return f"job {job} is requeued"
+        # another rank that left by itself may have requeued it in between
+        return _ended(job, scontrol("show", "job", job)[0]) or (
+            f"job {job} is not requeued ({failure}): submit it again"
         )
 
 
@@ -196,6 +205,13 @@ def _field(shown: str, name: str) -> str | None:
     """Value of a field in the output of `scontrol show job`, such as JobState=RUNNING."""
     found = re.search(rf"\b{name}=(\w+)", shown)
     return found[1] if found else None
+
+
+def _ended(job: str, shown: str) -> str | None:
+    """Outlook of a job that SLURM ends or has ended, by the output of `scontrol show job`; None if it runs."""
+    if (state := _field(shown, "JobState")) in (None, "RUNNING"):
+        return None
+    return f"SLURM ends job {job} ({state}), so it is not requeued from here; the same command resumes"
 
 
 def _close_terminal() -> None:

@@ -30,7 +30,8 @@ class TextProgress(pl.Callback):
     Speed and wait are those since the last line, without validation; the ETA is that of the whole fit, with it. The
     wait is the share of the time between two steps: for the next batch, or for a checkpoint to be written. Memory is
     the peak of the first GPU, or of the process on a CPU. The curves `speed/…` show the same numbers. Only printing a
-    line waits for the device, to read the metrics. Rank 0 alone prints, and counts the images of all ranks.
+    line waits for the device, to read the metrics. Rank 0 alone prints. Its lines take the other ranks to be as far as
+    it is; at the end of a prediction, where ranks have different numbers of batches, the images of all are added up.
     `timing.json` in the run's directory keeps sizes, times and speeds for the report; it is written after each
     validation and at the end.
 
@@ -41,6 +42,7 @@ class TextProgress(pl.Callback):
     def __init__(self, every_seconds: float = 60.0) -> None:
         self.every_seconds = every_seconds
         self._printed = -float("inf")
+        self._images = self._codes = 0  # of this rank, in an evaluation or a prediction
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the number of trainable parameters of each part."""
@@ -118,19 +120,24 @@ class TextProgress(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, index: int, loader: int = 0
     ) -> None:
         codes = outputs.get("codes") if isinstance(outputs, dict) else None
-        self._all_codes += 0 if codes is None else codes.numel() * trainer.world_size
+        self._codes += 0 if codes is None else codes.numel()
         self._batch(trainer, "prediction", batch, index, loader, trainer.num_predict_batches)
 
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        now = time.monotonic()
-        if trainer.is_global_zero and self._all_images:
-            directory = Path(trainer.default_root_dir)
-            times = read_timing(directory)
-            times["predict"] = {"images": self._all_images, "seconds": now - self._began}
-            write_timing(directory, times)
-            took = duration(now - self._began)
-            codes = f", {self._all_codes / max(now - self._began, 1e-9):.3g} codes/s" if self._all_codes else ""
-            print(f"predicted {self._all_images:,} images in {took}, {self._rate(now):.3g} img/s{codes}", flush=True)
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Say how long a prediction took; here since a rank without batches runs no other hook."""
+        if stage != "predict":
+            return
+        counts = torch.tensor([self._images, self._codes], device=trainer.strategy.root_device)
+        images, codes = trainer.strategy.reduce(counts, reduce_op="sum").tolist()  # waits for the slowest rank
+        if not trainer.is_global_zero or not images:
+            return
+        seconds = max(time.monotonic() - self._began, 1e-9)
+        directory = Path(trainer.default_root_dir)
+        times = read_timing(directory)
+        times["predict"] = {"images": images, "seconds": seconds}
+        write_timing(directory, times)
+        rate = f"{images / seconds:.3g} img/s" + (f", {codes / seconds:.3g} codes/s" if codes else "")
+        print(f"predicted {images:,} images in {duration(seconds)}, {rate}", flush=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say how long the fit took; in a terminal too."""
@@ -177,26 +184,23 @@ class TextProgress(pl.Callback):
     def _begin(self, trainer: pl.Trainer) -> None:
         self._began = time.monotonic()
         if trainer.state.fn != "fit":
-            self._all_images = self._all_codes = 0
+            self._images = self._codes = 0
 
     def _batch(
         self, trainer: pl.Trainer, what: str, batch: Any, index: int, loader: int, totals: Iterable[float]
     ) -> None:
         now = time.monotonic()
         if trainer.state.fn != "fit":
-            self._all_images += batch_length(batch) * trainer.world_size
+            self._images += batch_length(batch)
         elif trainer.sanity_checking:
             return
         if self._due(trainer, now):
             counts = list(totals)
             done, total = sum(counts[:loader]) + index + 1, sum(counts)
             left = (total - done) * (now - self._began) / done
-            rate = "" if trainer.state.fn == "fit" else f" · {self._rate(now):.3g} img/s"
+            speed = self._images * trainer.world_size / max(now - self._began, 1e-9)
+            rate = "" if trainer.state.fn == "fit" else f" · {speed:.3g} img/s"
             self._print(f"{what} batch {done:.0f}/{total:.0f}{rate} · ETA {duration(left)}")
-
-    def _rate(self, now: float) -> float:
-        """Images a second of an evaluation or a prediction."""
-        return self._all_images / max(now - self._began, 1e-9)
 
     def _prints(self, trainer: pl.Trainer) -> bool:
         return trainer.is_global_zero and not trainer.sanity_checking and not shows_bar(trainer)

@@ -12,6 +12,7 @@ from PIL import Image
 from datamodules.sources.base import ImageRecords, ImageSource, Split, sha256
 from polytoken.errors import MissingFileError, UserError
 from polytoken.images import open_image
+from polytoken.ranges import LARGEST_SEED, at_least, within
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,10 @@ class PhotosSource(ImageSource):
         validation_crops_per_photo: int = 16,
         seed: int = 0,
     ) -> None:
-        if min(window, train_crops_per_photo, validation_crops_per_photo) < 1 or seed < 0:
-            raise UserError("PhotosSource: window and crops per photo must be positive, and seed not negative.")
+        at_least(1, self, window=window)
+        at_least(1, self, train_crops_per_photo=train_crops_per_photo)
+        at_least(1, self, validation_crops_per_photo=validation_crops_per_photo)
+        within(0, LARGEST_SEED, self, seed=seed)
         self.window, self.seed = window, seed
         self.crops_per_photo: dict[Split, int] = {
             "train": train_crops_per_photo,

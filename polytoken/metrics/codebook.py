@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from polytoken.distributed import several_ranks
+from polytoken.distributed import several_ranks, sum_over_ranks
 from polytoken.metrics.gather import gather_rows
 
 
@@ -42,7 +42,7 @@ class CodebookStatistics(Metric):
     offsets: Tensor
 
     def __init__(self, codebook_sizes: Sequence[int]) -> None:
-        super().__init__()
+        super().__init__(dist_sync_fn=sum_over_ranks)
         self.codebook_sizes = tuple(codebook_sizes)
         self.register_buffer("offsets", code_offsets(self.codebook_sizes), persistent=False)
         self.add_state("counts", torch.zeros(sum(self.codebook_sizes), dtype=torch.int64), dist_reduce_fx="sum")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from polytoken.distributed import sum_over_ranks
 from polytoken.errors import UserError
 
 ROUNDING = 1e-5  # of float32 files, as a share of the trace
@@ -60,7 +61,7 @@ class FeatureStatistics(Metric):
     outer: Tensor
 
     def __init__(self, num_features: int) -> None:
-        super().__init__()
+        super().__init__(dist_sync_fn=sum_over_ranks)
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros(num_features, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("outer", torch.zeros(num_features, num_features, dtype=torch.float64), dist_reduce_fx="sum")

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from polytoken.distributed import sum_over_ranks
+
 
 @runtime_checkable
 class ScalarQuantizer(Protocol):
@@ -85,7 +87,7 @@ class UniformityStatistics(Metric):
     level_counts: Tensor
 
     def __init__(self, levels: Sequence[int], resolution: int = 4096) -> None:
-        super().__init__()
+        super().__init__(dist_sync_fn=sum_over_ranks)
         self.levels = tuple(levels)
         self.resolution = resolution
         channels = len(self.levels)

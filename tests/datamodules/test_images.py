@@ -4,6 +4,7 @@ import ast
 import logging
 import tarfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,31 @@ def test_too_many_unreadable_images_stop_the_run(num_workers: int) -> None:
     datamodule = data(MemorySource(bad=(3, 5)), num_workers=num_workers, max_bad_fraction=1.5 / 22)
     with pytest.raises(RuntimeError, match=r"2 of the 22 train images cannot be read.*max_bad_fraction.*memory/0/[35]"):
         quiet_trainer(max_epochs=3, limit_val_batches=0).fit(Diary(), datamodule=datamodule)
+
+
+@pytest.mark.parametrize(
+    ("bad", "allowed", "ranks", "says"),
+    [
+        ((0, 2), 4, 2, None),
+        ((0, 2, 6), 4, 2, "3 of the about 4 that rank 0 reads of the 7 validation images"),
+        ((0,), 1, 3, None),  # a single image says nothing about a small share
+        ((0,), 0, 3, "1 of the about 3 that rank 0 reads of the 7 validation images"),
+    ],
+)
+def test_outside_of_training_the_limit_is_that_of_a_share(
+    bad: tuple[int, ...], allowed: int, ranks: int, says: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datamodule = data(MemorySource(bad_validation=bad), batch_size=8, max_bad_fraction=allowed / 7)
+    monkeypatch.setattr(datamodule, "_ranks", lambda: (0, ranks))
+    with pytest.raises(RuntimeError, match=says) if says else nullcontext():
+        quiet_trainer().validate(Diary(), datamodule=datamodule, verbose=False)
+
+
+def test_in_training_a_rank_meets_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    datamodule = data(MemorySource(bad=(3, 5)), batch_size=2, max_bad_fraction=2 / 22)
+    monkeypatch.setattr(datamodule, "_ranks", lambda: (0, 8))
+    quiet_trainer(max_epochs=40, limit_val_batches=0).fit(Diary(), datamodule=datamodule)
+    assert datamodule._unreadable["train"] == {3, 5}
 
 
 def test_a_batch_without_any_readable_image() -> None:

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from datamodules.transforms import EvaluationTransform, to_tensor
+from datamodules.transforms import EvaluationTransform
 from datamodules.views import Views, ViewsTransform
+from polytoken.images import to_tensor
 
 
 def picture(width: int, height: int) -> Image.Image:

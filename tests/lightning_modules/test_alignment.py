@@ -123,7 +123,7 @@ def test_the_alignment_does_not_change_the_initial_generator(store: Path, monkey
     ("overrides", "message"),
     [
         (("--model.init_args.alignment.depth", "3"), "alignment.depth is 3 and the generator has blocks 1 to 2"),
-        (("--model.init_args.alignment.weight", "0"), "alignment.weight is 0.0: set it to a finite number above 0"),
+        (("--model.init_args.alignment.weight", "0"), "alignment: weight is 0.0; it must be above 0, and finite"),
         (("--model.init_args.alignment.teacher.weights", "gone.safetensors"), "gone.safetensors"),
         (("--model.init_args.alignment.teacher.weights", "wide.safetensors"), "a grid of 3 × 3 patches"),
     ],

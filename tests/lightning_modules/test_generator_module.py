@@ -38,7 +38,6 @@ def test_unsupported_settings_are_rejected() -> None:
 def test_a_batch_of_padding_is_computed_but_not_counted() -> None:
     """Ranks with sharded weights wait for each other in every forward pass."""
     module = GeneratorModule(small_generator(1, LinearHead()))
-    module._record = {"spec": module.generator.spec.to_json()}
     forwards: list[int] = []
     module.generator.trunk.register_forward_hook(lambda *_: forwards.append(1))
     codes, labels = random_codes(module.generator, 3)

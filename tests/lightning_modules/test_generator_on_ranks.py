@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch.distributed.device_mesh import init_device_mesh
 
 import cli
@@ -318,6 +318,10 @@ def test_unsupported_strategies_are_rejected(tmp_path: Path) -> None:
         check(sharded, tmp_path / "last.ckpt")
     check(sharded, tmp_path)
     check(sharded)
+    module.freeze_carried_steps = 5
+    with pytest.raises(ValueError, match="freeze_carried_steps is 5, and a sharded run could not resume"):
+        check(sharded)
+    check(DDPStrategy())
 
 
 def test_an_unsupported_strategy_is_one_sentence(

@@ -17,8 +17,7 @@ TOY = str(REPOSITORY / "tests" / "support" / "toy.yaml")
 PROGRAM = str(REPOSITORY / "cli.py")
 SECONDS = 300
 
-PROCESSES = multiprocessing.get_context("forkserver")  # one server of each worker, which imports the libraries once
-PROCESSES.set_forkserver_preload(["lightning.pytorch.cli"])
+PROCESSES = multiprocessing.get_context("forkserver")  # its server has imported the libraries (tests/conftest.py)
 
 
 def go_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Runs of a tokenizer and a generator with random weights, written as training leaves them."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,8 @@ def write_runs(
     }
     model = {"generator": {"class_path": "polytoken.generators.AutoregressiveGenerator", "init_args": arguments}}
     record = {
-        "spec": spec.to_json(),
-        "full_spec": full.to_json(),
+        "spec": asdict(spec),
+        "full_spec": asdict(full),
         "sub_codes": chosen,
         "num_classes": 10,
         "class_to_idx": {str(digit): digit for digit in range(10)},
@@ -116,13 +117,13 @@ def write_latent_runs(root: Path, quantizer: dict[str, Any], image_size: int = 1
     generator.connect(latents, 10)
     for parameter in generator.parameters():  # the output is initialised to zero
         nn.init.normal_(parameter, std=0.2)
-    spec = tokenizer.spec and tokenizer.spec.to_json()
+    spec = tokenizer.spec and asdict(tokenizer.spec)
     origin = {"tokenizer_run": str(tokenizer_run), "tokenizer_fingerprint": fingerprint(tokenizer)}
     record = {
         "spec": spec,
         "full_spec": spec,
         "sub_codes": [0] if spec else [],
-        "latents": latents.to_json(),
+        "latents": asdict(latents),
         "num_classes": 10,
         "class_to_idx": {str(digit): digit for digit in range(10)},
         **origin,
@@ -205,8 +206,8 @@ def write_next_scale_runs(
             nn.init.normal_(parameter, std=0.3)
     origin = {"tokenizer_run": str(tokenizer_run), "tokenizer_fingerprint": fingerprint(tokenizer)}
     record = {
-        "spec": spec.select(sub_codes).to_json(),
-        "full_spec": spec.to_json(),
+        "spec": asdict(spec.select(sub_codes)),
+        "full_spec": asdict(spec),
         "sub_codes": list(sub_codes),
         "num_classes": 10,
         "class_to_idx": {str(digit): digit for digit in range(10)},

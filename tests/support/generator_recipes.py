@@ -105,6 +105,6 @@ def built(
     with torch.device("meta"):
         generator = made[0].model.generator
         spec = data.latents if generator.models == "latents" else data.spec
-        codec = BlankCodec(data.latents, len(data.spec.scales)) if generator.needs_codec else None
+        codec = BlankCodec(data.latents.shape, len(data.spec.scales)) if generator.needs_codec else None
         generator.connect(spec, data.num_classes, codec)
     return made[0], generator

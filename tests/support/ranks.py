@@ -1,9 +1,9 @@
 """Several ranks on one machine, over gloo."""
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,6 @@ import torch.multiprocessing as mp
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
-# ranks are forked from a process that has imported these, which takes longer than what most ranks compute here
-multiprocessing.set_forkserver_preload(["cli", "tests.support.ranks"])
 SECONDS = 240  # a deadlock fails the test
 
 
@@ -29,7 +27,7 @@ def run_on_ranks(function: Callable[[int], Any], directory: Path, world_size: in
 
 def two_ranks() -> dict[str, Any]:
     """Settings of a Trainer which starts two ranks itself."""
-    return {"devices": 2, "strategy": DDPStrategy(start_method="forkserver")}
+    return {"devices": 2, "strategy": DDPStrategy(start_method="forkserver", timeout=timedelta(seconds=SECONDS))}
 
 
 def _rank(rank: int, function: Callable[[int], Any], directory: Path, world_size: int) -> None:

@@ -37,12 +37,11 @@ def quiet_trainer(directory: Path, callbacks: Sequence[pl.Callback], **arguments
     """A trainer on the CPU that prints and saves nothing."""
     return pl.Trainer(
         default_root_dir=directory,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         accelerator="cpu",
         callbacks=list(callbacks),
-        **{"logger": False, **arguments},
+        **{"logger": False, "enable_checkpointing": False, **arguments},
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from callbacks import GenerationMetrics
+from callbacks import GenerationMetrics, Requeue
 from commands import evaluate, reference
 from datamodules import LabelDataModule
 from lightning_modules import SamplingModule
@@ -83,7 +83,7 @@ def test_two_ranks_log_the_metrics_of_one(run: Path, tmp_path: Path) -> None:
     def tested(**arguments: object) -> dict[str, float]:
         judge = ("judge", "runs/digits/teacher/judge.safetensors")
         callback = GenerationMetrics("runs/digits/reference/train_judge.npz", *judge)
-        trainer = quiet_trainer(tmp_path, [callback], **arguments)
+        trainer = quiet_trainer(tmp_path, [callback, Requeue()], enable_checkpointing=True, **arguments)
         data = LabelDataModule(50, batch_size=10, part_size=20)  # parts of 20, 20, 10: the ranks have 30 and 20
         trainer.test(SamplingModule(str(run), CategoricalSampler(guidance=2.0)), data, verbose=False)
         return logged_metrics(trainer)

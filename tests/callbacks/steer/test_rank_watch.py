@@ -104,13 +104,27 @@ def ranks(monkeypatch: pytest.MonkeyPatch) -> list[RankWatch]:
 
 
 def test_a_rank_that_finishes_is_not_lost(ranks: list[RankWatch]) -> None:
-    ranks[1].on_exception(None, None, SystemExit(75))
+    ranks[1].teardown(None, None, "fit")
     time.sleep(0.5)
     assert not ranks[2]._found.is_set()
     ranks[0].teardown(None, None, "fit")
     ranks[2]._store.broken = True  # the process of rank 0 ends at once
     time.sleep(0.5)
     assert not ranks[2]._found.is_set()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_was_asked_to_stop_ends_the_others_after_a_while(
+    rank: int, ranks: list[RankWatch], caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a prediction it leaves alone, and the others would wait for it after their last batch."""
+    waits = ranks[2]
+    waits.seconds = ranks[rank].seconds = 0.05
+    ranks[rank].on_exception(None, None, SystemExit(75))
+    waits._store.broken = rank == 0  # which serves it
+    assert not waits._found.is_set(), "it has time to leave as well"
+    waits._found.wait(5)
+    assert f"rank 2 exits: rank {rank} was asked to stop." in caplog.text
 
 
 def test_rank_zero_is_lost_before_its_first_beat_was_read(

@@ -294,6 +294,37 @@ def test_other_commands_exit_too() -> None:
         asked.on_predict_batch_end(trainer, None, None, None, 0)
 
 
+@pytest.mark.parametrize("hook", ["on_predict_batch_end", "on_test_batch_end"])
+def test_the_rank_that_leaves_first_requeues(
+    hook: str, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rank 0 may have no batch left, and wait for the others in the writer."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    trainer = SimpleNamespace(is_global_zero=False, strategy=SimpleNamespace())  # which knows no collectives
+    asked = Requeue()
+    asked._receive(signal.SIGUSR1, None)
+    with pytest.raises(SystemExit, match="75"):
+        getattr(asked, hook)(trainer)
+    assert slurm.calls() == ["scontrol show job 7", "scontrol requeue 7"]
+    slurm.program("scontrol", prints="JobId=7 JobState=COMPLETING Reason=None")
+    with pytest.raises(SystemExit, match="75"):
+        getattr(asked, hook)(trainer)
+    assert slurm.calls()[2:] == ["scontrol show job 7"]
+    assert "job 7 is requeued" in caplog.text and "SLURM ends job 7 (COMPLETING)" in caplog.text
+
+
+def test_two_ranks_that_requeue_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    states = iter(["RUNNING", "COMPLETING"])
+
+    def scontrol(command: str, *_: str) -> tuple[str, str | None]:
+        shows = command == "show"
+        return (f"JobId=7 JobState={next(states)}", None) if shows else ("", "Job is already completing")
+
+    monkeypatch.setattr(requeue, "scontrol", scontrol)
+    assert Requeue()._requeue().startswith("SLURM ends job 7 (COMPLETING)")
+
+
 def test_it_needs_last_checkpoint() -> None:
     with pytest.raises(ValueError, match=r"add callbacks\.LastCheckpoint"):
         Requeue().setup(SimpleNamespace(callbacks=[]), None, "fit")

@@ -16,6 +16,8 @@ from artifacts.timing import images_per_second, read_timing, training_seconds
 from callbacks import StepProgressBar, TextProgress
 from callbacks.steer import text_progress
 from callbacks.steer.text_progress import Window, batch_length
+from datamodules import LabelDataModule
+from tests.support.ranks import two_ranks
 
 NUMBER = r"[\d.e+-]+"
 
@@ -165,6 +167,19 @@ def test_a_prediction_counts_images(tmp_path: Path, capsys: pytest.CaptureFixtur
     timing = read_timing(tmp_path)
     assert timing == {"predict": {"images": 20, "seconds": pytest.approx(6)}}
     assert images_per_second(timing) == pytest.approx(20 / 6)
+
+
+class Sampler(Toy):
+    """A module that LabelDataModule knows the classes of."""
+
+    num_classes = 2
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("images", [50, 20])  # 30 and 20 of the ranks; the second has none
+def test_a_prediction_counts_the_images_of_each_rank(images: int, tmp_path: Path) -> None:
+    trainer(tmp_path, **two_ranks()).predict(Sampler(), LabelDataModule(images, batch_size=10, part_size=20))
+    assert read_timing(tmp_path)["predict"]["images"] == images
 
 
 def test_a_terminal_has_a_bar_over_all_steps(
