@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any, NotRequired, TypedDict
 
 from artifacts.results import Table
-from artifacts.run_files import Network
+from artifacts.run_files import MeasuredCheckpoint, Network
 
 FIDELITY = "fidelity.json"
 
@@ -33,7 +33,7 @@ class FaceRow(TypedDict):
     identified: float
 
 
-class Fidelity(TypedDict):
+class Fidelity(MeasuredCheckpoint):
     """`fidelity.json`."""
 
     text: list[TextRow]
@@ -42,9 +42,6 @@ class Fidelity(TypedDict):
     reader: NotRequired[Network | None]
     extractor: NotRequired[Network | None]
     settings: NotRequired[dict[str, Any]]
-    checkpoint: NotRequired[dict[str, Any]]
-    versions: NotRequired[dict[str, str]]
-    commit: NotRequired[str | None]
 
 
 def by_size(found: Fidelity) -> dict[str, dict[int, float]]:

@@ -222,7 +222,7 @@ class Codes(MeasuredCheckpoint):
 
     bits_per_image: float
     n: int
-    extractor: NotRequired[dict[str, Any]]
+    extractor: NotRequired[Network]
     metrics: dict[str, dict[str, ImageMetric]]  # of "reconstructed" and "perturbed" images; none without codes
     perturbation: NotRequired[Replacement]
     neighbours: NotRequired[list[int]]
@@ -275,6 +275,9 @@ class ZeroShotResult(MeasuredCheckpoint):
     num_classes: int
     teacher: str
     class_vectors: NamedClasses
+
+
+CURVES = {"sts": "STS", "nts": "NTS", "cknna": "CKNNA", "cka": "linear CKA", "probe": "linear probe"}  # of Layers
 
 
 class Layers(TypedDict):

@@ -15,19 +15,15 @@ from typing import Any
 
 import torch
 
-from artifacts.provenance import commit, versions
 from artifacts.run_files import CODES
+from commands import tables
 from commands.comparison import add_extractor_arguments, extractor_of
-from commands.metric_names import name_of_images
-from commands.preset import BATCH, Preset, image_data, metric_size, preset_of, real_images, spread
-from commands.probe import directory_of
-from commands.program import new_parser, print_table, run
-from commands.progress import track
-from datamodules.images import check_image_size
-from polytoken import records
+from commands.measuring import batches_of, directory_of, images_of, measured_with, save
+from commands.preset import Preset, metric_size, preset_of
+from commands.program import new_parser, print_tables, run
 from polytoken.errors import UserError
 from polytoken.images import resize_displayed
-from polytoken.loading import Checkpoint, load_tokenizer
+from polytoken.loading import Checkpoint
 from polytoken.metrics.extractor import Extractor
 from polytoken.metrics.image_metrics import Target, image_metrics
 from polytoken.metrics.image_set import ImageSet
@@ -60,33 +56,25 @@ def codes(
     """
     if max_images is not None and max_images < 2:
         raise UserError(f"--max-images is {max_images}: a distance is one of at least 2 images")
-    tokenizer, checkpoint = load_tokenizer(run).to(network.device), Checkpoint.open(run)
+    checkpoint = Checkpoint.open(run)
+    weights = measured_with(checkpoint, "torch")
+    tokenizer = checkpoint.tokenizer().to(network.device)
     found: dict[str, Any] = {"n": 0, "metrics": {}, "positions": [], "notes": [CONTINUOUS]}
     if tokenizer.spec is not None:
         found = _measure(run, tokenizer, network, perturbation or Perturbation(), max_images)
-    return {
-        "bits_per_image": tokenizer.bits_per_image,
-        **found,
-        "checkpoint": checkpoint.identity,
-        "versions": versions("torch"),
-        "commit": commit(),
-    }
+    return {"bits_per_image": tokenizer.bits_per_image, **found, **weights}
 
 
 def _measure(
     run: Path, tokenizer: Tokenizer, network: Extractor, settings: Perturbation, max_images: int | None
 ) -> dict[str, Any]:
-    config, device = directory_of(run) / "config.yaml", network.device
-    data, size = image_data(config), metric_size(config)
-    check_image_size(data, tokenizer.image_size, f"the image_size of the tokenizer in {run}")
+    device, data = network.device, images_of(run, tokenizer.image_size)
+    size = metric_size(directory_of(run) / "config.yaml")
     perturb = CodePerturbation(tokenizer.quantizer, settings)
     positions = PositionUsage(tokenizer.require_codes(), device)
     names = ("original", *LETTERS)
     sets = {name: ImageSet.for_use(network, 0, keep_rows=False, use="reconstruction") for name in names}
-    length = len(data.source.split("validation"))
-    total = min(length, max_images or length)
-    batches = real_images(data, "validation", spread(length, max_images))
-    for batch in track(batches, "validation images, batches", total=-(-total // BATCH)):
+    for batch in batches_of(data, "validation", max_images):
         images = batch["image"].to(device)
         with torch.inference_mode(), full_precision(device):
             encoding = tokenizer.encode(images)
@@ -118,13 +106,6 @@ def _measure(
     }
 
 
-def save(run: Path, result: dict[str, Any]) -> Path:
-    """Write `codes.json` into the directory of a run; returns its path."""
-    path = directory_of(run) / CODES
-    records.write(path, result)
-    return path
-
-
 def network_of(run: Path, given: Namespace) -> Extractor:
     """The network that the options name; by default that of the run's preset, or Inception."""
     given.preset = given.preset or preset_of(directory_of(run))
@@ -142,34 +123,11 @@ def metrics_of(result: dict[str, Any]) -> dict[str, float | None]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print the bits, a row per set of images, and a row per sub-code."""
+    """Print the bits, the tables and the notes."""
     print(f"{result['bits_per_image']:,.0f} bits an image")
-    if metrics := result["metrics"]:
-        settings = result["perturbation"]
-        nearest = " and ".join(map(str, dict.fromkeys(result["neighbours"])))
-        print_table(
-            f"{result['n']} images by {result['extractor']['name']}; "
-            f"α {settings['alpha']:g}, β {settings['beta']:g}, δ {nearest}",
-            ("images", *(name_of_images(name).title for name in metrics["reconstructed"])),
-            (
-                [kind, *(name_of_images(name).text(one["value"]) for name, one in found.items())]
-                for kind, found in metrics.items()
-            ),
-        )
-        print_table(
-            "use at a position: least, mean and greatest of the positions",
-            ("sub-code", "codes seen", "perplexity"),
-            (
-                [str(index), _range(at["usage"], "{:.1%}"), _range(at["perplexity"], "{:.1f}")]
-                for index, at in enumerate(result["positions"])
-            ),
-        )
+    print_tables(tables.codes(result))
     for note in result["notes"]:
         print(f"note: {note}")
-
-
-def _range(values: list[float], form: str) -> str:
-    return " ".join(form.format(value) for value in (min(values), fmean(values), max(values)))
 
 
 def work(given: Namespace) -> None:
@@ -177,7 +135,7 @@ def work(given: Namespace) -> None:
     perturbation = Perturbation(given.alpha, given.beta, given.delta, given.seed)
     result = codes(given.run, network_of(given.run, given), perturbation, given.max_images)
     show(result)
-    print(f"all results: {save(given.run, result)}")
+    print(f"all results: {save(given.run, CODES, result)}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,8 +13,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import fmean
 
-from PIL import Image
-
 from artifacts.provenance import commit
 from artifacts.run_files import CURVE, Curve, CurvePoint, CurveRun
 from callbacks.measure.plots import new_plot, render
@@ -24,7 +22,7 @@ from commands.program import new_parser, print_table, run
 from commands.sweep import DISTANCE, Plan, add_sampling_arguments, labels_of, metric_of, rules_of, sweep
 from polytoken import records
 from polytoken.errors import UserError
-from polytoken.files import replacing
+from polytoken.images import save_png
 from polytoken.loading import CHECKPOINTS, Checkpoint, checkpoint_path
 from polytoken.pipeline import GenerationPipeline
 from polytoken.sampling import Guidance
@@ -111,8 +109,7 @@ def draw(runs: Sequence[CurveRun], path: Path) -> None:
     panel.set(xlabel="training FLOPs", ylabel=_distance_name(runs), xscale="log", yscale="log")
     panel.legend()
     panel.grid(alpha=0.3, which="both")
-    with replacing(path) as unfinished:
-        Image.fromarray(render(plot)).save(unfinished, format="png")
+    save_png(path, render(plot))
 
 
 def _distance_name(runs: Sequence[CurveRun]) -> str:

@@ -15,7 +15,6 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from artifacts.dependency import DEPENDENCY, Dependency
@@ -26,8 +25,8 @@ from commands.preset import spread
 from commands.program import best_device, new_parser, print_table, run
 from polytoken import records
 from polytoken.errors import UserError
-from polytoken.files import replacing
 from polytoken.fingerprint import fingerprint
+from polytoken.images import save_png
 from polytoken.loading import load_tokenizer, present_run
 from polytoken.metrics.code_groups import code_groups
 from polytoken.metrics.dependency import Dependence, Kind, dependencies
@@ -160,8 +159,7 @@ def draw(found: Mapping[str, Dependency], path: Path) -> None:
         axes[0][1].set_xticks(range(len(several)), [f"{height} × {width}" for height, width in several], fontsize=8)
         axes[0][1].set(xlabel="scale", title="by scale")
         axes[0][1].legend(fontsize=8)
-    with replacing(path) as unfinished:
-        Image.fromarray(render(plot)).save(unfinished, format="png")
+    save_png(path, render(plot))
 
 
 def save(directory: Path, record: Dependency) -> Path:

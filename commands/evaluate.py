@@ -23,6 +23,7 @@ from artifacts.metrics import comparison_section, merge_section
 from artifacts.run_files import METRICS, Evaluation, Samples, TokenizerSource
 from artifacts.samples import SamplesFile
 from commands.comparison import Comparison, add_arguments
+from commands.image_sets import SETS
 from commands.metric_names import OF_IMAGE_SETS, kind_of
 from commands.preset import BATCH
 from commands.program import new_parser, print_table, run
@@ -37,12 +38,6 @@ from polytoken.precision import full_precision
 if TYPE_CHECKING:
     from polytoken.tokenizers import Tokenizer
 
-TITLES = {
-    "samples": "samples",
-    "reconstructions": "reconstructions",
-    "validation": "real, validation",
-    "train": "real, training",
-}
 NARROW = {  # titles of columns that would not fit on 80 characters
     "recognised": "recog-\nnised",
     "fd": "Fréchet\ndistance",
@@ -196,13 +191,13 @@ def _sidecar(samples: Path, digest: str) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """Print the metrics of all sets."""
-    rows = {key: result["metrics"][key] for key in TITLES if result["metrics"].get(key)}  # itself has no distance
+    rows = {key: result["metrics"][key] for key in SETS if result["metrics"].get(key)}  # itself has no distance
     found = {kind_of(name) for metrics in rows.values() for name in metrics}
     kinds = [kind for kind in OF_IMAGE_SETS if kind in found]
     body = []
     for key, metrics in rows.items():
         cells = {kind_of(name): metric for name, metric in metrics.items()}
-        texts = [TITLES[key], str(next(iter(cells.values()))["n"])]
+        texts = [SETS[key], str(next(iter(cells.values()))["n"])]
         for kind in kinds:
             value = cells[kind]["value"] if kind in cells else None
             itself = key == "validation" and kind in ("fd", "fid")

@@ -20,16 +20,14 @@ from PIL import Image
 from torch import Tensor
 
 from artifacts.fidelity import FIDELITY, FaceRow, Fidelity, TextRow, tables
-from artifacts.provenance import commit, versions
+from commands import measuring
 from commands.fidelity_pictures import ReadWord, draw_faces, draw_words
 from commands.placed import Placed, Word, choose_words, faces_in, place_faces, place_words
-from commands.probe import directory_of
-from commands.program import best_device, new_parser, print_table, run
+from commands.program import best_device, new_parser, print_tables, run
 from commands.progress import track
-from polytoken import records
 from polytoken.errors import UserError
 from polytoken.images import from_uint8, to_uint8
-from polytoken.loading import Checkpoint, load_tokenizer
+from polytoken.loading import Checkpoint
 from polytoken.metrics.extractor import Extractor
 from polytoken.metrics.extractors import load_extractor
 from polytoken.metrics.fidelity import face_scores, text_scores
@@ -101,19 +99,21 @@ def measure(
     """
     if words < 1 and new_extractor is None:
         raise UserError("0 words and no network that embeds faces: there is nothing to measure")
-    tokenizer = load_tokenizer(run).to(device or torch.device("cpu"))
+    checkpoint = Checkpoint.open(run)
+    tokenizer = checkpoint.tokenizer().to(device or torch.device("cpu"))
+    reader = new_reader() if words > 0 else None
+    packages = ["torch", "pillow", "matplotlib", "scikit-learn", "scikit-image", *(["onnxruntime"] if reader else [])]
+    weights = measuring.measured_with(checkpoint, *packages)
     side = tokenizer.image_size
     reconstruct = partial(reconstructed, tokenizer, run)
-    read, pairs, reader, extractor = {}, {}, None, None
-    if words > 0:
-        reader, heights = new_reader(), pixels_of(word_heights, WORD_HEIGHTS, side, LEAST_WORD)
+    read, pairs, extractor = {}, {}, None
+    if reader is not None:
+        heights = pixels_of(word_heights, WORD_HEIGHTS, side, LEAST_WORD)
         read = read_words(reconstruct, side, words, heights, seed, reader)
     if new_extractor is not None:
         portraits, extractor = faces_in(faces), new_extractor()
         sides = pixels_of(face_sides, FACE_SIDES, side, LEAST_FACE)
         pairs = face_pairs(reconstruct, side, portraits, sides)
-    checkpoint = Checkpoint.open(run)
-    packages = ["torch", "pillow", "matplotlib", "scikit-learn", "scikit-image", *(["onnxruntime"] if reader else [])]
     result: Fidelity = {
         "text": [text_row(height, found) for height, found in read.items()],
         "faces": [face_row(pixels, found, extractor) for pixels, found in pairs.items()] if extractor else [],
@@ -125,9 +125,7 @@ def measure(
             "faces": "scikit-image's part of LFW" if faces is None else str(faces),
             "seed": seed,
         },
-        "checkpoint": checkpoint.identity,
-        "versions": versions(*packages),
-        "commit": commit(),
+        **weights,
     }
     return Fidelities(result, read, pairs)
 
@@ -223,8 +221,7 @@ def _embedded(crops: Sequence[Tensor], extractor: Extractor) -> Tensor:
 
 def save(run: Path, found: Fidelities) -> Path:
     """Write `fidelity.json` and the pictures into the directory of a run; returns the path of the first."""
-    path = directory_of(run) / FIDELITY
-    records.write(path, found.result)
+    path = measuring.save(run, FIDELITY, found.result)
     if found.words:
         draw_words(found.words, path.with_name("fidelity_text.png"))
     if found.faces:
@@ -245,8 +242,7 @@ def work(given: Namespace) -> None:
         given.seed,
         device,
     )
-    for table in tables(found.result):
-        print_table(table.caption, table.head, table.rows)
+    print_tables(tables(found.result))
     print(f"all results: {save(given.run, found)}")
 
 

@@ -15,23 +15,22 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from artifacts.provenance import commit, versions
 from artifacts.repository import PRESETS
 from artifacts.run_files import LAYERS, Layers
-from callbacks.measure.layer_analysis import CURVES, draw_layers, layers_record
-from commands.preset import image_data, preset_of, real_images, spread
+from callbacks.measure.layer_analysis import draw_layers, layers_record
+from commands import tables
+from commands.measuring import batches_of, images_of
+from commands.preset import preset_of
 from commands.program import best_device, new_parser, print_table, run
 from commands.progress import track
-from datamodules.images import check_image_size
 from polytoken import records
 from polytoken.codec import FrozenCodec
 from polytoken.errors import UserError
-from polytoken.files import replacing
 from polytoken.generators.alignment import aligned_block
-from polytoken.images import from_uint8
+from polytoken.images import from_uint8, save_png
 from polytoken.loading import Checkpoint
 from polytoken.metrics.layers import LayerStatistics
 from polytoken.pipeline import GenerationPipeline
@@ -133,12 +132,10 @@ def teacher_of(run: Path, name: str | None = None, weights: str | None = None) -
 def _validation(pipeline: GenerationPipeline, analysis: Analysis) -> Iterator[Batch]:
     """Validation images of the tokenizer's run, and their tokens."""
     run = Path(pipeline.origin["tokenizer"]["run"])
-    data = image_data(run / "config.yaml")
-    check_image_size(data, pipeline.tokenizer.image_size, f"the image_size of the tokenizer in {run}")
+    data = images_of(run, pipeline.tokenizer.image_size)
     codec = FrozenCodec(lambda: pipeline.tokenizer, pipeline.sub_codes)
     device = pipeline.tokenizer.last_layer.device
-    rows = spread(len(data.source.split("validation")), analysis.max_images)
-    for batch in track(real_images(data, "validation", rows), "validation images, batches"):
+    for batch in batches_of(data, "validation", analysis.max_images):
         images = batch["image"].to(device)
         yield images, batch["label"].to(device), codec.encode(images, pipeline.network.models)
 
@@ -166,21 +163,6 @@ def _aligned(run: Path, depth: int) -> int | None:
     return aligned_block(given, depth)
 
 
-def show(name: str, record: Layers) -> None:
-    """Print a row per block."""
-    curves = [(label, values) for key, label in CURVES.items() if (values := record.get(key))]
-    rows = [
-        [f"{block} of {len(record['sts'])}", *("–" if one is None else f"{one:.3f}" for one in numbers)]
-        for block, numbers in enumerate(zip(*(values for _, values in curves), strict=True), 1)  # type: ignore[call-overload]
-    ]
-    r = record["correlation"]
-    notes = [f"Pearson r of NTS and CKNNA: {'not defined' if r is None else f'{r:.2f}'}"]
-    if record["aligned"] is not None:
-        notes.append(f"training aligned block {record['aligned']}")
-    title = f"{name}: n = {record['n']} {record['source']} images, k = {record['k']}"
-    print_table(title, ["block", *(label for label, _ in curves)], rows, notes)
-
-
 def work(given: Namespace) -> None:
     """Measure every run, write its files, and print a table; draw all runs in one plot if a path is given."""
     analysis = Analysis(
@@ -200,24 +182,20 @@ def work(given: Namespace) -> None:
         record = analyse(directory, teacher, analysis, best_device())
         name = f"{directory.parent.name}/{directory.name}"
         found[name] = record
-        show(name, record)
+        for table in tables.layers(record):
+            print_table(f"{name}: {table.caption}", table.head, table.rows)
         path = save(directory, record)
         print(f"all results: {path}, plotted in {path.with_suffix('.png')}")
     if given.picture is not None:
-        _draw(found, given.picture)
+        save_png(given.picture, draw_layers(found))
 
 
 def save(directory: Path, record: Layers) -> Path:
     """Write `layers.json` and `layers.png` into a run, `generated_layers.…` for generated tokens."""
     path = directory / (LAYERS if record["source"] == "validation" else f"generated_{LAYERS}")
     records.write(path, record)
-    _draw({"": record}, path.with_suffix(".png"))
+    save_png(path.with_suffix(".png"), draw_layers({"": record}))
     return path
-
-
-def _draw(found: dict[str, Layers], path: Path) -> None:
-    with replacing(path) as unfinished:
-        Image.fromarray(draw_layers(found)).save(unfinished, format="png")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -15,7 +15,7 @@ from typing import get_args
 
 from artifacts.repository import PRESETS, REPOSITORY
 from commands.preset_files import Choice, Size, files
-from commands.program import new_parser, run
+from commands.program import new_parser, run, whole_number
 from commands.survey import Survey, folder, hub, survey
 from polytoken.errors import UserError
 from polytoken.files import new_folder, write_text
@@ -88,8 +88,6 @@ def check_name(name: str) -> Path:
 def work(given: Namespace) -> None:
     """Look at the images, choose, write, and print the choices and the next commands."""
     check_name(given.name)
-    if given.steps is not None and given.steps < 1:
-        raise UserError(f"--steps is {given.steps}: name at least one step, or leave it out for full training")
     if (given.data is None) == (given.hub is None):
         raise UserError("name the images by one of DATA=/path, a folder, and HUB=owner/name, a Hugging Face data set")
     labelled = not given.unlabelled
@@ -164,7 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--size", choices=get_args(Size), help="small: minutes to hours, no network; large: the recipes' networks"
     )
     parser.add_argument("--no-flip", action="store_true", help="mirror no images: text, digits, left and right hands")
-    parser.add_argument("--steps", type=int, help="steps of each stage, for a quick look")
+    parser.add_argument("--steps", type=whole_number(1), help="steps of each stage, for a quick look")
     run(parser, work, arguments)
 
 

@@ -20,7 +20,7 @@ from artifacts import npz
 from callbacks.measure.plots import image_table
 from commands.comparison import Comparison
 from commands.preset import Preset, spread
-from commands.program import best_device, new_parser, run
+from commands.program import best_device, new_parser, run, whole_number
 from commands.progress import track
 from datamodules.sources.listing import list_images
 from polytoken.errors import UserError
@@ -168,8 +168,6 @@ def work(given: Namespace) -> int:
     """Compare, and print a line for each check; 1 if one fails."""
     if (own := find(given.name).tokenizer) is not None:
         raise UserError(f"{given.name} is a generator: compare its tokenizer {own}, and evaluate samples")
-    if given.images < 1:
-        raise UserError(f"--images is {given.images}: at least one is compared")
     tokenizer = load_released(given.name, given.file, accept_license=given.accept_license)
     assert isinstance(tokenizer, Tokenizer)
     given.to = given.to or Path("runs/parity", given.name)
@@ -188,7 +186,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--accept-license", action="store_true", help="agree to a licence without commercial use")
     parser.add_argument("--preset", default="imagenet", help="preset whose validation images are read")
     parser.add_argument("--data", type=Path, help="folder of the preset's images, or of any images")
-    parser.add_argument("--images", type=int, default=8, help="images to reconstruct and compare (default: 8)")
+    parser.add_argument(
+        "--images", type=whole_number(1), default=8, help="images to reconstruct and compare (default: 8)"
+    )
     parser.add_argument("--reference-codes", type=Path, help="npz of integers arr_0: the authors' codes")
     parser.add_argument("--reference-images", type=Path, help="npz of arr_0: the authors' reconstructions")
     parser.add_argument("--rfid", type=Path, help="npz of `make reference`: compare rFID of all images as published")

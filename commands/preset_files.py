@@ -34,7 +34,7 @@ MULTIPLIERS = {  # f8, and f16 where f8 would make too many positions
 PURPOSE = {
     "tokenizer": "Images, sizes and length of convolutional tokenizers.",
     "folded": "The same for folded tokenizers (imagefolder).",
-    "representation": "The same for representation autoencoders (ideal).",
+    "representation": "The same for representation tokenizers (ideal).",
     "tokens": "Views of an image that are stored as tokens.",
     "generator": "Sizes and length of generators.",
     "sample": "Number of samples, and their guidance.",

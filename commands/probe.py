@@ -22,18 +22,14 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from artifacts.provenance import commit, versions
 from artifacts.run_files import PROBES, Probe, Probes
-from commands.preset import BATCH, image_data, real_images, spread
-from commands.program import best_device, new_parser, print_table, run
-from commands.progress import track
-from datamodules.images import ImageDataModule, check_image_size
-from datamodules.sources.base import Split
+from commands import tables
+from commands.measuring import batches_of, images_of, measured_with, save
+from commands.program import best_device, new_parser, print_tables, run
 from lightning_modules.linear_probe import EPOCHS, FIT_BATCH, fit_in_batches
-from polytoken import records
 from polytoken.errors import UserError
 from polytoken.features import ALL, check_feature, feature_names
-from polytoken.loading import Checkpoint, load_tokenizer
+from polytoken.loading import Checkpoint
 from polytoken.metrics.probes import (
     ATTENTION_POOLED,
     TEMPERATURE,
@@ -76,7 +72,9 @@ def probe(
         UserError: if it is not a tokenizer's, reads no images, lacks a feature or its pooling, or a feature is not
             finite.
     """
-    tokenizer = load_tokenizer(run).to(device or torch.device("cpu"))
+    checkpoint = Checkpoint.open(run)
+    weights = measured_with(checkpoint, "torch", "lightning", "scikit-learn")
+    tokenizer = checkpoint.tokenizer().to(device or torch.device("cpu"))
     if max_train is not None and max_train < 2:
         raise UserError(f"--max-train is {max_train}: a probe is fitted to at least 2 images")
     if k < 1:
@@ -85,17 +83,16 @@ def probe(
         check_feature(tokenizer, name, str(run))
     names = list(features) or default_features(tokenizer, pooling)
     train, validation = (PooledFeatures(tokenizer, names, pooling) for _ in range(2))
-    data = image_data(directory_of(run) / "config.yaml")
-    check_image_size(data, tokenizer.image_size, f"the image_size of the tokenizer in {run}")
-    _add(train, data, "train", max_train)
-    _add(validation, data, "validation")
+    data = images_of(run, tokenizer.image_size)
+    for read, batches in ((train, batches_of(data, "train", max_train)), (validation, batches_of(data, "validation"))):
+        for batch in batches:
+            read.add(batch["image"], batch["label"])
     probes: list[Probe] = []
     for name in names:
         fitted, tested = train.of(name), validation.of(name)
         if not bool(fitted.features.isfinite().all() and tested.features.isfinite().all()):
             raise UserError(f"the feature {name} of {run} is not finite: train it again")
         probes += ({"feature": name, **one} for one in _probes(fitted, tested, k))
-    checkpoint = Checkpoint.open(run)
     classes = train.labels.unique()
     return {
         "probes": probes,
@@ -111,9 +108,7 @@ def probe(
             "precision": "float32",
             "standardised": "by training mean and deviation; not for neighbours",
         },
-        "checkpoint": checkpoint.identity,
-        "versions": versions("torch", "lightning", "scikit-learn"),
-        "commit": commit(),
+        **weights,
     }
 
 
@@ -151,49 +146,11 @@ def _probes(train: Labelled, validation: Labelled, k: int) -> Iterator[dict[str,
         yield {"probe": kind, "num_features": scaled.shape[1], **share._asdict(), "fit": fit}
 
 
-def _add(features: PooledFeatures, data: ImageDataModule, split: Split, at_most: int | None = None) -> None:
-    length = len(data.source.split(split))
-    batches, total = real_images(data, split, spread(length, at_most)), min(length, at_most or length)
-    for batch in track(batches, f"{split} images, batches", total=-(-total // BATCH)):
-        features.add(batch["image"], batch["label"])
-
-
-def save(run: Path, result: Probes) -> Path:
-    """Write `probes.json` into the directory of a run."""
-    path = directory_of(run) / PROBES
-    records.write(path, result)
-    return path
-
-
-def directory_of(run: Path) -> Path:
-    """Directory of a run that is named by itself or by one of its checkpoints."""
-    return run if run.is_dir() else run.parent.parent
-
-
-def show(result: Probes) -> None:
-    """Print a row per feature."""
-    rows: dict[tuple[str, str], dict[str, str]] = {}
-    for one in result["probes"]:
-        key = (one["feature"], str(one["num_features"]))
-        rows.setdefault(key, {})[one["probe"]] = f"{one['value']:.1%} ± {one['standard_error']:.1%}"
-    kinds = list(dict.fromkeys(one["probe"] for one in result["probes"]))
-    print_table(
-        f"share of {result['n_validation']} validation images assigned to their class",
-        ("feature", "width", *(kind.replace("_", " ") for kind in kinds)),
-        ([*key, *(texts[kind] for kind in kinds)] for key, texts in rows.items()),
-        left=1,
-    )
-    print(
-        f"chance {result['chance']:.1%}, always the most common class {result['majority']:.1%}; "
-        f"fitted to {result['n_train']} training images; ± is one standard error"
-    )
-
-
 def work(given: Namespace) -> None:
     """Probe, write `probes.json`, and print a table."""
     result = probe(given.run, given.features, given.pooling, given.neighbours, given.max_train, best_device())
-    show(result)
-    print(f"all results: {save(given.run, result)}")
+    print_tables(tables.probes(result))
+    print(f"all results: {save(given.run, PROBES, result)}")
 
 
 def main(arguments: list[str] | None = None) -> None:

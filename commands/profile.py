@@ -26,7 +26,7 @@ from callbacks.steer.requeue import Requeue
 from callbacks.steer.text_progress import TextProgress
 from commands.cli.noise import quiet
 from commands.cli.runs import divert_outputs
-from commands.program import new_parser, run
+from commands.program import new_parser, run, whole_number
 from commands.step_window import StepsTracedError, StepWindow
 from commands.trace import Figures, figures, read_events
 from polytoken.errors import MissingFileError, UserError
@@ -157,8 +157,6 @@ def work(given: Namespace) -> None:
     """Profile a run, and print the figures and the path of the trace."""
     command = command_of(given.run)
     steps = STEPS[command] if given.steps is None else given.steps
-    if steps < 1:
-        raise UserError(f"--steps is {steps}: trace at least one step")
     found, milliseconds, path = profile(given.run, command, steps)
     print(f"a {'step' if command == 'fit' else 'batch'} of {given.run}, mean of {steps}:")
     for line in lines(found, milliseconds):
@@ -171,7 +169,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = new_parser("commands.profile", __doc__)
     parser.add_argument("run", type=Path, help="directory of a fit or of a prediction")
     parser.add_argument(
-        "--steps", type=int, help=f"traced steps; by default {STEPS['fit']}, of a prediction {STEPS['predict']}"
+        "--steps",
+        type=whole_number(1),
+        help=f"traced steps; by default {STEPS['fit']}, of a prediction {STEPS['predict']}",
     )
     run(parser, work, arguments)
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from artifacts.results import Table
+
 from artifacts.display import plain_console
 from polytoken.errors import UserError
 
@@ -21,8 +23,8 @@ def new_parser(module: str, doc: str | None) -> ArgumentParser:
     return ArgumentParser(prog=f"python -m {module}", description=description)
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Type of an option that is a whole number and no less than this."""
+def whole_number(least: int) -> Callable[[str], int]:
+    """Type of an option: a whole number, no less than this."""
 
     def number(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
@@ -84,6 +86,12 @@ def print_table(
     console.print(table)
     for note in dict.fromkeys(notes):
         console.print(f"note: {note}")
+
+
+def print_tables(tables: Iterable[Table]) -> None:
+    """Print tables that the report shows as well, each below its caption."""
+    for table in tables:
+        print_table(table.caption, table.head, table.rows)
 
 
 def best_device() -> torch.device:

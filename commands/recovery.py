@@ -15,16 +15,12 @@ from typing import Any
 
 import torch
 
-from artifacts.provenance import commit, versions
 from artifacts.run_files import RECOVERY
-from commands.preset import BATCH, image_data, real_images, spread
-from commands.probe import directory_of
-from commands.program import best_device, new_parser, print_table, run
-from commands.progress import track
-from datamodules.images import check_image_size
-from polytoken import records
+from commands import tables
+from commands.measuring import batches_of, images_of, measured_with, save
+from commands.program import best_device, new_parser, print_tables, run
 from polytoken.errors import UserError
-from polytoken.loading import Checkpoint, load_tokenizer
+from polytoken.loading import Checkpoint
 from polytoken.metrics.recovery import Recovery, codebook_weights, quantized_features, usage_curve
 
 FACTOR = 100.0
@@ -56,26 +52,21 @@ def recovery(
     check_factor(factor)
     if max_images < 1:
         raise UserError(f"--max-images is {max_images}: features are of at least 1 image")
-    tokenizer, checkpoint = load_tokenizer(run).to(device or torch.device("cpu")), Checkpoint.open(run)
+    checkpoint = Checkpoint.open(run)
+    weights = measured_with(checkpoint, "torch")
+    tokenizer = checkpoint.tokenizer().to(device or torch.device("cpu"))
     result: dict[str, Any] = {
         "curves": [],
         "factor": factor,
         "n": 0,
         "settings": asdict(settings),
         "notes": [NO_CODEBOOK],
-        "checkpoint": checkpoint.identity,
-        "versions": versions("torch"),
-        "commit": commit(),
+        **weights,
     }
     if not codebook_weights(tokenizer.quantizer):
         return result
-    data = image_data(directory_of(run) / "config.yaml")
-    check_image_size(data, tokenizer.image_size, f"the image_size of the tokenizer in {run}")
-    length = len(data.source.split("train"))
-    total = min(length, max_images)
-    batches = real_images(data, "train", spread(length, max_images))
-    shown = track(batches, "training images, batches", total=-(-total // BATCH))
-    features = quantized_features(tokenizer, (batch["image"].to(device) for batch in shown))
+    batches = batches_of(images_of(run, tokenizer.image_size), "train", max_images)
+    features = quantized_features(tokenizer, (batch["image"].to(device) for batch in batches))
     curves = [
         {"factor": scale, **asdict(curve), "area": curve.area()}
         for scale in (1 / factor, 1.0, factor)
@@ -90,13 +81,6 @@ def check_factor(factor: float) -> None:
         raise UserError(f"--factor is {factor:g}: the wrong scales are it and its inverse, so it is above 1")
 
 
-def save(run: Path, result: dict[str, Any]) -> Path:
-    """Write `recovery.json` into the directory of a run; returns its path."""
-    path = directory_of(run) / RECOVERY
-    records.write(path, result)
-    return path
-
-
 def metrics_of(result: dict[str, Any]) -> dict[str, float | None]:
     """Mean use over the training for each codebook: from a smaller scale, from a larger one, and the mean of both."""
     metrics: dict[str, float | None] = {}
@@ -109,19 +93,8 @@ def metrics_of(result: dict[str, Any]) -> dict[str, float | None]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print a row per scale and codebook."""
-    settings = result["settings"]
-    if result["curves"]:
-        print_table(
-            f"codes in use by features of {result['n']} images; {settings['steps']} steps of "
-            f"{settings['batch_size']} images at {settings['learning_rate']:g}",
-            ("scale", "sub-code", "at the start", "mean", "at the end"),
-            (
-                [f"{curve['factor']:g}", str(i), f"{use[0]:.1%}", f"{curve['area'][i]:.1%}", f"{use[-1]:.1%}"]
-                for curve in result["curves"]
-                for i, use in enumerate(curve["usage"])
-            ),
-        )
+    """Print the table and the notes."""
+    print_tables(tables.recovery(result))
     for note in result["notes"]:
         print(f"note: {note}")
 
@@ -131,7 +104,7 @@ def work(given: Namespace) -> None:
     settings = Recovery(given.steps, given.learning_rate, given.batch_size, seed=given.seed)
     result = recovery(given.run, settings, given.factor, given.max_images, best_device())
     show(result)
-    print(f"all results: {save(given.run, result)}")
+    print(f"all results: {save(given.run, RECOVERY, result)}")
 
 
 def main(arguments: list[str] | None = None) -> None:

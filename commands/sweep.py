@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from artifacts.metrics import PACKAGES
@@ -23,11 +22,12 @@ from artifacts.provenance import commit, versions
 from artifacts.run_files import Sweep
 from callbacks.measure.plots import new_plot, render
 from commands.comparison import Comparison, add_arguments
+from commands.measuring import directory_of
 from commands.program import new_parser, print_table, run
 from commands.progress import track
 from datamodules.labels import LabelDataModule
 from polytoken import records
-from polytoken.files import replacing
+from polytoken.images import save_png
 from polytoken.metrics.image_metrics import image_metrics
 from polytoken.pipeline import GenerationPipeline
 from polytoken.sampling import Guidance, SamplerSettings
@@ -152,8 +152,7 @@ def draw(entries: Sequence[Entry], path: Path) -> None:
         panel.set(title=f"{names[0]}: best {value:.4g} at {scale:g}", xlabel="guidance")
         panel.margins(0.08)
         panel.grid(alpha=0.3)
-    with replacing(path) as unfinished:
-        Image.fromarray(render(plot)).save(unfinished, format="png")
+    save_png(path, render(plot))
 
 
 def show(entries: Sequence[Entry]) -> None:
@@ -220,7 +219,7 @@ def measure(given: Namespace) -> tuple[list[Entry], Path]:
         replace(rules, guidance=scale)  # a wrong scale is refused before anything is loaded
     comparison = Comparison.of(given)
     generator = GenerationPipeline.from_run(given.run, given.tokenizer).to(comparison.extractor.device)
-    path = (given.run if given.run.is_dir() else given.run.parent.parent) / "sweep.json"
+    path = directory_of(given.run) / "sweep.json"
     plan = Plan(labels_of(given), generator.rules(rules), given.seed)
     entries = sweep(generator, given.guidance, plan, comparison, path)
     draw(entries, path.with_suffix(".png"))

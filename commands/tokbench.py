@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 from commands.fidelity import BATCH, reconstructed
+from commands.measuring import directory_of
 from commands.placed import read_image
-from commands.probe import directory_of
 from commands.program import best_device, new_parser, run
 from commands.progress import track
 from datamodules.sources.listing import list_images

@@ -19,9 +19,8 @@ from artifacts.token_manifest import TokenStoreError
 from artifacts.token_store import TokenStore, stores
 from callbacks.measure.plots import image_table
 from commands.preset import image_data
-from commands.program import new_parser, run
+from commands.program import new_parser, run, whole_number
 from datamodules.images import ImageDataModule, check_image_size
-from polytoken.errors import UserError
 from polytoken.fingerprint import fingerprint
 from polytoken.images import save_png
 from polytoken.loading import load_tokenizer, present_run
@@ -47,13 +46,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Check both stores of a run; exit with code 1 if tokens do not match their images, and with 2 on bad input."""
     parser = new_parser("commands.tokens_check", __doc__)
     parser.add_argument("run", type=Path, help="run directory of `predict`, e.g. runs/digits/tokens/fq_dual")
-    parser.add_argument("--images", type=int, default=8, help="entries of each store, evenly spread")
+    parser.add_argument("--images", type=whole_number(1), default=8, help="entries of each store, evenly spread")
     run(parser, _check, arguments)
 
 
 def _check(given: Namespace) -> int:
-    if given.images < 1:
-        raise UserError(f"--images is {given.images}: it must be at least 1")
     compared = [
         compare(store, image_data(given.run / CONFIG), given.images) for store in stores(given.run, verify=True)
     ]

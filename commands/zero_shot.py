@@ -15,18 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from artifacts.provenance import commit, versions
 from artifacts.run_files import ZERO_SHOT, ZeroShotResult, ZeroShotRow
-from commands.preset import BATCH, image_data, real_images, spread
-from commands.probe import directory_of
-from commands.program import best_device, new_parser, print_table, run
-from commands.progress import track
-from datamodules.images import check_image_size
-from polytoken import records
+from commands import tables
+from commands.measuring import batches_of, images_of, measured_with, save
+from commands.program import best_device, new_parser, print_tables, run
 from polytoken.errors import UserError
 from polytoken.features import features_of
 from polytoken.files import file_sha256
-from polytoken.loading import Checkpoint, load_tokenizer
+from polytoken.loading import Checkpoint
 from polytoken.metrics.zero_shot import ZeroShot
 from polytoken.precision import full_precision
 from polytoken.teachers import Teacher
@@ -53,7 +49,9 @@ def zero_shot(
         UserError: if it decodes no features, its foundation model does not pool by attention, or the class vectors are
             those of another model or of other classes.
     """
-    tokenizer = load_tokenizer(run)
+    checkpoint = Checkpoint.open(run)
+    weights = measured_with(checkpoint, "torch", "timm")
+    tokenizer = checkpoint.tokenizer()
     if not isinstance(tokenizer, RepresentationTokenizer):
         raise UserError(
             f"{run} holds a {type(tokenizer).__name__}, which decodes no features of a foundation model, so zero-shot "
@@ -64,20 +62,15 @@ def zero_shot(
     foundation, named = tokenizer.foundation, ClassVectors.load(classes)
     foundation.check_pool()
     _check_teacher(foundation, named, classes)
-    data = image_data(directory_of(run) / "config.yaml")
-    check_image_size(data, tokenizer.image_size, f"the image_size of the tokenizer in {run}")
+    data = images_of(run, tokenizer.image_size)
     vectors = named.by_label(data.class_to_idx)
-    length = len(data.source.split("validation"))
-    batches = real_images(data, "validation", spread(length, max_images))
-    total = -(-min(length, max_images or length) // BATCH)
     metrics: dict[str, ZeroShot] = {}
     device = device or torch.device("cpu")
     tokenizer.to(device)
-    for batch in track(batches, "validation images, batches", total=total):
+    for batch in batches_of(data, "validation", max_images):
         for name, pooled in _pooled(tokenizer, batch["image"].to(device)).items():
             metric = metrics.setdefault(name, ZeroShot(vectors).to(device))
             metric.update(pooled, batch["label"].to(device))
-    checkpoint = Checkpoint.open(run)
     return {
         "rows": [_row(name, metric) for name, metric in metrics.items()],
         "n": max((int(metric.n) for metric in metrics.values()), default=0),  # without unreadable images
@@ -89,9 +82,7 @@ def zero_shot(
             "text_tower": named.text_tower,
             "num_prompts": len(named.prompts),
         },
-        "checkpoint": checkpoint.identity,
-        "versions": versions("torch", "timm"),
-        "commit": commit(),
+        **weights,
     }
 
 
@@ -142,33 +133,11 @@ def _row(name: str, metric: ZeroShot) -> ZeroShotRow:
     }
 
 
-def rows_of(result: ZeroShotResult) -> list[list[str]]:
-    """Cells of a table: features, top-1, top-5."""
-    return [
-        [row["features"], *(f"{row[key]:.1%} ± {row[f'{key}_standard_error']:.1%}" for key in ("top1", "top5"))]  # type: ignore[literal-required]
-        for row in result["rows"]
-    ]
-
-
-def save(run: Path, result: ZeroShotResult) -> Path:
-    """Write `zero_shot.json` into the run; returns its path."""
-    path = directory_of(run) / ZERO_SHOT
-    records.write(path, result)
-    return path
-
-
 def work(given: Namespace) -> None:
     """Classify, write `zero_shot.json`, and print a table."""
     result = zero_shot(given.run, given.classes, given.max_images, best_device())
-    path = save(given.run, result)
-    print_table(
-        f"zero-shot accuracy on {result['n']} validation images", ("features", "top-1", "top-5"), rows_of(result)
-    )
-    vectors = result["class_vectors"]
-    print(
-        f"{result['num_classes']} classes by {vectors['num_prompts']} prompts of {vectors['text_tower']}; chance "
-        f"{1 / result['num_classes']:.1%}; ± is one standard error\nall results: {path}"
-    )
+    print_tables(tables.zero_shot(result))
+    print(f"all results: {save(given.run, ZERO_SHOT, result)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from commands.app.actions import CodeIndex, encode
-from commands.preset import BATCH, Preset, image_data, real_images, spread
-from commands.probe import directory_of
+from commands.measuring import batches_of, directory_of
+from commands.preset import Preset, image_data
 from commands.progress import track
 from datamodules.images import ImageDataModule, check_image_size
 from polytoken.errors import MissingFileError, UserError
@@ -138,9 +138,7 @@ def _exported(place: Path) -> bool:
 
 def _validation_images(data: ImageDataModule, max_images: int) -> tuple[Tensor, list[str]]:
     """Images uint8 (M, 3, H, W) and the names of their classes."""
-    rows = spread(len(data.source.split("validation")), max_images)
-    total = -(-(max_images if rows is None else len(rows)) // BATCH)
-    batches = [*track(real_images(data, "validation", rows), "validation images, batches", total=total)]
+    batches = [*batches_of(data, "validation", max_images)]
     names = {index: name for name, index in data.class_to_idx.items()}
     labels = [names.get(int(label), str(int(label))) for batch in batches for label in batch["label"]]
     return torch.cat([to_uint8(batch["image"]) for batch in batches]), labels

@@ -58,7 +58,7 @@ def model_card(
         of_tokenizer: of the tokenizer; for an exported tokenizer the same.
     """
     made = "converted" if ReleasedAs.of(checkpoint) else "trained"
-    run, load = directory_of(checkpoint), f"polytoken.from_pretrained({json.dumps(folder)})"
+    run, load = _run_of(checkpoint), f"polytoken.from_pretrained({json.dumps(folder)})"
     if isinstance(model, GenerationPipeline):
         summary = f"A generator of images of given classes, with the tokenizer that decodes them, {made} by Polytoken."
         tags = ["image-generation", "class-conditional", type(model.network).__name__]
@@ -87,14 +87,14 @@ def model_card(
     )
 
 
-def directory_of(checkpoint: Checkpoint) -> Path:
+def _run_of(checkpoint: Checkpoint) -> Path:
     """The directory of a checkpoint's run; of a checkpoint that lies elsewhere, its own."""
     folder = checkpoint.path.absolute().parent
     return folder.parent if folder.name == CHECKPOINTS else folder
 
 
 def _tokenizer(tokenizer: Tokenizer, checkpoint: Checkpoint) -> Part:
-    spec, run = tokenizer.spec, directory_of(checkpoint)
+    spec, run = tokenizer.spec, _run_of(checkpoint)
     facts = [
         ("class", f"{type(tokenizer).__name__} with {type(tokenizer.quantizer).__name__}"),
         ("parameters", f"{_parameters(tokenizer):,}"),
@@ -119,7 +119,7 @@ def _tokenizer(tokenizer: Tokenizer, checkpoint: Checkpoint) -> Part:
 
 
 def _generator(pipeline: GenerationPipeline, checkpoint: Checkpoint) -> Part:
-    record, run, network = checkpoint.record, directory_of(checkpoint), pipeline.network
+    record, run, network = checkpoint.record, _run_of(checkpoint), pipeline.network
     names = pipeline.class_names
     shown = ", ".join(names[:CLASSES_SHOWN]) + (", …" if len(names) > CLASSES_SHOWN else "")
     facts = [
@@ -139,7 +139,7 @@ def _generator(pipeline: GenerationPipeline, checkpoint: Checkpoint) -> Part:
 
 def _measured(title: str, checkpoint: Checkpoint, facts: Facts, tokens: Path) -> Part:
     """The facts of a network, and what its run has recorded."""
-    run = directory_of(checkpoint)
+    run = _run_of(checkpoint)
     entry = runs.measured(run, tokens, checkpoint.step)
     step = dict(entry.facts).get("step measured", f"{checkpoint.step:,}")
     caption = "Metrics of the run, at the step and on the images named above"
@@ -154,7 +154,7 @@ def _measured(title: str, checkpoint: Checkpoint, facts: Facts, tokens: Path) ->
 
 def _samples(checkpoint: Checkpoint) -> Iterator[Part]:
     """Evaluated samples of this very checkpoint."""
-    run = directory_of(checkpoint)
+    run = _run_of(checkpoint)
     for path in sorted(file.parent for file in (run.parent.parent / "samples").glob("*/samples.json")):
         settings = sample_settings(path)
         if settings is not None and settings["generator"].get("sha256") == checkpoint.sha256:

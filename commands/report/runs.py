@@ -12,11 +12,11 @@ from artifacts.results import Table
 from artifacts.run_files import METRICS, MetricsFile, Samples
 from artifacts.timing import Timing, images_per_second, read_timing, training_seconds
 from artifacts.token_manifest import MANIFEST
+from commands import tables
+from commands.image_sets import table_of
 from commands.metric_names import GROUPS, name_of, order
-from commands.report import tables
 from commands.report.content import Entry, Facts, Picture
 from commands.report.drawing import curves
-from commands.report.image_sets import table_of
 from polytoken import records
 from polytoken.errors import UserError
 from polytoken.generators.record import Lineage, run_name

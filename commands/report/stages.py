@@ -9,9 +9,9 @@ from pathlib import Path
 from artifacts.results import Table
 from artifacts.run_files import METRICS, Samples, SampleSettings
 from artifacts.timing import images_per_second, read_timing
+from commands.image_sets import table_of
 from commands.report import runs
 from commands.report.content import Entry, Picture, Section
-from commands.report.image_sets import table_of
 from polytoken import records
 from polytoken.errors import UserError
 from polytoken.generators.record import run_name
@@ -50,7 +50,7 @@ def sections(directory: Path, preset: str) -> Iterator[Section]:
 def _needed(own: list[Section], others: bool) -> set[str]:
     """Stages that the curriculum of these runs has: none but the tokenizer, if its generator has no stages.
 
-    A trained stage 2 no longer needs stage 1. The default generator of a representation autoencoder has no stages.
+    A trained stage 2 no longer needs stage 1. The default generator of a representation tokenizer has no stages.
     """
     tokenizers, stage1, stage2 = (section.entries for section in own)
     features = tokenizers and all(("model", "RepresentationTokenizer") in entry.facts for entry in tokenizers)

@@ -77,7 +77,7 @@ def test_options_out_of_range(run: Path, refusal: Callable[..., str]) -> None:
     for size in ("0", "-1"):
         said = refusal(layers.main, "--run", str(run), "--source", "generated", "--batch-size", size)
         assert f"--batch-size is {size}: it must be at least 1" in said
-        assert f"--images is {size}" in refusal(tokens_check.main, "runs/digits/tokens/x", "--images", size)
+        assert f"at least 1, got '{size}'" in refusal(tokens_check.main, "runs/digits/tokens/x", "--images", size)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from commands.placed import choose_words, faces_in, place_faces, place_words
 from polytoken import records
 from polytoken.errors import UserError
 from polytoken.images import from_uint8, to_uint8
-from polytoken.loading import load_tokenizer
+from polytoken.loading import Checkpoint, load_tokenizer
 from polytoken.metrics.fidelity import face_scores
 from tests.support.extractors import MeanColours
 from tests.support.generated import write_runs
@@ -117,6 +117,6 @@ def test_what_cannot_be_measured_is_refused(run: Path, monkeypatch: pytest.Monke
         measure(run, 0)
     broken = load_tokenizer(run)
     broken.last_layer.fill_(torch.nan)
-    monkeypatch.setattr(fidelity, "load_tokenizer", lambda _: broken)
+    monkeypatch.setattr(Checkpoint, "tokenizer", lambda _: broken)
     with pytest.raises(UserError, match="reconstructions of .* are not finite"):
         measure(run, 1, new_reader=Reader)

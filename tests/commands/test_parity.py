@@ -134,7 +134,6 @@ def test_mistakes(run: Run) -> None:
     for options, sentence in (
         (("llamagen/c2i_B_256", *FILES), "is a generator: compare its tokenizer llamagen/vq_ds16_c2i"),
         (("llamagen/vq", *FILES), "there is no released checkpoint 'llamagen/vq'"),
-        ((NAME, *FILES, "--images", "0"), "--images is 0"),
         ((NAME, *FILES, "--data", "nowhere"), "nowhere is not a folder"),
         ((NAME, *FILES, "--data", "sorted"), "reads 32 pixels, and imagenet has 256"),
         ((NAME, *FILES, "--reference-codes", "short.npz"), "short.npz holds torch.int64 (8, 3), and our codes"),
@@ -147,3 +146,4 @@ def test_mistakes(run: Run) -> None:
     ):
         code, said = run(*options)
         assert code == 2 and sentence in said and said.count("\n") == 1, (options, said)
+    assert "argument --images: expected a whole number of at least 1, got '0'" in run(NAME, "--images", "0")[1]

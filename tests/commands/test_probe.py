@@ -81,7 +81,7 @@ def test_probes_use_the_frozen_vectors(run: Path, capsys: pytest.CaptureFixture)
     assert result["checkpoint"]["sha256"] == file_sha256(run / "checkpoints/last.ckpt")
     assert result["checkpoint"]["averaged"] is False and result["settings"]["pooling"] == "mean"
     assert result["settings"]["neighbours"] == 20
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     assert "chance 10.0%" in printed and "nearest class mean" in printed
 
 

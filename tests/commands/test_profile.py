@@ -65,7 +65,10 @@ def test_what_is_no_run_is_named(capsys: pytest.CaptureFixture) -> None:
             profile.main([*arguments])
         assert stop.value.code == 2 and message in capsys.readouterr().err
     Path("runs/digits/config.yaml").write_text("model: {}\n")
-    for more, message in {"0": "--steps is 0", "1": "has no sections `trainer` and `run`"}.items():
+    for more, message in {
+        "0": "--steps: expected a whole number of at least 1",
+        "1": "has no sections `trainer` and `run`",
+    }.items():
         with pytest.raises(SystemExit):
             profile.main(["runs/digits", "--steps", more])
         assert message in capsys.readouterr().err

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.program import new_parser, print_any_name, print_table, run
+from commands.program import new_parser, print_any_name, print_table, run, whole_number
 from polytoken.errors import MissingFileError, UserError
 
 PARSER = new_parser("commands.any", "Measures\nanything.\n\nMore.")
@@ -37,6 +37,17 @@ def test_the_exit_code_is_that_of_the_work() -> None:
     with pytest.raises(SystemExit) as stop:
         run(PARSER, lambda given: 1, [])
     assert stop.value.code == 1
+
+
+def test_a_whole_number(capsys: pytest.CaptureFixture) -> None:
+    parser = new_parser("commands.any", "Measures.")
+    parser.add_argument("--steps", type=whole_number(2))
+    assert parser.parse_args(["--steps", "2"]).steps == 2
+    for wrong in ("1", "-3", "2.5", "many"):
+        with pytest.raises(SystemExit) as stop:
+            parser.parse_args(["--steps", wrong])
+        assert stop.value.code == 2
+        assert f"argument --steps: expected a whole number of at least 2, got '{wrong}'" in capsys.readouterr().err
 
 
 def test_the_first_paragraph_describes_the_program() -> None:

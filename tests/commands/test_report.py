@@ -63,7 +63,7 @@ def test_the_page_has_settings_and_metrics(runs: Path) -> None:
     assert html.rows == [
         ["images", "number", "Fréchet distance ↓", "score ↑", "recognised as their label ↑"],
         ["samples", "500", "0.1234 (to 355)", "8.50", "93.4%"],
-        ["real validation images", "355", "–", "9.00", "98.0%"],
+        ["real, validation", "355", "–", "9.00", "98.0%"],
         ["Images", "fq_dual"],
         ["PSNR, dB ↑", "24.78"],
         ["SSIM ↑", "–"],

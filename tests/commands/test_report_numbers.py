@@ -257,7 +257,7 @@ def test_layers_are_a_table(runs: Path) -> None:
     html = page(runs)
     assert "200 validation images, k = 10; training aligned block 1" in html.text
     assert html.rows[-3:] == [
-        ["block", "STS", "NTS", "CKNNA", "CKA"],
+        ["block", "STS", "NTS", "CKNNA", "linear CKA"],
         ["1", "0.500", "1.000", "0.125", "0.100"],
         ["2", "0.250", "–", "0.750", "0.200"],
     ]
@@ -298,15 +298,15 @@ def test_codes_and_recovery_are_tables(runs: Path) -> None:
     (tokenizer / "recovery.json").write_text(json.dumps(recovered))
     html = page(runs)
     assert "355 images decoded, and with 50% of the codes drawn from their neighbours" in html.text
-    assert "means over positions; 192 bits an image" in html.text
+    assert "least, mean and greatest of the positions; 192 bits an image" in html.text
     assert "codes in use by features of 64 images" in html.text
     assert html.rows[-9:] == [
         ["images", "Fréchet distance ↓"],
         ["reconstructed", "0.05"],
         ["perturbed", "0.25"],
         ["sub-code", "codes seen", "perplexity"],
-        ["0", "75.0%", "15.0"],
-        ["1", "25.0%", "4.0"],
+        ["0", "50.0% 75.0% 100.0%", "10.0 15.0 20.0"],
+        ["1", "25.0% 25.0% 25.0%", "4.0 4.0 4.0"],
         ["scale of the codebooks", "sub-code", "in use at the start", "mean ↑", "at the end"],
         ["10", "0", "12.5%", "25.0%", "50.0%"],
         ["10", "1", "100.0%", "100.0%", "100.0%"],
@@ -353,8 +353,8 @@ def test_sweep_probes_and_zero_shot_are_in_their_runs(runs: Path) -> None:
     (generator / "sweep.json").write_text(json.dumps({"scales": scales}))
     html = page(runs)
     assert html.rows[-7:] == [
-        ["feature", "linear ↑", "nearest class mean ↑"],
-        ["after/all", "87.6% ± 1.2%", "54.3% ± 1.2%"],
+        ["feature", "width", "linear ↑", "nearest class mean ↑"],
+        ["after/all", "–", "87.6% ± 1.2%", "54.3% ± 1.2%"],
         ["features", "top-1 ↑", "top-5 ↑"],
         ["decoded", "80.9% ± 1.0%", "96.4% ± 0.5%"],
         ["guidance", "Fréchet distance ↓"],  # by scale, and without the row of earlier settings

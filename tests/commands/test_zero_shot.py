@@ -15,6 +15,7 @@ from polytoken.loading import load_tokenizer
 from polytoken.teachers import SmallVisionTransformer, Teacher
 from polytoken.teachers.class_vectors import ClassVectors
 from polytoken.teachers.text import SmallTextTransformer
+from tests.commands.test_measuring import check_record
 from tests.commands.test_probe import DATA
 from tests.support.generated import write_representation_run, write_runs
 
@@ -65,7 +66,13 @@ def test_decoded_features_next_to_the_untouched_model(teacher: Path, capsys: pyt
             assert rows[name][f"top{rank}"] == pytest.approx(share, abs=0.01)
     assert (result["n"], result["num_classes"]) == (150, 10)
     assert result["class_vectors"]["num_prompts"] == 2 and result["teacher"].startswith("stand_in ")
-    assert "zero-shot accuracy on 150 validation images" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "classification of 150 validation images into 10 classes by 2 prompts of" in printed
+
+
+def test_the_record_is_of_the_measured_weights(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, file = write_run(teacher), teacher / "classes.safetensors"
+    check_record(run, lambda run: zero_shot.zero_shot(run, file, 9), monkeypatch)
 
 
 def test_unreadable_images_are_not_counted(teacher: Path, tmp_path: Path) -> None:

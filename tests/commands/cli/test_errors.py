@@ -309,6 +309,18 @@ def test_a_number_out_of_range_is_placed(tmp_path: Path, capsys: pytest.CaptureF
     assert where(SettingError("weight", 5.0, ""), ["--config", str(several)]) == ""
 
 
+def test_a_setting_of_the_model_out_of_range_is_placed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    recipe = [f"--config={REPOSITORY}/configs/{name}" for name in ("fq_dual.yaml", "presets/digits/tokenizer.yaml")]
+    file = tmp_path / "wrong.yaml"
+    key = f"{QUANTIZER}.init_args.num_branches"
+    file.write_text(NESTED.format("init_args: {\n  num_branches: 0}"))
+    assert exit_code("fit", *recipe, "--config", str(file)) == 2
+    expected = "error: FactorizedQuantizer: num_branches is 0; it must be at least 1"
+    assert f"{expected}\n  {key}, in {file}, line 2\n" in capsys.readouterr().err
+    assert exit_code("fit", *recipe, f"--{key}", "-1") == 2
+    assert f"num_branches is -1; it must be at least 1\n  {key}, on the command line" in capsys.readouterr().err
+
+
 def test_a_model_that_exceeds_the_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(LightningCLI, "instantiate_classes", lambda self: torch.empty(2**60, dtype=torch.uint8))
     assert exit_code("fit", "--config", TOY) == 2

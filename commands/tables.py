@@ -1,4 +1,4 @@
-"""Tables of what programs have measured of a run or of its tokens: probes, zero-shot, sweep, layers and others."""
+"""Tables of what programs have measured of a run or of its tokens, for them and for the report; without torch."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from artifacts.run_files import (
     CAPTIONS,
     CODES,
     CURVE,
+    CURVES,
     LAYERS,
     PROBES,
     RECOVERY,
@@ -31,19 +32,11 @@ from artifacts.run_files import (
     SweepEntry,
     ZeroShotResult,
 )
+from commands.image_sets import text_of
 from commands.metric_names import name_of_images
-from commands.report.content import number
-from commands.report.image_sets import text_of
 from polytoken import records
 
 CAPTIONS_SHOWN = 5
-BLOCKS = {  # curves of layers.json
-    "sts": "STS",
-    "nts": "NTS",
-    "cknna": "CKNNA",
-    "cka": "CKA",
-    "probe": "probe accuracy",
-}
 
 
 class Pair(TypedDict):
@@ -81,21 +74,21 @@ def measured(directory: Path, step: int | None) -> Iterator[Table]:
         step: of the weights that are described, if it is known. A measurement outlasts further training: the caption of
             a table of another step names it.
     """
-    if sweep := records.read_derived(directory / "sweep.json", Sweep):
-        yield from at_step(step, _generator(sweep["scales"]), _sweep(sweep))
-    if probes := records.read_derived(directory / PROBES, Probes):
-        yield from at_step(step, probes.get("checkpoint"), _probes(probes))
-    if zero_shot := records.read_derived(directory / ZERO_SHOT, ZeroShotResult):
-        yield from at_step(step, zero_shot.get("checkpoint"), [_zero_shot(zero_shot)])
-    if codes := records.read_derived(directory / CODES, Codes):
-        yield from at_step(step, codes.get("checkpoint"), _codes(codes))
+    if swept := records.read_derived(directory / "sweep.json", Sweep):
+        yield from at_step(step, _generator(swept["scales"]), _sweep(swept))
+    if probed := records.read_derived(directory / PROBES, Probes):
+        yield from at_step(step, probed.get("checkpoint"), probes(probed))
+    if classified := records.read_derived(directory / ZERO_SHOT, ZeroShotResult):
+        yield from at_step(step, classified.get("checkpoint"), zero_shot(classified))
+    if coded := records.read_derived(directory / CODES, Codes):
+        yield from at_step(step, coded.get("checkpoint"), codes(coded))
     if recovered := records.read_derived(directory / RECOVERY, Recovered):
-        yield from at_step(step, recovered.get("checkpoint"), _recovery(recovered))
+        yield from at_step(step, recovered.get("checkpoint"), recovery(recovered))
     if found := records.read_derived(directory / fidelity.FIDELITY, fidelity.Fidelity):
         yield from at_step(step, found.get("checkpoint"), fidelity.tables(found))
-    for file, what in ((LAYERS, "validation images"), (f"generated_{LAYERS}", "generated images")):
-        if layers := records.read_derived(directory / file, Layers):
-            yield from at_step(step, _generator([layers]), [_layers(layers, what)])
+    for file in (LAYERS, f"generated_{LAYERS}"):
+        if analysed := records.read_derived(directory / file, Layers):
+            yield from at_step(step, _generator([analysed]), layers(analysed))
     if curve := records.read_derived(directory / CURVE, Curve):
         yield _curve(curve)
     if captions := records.read_derived(directory / CAPTIONS, list[Caption]):
@@ -157,23 +150,29 @@ def _cell(metrics: Mapping[str, ImageMetric], name: str) -> str:
     return text_of(name, metrics[name]) if name in metrics else "–"
 
 
-def _probes(found: Probes) -> Iterator[Table]:
+def probes(found: Probes) -> Iterator[Table]:
     """A row for each feature, a column for each probe."""
-    if probes := found["probes"]:
-        kinds = list(dict.fromkeys(probe["probe"] for probe in probes))
-        rows: dict[str, dict[str, str]] = {}
-        for probe in probes:
-            accuracy = f"{probe['value']:.1%} ± {probe['standard_error']:.1%}"
-            rows.setdefault(probe["feature"], {})[probe["probe"]] = accuracy
+    if fitted := found["probes"]:
+        kinds = list(dict.fromkeys(probe["probe"] for probe in fitted))
+        rows: dict[tuple[str, str], dict[str, str]] = {}
+        for probe in fitted:
+            key = (probe["feature"], str(probe.get("num_features", "–")))
+            rows.setdefault(key, {})[probe["probe"]] = _share(probe["value"], probe["standard_error"])
+        majority = f", always the most common class {found['majority']:.1%}" if "majority" in found else ""
+        trained = f"; fitted to {found['n_train']:,} training images" if "n_train" in found else ""
         caption = (
-            f"Probes: accuracy on {found['n_validation']:,} validation images; chance {found['chance']:.1%}; "
-            "± is one standard error"
+            f"Probes: accuracy on {found['n_validation']:,} validation images; chance {found['chance']:.1%}{majority}"
+            f"{trained}; ± is one standard error"
         )
-        body = [[name, *(row.get(kind, "–") for kind in kinds)] for name, row in rows.items()]
-        yield Table(["feature", *(f"{kind.replace('_', ' ')} ↑" for kind in kinds)], body, caption)
+        body = [[*key, *(row.get(kind, "–") for kind in kinds)] for key, row in rows.items()]
+        yield Table(["feature", "width", *(f"{kind.replace('_', ' ')} ↑" for kind in kinds)], body, caption)
 
 
-def _codes(found: Codes) -> Iterator[Table]:
+def _share(value: float, standard_error: float) -> str:
+    return f"{value:.1%} ± {standard_error:.1%}"
+
+
+def codes(found: Codes) -> Iterator[Table]:
     """Distances of images decoded from the codes and from replaced ones, and the use of each sub-code at a position."""
     if (sets := found["metrics"]) and "perturbation" in found:  # a tokenizer without codes has neither
         # metrics of the two sets correspond, with other first letters: rfd/judge and pfd/judge
@@ -181,19 +180,28 @@ def _codes(found: Codes) -> Iterator[Table]:
         rows = [[kind, *(_cell(metrics, name) for name in metrics)] for kind, metrics in sets.items()]
         settings = found["perturbation"]
         share = settings["alpha"] * settings["beta"]
-        caption = f"Codes: {found['n']:,} images decoded, and with {share:.0%} of the codes drawn from their neighbours"
+        caption = f"Codes: {found['n']:,} images decoded, and with {share:.0%} of the codes drawn from their "
+        counts = " and ".join(map(str, dict.fromkeys(found.get("neighbours", []))))
+        caption += f"{counts} nearest neighbours" if counts else "neighbours"
+        if network := found.get("extractor"):
+            caption += f"; by {network['name']}"
         yield Table(["images", *heads], rows, caption)
     rows = [
-        [str(index), f"{fmean(one['usage']):.1%}", f"{fmean(one['perplexity']):.1f}"]
+        [str(index), _range(one["usage"], ".1%"), _range(one["perplexity"], ".1f")]
         for index, one in enumerate(found["positions"])
         if one["usage"] and one["perplexity"]
     ]
     if rows:
-        caption = f"Use at a position, means over positions; {found['bits_per_image']:,.0f} bits an image"
+        caption = "Use at a position: least, mean and greatest of the positions; "
+        caption += f"{found['bits_per_image']:,.0f} bits an image"
         yield Table(["sub-code", "codes seen", "perplexity"], rows, caption)
 
 
-def _recovery(found: Recovered) -> Iterator[Table]:
+def _range(values: Sequence[float], form: str) -> str:
+    return " ".join(f"{value:{form}}" for value in (min(values), fmean(values), max(values)))
+
+
+def recovery(found: Recovered) -> Iterator[Table]:
     """A row for each scale and codebook."""
     rows = [
         [f"{curve['factor']:g}", str(index), f"{use[0]:.1%}", f"{area:.1%}", f"{use[-1]:.1%}"]
@@ -203,35 +211,42 @@ def _recovery(found: Recovered) -> Iterator[Table]:
     ]
     if rows:
         head = ["scale of the codebooks", "sub-code", "in use at the start", "mean ↑", "at the end"]
-        yield Table(head, rows, f"Recovery: codes in use by features of {found['n']:,} images, during a training")
+        steps = f" of {found['settings']['steps']:,.0f} steps" if "steps" in found["settings"] else ""
+        caption = f"Recovery: codes in use by features of {found['n']:,} images, during a training{steps}"
+        yield Table(head, rows, caption)
 
 
-def _zero_shot(found: ZeroShotResult) -> Table:
+def zero_shot(found: ZeroShotResult) -> Iterator[Table]:
     """A row for each kind of features."""
     rows = [
         [
             row["features"],
-            f"{row['top1']:.1%} ± {row['top1_standard_error']:.1%}",
-            f"{row['top5']:.1%} ± {row['top5_standard_error']:.1%}",
+            _share(row["top1"], row["top1_standard_error"]),
+            _share(row["top5"], row["top5_standard_error"]),
         ]
         for row in found["rows"]
     ]
+    vectors = found["class_vectors"]
     caption = (
-        f"Zero-shot classification of {found['n']:,} validation images into {found['num_classes']} classes; "
+        f"Zero-shot classification of {found['n']:,} validation images into {found['num_classes']} classes by "
+        f"{vectors['num_prompts']} prompts of {vectors['text_tower']}; chance {1 / max(found['num_classes'], 1):.1%}; "
         "± is one standard error"
     )
-    return Table(["features", "top-1 ↑", "top-5 ↑"], rows, caption)
+    yield Table(["features", "top-1 ↑", "top-5 ↑"], rows, caption)
 
 
-def _layers(found: Layers, what: str) -> Table:
+def layers(found: Layers) -> Iterator[Table]:
     """A row for each block of a generator."""
-    curves = {title: values for key, title in BLOCKS.items() if (values := found.get(key))}
+    curves = {title: values for key, title in CURVES.items() if (values := found.get(key))}
     rows = [
         [str(block), *("–" if value is None else f"{value:.3f}" for value in values)]
         for block, values in enumerate(zip_longest(*curves.values()), 1)  # a damaged file may lack some
     ]
-    aligned = "" if found["aligned"] is None else f"; training aligned block {found['aligned']}"
-    return Table(["block", *curves], rows, f"Blocks of the generator, {found['n']:,} {what}, k = {found['k']}{aligned}")
+    caption = f"Blocks of the generator, {found['n']:,} {found['source']} images, k = {found['k']}"
+    caption += "" if found["aligned"] is None else f"; training aligned block {found['aligned']}"
+    r = found["correlation"]
+    caption += f"; Pearson r of NTS and CKNNA: {'not defined' if r is None else f'{r:.2f}'}"
+    yield Table(["block", *curves], rows, caption)
 
 
 def _curve(found: Curve) -> Table:
@@ -241,7 +256,7 @@ def _curve(found: Curve) -> Table:
         [
             run["name"],
             f"{point['step']:,}",
-            number(point["training_flops"]),
+            f"{point['training_flops']:.4g}",
             *(_cell(point["metrics"], name) for name in names),
         ]
         for run in found["runs"]

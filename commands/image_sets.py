@@ -10,9 +10,9 @@ from commands.metric_names import OF_IMAGE_SETS, kind_of, name_of_images
 
 SETS = {
     "samples": "samples",
-    "reconstructions": "reconstructions of the validation images",
-    "validation": "real validation images",
-    "train": "real training images",
+    "reconstructions": "reconstructions",
+    "validation": "real, validation",
+    "train": "real, training",
 }
 
 
