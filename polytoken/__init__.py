@@ -1,7 +1,7 @@
 """Image tokenizers with several discrete codes for each patch, and the generators that learn to produce those codes.
 
-Plain PyTorch. ``polytoken.metrics``, ``polytoken.teachers``, the perceptual terms of ``polytoken.losses`` and
-``FoldedTokenizer`` need packages of the extra ``suite``, which they import when they are used.
+Plain PyTorch. ``polytoken.metrics`` cannot be imported without the extra ``suite``. ``polytoken.teachers``, the
+perceptual terms of ``polytoken.losses`` and ``FoldedTokenizer`` need packages of it when they are used.
 """
 
 from __future__ import annotations
@@ -11,19 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from polytoken.errors import UserError
+    from polytoken.generators import Generator
     from polytoken.images import read_image, write_image
     from polytoken.loading import load_generator, load_tokenizer
     from polytoken.pipeline import GenerationPipeline
     from polytoken.precision import full_precision
-    from polytoken.pretrained import from_pretrained
+    from polytoken.pretrained import from_pretrained, save_pretrained
+    from polytoken.sampling import CategoricalSampler, FlowSampler, Forcing
     from polytoken.specs import Decoded, Encoding, LatentSpec, Tokens, TokenSpec
+    from polytoken.tokenizers import Tokenizer
 
 __all__ = [
+    "CategoricalSampler",
     "Decoded",
     "Encoding",
+    "FlowSampler",
+    "Forcing",
     "GenerationPipeline",
+    "Generator",
     "LatentSpec",
     "TokenSpec",
+    "Tokenizer",
     "Tokens",
     "UserError",
     "from_pretrained",
@@ -31,17 +39,21 @@ __all__ = [
     "load_generator",
     "load_tokenizer",
     "read_image",
+    "save_pretrained",
     "write_image",
 ]
 
 _HOMES = {
     "errors": ("UserError",),
+    "generators": ("Generator",),
     "images": ("read_image", "write_image"),
     "loading": ("load_generator", "load_tokenizer"),
     "pipeline": ("GenerationPipeline",),
     "precision": ("full_precision",),
-    "pretrained": ("from_pretrained",),
+    "pretrained": ("from_pretrained", "save_pretrained"),
+    "sampling": ("CategoricalSampler", "FlowSampler", "Forcing"),
     "specs": ("Decoded", "Encoding", "LatentSpec", "TokenSpec", "Tokens"),
+    "tokenizers": ("Tokenizer",),
 }
 
 

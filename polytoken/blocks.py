@@ -103,6 +103,15 @@ class Upsample(nn.Module):
         return self.conv(functional.interpolate(features, scale_factor=2.0, mode="nearest"))
 
 
+def exact_gelu(features: Tensor) -> Tensor:
+    """GELU without approximation, for nn.TransformerEncoderLayer.
+
+    Not "gelu": with it the layer takes torch's fused path in eval mode without gradients, which on CUDA computes the
+    tanh approximation, while training computes the exact function. No path is fused for an activation of one's own.
+    """
+    return functional.gelu(features)
+
+
 def transformer_blocks(width: int, depth: int, num_heads: int) -> nn.Sequential:
     """Pre-norm transformer blocks with exact GELU and an MLP four times as wide, each with its own weights.
 
@@ -111,7 +120,7 @@ def transformer_blocks(width: int, depth: int, num_heads: int) -> nn.Sequential:
     return nn.Sequential(
         *(
             nn.TransformerEncoderLayer(
-                width, num_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+                width, num_heads, 4 * width, dropout=0.0, activation=exact_gelu, batch_first=True, norm_first=True
             )
             for _ in range(depth)
         )

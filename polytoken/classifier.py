@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypedDict
 
-import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
@@ -14,7 +13,9 @@ from polytoken.blocks import NormSwish
 from polytoken.errors import UserError
 from polytoken.ranges import at_least
 from polytoken.records import decode
-from polytoken.weights import load_state, save_state
+from polytoken.weights import load_state, rebuild, save_state
+
+REMEDY = "run `make teacher PRESET=…`, which trains it"
 
 Width = Annotated[int, Meta(ge=4, le=8192, multiple_of=4)]
 
@@ -76,14 +77,8 @@ class SmallClassifier(nn.Module):
     @classmethod
     def load(cls, path: str | Path) -> SmallClassifier:
         """The classifier in a file of :meth:`save`, in eval mode and without gradients of its weights."""
-        state, metadata = load_state(path, "run `make teacher PRESET=…`, which trains it")
+        state, metadata = load_state(path, REMEDY)
         if "widths" not in metadata:
-            raise UserError(f"{path} was not written by SmallClassifier.save: run `make teacher PRESET=…`")
+            raise UserError(f"{path} was not written by SmallClassifier.save: {REMEDY}")
         header = decode(metadata, Metadata, f"the header of {path}")
-        with torch.random.fork_rng(devices=[]):  # its discarded initial weights must not shift the caller's stream
-            classifier = cls(header["num_classes"], header["widths"])
-        try:
-            classifier.load_state_dict(state)
-        except RuntimeError as error:
-            raise UserError(f"{path} does not hold the network its header describes: run `make teacher`") from error
-        return classifier.eval().requires_grad_(False)
+        return rebuild(lambda: cls(header["num_classes"], header["widths"]), state, path, REMEDY)

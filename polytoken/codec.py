@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polytoken.frozen import FrozenNetwork
 from polytoken.precision import full_precision
-from polytoken.specs import LatentSpec, Tokens
+from polytoken.specs import Tokens
 from polytoken.tokenizers import Tokenizer
 from polytoken.tokenizers.inputs import trusted
 
@@ -40,13 +40,13 @@ class BlankCodec:
     """Codec whose vectors are zero, for a generator of which only the shapes are asked.
 
     Args:
-        latents: shape of the vectors.
+        shape: (C, h, w) of the vectors.
         scales: number of scales of the codes.
     """
 
-    def __init__(self, latents: LatentSpec, scales: int) -> None:
-        self.channels = latents.channels
-        self._shape = (latents.channels, *latents.grid)
+    def __init__(self, shape: tuple[int, int, int], scales: int) -> None:
+        self.channels = shape[0]
+        self._shape = shape
         self._scales = scales
 
     def embed_codes(self, codes: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from typing import Any
 
 from polytoken.errors import UserError
@@ -21,7 +22,8 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     exported folder keeps them.
     """
     frozen = dict(sorted(tokenizer.frozen_identities().items()))
-    digest = hashlib.sha256(json.dumps([tokenizer.spec and tokenizer.spec.to_json(), frozen]).encode())
+    spec = tokenizer.spec and asdict(tokenizer.spec)
+    digest = hashlib.sha256(json.dumps([spec, frozen]).encode())
     hash_weights(digest, tokenizer)
     return digest.hexdigest()
 

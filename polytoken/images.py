@@ -11,7 +11,7 @@ from stat import S_ISREG
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, uint8
 from torch.nn import functional
 
@@ -86,6 +86,26 @@ def _from_range(image: Image.Image, white: int) -> Image.Image:
     return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8)).convert("RGB")
 
 
+def resize_short_side(image: Image.Image, target: int) -> Image.Image:
+    """Scale so that the shorter side is `target`: BOX halvings while it is at least twice that, then BICUBIC."""
+    while min(image.size) >= 2 * target:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = target / min(image.size)
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+
+
+def centre_square(image: Image.Image, side: int) -> np.ndarray:
+    """ADM's centre crop as uint8 (side, side, 3): the shorter side becomes `side`, and the middle is kept."""
+    pixels = np.asarray(resize_short_side(to_rgb(image), side))
+    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    return pixels[top : top + side, left : left + side]
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """Map uint8 (H, W, 3) to float32 (3, H, W): 0 … 255 becomes -1 … 1."""
+    return from_uint8(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))
+
+
 def save_png(path: str | Path, pixels: np.ndarray) -> None:
     """Write uint8 (H, W, 3) as a PNG file, atomically."""
     with replacing(path) as temporary:
@@ -93,9 +113,9 @@ def save_png(path: str | Path, pixels: np.ndarray) -> None:
 
 
 def read_image(path: str | Path, size: int) -> Tensor:
-    """Read a file as (1, 3, size, size) float32 in [-1, 1]: its centre square in RGB, resized bicubically.
+    """Read a file as (1, 3, size, size) float32 in [-1, 1], as evaluation and token stores read it.
 
-    Every mode becomes RGB as it does in training (:func:`to_rgb`).
+    Every mode becomes RGB (:func:`to_rgb`), and the centre is cropped (:func:`centre_square`).
 
     Raises:
         MissingFileError: if there is no such file.
@@ -104,18 +124,21 @@ def read_image(path: str | Path, size: int) -> Tensor:
     if not Path(path).is_file():
         raise MissingFileError(f"there is no image {path}")
     try:
-        square = ImageOps.fit(to_rgb(open_image(path)), (size, size), Image.Resampling.BICUBIC)
+        square = centre_square(open_image(path), size)
     except UNREADABLE as error:
         raise UserError(f"{path} cannot be read as an image ({', '.join(FORMATS)}): {error}") from error
-    return from_uint8(torch.from_numpy(np.array(square)).permute(2, 0, 1).unsqueeze(0))
+    return to_tensor(square).unsqueeze(0)
 
 
 def write_image(image: Tensor, path: str | Path) -> None:
     """Write one image (1, 3, H, W) or (3, H, W) in [-1, 1] to a PNG file; values beyond are clamped.
 
     Raises:
-        UserError: if it has another shape or no pixels, is not floating point, or is not finite.
+        UserError: if it has another shape or no pixels, is not floating point or not finite, or the path does not end
+            in ``.png``.
     """
+    if Path(path).suffix.lower() != ".png":
+        raise UserError(f"write_image writes PNG files: {path} must end in .png")
     one = image.ndim == 3 or (image.ndim == 4 and len(image) == 1)
     finite = bool(image.isfinite().all())
     if not (one and image.shape[-3] == 3 and image.numel() and image.is_floating_point() and finite):

@@ -40,6 +40,7 @@ TRAINING_METRICS = "training_metrics"
 EMA = "EMA"
 AVERAGE = "average"
 MODEL_CONFIG = "model_config"
+TOKENIZER = "tokenizer"
 GENERATOR = "generator"
 RELEASED = "released"
 CONFIG = "config.json"  # of an exported model (polytoken.pretrained); a run has config.yaml
@@ -186,6 +187,23 @@ class Checkpoint:
             )
         return cls(file, content)
 
+    @classmethod
+    def of_network(
+        cls, path: Path, name: str, section: Any, weights: Mapping[str, Tensor], step: int, more: Mapping[str, Any]
+    ) -> Checkpoint:
+        """Return a network that is no run's as the checkpoint of a run, whose reader rebuilds and checks it.
+
+        Args:
+            path: where it was read.
+            name: ``TOKENIZER`` or ``GENERATOR``.
+            section: class path and arguments.
+            weights: its state dict.
+            step: optimizer steps of its training.
+            more: further content.
+        """
+        state = {f"{name}.{key}": tensor for key, tensor in weights.items()}
+        return cls(path, {STATE_DICT: state, MODEL_CONFIG: {"init_args": {name: section}}, GLOBAL_STEP: step, **more})
+
     @cached_property
     def sha256(self) -> str:
         """Digest of the file."""
@@ -235,13 +253,13 @@ class Checkpoint:
 
     def tokenizer(self, trust: Sequence[str] = ()) -> Tokenizer:
         """Rebuild the tokenizer; see :func:`load_tokenizer`."""
-        section = self.model.get("tokenizer")
+        section = self.model.get(TOKENIZER)
         if not isinstance(section, dict):
             raise UserError(f"{self.path} is not the checkpoint of a tokenizer: its model section has no tokenizer")
         tokenizer: Tokenizer = build(section, Tokenizer, str(self.path), trust)  # type: ignore[type-abstract]
         if self.content.get(FROZEN):
             check_frozen(self.content[FROZEN], tokenizer.frozen_identities(), str(self.path))
-        return self._load(tokenizer, "tokenizer")
+        return self._load(tokenizer, TOKENIZER)
 
     def generator(self, trust: Sequence[str] = (), tokenizer: Tokenizer | None = None) -> Generator:
         """Rebuild the generator; see :func:`load_generator`.
@@ -274,7 +292,7 @@ class Checkpoint:
             if generator.needs_codec:
                 if record.spec is None or record.latents is None:
                     raise UserError(f"{self.path} does not describe the tokenizer's vectors: train it on a new store")
-                codec = BlankCodec(record.latents, len(record.spec.scales))
+                codec = BlankCodec(record.latents.shape, len(record.spec.scales))
             generator.connect(spec, record.num_classes, codec)
         return generator.eval()
 

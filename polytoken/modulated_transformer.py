@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import cast
@@ -136,6 +137,7 @@ class ModulatedTrunk(nn.Module):
         Also return the outputs of the blocks whose numbers, counted from 1, are in ``taps``.
         """
         features = features + position_table(self.grid, features.shape[2], features.device)
+        features = features.type_as(condition)  # the table is float32 under any weights
         rotation = Rotation(rotary_table((self.grid,), self.head_dim, None, features.device))
         return apply_blocks(self.blocks, features, taps, condition, rotation)
 
@@ -163,8 +165,8 @@ def modulate(features: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def initialise_modulated(network: nn.Module) -> None:
     """Initialise as the released code does; an untrained network outputs exactly 0.
 
-    Linear layers are Xavier-uniform, embeddings and the layers of time N(0, 0.02²), biases 0; modulation and output
-    are 0.
+    Linear layers are Xavier-uniform, w1 and w3 of a feed-forward network as the one layer (2h, dim) that they are in
+    the released code; embeddings and the layers of time N(0, 0.02²), biases 0; modulation and output are 0.
     """
     for module in network.modules():
         if isinstance(module, nn.Linear):
@@ -176,6 +178,11 @@ def initialise_modulated(network: nn.Module) -> None:
         if isinstance(module, TimeEmbedding):
             nn.init.normal_(module.first.weight, std=INITIAL_DEVIATION)
             nn.init.normal_(module.second.weight, std=INITIAL_DEVIATION)
+        elif isinstance(module, FeedForward):
+            hidden, dim = module.w1.weight.shape
+            gain = math.sqrt((dim + hidden) / (dim + 2 * hidden))  # the fan-out of both layers together is 2h
+            nn.init.xavier_uniform_(module.w1.weight, gain)
+            nn.init.xavier_uniform_(module.w3.weight, gain)
         elif isinstance(module, ModulatedBlock | ModulatedOutput):
             nn.init.zeros_(module.modulation.weight)
         if isinstance(module, ModulatedOutput):

@@ -29,6 +29,8 @@ class OptimizerConfig:
         warmup_steps: updates of linear warm-up before either.
         initial_fraction: start of the warm-up, as a fraction of the peak; 0.1 in the released Ideal.
         final_fraction: end of the cosine, as a fraction of the peak.
+        start_step: first step of the schedule, for a network that others train without until then, such as a late
+            discriminator; steps before it have the rate of its first one. None is the first step of the run.
     """
 
     learning_rate: float = 2e-4
@@ -39,11 +41,12 @@ class OptimizerConfig:
     warmup_steps: int = 0
     initial_fraction: float = 0.0
     final_fraction: float = 0.0
+    start_step: int | None = None  # null: runs older than this setting resume
 
     def __post_init__(self) -> None:
         above(0, self, learning_rate=self.learning_rate)
         below_one(self, betas=self.betas)
-        at_least(0, self, weight_decay=self.weight_decay, warmup_steps=self.warmup_steps)
+        at_least(0, self, weight_decay=self.weight_decay, warmup_steps=self.warmup_steps, start_step=self.start_step)
         within(0, 1, self, initial_fraction=self.initial_fraction, final_fraction=self.final_fraction)
 
     def build(
@@ -89,6 +92,8 @@ class OptimizerConfig:
 
     def learning_rate_at(self, step: int, max_steps: int) -> float:
         """Learning rate of update ``step`` (from 0) in a run of ``max_steps``."""
+        start = self.start_step or 0
+        step = max(0, step - start)
         if step < self.warmup_steps:
             warm = (step + 1) / self.warmup_steps
             return self.learning_rate * (self.initial_fraction + (1 - self.initial_fraction) * warm)
@@ -96,7 +101,7 @@ class OptimizerConfig:
             return self.learning_rate
         if max_steps <= 0:
             raise UserError("a cosine schedule ends at trainer.max_steps: set it, or optimizer.schedule to constant")
-        progress = min(1.0, (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps))
+        progress = min(1.0, (step - self.warmup_steps) / max(1, max_steps - start - self.warmup_steps))
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
         return self.learning_rate * (self.final_fraction + (1 - self.final_fraction) * cosine)
 

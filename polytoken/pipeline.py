@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -81,20 +81,46 @@ class GenerationPipeline(nn.Module):
         _warn_of_first_stage(record, checkpoint.path)
         place = Path(tokenizer_run or present_run(record.tokenizer_run, checkpoint.path))
         tokenizer = load_tokenizer_of(record, f"{checkpoint.path} writes", place, trust)
+        pipeline = cls.of(checkpoint, tokenizer, str(run), str(place), trust)
+        if compile is True and pipeline.network.models != "codes":
+            raise UserError(f"{type(pipeline.network).__name__} samples without torch.compile: leave `compile` out")
+        pipeline.network.compile_decoding = compile
+        return pipeline
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer,
+        run: str,
+        tokenizer_run: str,
+        trust: Sequence[str] = (),
+        sha256: str | None = None,
+        averaged: bool | None = None,
+    ) -> GenerationPipeline:
+        """Assemble the pipeline of a generator's checkpoint, in eval mode.
+
+        Args:
+            checkpoint: of the generator.
+            tokenizer: that of its tokens, which the caller has checked.
+            run: what ``origin`` calls the generator.
+            tokenizer_run: likewise the tokenizer.
+            trust: packages besides polytoken whose classes the checkpoint may name.
+            sha256: digest of the generator's weights; None is that of the checkpoint's file.
+            averaged: True if its weights are averages; None is what the checkpoint says.
+        """
+        record = checkpoint.record
         origin = {
             "generator": {
-                "run": str(run),
-                "sha256": checkpoint.sha256,
+                "run": run,
+                "sha256": sha256 or checkpoint.sha256,
                 "step": checkpoint.step,
-                "averaged": checkpoint.averaged,
+                "averaged": checkpoint.averaged if averaged is None else averaged,
             },
-            "tokenizer": {"run": str(place), "fingerprint": record.tokenizer_fingerprint},
+            "tokenizer": {"run": tokenizer_run, "fingerprint": record.tokenizer_fingerprint},
         }
         network = checkpoint.generator(trust, tokenizer)
-        if compile is True and network.models != "codes":
-            raise UserError(f"{type(network).__name__} samples without torch.compile: leave `compile` out")
-        network.compile_decoding = compile
-        return cls(network, tokenizer, record.sub_codes, record.class_to_idx, origin)
+        return cls(network, tokenizer, record.sub_codes, record.class_to_idx, origin).eval()
 
     @property
     def num_classes(self) -> int:
@@ -260,6 +286,8 @@ class GenerationPipeline(nn.Module):
             UserError: if there is no such class, a setting is out of its range, rules are given twice, or the
                 references do not fit.
         """
+        if isinstance(classes, str) or not isinstance(classes, Iterable):
+            raise UserError(f"classes is {classes!r}: give a list, [{classes!r}]")
         if references is None and forcing is not None:
             raise UserError("forcing needs the images whose sub-codes are forced: give references")
         if references is not None and len(references) != len(classes):

@@ -12,16 +12,17 @@ from torch import Tensor
 
 
 @contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device | str) -> Iterator[None]:
     """Compute float32 in float32: no autocast and no TF32.
 
     Rounding of the inputs would select other codes and change metrics; TF32, cuDNN's default, keeps 10 bits. Autocast
     is a state of the thread and TF32 one of the process: TF32 stays off in all threads until the last of them leaves.
     """
-    if device.type == "meta":  # where FLOPs are counted, and which has no autocast
+    kind = torch.device(device).type
+    if kind == "meta":  # where FLOPs are counted, and which has no autocast
         yield
         return
-    with _without_tf32, torch.autocast(device.type, enabled=False):
+    with _without_tf32, torch.autocast(kind, enabled=False):
         yield
 
 

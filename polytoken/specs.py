@@ -49,13 +49,9 @@ class TokenSpec:
         """N · Σ log₂ K_i: the size of the codes without entropy coding (the denominators of iFSQ eqs. 12 and 13)."""
         return self.num_positions * sum(math.log2(size) for size in self.codebook_sizes)
 
-    def compression_ratio(self, image_size: int | tuple[int, int]) -> float:
-        """Bits of an 8-bit RGB image over bits of its codes (iFSQ eqs. 12 and 13; K = L^d for FSQ).
-
-        Args:
-            image_size: pixels a side, or (H, W).
-        """
-        return _image_bits(image_size) / self.bits_per_image
+    def compression_ratio(self, image_size: int) -> float:
+        """Bits of an 8-bit RGB image of a side over bits of its codes (iFSQ eqs. 12 and 13; K = L^d for FSQ)."""
+        return compression(image_size, self.bits_per_image)
 
     def select(self, sub_codes: Sequence[int]) -> TokenSpec:
         """The spec of codes that keep only ``sub_codes``, in that order."""
@@ -63,15 +59,6 @@ class TokenSpec:
             if not 0 <= index < self.num_sub_codes:
                 raise UserError(f"sub-code {index} does not exist: the codes have {self.num_sub_codes}, counted from 0")
         return TokenSpec(tuple(self.codebook_sizes[index] for index in sub_codes), self.scales)
-
-    def to_json(self) -> dict[str, list]:
-        """Plain lists, for JSON."""
-        return {"codebook_sizes": list(self.codebook_sizes), "scales": [list(scale) for scale in self.scales]}
-
-    @classmethod
-    def from_json(cls, value: dict[str, list]) -> TokenSpec:
-        """Inverse of :meth:`to_json`."""
-        return cls(tuple(value["codebook_sizes"]), tuple((height, width) for height, width in value["scales"]))
 
 
 @dataclass(frozen=True)
@@ -106,32 +93,18 @@ class LatentSpec:
                 )
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+        return (self.channels, *self.grid)
+
+    @property
     def bits_per_image(self) -> float:
         """h·w·C values of 16 bits (the denominator of iFSQ eq. 11)."""
-        return float(self.grid[0] * self.grid[1] * self.channels * BITS_PER_LATENT)
+        return latent_bits(self.shape)
 
-    def compression_ratio(self, image_size: int | tuple[int, int]) -> float:
-        """Bits of an 8-bit RGB image over bits of its latents (iFSQ eq. 11).
-
-        Args:
-            image_size: pixels a side, or (H, W).
-        """
-        return _image_bits(image_size) / self.bits_per_image
-
-    def to_json(self) -> dict[str, int | list]:
-        """Plain numbers and lists, for JSON."""
-        return {
-            "channels": self.channels,
-            "grid": list(self.grid),
-            "mean": list(self.mean),
-            "deviation": list(self.deviation),
-        }
-
-    @classmethod
-    def from_json(cls, value: dict) -> LatentSpec:
-        """Inverse of :meth:`to_json`."""
-        height, width = value["grid"]
-        return cls(value["channels"], (height, width), tuple(value["mean"]), tuple(value["deviation"]))
+    def compression_ratio(self, image_size: int) -> float:
+        """Bits of an 8-bit RGB image of a side over bits of its latents (iFSQ eq. 11)."""
+        return compression(image_size, self.bits_per_image)
 
 
 @dataclass(frozen=True)
@@ -201,6 +174,11 @@ class Decoded:
     features: dict[str, Tensor] = field(default_factory=dict)
 
 
-def _image_bits(image_size: int | tuple[int, int]) -> int:
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return height * width * BITS_PER_PIXEL
+def latent_bits(shape: tuple[int, int, int]) -> float:
+    """Bits of latents of a shape (C, h, w), at 16 bits a value."""
+    return float(math.prod(shape) * BITS_PER_LATENT)
+
+
+def compression(image_size: int, bits: float) -> float:
+    """Bits of an 8-bit RGB image of a side over those of its codes or latents."""
+    return image_size**2 * BITS_PER_PIXEL / bits

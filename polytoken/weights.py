@@ -6,9 +6,9 @@ import json
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from polytoken.errors import MissingFileError, UserError, first_line
 from polytoken.files import replacing
 from polytoken.integrity import DAMAGED, SHA256, damage_of, tensors_sha256
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def load_state(path: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -41,6 +43,27 @@ def load_state(path: str | Path, remedy: str) -> tuple[dict[str, Tensor], dict[s
         return torch.load(path, map_location="cpu", weights_only=True), {}
     except DAMAGED as error:
         raise UserError(f"{path} is not a readable weights file ({why_unreadable(error)}): {remedy}") from error
+
+
+def rebuild(build: Callable[[], Network], state: Mapping[str, Tensor], path: str | Path, remedy: str) -> Network:
+    """Return the frozen network that a file describes: eval mode, no gradients.
+
+    Args:
+        build: makes the network by the header.
+        state: its weights.
+        path: the file, for the message.
+        remedy: advice, as for :func:`load_state`.
+
+    Raises:
+        UserError: if the weights are those of another network.
+    """
+    with torch.random.fork_rng(devices=[]):  # discarded initial weights must not shift the caller's stream
+        network = build()
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not hold the network its header describes: {remedy}") from error
+    return network.eval().requires_grad_(False)
 
 
 def read_metadata(path: str | Path, remedy: str) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
-from typing import Literal, final
+from typing import Literal, final, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,10 @@ from torch.nn import functional
 
 from polytoken.errors import UserError
 from polytoken.generators.base import Generator
+from polytoken.ranges import at_least, one_of, require
 from polytoken.teachers import Teacher
+
+Offset = Literal[0, 1]
 
 
 @final
@@ -40,12 +44,11 @@ class RepresentationAlignment(nn.Module):
     """The aligned block, set by :meth:`connect`."""
 
     def __init__(
-        self, teacher: Teacher, weight: float, depth: int | None = None, width: int = 2048, offset: Literal[0, 1] = 0
+        self, teacher: Teacher, weight: float, depth: int | None = None, width: int = 2048, offset: Offset = 0
     ) -> None:
         super().__init__()
         check_projection("alignment", weight, width)
-        if offset not in (0, 1):
-            raise UserError(f"alignment.offset is {offset}: choose 0 or 1")
+        one_of("alignment", get_args(Offset), offset=offset)
         self.teacher = teacher
         self.weight = weight
         self.depth = depth
@@ -109,11 +112,10 @@ def aligned_block(depth: int | None, blocks: int) -> int:
 
 
 def check_projection(setting: str, weight: float, width: int) -> None:
-    """Raise UserError where the weight or the width of a setting's loss is not positive."""
-    if not 0 < weight < float("inf"):
-        raise UserError(f"{setting}.weight is {weight}: set it to a finite number above 0, or {setting} to null")
-    if width < 1:
-        raise UserError(f"{setting}.width is {width}: a projector has at least one channel (2048 in iFSQ and reAR)")
+    """Raise SettingError where the weight or the width of a setting's loss is not positive."""
+    positive = f"above 0, and finite (set {setting} to null for none)"
+    require(setting, {"weight": weight}, lambda value: 0 < value < math.inf, positive)
+    at_least(1, setting, width=width)
 
 
 def check_block(setting: str, block: int, generator: Generator) -> None:

@@ -37,6 +37,7 @@ class AutoregressiveGenerator(Generator):
     """
 
     spec: TokenSpec
+    config: TrunkConfig
     is_causal: ClassVar = True
     sampler_type: ClassVar = CategoricalSampler
     forward_methods: ClassVar = ("loss", "generate", "sample", "write")
@@ -52,13 +53,9 @@ class AutoregressiveGenerator(Generator):
         aggregation: Literal["concatenation", "sum"] = "concatenation",
         noise: SubTokenNoise | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(trunk)
         if aggregation not in ("concatenation", "sum"):
             raise UserError(f"aggregation is {aggregation!r}: choose concatenation or sum")
-        self.config = trunk
-        self.checkpointing = trunk.checkpointing
-        self.compile_blocks = trunk.compile
-        self.class_dropout = trunk.class_dropout
         self.concatenates = aggregation == "concatenation"
         self.noise = noise
         # Sub-modules are initialised and listed in the order of registration, so connect() fills reserved places.
@@ -94,10 +91,7 @@ class AutoregressiveGenerator(Generator):
             raise UserError(
                 "AutoregressiveGenerator models codes, and this store holds latents: use a tokenizer with a quantizer"
             )
-        if num_classes < 1:
-            raise UserError(f"num_classes is {num_classes}: a generator needs at least one class")
-        self.spec = spec
-        self.num_classes = num_classes
+        self.take_spec(spec, num_classes)
         dim = self.config.dim
         self.embeddings.extend(nn.Embedding(size, dim) for size in spec.codebook_sizes)
         if spec.num_sub_codes > 1 and self.concatenates:
@@ -185,10 +179,6 @@ class AutoregressiveGenerator(Generator):
                 f"{sub_code} is {shape(state, table)}: the codes differ, leave sub_code out or choose the right one"
             )
 
-    def autocast_layers(self) -> Iterator[nn.Linear]:
-        """Return all linear layers."""
-        return (layer for layer in self.modules() if isinstance(layer, nn.Linear))
-
     def blocks(self) -> Iterator[nn.Module]:
         """Return the transformer blocks of trunk and head."""
         return (module for module in self.modules() if isinstance(module, Block))
@@ -201,7 +191,7 @@ class AutoregressiveGenerator(Generator):
         Raises:
             UserError: for another grid or number of sub-codes.
         """
-        self._check_codes(codes)
+        codes = self.codes_of(Tokens(codes=codes))
         self.check_labels(labels)
         return self._hidden(codes, labels)[0]
 
@@ -217,7 +207,7 @@ class AutoregressiveGenerator(Generator):
             step: optimizer steps done, for the noise's schedule.
             taps: numbers of the trunk's blocks whose outputs are returned, counted from 1.
         """
-        codes = self._codes_of(tokens)
+        codes = self.codes_of(tokens)
         self.check_taps(taps)
         self.check_labels(labels)
         statistics = {}
@@ -381,18 +371,3 @@ class AutoregressiveGenerator(Generator):
         ends = accumulate(height * width for height, width in self.spec.scales[:-1])
         levels = torch.stack([places >= end for end in ends]).sum(0)  # no table: compiled steps would copy it
         return features + self.level_embedding(levels)
-
-    def _codes_of(self, tokens: Tokens) -> Tensor:
-        if tokens.codes is None:
-            raise UserError("AutoregressiveGenerator models codes, and these tokens are latents")
-        self._check_codes(tokens.codes)
-        return tokens.codes
-
-    def _check_codes(self, codes: Tensor) -> None:
-        sizes, positions = self.spec.codebook_sizes, self.spec.num_positions
-        if codes.ndim != 3 or codes.shape[1:] != (len(sizes), positions):
-            grids = ", ".join(f"{height} × {width}" for height, width in self.spec.scales)
-            raise UserError(
-                f"codes have shape {tuple(codes.shape)} and the generator reads (batch, {len(sizes)} sub-codes, "
-                f"{positions} positions on a grid of {grids}): use the token store it was built for"
-            )

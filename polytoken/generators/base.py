@@ -37,6 +37,19 @@ class Codec(Protocol):
         ...
 
 
+class TrunkSettings(Protocol):
+    """Settings that the trunks of all families have."""
+
+    @property
+    def checkpointing(self) -> bool: ...
+
+    @property
+    def compile(self) -> bool: ...
+
+    @property
+    def class_dropout(self) -> float: ...
+
+
 @dataclass(frozen=True)
 class GeneratorLoss:
     """Training loss of a batch.
@@ -74,6 +87,9 @@ class Generator(nn.Module, ABC):
 
     The constructor takes the settings of a configuration and creates no parameters; :meth:`connect` creates them for a
     data set. Afterwards ``spec`` and ``num_classes`` describe what is generated.
+
+    Args:
+        trunk: settings of the trunk, kept as ``config``; None for a family without one.
     """
 
     spec: TokenSpec | LatentSpec
@@ -96,6 +112,14 @@ class Generator(nn.Module, ABC):
     """Share of labels that training replaces by the null class, which guidance reads."""
     needs_codec: ClassVar[bool] = False
     """Call :meth:`connect` with the codec of the tokenizer, which is loaded for this purpose."""
+
+    def __init__(self, trunk: TrunkSettings | None = None) -> None:
+        super().__init__()
+        if trunk is not None:
+            self.config = trunk
+            self.checkpointing = trunk.checkpointing
+            self.compile_blocks = trunk.compile
+            self.class_dropout = trunk.class_dropout
 
     @property
     @abstractmethod
@@ -122,6 +146,13 @@ class Generator(nn.Module, ABC):
             codec: the tokenizer's map from codes to vectors, where ``needs_codec`` is set; otherwise None. It is
                 frozen, and no part of this module.
         """
+
+    def take_spec(self, spec: TokenSpec | LatentSpec, num_classes: int) -> None:
+        """Keep what is generated, as :meth:`connect` does; UserError without classes."""
+        if num_classes < 1:
+            raise UserError(f"num_classes is {num_classes}: a generator needs at least one class")
+        self.spec = spec
+        self.num_classes = num_classes
 
     @property
     def needs_code_vectors(self) -> bool:
@@ -169,6 +200,20 @@ class Generator(nn.Module, ABC):
         """
         return self.loss(tokens, labels, taps=range(1, self.depth + 1)).hidden
 
+    def codes_of(self, tokens: Tokens) -> Tensor:
+        """Return the codes (B, k, N) of tokens; UserError for latents, or codes of another shape than ``spec``."""
+        assert isinstance(self.spec, TokenSpec)
+        if tokens.codes is None:
+            raise UserError(f"{type(self).__name__} models codes, and these tokens are latents")
+        count, positions = self.spec.num_sub_codes, self.spec.num_positions
+        if tokens.codes.shape[1:] != (count, positions):
+            grids = ", ".join(f"{height} × {width}" for height, width in self.spec.scales)
+            raise UserError(
+                f"codes have shape {tuple(tokens.codes.shape)} and the generator reads (batch, {count} sub-codes, "
+                f"{positions} positions on a grid of {grids}): use the token store it was built for"
+            )
+        return tokens.codes
+
     def check_taps(self, taps: Collection[int]) -> None:
         """Raise UserError unless every tap is the number of a block."""
         for tap in taps:
@@ -197,7 +242,7 @@ class Generator(nn.Module, ABC):
     def check_sampler(self, sampler: Any) -> None:
         """Raise UserError if rules do not fit the tokens, or guide by a null class that was never trained."""
         sampler.check(self.spec)
-        scales = sampler.guidance if isinstance(sampler.guidance, list) else [sampler.guidance]
+        scales = sampler.guidance if isinstance(sampler.guidance, Sequence) else [sampler.guidance]
         if not self.class_dropout and any(scale != 1 for scale in scales):
             raise UserError(
                 f"guidance is {sampler.guidance}, and {type(self).__name__} never trained the null class that guidance "
@@ -237,8 +282,8 @@ class Generator(nn.Module, ABC):
         """Adjust the weights that were not carried, in place; by default they keep their initial values."""
 
     def autocast_layers(self) -> Iterator[nn.Linear]:
-        """Return the linear layers that autocast rounds wherever they are called: by default those of the blocks."""
-        return (layer for block in self.blocks() for layer in block.modules() if isinstance(layer, nn.Linear))
+        """Return the linear layers that autocast rounds wherever they are called: by default all."""
+        return (layer for layer in self.modules() if isinstance(layer, nn.Linear))
 
     def blocks(self) -> Iterable[nn.Module]:
         """Return the repeated blocks, which :func:`~polytoken.parallelize.parallelize` wraps one by one.

@@ -40,6 +40,7 @@ class DiffusionTransformer(Generator):
     sampler_type: ClassVar = FlowSampler
     forward_methods: ClassVar = ("loss", "velocity", "sample")
     spec: LatentSpec
+    config: DiffusionTrunkConfig
     patch_embedding: nn.Linear
     time_embedding: TimeEmbedding
     class_embedding: nn.Embedding
@@ -47,12 +48,8 @@ class DiffusionTransformer(Generator):
     output: ModulatedOutput
 
     def __init__(self, trunk: DiffusionTrunkConfig, flow: FlowMatching | None = None) -> None:
-        super().__init__()
-        self.config = trunk
+        super().__init__(trunk)
         self.flow = flow or FlowMatching()
-        self.checkpointing = trunk.checkpointing
-        self.compile_blocks = trunk.compile
-        self.class_dropout = trunk.class_dropout
 
     @property
     def depth(self) -> int:
@@ -75,16 +72,13 @@ class DiffusionTransformer(Generator):
         """
         if not isinstance(spec, LatentSpec):
             raise UserError("DiffusionTransformer models latents, and this spec is of codes: give it a LatentSpec")
-        if num_classes < 1:
-            raise UserError(f"num_classes is {num_classes}: a generator needs at least one class")
         dim, side = self.config.dim, self.config.patch_size
         if any(size % side for size in spec.grid):
             raise UserError(
                 f"trunk.patch_size is {side}, and the latents' grid of {spec.grid[0]} × {spec.grid[1]} does not divide "
                 "into such patches: choose a divisor of both sides"
             )
-        self.spec = spec
-        self.num_classes = num_classes
+        self.take_spec(spec, num_classes)
         patch_channels = spec.channels * side**2
         self.patch_embedding = nn.Linear(patch_channels, dim)
         self.time_embedding = TimeEmbedding(dim)
@@ -108,6 +102,10 @@ class DiffusionTransformer(Generator):
         if sub_code == "all":
             return pairs
         return {name: pairs[name] for name in pairs if not name.startswith(("patch_embedding.", "output.output."))}
+
+    def autocast_layers(self) -> Iterator[nn.Linear]:
+        """Return those of the blocks: the layers of time compute in float32 under any precision."""
+        return (layer for block in self.blocks() for layer in block.modules() if isinstance(layer, nn.Linear))
 
     def blocks(self) -> Iterator[nn.Module]:
         """Return the blocks of the trunk."""
@@ -201,11 +199,10 @@ class DiffusionTransformer(Generator):
     def _latents_of(self, tokens: Tokens) -> Tensor:
         if tokens.latents is None:
             raise UserError("DiffusionTransformer models latents, and these tokens are codes: embed them first")
-        expected = (self.spec.channels, *self.spec.grid)
-        if tokens.latents.shape[1:] != expected:
+        if tokens.latents.shape[1:] != self.spec.shape:
             raise UserError(
                 f"latents have shape {tuple(tokens.latents.shape)} and the generator reads (batch, "
-                f"{', '.join(map(str, expected))}): use the token store it was built for"
+                f"{', '.join(map(str, self.spec.shape))}): use the token store it was built for"
             )
         return tokens.latents
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from polytoken.errors import UserError
 from polytoken.precision import full_precision
+from polytoken.ranges import at_least, one_of
 from polytoken.sampling import RowNoise
 
+Times = Literal["logit_normal", "uniform"]
 COSINE_EPSILON = 0.1
 
 
@@ -28,14 +29,12 @@ class FlowMatching:
             out.
     """
 
-    times: Literal["logit_normal", "uniform"] = "logit_normal"
+    times: Times = "logit_normal"
     cosine_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.times not in ("logit_normal", "uniform"):
-            raise UserError(f"flow.times is {self.times!r}: choose logit_normal or uniform")
-        if not 0 <= self.cosine_weight < float("inf"):
-            raise UserError(f"flow.cosine_weight is {self.cosine_weight}: it must be finite and not negative")
+        one_of("flow", get_args(Times), times=self.times)
+        at_least(0, "flow", cosine_weight=self.cosine_weight)
 
     def draw(self, latents: Tensor, training: bool) -> tuple[Tensor, Tensor]:
         """Return times (B,) and noise of the shape of the latents (B, C, h, w), both float32.

@@ -41,6 +41,8 @@ class NextScaleGenerator(Generator):
         head: predicts the sub-codes of a position.
     """
 
+    spec: TokenSpec
+    config: NextScaleTrunkConfig
     needs_codec: ClassVar = True
     embeddings: nn.ModuleList
     class_embedding: nn.Embedding
@@ -48,11 +50,7 @@ class NextScaleGenerator(Generator):
     trunk: NextScaleTrunk
 
     def __init__(self, trunk: NextScaleTrunkConfig, head: Head) -> None:
-        super().__init__()
-        self.config = trunk
-        self.checkpointing = trunk.checkpointing
-        self.compile_blocks = trunk.compile
-        self.class_dropout = trunk.class_dropout
+        super().__init__(trunk)
         self.head = head
         self._step: CompiledStep | None = None
         self._state: _SharedState | None = None
@@ -68,7 +66,6 @@ class NextScaleGenerator(Generator):
     @property
     def hidden_grid(self) -> tuple[int, int]:
         """Grid of the finest scale, whose positions ``hidden`` returns."""
-        assert isinstance(self.spec, TokenSpec)
         return self.spec.scales[-1]
 
     def connect(self, spec: TokenSpec | LatentSpec, num_classes: int, codec: Codec | None = None) -> None:
@@ -87,10 +84,7 @@ class NextScaleGenerator(Generator):
                 f"these codes have one scale, {height} × {width}, and NextScaleGenerator predicts a scale from those "
                 "before: use a tokenizer of several scales (var, imagefolder), or AutoregressiveGenerator"
             )
-        if num_classes < 1:
-            raise UserError(f"num_classes is {num_classes}: a generator needs at least one class")
-        self.spec = spec
-        self.num_classes = num_classes
+        self.take_spec(spec, num_classes)
         self._codec = codec
         dim = self.config.width
         tables = spec.codebook_sizes[:-1] if self.head.reads_codes else ()  # DDP refuses a table that nothing reads
@@ -122,7 +116,6 @@ class NextScaleGenerator(Generator):
         pairs = super().carried(source)
         if sub_code == "all":
             return pairs
-        assert isinstance(self.spec, TokenSpec)
         count = self.spec.num_sub_codes
         if sub_code is not None and not 0 <= sub_code < count:
             raise UserError(f"sub_code is {sub_code}, and this model has sub-codes 0 to {count - 1}")
@@ -130,10 +123,6 @@ class NextScaleGenerator(Generator):
         pairs = {name: pairs[name] for name in pairs if not name.startswith(of_codes)}
         of_head = {f"head.{name}": f"head.{origin}" for name, origin in self.head.carried(sub_code).items()}
         return pairs | {name: origin for name, origin in of_head.items() if fits(source, origin, state, name)}
-
-    def autocast_layers(self) -> Iterator[nn.Linear]:
-        """Return all linear layers."""
-        return (layer for layer in self.modules() if isinstance(layer, nn.Linear))
 
     def blocks(self) -> Iterator[nn.Module]:
         """Return the blocks of the trunk."""
@@ -148,7 +137,7 @@ class NextScaleGenerator(Generator):
             step: not used.
             taps: numbers of the blocks whose outputs at the finest scale are returned, counted from 1.
         """
-        codes = self._codes_of(tokens)
+        codes = self.codes_of(tokens)
         self.check_labels(labels)
         self.check_taps(taps)
         condition = self.class_embedding(self.drop_labels(labels))
@@ -177,13 +166,12 @@ class NextScaleGenerator(Generator):
             UserError: for a class out of range, rules that do not fit (see :meth:`check_sampler`), a head that cannot
                 be forced, or forced codes of another shape.
         """
-        assert isinstance(self.spec, TokenSpec)
         self.check_classes(labels)
         self.check_sampler(sampler)
         if forced is not None:
             self.check_forced()
             self.check_sampler(replace(sampler, guidance=forced.guidance))
-            self._codes_of(Tokens(codes=forced.codes))
+            self.codes_of(Tokens(codes=forced.codes))
         steps = len(self.spec.scales), self.spec.num_sub_codes
         guided = sampler.guided_steps(*steps) if forced is None else steps[0]
         passes = 1 + bool(guided) if forced is None else PASSES
@@ -237,7 +225,6 @@ class NextScaleGenerator(Generator):
             step: :meth:`_draw_scale`, perhaps compiled.
             forced: see :meth:`sample`.
         """
-        assert isinstance(self.spec, TokenSpec)
         batch, written = len(labels), []
         rows = torch.cat([labels, *[torch.full_like(labels, self.num_classes)] * (passes - 1)])
         condition = self.class_embedding(rows)
@@ -280,7 +267,6 @@ class NextScaleGenerator(Generator):
 
     def _words(self, codes: Tensor) -> Iterator[Tensor]:
         """Inputs (B, n, dim) of the second scale and the following ones, given all or the first scales' codes."""
-        assert isinstance(self.spec, TokenSpec)
         for scale, total in enumerate(self._codec.partial_sums(codes), start=1):
             if scale < len(self.spec.scales):
                 words = functional.adaptive_avg_pool2d(total, self.spec.scales[scale]).flatten(2).transpose(1, 2)
@@ -297,22 +283,8 @@ class NextScaleGenerator(Generator):
         return sum(self._count(before) for before in range(scale))
 
     def _count(self, scale: int) -> int:
-        assert isinstance(self.spec, TokenSpec)
         height, width = self.spec.scales[scale]
         return height * width
-
-    def _codes_of(self, tokens: Tokens) -> Tensor:
-        assert isinstance(self.spec, TokenSpec)
-        if tokens.codes is None:
-            raise UserError("NextScaleGenerator models codes, and these tokens are latents")
-        expected = (self.spec.num_sub_codes, self.spec.num_positions)
-        if tokens.codes.shape[1:] != expected:
-            raise UserError(
-                f"codes have shape {tuple(tokens.codes.shape)} and the generator reads (batch, {expected[0]} "
-                f"sub-codes, {expected[1]} positions of {len(self.spec.scales)} scales): use the token store it was "
-                "built for"
-            )
-        return tokens.codes
 
 
 class _SharedState:

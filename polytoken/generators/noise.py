@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +11,10 @@ from torch import Tensor
 from polytoken.constants import constant
 from polytoken.errors import UserError
 from polytoken.neighbours import neighbours_of_codes
+from polytoken.ranges import at_least, one_of, within
 
+Per = Literal["sub_code", "patch"]
+Where = Literal["trunk", "head", "both"]
 MAX_DISTANCES = 2**22
 """Distances that are held at once while nearest codes are searched."""
 
@@ -55,28 +58,21 @@ class SubTokenNoise:
     def __init__(
         self,
         probability: float = 0.1,
-        per: Literal["sub_code", "patch"] = "sub_code",
-        where: Literal["trunk", "head", "both"] = "trunk",
+        per: Per = "sub_code",
+        where: Where = "trunk",
         start_step: int = 0,
         ramp_steps: int = 0,
         decay_steps: int | None = None,
         sample_probability: Literal["uniform"] | None = None,
         nearest: int | None = None,
     ) -> None:
-        if not 0 <= probability <= 1:
-            raise UserError(f"noise.probability is {probability}: it must lie in [0, 1]")
-        if per not in ("sub_code", "patch"):
-            raise UserError(f"noise.per is {per!r}: choose sub_code or patch")
-        if where not in ("trunk", "head", "both"):
-            raise UserError(f"noise.where is {where!r}: choose trunk, head or both")
-        if start_step < 0 or ramp_steps < 0:
-            raise UserError(f"noise.start_step {start_step} and noise.ramp_steps {ramp_steps} must not be negative")
-        if decay_steps is not None and decay_steps < 1:
-            raise UserError(f"noise.decay_steps is {decay_steps}: set it to at least 1, or null to keep the noise")
-        if sample_probability not in ("uniform", None):
-            raise UserError(f"noise.sample_probability is {sample_probability!r}: choose uniform or null")
-        if nearest is not None and nearest < 2:
-            raise UserError(f"noise.nearest is {nearest}: set it to at least 2, since a code is its own nearest one")
+        within(0, 1, self, probability=probability)
+        one_of(self, get_args(Per), per=per)
+        one_of(self, get_args(Where), where=where)
+        at_least(0, self, start_step=start_step, ramp_steps=ramp_steps)
+        at_least(1, self, decay_steps=decay_steps)
+        one_of(self, ("uniform", None), sample_probability=sample_probability)
+        at_least(2, self, nearest=nearest)  # a code is its own nearest one
         self.probability = probability
         self.per = per
         self.where = where

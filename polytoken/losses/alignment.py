@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -13,7 +11,7 @@ from polytoken.errors import UserError
 from polytoken.losses.base import LossTerm, TokenizerStep, teacher_key
 from polytoken.losses.predictors import ClassTokenPredictor, PatchPredictor
 from polytoken.precision import full_precision
-from polytoken.ranges import at_least
+from polytoken.ranges import above, at_least
 from polytoken.teachers import Teacher
 from polytoken.tokenizers import Tokenizer
 
@@ -57,10 +55,10 @@ class FeatureAlignment(LossTerm):
     ) -> None:
         super().__init__(weight, start_step)
         at_least(1, self, depth=depth)
-        if max(contrastive, patch_cosine, patch_mse) <= 0 or min(contrastive, patch_cosine, patch_mse) < 0:
-            raise UserError("an alignment term needs contrastive, patch_cosine or patch_mse above 0, and none below")
-        if not 0 < temperature < math.inf:
-            raise UserError(f"temperature of an alignment term must be positive, got {temperature}")
+        at_least(0, self, contrastive=contrastive, patch_cosine=patch_cosine, patch_mse=patch_mse)
+        above(0, self, temperature=temperature)
+        if not (contrastive or patch_cosine or patch_mse):
+            raise UserError("an alignment term needs contrastive, patch_cosine or patch_mse above 0")
         self.teacher = teacher
         self.subspace = subspace
         self.contrastive = contrastive

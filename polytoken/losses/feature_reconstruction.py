@@ -8,6 +8,7 @@ from torch.nn import functional
 from polytoken.errors import UserError
 from polytoken.losses.base import LossTerm, TokenizerStep
 from polytoken.precision import full_precision
+from polytoken.ranges import at_least
 
 
 class FeatureReconstruction(LossTerm):
@@ -35,11 +36,9 @@ class FeatureReconstruction(LossTerm):
         normalize: bool = False,
     ) -> None:
         super().__init__(weight, start_step)
-        if min(mse, cosine) < 0 or mse == cosine == 0:
-            raise UserError(
-                f"the reconstruction of feature {feature!r} has mse {mse} and cosine {cosine}: one is above 0 and none "
-                "below"
-            )
+        at_least(0, self, mse=mse, cosine=cosine)
+        if mse == cosine == 0:
+            raise UserError(f"the reconstruction of feature {feature!r} has mse 0 and cosine 0: one is above 0")
         self.feature = feature
         self.mse = mse
         self.cosine = cosine

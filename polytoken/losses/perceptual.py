@@ -15,6 +15,7 @@ from polytoken.errors import UserError
 from polytoken.frozen import FrozenNetwork
 from polytoken.losses.base import LossTerm, TokenizerStep
 from polytoken.precision import full_precision
+from polytoken.ranges import within
 from polytoken.teachers.efficientnet import HEAD, TRAINS, level_maps, load_efficientnet
 from polytoken.weights import load_state
 
@@ -134,8 +135,7 @@ class EfficientNetFeatures(FeatureDistance):
 
     def __init__(self, levels: Sequence[int] = (1, 2, 3, 5, 7), weight: float = 1.0, start_step: int = 0) -> None:
         super().__init__(TRAINS, weight, start_step)
-        if not levels or not all(1 <= level <= HEAD for level in levels):
-            raise UserError(f"levels of EfficientNetFeatures are {list(levels)}: name some of 1 to {HEAD}")
+        within(1, HEAD, self, levels=levels)
         self.levels = tuple(levels)
 
     def load_network(self) -> nn.Module:

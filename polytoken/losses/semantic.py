@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +12,11 @@ from polytoken.distributed import gather_with_gradient
 from polytoken.errors import UserError
 from polytoken.losses.base import LossTerm, TokenizerStep
 from polytoken.precision import full_precision
+from polytoken.ranges import above, one_of
 from polytoken.teachers import Teacher
 from polytoken.tokenizers import Tokenizer
+
+Projection = Literal["own", "shared"]
 
 
 class SemanticContrast(LossTerm):
@@ -47,13 +49,11 @@ class SemanticContrast(LossTerm):
         start_step: int = 0,
         normalize: bool = True,
         temperature: float = 0.07,
-        projection: Literal["own", "shared"] = "own",
+        projection: Projection = "own",
     ) -> None:
         super().__init__(weight, start_step)
-        if not 0 < temperature < math.inf:
-            raise UserError(f"temperature of a semantic contrast must be positive, got {temperature}")
-        if projection not in ("own", "shared"):
-            raise UserError(f"projection of a semantic contrast is {projection!r}: choose own or shared")
+        above(0, self, temperature=temperature)
+        one_of(self, get_args(Projection), projection=projection)
         self.teacher = teacher
         self.subspace = subspace
         self.normalize = normalize

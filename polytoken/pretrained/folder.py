@@ -22,9 +22,7 @@ from polytoken.layout import CHECKPOINTS
 from polytoken.loading import (
     CONFIG,
     GENERATOR,
-    GLOBAL_STEP,
-    MODEL_CONFIG,
-    STATE_DICT,
+    TOKENIZER,
     Checkpoint,
     check_tokenizer,
     present_run,
@@ -35,7 +33,6 @@ from polytoken.tokenizers import Tokenizer
 from polytoken.weights import load_state, save_tensors
 
 WEIGHTS = "model.safetensors"
-TOKENIZER = "tokenizer"
 FORMAT = 1
 EXPORT = "`python -m commands.export RUN --to FOLDER`"
 REMEDY = "copy or download the whole folder again, or export the run again"
@@ -192,17 +189,10 @@ def _load_pipeline(folder: Path, trust: Sequence[str]) -> GenerationPipeline:
     tokenizer = _load_tokenizer(folder / TOKENIZER, of_tokenizer, trust)
     check_tokenizer(config.record, f"{folder / GENERATOR} writes", tokenizer, folder / TOKENIZER)
     checkpoint = _checkpoint(folder / GENERATOR, config, GENERATOR, {GENERATOR: config.record.to_plain()})
-    origin = {
-        "generator": {
-            "run": str(folder),
-            "sha256": config.weights_sha256,
-            "step": config.step,
-            "averaged": config.averaged,
-        },
-        "tokenizer": {"run": str(folder / TOKENIZER), "fingerprint": of_tokenizer.fingerprint},
-    }
-    network, record = checkpoint.generator(trust, tokenizer), config.record
-    return GenerationPipeline(network, tokenizer, record.sub_codes, record.class_to_idx, origin).eval()
+    place = str(folder / TOKENIZER)
+    return GenerationPipeline.of(
+        checkpoint, tokenizer, str(folder), place, trust, config.weights_sha256, config.averaged
+    )
 
 
 def _checkpoint(folder: Path, config: NetworkConfig, name: str, more: dict[str, Any]) -> Checkpoint:
@@ -220,9 +210,7 @@ def _checkpoint(folder: Path, config: NetworkConfig, name: str, more: dict[str, 
             f"{folder / WEIGHTS} has the SHA-256 {digest[:12]}…, and {CONFIG} next to it names "
             f"{config.weights_sha256[:12]}…: the files are of two exports, so {REMEDY}"
         )
-    weights = {f"{name}.{key}": tensor for key, tensor in state.items()}
-    model = {"init_args": {name: config.model}}
-    return Checkpoint(folder, {STATE_DICT: weights, MODEL_CONFIG: model, GLOBAL_STEP: config.step, **more})
+    return Checkpoint.of_network(folder, name, config.model, state, config.step, more)
 
 
 def _save_tokenizer(folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:

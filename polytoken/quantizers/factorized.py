@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from polytoken.errors import UserError
 from polytoken.quantizers.base import Quantizer
+from polytoken.ranges import at_least
 from polytoken.specs import Encoding
 
 
@@ -25,8 +25,7 @@ class FactorizedQuantizer(Quantizer):
     """
 
     def __init__(self, branch: Quantizer, num_branches: int = 2) -> None:
-        if num_branches < 1:
-            raise UserError(f"num_branches must be at least 1, got {num_branches}")
+        at_least(1, self, num_branches=num_branches)
         super().__init__(
             branch.in_subspaces * num_branches,
             branch.subspace_channels * num_branches,

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polytoken.errors import UserError
+from polytoken.errors import SettingError, UserError
 from polytoken.precision import full_precision
 from polytoken.quantizers.base import Quantizer
 from polytoken.quantizers.vector import initialise_codebook, nearest_codes
-from polytoken.ranges import MOST_CODES, at_least, within
+from polytoken.ranges import MOST_CODES, at_least, one_of, within
 from polytoken.specs import Encoding
 
+OverScales = Literal["mean", "sum"]
 IMAGEFOLDER_SCALES = (1, 1, 2, 3, 3, 4, 5, 6, 8, 11)
 """Sides of ImageFolder's ten grids, 286 codes."""
 
@@ -57,7 +58,7 @@ class MultiScaleQuantizer(Quantizer):
         codebook_size: int = 4096,
         code_dim: int = 32,
         commitment_weight: float = 0.25,
-        commitment_over_scales: Literal["mean", "sum"] = "mean",
+        commitment_over_scales: OverScales = "mean",
         normalize: bool = True,
         num_convolutions: int = 4,
         blend: float = 0.5,
@@ -67,18 +68,16 @@ class MultiScaleQuantizer(Quantizer):
     ) -> None:
         within(1, MOST_CODES, self, codebook_size=codebook_size)
         at_least(1, self, code_dim=code_dim, max_matrix_elements=max_matrix_elements)
+        at_least(1, self, scales=scales, num_convolutions=num_convolutions)
         at_least(0, self, commitment_weight=commitment_weight)
+        one_of(self, get_args(OverScales), commitment_over_scales=commitment_over_scales)
+        within(0, 1, self, blend=blend, dropout=dropout)
         super().__init__((code_dim,), (code_dim,), (codebook_size,))
-        if not scales or scales[0] < 1 or list(scales) != sorted(scales):
-            raise UserError(f"scales are {list(scales)}: give sides of grids from coarse to fine, each at least 1")
-        if commitment_over_scales not in ("mean", "sum"):
-            raise UserError(f"commitment_over_scales is {commitment_over_scales!r}: choose mean or sum")
-        if num_convolutions < 1:
-            raise UserError(f"num_convolutions is {num_convolutions}: the scales share at least 1")
-        if not (0 <= blend <= 1 and 0 <= dropout <= 1):
-            raise UserError(f"blend is {blend} and dropout {dropout}: both lie in [0, 1]")
+        if list(scales) != sorted(scales):
+            raise SettingError("scales", scales, f"scales are {list(scales)}: give sides of grids from coarse to fine")
         if dropout > 0 and not 1 <= dropout_start <= len(scales):
-            raise UserError(f"dropout_start is {dropout_start}: {len(scales)} scales keep the first 1 to {len(scales)}")
+            message = f"dropout_start is {dropout_start}: {len(scales)} scales keep the first 1 to {len(scales)}"
+            raise SettingError("dropout_start", dropout_start, message)
         self.sides = tuple(scales)
         self.commitment_weight = commitment_weight
         self.commitment_factor = 1.0 if commitment_over_scales == "mean" else float(len(scales))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from polytoken.errors import UserError
-from polytoken.sampling.guidance import Guidance, check_values, guide, value_of
+from polytoken.ranges import at_least, require
+from polytoken.sampling.guidance import Guidance, guide, value_of
 from polytoken.sampling.row_noise import Key, RowNoise
 from polytoken.specs import LatentSpec, TokenSpec
 
 SMALLEST = 1e-6  # temperature; far smaller ones overflow
-COLDEST = f"must be positive, and at least {SMALLEST:f} (top_k of 1 takes the likeliest code)"
+COLDEST = f"finite, and at least {SMALLEST:f} (top_k of 1 takes the likeliest code)"
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,9 @@ class CategoricalSampler(Guidance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_values("temperature", self.temperature, lambda value: SMALLEST <= value < float("inf"), COLDEST)
-        check_values("top_p", self.top_p, lambda value: 0 < value <= 1, "must lie in (0, 1]")
-        if self.top_k is not None:
-            check_values("top_k", self.top_k, lambda value: value >= 1, "must be at least 1 (null keeps all codes)")
+        require("sampler", {"temperature": self.temperature}, lambda value: SMALLEST <= value < math.inf, COLDEST)
+        require("sampler", {"top_p": self.top_p}, lambda value: 0 < value <= 1, "above 0, and at most 1")
+        at_least(1, "sampler", top_k=self.top_k)
 
     def check(self, spec: TokenSpec | LatentSpec) -> None:
         """Raise UserError if a list does not have one value a sub-code."""
@@ -51,7 +53,7 @@ class CategoricalSampler(Guidance):
         num_sub_codes = spec.num_sub_codes
         for name in ("guidance", "temperature", "top_k", "top_p"):
             value = getattr(self, name)
-            if isinstance(value, list) and len(value) != num_sub_codes:
+            if isinstance(value, Sequence) and len(value) != num_sub_codes:
                 raise UserError(
                     f"sampler.{name} has {len(value)} values and the generator writes {num_sub_codes} sub-codes: give "
                     "one value, or one a sub-code"

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from polytoken.errors import UserError
+from polytoken.ranges import above, at_least, one_of, within
 from polytoken.sampling.guidance import Guidance
 from polytoken.specs import LatentSpec, TokenSpec
 
+Method = Literal["euler", "heun"]
 MOST_STEPS = 100_000
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Velocity (B, C, h, w) of states (B, C, h, w) at times (B,) for labels (B,)."""
@@ -41,7 +43,7 @@ class FlowSampler(Guidance):
         UserError: for a value out of its range, naming it.
     """
 
-    method: Literal["euler", "heun"] = "euler"
+    method: Method = "euler"
     steps: int = 250
     shift: float = 1.0
     guided_channels: int | None = None
@@ -49,18 +51,14 @@ class FlowSampler(Guidance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.guidance, list):
+        if isinstance(self.guidance, Sequence):
             raise UserError(
                 f"sampler.guidance is {self.guidance}: latents have no sub-codes, so a flow takes one value"
             )
-        if self.method not in ("euler", "heun"):
-            raise UserError(f"sampler.method is {self.method!r}: choose euler or heun")
-        if not 1 <= self.steps <= MOST_STEPS:
-            raise UserError(f"sampler.steps is {self.steps}: it must lie between 1 and {MOST_STEPS:,} (iFSQ takes 250)")
-        if not 0 < self.shift < float("inf"):
-            raise UserError(f"sampler.shift is {self.shift}: it must be positive (1 is an even time grid)")
-        if self.guided_channels is not None and self.guided_channels < 1:
-            raise UserError(f"sampler.guided_channels is {self.guided_channels}: it must be at least 1 (null: all)")
+        one_of("sampler", get_args(Method), method=self.method)
+        within(1, MOST_STEPS, "sampler", steps=self.steps)
+        above(0, "sampler", shift=self.shift)
+        at_least(1, "sampler", guided_channels=self.guided_channels)
 
     def check(self, spec: TokenSpec | LatentSpec) -> None:
         """Raise UserError if the latents do not have all guided channels."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from polytoken.errors import UserError
+from polytoken.ranges import within
 from polytoken.sampling.categorical import Draw
 from polytoken.sampling.guidance import LARGEST
 
@@ -35,8 +36,7 @@ class Forcing:
     def __post_init__(self) -> None:
         if not self.sub_codes or len(set(self.sub_codes)) < len(self.sub_codes):
             raise UserError(f"forcing.sub_codes is {[*self.sub_codes]}: name at least one sub-code, and each once")
-        if not 0 <= self.guidance <= LARGEST:
-            raise UserError(f"forcing.guidance is {self.guidance}: it must lie in [0, {LARGEST:,}]")
+        within(0, LARGEST, "forcing", guidance=self.guidance)
 
     def within(self, written: Sequence[int]) -> tuple[int, ...]:
         """Return the places of the forced sub-codes among those that a generator writes.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from polytoken.errors import UserError
+from polytoken.errors import SettingError, UserError
+from polytoken.ranges import one_of, within
 from polytoken.specs import LatentSpec, TokenSpec
 
+Schedule = Literal["constant", "linear", "interval"]
 Number = TypeVar("Number", int, float)
 LARGEST = 1000  # scale; far larger ones overflow
 Kind = TypeVar("Kind", bound="Guidance")
@@ -34,17 +36,15 @@ class Guidance:
     """
 
     guidance: float | list[float] = 1.0
-    guidance_schedule: Literal["constant", "linear", "interval"] = "constant"
+    guidance_schedule: Schedule = "constant"
     interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        check_values("guidance", self.guidance, lambda value: 0 <= value <= LARGEST, f"must lie in [0, {LARGEST:,}]")
-        if self.guidance_schedule not in ("constant", "linear", "interval"):
-            raise UserError(
-                f"sampler.guidance_schedule is {self.guidance_schedule!r}: choose constant, linear or interval"
-            )
+        within(0, LARGEST, "sampler", guidance=self.guidance)
+        one_of("sampler", get_args(Schedule), guidance_schedule=self.guidance_schedule)
         if not 0 <= self.interval[0] < self.interval[1] <= 1:
-            raise UserError(f"sampler.interval is {list(self.interval)}: it must be [from, to) within [0, 1]")
+            message = f"sampler: interval is {list(self.interval)}; it must be [from, to) within [0, 1]"
+            raise SettingError("interval", self.interval, message)
         if self.guidance_schedule != "interval" and tuple(self.interval) != (0.0, 1.0):
             raise UserError(
                 f"sampler.interval is {list(self.interval)}, and sampler.guidance_schedule is "
@@ -99,13 +99,6 @@ def guide(logits: Tensor, scale: Tensor) -> Tensor:
     return torch.where(scale == 1, conditional, unconditional + scale * (conditional - unconditional))
 
 
-def value_of(value: Number | list[Number], sub_code: int) -> Number:
+def value_of(value: Number | Sequence[Number], sub_code: int) -> Number:
     """Return a setting's value for a sub-code."""
-    return value[sub_code] if isinstance(value, list) else value
-
-
-def check_values(name: str, value: float | list[float] | list[int], holds: Callable[[float], bool], rule: str) -> None:
-    """Raise UserError if a value of a setting is out of its range."""
-    for entry in value if isinstance(value, list) else [value]:
-        if not holds(entry):
-            raise UserError(f"sampler.{name} is {entry}: it {rule}")
+    return value[sub_code] if isinstance(value, Sequence) else value

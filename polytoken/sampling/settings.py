@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from polytoken.sampling.flow import Method
 from polytoken.sampling.guidance import Guidance
 
 
@@ -32,7 +32,7 @@ class SamplerSettings(Guidance):
     temperature: float | list[float] | None = None
     top_k: int | list[int] | None = None
     top_p: float | list[float] | None = None
-    method: Literal["euler", "heun"] | None = None
+    method: Method | None = None
     steps: int | None = None
     shift: float | None = None
     guided_channels: int | None = None

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
-import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
 from polytoken.errors import UserError
 from polytoken.records import decode
-from polytoken.weights import load_state, read_metadata, save_state
+from polytoken.weights import load_state, read_metadata, rebuild, save_state
 
 REMEDY = "run `make teacher PRESET=…`, which trains it"
 
@@ -103,20 +103,17 @@ class SmallVisionTransformer(nn.Module):
             MissingFileError: it is missing.
             UserError: the file is not a stand-in.
         """
-        architecture = read_architecture(path)
-        state, _ = load_state(path, REMEDY)
-        with torch.random.fork_rng(devices=[]):  # discarded initial weights must not shift the caller's stream
-            network = cls(**architecture)
-        try:
-            network.load_state_dict(state)
-        except RuntimeError as error:
-            raise UserError(f"{path} does not hold the network its header describes: {REMEDY}") from error
-        return network.eval().requires_grad_(False)
+        state, metadata = load_state(path, REMEDY)
+        architecture = _architecture(metadata, path)
+        return rebuild(lambda: cls(**architecture), state, path, REMEDY)
 
 
 def read_architecture(path: str | Path) -> Architecture:
     """Arguments of the :class:`SmallVisionTransformer` in a file; its weights are not read."""
-    metadata = read_metadata(path, REMEDY)
+    return _architecture(read_metadata(path, REMEDY), path)
+
+
+def _architecture(metadata: Mapping[str, Any], path: str | Path) -> Architecture:
     if "architecture" not in metadata:
         raise UserError(f"{path} is not a stand-in teacher (its header names no architecture): {REMEDY}")
     header = metadata["architecture"]

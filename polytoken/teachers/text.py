@@ -10,10 +10,11 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
+from polytoken.blocks import exact_gelu
 from polytoken.errors import UserError
 from polytoken.records import decode
 from polytoken.teachers.stand_in import REMEDY, Size
-from polytoken.weights import load_state, read_metadata, save_state
+from polytoken.weights import load_state, rebuild, save_state
 
 PADDING = 256  # one more than the largest byte
 
@@ -58,7 +59,7 @@ class SmallTextTransformer(nn.Module):
         self.positions = nn.Parameter(nn.init.normal_(torch.empty(context_length, width), std=0.02))
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(
-                width, num_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+                width, num_heads, 4 * width, dropout=0.0, activation=exact_gelu, batch_first=True, norm_first=True
             )
             for _ in range(depth)
         )
@@ -116,15 +117,8 @@ class SmallTextTransformer(nn.Module):
             MissingFileError: it is missing.
             UserError: the file is not a text tower.
         """
-        metadata = read_metadata(path, REMEDY)
+        state, metadata = load_state(path, REMEDY)
         if "text_architecture" not in metadata:
             raise UserError(f"{path} is not a text tower (its header names no text_architecture): {REMEDY}")
         header = decode(metadata, TextHeader, f"the header of {path}")
-        state, _ = load_state(path, REMEDY)
-        with torch.random.fork_rng(devices=[]):  # discarded initial weights must not shift the caller's stream
-            network = cls(**header["text_architecture"])
-        try:
-            network.load_state_dict(state)
-        except RuntimeError as error:
-            raise UserError(f"{path} does not hold the network its header describes: {REMEDY}") from error
-        return network.eval().requires_grad_(False), header
+        return rebuild(lambda: cls(**header["text_architecture"]), state, path, REMEDY), header

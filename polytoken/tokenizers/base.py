@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from polytoken.errors import UserError
 from polytoken.quantizers.base import Quantizer
-from polytoken.specs import Decoded, Encoding, LatentSpec, TokenSpec
+from polytoken.specs import Decoded, Encoding, TokenSpec, compression, latent_bits
 from polytoken.tokenizers.inputs import check_codes
 
 
@@ -85,10 +85,10 @@ class Tokenizer(nn.Module, ABC):
         self.check_codes(codes, self.grid)
         return self.quantizer.embed_codes(codes, self.grid)
 
-    def check_codes(self, codes: Tensor, grid: tuple[int, int]) -> None:
-        """Raise UserError unless codes (B, k, N) are those of images with this grid."""
+    def check_codes(self, codes: Tensor, grid: tuple[int, int], remedy: str = "") -> None:
+        """Raise UserError, ending in ``remedy``, unless codes (B, k, N) are those of images with this grid."""
         if sizes := self.quantizer.codebook_sizes:
-            check_codes(codes, sizes, self.quantizer.scales(grid))
+            check_codes(codes, sizes, self.quantizer.scales(grid), remedy)
 
     def partial_sums(self, codes: Tensor) -> Iterator[Tensor]:
         """Yield the quantized features (B, C, h, w) after each scale of codes (B, k, n), all or the first scales'."""
@@ -106,21 +106,12 @@ class Tokenizer(nn.Module, ABC):
     @property
     def bits_per_image(self) -> float:
         """Bits of an image's codes without entropy coding, or of its latents at 16 bits a value."""
-        return self._shape.bits_per_image
+        return latent_bits(self.latent_shape) if self.spec is None else self.spec.bits_per_image
 
     @property
     def compression_ratio(self) -> float:
         """Bits of an 8-bit RGB image over bits of its codes, or of its latents of 16 bits (iFSQ eqs. 11 to 13)."""
-        return self._shape.compression_ratio(self.image_size)
-
-    @property
-    def _shape(self) -> TokenSpec | LatentSpec:
-        """The spec, or that of latents whose scale is not known."""
-        if self.spec is not None:
-            return self.spec
-        channels, *grid = self.latent_shape
-        ones = (1.0,) * channels
-        return LatentSpec(channels, (grid[0], grid[1]), ones, ones)
+        return compression(self.image_size, self.bits_per_image)
 
     def snap(self, quantized: Tensor) -> Tensor:
         """Nearest points of the codebooks to ``quantized`` (B, C, h, w), which a generator of latents has drawn.

@@ -206,7 +206,7 @@ class ConvolutionalTokenizer(Tokenizer):
             codes: of images of ``image_size``, or of other images with their ``grid``.
             grid: (H/f, W/f) of images of another size.
         """
-        self.check_codes(codes, grid or self.grid)
+        self.check_codes(codes, grid or self.grid, "; pass the grid of images of another size")
         return self.quantizer.embed_codes(codes, grid or self.grid)
 
     def decode_codes(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:

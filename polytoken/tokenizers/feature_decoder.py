@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from polytoken.errors import UserError
+from polytoken.blocks import exact_gelu
+from polytoken.ranges import at_least, below_one
 from polytoken.tokenizers.fusion import FFN_RATIO
 
 
@@ -28,11 +29,9 @@ class FeatureDecoderConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        if min(self.depth, self.num_heads) < 1 or self.num_registers < 0 or not 0 <= self.dropout < 1:
-            raise UserError(
-                f"feature_decoder has {self.depth} blocks, {self.num_heads} heads, {self.num_registers} registers and "
-                f"dropout {self.dropout}: blocks and heads are at least 1, registers at least 0, dropout is in [0, 1)"
-            )
+        at_least(1, "feature_decoder", depth=self.depth, num_heads=self.num_heads)
+        at_least(0, "feature_decoder", num_registers=self.num_registers)
+        below_one("feature_decoder", dropout=self.dropout)
 
 
 class FeatureDecoder(nn.Module):
@@ -61,7 +60,7 @@ class FeatureDecoder(nn.Module):
                 config.num_heads,
                 FFN_RATIO * width,
                 config.dropout,
-                activation="gelu",
+                activation=exact_gelu,
                 batch_first=True,
                 norm_first=True,
             )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +12,14 @@ from torch.nn import functional
 
 from polytoken.errors import UserError
 from polytoken.quantizers.base import Quantizer
-from polytoken.ranges import at_least, within
+from polytoken.ranges import above, at_least, below_one, one_of, within
 from polytoken.specs import Decoded, Encoding
 from polytoken.tokenizers.base import Tokenizer
 from polytoken.tokenizers.inputs import check_images
-from polytoken.tokenizers.low_rank import update_attention
+from polytoken.tokenizers.low_rank import update_feed_forward
 from polytoken.tokenizers.pretrained import load_pretrained
 
+Tuning = Literal["full", "linear", "lora"]
 SHARPNESS = 2.5  # factor of the first queries; 1.5 and 4 reconstruct digits worse after 150 steps
 
 
@@ -44,15 +44,15 @@ class VisionTransformerConfig:
     layer_scale: float | None = 1e-5
 
     def __post_init__(self) -> None:
-        if min(self.patch_size, self.dim, self.depth, self.num_heads) < 1 or self.dim % self.num_heads:
+        at_least(1, "transformer", patch_size=self.patch_size, dim=self.dim)
+        at_least(1, "transformer", depth=self.depth, num_heads=self.num_heads)
+        below_one("transformer", stochastic_depth=self.stochastic_depth)
+        above(0, "transformer", layer_scale=self.layer_scale)
+        if self.dim % self.num_heads:
             raise UserError(
-                f"transformer has {self.dim} channels, {self.num_heads} heads, {self.depth} blocks and patches of "
-                f"{self.patch_size}: all are at least 1, and the heads divide the channels"
+                f"transformer has {self.dim} channels and {self.num_heads} heads: change dim or num_heads, so that the "
+                "heads divide the channels"
             )
-        if not 0 <= self.stochastic_depth < 1:
-            raise UserError(f"transformer.stochastic_depth is {self.stochastic_depth}: it lies in [0, 1)")
-        if self.layer_scale is not None and not 0 < self.layer_scale < math.inf:
-            raise UserError(f"transformer.layer_scale is {self.layer_scale}: it is positive, or null for none")
 
 
 class FoldedTokenizer(Tokenizer):
@@ -74,9 +74,9 @@ class FoldedTokenizer(Tokenizer):
             or the file of a stand-in. It is read when training starts, and in no other case. It sees images in [-1, 1],
             whatever normalisation it was trained with, as released.
         tuning: how the encoder departs from ``pretrained`` (Table 2): ``full`` trains all of it; ``linear`` freezes it
-            but for queries, level embeddings and projection (the decoder is always trained); ``lora``
-            freezes it too and adds low-rank updates of its attention projections. The paper does not say which weights
-            its three rows train.
+            but for queries, level embeddings and projection (the decoder is always trained); ``lora`` freezes it too,
+            but for its last norm, and adds low-rank updates of its feed-forward layers, as released. The paper does not
+            say which weights its three rows train.
         rank: of the updates.
         decoder_class_tokens: 1, or 2 as released: the class token stands before the mask tokens and once more, with the
             level of the quantized features, before these.
@@ -94,12 +94,13 @@ class FoldedTokenizer(Tokenizer):
         image_size: int = 256,
         transformer: VisionTransformerConfig | None = None,
         pretrained: str | None = None,
-        tuning: Literal["full", "linear", "lora"] = "full",
+        tuning: Tuning = "full",
         rank: int = 8,
         decoder_class_tokens: int = 1,
     ) -> None:
         super().__init__()
         at_least(1, self, image_size=image_size, rank=rank)
+        one_of(self, get_args(Tuning), tuning=tuning)
         within(1, 2, self, decoder_class_tokens=decoder_class_tokens)
         config = transformer or VisionTransformerConfig()
         side = image_size // config.patch_size
@@ -160,10 +161,8 @@ class FoldedTokenizer(Tokenizer):
         maps = [output.transpose(1, 2).unflatten(2, self.grid) for output in outputs]
         return torch.cat([self.quant_conv(one) for one in maps], dim=1)
 
-    def _tune(self, tuning: str, rank: int) -> None:
+    def _tune(self, tuning: Tuning, rank: int) -> None:
         """Freeze what the encoder has of its pretrained network, and add updates."""
-        if tuning not in ("full", "linear", "lora"):
-            raise UserError(f"tuning is {tuning!r}: choose full, linear or lora")
         if tuning == "full":
             return
         if self.pretrained is None:
@@ -172,7 +171,8 @@ class FoldedTokenizer(Tokenizer):
         self.encoder.requires_grad_(False)
         self.encoder.levels.requires_grad_(True)
         if tuning == "lora":
-            update_attention(self.encoder, rank)
+            self.encoder.norm.requires_grad_(True)
+            update_feed_forward(self.encoder, rank)
 
     def encode(self, images: Tensor) -> Encoding:
         return self.quantizer(self.features(images))

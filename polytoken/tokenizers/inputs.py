@@ -44,7 +44,10 @@ def check_images(images: Tensor, weight: Tensor, training: bool) -> None:
         raise UserError(f"images have shape {_shape(images)}, and a tokenizer reads batches (B, 3, H, W): {remedy}")
     mixed = (torch.float32, torch.float16, torch.bfloat16) if autocasts(images.device) else ()
     if images.dtype not in (weight.dtype, *mixed):
-        raise UserError(f"images are {images.dtype}, and the tokenizer's weights {weight.dtype}: convert one of them")
+        raise UserError(
+            f"images are {images.dtype}, and the tokenizer's weights {weight.dtype}: convert the images, "
+            f"images.to({weight.dtype})"
+        )
     if not training and _readable(images) and not bool((images.abs() <= FARTHEST).all()):  # NaN is not either
         low, high = float(images.min()), float(images.max())
         raise UserError(
@@ -52,13 +55,14 @@ def check_images(images: Tensor, weight: Tensor, training: bool) -> None:
         )
 
 
-def check_codes(codes: Tensor, sizes: Sequence[int], scales: Sequence[tuple[int, int]]) -> None:
+def check_codes(codes: Tensor, sizes: Sequence[int], scales: Sequence[tuple[int, int]], remedy: str = "") -> None:
     """Raise UserError unless codes are integers (B, k, N) and, on a CPU, entries of the codebooks.
 
     Args:
         codes: to be embedded.
         sizes: K_1 … K_k.
         scales: grids whose positions are the N.
+        remedy: of another N, which ends the sentence.
     """
     positions = sum(height * width for height, width in scales)
     if codes.dtype not in (torch.int64, torch.int32):
@@ -66,7 +70,7 @@ def check_codes(codes: Tensor, sizes: Sequence[int], scales: Sequence[tuple[int,
     if codes.ndim != 3 or codes.shape[1:] != (len(sizes), positions):
         raise UserError(
             f"codes have shape {_shape(codes)}, and this tokenizer reads (B, {len(sizes)}, {positions}): sub-codes and "
-            "positions of an image; pass the grid of images of another size"
+            f"positions of an image{remedy}"
         )
     if not _readable(codes):
         return

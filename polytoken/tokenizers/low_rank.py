@@ -29,10 +29,10 @@ class LowRankUpdate(nn.Module):
         return weight + self.up @ self.down
 
 
-def update_attention(network: nn.Module, rank: int) -> None:
-    """Give every attention projection of timm's blocks in ``network`` a trainable low-rank update."""
+def update_feed_forward(network: nn.Module, rank: int) -> None:
+    """Give both feed-forward layers of timm's blocks in ``network`` a trainable low-rank update."""
     for name, module in network.named_modules():
-        if isinstance(module, nn.Linear) and name.endswith(("attn.qkv", "attn.proj")):
+        if isinstance(module, nn.Linear) and name.endswith(("mlp.fc1", "mlp.fc2")):
             parametrize.register_parametrization(module, "weight", LowRankUpdate(module.weight, rank))
 
 

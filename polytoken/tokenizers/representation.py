@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from polytoken.errors import UserError
 from polytoken.precision import autocasts
 from polytoken.quantizers.base import Quantizer
-from polytoken.ranges import at_least
+from polytoken.ranges import at_least, one_of
 from polytoken.specs import Decoded, Encoding
 from polytoken.teachers import Teacher
 from polytoken.tokenizers.base import Tokenizer
@@ -66,6 +66,7 @@ class RepresentationTokenizer(Tokenizer):
         super().__init__()
         at_least(1, self, image_size=image_size, base_channels=base_channels, channel_multipliers=channel_multipliers)
         at_least(1, self, num_res_blocks=num_res_blocks)
+        one_of(self, get_args(Fusion), fusion=fusion)
         config = feature_decoder or FeatureDecoderConfig()
         width, (side, _) = foundation.width, foundation.grid
         factor = 2 ** (len(channel_multipliers) - 1)
@@ -75,8 +76,6 @@ class RepresentationTokenizer(Tokenizer):
                 f"the {len(channel_multipliers)} channel_multipliers but one, become {side * factor} pixels: change "
                 "image_size, channel_multipliers or foundation.image_size"
             )
-        if fusion not in ("attention", "linear", "none"):
-            raise UserError(f"fusion is {fusion!r}: choose attention, linear or none")
         if width % config.num_heads:
             raise UserError(
                 f"feature_decoder.num_heads is {config.num_heads}, which does not divide the foundation model's "

@@ -1,10 +1,13 @@
 """A checkpoint whose records are broken is one sentence, wherever Lightning or a callback stumbles over them."""
 
 from pathlib import Path
+from traceback import StackSummary
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch.distributed.checkpoint.api import CheckpointException
 
 from callbacks import EMA, RandomState
 from callbacks.checkpoint.random_state import put_states, take_states
@@ -29,6 +32,20 @@ def test_broken_records(trained: dict[str, Any], capsys: pytest.CaptureFixture) 
         torch.save({**trained, key: value}, LAST)
         code, said = exit_code("fit", "--config", TOY, "--trainer.max_steps", "8"), capsys.readouterr().err
         assert code == 2 and "cannot be restored, since its records are broken" in said, (key, said)
+
+
+def test_a_broken_sharded_checkpoint(
+    trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """torch raises no Exception, but a summary of the ranks' errors with their tracebacks."""
+
+    def load(*_: object, **__: object) -> None:
+        raise CheckpointException("read", {1: (RuntimeError("Missing key: optimizer.state.x\nmore"), StackSummary())})
+
+    monkeypatch.setattr(SingleDeviceStrategy, "load_checkpoint", load)
+    assert exit_code("fit", "--config", TOY, "--trainer.max_steps", "8") == 2
+    said = capsys.readouterr().err
+    assert "are broken (RuntimeError: Missing key: optimizer.state.x): name an earlier" in said
 
 
 @pytest.mark.parametrize("change", [{"torch": 7}, {"python": (3, "x", None)}, {"numpy": 0}, {"torch": torch.zeros(3)}])

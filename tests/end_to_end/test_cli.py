@@ -2,6 +2,7 @@ import json
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+import cli
 from artifacts.completion import changed, completion
 from polytoken.files import file_sha256
 from tests.support.commands import REPOSITORY, TOY, exit_code, forked, program
@@ -167,6 +169,18 @@ def test_callbacks_are_appended_over_several_files(capsys: pytest.CaptureFixture
     assert names[0] == "LastCheckpoint" and names[-2:] == ["ModelSummary", "ModelSummary"]
     assert config["run"]["stage"] == "two"
     assert config["ckpt_path"] == "last" and config["weights_only"] is True
+
+
+@pytest.mark.parametrize(("command", "hours"), [("fit", 0.5), ("test", 24)])
+def test_ranks_wait_long_where_they_have_different_numbers_of_batches(
+    command: str, hours: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks = ["--trainer.devices", "2", "--trainer.accelerator", "cpu", "--trainer.strategy"]
+    monkeypatch.setattr(cli.CommandLine, "_run_subcommand", lambda self, subcommand: None)
+    chosen = {"class_path": "DDPStrategy", "init_args": {"timeout": "0:20:00"}}
+    for strategy, expected in (("ddp", hours), (json.dumps(chosen), 1 / 3)):
+        arguments = [command, "--config", TOY, "--ckpt_path", "null", *ranks, strategy]
+        assert cli.CommandLine(arguments).trainer.strategy._timeout == timedelta(hours=expected)
 
 
 @pytest.mark.slow

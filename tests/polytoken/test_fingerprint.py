@@ -1,7 +1,24 @@
+import pytest
 import torch
 
 from polytoken.fingerprint import fingerprint
-from tests.support.tokenizers import tiny_tokenizer
+from polytoken.tokenizers import Tokenizer
+from tests.support.tokenizers import tiny_scales, tiny_tokenizer
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "expected"),
+    [
+        (tiny_tokenizer(), "729e3002653d5d169ea92b4ea2540b558b958067e530356e6f688fea66ed71ef"),
+        (tiny_scales(), "85d307fdc8135376c9fa7e2fde7f8558ced994f24fef99e69f55f4a638841529"),
+    ],
+    ids=["one scale", "two scales"],
+)
+def test_fingerprints_stay_what_records_name(tokenizer: Tokenizer, expected: str) -> None:
+    """Token stores, generators and exported folders name their tokenizer by it; weights here are 0, 1, 2, …"""
+    for number, tensor in enumerate(tokenizer.state_dict().values()):
+        tensor.fill_(number)
+    assert fingerprint(tokenizer) == expected
 
 
 def test_one_bit_of_a_weight_changes_it() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from datamodules.transforms import EvaluationTransform
 from polytoken.errors import RunError, UserError
 from polytoken.images import (
     FORMATS,
@@ -18,8 +19,10 @@ from polytoken.images import (
     open_image,
     read_image,
     resize_displayed,
+    resize_short_side,
     save_png,
     to_rgb,
+    to_tensor,
     to_uint8,
     write_image,
 )
@@ -67,6 +70,50 @@ def test_images_are_opened_in_one_module() -> None:
     assert found == [REPOSITORY / "polytoken/images.py"]
 
 
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def box_halved(pixels: np.ndarray) -> np.ndarray:
+    """Mean of each 2 x 2 block."""
+    height, width = pixels.shape[0] // 2 * 2, pixels.shape[1] // 2 * 2
+    blocks = pixels[:height, :width].astype(np.float64).reshape(height // 2, 2, width // 2, 2, 3)
+    return blocks.mean(axis=(1, 3))
+
+
+def test_halves_with_box_then_ends_with_bicubic() -> None:
+    image = noise(200, 96)
+    halved = resize_short_side(image, 48)  # one halving, and bicubic to the same size changes nothing
+    assert halved.size == (100, 48)
+    assert np.abs(np.asarray(halved) - box_halved(np.asarray(image))).max() <= 1  # two roundings
+    not_halved = resize_short_side(image, 49)  # 96 < 2 x 49: bicubic alone
+    expected = image.resize((round(200 * 49 / 96), 49), Image.Resampling.BICUBIC)
+    assert np.array_equal(np.asarray(not_halved), np.asarray(expected))
+
+
+def test_two_halvings_for_a_large_image() -> None:
+    image = noise(260, 200)
+    twice = image.resize((130, 100), Image.Resampling.BOX).resize((65, 50), Image.Resampling.BOX)
+    expected = twice.resize((round(65 * 40 / 50), 40), Image.Resampling.BICUBIC)
+    assert np.array_equal(np.asarray(resize_short_side(image, 40)), np.asarray(expected))
+
+
+def test_small_images_are_enlarged() -> None:
+    assert resize_short_side(noise(10, 7), 32).size == (46, 32)
+
+
+def test_values_span_minus_one_to_one() -> None:
+    pixels = np.array([[[0, 255, 51]]], dtype=np.uint8)
+    assert to_tensor(pixels).flatten().tolist() == pytest.approx([-1, 1, -0.6])
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 7), (5, 12), (16, 16), (33, 17), (70, 100), (200, 61), (64, 640)])
+def test_a_file_is_read_as_in_evaluation(size: tuple[int, int], tmp_path: Path) -> None:
+    noise(*size).save(tmp_path / "noise.png")
+    expected = EvaluationTransform(16)(open_image(tmp_path / "noise.png"))
+    assert torch.equal(read_image(tmp_path / "noise.png", 16), expected[None])
+
+
 def test_an_image_is_read_as_its_centre_square_and_written_back(tmp_path: Path) -> None:
     pixels = np.zeros((8, 12, 3), np.uint8)
     pixels[:, 2:10, 0] = 255
@@ -101,6 +148,14 @@ def test_only_one_finite_image_in_floating_point_is_written(image: torch.Tensor,
     with pytest.raises(UserError, match=rf"got {image.dtype} {re.escape(str(tuple(image.shape)))}.*: select one, "):
         write_image(image, tmp_path / "image.png")
     assert not (tmp_path / "image.png").exists()
+
+
+@pytest.mark.parametrize("name", ["image.jpg", "image", "image.png.webp"])
+def test_only_png_files_are_written(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"write_image writes PNG files: .*{name} must end in .png"):
+        write_image(torch.zeros(3, 8, 8), tmp_path / name)
+    assert not (tmp_path / name).exists()
+    write_image(torch.zeros(3, 8, 8), tmp_path / "image.PNG")
 
 
 RED, HALF_RED = (255, 0, 0), (255, 127, 127)  # half transparent red over white

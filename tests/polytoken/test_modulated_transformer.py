@@ -100,8 +100,12 @@ def test_taps_are_the_outputs_of_blocks() -> None:
 
 
 def test_initialisation() -> None:
-    """Xavier-uniform matrices; N(0, 0.02²) for classes and the layers of time; modulation and output at zero."""
-    generator = untrained_diffusion(dim=128, num_heads=2, ffn_multiple=64)
+    """Xavier-uniform matrices; N(0, 0.02²) for classes and the layers of time; modulation and output at zero.
+
+    The released code has one layer (2h, dim) for w1 and w3, and one (3 dim, dim) for queries, keys and values.
+    """
+    dim, hidden = 128, 384
+    generator = untrained_diffusion(dim=dim, num_heads=2, ffn_multiple=64)
     for name, value in generator.named_parameters():
         if name.endswith("bias") or "modulation" in name or name.startswith("output.output"):
             assert value.abs().max() == 0, name
@@ -110,7 +114,9 @@ def test_initialisation() -> None:
         elif name.startswith(("time_embedding", "class_embedding")):
             assert value.std().item() == pytest.approx(0.02, rel=0.1), name
         else:
-            bound = math.sqrt(6 / sum(value.shape))
+            fused = {"w1": 2 * hidden, "w3": 2 * hidden, "wqkv": 3 * dim}
+            outputs = fused.get(name.split(".")[-2], value.shape[0])
+            bound = math.sqrt(6 / (value.shape[1] + outputs))
             assert value.abs().max() <= bound and value.std().item() == pytest.approx(bound / 3**0.5, rel=0.05), name
 
 
@@ -131,6 +137,12 @@ def test_the_residual_stream_is_float32_under_autocast() -> None:
         labels = torch.tensor([0, 1])
         velocity, hidden = generator.velocity(torch.randn(2, 3, 4, 6), torch.tensor([0.2, 0.7]), labels, taps=[1])
     assert hidden[1].dtype == torch.float32 and velocity.dtype == torch.bfloat16
+
+
+def test_weights_in_bfloat16_compute_in_it() -> None:
+    states, times, labels = torch.randn(2, 3, 4, 6), torch.tensor([0.2, 0.7]), torch.tensor([0, 1])
+    velocity, hidden = small_diffusion().to(torch.bfloat16).velocity(states, times, labels, taps=[1])
+    assert {velocity.dtype, hidden[1].dtype} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +38,18 @@ def test_warmup_from_a_fraction_of_the_peak() -> None:
     rates = [config.learning_rate_at(step, 250200) for step in (0, 10008, 20015, 20016, 250200)]
     assert rates == pytest.approx([1.0e-5, 5.5e-5, 1.0e-4, 1.0e-4, 1.0e-5], rel=1e-3)
     assert OptimizerConfig(1.0, warmup_steps=4).learning_rate_at(0, 9) == 0.25
+
+
+def test_a_schedule_from_a_later_step_is_that_of_a_shorter_run() -> None:
+    """The released ImageFolder: its discriminator starts at step 70,000 of 250,000, with a warm-up of 5,000."""
+    settings: dict[str, Any] = {"schedule": "cosine", "warmup_steps": 5000, "final_fraction": 0.0625}
+    early, late = OptimizerConfig(8e-4, **settings), OptimizerConfig(8e-4, **settings, start_step=70000)
+    for step in (0, 4999, 5000, 92500, 180000):
+        assert late.learning_rate_at(70000 + step, 250000) == early.learning_rate_at(step, 180000)
+    rates = [late.learning_rate_at(step, 250000) for step in (0, 69999, 70000, 75000, 162500, 250000)]
+    assert rates == pytest.approx([1.6e-7, 1.6e-7, 1.6e-7, 8e-4, 4.25e-4, 5e-5])
+    cosine = OptimizerConfig(1.0, schedule="cosine", start_step=6)
+    assert [cosine.learning_rate_at(step, 4) for step in (0, 5)] == [1.0, 1.0], "a run that ends before it"
 
 
 def test_decay_of_matrices_leaves_biases_and_norms() -> None:

@@ -91,6 +91,12 @@ def test_origin_names_the_runs(generator: GenerationPipeline, run: Path) -> None
         ({"classes": [10]}, "no class 10: the generator knows 0 to 9"),
         ({"classes": [-1]}, "no class -1: the generator knows 0 to 9"),
         ({"classes": [1.7]}, "1.7 is no class: name classes by whole numbers or by name"),
+        ({"classes": "three"}, r"classes is 'three': give a list, \['three'\]"),
+        ({"classes": "314"}, "classes is '314': give a list"),
+        ({"classes": 3}, r"classes is 3: give a list, \[3\]"),
+        ({"classes": 3, "references": torch.zeros(1, 3, 16, 16)}, "classes is 3: give a list"),
+        ({"classes": [1], "guidance": "2"}, "guidance is '2'; it must be a number, from 0 to 1,000"),
+        ({"classes": [1], "guidance": (1.0, 2.0, 3.0)}, "guidance has 3 values and the generator writes 2 sub-codes"),
         ({"classes": ["cat"]}, "no class 'cat': the generator knows 0, 1"),
         ({"classes": [1], "guidance": -1.0}, "guidance is -1"),
         ({"classes": [1], "top_p": 0.0}, "top_p is 0"),
@@ -158,7 +164,8 @@ def test_the_tokenizer_has_the_shape_of_the_codes(tmp_path: Path) -> None:
     file = run / "checkpoints/last.ckpt"
     checkpoint = torch.load(file, weights_only=True)
     for name in ("spec", "full_spec"):
-        checkpoint["generator"][name]["codebook_sizes"][0] += 1
+        first, *others = checkpoint["generator"][name]["codebook_sizes"]
+        checkpoint["generator"][name]["codebook_sizes"] = [first + 1, *others]
     torch.save(checkpoint, file)
     with pytest.raises(UserError, match=r"last.ckpt writes tokens of the shape .*: the token store is not as that"):
         GenerationPipeline.from_run(run)
@@ -275,6 +282,11 @@ def test_half_precision_leaves_the_decoder_in_float32(run: Path, generator: Gene
     images = torch.rand(1, 3, half.tokenizer.image_size, half.tokenizer.image_size) * 2 - 1
     assert half.tokenizer(images.bfloat16())[0].image.dtype == torch.float32
     assert half.tokenizer.double().last_layer.dtype == torch.float64  # references of tests
+
+
+def test_half_precision_draws_latents(flow: GenerationPipeline) -> None:
+    half = copy.deepcopy(flow).to(torch.bfloat16)
+    assert len(half.sample([0, 1], sampler=FlowSampler(guidance=2.0, steps=2))) == 2
 
 
 def test_a_moved_run_finds_its_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

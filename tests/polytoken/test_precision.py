@@ -62,6 +62,12 @@ def test_autocast_and_tf32_are_off_inside_the_context() -> None:
     assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
 
 
+def test_a_device_may_be_named() -> None:
+    for name in ("cpu", "cuda", "cuda:1", "meta"):
+        with full_precision(name):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("older", "newer"),
     [

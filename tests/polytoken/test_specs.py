@@ -1,6 +1,5 @@
 """Sizes of codes and latents, and validation of their containers."""
 
-import json
 import math
 
 import pytest
@@ -16,14 +15,12 @@ def test_token_spec_of_several_scales() -> None:
     assert spec.num_sub_codes == 2
     assert spec.num_positions == 680
     assert spec.bits_per_image == 680 * 24
-    assert TokenSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
 def test_compression_ratio_of_codebooks() -> None:
     """iFSQ eq. 12: 24 f² / log₂ K; 438.9 for LlamaGen's VQ-16, "about 438" in Fig. 10."""
     spec = TokenSpec((16384,), ((16, 16),))
     assert spec.compression_ratio(256) == pytest.approx(24 * 16**2 / 14)
-    assert spec.compression_ratio((256, 256)) == spec.compression_ratio(256)
 
 
 def test_compression_ratio_of_levels() -> None:
@@ -37,7 +34,6 @@ def test_compression_ratio_of_latents() -> None:
     """iFSQ eq. 11: 3 f² / 2d; the AE of Table 1 has 24."""
     spec = LatentSpec(4, (32, 32), (0.0,) * 4, (1.0,) * 4)
     assert spec.compression_ratio(256) == 24
-    assert LatentSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
 def test_select_keeps_the_requested_order() -> None:

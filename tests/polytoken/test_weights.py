@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from polytoken.weights import load_state, save_state
+from polytoken.errors import UserError
+from polytoken.weights import load_state, rebuild, save_state
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -56,6 +57,15 @@ def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
         save_state(tmp_path / "again.safetensors", layer, metadata)
         assert (tmp_path / "again.safetensors").read_bytes() == written
     assert load_state(tmp_path / "layer.safetensors", "")[1] == metadata
+
+
+def test_a_rebuilt_network_is_frozen_and_draws_nothing() -> None:
+    state, before = nn.Linear(2, 3).state_dict(), torch.random.get_rng_state()
+    network = rebuild(lambda: nn.Linear(2, 3), state, "layer.safetensors", "train it")
+    assert torch.equal(torch.random.get_rng_state(), before) and torch.equal(network.weight, state["weight"])
+    assert not network.training and not any(parameter.requires_grad for parameter in network.parameters())
+    with pytest.raises(UserError, match="^layer.safetensors does not hold the network .* describes: train it$"):
+        rebuild(lambda: nn.Linear(2, 4), state, "layer.safetensors", "train it")
 
 
 def test_the_umask_decides_who_may_read(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from polytoken.errors import UserError
 from polytoken.generators.heads.base import ClassifierHead
+from polytoken.ranges import at_least
 from polytoken.sampling.categorical import Draw
 from polytoken.transformer import BlockStack, RotaryCache, TrunkConfig, check_head_width
 
@@ -32,8 +33,7 @@ class AutoregressiveHead(ClassifierHead):
 
     def __init__(self, depth: int = 3, width: int | None = None, num_heads: int | None = None) -> None:
         super().__init__()
-        if depth < 1:
-            raise UserError(f"AutoregressiveHead: depth is {depth}; it must be at least 1")
+        at_least(1, self, depth=depth, width=width, num_heads=num_heads)
         self.depth = depth
         self.width = width
         self.num_heads = num_heads

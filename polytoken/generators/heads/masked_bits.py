@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,12 @@ from torch.nn import functional
 
 from polytoken.errors import UserError
 from polytoken.generators.heads.base import Head, HeadLoss
+from polytoken.ranges import above, at_least, one_of
 from polytoken.sampling import CategoricalSampler, Draw, RowNoise
 from polytoken.sampling.guidance import value_of
 from polytoken.transformer import INITIAL_DEVIATION, FeedForward, RMSNorm, RotaryCache, TrunkConfig
 
+Digits = Literal["bits", "codes"]
 NUM_FREQUENCIES = 256
 RATIO_DEVIATION = 0.8
 VISIBLE_WEIGHT = 0.1
@@ -56,21 +58,16 @@ class MaskedBitHead(Head):
 
     def __init__(
         self,
-        digits: Literal["bits", "codes"] = "bits",
+        digits: Digits = "bits",
         width: int | None = None,
         depth: int = 3,
         steps: list[int] | None = None,
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        if digits not in ("bits", "codes"):
-            raise UserError(f"MaskedBitHead: digits is {digits!r}: choose bits or codes")
-        if depth < 1 or (width is not None and width < 1) or not 0 < temperature < float("inf"):
-            raise UserError(
-                f"MaskedBitHead: depth {depth} and width {width} must be at least 1, temperature {temperature} positive"
-            )
-        if steps is not None and (not steps or min(steps) < 1):
-            raise UserError(f"MaskedBitHead: steps is {steps}: each step fixes at least one digit")
+        one_of(self, get_args(Digits), digits=digits)
+        at_least(1, self, width=width, depth=depth, steps=steps)
+        above(0, self, temperature=temperature)
         self.kind = digits
         self.width = width
         self.depth = depth

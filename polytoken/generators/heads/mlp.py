@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from polytoken.errors import UserError
 from polytoken.generators.heads.base import ClassifierHead
+from polytoken.ranges import at_least
 from polytoken.transformer import RMSNorm, TrunkConfig
 
 
@@ -21,8 +21,7 @@ class MultiMLPHead(ClassifierHead):
 
     def __init__(self, hidden: int | None = None, depth: int = 2) -> None:
         super().__init__()
-        if depth < 1 or (hidden is not None and hidden < 1):
-            raise UserError(f"MultiMLPHead: hidden {hidden} and depth {depth} must be at least 1")
+        at_least(1, self, hidden=hidden, depth=depth)
         self.hidden = hidden
         self.depth = depth
 

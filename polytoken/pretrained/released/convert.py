@@ -24,7 +24,7 @@ from polytoken.files import file_sha256
 from polytoken.fingerprint import fingerprint
 from polytoken.generators.base import Generator
 from polytoken.generators.record import GeneratorRecord, Lineage
-from polytoken.loading import GENERATOR, GLOBAL_STEP, MODEL_CONFIG, RELEASED, STATE_DICT, Checkpoint
+from polytoken.loading import GENERATOR, RELEASED, TOKENIZER, Checkpoint
 from polytoken.pipeline import GenerationPipeline
 from polytoken.pretrained.released import zoo
 from polytoken.pretrained.released.layout import Network, State, shapes_of
@@ -33,7 +33,6 @@ from polytoken.pretrained.released.release import Release, ReleasedAs
 from polytoken.specs import LatentSpec
 from polytoken.tokenizers import Tokenizer
 
-TOKENIZER = "tokenizer"
 CLASSES = 1000
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -112,13 +111,7 @@ def load_released(
     of_tokenizer = Source.find(release.tokenizer, tokenizer_file, accept_license)
     tokenizer = tokenizer_checkpoint(of_tokenizer, release.image_size).tokenizer()
     checkpoint = generator_checkpoint(source, tokenizer, release.tokenizer)
-    origin = {
-        "generator": {"run": name, "sha256": file_sha256(source.file), "step": 0, "averaged": False},
-        "tokenizer": {"run": release.tokenizer, "fingerprint": fingerprint(tokenizer)},
-    }
-    record = checkpoint.record
-    network = checkpoint.generator(tokenizer=tokenizer)
-    return GenerationPipeline(network, tokenizer, record.sub_codes, record.class_to_idx, origin).eval()
+    return GenerationPipeline.of(checkpoint, tokenizer, name, release.tokenizer)
 
 
 def tokenizer_checkpoint(source: Source, image_size: int) -> Checkpoint:
@@ -149,7 +142,7 @@ def generator_checkpoint(source: Source, tokenizer: Tokenizer, tokenizer_run: st
     with _like(source):
         network = source.release.describe(state, source.release.image_size)
     if network.latents is not None:
-        _check_latents(source, (network.latents.channels, *network.latents.grid), tokenizer, tokenizer_run)
+        _check_latents(source, network.latents.shape, tokenizer, tokenizer_run)
     with _like(source):
         weights = _converted(source, network, state, empty_generator(network, tokenizer))
     spec, mark = tokenizer.spec, fingerprint(tokenizer)
@@ -179,10 +172,8 @@ def empty_generator(network: Network, tokenizer: Tokenizer) -> Generator:
         generator: Generator = build(network.section, Generator, "the converter")  # type: ignore[type-abstract]
         spec = network.latents or tokenizer.spec
         assert spec is not None, "a generator of codes has a tokenizer with codes"
-        channels, *grid = tokenizer.latent_shape
-        vectors = LatentSpec(channels, (grid[0], grid[1]), (0.0,) * channels, (1.0,) * channels)
         scales = 1 if isinstance(spec, LatentSpec) else len(spec.scales)
-        generator.connect(spec, CLASSES, BlankCodec(vectors, scales))
+        generator.connect(spec, CLASSES, BlankCodec(tokenizer.latent_shape, scales))
     return generator
 
 
@@ -244,14 +235,8 @@ def _checkpoint(
         non_commercial=licence.non_commercial,
         sha256=file_sha256(source.file),
     )
-    content = {
-        STATE_DICT: {f"{name}.{key}": tensor for key, tensor in weights.items()},
-        MODEL_CONFIG: {"init_args": {name: network.section}},
-        GLOBAL_STEP: 0,
-        RELEASED: msgspec.to_builtins(origin),
-        **more,
-    }
-    return Checkpoint(source.file, content)
+    more = {RELEASED: msgspec.to_builtins(origin), **more}
+    return Checkpoint.of_network(source.file, name, network.section, weights, 0, more)
 
 
 def _companion(name: str, release: Release, file: Path | None) -> Path | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from polytoken.pretrained.released import llamagen
 from polytoken.pretrained.released.convolutional import ConvolutionalShape, Pairs
@@ -90,7 +89,6 @@ def _subspace(index: int, head: str, suffix: str, depth: int) -> Pairs:
 
 LICENCE = Licence("CC-BY-NC-4.0", "cc-by-nc-4.0", non_commercial=True)
 _SOURCE = "arXiv 2411.16681, showlab/FQGAN"
-_GENERATOR = Release(generator, LICENCE, _SOURCE, remark="not released: a file of one's own training")
 
 
 def _tokenizer(kind: str, downsampling: int, sub_codes: int, published: str) -> Release:
@@ -106,13 +104,24 @@ def _tokenizer(kind: str, downsampling: int, sub_codes: int, published: str) -> 
     )
 
 
+def _far(kind: str, published: str, guidance: float) -> Release:
+    return Release(
+        describe=generator,
+        licence=LICENCE,
+        source=_SOURCE,
+        tokenizer=f"fqgan/{kind}_ds16",
+        published=published,
+        remark=f"not released: a file of one's own training; the authors' sampler: guidance {guidance}",
+    )
+
+
 RELEASES: Table = {
     "fqgan/dual_ds16": _tokenizer("dual", 16, 2, "rFID 0.94"),
     "fqgan/triple_ds16": _tokenizer("triple", 16, 3, "rFID 0.76"),
     "fqgan/dual_ds8": _tokenizer("dual", 8, 2, "rFID 0.32"),
     "fqgan/triple_ds8": _tokenizer("triple", 8, 3, "rFID 0.24"),
-    "fqgan/far_dual_base": replace(_GENERATOR, tokenizer="fqgan/dual_ds16", published="gFID 3.38"),
-    "fqgan/far_triple_base": replace(_GENERATOR, tokenizer="fqgan/triple_ds16", published="gFID 3.84"),
-    "fqgan/far_dual_large": replace(_GENERATOR, tokenizer="fqgan/dual_ds16", published="gFID 3.08"),
-    "fqgan/far_triple_large": replace(_GENERATOR, tokenizer="fqgan/triple_ds16", published="gFID 3.09"),
+    "fqgan/far_dual_base": _far("dual", "gFID 3.38", 2.0),
+    "fqgan/far_triple_base": _far("triple", "gFID 3.84", 1.75),
+    "fqgan/far_dual_large": _far("dual", "gFID 3.08", 2.0),
+    "fqgan/far_triple_large": _far("triple", "gFID 3.09", 1.75),
 }

@@ -90,7 +90,8 @@ def _vq(downsampling: int, published: str) -> Release:
     )
 
 
-def _gpt(size: str, image_size: int, published: str) -> Release:
+def _gpt(size: str, image_size: int, published: str, guidance: float) -> Release:
+    resized = f"; samples of {image_size} px resized to 256 px (--model.image_size 256)" if image_size > 256 else ""
     return Release(
         describe=generator,
         licence=MIT,
@@ -100,17 +101,18 @@ def _gpt(size: str, image_size: int, published: str) -> Release:
         image_size=image_size,
         tokenizer="llamagen/vq_ds16_c2i",
         published=published,
+        remark=f"the authors' sampler: guidance {guidance}{resized}",
     )
 
 
 RELEASES: Table = {
     "llamagen/vq_ds16_c2i": _vq(16, "rFID 2.19"),
     "llamagen/vq_ds8_c2i": _vq(8, "rFID 0.59"),
-    "llamagen/c2i_B_256": _gpt("B", 256, "gFID 5.46"),
-    "llamagen/c2i_L_256": _gpt("L", 256, "gFID 3.80"),
-    "llamagen/c2i_B_384": _gpt("B", 384, "gFID 6.09"),
-    "llamagen/c2i_L_384": _gpt("L", 384, "gFID 3.07"),
-    "llamagen/c2i_XL_384": _gpt("XL", 384, "gFID 2.62"),
-    "llamagen/c2i_XXL_384": _gpt("XXL", 384, "gFID 2.34"),
-    "llamagen/c2i_3B_384": _gpt("3B", 384, "gFID 2.18"),
+    "llamagen/c2i_B_256": _gpt("B", 256, "gFID 5.46", 2.0),
+    "llamagen/c2i_L_256": _gpt("L", 256, "gFID 3.80", 2.0),
+    "llamagen/c2i_B_384": _gpt("B", 384, "gFID 6.09", 2.0),
+    "llamagen/c2i_L_384": _gpt("L", 384, "gFID 3.07", 2.0),
+    "llamagen/c2i_XL_384": _gpt("XL", 384, "gFID 2.62", 1.75),
+    "llamagen/c2i_XXL_384": _gpt("XXL", 384, "gFID 2.34", 1.75),
+    "llamagen/c2i_3B_384": _gpt("3B", 384, "gFID 2.18", 1.65),
 }

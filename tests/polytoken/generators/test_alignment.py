@@ -158,12 +158,12 @@ def test_no_host_synchronisation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weight": 0.0}, "alignment.weight is 0.0: set it to a finite number above 0, or alignment to null"),
-        ({"weight": float("inf")}, "alignment.weight is inf: set it to a finite number"),
-        ({"weight": -1.0}, "alignment.weight is -1.0"),
-        ({"weight": float("nan")}, "alignment.weight is nan"),
-        ({"width": 0}, "alignment.width is 0"),
-        ({"offset": 2}, "alignment.offset is 2: choose 0 or 1"),
+        ({"weight": 0.0}, "alignment: weight is 0.0; .* above 0, and finite .set alignment to null for none"),
+        ({"weight": float("inf")}, "alignment: weight is inf; it must be above 0, and finite"),
+        ({"weight": -1.0}, "alignment: weight is -1.0"),
+        ({"weight": float("nan")}, "alignment: weight is nan"),
+        ({"width": 0}, "alignment: width is 0"),
+        ({"offset": 2}, "alignment: offset is 2; it must be 0 or 1"),
         ({"depth": 5}, "alignment.depth is 5 and the generator has blocks 1 to 4"),
         ({"depth": 0}, "alignment.depth is 0 and the generator has blocks 1 to 4"),
     ],

@@ -147,9 +147,9 @@ def test_no_host_synchronisation(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weight": 0.0}, "code_alignment.weight is 0.0: set it to a finite number above 0, or code_alignment to null"),
-        ({"weight": float("nan")}, "code_alignment.weight is nan"),
-        ({"width": 0}, "code_alignment.width is 0"),
+        ({"weight": 0.0}, "code_alignment: weight is 0.0; .* and finite .set code_alignment to null for none"),
+        ({"weight": float("nan")}, "code_alignment: weight is nan"),
+        ({"width": 0}, "code_alignment: width is 0"),
         ({"depth": 5}, "code_alignment.depth is 5 and the generator has blocks 1 to 4"),
     ],
 )

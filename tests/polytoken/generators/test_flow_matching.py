@@ -78,7 +78,7 @@ def test_extreme_shares_are_finite() -> None:
 
 
 def test_invalid_settings() -> None:
-    with pytest.raises(UserError, match="flow.times is 'cosine': choose logit_normal or uniform"):
+    with pytest.raises(UserError, match="flow: times is 'cosine'; it must be logit_normal or uniform"):
         FlowMatching("cosine")
     with pytest.raises(UserError, match="cosine_weight is -1"):
         FlowMatching(cosine_weight=-1)

@@ -75,7 +75,7 @@ def test_a_row_does_not_depend_on_its_batch(head: Head) -> None:
             codes(),
             "MaskedBitHead writes the sub-codes .* in an order of its own",
         ),
-        (MultiLinearHead(), codes()[:, :, :16], "30 positions of 4 scales"),
+        (MultiLinearHead(), codes()[:, :, :16], "30 positions on a grid of 1 × 1"),
     ],
 )
 def test_bad_input_is_one_sentence(head: Head, reference: Tensor, sentence: str) -> None:

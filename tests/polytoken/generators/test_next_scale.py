@@ -55,7 +55,7 @@ def codec(sides: Sequence[int] = SIDES, sub_codes: Sequence[int] = (0, 1)) -> Fr
 
 
 def blank_codec(channels: int) -> BlankCodec:
-    return BlankCodec(LatentSpec(channels, (16, 16), (0.0,) * channels, (1.0,) * channels), scales=10)
+    return BlankCodec((channels, 16, 16), scales=10)
 
 
 def spec(sides: Sequence[int] = SIDES) -> TokenSpec:
@@ -314,7 +314,7 @@ def test_stochastic_depth_drops_branches_in_training_only() -> None:
         (lambda: generator().connect(LatentSpec(1, (2, 2), (0.0,), (1.0,)), 10, codec()), "this spec is of latents"),
         (
             lambda: generator().loss(Tokens(codes=codes()[:, :, :29]), torch.tensor([0, 1, 2])),
-            "30 positions of 4 scales",
+            "30 positions on a grid of 1 × 1, 2 × 2, 3 × 3, 4 × 4",
         ),
         (lambda: generator().loss(Tokens(codes=codes()), torch.tensor([0, 1, 2]), taps=[3]), "block 3 is tapped"),
     ],

@@ -125,13 +125,13 @@ def test_nearest_codes_need_vectors() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"probability": 1.5}, "noise.probability is 1.5"),
-        ({"per": "image"}, "choose sub_code or patch"),
-        ({"where": "nowhere"}, "choose trunk, head or both"),
-        ({"ramp_steps": -1}, "must not be negative"),
-        ({"decay_steps": 0}, "noise.decay_steps is 0"),
-        ({"sample_probability": "normal"}, "choose uniform or null"),
-        ({"nearest": 1}, "noise.nearest is 1"),
+        ({"probability": 1.5}, "SubTokenNoise: probability is 1.5; it must be from 0 to 1"),
+        ({"per": "image"}, "per is 'image'; it must be sub_code or patch"),
+        ({"where": "nowhere"}, "where is 'nowhere'; it must be trunk, head or both"),
+        ({"ramp_steps": -1}, "ramp_steps is -1; it must be at least 0"),
+        ({"decay_steps": 0}, "decay_steps is 0; it must be at least 1"),
+        ({"sample_probability": "normal"}, "sample_probability is 'normal'; it must be uniform or null"),
+        ({"nearest": 1}, "nearest is 1; it must be at least 2"),
     ],
 )
 def test_invalid_arguments_are_rejected(arguments: dict, message: str) -> None:

@@ -192,7 +192,7 @@ def test_grids_must_match_only_for_patches(tmp_path: Path) -> None:
 def test_an_alignment_without_loss_is_rejected() -> None:
     with pytest.raises(ValueError, match="contrastive, patch_cosine or patch_mse"):
         FeatureAlignment("high", subspace=1, contrastive=0.0)
-    with pytest.raises(ValueError, match="none below"):
+    with pytest.raises(ValueError, match="FeatureAlignment: patch_mse is -1.0; it must be at least 0"):
         FeatureAlignment("high", subspace=1, patch_mse=-1.0)
 
 

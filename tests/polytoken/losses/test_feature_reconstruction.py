@@ -54,9 +54,15 @@ def test_float32_under_autocast() -> None:
     torch.testing.assert_close(found.double(), reference(decoded, target, False), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("changes"), [{"mse": 0.0, "cosine": 0.0}, {"mse": -1.0}])
-def test_factors_out_of_range(changes: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="the reconstruction of feature 'deep' has mse"):
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"mse": 0.0, "cosine": 0.0}, "the reconstruction of feature 'deep' has mse 0 and cosine 0: one is above 0"),
+        ({"mse": -1.0}, "FeatureReconstruction: mse is -1.0; it must be at least 0"),
+    ],
+)
+def test_factors_out_of_range(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
         FeatureReconstruction("deep", **changes)
 
 

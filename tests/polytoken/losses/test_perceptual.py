@@ -114,5 +114,5 @@ def test_efficientnet_features(images: tuple[torch.Tensor, torch.Tensor]) -> Non
     assert list(term.parameters()) == [] and term.state_dict() == {}
     single = [EfficientNetFeatures([level])(make_step(*images)) for level in term.levels]
     torch.testing.assert_close(torch.stack(single).mean(), loss, msg="every level counts alike")
-    with pytest.raises(ValueError, match="levels of EfficientNetFeatures are .*: name some of 1 to 8"):
+    with pytest.raises(ValueError, match="EfficientNetFeatures: levels holds 0; it must be from 1 to 8"):
         EfficientNetFeatures([0])

@@ -139,9 +139,9 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="ConvolutionalTokenizer has none from 16"):
         SemanticContrast("high", projection="shared").connect(tiny_tokenizer(), teachers(tmp_path))
     for wrong in (0, float("nan")):
-        with pytest.raises(UserError, match=f"temperature of a semantic contrast must be positive, got {wrong}"):
+        with pytest.raises(UserError, match=f"SemanticContrast: temperature is {wrong}; it must be above 0"):
             SemanticContrast("high", temperature=wrong)
-    with pytest.raises(UserError, match="projection of a semantic contrast is 'both': choose own or shared"):
+    with pytest.raises(UserError, match="SemanticContrast: projection is 'both'; it must be own or shared"):
         SemanticContrast("high", projection="both")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no negatives in a batch of one"):
         symmetric_contrast(torch.ones(1, 2), torch.ones(1, 2), torch.ones(1, dtype=torch.bool), 1.0, True)

@@ -21,6 +21,7 @@ from polytoken.metrics.images import to_uint8
 from polytoken.metrics.kernel_distance import kernel_distance
 from polytoken.metrics.layers import LayerStatistics
 from polytoken.metrics.precision_recall import precision_recall
+from polytoken.metrics.uniformity import UniformityStatistics
 from tests.support.extractors import MeanColours
 from tests.support.ranks import run_on_ranks
 
@@ -43,10 +44,9 @@ def rows(start: int, stop: int) -> dict[str, torch.Tensor]:
 
 
 def metrics_of_ranks(part: dict[str, torch.Tensor]) -> dict[str, object]:
-    result: dict[str, object] = {}
-    usage = CodebookStatistics([4, 4])
-    usage.update(part["codes"])
-    result["usage"] = [*usage.compute().perplexity, *usage.compute().usage]
+    with pytest.MonkeyPatch.context() as patch:  # a list of the states of all ranks takes gigabytes on many ranks
+        patch.setattr("torch.distributed.all_gather", None)
+        result = large_sums(part)
     for name, sizes in (("codes", [4, 4]), ("wide", WIDE)):
         joint = JointCodeStatistics(sizes)
         joint.update(part[name])
@@ -54,10 +54,6 @@ def metrics_of_ranks(part: dict[str, torch.Tensor]) -> dict[str, object]:
     recent = RecentUsage([4, 4], window=3)
     recent.update(part["codes"][:, :, :1])
     result["recent"] = [float(share) for share in recent.compute()]
-    statistics = FeatureStatistics(3)
-    statistics.update(part["features"])
-    result["count"] = [float(statistics.compute().number)]
-    result["covariance"] = statistics.compute().covariance.flatten().tolist()
     score = InceptionScore(3)
     score.update(part["features"])
     result["score"] = [float(score.compute())]
@@ -92,6 +88,21 @@ def metrics_of_ranks(part: dict[str, torch.Tensor]) -> dict[str, object]:
     curves = layers.compute()
     assert curves.probe is not None
     result["layers"] = [curves.images, *curves.nts, *curves.cka, *(accuracy.value for accuracy in curves.probe)]
+    return result
+
+
+def large_sums(part: dict[str, torch.Tensor]) -> dict[str, object]:
+    result: dict[str, object] = {}
+    usage = CodebookStatistics([4, 4])
+    usage.update(part["codes"])
+    result["usage"] = [*usage.compute().perplexity, *usage.compute().usage]
+    statistics = FeatureStatistics(3)
+    statistics.update(part["features"])
+    result["count"] = [float(statistics.compute().number)]
+    result["covariance"] = statistics.compute().covariance.flatten().tolist()
+    uniformity = UniformityStatistics([4, 4], resolution=16)
+    uniformity.update(part["features"][:, :2].tanh(), part["codes"][:, :, 0])
+    result["uniformity"] = list(uniformity.compute())
     return result
 
 

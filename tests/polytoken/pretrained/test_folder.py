@@ -70,11 +70,23 @@ def test_an_exported_pipeline_draws_the_same_images(kind: str, tmp_path: Path) -
     own = GenerationPipeline.from_run(run)
     save_pretrained(run, tmp_path / "exported")
     shutil.rmtree(tmp_path / "digits")
+    config = tmp_path / "exported/generator/config.json"
+    written = json.loads(config.read_text())
+    config.write_text(json.dumps({**written, "averaged": True}))
     loaded = from_pretrained(tmp_path / "exported")
     assert isinstance(loaded, GenerationPipeline) and loaded.class_names == own.class_names
     assert (pixels(loaded.sample([3, "4"], seed=1)) == pixels(own.sample([3, "4"], seed=1))).all()
-    assert not any(module.training for module in loaded.modules())
-    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    for pipeline in (own, loaded):
+        assert not any(module.training for module in pipeline.modules())
+        assert not any(parameter.requires_grad for parameter in pipeline.parameters())
+    assert list(loaded.origin["generator"].items()) == [
+        ("run", str(tmp_path / "exported")),
+        ("sha256", written["weights_sha256"]),
+        ("step", own.origin["generator"]["step"]),
+        ("averaged", True),
+    ]
+    expected = [("run", str(tmp_path / "exported/tokenizer")), ("fingerprint", own.origin["tokenizer"]["fingerprint"])]
+    assert list(loaded.origin["tokenizer"].items()) == expected
 
 
 @pytest.mark.parametrize("write", [write_folded_run, write_representation_run])

@@ -85,5 +85,5 @@ def test_parameters_without_reset_are_rejected() -> None:
 def test_wrong_number_of_sub_codes_is_rejected() -> None:
     with pytest.raises(ValueError, match="expected 2 sub-codes per position, got 3"):
         FactorizedQuantizer(VectorQuantizer(16, 4), 2).embed_codes(torch.zeros(1, 3, 16, dtype=torch.int64), (4, 4))
-    with pytest.raises(ValueError, match="num_branches must be at least 1"):
+    with pytest.raises(ValueError, match="num_branches is 0; it must be at least 1"):
         FactorizedQuantizer(VectorQuantizer(16, 4), 0)

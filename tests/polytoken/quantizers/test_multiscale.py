@@ -175,15 +175,15 @@ def test_the_published_scales_have_286_codes() -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"scales": ()}, r"scales are \[\]"),
+        ({"scales": ()}, "scales is empty; it needs at least one value"),
         ({"scales": (1, 3, 2)}, r"scales are \[1, 3, 2\]: give sides of grids from coarse to fine"),
         ({"dropout": 0.1, "dropout_start": 6}, "dropout_start is 6: 5 scales keep the first 1 to 5"),
         ({"dropout": 0.1, "dropout_start": 0}, "dropout_start is 0: 5 scales keep the first 1 to 5"),
-        ({"num_convolutions": 0}, "num_convolutions is 0: the scales share at least 1"),
+        ({"num_convolutions": 0}, "num_convolutions is 0; it must be at least 1"),
         ({"codebook_size": 0}, "codebook_size is 0; it must be from 1"),
         ({"code_dim": -1}, "code_dim is -1; it must be at least 1"),
-        ({"dropout": 1.5}, r"dropout 1.5: both lie in \[0, 1\]"),
-        ({"commitment_over_scales": "max"}, "commitment_over_scales is 'max': choose mean or sum"),
+        ({"dropout": 1.5}, "dropout is 1.5; it must be from 0 to 1"),
+        ({"commitment_over_scales": "max"}, "commitment_over_scales is 'max'; it must be mean or sum"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict, sentence: str) -> None:

@@ -44,15 +44,18 @@ def test_rules_per_sub_code() -> None:
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ({"guidance": -0.1}, "sampler.guidance is -0.1: it must lie in"),
-        ({"guidance": [1.0, float("nan")]}, "sampler.guidance is nan"),
-        ({"temperature": 0.0}, "sampler.temperature is 0.0: it must be positive"),
-        ({"top_p": 0.0}, r"sampler.top_p is 0.0: it must lie in \(0, 1\]"),
-        ({"top_p": [0.5, 1.1]}, "sampler.top_p is 1.1"),
-        ({"top_k": 0}, "sampler.top_k is 0: it must be at least 1"),
-        ({"top_k": [1, -1]}, "sampler.top_k is -1"),
-        ({"guidance_schedule": "cosine"}, "choose constant, linear or interval"),
-        ({"interval": (0.5, 0.5)}, r"sampler.interval is \[0.5, 0.5\]"),
+        ({"guidance": -0.1}, "sampler: guidance is -0.1; it must be from 0 to 1,000"),
+        ({"guidance": [1.0, float("nan")]}, "sampler: guidance holds nan"),
+        (
+            {"temperature": 0.0},
+            "temperature is 0.0; it must be .* at least 0.000001 .top_k of 1 takes the likeliest",
+        ),
+        ({"top_p": 0.0}, "sampler: top_p is 0.0; it must be above 0, and at most 1"),
+        ({"top_p": [0.5, 1.1]}, "sampler: top_p holds 1.1"),
+        ({"top_k": 0}, "sampler: top_k is 0; it must be at least 1"),
+        ({"top_k": [1, -1]}, "sampler: top_k holds -1"),
+        ({"guidance_schedule": "cosine"}, "it must be constant, linear or interval"),
+        ({"interval": (0.5, 0.5)}, r"sampler: interval is \[0.5, 0.5\]"),
     ],
 )
 def test_invalid_rules_are_rejected(rules: dict, message: str) -> None:

@@ -116,12 +116,12 @@ def test_guided_channels_beyond_the_latents_are_rejected() -> None:
     ("settings", "says"),
     [
         ({"guidance": [1.5, 2.0]}, "latents have no sub-codes, so a flow takes one value"),
-        ({"method": "rk45"}, "method is 'rk45': choose euler or heun"),
-        ({"steps": 0}, "steps is 0: it must lie between 1 and 100,000"),
-        ({"shift": 0.0}, "shift is 0.0: it must be positive"),
-        ({"shift": float("nan")}, "shift is nan: it must be positive"),
-        ({"guided_channels": 0}, "guided_channels is 0: it must be at least 1"),
-        ({"guidance": -1.0}, "guidance is -1.0: it must lie in"),
+        ({"method": "rk45"}, "method is 'rk45'; it must be euler or heun"),
+        ({"steps": 0}, "steps is 0; it must be from 1 to 100,000"),
+        ({"shift": 0.0}, "shift is 0.0; it must be above 0"),
+        ({"shift": float("nan")}, "shift is nan; it must be above 0"),
+        ({"guided_channels": 0}, "guided_channels is 0; it must be at least 1"),
+        ({"guidance": -1.0}, "guidance is -1.0; it must be from 0 to"),
     ],
 )
 def test_invalid_settings(settings: dict, says: str) -> None:

@@ -50,7 +50,7 @@ def test_forced_codes_are_written_by_two_passes_and_drawn_by_the_third() -> None
     [
         (lambda: Forcing(()), "name at least one sub-code"),
         (lambda: Forcing((1, 1)), "and each once"),
-        (lambda: Forcing(guidance=-1.0), r"forcing.guidance is -1.0: it must lie in \[0, 1,000\]"),
+        (lambda: Forcing(guidance=-1.0), "forcing: guidance is -1.0; it must be from 0 to 1,000"),
         (lambda: Forcing((2,)).within([0, 1]), r"names 2, and the generator writes the sub-codes \[0, 1\]"),
         (lambda: Forcing((1, 0)).within([0, 1]), "nothing would be left to sample: leave one out"),
         (lambda: Forcing((0,)).within([0]), "the generator writes one a position: take a run on the tokens of several"),

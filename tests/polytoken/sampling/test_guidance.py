@@ -4,6 +4,7 @@ import torch
 from polytoken.errors import UserError
 from polytoken.sampling import CategoricalSampler, FlowSampler
 from polytoken.sampling.guidance import Guidance, guide
+from polytoken.specs import TokenSpec
 
 
 def test_guide() -> None:
@@ -53,14 +54,25 @@ def test_an_interval_is_of_its_schedule_alone(schedule) -> None:
 
 @pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf"), 1e38, [1.0, 1e38]])
 def test_scales_that_overflow_are_rejected(scale: float | list[float]) -> None:
-    with pytest.raises(UserError, match=r"sampler.guidance is .*: it must lie in \[0, 1,000\]"):
+    with pytest.raises(UserError, match="sampler: guidance (is|holds) .*; it must be from 0 to 1,000"):
         Guidance(guidance=scale)
+
+
+def test_several_scales_may_be_a_tuple() -> None:
+    spec = TokenSpec((4, 4), ((2, 2),))
+    rules = CategoricalSampler(guidance=(3.0, 1.0), temperature=(1.0, 0.5))
+    rules.check(spec)
+    assert rules.scales(1, 2) == [[3.0, 1.0]]
+    with pytest.raises(UserError, match=r"sampler\.guidance has 3 values and the generator writes 2 sub-codes"):
+        CategoricalSampler(guidance=(1.0, 1.0, 1.0)).check(spec)
+    with pytest.raises(UserError, match=r"latents have no sub-codes, so a flow takes one value"):
+        FlowSampler(guidance=(1.0, 2.0))
 
 
 def test_other_rules_that_cannot_be_computed_are_rejected() -> None:
     for temperature in (1e-300, 0.0, float("nan")):
-        with pytest.raises(UserError, match="sampler.temperature is .*: it must be positive, and at least 0.000001"):
+        with pytest.raises(UserError, match="sampler: temperature is .*; it must be finite, and at least 0.000001"):
             CategoricalSampler(temperature=temperature)
     for steps in (0, -1, 10**9):
-        with pytest.raises(UserError, match=f"sampler.steps is {steps}: it must lie between 1 and 100,000"):
+        with pytest.raises(UserError, match=f"sampler: steps is {steps}; it must be from 1 to 100,000"):
             FlowSampler(steps=steps)

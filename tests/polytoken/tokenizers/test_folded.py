@@ -93,5 +93,7 @@ def test_sizes_that_do_not_fit_are_refused(changes: dict, sentence: str) -> None
 def test_other_images_and_transformers_are_refused() -> None:
     with pytest.raises(UserError, match="have shape 1 × 3 × 16 × 20, and the tokenizer reads batches of 3 × 16 × 16"):
         tokenizer().encode(torch.zeros(1, 3, 16, 20))
-    with pytest.raises(UserError, match="32 channels, 5 heads"):
+    with pytest.raises(UserError, match="32 channels and 5 heads: change dim or num_heads"):
         VisionTransformerConfig(4, 32, 2, 5)
+    with pytest.raises(UserError, match="transformer: layer_scale is 0; it must be above 0"):
+        VisionTransformerConfig(layer_scale=0)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from polytoken.errors import UserError
-from tests.support.tokenizers import tiny_tokenizer
+from tests.support.tokenizers import tiny_folded, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer().eval()
 SPEC = TOKENIZER.require_codes()
@@ -22,7 +22,7 @@ def images(*shape: int) -> Tensor:
         (images() * torch.nan, "images range from nan to nan"),
         (images().to(torch.uint8), "images are torch.uint8: scale them to float32"),
         (images().double(), "images are torch.float64, and the tokenizer's weights torch.float32"),
-        (images().bfloat16(), "images are torch.bfloat16, and the tokenizer's weights torch.float32"),
+        (images().bfloat16(), r"weights torch.float32: convert the images, images\.to\(torch\.float32\)$"),
         (images(3, 16, 16), r"images have shape 3 × 16 × 16, .*: add a batch dimension"),
         (images(2, 1, 16, 16), "images have shape 2 × 1 × 16 × 16, .*: repeat grey images"),
     ],
@@ -61,6 +61,13 @@ def test_codes(given: Tensor, says: str) -> None:
     for read in (TOKENIZER.embed_codes, TOKENIZER.decode_codes):
         with pytest.raises(UserError, match=says):
             read(given)
+
+
+def test_a_grid_is_named_where_one_can_be_given() -> None:
+    with pytest.raises(UserError, match="positions of an image; pass the grid of images of another size$"):
+        TOKENIZER.decode_codes(codes()[:, :, 1:])
+    with pytest.raises(UserError, match="positions of an image$"):
+        tiny_folded().decode_codes(codes()[:, :, 1:])
 
 
 def test_the_largest_codes_and_other_grids_are_decoded() -> None:

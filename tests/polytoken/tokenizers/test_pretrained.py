@@ -138,6 +138,7 @@ def trained(made: FoldedTokenizer) -> set[str]:
 def test_a_frozen_encoder_trains_what_the_pretrained_network_lacks(
     tuning: str, source: SmallVisionTransformer, tmp_path: Path
 ) -> None:
+    """With lora the last norm as well, and updates of the layers that the released code adapts."""
     made = tokenizer(tmp_path / "high.safetensors", tuning=tuning)
     made.start()
     images = torch.randn(2, 3, 16, 16)
@@ -147,17 +148,18 @@ def test_a_frozen_encoder_trains_what_the_pretrained_network_lacks(
     names = trained(made.train())
     of_encoder = {name for name in names if name.startswith(("encoder.", "patch_embedding."))}
     updates = {
-        f"encoder.blocks.{block}.attn.{layer}.parametrizations.weight.0.{factor}"
+        f"encoder.blocks.{block}.mlp.{layer}.parametrizations.weight.0.{factor}"
         for block in (0, 1)
-        for layer in ("qkv", "proj")
+        for layer in ("fc1", "fc2")
         for factor in ("up", "down")
     }
-    assert of_encoder == {"encoder.levels.weight"} | (updates if tuning == "lora" else set())
+    added = {"encoder.norm.weight", "encoder.norm.bias"} | updates
+    assert of_encoder == {"encoder.levels.weight"} | (added if tuning == "lora" else set())
     assert {name for name, _ in made.named_parameters() if not name.startswith(("encoder.", "patch_emb"))} <= names
     if tuning == "lora":
-        layer: Any = made.encoder.blocks[0].attn.qkv
+        layer: Any = made.encoder.blocks[0].mlp.fc1
         update, original = layer.parametrizations.weight[0], layer.parametrizations.weight.original
-        assert torch.equal(original, source.trunk.blocks[0].attn.qkv.weight)
+        assert torch.equal(original, source.trunk.blocks[0].mlp.fc1.weight)
         torch.testing.assert_close(layer.weight - original, update.up @ update.down, rtol=1e-4, atol=1e-5)
 
 
@@ -174,7 +176,7 @@ def test_a_tuned_encoder_is_loaded_without_its_source(source: SmallVisionTransfo
 def test_a_tuning_that_does_not_fit_is_refused() -> None:
     with pytest.raises(UserError, match="tuning is linear, which freezes the encoder: set pretrained, or tuning to"):
         tokenizer(None, tuning="linear")
-    with pytest.raises(UserError, match="tuning is 'half': choose full, linear or lora"):
+    with pytest.raises(UserError, match="tuning is 'half'; it must be full, linear or lora"):
         tokenizer("high.safetensors", tuning="half")
-    with pytest.raises(UserError, match="rank is 2, and updates of 3 × 1 weights have 1 to 1"):
+    with pytest.raises(UserError, match="rank is 2, and updates of 4 × 1 weights have 1 to 1"):
         tokenizer("high.safetensors", tuning="lora", dim=1, num_heads=1)

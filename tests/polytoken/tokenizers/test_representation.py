@@ -162,7 +162,7 @@ def test_a_recorded_tokenizer_is_built_again(tmp_path: Path) -> None:
         ({"image_size": 32}, "image_size is 32, and the foundation model's 2 × 2 features"),
         ({"shallow": 4}, "block 4 of teacher stand_in: it has blocks 0 to 3"),
         ({"shallow": 0}, "shallow is 0, and the deep feature comes from block 3: name a block from 1 to 3, or null"),
-        ({"fusion": "sum"}, "fusion is 'sum': choose attention, linear or none"),
+        ({"fusion": "sum"}, "fusion is 'sum'; it must be attention, linear or none"),
         (
             {"feature_decoder": FeatureDecoderConfig(num_heads=5)},
             "feature_decoder.num_heads is 5, which does not divide",

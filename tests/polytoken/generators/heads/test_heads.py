@@ -190,7 +190,7 @@ def test_incompatible_heads_are_rejected(head: Head, sizes: tuple[int, ...], mes
 def test_invalid_arguments_are_rejected() -> None:
     with pytest.raises(ValueError, match="depth is 0"):
         AutoregressiveHead(depth=0)
-    with pytest.raises(ValueError, match="hidden 0"):
+    with pytest.raises(ValueError, match="MultiMLPHead: hidden is 0"):
         MultiMLPHead(hidden=0)
 
 

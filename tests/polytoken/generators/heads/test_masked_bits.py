@@ -233,9 +233,9 @@ def test_one_graph_serves_all_positions(monkeypatch: pytest.MonkeyPatch) -> None
     [
         ({}, "sub-code 0 has 11 codes, which bits cannot count"),
         ({"digits": "codes", "steps": [1, 2]}, r"the steps \[1, 2\] fix 3 digits and a position has 2"),
-        ({"steps": [0, 2]}, "each step fixes at least one digit"),
-        ({"digits": "trits"}, "choose bits or codes"),
-        ({"temperature": 0.0}, "temperature 0.0 positive"),
+        ({"steps": [0, 2]}, "MaskedBitHead: steps holds 0; it must be at least 1"),
+        ({"digits": "trits"}, "digits is 'trits'; it must be bits or codes"),
+        ({"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
     ],
 )
 def test_invalid_arguments_are_rejected(arguments: dict, message: str) -> None:

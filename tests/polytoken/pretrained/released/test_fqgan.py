@@ -12,6 +12,7 @@ from torch.nn import functional
 
 import polytoken
 from polytoken.errors import UserError
+from polytoken.pretrained.released import RELEASES
 from polytoken.sampling import CategoricalSampler
 from polytoken.specs import Tokens
 from tests.support.released import small_state
@@ -69,6 +70,13 @@ def test_a_generator_computes_what_the_released_names_say(name: str, tmp_path: P
     losses = pipeline.network.loss(Tokens(codes=codes), labels).parts
     expected = gpt_losses({key: tensor.double() for key, tensor in state.items()}, codes, labels)
     torch.testing.assert_close([*losses.values()], [loss.float() for loss in expected], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "guidance"), [("dual", 2.0), ("triple", 1.75)])
+def test_the_remark_names_the_sampler_of_the_figure(kind: str, guidance: float) -> None:
+    """FQGAN Table 2 and appendix E."""
+    for size in ("base", "large"):
+        assert f"guidance {guidance}" in RELEASES[f"fqgan/far_{kind}_{size}"].remark
 
 
 def test_the_licence_must_be_accepted(tmp_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 
+import pytest
 import torch
 from torch.nn import functional
 
 import polytoken
+from lightning_modules import SamplingModule
 from polytoken.pipeline import GenerationPipeline
+from polytoken.pretrained.released import RELEASES
 from polytoken.specs import Tokens
 from polytoken.tokenizers import Tokenizer
 from tests.support.released import small_state
@@ -32,6 +36,17 @@ def test_the_tokenizer_computes_what_the_released_names_say(tmp_path: Path) -> N
     vectors = table[codes].permute(0, 3, 1, 2)
     torch.testing.assert_close(encoding.quantized.double(), vectors, rtol=0, atol=1e-6)
     torch.testing.assert_close(tokenizer.decode(vectors).image, ldm_decode(state, vectors), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("name", "guidance"),
+    [("c2i_B_256", 2.0), ("c2i_L_384", 2.0), ("c2i_XL_384", 1.75), ("c2i_XXL_384", 1.75), ("c2i_3B_384", 1.65)],
+)
+def test_the_remark_names_the_sampler_of_the_figure(name: str, guidance: float) -> None:
+    remark = RELEASES[f"llamagen/{name}"].remark
+    assert f"guidance {guidance}" in remark
+    assert ("--model.image_size 256" in remark) == name.endswith("384")
+    assert "image_size" in signature(SamplingModule).parameters
 
 
 def test_the_generator_computes_what_the_released_names_say(tmp_path: Path) -> None:
