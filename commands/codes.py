@@ -57,12 +57,12 @@ def codes(
     if max_images is not None and max_images < 2:
         raise UserError(f"--max-images is {max_images}: a distance is one of at least 2 images")
     checkpoint = Checkpoint.open(run)
-    weights = measured_with(checkpoint, "torch")
+    measured = measured_with(checkpoint, "torch")
     tokenizer = checkpoint.tokenizer().to(network.device)
     found: dict[str, Any] = {"n": 0, "metrics": {}, "positions": [], "notes": [CONTINUOUS]}
     if tokenizer.spec is not None:
         found = _measure(run, tokenizer, network, perturbation or Perturbation(), max_images)
-    return {"bits_per_image": tokenizer.bits_per_image, **found, **weights}
+    return {"bits_per_image": tokenizer.bits_per_image, **found, **measured}
 
 
 def _measure(

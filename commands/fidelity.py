@@ -103,7 +103,7 @@ def measure(
     tokenizer = checkpoint.tokenizer().to(device or torch.device("cpu"))
     reader = new_reader() if words > 0 else None
     packages = ["torch", "pillow", "matplotlib", "scikit-learn", "scikit-image", *(["onnxruntime"] if reader else [])]
-    weights = measuring.measured_with(checkpoint, *packages)
+    measured = measuring.measured_with(checkpoint, *packages)
     side = tokenizer.image_size
     reconstruct = partial(reconstructed, tokenizer, run)
     read, pairs, extractor = {}, {}, None
@@ -125,7 +125,7 @@ def measure(
             "faces": "scikit-image's part of LFW" if faces is None else str(faces),
             "seed": seed,
         },
-        **weights,
+        **measured,
     }
     return Fidelities(result, read, pairs)
 

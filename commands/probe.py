@@ -73,7 +73,7 @@ def probe(
             finite.
     """
     checkpoint = Checkpoint.open(run)
-    weights = measured_with(checkpoint, "torch", "lightning", "scikit-learn")
+    measured = measured_with(checkpoint, "torch", "lightning", "scikit-learn")
     tokenizer = checkpoint.tokenizer().to(device or torch.device("cpu"))
     if max_train is not None and max_train < 2:
         raise UserError(f"--max-train is {max_train}: a probe is fitted to at least 2 images")
@@ -108,7 +108,7 @@ def probe(
             "precision": "float32",
             "standardised": "by training mean and deviation; not for neighbours",
         },
-        **weights,
+        **measured,
     }
 
 

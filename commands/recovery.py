@@ -53,7 +53,7 @@ def recovery(
     if max_images < 1:
         raise UserError(f"--max-images is {max_images}: features are of at least 1 image")
     checkpoint = Checkpoint.open(run)
-    weights = measured_with(checkpoint, "torch")
+    measured = measured_with(checkpoint, "torch")
     tokenizer = checkpoint.tokenizer().to(device or torch.device("cpu"))
     result: dict[str, Any] = {
         "curves": [],
@@ -61,7 +61,7 @@ def recovery(
         "n": 0,
         "settings": asdict(settings),
         "notes": [NO_CODEBOOK],
-        **weights,
+        **measured,
     }
     if not codebook_weights(tokenizer.quantizer):
         return result

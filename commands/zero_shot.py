@@ -50,7 +50,7 @@ def zero_shot(
             those of another model or of other classes.
     """
     checkpoint = Checkpoint.open(run)
-    weights = measured_with(checkpoint, "torch", "timm")
+    measured = measured_with(checkpoint, "torch", "timm")
     tokenizer = checkpoint.tokenizer()
     if not isinstance(tokenizer, RepresentationTokenizer):
         raise UserError(
@@ -82,7 +82,7 @@ def zero_shot(
             "text_tower": named.text_tower,
             "num_prompts": len(named.prompts),
         },
-        **weights,
+        **measured,
     }
 
 

@@ -204,10 +204,12 @@ class ImageDataModule(ResumableDataModule):
         allowed = self.max_bad_fraction * length
         if self.trainer is not None and self.trainer.state.fn == "fit" and bad.split == "train":
             ranks = 1  # in the course of the epochs, a rank meets all images
-        share = "" if ranks == 1 else f"about {-(-length // ranks)} that rank {rank} reads of the "
+        share = f"{length} {bad.split} images"
+        if ranks > 1:
+            share = f"about {-(-length // ranks)} {bad.split} images that rank {rank} reads"
         if len(known) > max(allowed / ranks, min(1, allowed)):  # a single image says nothing about a small share
             raise RunError(
-                f"{len(known)} of the {share}{length} {bad.split} images cannot be read, more than "
+                f"{len(known)} of {share} cannot be read, more than "
                 f"data.max_bad_fraction={self.max_bad_fraction} allows, the last being {bad.place} ({bad.reason}): "
                 "repair the data set or raise the limit."
             )

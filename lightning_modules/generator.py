@@ -330,8 +330,8 @@ class GeneratorModule(ResumingModule):
         """Reject strategies that would train the generator wrongly.
 
         Raises:
-            UserError: for FSDP version 1, for mesh sizes other than data-parallel on all ranks, for a sharded run that
-                freezes weights, and for one that resumes from an unsharded checkpoint.
+            UserError: for FSDP version 1, for mesh sizes other than data-parallel on all ranks, for a new sharded run
+                that freezes weights, and for one that resumes from an unsharded checkpoint.
         """
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDPStrategy):
@@ -349,11 +349,11 @@ class GeneratorModule(ResumingModule):
                 f"generator is sharded over data alone, here on {ranks} devices: set "
                 f"trainer.strategy.init_args.data_parallel_size to {ranks} and tensor_parallel_size to 1"
             )
-        if self.trainer.state.fn == "fit" and self.freeze_carried_steps:
+        if self.trainer.state.fn == "fit" and self.freeze_carried_steps and resumes_from is None:
             raise UserError(
-                f"freeze_carried_steps is {self.freeze_carried_steps}, and a sharded run could not resume: its "
-                "checkpoints need the optimizer's moments of all weights, and frozen ones have none. Set "
-                "freeze_carried_steps to 0 and a low carried_learning_rate, or train with ddp"
+                f"freeze_carried_steps is {self.freeze_carried_steps}, and a sharded run could not resume "
+                "before they end: its checkpoints need the optimizer's moments of all weights, and frozen ones have "
+                "none. Set freeze_carried_steps to 0 and a low carried_learning_rate, or train with ddp"
             )
         if self.trainer.state.fn == "fit" and resumes_from is not None and not Path(resumes_from).is_dir():
             raise UserError(

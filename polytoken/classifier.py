@@ -13,9 +13,7 @@ from polytoken.blocks import NormSwish
 from polytoken.errors import UserError
 from polytoken.ranges import at_least
 from polytoken.records import decode
-from polytoken.weights import load_state, rebuild, save_state
-
-REMEDY = "run `make teacher PRESET=…`, which trains it"
+from polytoken.weights import MAKE_TEACHER, load_state, rebuild, save_state
 
 Width = Annotated[int, Meta(ge=4, le=8192, multiple_of=4)]
 
@@ -77,8 +75,8 @@ class SmallClassifier(nn.Module):
     @classmethod
     def load(cls, path: str | Path) -> SmallClassifier:
         """The classifier in a file of :meth:`save`, in eval mode and without gradients of its weights."""
-        state, metadata = load_state(path, REMEDY)
+        state, metadata = load_state(path, MAKE_TEACHER)
         if "widths" not in metadata:
-            raise UserError(f"{path} was not written by SmallClassifier.save: {REMEDY}")
+            raise UserError(f"{path} was not written by SmallClassifier.save: {MAKE_TEACHER}")
         header = decode(metadata, Metadata, f"the header of {path}")
-        return rebuild(lambda: cls(header["num_classes"], header["widths"]), state, path, REMEDY)
+        return rebuild(lambda: cls(header["num_classes"], header["widths"]), state, path, MAKE_TEACHER)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from polytoken.cache import KVCache
 from polytoken.errors import UserError
 from polytoken.positions import ClassPosition, Grids, Rotation, rotary_table
-from polytoken.ranges import at_least, below_one
+from polytoken.ranges import at_least, below_one, one_of
 
 NORM_EPSILON = 1e-5
 QK_NORM_EPSILON = 1e-6
@@ -100,8 +100,7 @@ class TrunkConfig:
             token_dropout=self.token_dropout,
             class_dropout=self.class_dropout,
         )
-        if self.class_position not in ("zero", "identity"):
-            raise UserError(f"trunk.class_position is {self.class_position!r}: choose zero or identity")
+        one_of("trunk", get_args(ClassPosition), class_position=self.class_position)
 
     @property
     def head_dim(self) -> int:

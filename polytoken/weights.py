@@ -19,6 +19,7 @@ from polytoken.errors import MissingFileError, UserError, first_line
 from polytoken.files import replacing
 from polytoken.integrity import DAMAGED, SHA256, damage_of, tensors_sha256
 
+MAKE_TEACHER = "run `make teacher PRESET=…`, which trains it"
 Network = TypeVar("Network", bound=nn.Module)
 
 

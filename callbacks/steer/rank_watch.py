@@ -18,7 +18,7 @@ from polytoken.errors import first_line
 logger = logging.getLogger(__name__)
 
 EXIT_CODE = 1
-STOPPED = "was asked to stop"
+ASKED = "was asked to stop"
 
 
 class RankWatch(pl.Callback):
@@ -84,8 +84,8 @@ class RankWatch(pl.Callback):
         """Publish the reason for this rank's exit; if another rank is the cause, wait for its name."""
         if not self._threads and (_broke_off(exception) or not self._meet(clone=False)):
             return  # a failure before the threads started
-        if not isinstance(exception, Exception):  # e.g. SystemExit of callbacks.Requeue
-            self._leave(STOPPED)
+        if isinstance(exception, SystemExit | KeyboardInterrupt):  # such as that of callbacks.Requeue
+            self._leave(ASKED)
         elif not _broke_off(exception):
             self._leave(f"failed ({type(exception).__name__}: {first_line(exception)})")
         else:
@@ -136,8 +136,8 @@ class RankWatch(pl.Callback):
             lost = [rank for rank in self._others if silent[rank] >= self._patience]
             early = {rank: why for rank, why in left.items() if why}
             ending += bool(early)
-            # two rounds for the other ranks to report their own failures, or the time until they have left as well
-            if lost or ending > (self.beats if {*early.values()} == {STOPPED} else 2):
+            # after a failure, the others have two rounds to report theirs; after a stop, the time to leave as well
+            if lost or ending > (self._patience if {*early.values()} == {ASKED} else 2):
                 self._end(lost, early)
                 return
 

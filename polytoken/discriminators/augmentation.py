@@ -7,7 +7,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from polytoken.errors import UserError
+from polytoken.ranges import within
 
 Operation = Literal["color", "translation", "cutout"]
 
@@ -34,11 +34,7 @@ class DiffAugment(nn.Module):
         max_shift: float = 0.125,
     ) -> None:
         super().__init__()
-        if not 0 <= probability <= 1 or not 0 <= cutout <= 1 or not 0 <= max_shift <= 1:
-            raise UserError(
-                "probability, cutout and max_shift of DiffAugment must lie in [0, 1], got "
-                f"{probability}, {cutout} and {max_shift}"
-            )
+        within(0, 1, self, probability=probability, cutout=cutout, max_shift=max_shift)
         self.policy = policy
         self.probability = probability
         self.cutout = cutout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,12 @@ from polytoken.generators.heads import ClassifierHead, Head
 from polytoken.generators.noise import NoisyCodes, SubTokenNoise
 from polytoken.handover import check_equal_shapes, fits, shape
 from polytoken.precision import compute_type
+from polytoken.ranges import one_of
 from polytoken.sampling import CategoricalSampler, Draw, RowNoise
 from polytoken.specs import LatentSpec, Tokens, TokenSpec
 from polytoken.transformer import Block, RotaryCache, Trunk, TrunkConfig, initialise
+
+Aggregation = Literal["concatenation", "sum"]
 
 
 class AutoregressiveGenerator(Generator):
@@ -50,12 +53,11 @@ class AutoregressiveGenerator(Generator):
         self,
         trunk: TrunkConfig,
         head: Head,
-        aggregation: Literal["concatenation", "sum"] = "concatenation",
+        aggregation: Aggregation = "concatenation",
         noise: SubTokenNoise | None = None,
     ) -> None:
         super().__init__(trunk)
-        if aggregation not in ("concatenation", "sum"):
-            raise UserError(f"aggregation is {aggregation!r}: choose concatenation or sum")
+        one_of(self, get_args(Aggregation), aggregation=aggregation)
         self.concatenates = aggregation == "concatenation"
         self.noise = noise
         # Sub-modules are initialised and listed in the order of registration, so connect() fills reserved places.

@@ -38,7 +38,7 @@ class FeatureReconstruction(LossTerm):
         super().__init__(weight, start_step)
         at_least(0, self, mse=mse, cosine=cosine)
         if mse == cosine == 0:
-            raise UserError(f"the reconstruction of feature {feature!r} has mse 0 and cosine 0: one is above 0")
+            raise UserError(f"the reconstruction of feature {feature!r} has mse 0 and cosine 0: set one above 0")
         self.feature = feature
         self.mse = mse
         self.cosine = cosine

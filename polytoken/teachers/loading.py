@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from polytoken.errors import MissingFileError, UserError
 from polytoken.teachers.efficientnet import EFFICIENTNETS, load_efficientnet
 from polytoken.teachers.foundation_models import SIGLIP, FoundationModel, build_network
-from polytoken.teachers.stand_in import REMEDY, SmallVisionTransformer, read_architecture
-from polytoken.weights import load_state, read_shapes
+from polytoken.teachers.stand_in import SmallVisionTransformer, read_architecture
+from polytoken.weights import MAKE_TEACHER, load_state, read_shapes
 
 WEIGHTS = Path("weights")
 STAND_IN = "stand_in"
@@ -120,7 +120,7 @@ class TeacherWeights:
 
     @property
     def _remedy(self) -> str:
-        return REMEDY if self.name == STAND_IN else f"run `make weights TEACHERS={self.name}`"
+        return MAKE_TEACHER if self.name == STAND_IN else f"run `make weights TEACHERS={self.name}`"
 
     def _check_shapes(self, network: nn.Module, shapes: Mapping[str, tuple[int, ...]], path: Path) -> None:
         what = "the network its header describes" if self.name == STAND_IN else self.model.model

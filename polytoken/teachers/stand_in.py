@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from polytoken.errors import UserError
 from polytoken.records import decode
-from polytoken.weights import load_state, read_metadata, rebuild, save_state
-
-REMEDY = "run `make teacher PRESET=…`, which trains it"
+from polytoken.weights import MAKE_TEACHER, load_state, read_metadata, rebuild, save_state
 
 Pooling = Literal["token", "mean", "attention"]
 TIMM_POOLING: dict[Pooling, Literal["token", "avg", "map"]] = {"token": "token", "mean": "avg", "attention": "map"}
@@ -103,19 +101,19 @@ class SmallVisionTransformer(nn.Module):
             MissingFileError: it is missing.
             UserError: the file is not a stand-in.
         """
-        state, metadata = load_state(path, REMEDY)
+        state, metadata = load_state(path, MAKE_TEACHER)
         architecture = _architecture(metadata, path)
-        return rebuild(lambda: cls(**architecture), state, path, REMEDY)
+        return rebuild(lambda: cls(**architecture), state, path, MAKE_TEACHER)
 
 
 def read_architecture(path: str | Path) -> Architecture:
     """Arguments of the :class:`SmallVisionTransformer` in a file; its weights are not read."""
-    return _architecture(read_metadata(path, REMEDY), path)
+    return _architecture(read_metadata(path, MAKE_TEACHER), path)
 
 
 def _architecture(metadata: Mapping[str, Any], path: str | Path) -> Architecture:
     if "architecture" not in metadata:
-        raise UserError(f"{path} is not a stand-in teacher (its header names no architecture): {REMEDY}")
+        raise UserError(f"{path} is not a stand-in teacher (its header names no architecture): {MAKE_TEACHER}")
     header = metadata["architecture"]
     if isinstance(header, dict) and "class_token" in header:  # files from before pooling by attention
         header = {**header, "pooling": "token" if header["class_token"] else "mean"}

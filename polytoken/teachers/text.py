@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from polytoken.blocks import exact_gelu
 from polytoken.errors import UserError
 from polytoken.records import decode
-from polytoken.teachers.stand_in import REMEDY, Size
-from polytoken.weights import load_state, rebuild, save_state
+from polytoken.teachers.stand_in import Size
+from polytoken.weights import MAKE_TEACHER, load_state, rebuild, save_state
 
 PADDING = 256  # one more than the largest byte
 
@@ -117,8 +117,8 @@ class SmallTextTransformer(nn.Module):
             MissingFileError: it is missing.
             UserError: the file is not a text tower.
         """
-        state, metadata = load_state(path, REMEDY)
+        state, metadata = load_state(path, MAKE_TEACHER)
         if "text_architecture" not in metadata:
-            raise UserError(f"{path} is not a text tower (its header names no text_architecture): {REMEDY}")
+            raise UserError(f"{path} is not a text tower (its header names no text_architecture): {MAKE_TEACHER}")
         header = decode(metadata, TextHeader, f"the header of {path}")
-        return rebuild(lambda: cls(**header["text_architecture"]), state, path, REMEDY), header
+        return rebuild(lambda: cls(**header["text_architecture"]), state, path, MAKE_TEACHER), header

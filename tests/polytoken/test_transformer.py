@@ -152,7 +152,7 @@ def test_each_dropout_is_applied() -> None:
         ({"num_heads": 16}, "multiple of 4"),
         ({"depth": 0}, "trunk: depth is 0"),
         ({"class_dropout": 1.0}, "trunk: class_dropout is 1.0"),
-        ({"class_position": "nowhere"}, "choose zero or identity"),
+        ({"class_position": "nowhere"}, "it must be zero or identity"),
     ],
 )
 def test_invalid_sizes_are_rejected(changes: dict, message: str) -> None:

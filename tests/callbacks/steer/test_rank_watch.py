@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from artifacts.checkpoint_files import fault
 from callbacks.steer import rank_watch
@@ -125,6 +126,21 @@ def test_a_rank_that_was_asked_to_stop_ends_the_others_after_a_while(
     assert not waits._found.is_set(), "it has time to leave as well"
     waits._found.wait(5)
     assert f"rank 2 exits: rank {rank} was asked to stop." in caplog.text
+
+
+def test_a_rank_that_was_asked_to_stop_is_named_where_the_connection_broke(
+    ranks: list[RankWatch], caplog: pytest.LogCaptureFixture
+) -> None:
+    ranks[0].on_exception(None, None, SystemExit(75))
+    ranks[1].on_exception(None, None, RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer"))
+    assert "rank 1 exits: rank 0 was asked to stop." in caplog.text
+
+
+def test_a_checkpoint_that_fails_is_a_failure(ranks: list[RankWatch], caplog: pytest.LogCaptureFixture) -> None:
+    """`CheckpointException` is no `Exception`."""
+    ranks[1].on_exception(None, None, CheckpointException("write", {1: (OSError("full"), None)}))
+    ranks[2]._found.wait(5)
+    assert "rank 2 exits: rank 1 failed (CheckpointException" in caplog.text
 
 
 def test_rank_zero_is_lost_before_its_first_beat_was_read(

@@ -216,7 +216,7 @@ def test_invalid_input_is_rejected() -> None:
         generator.generate(labels, CategoricalSampler(top_k=[1, 2, 3]), seed=0)
     with pytest.raises(ValueError, match="at least one class"):
         build_generator(TokenSpec((4,), (GRID,)), 0, TRUNK, LinearHead())
-    with pytest.raises(ValueError, match="choose concatenation or sum"):
+    with pytest.raises(ValueError, match="it must be concatenation or sum"):
         build_generator(TokenSpec((4, 4), (GRID,)), 5, TRUNK, MultiLinearHead(), "product")
 
 

@@ -57,7 +57,10 @@ def test_float32_under_autocast() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"mse": 0.0, "cosine": 0.0}, "the reconstruction of feature 'deep' has mse 0 and cosine 0: one is above 0"),
+        (
+            {"mse": 0.0, "cosine": 0.0},
+            "the reconstruction of feature 'deep' has mse 0 and cosine 0: set one above 0",
+        ),
         ({"mse": -1.0}, "FeatureReconstruction: mse is -1.0; it must be at least 0"),
     ],
 )
