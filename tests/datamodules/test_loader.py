@@ -71,7 +71,7 @@ def test_programs_count_unreadable_images(caplog: pytest.LogCaptureFixture) -> N
         assert [batch["index"].tolist() for batch in real_images(data, "validation")] == [[0, 1, 3, 4, 5, 6]]
     assert "skips an unreadable validation image: memory/1/2.png" in caplog.text
     data = ImageDataModule(MemorySource(bad_validation=(2, 3)), 8, num_workers=0, max_bad_fraction=0.2)
-    with pytest.raises(RunError, match="2 of the 7 validation images cannot be read"):
+    with pytest.raises(RunError, match="2 of 7 validation images cannot be read"):
         list(real_images(data, "validation"))
 
 
