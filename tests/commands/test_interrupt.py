@@ -30,7 +30,7 @@ def test_a_ctrl_c_during_the_imports(program: str, tmp_path: Path) -> None:
         env={"PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
         # a shell's background jobs ignore Ctrl-C, and so would the program
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

@@ -12,7 +12,7 @@ from tests.support.slurm import FakeSlurm
 
 def run(*command: str, **environment: str) -> str:
     done = subprocess.run(
-        command, cwd=REPOSITORY, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60
+        command, cwd=REPOSITORY, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -21,7 +21,7 @@ from experiments import start, tasks
 from experiments.__main__ import main
 from experiments.specification import Row, Stage, load
 from experiments.tasks import mean_of, nested, runs_of
-from tests.support.commands import REPOSITORY
+from tests.support.commands import REPOSITORY, SECONDS
 from tests.support.experiments import PROGRAM, write_experiment
 
 
@@ -152,7 +152,7 @@ def caller(file: Path, pause: str) -> subprocess.Popen[bytes]:
 def test_two_callers_run_each_stage_once(tmp_path: Path) -> None:
     file = write_experiment(tmp_path)
     with caller(file, pause="1") as one, caller(file, pause="1") as other:
-        assert (one.wait(60), other.wait(60)) == (0, 0)
+        assert (one.wait(SECONDS), other.wait(SECONDS)) == (0, 0)
     assert len(starts()) == 2 and set(starts().values()) == {1}
 
 
@@ -175,7 +175,7 @@ def test_sigterm_stops_the_runner_and_its_stages(tmp_path: Path, capfd: pytest.C
         try:
             wait_for_start(runner)
             runner.send_signal(signal.SIGTERM)
-            assert runner.wait(20) == 130
+            assert runner.wait(SECONDS) == 130
         finally:
             runner.kill()
     assert Path("saved.txt").exists(), "the runner waits until its stages have saved"
@@ -196,7 +196,7 @@ def test_a_stage_of_a_job_ignores_the_signal_that_the_job_ignores(tmp_path: Path
         try:
             wait_for_start(stage)
             stage.send_signal(signal.SIGTERM)
-            assert stage.wait(20) == 0
+            assert stage.wait(SECONDS) == 0
         finally:
             stage.kill()
     assert run.state == "done"

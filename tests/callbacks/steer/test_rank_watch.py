@@ -124,7 +124,7 @@ def test_a_rank_that_was_asked_to_stop_ends_the_others_after_a_while(
     ranks[rank].on_exception(None, None, SystemExit(75))
     waits._store.broken = rank == 0  # which serves it
     assert not waits._found.is_set(), "it has time to leave as well"
-    waits._found.wait(5)
+    waits._found.wait(60)
     assert f"rank 2 exits: rank {rank} was asked to stop." in caplog.text
 
 
@@ -139,7 +139,7 @@ def test_a_rank_that_was_asked_to_stop_is_named_where_the_connection_broke(
 def test_a_checkpoint_that_fails_is_a_failure(ranks: list[RankWatch], caplog: pytest.LogCaptureFixture) -> None:
     """`CheckpointException` is no `Exception`."""
     ranks[1].on_exception(None, None, CheckpointException("write", {1: (OSError("full"), None)}))
-    ranks[2]._found.wait(5)
+    ranks[2]._found.wait(60)
     assert "rank 2 exits: rank 1 failed (CheckpointException" in caplog.text
 
 
