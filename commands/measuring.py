@@ -1,4 +1,4 @@
-"""What the programs that measure a run share: its directory, its images, and the record of the measured weights."""
+"""Directory, images and weights of a run that a program measures, and the file of its results."""
 
 from __future__ import annotations
 

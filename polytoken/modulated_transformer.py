@@ -165,8 +165,8 @@ def modulate(features: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def initialise_modulated(network: nn.Module) -> None:
     """Initialise as the released code does; an untrained network outputs exactly 0.
 
-    Linear layers are Xavier-uniform, w1 and w3 of a feed-forward network as the one layer (2h, dim) that they are in
-    the released code; embeddings and the layers of time N(0, 0.02²), biases 0; modulation and output are 0.
+    Linear layers are Xavier-uniform, embeddings and the layers of time N(0, 0.02²), biases 0; modulation and output
+    are 0. w1 and w3 of a feed-forward network have the deviation of the released code's one layer (2h, dim) for both.
     """
     for module in network.modules():
         if isinstance(module, nn.Linear):
@@ -181,8 +181,9 @@ def initialise_modulated(network: nn.Module) -> None:
         elif isinstance(module, FeedForward):
             hidden, dim = module.w1.weight.shape
             gain = math.sqrt((dim + hidden) / (dim + 2 * hidden))  # the fan-out of both layers together is 2h
-            nn.init.xavier_uniform_(module.w1.weight, gain)
-            nn.init.xavier_uniform_(module.w3.weight, gain)
+            with torch.no_grad():
+                module.w1.weight *= gain
+                module.w3.weight *= gain
         elif isinstance(module, ModulatedBlock | ModulatedOutput):
             nn.init.zeros_(module.modulation.weight)
         if isinstance(module, ModulatedOutput):

@@ -50,7 +50,11 @@ class TokenSpec:
         return self.num_positions * sum(math.log2(size) for size in self.codebook_sizes)
 
     def compression_ratio(self, image_size: int) -> float:
-        """Bits of an 8-bit RGB image of a side over bits of its codes (iFSQ eqs. 12 and 13; K = L^d for FSQ)."""
+        """Bits of a square 8-bit RGB image over bits of its codes (iFSQ eqs. 12 and 13; K = L^d for FSQ).
+
+        Args:
+            image_size: pixels a side.
+        """
         return compression(image_size, self.bits_per_image)
 
     def select(self, sub_codes: Sequence[int]) -> TokenSpec:
@@ -103,7 +107,11 @@ class LatentSpec:
         return latent_bits(self.shape)
 
     def compression_ratio(self, image_size: int) -> float:
-        """Bits of an 8-bit RGB image of a side over bits of its latents (iFSQ eq. 11)."""
+        """Bits of a square 8-bit RGB image over bits of its latents (iFSQ eq. 11).
+
+        Args:
+            image_size: pixels a side.
+        """
         return compression(image_size, self.bits_per_image)
 
 
@@ -175,10 +183,10 @@ class Decoded:
 
 
 def latent_bits(shape: tuple[int, int, int]) -> float:
-    """Bits of latents of a shape (C, h, w), at 16 bits a value."""
+    """Bits of latents (C, h, w) at 16 bits a value."""
     return float(math.prod(shape) * BITS_PER_LATENT)
 
 
 def compression(image_size: int, bits: float) -> float:
-    """Bits of an 8-bit RGB image of a side over those of its codes or latents."""
+    """Bits of a square 8-bit RGB image, ``image_size`` pixels a side, over ``bits`` of its codes or latents."""
     return image_size**2 * BITS_PER_PIXEL / bits

@@ -260,7 +260,7 @@ def test_vq_rows_have_the_released_quantizer_on_imagenet(name: str) -> None:
 
 
 def test_grouped_rows_clip_the_mean_over_sub_codes_on_imagenet() -> None:
-    """Where λ is halved for two sub-codes, so is the clip."""
+    """Two sub-codes halve the clip and λ."""
     for row in load("ifsq/table2", "imagenet").rows:
         (overrides,) = (stage.overrides for stage in row.stages if stage.kind == "generator")
         grouped = overrides.get("model.init_args.alignment.weight") == 1.0

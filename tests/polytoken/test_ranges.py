@@ -107,7 +107,7 @@ WORDS = {
     VisionTransformerConfig: "transformer",
     FeatureDecoderConfig: "feature_decoder",
 }
-"""What stands before the name of a setting, where it is not the class."""
+"""Word before the name of a setting in messages; for other classes, the name of the class."""
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,8 @@ def load_released(
     of_tokenizer = Source.find(release.tokenizer, tokenizer_file, accept_license)
     tokenizer = tokenizer_checkpoint(of_tokenizer, release.image_size).tokenizer()
     checkpoint = generator_checkpoint(source, tokenizer, release.tokenizer)
-    return GenerationPipeline.of(checkpoint, tokenizer, name, release.tokenizer)
+    sha256 = checkpoint.content[RELEASED]["sha256"]
+    return GenerationPipeline.of(checkpoint, tokenizer, name, release.tokenizer, sha256=sha256)
 
 
 def tokenizer_checkpoint(source: Source, image_size: int) -> Checkpoint:
