@@ -103,9 +103,9 @@ def _list() -> int:
 
 
 def _run(experiment: Experiment, tasks: list[Task], options: argparse.Namespace) -> int:
-    check(experiment)
+    named = check(experiment)
     if not options.dry_run:
-        check_files(tasks)
+        check_files(tasks, named)
         for directory, by_hand in adopt(tasks).items():
             print(f"reusing {by_hand} for {directory} (same configuration)")
     todo = schedule.missing(tasks)

@@ -24,7 +24,7 @@ from polytoken.building import CLASS_PATH
 from polytoken.errors import MissingFileError, UserError
 
 
-def check(experiment: Experiment, known: set[str] | None = None) -> None:
+def check(experiment: Experiment, known: set[str] | None = None) -> set[Path]:
     """Compose the configuration of every stage as `cli.py` would; raise UserError for the first wrong one.
 
     The options of a program are parsed as the program would.
@@ -32,8 +32,12 @@ def check(experiment: Experiment, known: set[str] | None = None) -> None:
     Args:
         experiment: At its preset.
         known: Configurations that were composed before and are skipped; the others are added.
+
+    Returns:
+        Files of weights that the composed configurations name, whether they exist or not.
     """
     known = set() if known is None else known
+    named: set[Path] = set()
     for index, row in enumerate(experiment.rows):
         for number, run in enumerate(runs_of(row, experiment.preset, seed=0)):
             stage = run.stage
@@ -51,17 +55,27 @@ def check(experiment: Experiment, known: set[str] | None = None) -> None:
             except UserError as error:
                 raise UserError(_translate(str(error), experiment, row, run, path)) from None
             _check_replaced(experiment, run, path, config)
+            named |= set(_weights(config))
             known.add(shape)
+    return named
 
 
-def check_files(tasks: list[Task]) -> None:
-    """Raise MissingFileError if a file is missing that a stage at the end of a row reads: the others take days."""
+def check_files(tasks: list[Task], named: set[Path]) -> None:
+    """Raise MissingFileError if a file is missing that some stage reads: each row would fail at it, maybe after days.
+
+    Args:
+        tasks: What is to be run.
+        named: Files of weights that the configurations name, as :func:`check` returns them.
+    """
+    preset = tasks[0].runs[0].preset
+    for path in sorted(file for file in named if not file.exists()):
+        raise MissingFileError(f"{path} is missing: `make teacher PRESET={preset}` trains the networks of a preset")
     runs = [run for task in tasks for run in task.runs]
     if any(run.needs_reference for run in runs) and not ADM_REFERENCE.exists():
         raise MissingFileError(f"{ADM_REFERENCE} is missing, the reference of gFID: `make weights` fetches it")
     for path in sorted({run.classes for run in runs if run.classes and not run.classes.exists()}):
         raise MissingFileError(
-            f"{path} is missing, the class vectors of zero-shot classification: make {path} PRESET={runs[0].preset}"
+            f"{path} is missing, the class vectors of zero-shot classification: make {path} PRESET={preset}"
         )
 
 
@@ -122,6 +136,18 @@ def _check_replaced(experiment: Experiment, run: Run, path: tuple[str, str], con
                 *experiment.source.overrides(path, run.stage.kind, run.preset, override),
                 remedy=f"state {' and '.join(kept)} in its init_args",
             )
+
+
+def _weights(value: Any) -> Iterator[Path]:
+    """Every file that a setting `weights` of a configuration names."""
+    if isinstance(value, list):
+        for one in value:
+            yield from _weights(one)
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            if key == "weights" and isinstance(one, str) and one.endswith(".safetensors"):
+                yield Path(one)
+            yield from _weights(one)
 
 
 def _short(key: str) -> str:

@@ -63,7 +63,7 @@ def test_a_run_by_hand_is_adopted(monkeypatch: pytest.MonkeyPatch) -> None:
     program.write_text(PROGRAM)
     monkeypatch.setattr(tasks, "PROGRAM", program)
     monkeypatch.setattr(tasks, "EVALUATION", (str(program),))
-    monkeypatch.setattr("experiments.__main__.check", lambda *_: None)
+    monkeypatch.setattr("experiments.__main__.check", lambda *_: set())
     assert main(["run", "paper/table.yaml"]) == 0
     assert str(tokenizer.directory) not in Path("starts.txt").read_text()
     assert json.loads((hand / "metrics.json").read_text())["validate"]["metrics"] == {"val/psnr": 30.0}

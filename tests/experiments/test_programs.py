@@ -34,7 +34,7 @@ PROBED = """
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("experiments.__main__.check", lambda *_: None)
+    monkeypatch.setattr("experiments.__main__.check", lambda *_: set())
 
 
 def test_uniformity_of_a_normal_latent_equals_the_documented_values() -> None:
@@ -234,6 +234,17 @@ def test_class_vectors_are_needed_before_anything_runs(capsys: pytest.CaptureFix
     missing = "runs/digits/teacher/classes.safetensors is missing, the class vectors of zero-shot classification: make "
     assert missing in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+def test_teachers_are_needed_before_anything_runs(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = Path("runs/digits/teacher/high.safetensors")
+    monkeypatch.setattr("experiments.__main__.check", lambda *_: {teacher})
+    assert main(["run", str(write_experiment(Path()))]) == 2
+    assert f"{teacher} is missing: `make teacher PRESET=digits`" in capsys.readouterr().err
+    assert not Path("runs").exists()
+    assert main(["run", str(write_experiment(Path())), "--dry-run"]) == 0
 
 
 def test_dependency_of_a_store_is_named_by_its_sub_codes() -> None:

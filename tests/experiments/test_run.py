@@ -31,7 +31,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tasks, "PROGRAM", tmp_path / "program.py")
-    monkeypatch.setattr("experiments.__main__.check", lambda *_: None)
+    monkeypatch.setattr("experiments.__main__.check", lambda *_: set())
 
 
 def starts() -> Counter[str]:
@@ -143,7 +143,7 @@ def caller(file: Path, pause: str) -> subprocess.Popen[bytes]:
     """`python -m experiments run`, with the program of the tests in place of cli.py, as a process of its own."""
     program = "import runpy, sys; from pathlib import Path; from experiments import check, tasks\n"
     program += f"sys.argv[1:] = ['run', {str(file)!r}]\n"
-    program += f"tasks.PROGRAM, check.check = Path({str(tasks.PROGRAM)!r}), lambda *_: None\n"
+    program += f"tasks.PROGRAM, check.check = Path({str(tasks.PROGRAM)!r}), lambda *_: set()\n"
     program += "runpy.run_module('experiments', run_name='__main__')"
     path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": path, "PAUSE": pause})

@@ -33,6 +33,15 @@ def test_every_shipped_experiment_composes(name: str) -> None:
         check(load(name, preset), COMPOSED)
 
 
+def test_the_networks_that_the_stages_read_are_named(tmp_path: Path) -> None:
+    """All that the preset's recipes read, except one that an override removes."""
+    files = {Path("runs/digits/teacher") / f"{name}.safetensors" for name in ("judge", "mid", "high", "perceptual")}
+    assert check(load("ssq/table5", "digits")) == files
+    change = ("adversarial: null", "perceptual: null")
+    without = check(load(str(write_experiment(tmp_path, change, text=STAGED)), "digits"))
+    assert without == files - {Path("runs/digits/teacher/perceptual.safetensors")}
+
+
 def test_rows_have_the_shared_overrides(tmp_path: Path) -> None:
     experiment = load(str(write_experiment(tmp_path)))
     plain, other = experiment.rows

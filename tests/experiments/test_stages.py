@@ -28,7 +28,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tasks, "PROGRAM", program)
     monkeypatch.setattr(tasks, "EVALUATION", (str(program),))
-    monkeypatch.setattr("experiments.__main__.check", lambda *_: None)
+    monkeypatch.setattr("experiments.__main__.check", lambda *_: set())
 
 
 def rows(file: Path) -> dict[str, dict[str, Run]]:
