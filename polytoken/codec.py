@@ -49,6 +49,10 @@ class BlankCodec:
         self._shape = shape
         self._scales = scales
 
+    def channels_of(self, sub_code: int) -> slice:
+        """All of them."""
+        return slice(self.channels)
+
     def embed_codes(self, codes: Tensor) -> Tensor:
         """Return zeros (B, C, h, w) for codes (B, k, N)."""
         return torch.zeros(len(codes), *self._shape, device=codes.device)
@@ -84,6 +88,11 @@ class FrozenCodec:
     def channels(self) -> int:
         """C of the vectors."""
         return sum(self._tokenizer.on(torch.device("cpu")).subspace_channels)
+
+    def channels_of(self, sub_code: int) -> slice:
+        """Channels of the vectors that a sub-code of the generator determines."""
+        widths, index = self._tokenizer.on(torch.device("cpu")).subspace_channels, self._sub_codes[sub_code]
+        return slice(sum(widths[:index]), sum(widths[: index + 1]))
 
     def partial_sums(self, codes: Tensor) -> Iterator[Tensor]:
         """Yield the vectors (B, C, h, w) after each scale of the generator's codes (B, k, n)."""

@@ -129,8 +129,8 @@ class AutoregressiveGenerator(Generator):
         """Return which weights an earlier stage hands over (SSQ section 4.2).
 
         The trunk must be equal and carries over, as do the class embedding, the level embedding of as many scales and
-        the head's norm. One sub-code also brings its embedding table, and its output layer where the shapes agree. The
-        same sub-codes bring every tensor of equal name and shape.
+        the head's norm. One sub-code also brings its embedding table, and its output layer where the shapes agree and
+        that reads the hidden state. The same sub-codes bring every tensor of equal name and shape.
 
         Raises:
             UserError: if the trunks differ, or ``sub_code`` does not fit.

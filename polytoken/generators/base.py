@@ -32,6 +32,10 @@ class Codec(Protocol):
         """C of the vectors."""
         ...
 
+    def channels_of(self, sub_code: int) -> slice:
+        """Channels of the vectors that a sub-code of the generator determines."""
+        ...
+
     def partial_sums(self, codes: Tensor) -> Iterator[Tensor]:
         """Yield the vectors (B, C, h, w) after each scale, for the codes (B, k, n) of all or the first scales."""
         ...

@@ -105,8 +105,8 @@ class NextScaleGenerator(Generator):
         """Return which weights an earlier stage hands over (SSQ section 4.2).
 
         The trunk must be equal and carries over, as do the head's norm, and the embeddings of class, scales and
-        positions where their shapes agree. One sub-code also brings the word embedding and its output layer. The same
-        sub-codes bring every tensor of equal name and shape.
+        positions where their shapes agree. One sub-code also brings its word embedding, and its output layer where that
+        reads the hidden state. The same sub-codes bring every tensor of equal name and shape.
 
         Raises:
             UserError: if the trunks differ, or this model has no such sub-code.
@@ -123,6 +123,18 @@ class NextScaleGenerator(Generator):
         pairs = {name: pairs[name] for name in pairs if not name.startswith(of_codes)}
         of_head = {f"head.{name}": f"head.{origin}" for name, origin in self.head.carried(sub_code).items()}
         return pairs | {name: origin for name, origin in of_head.items() if fits(source, origin, state, name)}
+
+    @torch.no_grad()
+    def after_handover(self, sub_code: SubCode) -> None:
+        """Ignore the other subspaces at first, so that the hidden states are the earlier stage's.
+
+        Their vectors were zero in it, so that their columns of the word embedding are untrained. They have gradients.
+        """
+        if isinstance(sub_code, int):
+            weight, kept = self.word_embedding.weight, self._codec.channels_of(sub_code)
+            trained = weight[:, kept].clone()
+            weight.zero_()
+            weight[:, kept] = trained
 
     def blocks(self) -> Iterator[nn.Module]:
         """Return the blocks of the trunk."""

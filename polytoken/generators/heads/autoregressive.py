@@ -61,6 +61,9 @@ class AutoregressiveHead(ClassifierHead):
         features, _ = self.stack(torch.stack(projected, dim=1))
         return self.norm(features).unbind(1)
 
+    def reads_hidden(self, sub_code: int) -> bool:
+        return sub_code == 0  # the others read the embedding of the sub-code before
+
     def new_cache(self, batch: int) -> RotaryCache:
         return self.stack.new_cache(batch)
 

@@ -133,10 +133,18 @@ class ClassifierHead(Head):
         return torch.stack([draw.categorical(output(state), i) for i, (state, output) in enumerate(outputs)], dim=1)
 
     def carried(self, sub_code: int | None) -> dict[str, str]:
-        """Return the final norm, and the sub-code's output layer."""
+        """Return the final norm, and the sub-code's output layer if its state still is the normalised hidden one."""
         names = {"norm.weight": "norm.weight"}
-        outputs = {f"outputs.{sub_code}.{part}": f"outputs.0.{part}" for part in ("weight", "bias")}
-        return names if sub_code is None else names | outputs
+        if sub_code is None or not self.reads_hidden(sub_code):
+            return names
+        return names | {f"outputs.{sub_code}.{part}": f"outputs.0.{part}" for part in ("weight", "bias")}
+
+    def reads_hidden(self, sub_code: int) -> bool:
+        """Is the state of this sub-code nearly ``norm(hidden)`` before training, as in a linear head?
+
+        An output layer trained on those states would begin worse than a zero one on others.
+        """
+        return True
 
     def _build_outputs(self, width: int, codebook_sizes: Sequence[int], norm: bool = True, bias: bool = False) -> None:
         self.norm = RMSNorm(width) if norm else nn.Identity()

@@ -47,3 +47,6 @@ class MultiMLPHead(ClassifierHead):
     def states(self, hidden: Tensor, codes: Tensor, embeddings: nn.ModuleList) -> Sequence[Tensor]:
         normed = self.norm(hidden)
         return [perceptron(normed) for perceptron in self.perceptrons]
+
+    def reads_hidden(self, sub_code: int) -> bool:
+        return False  # a fresh perceptron lies between

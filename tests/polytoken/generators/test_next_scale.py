@@ -333,14 +333,16 @@ def perturbed(made: NextScaleGenerator) -> NextScaleGenerator:
 
 @pytest.mark.parametrize("sub_code", [0, 1])
 def test_one_sub_code_hands_over_its_own_output_layer(sub_code: int) -> None:
-    source, target = perturbed(generator(sub_codes=[sub_code])), generator(AutoregressiveHead(depth=1))
+    source, target = perturbed(generator(sub_codes=[sub_code])), generator()
     handover = carry_over(source.state_dict(), target, sub_code)
     assert torch.equal(target.head.outputs[sub_code].weight, source.head.outputs[0].weight)
-    assert torch.equal(target.word_embedding.weight, source.word_embedding.weight)
     assert torch.equal(target.position_embedding.weight, source.position_embedding.weight)
     assert torch.equal(target.head.norm.weight, source.head.norm.weight) and handover.left_behind == ()
-    fresh = {name for name in handover.fresh if not name.startswith("head.stack.")}
-    assert fresh == {f"head.outputs.{1 - sub_code}.weight", "embeddings.0.weight"}
+    assert handover.fresh == (f"head.outputs.{1 - sub_code}.weight",)
+    own, labels = codes(), torch.tensor([3, 4, 5])  # the other subspace is ignored
+    assert torch.equal(states(target, own, labels), states(source, own[:, [sub_code]], labels))
+    target.loss(Tokens(codes=own), labels).total.backward()
+    assert target.word_embedding.weight.grad.abs().amin() > 0
     with pytest.raises(UserError, match="sub_code is 2, and this model has sub-codes 0 to 1"):
         carry_over(source.state_dict(), target, 2)
 
@@ -360,3 +362,12 @@ def test_weights_of_another_trunk_are_not_carried_over() -> None:
     source = {name: value for name, value in target.state_dict().items() if not name.startswith("trunk.")}
     with pytest.raises(UserError, match="the trunks differ"):
         carry_over(source, target)
+
+
+def test_a_sub_code_determines_its_own_channels_of_the_vectors() -> None:
+    frozen, tokens = codec(sub_codes=[1, 0]), codes(1)
+    before = frozen.embed_codes(tokens)
+    tokens[:, 0] = (tokens[:, 0] + 1) % 12
+    moved = (frozen.embed_codes(tokens) - before).abs().amax((0, 2, 3))
+    own = frozen.channels_of(0)
+    assert moved[own].min() > 0 and moved.count_nonzero() == own.stop - own.start == frozen.channels // 2
