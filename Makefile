@@ -127,6 +127,9 @@ ifneq ($(filter condition,$(MAKECMDGOALS)),)
 $(if $(shell grep -s NextScaleGenerator configs/$(GENERATOR).yaml),,\
 	$(error GENERATOR is $(GENERATOR), and references condition a next-scale one: make condition GENERATOR=next_scale TOKENIZER=imagefolder))
 endif
+ifneq ($(filter experiment,$(MAKECMDGOALS)),)
+$(if $(DATA),$(error DATA does not reach experiments, which read images where the preset has them: make data/$(PRESET) a link to $(DATA)))
+endif
 ifneq ($(filter zero-shot,$(MAKECMDGOALS)),)
 $(if $(filter representation,$(KIND)),,$(error TOKENIZER is $(TOKENIZER), and zero-shot classification reads features of a foundation model: take TOKENIZER=ideal))
 endif

@@ -94,6 +94,7 @@ def test_a_new_recipe_and_its_overlay_need_no_change_of_the_makefile(tmp_path: P
             ("caption", "PRESET=photos", "FEATURE=decoded/deep"),
             "FEATURE is decoded/deep, and TOKENIZER fq_dual has before",
         ),
+        (("experiment", "DATA=/images"), "DATA does not reach experiments, which read images where the preset has"),
         (("condition",), "GENERATOR is stage2, and references condition a next-scale one: make condition GENERATOR="),
     ],
 )
