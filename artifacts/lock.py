@@ -38,7 +38,7 @@ def hold(path: Path, is_file: bool = False) -> None:
         return
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)  # less the umask, as all other files
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror}: make it writable, or name another one") from error
     try:

@@ -23,7 +23,7 @@ from commands.estimates import MACHINE, Estimate, estimates
 from commands.preset import SOURCES, Preset
 from commands.program import new_parser, print_table, run
 from datamodules.images import ImageDataModule
-from datamodules.sources.base import SPLITS
+from datamodules.sources.base import SPLITS, ImageRecords
 from polytoken.building import build
 from polytoken.errors import UserError
 from polytoken.images import UNREADABLE
@@ -33,6 +33,7 @@ from polytoken.teachers.efficientnet import EFFICIENTNETS, MEASURES, TRAINS
 
 STAGES = ("tokenizer", "tokens", "generator", "samples")
 GOOD, MISSING, LATER = "there", "MISSING", "made first"
+PROBED = 16  # images of a split that are tried, until one can be read
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Finding:
 
 
 def data(section: dict[str, Any]) -> tuple[list[Finding], int]:
-    """Both splits, the classes, and one image of each; and the number of training images."""
+    """Both splits, the classes, and one readable image of each; and the number of training images."""
     try:
         module = build(section, ImageDataModule, "data", SOURCES)
         splits = {name: module.source.split(name) for name in SPLITS}
@@ -60,12 +61,22 @@ def data(section: dict[str, Any]) -> tuple[list[Finding], int]:
         return [Finding("data", MISSING, str(error))], 0
     found = []
     for name, records in splits.items():
-        try:
-            width, height = records.load(0).size
-            found.append(Finding(f"{name} images", f"{len(records):,}, the first of {width} × {height} px"))
-        except UNREADABLE as error:
-            found.append(Finding(f"{name} images", MISSING, f"{records.describe(0)} cannot be read: {error}"))
+        found.append(_images(f"{name} images", records))
     return [*found, Finding("classes", f"{classes:,}")], len(splits["train"])
+
+
+def _images(what: str, records: ImageRecords) -> Finding:
+    """How many there are, and the size of the first that can be read of some that are evenly spread."""
+    said = ""
+    for index in sorted({index * len(records) // PROBED for index in range(PROBED)}):
+        try:
+            width, height = records.load(index).size
+        except UNREADABLE as error:
+            said = said or f"{records.describe(index)} cannot be read: {error}"
+            continue
+        state = f"{len(records):,}, such as {width} × {height} px"
+        return Finding(what, f"{state}; {said}" if said else state)
+    return Finding(what, MISSING, said)
 
 
 def weights(config: Any, made: Path) -> Iterator[Finding]:

@@ -228,9 +228,10 @@ class HubRecords(ImageRecords):
 
     def _encoded(self, index: int) -> str | bytes:
         row = self._row(index)
-        if row is None:
+        encoded = row and (row["path"] if row["bytes"] is None else row["bytes"])
+        if encoded is None:
             raise UserError("the row has no image")
-        return row["path"] if row["bytes"] is None else row["bytes"]
+        return encoded
 
     def _row(self, index: int) -> dict[str, Any] | None:
         """Bytes or path of an image, or None; raises UserError if the table is damaged there."""
@@ -242,5 +243,5 @@ class HubRecords(ImageRecords):
     def digest(self) -> str:
         """Digest of the labels, and of the encoded bytes or the file names of some rows, evenly spread."""
         rows = [self._row(index) for index in {index * len(self) // PROBED for index in range(PROBED)}]
-        some = (b"" if row is None else row["bytes"] or os.fsencode(os.path.basename(row["path"])) for row in rows)
-        return sha256(self.labels, *some)
+        some = (row and (row["bytes"] or os.fsencode(os.path.basename(row["path"] or ""))) for row in rows)
+        return sha256(self.labels, *(one or b"" for one in some))

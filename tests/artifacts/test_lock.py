@@ -63,6 +63,15 @@ def test_a_second_process_names_the_holder_until_it_is_killed(is_file: bool, tmp
     assert held.read_text() == f"process {os.getpid()} on {socket.gethostname()}"
 
 
+def test_whoever_may_write_the_directory_may_lock_it_next(tmp_path: Path) -> None:
+    umask = os.umask(0o002)  # of a shared group directory
+    try:
+        lock.hold(tmp_path / "run")
+    finally:
+        os.umask(umask)
+    assert (tmp_path / "run/.lock").stat().st_mode & 0o777 == 0o664
+
+
 def test_a_deleted_directory_is_noticed(tmp_path: Path) -> None:
     lock.check_in_place(tmp_path / "not held")
     lock.hold(tmp_path / "run")

@@ -12,6 +12,7 @@ from PIL import Image
 from datamodules import FolderSource, HubSource
 from datamodules.sources.hub import HubRecords
 from polytoken.errors import UserError
+from polytoken.images import UNREADABLE
 
 RECORDS = ("dataset_dict.json", "train/state.json", "train/dataset_info.json")
 BROKEN = {"empty": b"", "list": b"[1]", "half": b'{"splits": ["tra', "null": b"null", "latin-1": b'{"\xe9": 1}'}
@@ -63,3 +64,12 @@ def test_a_table_that_is_damaged_between_its_ends() -> None:
     with pytest.raises(UserError, match=r"row 0 of hub\[train\] is damaged .SystemError"):
         found.load(0)
     assert found.describe(0) == "hub[train] row 0"
+
+
+@pytest.mark.parametrize("image", [None, {"bytes": None, "path": None}, {"bytes": b"", "path": None}])
+def test_a_row_without_an_image_has_an_identity_and_cannot_be_read(image: dict | None) -> None:
+    rows = [{"image": image}]
+    found = HubRecords(rows, "image", np.zeros(1, np.int64), "hub[train]")  # type: ignore[arg-type]
+    assert found.digest() == HubRecords([{"image": None}], "image", found.labels, "hub[train]").digest()  # type: ignore[arg-type]
+    with pytest.raises(UNREADABLE):
+        found.load(0)
