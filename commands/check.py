@@ -20,6 +20,7 @@ import torch
 from commands.cli.composed import compose
 from commands.comparison import default_reference
 from commands.estimates import MACHINE, Estimate, estimates
+from commands.global_batch import devices
 from commands.preset import SOURCES, Preset
 from commands.program import new_parser, print_table, run
 from datamodules.images import ImageDataModule
@@ -145,15 +146,15 @@ def evaluation(preset: Preset, runs: Path) -> Iterator[Finding]:
         yield Finding("reference of gFID", MISSING, str(error)) if published else Finding("reference of gFID", LATER)
 
 
-def machine(devices: int, in_job: bool) -> Finding:
+def machine(wanted: int, in_job: bool) -> Finding:
     """GPUs against those that the stages ask for."""
-    what = f"{devices} GPU(s)"
+    what = f"{wanted} GPU(s)"
     if in_job:
         return Finding(what, "of the jobs; not looked at here")
     count = torch.cuda.device_count()
-    if count >= devices:
+    if count >= wanted:
         return Finding(what, f"{count}, {torch.cuda.get_device_name(0)}")
-    if devices == 1:
+    if wanted == 1:
         return Finding(what, "none: a CPU trains, which suits small presets")
     return Finding(
         what, f"{MISSING}: {count}", f"DEVICES={max(count, 1)}, which makes smaller batches, or LAUNCH=slurm"
@@ -185,13 +186,12 @@ def work(given: Namespace) -> int:
         found += weights([config["model"], config["trainer"].get("callbacks")], given.runs / preset.name / "teacher")
     found += evaluation(preset, given.runs)
     needed = [*estimates(tokenizer, tokens, generator, sample, images)]
-    wanted = (config["trainer"]["devices"] for config in (tokenizer, tokens, generator, sample))
-    devices = max((count for count in wanted if isinstance(count, int)), default=1)
-    found += [disk(given.runs, needed), machine(devices, given.in_job)]
+    wanted = max(devices(config["trainer"]) or 1 for config in (tokenizer, tokens, generator, sample))
+    found += [disk(given.runs, needed), machine(wanted, given.in_job)]
     rows = [(finding.what, finding.state, finding.remedy) for finding in dict.fromkeys(found)]
     print_table(f"what {preset.name} needs", ("what", "state", "remedy"), rows, left=3)
-    shown = [estimate.row(devices) for estimate in needed]
-    notes = [f"measured on {MACHINE}; here as if {devices} shared the work evenly, without teachers and validation"]
+    shown = [estimate.row(wanted) for estimate in needed]
+    notes = [f"measured on {MACHINE}; here as if {wanted} shared the work evenly, without teachers and validation"]
     if all(estimate.seconds is None for estimate in needed):
         notes = ["the log of a run has its time left"]
     print_table("time and disk, estimated", ("stage", "work", "time", "disk"), shown, notes, left=2)

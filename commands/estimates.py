@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from artifacts.token_manifest import stored_shape, stored_type
+from commands.global_batch import global_batch
 from datamodules.views import Views
 from polytoken.building import build
 from polytoken.errors import UserError
@@ -100,7 +101,5 @@ def _bytes_of_view(tokenizer: Tokenizer) -> int:
 
 def _steps(config: dict[str, Any]) -> tuple[int, int]:
     """Steps of a training, and images of a step over all devices."""
-    trainer = config["trainer"]
-    devices = trainer["devices"] if isinstance(trainer["devices"], int) and trainer["devices"] > 0 else 1
-    nodes = trainer.get("num_nodes") or 1
-    return max(trainer["max_steps"], 0), config["data"]["init_args"].get("batch_size", 1) * devices * nodes
+    batch = global_batch(config)
+    return max(config["trainer"]["max_steps"], 0), batch.rows if batch else 1

@@ -2,8 +2,9 @@
 
 The command ends in `cli.py` and its arguments, and takes the place of this program. A finished run is compared with the
 configuration that the arguments ask for. Equal: nothing to do. Only more steps: it resumes. Otherwise a stage that the
-command line of make names (--named) is refused; one that others need stays as it was made, with a note. Composing a
-configuration takes seconds, so it happens only if arguments or digests of files differ from those recorded.
+command line of make names (--named) is refused; one that others need stays as it was made, with a note. A finished fit
+whose inputs were made again is refused, since it would train no step with them. Composing a configuration takes
+seconds, so it happens only if arguments or digests of files differ from those recorded.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from artifacts import yaml_files
 from artifacts.completion import Completion, completion, text_digest
 from artifacts.origin import digests, made_again
 from artifacts.repository import BASE_CONFIG
+from commands.global_batch import processes
 from commands.program import new_parser, run
 from polytoken import records
 from polytoken.errors import UserError
@@ -26,9 +28,10 @@ from polytoken.files import is_full
 
 COMPARED = "compared.json"
 SHOWN = 5
-# where a run was computed, not what
+# where a run was computed, not what; the number of processes is compared apart
 MACHINE_SETTINGS = ("accelerator", "devices", "num_nodes", "strategy", "plugins", "use_distributed_sampler")
 STEPS = "trainer.max_steps"
+PROCESSES = "trainer.processes"  # devices × nodes, as if they were a setting of a fit
 
 
 class Compared(TypedDict):
@@ -49,26 +52,31 @@ def starts(directory: Path, asked: list[str], named: bool) -> bool:
         named: Whether the command line of make names the stage. Otherwise ARGS of earlier starts stay with the run.
 
     Raises:
-        UserError: a named stage is finished with other settings.
+        UserError: a named stage is finished with other settings, or an input of a finished fit was made again.
     """
     done = completion(directory)
     if done is None or _leads_elsewhere(directory, asked):
         return True
     origin = done.get("origin")
     if origin is not None and (place := made_again(origin)):
+        if done["command"] == "fit":
+            raise UserError(
+                f"{directory} was trained with {place}, which was made again since: delete {directory} to train it "
+                f"again, or restore {place}"
+            )
         print(f"{directory}: {place} was made again since", flush=True)
         return True
-    if not named:
-        if origin is None:  # made by hand, and by an earlier version
-            return False
-        asked = origin["arguments"]
-    changes = _compare(directory, done, asked)
+    if not named and origin is None:  # made by hand, and by an earlier version
+        return False
+    compared = _compare(directory, done, asked if named or origin is None else origin["arguments"])
+    changes = _settings(compared)
+    if not named and _only_more_steps(changes):  # it would start with the arguments of now
+        changes = _settings(_compare(directory, done, asked))
     if not changes:
         if named:
-            known = "with these settings" if changes is not None else "and its settings are not recorded"
-            print(f"{directory} is finished, {known}: nothing to do")
+            print(f"{directory} is finished, {_known(compared)}")
         return False
-    if [key for key, _, _ in changes] == [STEPS] and _is_more(*changes[0][1:]):
+    if _only_more_steps(changes):
         print(f"{directory} resumes from step {changes[0][1]} to {changes[0][2]}", flush=True)
         return True
     shown = ", ".join(f"{short(key)} {_text(old)} → {_text(new)}" for key, old, new in changes[:SHOWN])
@@ -85,6 +93,20 @@ def starts(directory: Path, asked: list[str], named: bool) -> bool:
 def short(key: str) -> str:
     """A key as the command line takes it."""
     return key.replace(".init_args", "")
+
+
+def _known(compared: list[tuple[str, Any, Any]] | None) -> str:
+    """How a finished stage answers to what is asked, if no setting differs; a fit may have had other processes."""
+    if compared is None:
+        return "and its settings are not recorded: nothing to do"
+    if not compared:
+        return "with these settings: nothing to do"
+    ((_, before, now),) = compared
+    return (
+        f"with these settings but trained on {before} process(es), not on the {now} that are asked for: nothing to do. "
+        f"data.batch_size counts per process, so that a run on {now} has another global batch: RUN=name makes it as a "
+        "variant next to this one, and deleting this one starts it again"
+    )
 
 
 def _leads_elsewhere(directory: Path, asked: list[str]) -> bool:
@@ -113,10 +135,13 @@ def _compare(directory: Path, done: Completion, asked: list[str]) -> list[tuple[
     from commands.cli.composed import changes, compose
 
     composed = compose(asked)
+    counts = processes(recorded["trainer"]), processes(composed["trainer"])
     for name in MACHINE_SETTINGS:
         recorded["trainer"].pop(name, None)
         composed["trainer"].pop(name, None)
     now["changes"] = changes(recorded, composed)
+    if done["command"] == "fit" and None not in counts and counts[0] != counts[1]:
+        now["changes"].append((PROCESSES, *counts))
     try:
         records.write(directory / COMPARED, now)
     except (OSError, UserError) as error:  # it only saves time
@@ -133,7 +158,15 @@ def _recorded(directory: Path, done: Completion) -> dict[str, Any] | None:
     return None
 
 
-def _is_more(old: Any, new: Any) -> bool:
+def _settings(compared: list[tuple[str, Any, Any]] | None) -> list[tuple[str, Any, Any]]:
+    """The differences without the number of processes."""
+    return [change for change in compared or [] if change[0] != PROCESSES]
+
+
+def _only_more_steps(changes: list[tuple[str, Any, Any]]) -> bool:
+    if [key for key, _, _ in changes] != [STEPS]:
+        return False
+    _, old, new = changes[0]
     return isinstance(old, int) and isinstance(new, int) and 0 < old < new
 
 

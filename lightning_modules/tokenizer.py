@@ -18,7 +18,7 @@ from lightning_modules.resuming import ResumingModule
 from polytoken.blocks import NormSwish
 from polytoken.compilation import compile_modules
 from polytoken.errors import RunError, UserError
-from polytoken.fingerprint import FROZEN, check_frozen
+from polytoken.fingerprint import FROZEN, OBJECTIVE_FROZEN, check_frozen
 from polytoken.guard import NonFiniteGuard
 from polytoken.images import resize_displayed
 from polytoken.losses import TokenizerObjective, TokenizerStep
@@ -118,16 +118,26 @@ class TokenizerModule(ResumingModule):
         """Identities of the tokenizer's frozen networks; cached, since their weights are hashed."""
         return self.tokenizer.frozen_identities()
 
+    @cached_property
+    def objective_frozen(self) -> dict[str, str]:
+        """Identities of the frozen networks that the objective reads: teachers, perceptual distance, discriminator."""
+        return self.objective.frozen_identities()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the frozen networks, and path, digest and step of the weights that the run started from."""
         if self.frozen:
             checkpoint[FROZEN] = self.frozen
+        if self.objective_frozen:
+            checkpoint[OBJECTIVE_FROZEN] = self.objective_frozen
         if self.origin is not None:
             checkpoint[INIT_FROM] = self.origin
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the origin of the weights; raises UserError if the frozen networks differ."""
-        check_frozen(checkpoint.get(FROZEN), self.frozen, str(self.resumes_from or "the checkpoint"))
+        where = str(self.resumes_from or "the checkpoint")
+        check_frozen(checkpoint.get(FROZEN), self.frozen, where)
+        if OBJECTIVE_FROZEN in checkpoint and self.trainer.state.fn == "fit":  # other commands do not read them
+            check_frozen(checkpoint[OBJECTIVE_FROZEN], self.objective_frozen, where)
         self.origin = checkpoint.get(INIT_FROM)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:

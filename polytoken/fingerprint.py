@@ -11,7 +11,9 @@ from polytoken.errors import UserError
 from polytoken.frozen import hash_weights
 from polytoken.tokenizers.base import Tokenizer
 
-FROZEN = "frozen"  # key of a checkpoint: the frozen networks of its tokenizer, which hold no weights in it
+# keys of a checkpoint: the frozen networks of its tokenizer and of its objective, which hold no weights in it
+FROZEN = "frozen"
+OBJECTIVE_FROZEN = "objective_frozen"
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
@@ -29,20 +31,21 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 
 def check_frozen(recorded: Any, present: dict[str, str], where: str) -> None:
-    """Compare the frozen networks that a checkpoint records with those that its tokenizer has now.
+    """Compare the frozen networks that a checkpoint records with those that its tokenizer or objective has now.
 
     Args:
-        recorded: the value under ``FROZEN``; None for a checkpoint without one, which is not compared.
-        present: ``frozen_identities()`` of the tokenizer.
+        recorded: the value under ``FROZEN`` or ``OBJECTIVE_FROZEN``; None for a checkpoint without one, which is not
+            compared.
+        present: ``frozen_identities()`` of the tokenizer or the objective.
         where: the checkpoint, for the message.
 
     Raises:
-        UserError: they differ, so that codes and decoded features would mean something else.
+        UserError: they differ, so that codes and decoded features, or the losses, would mean something else.
     """
     if recorded is None or recorded == present:
         return
     if not isinstance(recorded, dict):
-        raise UserError(f"{where} is broken: {FROZEN} is not a mapping")
+        raise UserError(f"{where} is broken: its record of frozen networks is not a mapping")
     name = next(key for key in {**recorded, **present} if recorded.get(key) != present.get(key))
     raise UserError(
         f"{where} was trained on {name} = {_short(recorded.get(name))}, and here it is {_short(present.get(name))}: "

@@ -17,6 +17,7 @@ from callbacks.checkpoint.random_state import RandomState
 from callbacks.checkpoint.run_record import differences, recorded_model
 from callbacks.measure.metrics_file import MetricsFile
 from callbacks.steer.requeue import Requeue
+from commands.global_batch import devices
 from datamodules.resumable import ResumableDataModule
 from polytoken.errors import UserError
 from polytoken.layout import WHOLE
@@ -59,14 +60,13 @@ def check_devices(trainer: dict[str, Any]) -> None:
     Args:
         trainer: The trainer's section.
     """
-    text = str(trainer.get("devices"))  # "8" on the command line
-    devices = int(text) if text.isdecimal() else 1
+    count = devices(trainer) or 1
     launched = any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID"))  # by torchrun or srun, as asked
-    if trainer.get("accelerator") == "auto" and devices > 1 and not launched:
+    if trainer.get("accelerator") == "auto" and count > 1 and not launched:
         if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
             raise UserError(
-                f"trainer.devices is {devices}, and this machine has no GPU: set --trainer.devices 1 "
-                f"--trainer.strategy auto (make: DEVICES=1), or --trainer.accelerator cpu for {devices} processes"
+                f"trainer.devices is {count}, and this machine has no GPU: set --trainer.devices 1 "
+                f"--trainer.strategy auto (make: DEVICES=1), or --trainer.accelerator cpu for {count} processes"
             )
 
 

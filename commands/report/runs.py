@@ -13,6 +13,7 @@ from artifacts.run_files import METRICS, MetricsFile, Samples
 from artifacts.timing import Timing, images_per_second, read_timing, training_seconds
 from artifacts.token_manifest import MANIFEST
 from commands import tables
+from commands.global_batch import global_batch
 from commands.image_sets import table_of
 from commands.metric_names import GROUPS, name_of, order
 from commands.report.content import Entry, Facts, Picture
@@ -191,13 +192,13 @@ def _settings(file: Path) -> Facts:
     """The most important settings of a configuration; none, and a warning, if it is broken."""
     try:
         config = yaml_files.read(file) or {}
-        trainer, model, data = (config.get(name) or {} for name in ("trainer", "model", "data"))
+        trainer, model = (config.get(name) or {} for name in ("trainer", "model"))
         parts = model.get("init_args") or {}
         part = next((parts[name] for name in ("tokenizer", "generator") if isinstance(parts.get(name), dict)), model)
         settings = {
             "model": str(part.get("class_path", "")).rpartition(".")[2] or None,
             "steps": trainer.get("max_steps"),
-            "batch size": (data.get("init_args") or {}).get("batch_size"),
+            "global batch": global_batch(config),
             "precision": trainer.get("precision"),
             "seed": config.get("seed_everything"),
         }

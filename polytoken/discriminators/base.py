@@ -17,6 +17,10 @@ class Discriminator(nn.Module, ABC):
     def prepare(self, device: torch.device) -> None:  # noqa: B027 - optional
         """Load a frozen backbone; called once before training, so that a missing file stops the run early."""
 
+    def frozen_identities(self) -> dict[str, str]:
+        """Identity of each frozen network that it reads, by name; loads them."""
+        return {}
+
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] to logits of any shape."""

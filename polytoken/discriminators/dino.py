@@ -53,6 +53,9 @@ class DinoDiscriminator(Discriminator):
     def prepare(self, device: torch.device) -> None:
         self.teacher.prepare(device)
 
+    def frozen_identities(self) -> dict[str, str]:
+        return {"discriminator": self.teacher.identity}
+
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] to logits (B, blocks · patches), block by block."""
         with torch.autocast(images.device.type, enabled=False):

@@ -109,6 +109,13 @@ class TokenizerObjective(nn.Module):
         teachers = (self.teachers[name] for name in _teacher_blocks(self._terms().values()) if name in self.teachers)
         return frozenset(perceptual | {teacher.weights or teacher.name for teacher in teachers})
 
+    def frozen_identities(self) -> dict[str, str]:
+        """Identity of each frozen network that training reads, by name; loads them."""
+        terms = self._terms()
+        identities = {f"teacher {name}": self.teachers[name].identity for name in _teacher_blocks(terms.values())}
+        identities |= {name: term.identity for name, term in terms.items() if isinstance(term, PerceptualTerm)}
+        return identities | (self.adversarial.discriminator.frozen_identities() if self.adversarial is not None else {})
+
     def forward(self, step: TokenizerStep) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss of the autoencoder, and its parts by name for the log.
 

@@ -48,6 +48,11 @@ class PerceptualTerm(LossTerm):
         """Load the network onto the device."""
         self._network.on(device)
 
+    @property
+    def identity(self) -> str:
+        """Class of the term and digest of the network's weights; loads the network."""
+        return f"{type(self).__name__} {self._network.sha256()}"
+
     def forward(self, step: TokenizerStep) -> Tensor:
         network = self._network.on(step.images.device)
         return self.distance(network, step.decoded.image, step.images).float()

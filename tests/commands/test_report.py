@@ -70,6 +70,7 @@ def test_the_page_has_settings_and_metrics(runs: Path) -> None:
     ]
     for fact in (
         ["compared with", "digits images, by judge"],
+        ["global batch", "256 (32 × 8 processes)"],
         ["step measured", "1,000"],
         ["commit", "abc"],
         ["sampler", "guidance 2.0"],

@@ -63,8 +63,25 @@ def test_a_comment_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not starts(RUN, ASKED, named=False)
 
 
-def test_other_devices_change_nothing() -> None:
-    assert not starts(RUN, [*ASKED, "--trainer.devices", "2"], named=True)
+@pytest.mark.parametrize("name", ["devices", "num_nodes"])
+def test_other_devices_change_nothing(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [*ASKED, f"--trainer.{name}", "2"]
+    for _ in range(2):  # the second answer is the recorded one
+        assert not starts(RUN, asked, named=True)
+        said = capsys.readouterr().out
+        assert said.startswith(f"{RUN} is finished, with these settings but trained on 1 process(es), not on the 2")
+        assert "data.batch_size counts per process, so that a run on 2 has another global batch: RUN=name makes" in said
+    assert not starts(RUN, asked, named=False) and capsys.readouterr().out == ""
+    done = json.loads((RUN / "done.json").read_text())
+    (RUN / "done.json").write_text(json.dumps({**done, "command": "predict"}))
+    (RUN / COMPARED).unlink()
+    assert not starts(RUN, asked, named=True)
+    assert "with these settings: nothing to do" in capsys.readouterr().out, "a prediction is the same on any number"
+
+
+def test_the_same_number_of_processes_is_no_difference(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not starts(RUN, [*ASKED, "--trainer.devices", "1", "--trainer.strategy", "auto"], named=True)
+    assert capsys.readouterr().out == f"{RUN} is finished, with these settings: nothing to do\n"
     assert not starts(RUN, [*ASKED, "--run.stage", "toy_2", "--run.stage=toy"], named=True), "the last place counts"
 
 
@@ -72,6 +89,21 @@ def test_more_steps_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert starts(RUN, [*ASKED[:-1], "3"], named=True)
     assert "resumes from step 1 to 3" in capsys.readouterr().out
     assert not starts(RUN, [*ASKED[:-1], "3"], named=False), "ARGS of another target"
+
+
+def test_more_steps_do_not_go_on_without_the_args_of_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """A start takes the arguments of now, so that these are compared as well."""
+    file, now, rate = Path("toy.yaml"), ASKED[:3], ("--model.optimizer.learning_rate", "0.5")
+    long = file.read_text()
+    file.write_text(long.replace("max_steps: 6", "max_steps: 1"))
+    shutil.rmtree(RUN)
+    assert exit_code(*now, *rate) == 0
+    file.write_text(long)
+    capsys.readouterr()
+    assert not starts(RUN, now, named=False)
+    said = capsys.readouterr().out
+    assert said.startswith(f"note: {RUN} stays as it was made") and "learning_rate 0.5 → 0.02" in said
+    assert starts(RUN, [*now, *rate], named=False)
 
 
 def test_other_settings_are_refused_with_the_differences() -> None:
@@ -127,7 +159,11 @@ def test_an_input_that_was_made_again(capsys: pytest.CaptureFixture[str], uncomp
     (RUN / "done.json").write_text(json.dumps(done))
     assert not starts(RUN, ASKED, named=False), "an earlier stage that is gone"
     shutil.copytree(RUN, "runs/default/earlier")
-    assert starts(RUN, ASKED, named=False)
+    for named in (True, False):
+        with pytest.raises(UserError, match=f"^{RUN} was trained with runs/default/earlier, which was .* delete {RUN}"):
+            starts(RUN, ASKED, named=named)
+    (RUN / "done.json").write_text(json.dumps({**done, "command": "predict"}))
+    assert starts(RUN, ASKED, named=False), "a prediction is written again"
     assert "runs/default/earlier was made again since" in capsys.readouterr().out
 
 

@@ -7,14 +7,16 @@ import pytest
 import torch
 
 from lightning_modules import TokenizerModule
+from polytoken.classifier import SmallClassifier
+from polytoken.discriminators import DinoDiscriminator
 from polytoken.errors import UserError
-from polytoken.fingerprint import FROZEN
+from polytoken.fingerprint import FROZEN, OBJECTIVE_FROZEN
 from polytoken.loading import load_tokenizer
-from polytoken.losses import Reconstruction, TokenizerObjective
-from polytoken.teachers import SmallVisionTransformer
+from polytoken.losses import Adversarial, ClassifierFeatures, FeatureAlignment, Reconstruction, TokenizerObjective
+from polytoken.teachers import SmallVisionTransformer, Teacher
 from tests.lightning_modules.test_tokenizer import batches, build
 from tests.support.generated import write_representation_run
-from tests.support.tokenizers import tiny_representation
+from tests.support.tokenizers import tiny_representation, tiny_tokenizer
 
 
 def module(directory: Path) -> TokenizerModule:
@@ -57,7 +59,7 @@ def test_a_tokenizer_is_loaded_with_its_own_foundation_model_alone(tmp_path: Pat
     with pytest.raises(UserError, match="other.ckpt was trained on shallow = block 2, and here it is block 1: restore"):
         load_tokenizer(run / "checkpoints/other.ckpt")
     torch.save({**content, FROZEN: [1]}, run / "checkpoints/other.ckpt")
-    with pytest.raises(UserError, match="frozen is not a mapping"):
+    with pytest.raises(UserError, match="its record of frozen networks is not a mapping"):
         load_tokenizer(run / "checkpoints/other.ckpt")
     (file,) = run.glob("**/foundation.safetensors")
     network = SmallVisionTransformer.load(file)
@@ -67,7 +69,55 @@ def test_a_tokenizer_is_loaded_with_its_own_foundation_model_alone(tmp_path: Pat
         load_tokenizer(run)
 
 
+def guided(directory: Path) -> TokenizerModule:
+    """A tokenizer whose objective reads a teacher, a classifier and a discriminator's backbone."""
+    files = (str(directory / f"{name}.safetensors") for name in ("teacher", "backbone"))
+    teacher, backbone = (Teacher("stand_in", file) for file in files)
+    objective = TokenizerObjective(
+        reconstruction=Reconstruction(),
+        perceptual=ClassifierFeatures(str(directory / "classifier.safetensors")),
+        alignment_high=FeatureAlignment("high", subspace=0),
+        adversarial=Adversarial(DinoDiscriminator(backbone, [1]), start_step=0),
+        teachers={"high": teacher},
+    )
+    return TokenizerModule(tiny_tokenizer(), objective)
+
+
+def write_teacher(file: Path, seed: int) -> None:
+    torch.manual_seed(seed)
+    SmallVisionTransformer(16, patch_size=4, width=32, depth=2, num_heads=4, pooling="token").save(file)
+
+
+def write_classifier(file: Path, seed: int) -> None:
+    torch.manual_seed(seed)
+    SmallClassifier(10, (8, 8)).save(file, accuracy=0.5)
+
+
+WRITERS = {"teacher": write_teacher, "classifier": write_classifier, "backbone": write_teacher}
+
+
+@pytest.mark.parametrize(
+    ("replaced", "named"), [("teacher", "teacher high"), ("classifier", "perceptual"), ("backbone", "discriminator")]
+)
+def test_a_run_resumes_with_the_teachers_of_its_objective_alone(tmp_path: Path, replaced: str, named: str) -> None:
+    for name, write in WRITERS.items():
+        write(tmp_path / f"{name}.safetensors", 0)
+    first = trainer(tmp_path, 1)
+    first.fit(guided(tmp_path), batches(4, 16))
+    path = tmp_path / "one.ckpt"
+    first.save_checkpoint(path)
+    trainer(tmp_path, 2).fit(guided(tmp_path), batches(4, 16), ckpt_path=path, weights_only=True)
+    WRITERS[replaced](tmp_path / f"{replaced}.safetensors", 1)
+    with pytest.raises(UserError, match=rf"the checkpoint was trained on {named} = \w+ \w{{12}}, and here it is"):
+        trainer(tmp_path, 1).fit(guided(tmp_path), batches(4, 16), ckpt_path=path, weights_only=True)
+    trainer(tmp_path, 1).validate(guided(tmp_path), batches(4, 16), ckpt_path=path, weights_only=True)
+    content = torch.load(path, weights_only=True)
+    del content[OBJECTIVE_FROZEN]
+    torch.save(content, path)  # of an earlier version
+    trainer(tmp_path, 2).fit(guided(tmp_path), batches(4, 16), ckpt_path=path, weights_only=True)
+
+
 def test_a_tokenizer_without_frozen_networks_records_none() -> None:
     content: dict = {}
     build(None).on_save_checkpoint(content)
-    assert FROZEN not in content
+    assert FROZEN not in content and OBJECTIVE_FROZEN not in content

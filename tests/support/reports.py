@@ -33,7 +33,8 @@ def write_measured_runs(root: Path, pixels: int = 4) -> Path:
     writer.close()
     Image.fromarray(np.zeros((4, pixels, 3), np.uint8)).save(run / "reconstructions.png")
     (run / "config.yaml").write_text(
-        "seed_everything: 7\ntrainer: {max_steps: 1000}\nmodel: {class_path: a.B}\n# <b>\n"
+        "seed_everything: 7\ntrainer: {max_steps: 1000, devices: '8'}\nmodel: {class_path: a.B}\n"
+        "data: {init_args: {batch_size: 32}}\n# <b>\n"
     )
     measured = {"val/psnr": 24.7812, "val/ssim": None}
     section = {"global_step": 1000, "n": 355, "metrics": measured, "versions": {"torch": "2.15"}}
