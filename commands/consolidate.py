@@ -11,15 +11,15 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from artifacts.checkpoint_files import SyncedCheckpointIO, fault
 from commands.program import new_parser, run
 from polytoken.errors import MissingFileError, UserError
-from polytoken.layout import WHOLE
+from polytoken.layout import whole_of
 from polytoken.loading import checkpoint_path, read_metadata
 
 
 def consolidate(run_or_checkpoint: Path) -> Path:
-    """Write `whole.ckpt` next to the sharded checkpoint of a run, with weights, optimizers and averages.
+    """Write a sharded checkpoint as one file next to it, with weights, optimizers and averages.
 
-    All readers of a run use this file until the run is trained further, and a run can resume from it with another
-    strategy (`--ckpt_path`). The checkpoint is held in memory once.
+    All readers use `whole.ckpt`, made of a run's last checkpoint, until the run is trained further, and a run can
+    resume from it with another strategy (`--ckpt_path`). The checkpoint is held in memory once.
 
     Args:
         run_or_checkpoint: the run's directory, or the sharded checkpoint itself.
@@ -35,8 +35,8 @@ def consolidate(run_or_checkpoint: Path) -> Path:
         raise UserError(f"{path} is one file already: everything reads it as it is")
     if (reason := fault(path)) is not None:
         raise UserError(f"{path} cannot be read: {reason}. Restore it, or name an earlier checkpoint of the run")
-    target = path.with_name(WHOLE)
-    tensors = target.with_name(f"{WHOLE}.tensors")
+    target = whole_of(path)
+    tensors = target.with_name(f"{target.name}.tensors")
     try:
         dcp_to_torch_save(path, tensors)
         checkpoint = torch.load(tensors, map_location="cpu", mmap=True, weights_only=True)

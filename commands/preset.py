@@ -10,7 +10,7 @@ from typing import Any
 from torch.utils.data import Subset
 
 from artifacts import yaml_files
-from artifacts.repository import PRESETS
+from artifacts.repository import ADM_REFERENCE, PRESETS
 from datamodules.dataset import ImageDataset, collate
 from datamodules.images import ImageDataModule
 from datamodules.loader import new_loader
@@ -95,12 +95,17 @@ def _section(config: Path, name: str) -> dict[str, Any]:
 def own_network(preset: str) -> str | None:
     """The network that compares images of a preset by default: its judge, or EfficientNet-Lite2 if it trains stand-ins.
 
-    None if the preset trains neither, and is compared with ADM's reference by Inception.
+    None if the preset trains neither, and is compared with :func:`training_reference` by Inception.
     """
     networks = _networks(preset)
     if "judge" in networks:
         return "judge"
     return MEASURES if networks else None
+
+
+def training_reference(preset: str, runs: Path = Path("runs")) -> Path:
+    """Inception's statistics of training images: ADM's for ImageNet, else those of `make reference SPLIT=train`."""
+    return ADM_REFERENCE if preset == "imagenet" else runs / preset / "reference/train_inception.npz"
 
 
 def _networks(preset: str) -> list[str]:

@@ -71,8 +71,9 @@ def check_files(tasks: list[Task], named: set[Path]) -> None:
     for path in sorted(file for file in named if not file.exists()):
         raise MissingFileError(f"{path} is missing: `make teacher PRESET={preset}` trains the networks of a preset")
     runs = [run for task in tasks for run in task.runs]
-    if any(run.needs_reference for run in runs) and not ADM_REFERENCE.exists():
-        raise MissingFileError(f"{ADM_REFERENCE} is missing, the reference of gFID: `make weights` fetches it")
+    for path in {run.reference for run in runs if run.reference and not run.reference.exists()}:
+        target = "weights" if path == ADM_REFERENCE else f"reference PRESET={preset} SPLIT=train"
+        raise MissingFileError(f"{path} is missing, the reference of gFID: `make {target}` gets it")
     for path in sorted({run.classes for run in runs if run.classes and not run.classes.exists()}):
         raise MissingFileError(
             f"{path} is missing, the class vectors of zero-shot classification: make {path} PRESET={preset}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from artifacts.provenance import commit, machine
 from artifacts.run_files import CODES, METRICS, PROBES, RECOVERY, ZERO_SHOT, Measured, Metrics
 from commands.program import best_device, new_parser, run, whole_number
 from polytoken import records
+from polytoken.errors import UserError
 
 if TYPE_CHECKING:
     from commands.layers import Analysis
@@ -226,6 +228,12 @@ def curve(directory: Path, num_images: int, guidance: float, steps: int | None) 
 
     options = ["--curve", "run", str(directory), "--guidance", str(guidance), "--num-images", str(num_images)]
     options += [*_comparison(directory), *(["--steps", str(steps)] if steps else [])]
+    steps_kept = [checkpoint.step for checkpoint in program.kept_checkpoints(directory)]
+    if len({after - before for before, after in pairwise([0, *steps_kept])}) > 1:
+        raise UserError(
+            f"{directory} has checkpoints of the steps {', '.join(map(str, steps_kept))}, and a curve's numbers stand "
+            "for equal parts of training: move those that KeptCheckpoints has not written out of it, or train it again"
+        )
     (found,) = program.measure(program.options().parse_args(options))["runs"]
     metrics: Metrics = {
         f"curve/{number}/{name}": metric["value"]
@@ -266,11 +274,10 @@ def sweep(directory: Path, num_images: int, steps: int | None) -> tuple[Metrics,
 
 def _comparison(directory: Path) -> list[str]:
     """Options of the network and the images that samples of a run are compared with."""
-    from artifacts.repository import ADM_REFERENCE
-    from commands.preset import own_network, preset_of
+    from commands.preset import own_network, preset_of, training_reference
 
     preset = preset_of(directory)
-    reference = [] if own_network(preset) else ["--reference", str(ADM_REFERENCE)]
+    reference = [] if own_network(preset) else ["--reference", str(training_reference(preset))]
     return ["--preset", preset, *reference]
 
 

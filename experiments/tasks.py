@@ -19,7 +19,7 @@ import yaml
 from artifacts import yaml_files
 from artifacts.completion import completion
 from artifacts.origin import made_again
-from artifacts.repository import ADM_REFERENCE, PRESETS, REPOSITORY
+from artifacts.repository import PRESETS, REPOSITORY
 from experiments.specification import Experiment, Overrides, Row, Stage, short
 from experiments.stages import KINDS, Kind, input_stages, measured, progress
 from polytoken.files import write_text
@@ -27,6 +27,7 @@ from polytoken.files import write_text
 ROOT = Path("runs/experiments")
 PROGRAM = REPOSITORY / "cli.py"
 EVALUATION = ("-m", "commands.evaluate")  # finds the judge where `make teacher` puts it
+COMPARING = ("sweep", "curve")  # programs that measure samples
 CLASSES = Path("weights/siglip2_large_classes.safetensors")  # for presets without a dual encoder
 
 
@@ -90,11 +91,12 @@ class Run:
         return made_again(done["origin"]) if done is not None and "origin" in done else None
 
     @property
-    def needs_reference(self) -> bool:
-        """True if it compares samples with ADM's reference by Inception, for lack of a network of the preset's own."""
-        from commands.preset import own_network
+    def reference(self) -> Path | None:
+        """Statistics that its samples are compared with by Inception, for lack of a network of the preset's own."""
+        from commands.preset import own_network, training_reference
 
-        return self.kind.section == "evaluate" and own_network(self.preset) is None
+        compares = self.kind.section == "evaluate" or self.stage.kind in COMPARING
+        return training_reference(self.preset) if compares and own_network(self.preset) is None else None
 
     @property
     def classes(self) -> Path | None:
@@ -124,7 +126,7 @@ class Run:
         commands = [[sys.executable, str(short(PROGRAM)), *self.arguments(self.overrides)]]
         if self.kind.section == "evaluate":
             options: list[tuple[str, Any]] = [("samples", self.directory / "samples.npz"), ("preset", self.preset)]
-            options += [("reference", ADM_REFERENCE)] if self.needs_reference else []
+            options += [("reference", self.reference)] if self.reference else []
             commands.append([sys.executable, *EVALUATION, *_options(options)])
         return commands
 

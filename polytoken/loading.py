@@ -27,7 +27,7 @@ from polytoken.fingerprint import FROZEN, check_frozen, fingerprint
 from polytoken.generators.base import Generator
 from polytoken.generators.record import GeneratorRecord
 from polytoken.integrity import DAMAGED, damage_of_archive
-from polytoken.layout import CHECKPOINTS, LAST, SHARDED, WHOLE
+from polytoken.layout import CHECKPOINTS, LAST, SHARDED, whole_of
 from polytoken.records import check_size
 from polytoken.tokenizers import Tokenizer
 from polytoken.weights import why_unreadable
@@ -178,12 +178,13 @@ class Checkpoint:
             raise MissingFileError(f"there is no checkpoint {path}: {remedy}")
         if not path.is_dir():
             return cls(path, read_metadata(path))
-        file = path.with_name(WHOLE)
+        file = whole_of(path)
         content = read_metadata(file) if file.exists() else {}
         if content.get(GLOBAL_STEP) != read_metadata(path).get(GLOBAL_STEP):
+            of_run = f" (make consolidate RUN={path.parent.parent})" if path.name == LAST else ""
             raise UserError(
                 f"{path} is a sharded checkpoint, and {file} is {'of another step' if content else 'missing'}: make "
-                f"one file of it by `python -m commands.consolidate {path}` (make consolidate RUN={path.parent.parent})"
+                f"one file of it by `python -m commands.consolidate {path}`{of_run}"
             )
         return cls(file, content)
 

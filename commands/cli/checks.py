@@ -20,7 +20,7 @@ from callbacks.steer.requeue import Requeue
 from commands.global_batch import devices
 from datamodules.resumable import ResumableDataModule
 from polytoken.errors import UserError
-from polytoken.layout import WHOLE
+from polytoken.layout import whole_of
 from polytoken.loading import REMEDY, read_metadata
 from polytoken.ranges import above, at_least, within
 
@@ -153,7 +153,7 @@ def check_shards(checkpoint: str | None, trainer: Trainer) -> None:
         raise UserError(
             f"{path} is a sharded checkpoint, which only ModelParallelStrategy reads (configs/cluster/fsdp.yaml): "
             f"resume with it, or make one file of it (make consolidate RUN={run}) and pass --ckpt_path "
-            f"{path.with_name(WHOLE)}"
+            f"{whole_of(path)}"
         )
 
 

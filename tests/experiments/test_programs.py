@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,13 @@ import yaml
 
 from artifacts.completion import finish
 from commands.fidelity import Fidelities
+from commands.preset import training_reference
 from experiments import programs
 from experiments.__main__ import main
 from experiments.specification import load
 from experiments.stages import KINDS
 from experiments.tasks import runs_of
+from polytoken.errors import UserError
 from polytoken.specs import TokenSpec
 from tests.support.experiments import STAGED, write_experiment
 from tests.support.generated import configure, keep, write_runs
@@ -286,9 +289,20 @@ def test_samples_without_a_judge_need_a_reference_before_anything_runs(capsys: p
     assert "--reference" not in capsys.readouterr().out
 
 
+def test_a_preset_without_a_network_is_compared_with_its_own_images_and_imagenet_with_adms() -> None:
+    adm, own = Path("weights/VIRTUAL_imagenet256_labeled.npz"), Path("runs/flowers/reference/train_inception.npz")
+    assert training_reference("imagenet") == adm and training_reference("flowers") == own
+    text = STAGED.replace("[digits]", "[imagenet]")
+    changed = ("      - stage: samples\n", "      - stage: sweep\n")
+    for made in (write_experiment(Path(), text=text), write_experiment(Path(), changed, text=text)):
+        *_, run = runs_of(load(str(made), "imagenet").rows[0], "imagenet", 0)
+        assert run.reference == adm and replace(run, preset="digits").reference is None
+        assert replace(run, preset="flowers").reference == own and replace(run, preset="photos").reference is None
+
+
 def test_layers_and_the_curve_of_a_generator() -> None:
     write_judge(Path("runs/digits/teacher/judge.safetensors"))
-    run = configure(keep(write_runs(Path("runs/digits"), image_size=32), (2, 5)))
+    run = configure(keep(write_runs(Path("runs/digits"), image_size=32), (2, 4)))
     programs.main(["layers", "--run", str(run), "--max-images", "24", "--k", "3", "--output", "layers"])
     section = json.loads(Path("layers/metrics.json").read_text())["validate"]
     assert section["n"] == 24 and section["metrics"]["layers/peak"] == 1  # of one block
@@ -300,8 +314,15 @@ def test_layers_and_the_curve_of_a_generator() -> None:
     for number, point in enumerate(found["points"], 1):
         assert section["metrics"][f"curve/{number}/gfd/judge"] == point["metrics"]["gfd/judge"]["value"]
     assert section["metrics"]["compute/forward"] == found["forward_flops"] / 1e9
-    assert section["metrics"]["compute/total"] == found["training_flops"] * 5 * 4 / 1e15
+    assert section["metrics"]["compute/total"] == found["training_flops"] * 4 * 4 / 1e15
     assert section["n"] == 20
+
+
+def test_points_of_unequal_parts_are_no_curve() -> None:
+    """Their numbers would average other parts of the training over the seeds."""
+    run = configure(keep(write_runs(Path("runs/digits"), image_size=32), (2, 5)))
+    with pytest.raises(UserError, match=f"^{run} has checkpoints of the steps 2, 5, and a curve's numbers stand"):
+        programs.curve(run, 20, 1.0, None)
 
 
 def test_a_sweep_chooses_the_scale_of_the_least_distance() -> None:

@@ -153,6 +153,13 @@ def test_only_whole_sharded_checkpoints_are_consolidated(tmp_path: Path, capsys:
     torch.save({"global_step": 2}, last.with_name("whole.ckpt"))
     with pytest.raises(ValueError, match="whole.ckpt is of another step"):
         Checkpoint.open(tmp_path)
+    kept = last.with_name("step_2.ckpt")  # has a file of its own
+    shutil.copytree(last, kept)
+    torch.save({"global_step": 2}, kept / "meta.pt")
+    with pytest.raises(ValueError, match=r"whole_step_2.ckpt is missing: make one file of it by .*/step_2.ckpt`$"):
+        Checkpoint.open(kept)
+    torch.save({"global_step": 2}, last.with_name("whole_step_2.ckpt"))
+    assert Checkpoint.open(kept).path == last.with_name("whole_step_2.ckpt")
     shutil.rmtree(last)
     with pytest.raises(FileNotFoundError):
         Checkpoint.open(tmp_path)
