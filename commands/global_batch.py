@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any, NamedTuple
 
+# where a run is computed, not what
+MACHINE_SETTINGS = ("accelerator", "devices", "num_nodes", "strategy", "plugins", "use_distributed_sampler")
+
 
 class GlobalBatch(NamedTuple):
     """Rows of one update, as factors."""
@@ -42,6 +45,14 @@ def processes(trainer: Mapping[str, Any]) -> int | None:
     """Processes of a trainer's section on all its nodes; None if the machine decides."""
     count = devices(trainer)
     return count and count * (_count(trainer.get("num_nodes")) or 1)
+
+
+def take_machine(trainer: dict[str, Any]) -> int | None:
+    """Remove where a run is computed from a trainer's section; returns its processes, which the batch depends on."""
+    count = processes(trainer)
+    for name in MACHINE_SETTINGS:
+        trainer.pop(name, None)
+    return count
 
 
 def devices(trainer: Mapping[str, Any]) -> int | None:

@@ -20,7 +20,7 @@ from artifacts import yaml_files
 from artifacts.completion import Completion, completion, text_digest
 from artifacts.origin import digests, made_again
 from artifacts.repository import BASE_CONFIG
-from commands.global_batch import processes
+from commands.global_batch import take_machine
 from commands.program import new_parser, run
 from polytoken import records
 from polytoken.errors import UserError
@@ -28,8 +28,6 @@ from polytoken.files import is_full
 
 COMPARED = "compared.json"
 SHOWN = 5
-# where a run was computed, not what; the number of processes is compared apart
-MACHINE_SETTINGS = ("accelerator", "devices", "num_nodes", "strategy", "plugins", "use_distributed_sampler")
 STEPS = "trainer.max_steps"
 PROCESSES = "trainer.processes"  # devices × nodes, as if they were a setting of a fit
 
@@ -135,10 +133,7 @@ def _compare(directory: Path, done: Completion, asked: list[str]) -> list[tuple[
     from commands.cli.composed import changes, compose
 
     composed = compose(asked)
-    counts = processes(recorded["trainer"]), processes(composed["trainer"])
-    for name in MACHINE_SETTINGS:
-        recorded["trainer"].pop(name, None)
-        composed["trainer"].pop(name, None)
+    counts = take_machine(recorded["trainer"]), take_machine(composed["trainer"])
     now["changes"] = changes(recorded, composed)
     if done["command"] == "fit" and None not in counts and counts[0] != counts[1]:
         now["changes"].append((PROCESSES, *counts))

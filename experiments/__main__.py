@@ -12,7 +12,7 @@ from artifacts.results import Table
 from commands.cli.places import nearest
 from commands.program import print_any_name, whole_number
 from experiments import contrasts, schedule, start, table
-from experiments.adopt import adopt
+from experiments.adopt import adopt, release
 from experiments.check import check, check_files
 from experiments.power import power
 from experiments.specification import Experiment, load, names
@@ -72,6 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _list()
         experiment = load(options.experiment, options.preset)
         tasks = expand(experiment, options.seeds, options.root)
+        release(tasks)
         _warn(tasks)
         return COMMANDS[options.command](experiment, tasks, options)
     except UserError as error:

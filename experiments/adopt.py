@@ -10,6 +10,7 @@ from typing import Any
 
 from artifacts import yaml_files
 from commands.cli.composed import changes
+from commands.global_batch import take_machine
 from experiments.check import compose
 from experiments.stages import measured, progress
 from experiments.tasks import Run, Task, nested
@@ -22,6 +23,7 @@ def adopt(tasks: list[Task]) -> dict[Path, Path]:
     Runs by hand are in `runs/<preset>/<stage>/<name>`, next to the experiments' root, with the configuration of each
     of their starts. Each must equal the stage's in all but places, inputs included. Samples are not adopted: their
     reference is not part of a configuration. A link is removed if its run was trained further, retrained or deleted.
+    On which machines a run was made plays no part, except for the number of processes of a fit.
     """
     found: dict[Path, Path] = {}
     for run in (run for task in tasks for run in task.runs):
@@ -40,31 +42,40 @@ def adopt(tasks: list[Task]) -> dict[Path, Path]:
     return found
 
 
+def release(tasks: list[Task]) -> None:
+    """Remove the links whose run was trained further, retrained with other overrides, or deleted since."""
+    for directory, run in {run.directory: run for task in tasks for run in task.runs}.items():
+        if directory.is_symlink() and not (run.state == "done" and _starts_alike(run, real_path(directory))):
+            directory.unlink()
+
+
 def _is_same(run: Run, place: Path) -> bool:
     """True if every start of the finished run at this place had the stage's configuration."""
+    starts = _starts_alike(run, place)  # first, for composing takes a second
+    return bool(starts) and all(_has_configuration(run, config) for config in starts)
+
+
+def _starts_alike(run: Run, place: Path) -> list[dict[str, Any]]:
+    """Configurations of the starts of a finished run, if each has the stage's overrides and its number of steps."""
     predicts = run.kind.command == "predict"
     first = place / ("config_predict.yaml" if predicts else "config.yaml")
     files = [first, *([] if predicts else place.glob("config_resume_*.yaml"))]
-    if not first.exists():
-        return False
-    configs = [yaml_files.read(file) for file in files]
-    if not all(_has_configuration(run, config) for config in configs):
-        return False
-    section = measured(run.kind, place)
-    if section is None:  # a token store
-        return True
-    steps = {config["trainer"].get("max_steps") for config in configs}
-    return steps == {section.get("global_step")}
-
-
-def _has_configuration(run: Run, recorded: dict[str, Any]) -> bool:
-    # a quick test first: composing takes a second
+    configs = [yaml_files.read(file) for file in files if file.exists()]
     recipe = yaml_files.read(run.stage.configs(run.preset)[0])
     overrides = {key: value for key, value in run.stage.overrides.items() if not key.endswith("+")}
     overrides |= {"seed_everything": run.seed, "model.class_path": recipe["model"]["class_path"]}
-    if not _contains(recorded, nested(overrides)):
-        return False
+    if not first.exists() or not all(_contains(config, nested(overrides)) for config in configs):
+        return []
+    section = measured(run.kind, place)
+    steps = {config["trainer"].get("max_steps") for config in configs}
+    return configs if section is None or steps == {section.get("global_step")} else []  # None: of a token store
+
+
+def _has_configuration(run: Run, recorded: dict[str, Any]) -> bool:
     asked = compose(run)
+    counts = take_machine(asked["trainer"]), take_machine(recorded["trainer"])
+    if run.kind.command == "fit" and counts[0] != counts[1]:
+        return False
     for argument, directory in run.inputs.items():
         here, there = _pop(asked, argument), _pop(recorded, argument)
         if here is None or there is None or real_path(there) != real_path(directory):

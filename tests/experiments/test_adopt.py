@@ -82,8 +82,28 @@ def test_a_real_run_by_hand_is_adopted_until_it_is_trained_further(monkeypatch: 
     assert exit_code(*arguments) == 0
     assert adopted() == {run.directory: Path("runs/digits/tokenizer/vq")}
     assert run.state == "done" and not run.directory.readlink().is_absolute()
+    assert main(["show", "paper/table.yaml"]) == 0 and run.directory.is_symlink()
     assert exit_code(*arguments, "--trainer.max_steps", "3") == 0
-    assert adopted() == {} and not run.directory.exists()
+    assert main(["show", "paper/table.yaml"]) == 0 and not run.directory.is_symlink(), "the longer run's numbers"
+    assert adopted() == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("machine", "alike"),
+    [
+        (
+            {"devices": "1", "plugins": [{"class_path": "SLURMEnvironment"}], "strategy": "ddp", "accelerator": "gpu"},
+            True,
+        ),
+        ({"devices": "2"}, False),
+        ({"num_nodes": 2}, False),
+    ],
+)
+def test_a_run_of_another_machine_is_adopted_with_as_many_processes(machine: dict, alike: bool) -> None:
+    tokenizer, *_ = rows()
+    record(tokenizer, Path("runs/digits/tokenizer/fq_dual"), lambda config: config["trainer"].update(machine))
+    assert [*adopted()] == ([tokenizer.directory] if alike else [])
 
 
 @pytest.mark.slow
