@@ -58,15 +58,12 @@ class EMA(pl.Callback):
             raise UserError("the averages (callbacks.EMA) in the checkpoint are broken: name an earlier checkpoint")
         self.updates, self._average = updates, average
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start from the current weights, unless a checkpoint has restored averages."""
-        if not self._average:
-            tensors = self._tensors(pl_module)
-            self._average = {name: _as_float32(tensor).clone() for name, tensor in tensors.items()}
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Place the averages; Lightning has restored the step, and averages of sharded runs, only now."""
+        """Place the averages, or start from the current weights; Lightning has restored sharded runs only now."""
         self._last_step = trainer.global_step
+        if not self._average:
+            weights = self._tensors(pl_module)
+            self._average = {name: _as_float32(tensor).clone() for name, tensor in weights.items()}
         tensors = self._averaged(pl_module)
         self._average = {name: placed_like(self._average[name], tensor) for name, tensor in tensors.items()}
 

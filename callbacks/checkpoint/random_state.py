@@ -67,7 +67,7 @@ class RandomState(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the states of this rank for the next training batch."""
         states = checkpoint.get(RANDOM_STATE)
-        if states is None:
+        if states is None or trainer.state.fn != "fit":
             return
         if not isinstance(states, list):
             raise UserError(f"{RANDOM_STATE} in the checkpoint is no list of states: name an earlier checkpoint")

@@ -14,10 +14,10 @@ from artifacts.metrics import comparison_section, merge_section
 from artifacts.run_files import METRICS
 from callbacks.checkpoint.ema import EMA
 from callbacks.measure.measurement import Measurement
+from callbacks.measure.networks import load_measuring
 from polytoken.errors import UserError
 from polytoken.files import file_sha256
 from polytoken.loading import GLOBAL_STEP
-from polytoken.metrics.extractors import load_extractor
 from polytoken.metrics.image_metrics import Metrics, Target, image_metrics
 from polytoken.metrics.image_set import ImageSet
 from polytoken.metrics.images import as_displayed, to_uint8
@@ -56,16 +56,9 @@ class ReconstructionDistance(Measurement):
 
         Raises:
             MissingFileError: if its file is missing.
-            UserError: if the objective reads this network, or as :func:`load_extractor`.
+            UserError: if training reads this network, or as :func:`load_extractor`.
         """
-        objective = getattr(pl_module, "objective", None)
-        if objective is not None and (network := self.weights or self.extractor) in objective.networks:
-            raise UserError(
-                f"the objective reads {network}, which finds the reconstructions better than they are: measure by "
-                "another network (trainer.callbacks.init_args.extractor and weights)"
-            )
-        weights = None if self.weights is None else Path(self.weights)
-        network = load_extractor(self.extractor, weights, trainer.strategy.root_device)
+        network = load_measuring(self.extractor, self.weights, pl_module, trainer.strategy.root_device)
         self._judged = isinstance(network, Judge)
         self._network = replace(network, floats=True) if isinstance(network, Judge) else network
         self._rounded = as_displayed if self._judged else to_uint8

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import lightning.pytorch as pl
 from torch import Tensor
 
 from callbacks.measure.decoded_columns import ORIGINAL, DecodedColumns
 from callbacks.measure.measurement import SubsetMeasurement
+from callbacks.measure.networks import load_measuring
 from polytoken.metrics.extractor import Extractor
-from polytoken.metrics.extractors import load_extractor
 from polytoken.metrics.frechet import FeatureStatistics, frechet_distance
 from polytoken.ranges import at_least
 from polytoken.specs import Encoding
@@ -26,7 +24,7 @@ class SubspaceAblation(SubsetMeasurement):
     Args:
         extractor: network of a Fréchet distance: ``judge``, ``efficientnet_lite2`` …; None omits it.
         weights: file of its weights; None is the installed one. A judge's must be named.
-        max_images: upper bound of the images, evenly spread over the set; each is decoded up to 2k + 1 times.
+        max_images: upper bound of the images, evenly spread over the set; each is decoded up to 2k times.
         rows: images in the plot.
         pixels: minimum height of an image in the plot.
     """
@@ -48,10 +46,14 @@ class SubspaceAblation(SubsetMeasurement):
         self._network: Extractor | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Load the network now, so that a missing file stops the run before its first step."""
+        """Load the network now, so that a missing file stops the run before its first step.
+
+        Raises:
+            MissingFileError: if its file is missing.
+            UserError: if training reads this network, or as :func:`load_extractor`.
+        """
         if self.extractor is not None:
-            weights = None if self.weights is None else Path(self.weights)
-            self._network = load_extractor(self.extractor, weights, trainer.strategy.root_device)
+            self._network = load_measuring(self.extractor, self.weights, pl_module, trainer.strategy.root_device)
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().begin(trainer, pl_module)

@@ -17,6 +17,11 @@ class Discriminator(nn.Module, ABC):
     def prepare(self, device: torch.device) -> None:  # noqa: B027 - optional
         """Load a frozen backbone; called once before training, so that a missing file stops the run early."""
 
+    @property
+    def networks(self) -> frozenset[str]:
+        """Files, or else names, of the frozen networks that it reads."""
+        return frozenset()
+
     def frozen_identities(self) -> dict[str, str]:
         """Identity of each frozen network that it reads, by name; loads them."""
         return {}

@@ -53,6 +53,10 @@ class DinoDiscriminator(Discriminator):
     def prepare(self, device: torch.device) -> None:
         self.teacher.prepare(device)
 
+    @property
+    def networks(self) -> frozenset[str]:
+        return frozenset({self.teacher.source})
+
     def frozen_identities(self) -> dict[str, str]:
         return {"discriminator": self.teacher.identity}
 

@@ -104,10 +104,11 @@ class TokenizerObjective(nn.Module):
 
     @property
     def networks(self) -> frozenset[str]:
-        """Files, or else names, of the frozen networks that the terms read, by which no image should be measured."""
+        """Files, or else names, of the frozen networks that training reads, by which no image should be measured."""
         perceptual = {term.weights for term in self._terms().values() if isinstance(term, PerceptualTerm)}
         teachers = (self.teachers[name] for name in _teacher_blocks(self._terms().values()) if name in self.teachers)
-        return frozenset(perceptual | {teacher.weights or teacher.name for teacher in teachers})
+        trained_on = frozenset(perceptual | {teacher.source for teacher in teachers})
+        return trained_on if self.adversarial is None else trained_on | self.adversarial.discriminator.networks
 
     def frozen_identities(self) -> dict[str, str]:
         """Identity of each frozen network that training reads, by name; loads them."""

@@ -150,6 +150,11 @@ class Teacher:
         return side, side
 
     @property
+    def source(self) -> str:
+        """The file of its weights, or its name where that is the one of `make weights`."""
+        return self.weights or self.name
+
+    @property
     def identity(self) -> str:
         """Name and digest of the weights; loads the network.
 

@@ -155,6 +155,11 @@ class Tokenizer(nn.Module, ABC):
             )
         return self.spec
 
+    @property
+    def networks(self) -> frozenset[str]:
+        """Files, or else names, of the frozen networks that it reads."""
+        return frozenset()
+
     def frozen_identities(self) -> dict[str, str]:
         """Identity (name and weight digest) of each frozen network outside the state dict, by role.
 

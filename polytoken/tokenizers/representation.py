@@ -158,6 +158,10 @@ class RepresentationTokenizer(Tokenizer):
         features = {name: _to_map(head(decoded), self.grid) for name, head in self.heads.items()}
         return Decoded(self.decoder(features["deep"]), features)
 
+    @property
+    def networks(self) -> frozenset[str]:
+        return frozenset({self.foundation.source})
+
     def frozen_identities(self) -> dict[str, str]:
         foundation = self.foundation
         read = f"block {foundation.block}, final norm {foundation.final_norm}, {foundation.image_size} px"

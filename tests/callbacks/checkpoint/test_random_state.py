@@ -1,5 +1,6 @@
 import io
 import random
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,13 @@ from callbacks.checkpoint.random_state import RandomState
 from polytoken.loading import RANDOM_STATE
 
 MODULE = SimpleNamespace(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-TRAINER = SimpleNamespace(world_size=1, global_rank=0)
+
+
+def trainer_of(world_size: int = 1, rank: int = 0, command: str = "fit") -> SimpleNamespace:
+    return SimpleNamespace(world_size=world_size, global_rank=rank, state=SimpleNamespace(fn=command))
+
+
+TRAINER = trainer_of()
 
 
 def draws() -> list[float]:
@@ -86,13 +93,13 @@ def test_each_rank_gets_its_own_state(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.rand(5)
     callback.on_fit_start(TRAINER, MODULE)
     monkeypatch.setattr(random_state.dist, "all_gather_object", gather)
-    checkpoint = through_a_file(callback, SimpleNamespace(world_size=2, global_rank=1))
+    checkpoint = through_a_file(callback, trainer_of(2, 1))
     assert len(checkpoint[RANDOM_STATE]) == 2
     expected = step(callback)
     again = RandomState()
-    again.on_load_checkpoint(SimpleNamespace(world_size=2, global_rank=1), MODULE, checkpoint)
+    again.on_load_checkpoint(trainer_of(2, 1), MODULE, checkpoint)
     assert step(again) == expected
-    again.on_load_checkpoint(SimpleNamespace(world_size=2, global_rank=0), MODULE, checkpoint)
+    again.on_load_checkpoint(trainer_of(2, 0), MODULE, checkpoint)
     assert step(again) != expected
 
 
@@ -102,7 +109,7 @@ def test_ranks_with_one_seed_draw_different_numbers() -> None:
     def first_step(rank: int, seed: int) -> list[float]:
         seed_everything(seed, verbose=False)
         callback = RandomState()
-        callback.on_fit_start(SimpleNamespace(world_size=3, global_rank=rank), MODULE)
+        callback.on_fit_start(trainer_of(3, rank), MODULE)
         return step(callback)
 
     drawn = [first_step(rank, seed) for rank, seed in ((0, 5), (1, 5), (2, 5), (1, 6))]
@@ -118,7 +125,9 @@ def test_a_different_number_of_ranks_warns() -> None:
     callback.on_fit_start(TRAINER, MODULE)
     checkpoint = through_a_file(callback)
     with pytest.warns(UserWarning, match=r"states of 1 rank\(s\) and this run has 4"):
-        callback.on_load_checkpoint(SimpleNamespace(world_size=4, global_rank=0), MODULE, checkpoint)
+        callback.on_load_checkpoint(trainer_of(4, 0), MODULE, checkpoint)
+    with warnings.catch_warnings(action="error"):  # nothing continues
+        callback.on_load_checkpoint(trainer_of(4, 0, "validate"), MODULE, checkpoint)
 
 
 def test_a_checkpoint_without_states_is_accepted() -> None:

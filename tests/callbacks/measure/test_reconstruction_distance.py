@@ -10,12 +10,13 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from callbacks import EMA, ReconstructionDistance
+from callbacks import EMA, ReconstructionDistance, SubspaceAblation
 from callbacks.measure.metrics_file import MetricsFile
 from polytoken.classifier import SmallClassifier
+from polytoken.discriminators import DinoDiscriminator
 from polytoken.errors import UserError
 from polytoken.files import file_sha256
-from polytoken.losses import ClassifierFeatures, FeatureAlignment, TokenizerObjective
+from polytoken.losses import Adversarial, ClassifierFeatures, FeatureAlignment, TokenizerObjective
 from polytoken.metrics.images import to_uint8
 from polytoken.teachers import Teacher
 from tests.support.extractors import MeanColours
@@ -102,7 +103,7 @@ def test_the_section_records_averaged_weights(tmp_path: Path, monkeypatch: pytes
         assert record["samples"]["settings"]["averaged"] is expected
         assert record["samples"]["settings"]["precision"] == "float32"
         assert record["reference"]["reference_kind"] == "validation"
-        average.on_fit_start(None, module)  # type: ignore[arg-type]
+        average.on_train_start(SimpleNamespace(global_step=0), module)  # type: ignore[arg-type]
 
 
 def test_a_non_finite_reconstruction_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,14 +125,19 @@ def test_missing_files_stop_before_the_first_batch(tmp_path: Path) -> None:
             quiet_trainer(tmp_path, [callback]).validate(module_of(tiny_tokenizer()), Images(), verbose=False)
 
 
-def test_a_network_that_the_objective_reads_measures_nothing() -> None:
+def test_a_network_that_training_reads_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     objective = TokenizerObjective(
         perceptual=ClassifierFeatures("perceptual.safetensors"),
         alignment_high=FeatureAlignment("high", 0),
+        adversarial=Adversarial(DinoDiscriminator(Teacher("dinov2_base"), [1])),
         teachers={"high": Teacher("dino_small_16"), "unread": Teacher("dinov2_small")},
     )
-    assert objective.networks == {"perceptual.safetensors", "dino_small_16"}
-    module = SimpleNamespace(objective=objective)
-    for given in (("judge", "perceptual.safetensors"), ("dino_small_16",)):
-        with pytest.raises(UserError, match=f"the objective reads {given[-1]}, .*: measure by another network"):
-            ReconstructionDistance(*given).setup(None, module, "validate")
+    assert objective.networks == {"perceptual.safetensors", "dino_small_16", "dinov2_base"}
+    module = SimpleNamespace(objective=objective, tokenizer=SimpleNamespace(networks={"siglip2_large"}))
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    files = ("perceptual.safetensors", "./perceptual.safetensors", f"{tmp_path}/perceptual.safetensors")
+    for given in (*(("judge", file) for file in files), ("dino_small_16",), ("dinov2_base",), ("siglip2_large",)):
+        for callback in (ReconstructionDistance, SubspaceAblation):
+            with pytest.raises(UserError, match=f"training reads {given[-1]}, .*: measure by another network"):
+                callback(*given).setup(trainer, module, "validate")

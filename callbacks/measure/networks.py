@@ -1,0 +1,35 @@
+"""Networks that measure images in training, none of which training itself may read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+
+from polytoken.errors import UserError
+from polytoken.files import real_path
+from polytoken.metrics.extractor import Extractor
+from polytoken.metrics.extractors import load_extractor
+
+
+def load_measuring(name: str, weights: str | None, module: pl.LightningModule, device: torch.device) -> Extractor:
+    """Load an extractor that measures the images of a module.
+
+    Raises:
+        MissingFileError: if its file is missing.
+        UserError: if the objective, discriminator or tokenizer reads this network, or as :func:`load_extractor`.
+    """
+    objective, tokenizer = (getattr(module, part, None) for part in ("objective", "tokenizer"))
+    read = {network for part in (objective, tokenizer) if part is not None for network in part.networks}
+    if _resolved(weights or name) in map(_resolved, read):
+        raise UserError(
+            f"training reads {weights or name}, which finds the reconstructions better than they are: measure by "
+            "another network (trainer.callbacks.init_args.extractor and weights)"
+        )
+    return load_extractor(name, None if weights is None else Path(weights), device)
+
+
+def _resolved(network: str) -> str:
+    """A file's whole path, or the name of a network."""
+    return str(real_path(network)) if Path(network).suffix else network
