@@ -37,6 +37,7 @@ from commands.cli.checks import (
     check_drift,
     check_saves,
     check_shards,
+    check_trainer_drift,
 )
 from commands.cli.composed import dump, settle
 from commands.cli.errors import Parser, explained, reordered, where, while_restoring
@@ -117,6 +118,8 @@ class CommandLine(LightningCLI):
         if config["ckpt_path"]:
             check_drift(Path(config["ckpt_path"]), model, self.subcommand)
             check_counters(Path(config["ckpt_path"]))
+            if self.subcommand == "fit":
+                check_trainer_drift(Path(config["ckpt_path"]), composed)
         files = [BASE_CONFIG, *map(Path, config_files(self.arguments))]
         origin = origin_of(self.arguments, files, composed, directory)
         self.record = RunRecord(directory, self.subcommand, bool(config["ckpt_path"]), text, model, origin)

@@ -12,19 +12,22 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
+from artifacts import yaml_files
+from callbacks.checkpoint.ema import EMA
 from callbacks.checkpoint.last_checkpoint import LastCheckpoint
 from callbacks.checkpoint.random_state import RandomState
-from callbacks.checkpoint.run_record import differences, recorded_model
+from callbacks.checkpoint.run_record import FIT, differences, recorded_model
 from callbacks.measure.metrics_file import MetricsFile
 from callbacks.steer.requeue import Requeue
 from commands.global_batch import devices
 from datamodules.resumable import ResumableDataModule
-from polytoken.errors import UserError
+from polytoken.errors import UserError, first_line
 from polytoken.layout import whole_of
 from polytoken.loading import REMEDY, read_metadata
 from polytoken.ranges import above, at_least, within
 
 SHOWN = 5
+TRAINS = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "sync_batchnorm")
 COUNTERS = {"ready", "started", "processed", "completed"}  # of Lightning's loops
 
 # Settings that trade memory for time, and change numbers by rounding at most, so that a run that ran out of memory may
@@ -117,6 +120,45 @@ def check_drift(checkpoint: Path, model: dict[str, Any], subcommand: str) -> Non
             "(make: RUN=name)."
         )
     rank_zero_warn(text)
+
+
+def check_trainer_drift(checkpoint: Path, config: dict[str, Any]) -> None:
+    """Warn if a resumed fit has other settings of its trainer than the run began with.
+
+    Other precision, clipping or accumulation may be what the run needs. A longer one under a falling learning rate is
+    a warm restart, and neither the shorter nor the longer run.
+
+    Args:
+        checkpoint: Of the run, next to whose checkpoints its first configuration lies.
+        config: The whole configuration of this command.
+    """
+    file = checkpoint.parent.parent / FIT
+    try:
+        before = _of_training(yaml_files.read(file))
+    except (OSError, UserError, LookupError, TypeError, AttributeError) as error:  # missing, or damaged
+        rank_zero_warn(f"{file} cannot be read ({first_line(error)}), so its trainer is not compared with this one.")
+        return
+    if changed := differences(before, _of_training(config), "trainer"):
+        shown = ", ".join(f"{key} {_short(old)} -> {_short(new)}" for key, old, new in changed)
+        restart = ""
+        if any(key == "trainer.max_steps" for key, _, _ in changed):
+            restart = " The learning rate falls until trainer.max_steps, and jumps to that of the other length now."
+        rank_zero_warn(
+            f"{file.parent} began with other settings (there -> here): {shown}.{restart} For a run that has them from "
+            "its first step, set run.stage to a new name (make: RUN=name)."
+        )
+
+
+def _of_training(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a trainer that the weights depend on, the averaging among them."""
+    trainer, parts = config["trainer"], (config.get("model") or {}).get("init_args") or {}
+    found = {name: trainer.get(name) for name in TRAINS}
+    if any(isinstance(part, dict) and part.get("schedule") == "cosine" for part in parts.values()):
+        found["max_steps"] = trainer.get("max_steps")
+    for callback in trainer.get("callbacks") or []:
+        if callback["class_path"].rpartition(".")[2] == EMA.__name__:
+            found[EMA.__name__] = callback.get("init_args")
+    return found
 
 
 def check_data(checkpoint: str | None, data: LightningDataModule | None, subcommand: str) -> None:

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from commands.cli.checks import check_counters, check_devices, check_drift, check_shards
+from commands.cli.checks import check_counters, check_devices, check_drift, check_shards, check_trainer_drift
 from polytoken.errors import UserError
 from polytoken.loading import MODEL_CONFIG
 
@@ -31,6 +32,31 @@ def test_settings_that_change_no_number_may_change(tmp_path: Path, recwarn: pyte
     with pytest.raises(UserError, match=r"model.init_args.trunk.dim: 8 -> 16\nRestore") as refusal:
         check_drift(file, now, "fit")
     assert "checkpointing" not in str(refusal.value)
+
+
+def test_a_resumed_fit_names_the_settings_of_its_trainer_that_changed(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    def config(schedule: str, decay: float, **trainer: object) -> dict:
+        ema = {"class_path": "callbacks.EMA", "init_args": {"decay": decay}}
+        section = {"precision": "32-true", "gradient_clip_val": 1.0, "max_steps": 10, "devices": 1, "callbacks": [ema]}
+        return {"model": {"init_args": {"optimizer": {"schedule": schedule}}}, "trainer": {**section, **trainer}}
+
+    checkpoint = tmp_path / "run/checkpoints/last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    for schedule in ("constant", "cosine"):
+        (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(config(schedule, 0.9)))
+        check_trainer_drift(checkpoint, config(schedule, 0.9, devices=8))
+        if schedule == "constant":
+            check_trainer_drift(checkpoint, config(schedule, 0.9, max_steps=20))
+    assert not recwarn.list
+    changes = "trainer.gradient_clip_val 1.0 -> 2.0, trainer.max_steps 10 -> 20, trainer.EMA.decay 0.9 -> 0.5"
+    with pytest.warns(UserWarning, match=rf"run began with other settings .*: {changes}. The learning rate falls"):
+        check_trainer_drift(checkpoint, config("cosine", 0.5, gradient_clip_val=2.0, max_steps=20))
+    for damaged in ("[", "trainer: 3", ""):
+        (tmp_path / "run/config.yaml").write_text(damaged)
+        with pytest.warns(UserWarning, match="config.yaml cannot be read"):
+            check_trainer_drift(checkpoint, config("cosine", 0.9))
 
 
 def test_a_sharded_checkpoint_needs_a_sharding_strategy(tmp_path: Path) -> None:
