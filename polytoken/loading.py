@@ -28,6 +28,7 @@ from polytoken.generators.base import Generator
 from polytoken.generators.record import GeneratorRecord
 from polytoken.integrity import DAMAGED, damage_of_archive
 from polytoken.layout import CHECKPOINTS, LAST, SHARDED, WHOLE
+from polytoken.precision import float32_weights
 from polytoken.records import check_size
 from polytoken.tokenizers import Tokenizer
 from polytoken.weights import why_unreadable
@@ -49,8 +50,11 @@ REMEDY = "name another checkpoint of the run (previous.ckpt, step_….ckpt), or 
 Network = TypeVar("Network", bound=nn.Module)
 
 
+@torch.random.fork_rng(devices=[])
 def load_tokenizer(run: str | Path, trust: Sequence[str] = ()) -> Tokenizer:
     """Load the tokenizer of a run: frozen, in eval mode, on the CPU, with averaged weights where the run kept some.
+
+    The caller's default dtype and inference mode change nothing, and its random stream stays where it is.
 
     Args:
         run: the run's directory, e.g. ``runs/digits/tokenizer/fq_dual``, or a checkpoint file.
@@ -63,6 +67,7 @@ def load_tokenizer(run: str | Path, trust: Sequence[str] = ()) -> Tokenizer:
     return Checkpoint.open(run).tokenizer(trust)
 
 
+@torch.random.fork_rng(devices=[])
 def load_generator(run: str | Path, trust: Sequence[str] = ()) -> Generator:
     """Load the generator of a run, as :func:`load_tokenizer` does a tokenizer.
 
@@ -151,6 +156,9 @@ def load_codec(record: GeneratorRecord, owner: str, beside: str | Path, trust: S
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint of a run.
+
+    Networks are rebuilt with initial weights from the caller's random stream, which a run draws on after a handover:
+    :func:`load_tokenizer` and :func:`load_generator` leave the stream where it is.
 
     Args:
         path: the file.
@@ -251,6 +259,7 @@ class Checkpoint:
         names = [key for key in state if key.startswith(prefix)]
         return {key.removeprefix(prefix): average[key] if key in average else state[key] for key in names}
 
+    @float32_weights()
     def tokenizer(self, trust: Sequence[str] = ()) -> Tokenizer:
         """Rebuild the tokenizer; see :func:`load_tokenizer`."""
         section = self.model.get(TOKENIZER)
@@ -261,6 +270,7 @@ class Checkpoint:
             check_frozen(self.content[FROZEN], tokenizer.frozen_identities(), str(self.path))
         return self._load(tokenizer, TOKENIZER)
 
+    @float32_weights()
     def generator(self, trust: Sequence[str] = (), tokenizer: Tokenizer | None = None) -> Generator:
         """Rebuild the generator; see :func:`load_generator`.
 
