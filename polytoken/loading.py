@@ -25,11 +25,11 @@ from polytoken.errors import MissingFileError, UserError
 from polytoken.files import file_sha256, real_path
 from polytoken.fingerprint import FROZEN, check_frozen, fingerprint
 from polytoken.generators.base import Generator
-from polytoken.generators.record import GeneratorRecord
+from polytoken.generators.record import GeneratorRecord, ReleasedAs
 from polytoken.integrity import DAMAGED, damage_of_archive
 from polytoken.layout import CHECKPOINTS, LAST, SHARDED, WHOLE
 from polytoken.precision import float32_weights
-from polytoken.records import check_size
+from polytoken.records import check_size, decode
 from polytoken.tokenizers import Tokenizer
 from polytoken.weights import why_unreadable
 
@@ -43,6 +43,7 @@ AVERAGE = "average"
 MODEL_CONFIG = "model_config"
 TOKENIZER = "tokenizer"
 GENERATOR = "generator"
+INIT_FROM = "init_from"
 RELEASED = "released"
 CONFIG = "config.json"  # of an exported model (polytoken.pretrained); a run has config.yaml
 REMEDY = "name another checkpoint of the run (previous.ckpt, step_….ckpt), or train it again"
@@ -248,6 +249,17 @@ class Checkpoint:
     def record(self) -> GeneratorRecord:
         """The record of a generator's checkpoint."""
         return record_in(self.content, self.path)
+
+    @property
+    def released(self) -> ReleasedAs | None:
+        """Origin of released weights: these, or those that training began with; UserError if its record is broken."""
+        imported = RELEASED in self.content
+        if GENERATOR in self.content and not imported:
+            start = self.record.lineage.init_from
+            return start.released if start else None
+        holder = self.content if imported else self.content.get(INIT_FROM)
+        plain = holder.get(RELEASED) if isinstance(holder, Mapping) else None
+        return None if plain is None else decode(plain, ReleasedAs, f"{self.path}: {RELEASED}")
 
     def weights(self, name: str) -> dict[str, Tensor]:
         """Return the state dict of a sub-module of the LightningModule, averaged where there are averages."""
