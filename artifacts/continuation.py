@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -10,15 +11,13 @@ from torch import Tensor, nn
 
 from polytoken.errors import UserError
 from polytoken.handover import fits, shape
-from polytoken.loading import Checkpoint
+from polytoken.loading import RELEASED, Checkpoint
 from polytoken.tokenizers import Tokenizer
-
-INIT_FROM = "init_from"  # key in the checkpoint of a tokenizer
 
 
 @torch.no_grad()
 def continue_from(init_from: str, tokenizer: Tokenizer, objective: nn.Module) -> dict[str, Any]:
-    """Copy the weights of a tokenizer's run into a new one, and return their path, digest and step.
+    """Copy the weights of a tokenizer's run into a new one, and return their path, digest, step and release, if any.
 
     Args:
         init_from: run or checkpoint.
@@ -52,7 +51,8 @@ def continue_from(init_from: str, tokenizer: Tokenizer, objective: nn.Module) ->
         f"weights of {checkpoint.path}, step {checkpoint.step}{', averaged' if checkpoint.averaged else ''}; carried "
         f"with them: {', '.join(carried) or 'nothing'}; from scratch: {', '.join(fresh) or 'nothing'}"
     )
-    return {"path": str(checkpoint.path), "sha256": checkpoint.sha256, "step": checkpoint.step}
+    origin = {"path": str(checkpoint.path), "sha256": checkpoint.sha256, "step": checkpoint.step}
+    return origin if checkpoint.released is None else {**origin, RELEASED: asdict(checkpoint.released)}
 
 
 def _may_carry(source: dict[str, Tensor], state: dict[str, Tensor], name: str) -> bool:

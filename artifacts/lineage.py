@@ -80,6 +80,7 @@ def hand_over(init_from: str, generator: Generator, record: GeneratorRecord, tru
         carried=handover.carried,
         fresh=handover.fresh,
         left_behind=handover.left_behind,
+        released=checkpoint.released,
     )
 
 

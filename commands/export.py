@@ -15,7 +15,6 @@ from polytoken.files import check_free, new_folder, write_text
 from polytoken.loading import GENERATOR, Checkpoint, present_run
 from polytoken.pretrained import from_pretrained, save_pretrained
 from polytoken.pretrained.programs import write_onnx, write_programs
-from polytoken.pretrained.released.release import ReleasedAs
 
 CARD = "README.md"
 OWN_LICENCE = "apache-2.0"
@@ -36,7 +35,8 @@ def export(
         run_directory: a run, or one of its checkpoints.
         place: the folder, which must not exist, or be empty.
         tokenizer_run: present place of a generator's tokenizer, if it is not found.
-        licence: of the weights, as the hub writes it; None is that of released weights, or apache-2.0.
+        licence: of the weights, as the hub writes it; None is that of the released weights that they are or were
+            trained from, or apache-2.0.
         form: what to add to the folder: nothing, programs of torch.export, or ONNX files.
 
     Raises:
@@ -58,8 +58,8 @@ def export(
 
 
 def licence_of(*checkpoints: Checkpoint) -> str:
-    """Licence of the weights of runs: the strictest of those that were released, or that of this project."""
-    released = [origin for checkpoint in checkpoints if (origin := ReleasedAs.of(checkpoint))]
+    """Licence of the weights of runs: the strictest of the released ones in them, or that of this project."""
+    released = [checkpoint.released for checkpoint in checkpoints if checkpoint.released]
     strictest = max(released, key=lambda origin: origin.non_commercial, default=None)
     return strictest.licence_on_hub if strictest else OWN_LICENCE
 
@@ -78,7 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tokenizer-run", type=Path, help="run of a generator's tokenizer, if it has moved")
     formats = "pt2 adds programs that need torch alone, onnx the tokenizer for other engines (default: %(default)s)"
     parser.add_argument("--format", choices=WRITERS, default=FOLDER, help=formats)
-    parser.add_argument("--license", help=f"licence of the weights (default: as released, or {OWN_LICENCE})")
+    licences = f"licence of the weights (default: that of released ones in them, or {OWN_LICENCE})"
+    parser.add_argument("--license", help=licences)
     run(parser, work, arguments)
 
 

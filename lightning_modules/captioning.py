@@ -21,7 +21,7 @@ from polytoken.errors import UserError
 from polytoken.features import check_feature, features_of
 from polytoken.fingerprint import fingerprint
 from polytoken.frozen import FrozenNetwork
-from polytoken.loading import Checkpoint, load_tokenizer
+from polytoken.loading import Checkpoint
 from polytoken.metrics.captions import caption_metrics
 from polytoken.optimization import OptimizerConfig
 from polytoken.ranges import at_least
@@ -64,7 +64,7 @@ class CaptioningModule(ResumingModule):
     ) -> None:
         super().__init__()
         at_least(1, self, max_tokens=max_tokens, beams=beams)
-        tokenizer = load_tokenizer(tokenizer_run)
+        tokenizer = Checkpoint.open(tokenizer_run).tokenizer()  # draws before the projector does, as in earlier runs
         check_feature(tokenizer, feature, tokenizer_run)
         self.image_size = tokenizer.image_size
         self._tokenizer = FrozenNetwork(lambda: tokenizer)

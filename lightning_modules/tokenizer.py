@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
-from artifacts.continuation import INIT_FROM, continue_from
+from artifacts.continuation import continue_from
 from datamodules.images import check_image_size
 from lightning_modules.resuming import ResumingModule
 from polytoken.blocks import NormSwish
@@ -21,6 +21,7 @@ from polytoken.errors import RunError, UserError
 from polytoken.fingerprint import FROZEN, OBJECTIVE_FROZEN, check_frozen
 from polytoken.guard import NonFiniteGuard
 from polytoken.images import resize_displayed
+from polytoken.loading import INIT_FROM
 from polytoken.losses import TokenizerObjective, TokenizerStep
 from polytoken.optimization import OptimizerConfig, gradient_norm
 from polytoken.precision import full_precision
@@ -124,7 +125,7 @@ class TokenizerModule(ResumingModule):
         return self.objective.frozen_identities()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the frozen networks, and path, digest and step of the weights that the run started from."""
+        """Add the frozen networks, and path, digest, step and release of the weights that the run started from."""
         if self.frozen:
             checkpoint[FROZEN] = self.frozen
         if self.objective_frozen:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from polytoken.errors import MissingPackageError
+from polytoken.precision import float32_weights
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -19,7 +20,8 @@ class FrozenNetwork(Generic[Network]):
     """Keeps a frozen network out of the parameters, checkpoint, averages and ``train()`` of the module that uses it.
 
     torch registers modules that are attributes of a module, and does not look into plain objects such as this one. The
-    network is built on first use, in eval mode and without gradients of its weights; gradients of its inputs flow.
+    network is built on first use, in float32, in eval mode and without gradients of its weights. Gradients of its
+    inputs flow, also after a first use in inference mode.
 
     Args:
         load: builds the network; it may draw random numbers, which leaves the caller's stream as it was.
@@ -45,13 +47,15 @@ class FrozenNetwork(Generic[Network]):
             UserError: it needs a package that is not installed.
         """
         if self._network is None:
-            with torch.random.fork_rng(devices=[]):  # discarded initial weights must not shift the caller's stream
+            # discarded initial weights must not shift the caller's stream
+            with torch.random.fork_rng(devices=[]), float32_weights():
                 try:
                     self._network = self._load().eval().requires_grad_(False)
                 except ImportError as error:
                     raise MissingPackageError.of("a frozen network of this model", error) from error
         if self._device != device:
-            self._network.to(device)
+            with float32_weights():
+                self._network.to(device)
             self._device = device
         return self._network
 

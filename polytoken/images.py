@@ -152,12 +152,21 @@ def write_image(image: Tensor, path: str | Path) -> None:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images in [-1, 1] to 0 … 255, rounded half up and clamped; same shape."""
+    """Images in [-1, 1] to 0 … 255, rounded half up and clamped; same shape.
+
+    Raises:
+        UserError: if they are not floating point: 8 bits would turn white.
+    """
     return _levels(images).to(uint8)
 
 
 def _levels(images: Tensor) -> Tensor:
     """Images in [-1, 1] to whole float32 numbers in 0 … 255; NaN stays NaN."""
+    if not images.is_floating_point():
+        raise UserError(
+            f"images in [-1, 1] are floating-point numbers, got {images.dtype}: convert 8 bits by "
+            "polytoken.images.from_uint8"
+        )
     return (images.float() * 127.5 + 128).clamp(0, 255).floor()
 
 
@@ -166,6 +175,9 @@ def resize_displayed(images: Tensor, size: int) -> Tensor:
 
     Bicubic with antialiasing, float32. The result may leave [-1, 1]; rounding it again clamps it. What is not finite
     stays so, since in 8 bits it would pass for black.
+
+    Raises:
+        UserError: if they are not floating point.
     """
     return functional.interpolate(from_uint8(_levels(images)), (size, size), mode="bicubic", antialias=True)
 

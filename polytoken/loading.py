@@ -25,10 +25,11 @@ from polytoken.errors import MissingFileError, UserError
 from polytoken.files import file_sha256, real_path
 from polytoken.fingerprint import FROZEN, check_frozen, fingerprint
 from polytoken.generators.base import Generator
-from polytoken.generators.record import GeneratorRecord
+from polytoken.generators.record import GeneratorRecord, ReleasedAs
 from polytoken.integrity import DAMAGED, damage_of_archive
 from polytoken.layout import CHECKPOINTS, LAST, SHARDED, whole_of
-from polytoken.records import check_size
+from polytoken.precision import float32_weights
+from polytoken.records import check_size, decode
 from polytoken.tokenizers import Tokenizer
 from polytoken.weights import why_unreadable
 
@@ -42,6 +43,7 @@ AVERAGE = "average"
 MODEL_CONFIG = "model_config"
 TOKENIZER = "tokenizer"
 GENERATOR = "generator"
+INIT_FROM = "init_from"
 RELEASED = "released"
 CONFIG = "config.json"  # of an exported model (polytoken.pretrained); a run has config.yaml
 REMEDY = "name another checkpoint of the run (previous.ckpt, step_….ckpt), or train it again"
@@ -49,8 +51,11 @@ REMEDY = "name another checkpoint of the run (previous.ckpt, step_….ckpt), or 
 Network = TypeVar("Network", bound=nn.Module)
 
 
+@torch.random.fork_rng(devices=[])
 def load_tokenizer(run: str | Path, trust: Sequence[str] = ()) -> Tokenizer:
     """Load the tokenizer of a run: frozen, in eval mode, on the CPU, with averaged weights where the run kept some.
+
+    The caller's default dtype and inference mode change nothing, and its random stream stays where it is.
 
     Args:
         run: the run's directory, e.g. ``runs/digits/tokenizer/fq_dual``, or a checkpoint file.
@@ -63,6 +68,7 @@ def load_tokenizer(run: str | Path, trust: Sequence[str] = ()) -> Tokenizer:
     return Checkpoint.open(run).tokenizer(trust)
 
 
+@torch.random.fork_rng(devices=[])
 def load_generator(run: str | Path, trust: Sequence[str] = ()) -> Generator:
     """Load the generator of a run, as :func:`load_tokenizer` does a tokenizer.
 
@@ -151,6 +157,9 @@ def load_codec(record: GeneratorRecord, owner: str, beside: str | Path, trust: S
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint of a run.
+
+    Networks are rebuilt with initial weights from the caller's random stream, which a run draws on after a handover:
+    :func:`load_tokenizer` and :func:`load_generator` leave the stream where it is.
 
     Args:
         path: the file.
@@ -242,6 +251,17 @@ class Checkpoint:
         """The record of a generator's checkpoint."""
         return record_in(self.content, self.path)
 
+    @property
+    def released(self) -> ReleasedAs | None:
+        """Origin of released weights: these, or those that training began with; UserError if its record is broken."""
+        imported = RELEASED in self.content
+        if GENERATOR in self.content and not imported:
+            start = self.record.lineage.init_from
+            return start.released if start else None
+        holder = self.content if imported else self.content.get(INIT_FROM)
+        plain = holder.get(RELEASED) if isinstance(holder, Mapping) else None
+        return None if plain is None else decode(plain, ReleasedAs, f"{self.path}: {RELEASED}")
+
     def weights(self, name: str) -> dict[str, Tensor]:
         """Return the state dict of a sub-module of the LightningModule, averaged where there are averages."""
         prefix = f"{name}."
@@ -252,6 +272,7 @@ class Checkpoint:
         names = [key for key in state if key.startswith(prefix)]
         return {key.removeprefix(prefix): average[key] if key in average else state[key] for key in names}
 
+    @float32_weights()
     def tokenizer(self, trust: Sequence[str] = ()) -> Tokenizer:
         """Rebuild the tokenizer; see :func:`load_tokenizer`."""
         section = self.model.get(TOKENIZER)
@@ -262,6 +283,7 @@ class Checkpoint:
             check_frozen(self.content[FROZEN], tokenizer.frozen_identities(), str(self.path))
         return self._load(tokenizer, TOKENIZER)
 
+    @float32_weights()
     def generator(self, trust: Sequence[str] = (), tokenizer: Tokenizer | None = None) -> Generator:
         """Rebuild the generator; see :func:`load_generator`.
 

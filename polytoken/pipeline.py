@@ -88,6 +88,7 @@ class GenerationPipeline(nn.Module):
         return pipeline
 
     @classmethod
+    @torch.random.fork_rng(devices=[])
     def of(
         cls,
         checkpoint: Checkpoint,
@@ -174,7 +175,7 @@ class GenerationPipeline(nn.Module):
         rules = self.rules(sampler)
         return self.decode(self.draw(labels, rules, seed, first_index, forced), snaps(rules))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def draw(
         self,
         labels: Tensor,
@@ -214,7 +215,7 @@ class GenerationPipeline(nn.Module):
                 "(data.image_size)"
             )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def force(self, references: Tensor, forcing: Forcing) -> ForcedCodes:
         """Encode reference images (B, 3, H, W) in [-1, 1], whose sub-codes :meth:`images` then writes.
 

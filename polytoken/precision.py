@@ -1,4 +1,4 @@
-"""Context manager that disables autocast and TF32."""
+"""Context managers: float32 without autocast and TF32, and float32 weights."""
 
 from __future__ import annotations
 
@@ -24,6 +24,21 @@ def full_precision(device: torch.device | str) -> Iterator[None]:
         return
     with _without_tf32, torch.autocast(kind, enabled=False):
         yield
+
+
+@contextmanager
+def float32_weights() -> Iterator[None]:
+    """Build networks of stored weights, and move them, whatever default dtype and inference mode the caller has set.
+
+    Weights of another dtype would be rounded, and those made in inference mode never serve training.
+    """
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False):
+            yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 class _WithoutTf32:

@@ -22,16 +22,24 @@ class TokenSpec:
     Args:
         codebook_sizes: K_1 … K_k, in the order visual, mid-level, high-level.
         scales: grid (h, w) of each scale, coarse first; one for most tokenizers. N = Σ h·w, row-major in a scale.
+
+    Lists become tuples, so that equal specs compare equal.
+
+    Raises:
+        UserError: if there is no codebook or no scale, or one of the numbers is not positive.
     """
 
     codebook_sizes: tuple[int, ...]
     scales: tuple[tuple[int, int], ...]
 
     def __post_init__(self) -> None:
-        if min((*self.codebook_sizes, *chain.from_iterable(self.scales)), default=0) < 1:
+        object.__setattr__(self, "codebook_sizes", tuple(self.codebook_sizes))
+        object.__setattr__(self, "scales", tuple(tuple(grid) for grid in self.scales))
+        numbers = (*self.codebook_sizes, *chain.from_iterable(self.scales))
+        if not (self.codebook_sizes and self.scales) or min(numbers) < 1:
             raise UserError(
-                f"a TokenSpec has codebooks of {[*self.codebook_sizes]} entries on grids {[*self.scales]}: all must be "
-                "at least 1"
+                f"a TokenSpec has codebooks of {[*self.codebook_sizes]} entries on grids {[*self.scales]}: it has at "
+                "least one of each, and all numbers are at least 1"
             )
 
     @property
@@ -74,6 +82,11 @@ class LatentSpec:
         grid: (h, w).
         mean: of each channel over the training latents.
         deviation: standard deviation of each channel over the training latents.
+
+    Lists become tuples, as in :class:`TokenSpec`.
+
+    Raises:
+        UserError: if a size is not positive, or a statistic is missing or cannot normalise.
     """
 
     channels: int
@@ -82,6 +95,8 @@ class LatentSpec:
     deviation: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        for name in ("grid", "mean", "deviation"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if min(self.channels, *self.grid) < 1:
             raise UserError(f"a LatentSpec has {self.channels} channels on a grid {self.grid}: all must be at least 1")
         if not len(self.mean) == len(self.deviation) == self.channels:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from polytoken.errors import MissingFileError, UserError, first_line
 from polytoken.files import replacing
 from polytoken.integrity import DAMAGED, SHA256, damage_of, tensors_sha256
+from polytoken.precision import float32_weights
 
 MAKE_TEACHER = "run `make teacher PRESET=…`, which trains it"
 Network = TypeVar("Network", bound=nn.Module)
@@ -58,12 +59,13 @@ def rebuild(build: Callable[[], Network], state: Mapping[str, Tensor], path: str
     Raises:
         UserError: if the weights are those of another network.
     """
-    with torch.random.fork_rng(devices=[]):  # discarded initial weights must not shift the caller's stream
+    # discarded initial weights must not shift the caller's stream
+    with torch.random.fork_rng(devices=[]), float32_weights():
         network = build()
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{path} does not hold the network its header describes: {remedy}") from error
+        try:
+            network.load_state_dict(state)
+        except RuntimeError as error:
+            raise UserError(f"{path} does not hold the network its header describes: {remedy}") from error
     return network.eval().requires_grad_(False)
 
 

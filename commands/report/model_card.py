@@ -14,7 +14,6 @@ from torch import nn
 
 from artifacts import yaml_files
 from artifacts.completion import completion
-from artifacts.continuation import INIT_FROM
 from artifacts.provenance import commit, versions
 from artifacts.results import Table
 from commands.metric_names import name_of
@@ -26,9 +25,8 @@ from polytoken.errors import UserError
 from polytoken.fingerprint import fingerprint
 from polytoken.generators.record import InitFrom, run_name
 from polytoken.layout import CHECKPOINTS
-from polytoken.loading import Checkpoint
+from polytoken.loading import INIT_FROM, RELEASED, Checkpoint
 from polytoken.pipeline import GenerationPipeline
-from polytoken.pretrained.released.release import ReleasedAs
 from polytoken.tokenizers import Tokenizer
 
 LIBRARY = "polytoken"
@@ -57,7 +55,7 @@ def model_card(
         checkpoint: of the exported run.
         of_tokenizer: of the tokenizer; for an exported tokenizer the same.
     """
-    made = "converted" if ReleasedAs.of(checkpoint) else "trained"
+    made = "converted" if RELEASED in checkpoint.content else "trained"
     run, load = _run_of(checkpoint), f"polytoken.from_pretrained({json.dumps(folder)})"
     if isinstance(model, GenerationPipeline):
         summary = f"A generator of images of given classes, with the tokenizer that decodes them, {made} by Polytoken."
@@ -169,11 +167,13 @@ def _ordered(metrics: Mapping[str, float | None]) -> Sequence[tuple[str, float |
 
 def _weights(checkpoint: Checkpoint) -> Facts:
     digest = ("checkpoint SHA-256", checkpoint.sha256)
-    if released := ReleasedAs.of(checkpoint):
-        weights = f"converted from {released.name} ({released.source}), licence {released.licence}"
-        return [("weights", weights), ("released file SHA-256", released.sha256), digest]
     averaged = ", averaged over the training" if checkpoint.averaged else ""
-    return [("weights", f"step {checkpoint.step:,}{averaged}"), digest]
+    weights = f"step {checkpoint.step:,}{averaged}"
+    if not (released := checkpoint.released):
+        return [("weights", weights), digest]
+    made = "converted" if RELEASED in checkpoint.content else f"{weights}, trained"
+    weights = f"{made} from {released.name} ({released.source}), licence {released.licence}"
+    return [("weights", weights), ("released file SHA-256", released.sha256), digest]
 
 
 def _initial(path: str, step: Any, sha256: Any) -> tuple[str, str]:

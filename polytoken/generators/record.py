@@ -1,4 +1,4 @@
-"""Provenance of a generator: its tokens, its tokenizer and its initial weights."""
+"""Provenance of weights: of a generator its tokens, its tokenizer and its initial weights; of any, its release."""
 
 from __future__ import annotations
 
@@ -16,6 +16,27 @@ from polytoken.records import decode
 from polytoken.specs import LatentSpec, TokenSpec
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReleasedAs:
+    """Origin of weights that the authors of a paper released: in an imported run, and in those trained from it.
+
+    Args:
+        name: of the release.
+        source: paper and repository.
+        licence: of the weights, as their authors write it.
+        licence_on_hub: the same as an identifier of the hub.
+        non_commercial: True if they forbid commercial use.
+        sha256: of the released file.
+    """
+
+    name: str
+    source: str
+    licence: str
+    licence_on_hub: str
+    non_commercial: bool
+    sha256: str
+
+
 @dataclass(frozen=True)
 class InitFrom:
     """The earlier stage whose weights a run started from.
@@ -30,6 +51,7 @@ class InitFrom:
         carried: weights of this run that hold weights of the earlier stage.
         fresh: weights of this run that do not.
         left_behind: weights of the earlier stage that were not used.
+        released: origin of its weights, if they are released ones or were trained from such.
     """
 
     path: str
@@ -41,6 +63,7 @@ class InitFrom:
     carried: tuple[str, ...]
     fresh: tuple[str, ...]
     left_behind: tuple[str, ...]
+    released: ReleasedAs | None = None
 
 
 @dataclass(frozen=True)

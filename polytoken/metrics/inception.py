@@ -16,7 +16,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 from polytoken.errors import MissingFileError, UserError
 from polytoken.files import file_sha256
 from polytoken.metrics.extractor import ImageFeatures, check_images
-from polytoken.precision import full_precision
+from polytoken.precision import float32_weights, full_precision
 from polytoken.weights import load_state
 
 URL = URL_INCEPTION_V3
@@ -82,7 +82,8 @@ def _network(path: Path, sha256: str) -> FeatureExtractorInceptionV3:
     tensors = io.BytesIO()
     torch.save(state, tensors)
     tensors.seek(0)
-    with torch.random.fork_rng(devices=[]):  # discarded initial weights must not shift the caller's stream
+    # discarded initial weights must not shift the caller's stream
+    with torch.random.fork_rng(devices=[]), float32_weights():
         try:
             return FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], tensors)
         except RuntimeError as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from polytoken.pipeline import GenerationPipeline
 from polytoken.pretrained.folder import load_folder, save_pretrained
 from polytoken.pretrained.released import FAMILIES, RELEASES, find, load_released
@@ -13,6 +15,7 @@ from polytoken.tokenizers import Tokenizer
 __all__ = ["from_pretrained", "save_pretrained"]
 
 
+@torch.random.fork_rng(devices=[])
 def from_pretrained(
     name: str | Path,
     trust: Sequence[str] = (),

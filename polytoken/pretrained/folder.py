@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import msgspec
+import torch
 
 from polytoken import records
 from polytoken.errors import MissingFileError, UserError
@@ -115,6 +116,7 @@ def load_folder(folder: str | Path, trust: Sequence[str] = ()) -> Tokenizer | Ge
     return _load_pipeline(folder, trust)
 
 
+@torch.random.fork_rng(devices=[])
 def save_pretrained(
     run: str | Path, folder: str | Path, tokenizer_run: str | Path | None = None, trust: Sequence[str] = ()
 ) -> None:

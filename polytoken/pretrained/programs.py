@@ -53,14 +53,16 @@ def write_programs(model: Tokenizer | GenerationPipeline, folder: Path) -> list[
         folder: exists.
 
     Raises:
-        UserError: if an operation of the model has no exported form, or a generator writes some of the sub-codes only.
+        UserError: if an operation of the model has no exported form, or a generator does not write all sub-codes in
+            the tokenizer's order.
     """
     pipeline, tokenizer = _parts(model)
     sizes = tokenizer.spec.codebook_sizes if tokenizer.spec else None
-    if pipeline is not None and pipeline.network.models == "codes" and len(pipeline.sub_codes) < len(sizes or ()):
+    every = [*range(len(sizes or ()))]
+    if pipeline is not None and pipeline.network.models == "codes" and pipeline.sub_codes != every:
         raise UserError(
-            f"the generator is of a first stage, and generates {len(pipeline.sub_codes)} of {len(sizes or ())} "
-            "sub-codes: export the second stage"
+            f"the generator writes the sub-codes {pipeline.sub_codes}, and decode.pt2 reads {every}: export a second "
+            "stage that was trained with data.sub_codes null"
         )
     batch = Dim("batch", min=1, max=65536)
     images, written = _example(tokenizer)

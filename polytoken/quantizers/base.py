@@ -39,11 +39,11 @@ class Quantizer(nn.Module, ABC):
                 f"{type(self).__name__} has subspaces of {[*subspace_channels]} channels{codebooks}: each number is at "
                 "least 1"
             )
-        self.in_subspaces = in_subspaces
+        self.in_subspaces = tuple(in_subspaces)  # lists would not equal the tuples of a TokenSpec
         self.in_channels = sum(in_subspaces)
-        self.subspace_channels = subspace_channels
+        self.subspace_channels = tuple(subspace_channels)
         self.out_channels = sum(subspace_channels)
-        self.codebook_sizes = codebook_sizes
+        self.codebook_sizes = tuple(codebook_sizes)
 
     @abstractmethod
     def forward(self, features: Tensor) -> Encoding:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from polytoken.errors import MissingFileError, UserError
+from polytoken.precision import float32_weights
 from polytoken.weights import load_state
 
 TRAINS, MEASURES = "efficientnet_lite0", "efficientnet_lite2"
@@ -80,7 +81,8 @@ def load_efficientnet(name: str) -> nn.Module:
     weights = EFFICIENTNETS[name]
     path = weights.path
     state, _ = load_state(path, "reinstall its package")
-    with torch.random.fork_rng(devices=[]):  # discarded initial weights must not shift the caller's stream
+    # discarded initial weights must not shift the caller's stream
+    with torch.random.fork_rng(devices=[]), float32_weights():
         network = timm.create_model(weights.model, pretrained=False)
     wanted = network.state_dict()
     if [_kind(key, value) for key, value in state.items()] != [_kind(key, value) for key, value in wanted.items()]:

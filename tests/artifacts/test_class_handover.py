@@ -8,9 +8,11 @@ import torch
 
 from artifacts.lineage import hand_over
 from polytoken.generators import DiffusionTransformer
+from polytoken.generators.record import ReleasedAs
 from polytoken.handover import CLASS_EMBEDDING
-from polytoken.loading import Checkpoint
+from polytoken.loading import GENERATOR, RELEASED, Checkpoint
 from tests.support.generated import SCALAR, write_latent_runs
+from tests.support.released import ADOBE
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,20 @@ def names(stage1: Path) -> list[str]:
 def test_the_same_classes_keep_their_rows(stage1: Path) -> None:
     before, after, _ = handed_over(stage1, names(stage1))
     assert torch.equal(before, after)
+
+
+def test_the_release_of_the_weights_is_carried_through_all_runs(stage1: Path, tmp_path: Path) -> None:
+    file, content = tmp_path / "of.ckpt", dict(Checkpoint.open(stage1).content)
+    torch.save({**content, RELEASED: ADOBE}, file)
+    for _ in range(2):
+        checkpoint = Checkpoint.open(file)
+        start = hand_over(str(file), checkpoint.generator(), checkpoint.record)
+        assert start.released == ReleasedAs(**ADOBE)
+        record = replace(checkpoint.record, lineage=replace(checkpoint.record.lineage, init_from=start))
+        file = tmp_path / "again.ckpt"
+        torch.save({**content, GENERATOR: record.to_plain()}, file)
+    checkpoint = Checkpoint.open(stage1)
+    assert hand_over(str(stage1), checkpoint.generator(), checkpoint.record).released is None
 
 
 def test_another_order_moves_the_rows_with_the_names(stage1: Path) -> None:

@@ -6,19 +6,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from artifacts.continuation import INIT_FROM, continue_from
+from artifacts.continuation import continue_from
 from lightning_modules.tokenizer import TokenizerModule
 from polytoken.errors import UserError
 from polytoken.files import file_sha256
-from polytoken.loading import MODEL_CONFIG
+from polytoken.generators.record import ReleasedAs
+from polytoken.loading import INIT_FROM, MODEL_CONFIG, Checkpoint
 from tests.lightning_modules.test_tokenizer import build, fit
+from tests.support.released import ADOBE
 
 
-def saved(module: TokenizerModule, path: Path, average: dict[str, Tensor] | None = None) -> str:
-    """A checkpoint of the module, with averages where given."""
+def saved(module: TokenizerModule, path: Path, average: dict[str, Tensor] | None = None, **more: dict) -> str:
+    """A checkpoint of the module, with averages and further content where given."""
     callbacks = {"EMA": {"average": average}} if average else {}
     model = {"init_args": {"tokenizer": {}}}
-    content = {"state_dict": module.state_dict(), "global_step": 7, "callbacks": callbacks, MODEL_CONFIG: model}
+    content = {"state_dict": module.state_dict(), "global_step": 7, "callbacks": callbacks, MODEL_CONFIG: model, **more}
     torch.save(content, path)
     return str(path)
 
@@ -40,6 +42,16 @@ def test_weights_of_both_networks_are_carried(tmp_path: Path) -> None:
     origin = continue_from(path, target.tokenizer, target.objective)
     assert origin == {"path": path, "sha256": file_sha256(path), "step": 7}
     assert equal(source.tokenizer, target.tokenizer) and equal(source.objective, target.objective)
+
+
+def test_the_release_of_the_weights_is_carried_through_all_runs(tmp_path: Path) -> None:
+    path = saved(moved(build()), tmp_path / "imported.ckpt", released=ADOBE)
+    for again in ("second.ckpt", "third.ckpt"):
+        target = build()
+        origin = continue_from(path, target.tokenizer, target.objective)
+        path = saved(target, tmp_path / again, init_from=origin)
+        assert Checkpoint.open(path).released == ReleasedAs(**ADOBE)
+    assert Checkpoint.open(saved(build(), tmp_path / "own.ckpt")).released is None
 
 
 def test_averages_are_preferred_and_another_discriminator_is_fresh(tmp_path: Path) -> None:

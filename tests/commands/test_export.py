@@ -23,6 +23,7 @@ from polytoken.loading import Checkpoint
 from polytoken.weights import save_tensors
 from tests.support.commands import PROCESSES
 from tests.support.generated import CONTINUOUS, configure, pixels, write_latent_runs, write_runs
+from tests.support.released import ADOBE
 
 
 def killed(*arguments: str) -> None:
@@ -107,6 +108,32 @@ def test_the_card_of_a_pipeline(run: Path) -> None:
     ):
         assert f"{line}\n" in body, line
     assert "of_0000" not in body and str(Path.cwd()) not in card
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "generator"])
+def test_weights_trained_from_released_ones_keep_their_licence(part: str, run: Path) -> None:
+    start: dict[str, Any] = {"path": "runs/digits/tokenizer/imported", "sha256": "1" * 64, "step": 0, "released": ADOBE}
+    file = (run if part == "generator" else Path("runs/digits/tokenizer/tiny")) / "checkpoints/last.ckpt"
+    content = torch.load(file, weights_only=True)
+    if part == "generator":
+        handover = {"tokenizer_fingerprint": "", "sub_codes": [0, 1], "sub_code": "all"}
+        content["generator"]["lineage"]["init_from"] = {
+            **start,
+            **handover,
+            "carried": [],
+            "fresh": [],
+            "left_behind": [],
+        }
+    else:
+        content["init_from"] = start
+    torch.save(content, file)
+    main([str(run), "--to", "mine"])
+    card = Path("mine/README.md").read_text()
+    assert "license: other\n" in card and "trained by Polytoken" in card
+    assert (
+        "- weights: step 7, trained from imagefolder/VP2-4096 (ImageFolder, lxa9867/ImageFolder), licence Adobe" in card
+    )
+    assert "- initial weights: tokenizer/imported, step 0" in card
 
 
 def test_the_example_of_the_card_runs(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

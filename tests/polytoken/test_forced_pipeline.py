@@ -27,6 +27,7 @@ def test_the_codes_of_the_reference_are_written(pipeline: GenerationPipeline, fo
     forced = pipeline.force(images, Forcing((forced_sub_code,), 2.0))
     expected = pipeline.tokenizer.encode(images).codes
     drawn = pipeline.draw(labels, rules, forced=forced).codes
+    assert not drawn.is_inference() and not forced.codes.is_inference(), "training may read them"
     assert torch.equal(drawn[:, forced_sub_code], expected[:, forced_sub_code])
     assert not torch.equal(drawn[:, 1 - forced_sub_code], expected[:, 1 - forced_sub_code])
     alone = pipeline.tokenizer.decode(

@@ -8,6 +8,7 @@ from torch import nn
 
 from polytoken.errors import UserError
 from polytoken.frozen import FrozenNetwork
+from tests.support.precision import caller_in_bfloat16
 
 
 class Owner(nn.Module):
@@ -38,6 +39,18 @@ def test_a_frozen_network_is_used_but_not_owned() -> None:
     assert twin.backbone.sha256() == owner.backbone.sha256()
     twin.backbone.on(torch.device("cpu"))[0].bias[0] += 1
     assert twin.backbone.sha256() != owner.backbone.sha256()
+
+
+def test_a_first_use_in_inference_mode_serves_training_in_float32() -> None:
+    frozen = FrozenNetwork(lambda: nn.Linear(2, 2))
+    inputs = torch.rand(1, 2, requires_grad=True)
+    with caller_in_bfloat16():
+        network = frozen.on(torch.device("cpu"))
+    network(inputs).sum().backward()
+    assert inputs.grad is not None and network.weight.dtype == torch.float32
+    with caller_in_bfloat16():
+        frozen.on(torch.device("meta"))
+    assert not any(weight.is_inference() for weight in network.parameters()), "after a move as well"
 
 
 def test_a_loaded_network_is_pickled_without_its_loader() -> None:

@@ -10,11 +10,12 @@ import torch
 
 from polytoken.errors import MissingFileError, UserError
 from polytoken.fingerprint import fingerprint
-from polytoken.loading import MODEL_CONFIG, Checkpoint, load_tokenizer
+from polytoken.loading import MODEL_CONFIG, Checkpoint, load_generator, load_tokenizer
 from polytoken.pipeline import GenerationPipeline
-from polytoken.pretrained import save_pretrained
+from polytoken.pretrained import from_pretrained, save_pretrained
 from polytoken.tokenizers import RepresentationTokenizer
 from tests.support.generated import pixels, write_next_scale_runs, write_representation_run, write_runs
+from tests.support.precision import caller_in_bfloat16
 from tests.support.runs import trained_tokenizer
 
 
@@ -34,6 +35,31 @@ def test_the_average_is_loaded_and_frozen(run: Path) -> None:
         assert torch.equal(value, average[f"tokenizer.{key}"]), key
     assert not tokenizer.training and not any(weight.requires_grad for weight in tokenizer.parameters())
     assert tokenizer.spec is not None and tokenizer.spec.codebook_sizes == (64, 64)
+
+
+def test_settings_of_the_caller_change_nothing(run: Path, tmp_path: Path) -> None:
+    """Under a default dtype and in inference mode the same is loaded, and the same numbers are drawn afterwards."""
+    digits = write_next_scale_runs(tmp_path / "digits")
+    loads = {
+        "tokenizer": lambda: load_tokenizer(run),
+        "generator": lambda: load_generator(digits),
+        "pipeline": lambda: GenerationPipeline.from_run(digits),
+        "folder": lambda: save_pretrained(run, tmp_path / "mine") or from_pretrained(tmp_path / "mine"),
+    }
+    for name, load in loads.items():
+        expected = load().state_dict()
+        torch.manual_seed(0)
+        drawn = torch.rand(1)
+        torch.manual_seed(0)
+        with caller_in_bfloat16():
+            network = load()
+        assert torch.equal(torch.rand(1), drawn), name
+        for key, value in network.state_dict().items():
+            assert value.dtype == expected[key].dtype and torch.equal(value, expected[key]), (name, key)
+        assert not any(weight.is_inference() for weight in network.parameters()), name
+    torch.manual_seed(0)
+    Checkpoint.open(digits).generator()
+    assert not torch.equal(torch.rand(1), drawn), "runs draw after a handover, and their numbers stay as they are"
 
 
 def test_without_an_average_the_last_weights_are_loaded(run: Path, tmp_path: Path) -> None:

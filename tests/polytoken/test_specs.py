@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from polytoken.errors import UserError
 from polytoken.specs import Encoding, LatentSpec, Tokens, TokenSpec
 
 TEN_SCALES = tuple((side, side) for side in (1, 2, 3, 4, 5, 6, 8, 10, 13, 16))
@@ -15,6 +16,18 @@ def test_token_spec_of_several_scales() -> None:
     assert spec.num_sub_codes == 2
     assert spec.num_positions == 680
     assert spec.bits_per_image == 680 * 24
+
+
+def test_lists_are_tuples() -> None:
+    """A spec of lists equals that of tuples, and is hashed like it."""
+    assert {TokenSpec([8, 4], [[1, 1], [2, 3]])} == {TokenSpec((8, 4), ((1, 1), (2, 3)))}  # type: ignore[arg-type]
+    assert {LatentSpec(1, [2, 3], [0.0], [1.0])} == {LatentSpec(1, (2, 3), (0.0,), (1.0,))}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [((), ((4, 4),)), ((8,), ()), ((), ()), ((8, 0), ((4, 4),)), ((8,), ((4, 0),))])
+def test_a_token_spec_has_codebooks_and_scales(wrong: tuple) -> None:
+    with pytest.raises(UserError, match="a TokenSpec has codebooks of .*: it has at least one of each"):
+        TokenSpec(*wrong)
 
 
 def test_compression_ratio_of_codebooks() -> None:

@@ -7,6 +7,7 @@ from torch import nn
 
 from polytoken.errors import UserError
 from polytoken.weights import load_state, rebuild, save_state
+from tests.support.precision import caller_in_bfloat16
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -61,7 +62,9 @@ def test_equal_weights_are_equal_files(tmp_path: Path) -> None:
 
 def test_a_rebuilt_network_is_frozen_and_draws_nothing() -> None:
     state, before = nn.Linear(2, 3).state_dict(), torch.random.get_rng_state()
-    network = rebuild(lambda: nn.Linear(2, 3), state, "layer.safetensors", "train it")
+    with caller_in_bfloat16():
+        network = rebuild(lambda: nn.Linear(2, 3), state, "layer.safetensors", "train it")
+    assert not network.weight.is_inference()
     assert torch.equal(torch.random.get_rng_state(), before) and torch.equal(network.weight, state["weight"])
     assert not network.training and not any(parameter.requires_grad for parameter in network.parameters())
     with pytest.raises(UserError, match="^layer.safetensors does not hold the network .* describes: train it$"):

@@ -1,10 +1,25 @@
-"""Record of the precision in which convolutions are computed."""
+"""Precisions that a caller has set, and a record of that in which convolutions are computed."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+
+@contextmanager
+def caller_in_bfloat16() -> Iterator[None]:
+    """Settings of a caller whose default dtype is bfloat16, and who is in inference mode."""
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.inference_mode():
+            yield
+        assert torch.get_default_dtype() == torch.bfloat16, "it was restored"
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def tf32_of_convolutions(monkeypatch: pytest.MonkeyPatch) -> set[bool]:

@@ -12,6 +12,14 @@ from torch import Tensor
 
 from tests.support.released_networks import dit_positions
 
+ADOBE = {  # the record of a release for research only
+    "name": "imagefolder/VP2-4096",
+    "source": "ImageFolder, lxa9867/ImageFolder",
+    "licence": "Adobe Research License",
+    "licence_on_hub": "other",
+    "non_commercial": True,
+    "sha256": "0" * 64,
+}
 KEYS = Path(__file__).parents[1] / "polytoken/pretrained/released/keys"
 RANGE = re.compile(r"\[(\d+)-(\d+)]")
 

@@ -23,13 +23,13 @@ from polytoken.errors import MissingFileError, MissingPackageError, UserError, f
 from polytoken.files import file_sha256
 from polytoken.fingerprint import fingerprint
 from polytoken.generators.base import Generator
-from polytoken.generators.record import GeneratorRecord, Lineage
+from polytoken.generators.record import GeneratorRecord, Lineage, ReleasedAs
 from polytoken.loading import GENERATOR, RELEASED, TOKENIZER, Checkpoint
 from polytoken.pipeline import GenerationPipeline
 from polytoken.pretrained.released import zoo
 from polytoken.pretrained.released.layout import Network, State, shapes_of
 from polytoken.pretrained.released.reading import read_released
-from polytoken.pretrained.released.release import Release, ReleasedAs
+from polytoken.pretrained.released.release import Release
 from polytoken.specs import LatentSpec
 from polytoken.tokenizers import Tokenizer
 

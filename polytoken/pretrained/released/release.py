@@ -5,12 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import msgspec
-
-from polytoken.loading import RELEASED, Checkpoint
 from polytoken.pretrained.released.layout import Network, State
 from polytoken.pretrained.released.reading import PLACES
-from polytoken.records import decode
 
 
 class Describe(Protocol):
@@ -87,32 +83,6 @@ class Release:
     places: tuple[tuple[str, ...], ...] = PLACES
     published: str = ""
     remark: str = ""
-
-
-class ReleasedAs(msgspec.Struct, frozen=True, kw_only=True):
-    """Origin of an imported run, inside its checkpoint.
-
-    Attributes:
-        name: of the release.
-        source: paper and repository.
-        licence: of the weights, as their authors write it.
-        licence_on_hub: the same as an identifier of the hub.
-        non_commercial: True if they forbid commercial use.
-        sha256: of the released file.
-    """
-
-    name: str
-    source: str
-    licence: str
-    licence_on_hub: str
-    non_commercial: bool
-    sha256: str
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint) -> ReleasedAs | None:
-        """Read it from a checkpoint; None if the run was trained here. UserError if it is broken."""
-        content = checkpoint.content.get(RELEASED)
-        return None if content is None else decode(content, cls, f"{checkpoint.path}: {RELEASED}")
 
 
 Table = dict[str, Release]

@@ -5,10 +5,12 @@ from polytoken.images import from_uint8
 from polytoken.metrics.extractors import load_extractor
 from polytoken.metrics.image_set import ImageSet
 from polytoken.teachers.efficientnet import load_efficientnet
+from tests.support.precision import caller_in_bfloat16
 
 
 def test_features_are_those_that_the_classifier_reads_and_no_classes() -> None:
-    extractor = load_extractor("efficientnet_lite2", None, torch.device("cpu"))
+    with caller_in_bfloat16():
+        extractor = load_extractor("efficientnet_lite2", None, torch.device("cpu"))
     images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     network = load_efficientnet("efficientnet_lite2")
     inputs = functional.interpolate(from_uint8(images), (260, 260), mode="bicubic", antialias=True).clamp(-1, 1)

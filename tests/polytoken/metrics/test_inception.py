@@ -14,6 +14,7 @@ from polytoken.files import file_sha256
 from polytoken.metrics.image_metrics import Target, image_metrics
 from polytoken.metrics.image_set import ImageSet
 from polytoken.metrics.inception import Inception
+from tests.support.precision import caller_in_bfloat16
 
 LAYERS = ["2048", "logits_unbiased"]
 
@@ -39,7 +40,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def inception(weights: Path) -> Inception:
-    return Inception(weights, sha256=file_sha256(weights))
+    with caller_in_bfloat16():
+        return Inception(weights, sha256=file_sha256(weights))
 
 
 @pytest.fixture(scope="module")

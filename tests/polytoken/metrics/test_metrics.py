@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 
-from polytoken.metrics import GroupedMean, paint_patches, psnr, psnr_unclamped, to_uint8
+from polytoken.errors import UserError
+from polytoken.images import resize_displayed
+from polytoken.metrics import GroupedMean, as_displayed, paint_patches, psnr, psnr_unclamped, to_uint8
 
 
 def test_to_uint8_rounds_and_clamps() -> None:
@@ -30,6 +32,20 @@ def test_psnr_of_floats_includes_values_outside_the_range() -> None:
     second[1] += 4
     assert psnr_unclamped(first, second).tolist() == pytest.approx([20.0, -20 * math.log10(2)], abs=1e-6)
     assert psnr_unclamped(first, first).tolist() == pytest.approx([106.0, 106.0], abs=0.1)
+
+
+def test_images_of_another_type_are_refused() -> None:
+    """Whole numbers pass for pixels in [-1, 1], and floats for grey levels, with plausible results."""
+    pixels, images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, 3, 4, 4)
+    for convert in (to_uint8, as_displayed, lambda images: resize_displayed(images, 2)):
+        with pytest.raises(UserError, match=r"got torch.uint8: convert 8 bits by polytoken.images.from_uint8"):
+            convert(pixels)
+    for pair in ((images, pixels), (pixels, images), (images, images)):
+        with pytest.raises(UserError, match=r"psnr compares uint8 images, .*torch.float32"):
+            psnr(*pair)
+    for pair in ((images, pixels), (pixels, images), (pixels, pixels)):
+        with pytest.raises(UserError, match=r"psnr_unclamped compares floating-point images .*torch.uint8"):
+            psnr_unclamped(*pair)
 
 
 def test_paint_patches() -> None:

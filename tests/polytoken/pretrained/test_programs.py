@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -106,7 +107,9 @@ def test_a_generator_without_steps_gives_the_programs_of_its_tokenizer(tmp_path:
 
 
 @pytest.mark.filterwarnings("ignore:.*first stage")
-def test_a_first_stage_has_no_programs(tmp_path: Path) -> None:
-    pipeline = GenerationPipeline.from_run(write_runs(tmp_path / "runs/digits", sub_codes=[0], stage="stage1"))
-    with pytest.raises(UserError, match="generates 1 of 2"):
+@pytest.mark.parametrize("sub_codes", [[0], [1, 0]])
+def test_a_first_stage_or_another_order_has_no_programs(sub_codes: list[int], tmp_path: Path) -> None:
+    pipeline = GenerationPipeline.from_run(write_runs(tmp_path / "runs/digits", sub_codes=sub_codes))
+    with pytest.raises(UserError, match=rf"writes the sub-codes {re.escape(str(sub_codes))}, .* reads \[0, 1\]"):
         write_programs(pipeline, tmp_path)
+    assert not [*tmp_path.glob("*.pt2")]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from polytoken.quantizers import (
     ContinuousBottleneck,
@@ -12,6 +13,7 @@ from polytoken.quantizers import (
     Quantizer,
     VectorQuantizer,
 )
+from polytoken.specs import Encoding
 
 QUANTIZERS = {
     "vq": VectorQuantizer(7, 3),
@@ -22,6 +24,20 @@ QUANTIZERS = {
     "ae": ContinuousBottleneck(3),
     "vae": ContinuousBottleneck(3, kl_weight=1e-6),
 }
+
+
+class Listed(Quantizer):
+    def __init__(self) -> None:
+        super().__init__([3], [3], [8])  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor) -> Encoding: ...
+
+    def embed_codes(self, codes: Tensor, grid: tuple[int, int]) -> Tensor: ...
+
+
+def test_sizes_are_tuples() -> None:
+    quantizer = Listed()
+    assert (quantizer.in_subspaces, quantizer.subspace_channels, quantizer.codebook_sizes) == ((3,), (3,), (8,))
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
