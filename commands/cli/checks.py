@@ -19,7 +19,7 @@ from callbacks.checkpoint.random_state import RandomState
 from callbacks.checkpoint.run_record import FIT, differences, recorded_model
 from callbacks.measure.metrics_file import MetricsFile
 from callbacks.steer.requeue import Requeue
-from commands.global_batch import devices
+from commands.global_batch import accumulated, devices
 from datamodules.resumable import ResumableDataModule
 from polytoken.errors import UserError, first_line
 from polytoken.layout import whole_of
@@ -71,6 +71,21 @@ def check_devices(trainer: dict[str, Any]) -> None:
                 f"trainer.devices is {count}, and this machine has no GPU: set --trainer.devices 1 "
                 f"--trainer.strategy auto (make: DEVICES=1), or --trainer.accelerator cpu for {count} processes"
             )
+
+
+def check_interval(config: dict[str, Any]) -> None:
+    """Raise UserError if a fit would validate between two updates, where no checkpoint is written.
+
+    Args:
+        config: The whole configuration.
+    """
+    interval, batches = config["trainer"].get("val_check_interval"), accumulated(config)
+    if isinstance(interval, int) and interval % batches:
+        raise UserError(
+            f"trainer.val_check_interval is {interval}, which counts batches, and an update has {batches} of them: set "
+            f"--trainer.val_check_interval {interval * batches} to validate every {interval} updates, or another "
+            f"multiple of {batches}"
+        )
 
 
 def check_saves(trainer: Trainer, on_purpose: bool) -> None:

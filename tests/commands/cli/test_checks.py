@@ -8,7 +8,14 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from commands.cli.checks import check_counters, check_devices, check_drift, check_shards, check_trainer_drift
+from commands.cli.checks import (
+    check_counters,
+    check_devices,
+    check_drift,
+    check_interval,
+    check_shards,
+    check_trainer_drift,
+)
 from polytoken.errors import UserError
 from polytoken.loading import MODEL_CONFIG
 
@@ -57,6 +64,16 @@ def test_a_resumed_fit_names_the_settings_of_its_trainer_that_changed(
         (tmp_path / "run/config.yaml").write_text(damaged)
         with pytest.warns(UserWarning, match="config.yaml cannot be read"):
             check_trainer_drift(checkpoint, config("cosine", 0.9))
+
+
+def test_no_validation_falls_between_two_updates() -> None:
+    for interval in (5000, 8, 0.5, None):
+        check_interval({"trainer": {"val_check_interval": interval, "accumulate_grad_batches": 8}})
+    config = {"trainer": {"val_check_interval": 5004}, "model": {"init_args": {"accumulate_steps": 8}}}
+    with pytest.raises(
+        UserError, match="is 5004, which counts batches, .* has 8 .* 40032 to validate every 5004 updates"
+    ):
+        check_interval(config)
 
 
 def test_a_sharded_checkpoint_needs_a_sharding_strategy(tmp_path: Path) -> None:
