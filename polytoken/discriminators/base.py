@@ -17,6 +17,9 @@ class Discriminator(nn.Module, ABC):
     def prepare(self, device: torch.device) -> None:  # noqa: B027 - optional
         """Load a frozen backbone; called once before training, so that a missing file stops the run early."""
 
+    def check_size(self, size: int) -> None:  # noqa: B027 - optional
+        """Raise UserError for images of (size, size) pixels that it cannot read, before the step at which it starts."""
+
     @property
     def networks(self) -> frozenset[str]:
         """Files, or else names, of the frozen networks that it reads."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from polytoken.discriminators.base import Discriminator
+from polytoken.errors import UserError
 from polytoken.ranges import at_least
 
 
@@ -34,6 +35,17 @@ class PatchDiscriminator(Discriminator, nn.Sequential):
         super().__init__(*layers, nn.Conv2d(channels, 1, 4, padding=1))
         self.apply(_initialise)
         self.to(memory_format=torch.channels_last)  # the layout convolutions are fastest in, on CPU and GPU
+
+    def check_size(self, size: int) -> None:
+        side = size
+        convolutions = [layer for layer in self if isinstance(layer, nn.Conv2d)]
+        for layer in convolutions:
+            side = (side - 2) // layer.stride[0] + 1  # 4 × 4 with padding 1
+        if side < 1:
+            raise UserError(
+                f"PatchDiscriminator has num_layers {len(convolutions) - 2}, which leaves no patch of images of {size} "
+                "pixels a side: lower it"
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         return nn.Sequential.forward(self, images)

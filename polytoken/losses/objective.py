@@ -81,9 +81,15 @@ class TokenizerObjective(nn.Module):
         """Check every term against the tokenizer and its teachers, and build parts that need their sizes.
 
         Raises:
-            UserError: a term reads an unknown teacher, or does not fit the tokenizer.
+            UserError: a term reads an unknown teacher, or features that the tokenizer does not decode, or does not fit
+                it otherwise; or its images are too small for the discriminator.
         """
         for name, term in self._terms().items():
+            for read in term.reads:
+                kind, _, feature = read.partition(":")
+                if kind == "features" and feature not in tokenizer.feature_names:
+                    known = ", ".join(tokenizer.feature_names) or "none"
+                    raise UserError(f"{name} reads features {feature!r}, and the tokenizer decodes {known}")
             for teacher in _teacher_blocks([term]):
                 if teacher not in self.teachers:
                     known = ", ".join(self.teachers) or "none"
@@ -92,6 +98,8 @@ class TokenizerObjective(nn.Module):
             self.teachers[teacher].check(blocks)
         for term in self._terms().values():
             term.connect(tokenizer, self.teachers)
+        if self.adversarial is not None:
+            self.adversarial.discriminator.check_size(tokenizer.image_size)
 
     def prepare(self, device: torch.device) -> None:
         """Load the frozen networks of all terms and the adversarial block, before the first step."""
@@ -123,16 +131,9 @@ class TokenizerObjective(nn.Module):
         All are float32 scalars. Terms are unweighted in the log; the other parts are weighted.
 
         Raises:
-            UserError: no term is active, a term reads features that the tokenizer does not decode, or a term and a loss
-                of the quantizer have one name.
+            UserError: no term is active, or a term and a loss of the quantizer have one name.
         """
         active = {name: term for name, term in self._terms().items() if term.active(step.global_step)}
-        for name, term in active.items():
-            for read in term.reads:
-                kind, _, feature = read.partition(":")
-                if kind == "features" and feature not in step.decoded.features:
-                    known = ", ".join(step.decoded.features) or "none"
-                    raise UserError(f"{name} reads features {feature!r}, and the tokenizer decodes {known}")
         if taken := sorted(active.keys() & step.encoding.losses.keys()):
             raise UserError(f"the objective has a term named {taken[0]!r}, the name of a quantizer's loss: rename one")
         step.teacher_features = self._teacher_features(step.images, active.values())

@@ -1,8 +1,11 @@
 import copy
+from contextlib import nullcontext
 
+import pytest
 import torch
 
 from polytoken.discriminators import PatchDiscriminator
+from polytoken.errors import UserError
 
 
 def test_the_memory_format_changes_neither_logits_nor_second_derivatives() -> None:
@@ -20,3 +23,18 @@ def test_the_memory_format_changes_neither_logits_nor_second_derivatives() -> No
         results.append([logits, gradient, *(p.grad for p in network.parameters() if p.grad is not None)])
     torch.testing.assert_close(*results)
     assert len(results[0]) > 8
+
+
+@pytest.mark.parametrize("num_layers", range(6))
+@pytest.mark.parametrize("size", [4, 8, 16, 24, 32, 33])
+def test_the_least_size_is_that_of_the_convolutions(num_layers: int, size: int) -> None:
+    """Otherwise torch fails at the step at which the discriminator starts."""
+    discriminator = PatchDiscriminator(base_channels=1, num_layers=num_layers).eval()
+    try:
+        discriminator(torch.zeros(1, 3, size, size))
+    except RuntimeError:
+        fits = pytest.raises(UserError, match=f"num_layers {num_layers}, which leaves no patch of images of {size} pix")
+    else:
+        fits = nullcontext()
+    with fits:
+        discriminator.check_size(size)

@@ -137,7 +137,7 @@ def test_a_further_term_reads_decoded_features() -> None:
     objective = TokenizerObjective(reconstruction=Reconstruction(), terms={"deep": FeatureError(weight=3.0)})
     step = make_step()
     with pytest.raises(ValueError, match="deep reads features 'deep', and the tokenizer decodes none"):
-        objective(step)
+        objective.connect(tiny_tokenizer())
     step.decoded.features["deep"] = torch.full((2, 4, 8), 2.0)
     total, parts = objective(step)
     assert parts["deep"].item() == 4
