@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from traceback import StackSummary
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,7 +56,8 @@ def test_broken_random_states(change: dict[str, Any]) -> None:
         put_states({**states, **change}, torch.device("cpu"))
     put_states(states, torch.device("cpu"))
     with pytest.raises(UserError, match="is no list of states"):
-        RandomState().on_load_checkpoint(None, None, {"random_state": 7})  # type: ignore[arg-type]
+        fitting = SimpleNamespace(state=SimpleNamespace(fn="fit"))
+        RandomState().on_load_checkpoint(fitting, None, {"random_state": 7})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("state", [{}, {"updates": "1", "average": {}}, {"updates": 1, "average": {"a": 7}}])
