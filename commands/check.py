@@ -20,7 +20,7 @@ import torch
 from commands.cli.composed import compose
 from commands.comparison import default_reference
 from commands.estimates import MACHINE, Estimate, estimates
-from commands.global_batch import devices
+from commands.global_batch import devices, processes
 from commands.preset import SOURCES, Preset
 from commands.program import new_parser, print_table, run
 from datamodules.images import ImageDataModule
@@ -186,12 +186,13 @@ def work(given: Namespace) -> int:
         found += weights([config["model"], config["trainer"].get("callbacks")], given.runs / preset.name / "teacher")
     found += evaluation(preset, given.runs)
     needed = [*estimates(tokenizer, tokens, generator, sample, images)]
-    wanted = max(devices(config["trainer"]) or 1 for config in (tokenizer, tokens, generator, sample))
-    found += [disk(given.runs, needed), machine(wanted, given.in_job)]
+    trainers = [config["trainer"] for config in (tokenizer, tokens, generator, sample)]
+    sharing, wanted = (max(count(trainer) or 1 for trainer in trainers) for count in (processes, devices))
+    found += [disk(given.runs, needed), machine(sharing if given.in_job else wanted, given.in_job)]
     rows = [(finding.what, finding.state, finding.remedy) for finding in dict.fromkeys(found)]
     print_table(f"what {preset.name} needs", ("what", "state", "remedy"), rows, left=3)
-    shown = [estimate.row(wanted) for estimate in needed]
-    notes = [f"measured on {MACHINE}; here as if {wanted} shared the work evenly, without teachers and validation"]
+    shown = [estimate.row(sharing) for estimate in needed]
+    notes = [f"measured on {MACHINE}; here as if {sharing} shared the work evenly, without teachers and validation"]
     if all(estimate.seconds is None for estimate in needed):
         notes = ["the log of a run has its time left"]
     print_table("time and disk, estimated", ("stage", "work", "time", "disk"), shown, notes, left=2)

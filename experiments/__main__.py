@@ -71,8 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "list":
             return _list()
         experiment = load(options.experiment, options.preset)
+        _release(expand(experiment, root=options.root))  # the results are written for all seeds
         tasks = expand(experiment, options.seeds, options.root)
-        release(tasks)
         _warn(tasks)
         return COMMANDS[options.command](experiment, tasks, options)
     except UserError as error:
@@ -81,6 +81,17 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped: the same command continues", file=sys.stderr)
         return 130
+
+
+def _release(tasks: list[Task]) -> None:
+    """Remove the links of changed runs, and name those that stay: other people's results may only be read."""
+    for directory, error in release(tasks).items():
+        reason = error.strerror or error
+        print(
+            f"warning: {directory} links to a run that has changed since, and cannot be removed ({reason}): its "
+            "numbers are not those of this experiment, so remove the link",
+            file=sys.stderr,
+        )
 
 
 def _warn(tasks: list[Task]) -> None:

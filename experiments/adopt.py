@@ -42,11 +42,20 @@ def adopt(tasks: list[Task]) -> dict[Path, Path]:
     return found
 
 
-def release(tasks: list[Task]) -> None:
-    """Remove the links whose run was trained further, retrained with other overrides, or deleted since."""
+def release(tasks: list[Task]) -> dict[Path, OSError]:
+    """Remove the links whose run was trained further, retrained with other overrides, or deleted since.
+
+    Returns:
+        Links that could not be removed, and why.
+    """
+    failed: dict[Path, OSError] = {}
     for directory, run in {run.directory: run for task in tasks for run in task.runs}.items():
         if directory.is_symlink() and not (run.state == "done" and _starts_alike(run, real_path(directory))):
-            directory.unlink()
+            try:
+                directory.unlink(missing_ok=True)  # by another command at the same time
+            except OSError as error:
+                failed[directory] = error
+    return failed
 
 
 def _is_same(run: Run, place: Path) -> bool:

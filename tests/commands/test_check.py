@@ -1,5 +1,6 @@
 """Check of a curriculum before its first step."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -73,6 +74,22 @@ def test_what_imagenet_lacks_is_listed(here: Path, capsys: pytest.CaptureFixture
             check.main(stages("imagenet", "--data.source.root", "images"))
         said = capsys.readouterr().out
         assert "images/val/a/0.jpg cannot be read" in said and ("missing: validation images" in said) == lacks
+
+
+def test_the_work_is_shared_by_the_processes_of_all_nodes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each machine needs the GPUs of its own processes, and a step has as many more images as there are processes."""
+    folder(here / "images")
+    times = {}
+    for nodes in ("1", "2"):
+        with pytest.raises(SystemExit):
+            check.main(stages("imagenet", "--data.source.root", "images", "--trainer.num_nodes", nodes))
+        said = capsys.readouterr().out
+        assert "8 GPU(s)" in said and f"here as if {8 * int(nodes)} shared" in said
+        (times[nodes],) = re.findall(r"tokenizer.* images .*?(\d[^│]*) at least", said)
+    assert times["1"] == times["2"]
+    with pytest.raises(SystemExit):
+        check.main(["--in-job", *stages("imagenet", "--data.source.root", "images", "--trainer.num_nodes", "2")])
+    assert "16 GPU(s)" in capsys.readouterr().out
 
 
 def test_nothing_is_missing_of_an_embedded_preset(capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,6 +88,33 @@ def test_a_real_run_by_hand_is_adopted_until_it_is_trained_further(monkeypatch: 
     assert adopted() == {}
 
 
+def test_links_of_all_seeds_are_dropped_and_one_that_stays_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The results of all seeds are written, whatever --seeds names."""
+    write_experiment(Path())
+    for task in expand(load("paper/table.yaml"), 2):
+        task.runs[0].directory.parent.mkdir(parents=True, exist_ok=True)
+        task.runs[0].directory.symlink_to(Path("runs/digits/tokenizer/deleted").absolute())
+    links = [*Path("runs").rglob("seed_?")]
+    unlink = Path.unlink
+
+    def refuse(path: Path, **options: bool) -> None:
+        if path in links:
+            raise PermissionError(13, "Permission denied")
+        unlink(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        assert main(["status", "paper/table.yaml", "--seeds", "1"]) == 0
+    said = capsys.readouterr().err
+    assert all(
+        f"warning: {link} links to a run that has changed since, and cannot be removed (P" in said for link in links
+    )
+    assert main(["status", "paper/table.yaml", "--seeds", "1"]) == 0 and capsys.readouterr().err == ""
+    assert len(links) == 4 and not any(link.is_symlink() for link in links)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("machine", "alike"),
