@@ -135,7 +135,7 @@ class TokenizerObjective(nn.Module):
             UserError: no term is active, or a term and a loss of the quantizer have one name.
         """
         active = {name: term for name, term in self._terms().items() if term.active(step.global_step)}
-        if taken := sorted(active.keys() & step.encoding.losses.keys()):
+        if taken := sorted(self._terms().keys() & step.encoding.losses.keys()):
             raise UserError(f"the objective has a term named {taken[0]!r}, the name of a quantizer's loss: rename one")
         step.teacher_features = self._teacher_features(step.images, active.values())
         parts = {name: term(step) for name, term in active.items()}
