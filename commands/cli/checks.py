@@ -176,8 +176,8 @@ def _restart(checkpoint: Path, config: dict[str, Any], length: int) -> str:
         for name, schedule in schedules.items()
     ]
     return (
-        f"Learning rates fall until trainer.max_steps, so that those of step {step} are others ({', '.join(rates)}): a "
-        "warm restart, whose weights are those of neither length."
+        f"Learning rates fall until trainer.max_steps (at step {step}: {', '.join(rates)}): a rise is a warm restart, "
+        "and ends with the weights of neither length."
     )
 
 

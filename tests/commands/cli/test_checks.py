@@ -60,7 +60,7 @@ def test_a_resumed_fit_names_the_settings_of_its_trainer_that_changed(
             check_trainer_drift(checkpoint, config(schedule, 0.9, max_steps=20))
     assert not recwarn.list
     changes = "trainer.gradient_clip_val 1.0 -> 2.0, trainer.max_steps 10 -> 20, trainer.EMA.decay 0.9 -> 0.5"
-    restart = r"of step 10 .*\(model.optimizer 0.0e\+00 -> 5.0e-04\): a warm restart, .*; there, --model.init_from"
+    restart = r"step 10: model.optimizer 0.0e\+00 -> 5.0e-04\): a rise is .*; there, --model.init_from"
     with pytest.warns(UserWarning, match=rf"run began with other settings .*: {changes}. Learning rates .* {restart}"):
         check_trainer_drift(checkpoint, config("cosine", 0.5, gradient_clip_val=2.0, max_steps=20))
     single = config("cosine", 0.5)
