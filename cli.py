@@ -35,7 +35,6 @@ from commands.cli.checks import (
     check_data,
     check_devices,
     check_drift,
-    check_interval,
     check_saves,
     check_shards,
     check_trainer_drift,
@@ -99,8 +98,6 @@ class CommandLine(LightningCLI):
         """Resolve the run's directory and checkpoint, and compare the checkpoint with the configuration."""
         config = self.config[self.subcommand]
         check_devices(config["trainer"])
-        if self.subcommand == "fit":
-            check_interval(config)
         for note in self.notes:
             rank_zero_info(f"note: {note}")
         run = RunConfig(**config["run"].as_dict())

@@ -152,8 +152,14 @@ class TokenizerModule(ResumingModule):
         return optimizers
 
     def on_fit_start(self) -> None:
-        """Load frozen networks, so that a missing file stops the run before its first step; compile."""
+        """Load frozen networks, so that a missing file stops the run before its first step; compile.
+
+        Raises:
+            UserError: the schedule of the discriminator, which may start later, has no end.
+        """
         self.objective.prepare(self.device)
+        if self.objective.adversarial is not None:
+            self.discriminator_config.learning_rate_at(0, self.trainer.max_steps)
         if self.compile_blocks:
             self.compiled = compile_modules(self.tokenizer.blocks(), self.device)
 

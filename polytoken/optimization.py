@@ -91,7 +91,9 @@ class OptimizerConfig:
         ]
 
     def learning_rate_at(self, step: int, max_steps: int) -> float:
-        """Learning rate of update ``step`` (from 0) in a run of ``max_steps``."""
+        """Learning rate of update ``step`` (from 0) in a run of ``max_steps``; a cosine needs them."""
+        if self.schedule == "cosine" and max_steps <= 0:
+            raise UserError("a cosine schedule ends at trainer.max_steps: set it, or optimizer.schedule to constant")
         start = self.start_step or 0
         step = max(0, step - start)
         if step < self.warmup_steps:
@@ -99,8 +101,6 @@ class OptimizerConfig:
             return self.learning_rate * (self.initial_fraction + (1 - self.initial_fraction) * warm)
         if self.schedule == "constant":
             return self.learning_rate
-        if max_steps <= 0:
-            raise UserError("a cosine schedule ends at trainer.max_steps: set it, or optimizer.schedule to constant")
         progress = min(1.0, (step - self.warmup_steps) / max(1, max_steps - start - self.warmup_steps))
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
         return self.learning_rate * (self.final_fraction + (1 - self.final_fraction) * cosine)

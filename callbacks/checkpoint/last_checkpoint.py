@@ -40,7 +40,7 @@ class Best:
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes `last.ckpt` by step, by time, before each validation, and after the last step.
+    """Writes `last.ckpt` by step, by time, at the last update before each validation, and after the last step.
 
     The checkpoint before it stays as `previous.ckpt`, from which the command line resumes if the last one cannot be
     read. Saving before a validation means that a run killed while it validates loses no step, and that the best
@@ -141,7 +141,9 @@ class LastCheckpoint(Checkpoint):
             self._proven = True
         by_step = step % self.every_n_train_steps == 0 or step == trainer.max_steps
         self._validates = _validates_next(trainer)
-        self._due = self._due or by_step or self._validates or self._time_is_up(trainer)
+        batches = getattr(pl_module, "accumulate_steps", trainer.accumulate_grad_batches)  # a tokenizer's own
+        validates = self._validates or _validates_between(trainer, batches)
+        self._due = self._due or by_step or validates or self._time_is_up(trainer)
         if self._due:
             self.save(trainer)
 
@@ -307,6 +309,13 @@ def _validates_next(trainer: Trainer) -> bool:
     # data, early stopping) is too long to repeat
     by_time = trainer._val_check_time_interval is not None
     return not by_time and trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+
+
+def _validates_between(trainer: Trainer, batches: int) -> bool:
+    """True if the trainer validates by step within the `batches` batches that the next update may take."""
+    interval = trainer.val_check_batch
+    by_step = trainer.enable_validation and trainer.check_val_every_n_epoch is None and isinstance(interval, int)
+    return by_step and 0 < -(trainer.fit_loop.epoch_loop.total_batch_idx + 1) % interval < batches
 
 
 def _validate(trainer: Trainer) -> None:

@@ -11,6 +11,7 @@ from polytoken.errors import UserError
 from polytoken.files import real_path
 from polytoken.metrics.extractor import Extractor
 from polytoken.metrics.extractors import load_extractor
+from polytoken.teachers import WEIGHTS
 
 
 def load_measuring(name: str, weights: str | None, module: pl.LightningModule, device: torch.device) -> Extractor:
@@ -22,14 +23,10 @@ def load_measuring(name: str, weights: str | None, module: pl.LightningModule, d
     """
     objective, tokenizer = (getattr(module, part, None) for part in ("objective", "tokenizer"))
     read = {network for part in (objective, tokenizer) if part is not None for network in part.networks}
-    if _resolved(weights or name) in map(_resolved, read):
+    measuring = Path(weights or WEIGHTS / f"{name}.safetensors")
+    if real_path(measuring) in map(real_path, read):
         raise UserError(
             f"training reads {weights or name}, which finds the reconstructions better than they are: measure by "
             "another network (trainer.callbacks.init_args.extractor and weights)"
         )
     return load_extractor(name, None if weights is None else Path(weights), device)
-
-
-def _resolved(network: str) -> str:
-    """A file's whole path, or the name of a network."""
-    return str(real_path(network)) if Path(network).suffix else network

@@ -19,15 +19,17 @@ from callbacks.checkpoint.random_state import RandomState
 from callbacks.checkpoint.run_record import FIT, differences, recorded_model
 from callbacks.measure.metrics_file import MetricsFile
 from callbacks.steer.requeue import Requeue
-from commands.global_batch import accumulated, devices
+from commands.global_batch import devices
 from datamodules.resumable import ResumableDataModule
 from polytoken.errors import UserError, first_line
 from polytoken.layout import whole_of
-from polytoken.loading import REMEDY, read_metadata
+from polytoken.loading import REMEDY, read_metadata, recorded_step
+from polytoken.optimization import OptimizerConfig
 from polytoken.ranges import above, at_least, within
 
 SHOWN = 5
 TRAINS = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches", "sync_batchnorm")
+LENGTH = "max_steps"
 COUNTERS = {"ready", "started", "processed", "completed"}  # of Lightning's loops
 
 # Settings that trade memory for time, and change numbers by rounding at most, so that a run that ran out of memory may
@@ -71,21 +73,6 @@ def check_devices(trainer: dict[str, Any]) -> None:
                 f"trainer.devices is {count}, and this machine has no GPU: set --trainer.devices 1 "
                 f"--trainer.strategy auto (make: DEVICES=1), or --trainer.accelerator cpu for {count} processes"
             )
-
-
-def check_interval(config: dict[str, Any]) -> None:
-    """Raise UserError if a fit would validate between two updates, where no checkpoint is written.
-
-    Args:
-        config: The whole configuration.
-    """
-    interval, batches = config["trainer"].get("val_check_interval"), accumulated(config)
-    if isinstance(interval, int) and interval % batches:
-        raise UserError(
-            f"trainer.val_check_interval is {interval}, which counts batches, and an update has {batches} of them: set "
-            f"--trainer.val_check_interval {interval * batches} to validate every {interval} updates, or another "
-            f"multiple of {batches}"
-        )
 
 
 def check_saves(trainer: Trainer, on_purpose: bool) -> None:
@@ -153,27 +140,47 @@ def check_trainer_drift(checkpoint: Path, config: dict[str, Any]) -> None:
     except (OSError, UserError, LookupError, TypeError, AttributeError) as error:  # missing, or damaged
         rank_zero_warn(f"{file} cannot be read ({first_line(error)}), so its trainer is not compared with this one.")
         return
-    if changed := differences(before, _of_training(config), "trainer"):
+    now = _of_training(config)
+    if changed := differences(before, now, "trainer"):
         shown = ", ".join(f"{key} {_short(old)} -> {_short(new)}" for key, old, new in changed)
-        restart = ""
-        if any(key == "trainer.max_steps" for key, _, _ in changed):
-            restart = " The learning rate falls until trainer.max_steps, and jumps to that of the other length now."
-        rank_zero_warn(
-            f"{file.parent} began with other settings (there -> here): {shown}.{restart} For a run that has them from "
-            "its first step, set run.stage to a new name (make: RUN=name)."
-        )
+        text = f"{file.parent} began with other settings (there -> here): {shown}."
+        remedy = "For a run that has them from its first step, set run.stage to a new name (make: RUN=name)"
+        if before.get(LENGTH) != now.get(LENGTH):
+            text += f" {_restart(checkpoint, config, before[LENGTH])}"
+            if "init_from" in config["model"]["init_args"]:
+                remedy += f"; there, --model.init_from {file.parent} starts from these weights"
+        rank_zero_warn(f"{text} {remedy}.")
+
+
+def _restart(checkpoint: Path, config: dict[str, Any], length: int) -> str:
+    """What the learning rates at the step of a checkpoint do in a run that began with `length` steps."""
+    step, now = recorded_step(checkpoint) or 0, config["trainer"][LENGTH]
+    schedules = {name: OptimizerConfig(**settings) for name, settings in _falling(config).items()}
+    rates = [
+        f"model.{name} {schedule.learning_rate_at(step, length):.1e} -> {schedule.learning_rate_at(step, now):.1e}"
+        for name, schedule in schedules.items()
+    ]
+    return (
+        f"Learning rates fall until trainer.max_steps (at step {step}: {', '.join(rates)}): a rise is a warm restart, "
+        "and ends with the weights of neither length."
+    )
 
 
 def _of_training(config: dict[str, Any]) -> dict[str, Any]:
     """Settings of a trainer that the weights depend on, the averaging among them."""
-    trainer, parts = config["trainer"], (config.get("model") or {}).get("init_args") or {}
-    found = {name: trainer.get(name) for name in TRAINS}
-    if any(isinstance(part, dict) and part.get("schedule") == "cosine" for part in parts.values()):
-        found["max_steps"] = trainer.get("max_steps")
-    for callback in trainer.get("callbacks") or []:
+    trainer = config["trainer"]
+    found = {name: trainer.get(name) for name in (*TRAINS, *([LENGTH] if _falling(config) else []))}
+    callbacks = trainer.get("callbacks") or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         if callback["class_path"].rpartition(".")[2] == EMA.__name__:
             found[EMA.__name__] = callback.get("init_args")
     return found
+
+
+def _falling(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings of the optimizers whose learning rate falls until `trainer.max_steps`, by name."""
+    parts = (config.get("model") or {}).get("init_args") or {}
+    return {name: part for name, part in parts.items() if isinstance(part, dict) and part.get("schedule") == "cosine"}
 
 
 def check_data(checkpoint: str | None, data: LightningDataModule | None, subcommand: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,8 @@ class Discriminator(nn.Module, ABC):
         """Raise UserError for images of (size, size) pixels that it cannot read, before the step at which it starts."""
 
     @property
-    def networks(self) -> frozenset[str]:
-        """Files, or else names, of the frozen networks that it reads."""
+    def networks(self) -> frozenset[Path]:
+        """Files of the frozen networks that it reads."""
         return frozenset()
 
     def frozen_identities(self) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +55,8 @@ class DinoDiscriminator(Discriminator):
         self.teacher.prepare(device)
 
     @property
-    def networks(self) -> frozenset[str]:
-        return frozenset({self.teacher.source})
+    def networks(self) -> frozenset[Path]:
+        return frozenset({self.teacher.file})
 
     def frozen_identities(self) -> dict[str, str]:
         return {"discriminator": self.teacher.identity}

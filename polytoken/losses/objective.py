@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import cast, final
 
 import torch
@@ -111,11 +112,11 @@ class TokenizerObjective(nn.Module):
             self.adversarial.discriminator.prepare(device)
 
     @property
-    def networks(self) -> frozenset[str]:
+    def networks(self) -> frozenset[Path]:
         """Files, or else names, of the frozen networks that training reads, by which no image should be measured."""
-        perceptual = {term.weights for term in self._terms().values() if isinstance(term, PerceptualTerm)}
+        perceptual = {Path(term.weights) for term in self._terms().values() if isinstance(term, PerceptualTerm)}
         teachers = (self.teachers[name] for name in _teacher_blocks(self._terms().values()) if name in self.teachers)
-        trained_on = frozenset(perceptual | {teacher.source for teacher in teachers})
+        trained_on = frozenset(perceptual | {teacher.file for teacher in teachers})
         return trained_on if self.adversarial is None else trained_on | self.adversarial.discriminator.networks
 
     def frozen_identities(self) -> dict[str, str]:
@@ -134,7 +135,7 @@ class TokenizerObjective(nn.Module):
             UserError: no term is active, or a term and a loss of the quantizer have one name.
         """
         active = {name: term for name, term in self._terms().items() if term.active(step.global_step)}
-        if taken := sorted(active.keys() & step.encoding.losses.keys()):
+        if taken := sorted(self._terms().keys() & step.encoding.losses.keys()):
             raise UserError(f"the objective has a term named {taken[0]!r}, the name of a quantizer's loss: rename one")
         step.teacher_features = self._teacher_features(step.images, active.values())
         parts = {name: term(step) for name, term in active.items()}

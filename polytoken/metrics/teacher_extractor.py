@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from polytoken.files import file_sha256
 from polytoken.images import from_uint8
 from polytoken.metrics.extractor import ImageFeatures, check_images
 from polytoken.precision import full_precision
-from polytoken.teachers import WEIGHTS, Teacher
+from polytoken.teachers import Teacher
 
 
 class TeacherExtractor:
@@ -56,8 +55,7 @@ class TeacherExtractor:
     @cached_property
     def sha256(self) -> str | None:
         """Digest of the teacher's file; None if it came from its hub."""
-        path = Path(self.teacher.weights or WEIGHTS / f"{self.teacher.name}.safetensors")
-        return file_sha256(path) if path.is_file() else None
+        return file_sha256(self.teacher.file) if self.teacher.file.is_file() else None
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> ImageFeatures:

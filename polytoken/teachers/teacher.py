@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple, final
 
 import torch
@@ -16,7 +17,7 @@ from polytoken.frozen import FrozenNetwork
 from polytoken.precision import full_precision
 from polytoken.teachers.efficientnet import EFFICIENTNETS, level_maps
 from polytoken.teachers.foundation_models import FOUNDATION_MODELS, FoundationModel, published_model
-from polytoken.teachers.loading import POSITIONS, STAND_IN, TeacherWeights, read_stand_in
+from polytoken.teachers.loading import POSITIONS, STAND_IN, WEIGHTS, TeacherWeights, read_stand_in
 
 
 class TeacherFeatures(NamedTuple):
@@ -150,9 +151,9 @@ class Teacher:
         return side, side
 
     @property
-    def source(self) -> str:
-        """The file of its weights, or its name where that is the one of `make weights`."""
-        return self.weights or self.name
+    def file(self) -> Path:
+        """The file of its weights: the given one, or else that of `make weights`, which may be on a hub only."""
+        return Path(self.weights or WEIGHTS / f"{self.name}.safetensors")
 
     @property
     def identity(self) -> str:

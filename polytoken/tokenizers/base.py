@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -156,8 +157,8 @@ class Tokenizer(nn.Module, ABC):
         return self.spec
 
     @property
-    def networks(self) -> frozenset[str]:
-        """Files, or else names, of the frozen networks that it reads."""
+    def networks(self) -> frozenset[Path]:
+        """Files of the frozen networks that it reads."""
         return frozenset()
 
     def frozen_identities(self) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -159,8 +160,8 @@ class RepresentationTokenizer(Tokenizer):
         return Decoded(self.decoder(features["deep"]), features)
 
     @property
-    def networks(self) -> frozenset[str]:
-        return frozenset({self.foundation.source})
+    def networks(self) -> frozenset[Path]:
+        return frozenset({self.foundation.file})
 
     def frozen_identities(self) -> dict[str, str]:
         foundation = self.foundation

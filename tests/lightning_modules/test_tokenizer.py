@@ -66,7 +66,7 @@ def batches(batch_size: int, count: int = 64) -> DataLoader:
 def new_trainer(path: Path, steps: int, **options) -> pl.Trainer:
     given = {"num_sanity_val_steps": 0, "accelerator": "cpu", "logger": False, "default_root_dir": path} | options
     off = ("enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    return pl.Trainer(max_steps=steps, max_epochs=-1, **dict.fromkeys(off, False), **given)
+    return pl.Trainer(max_steps=steps, **dict.fromkeys(off, False), **{"max_epochs": -1, **given})
 
 
 def fit(module: TokenizerModule, path: Path, steps: int, batch_size: int = 2, **options) -> pl.Trainer:
@@ -148,6 +148,13 @@ def test_learning_rate_follows_the_schedule(tmp_path: Path) -> None:
     assert rates == pytest.approx([0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447], abs=1e-5)
     trainer = fit(module, tmp_path, 4)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(module.optimizer_config.learning_rate_at(3, 4))
+
+
+def test_a_late_discriminator_without_an_end_of_its_cosine_is_refused_at_once(tmp_path: Path) -> None:
+    cosine = OptimizerConfig(schedule="cosine")
+    fit(build(None, discriminator_optimizer=cosine), tmp_path, -1, limit_train_batches=1, max_epochs=1)
+    with pytest.raises(UserError, match="a cosine schedule ends at trainer.max_steps"):
+        fit(build(9, discriminator_optimizer=cosine), tmp_path, -1, limit_train_batches=1, max_epochs=1)
 
 
 def test_a_non_finite_step_is_reported_and_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
+from polytoken.errors import UserError
 from polytoken.optimization import OptimizerConfig
 
 
@@ -38,6 +39,12 @@ def test_warmup_from_a_fraction_of_the_peak() -> None:
     rates = [config.learning_rate_at(step, 250200) for step in (0, 10008, 20015, 20016, 250200)]
     assert rates == pytest.approx([1.0e-5, 5.5e-5, 1.0e-4, 1.0e-4, 1.0e-5], rel=1e-3)
     assert OptimizerConfig(1.0, warmup_steps=4).learning_rate_at(0, 9) == 0.25
+
+
+def test_a_cosine_without_an_end_is_refused_at_the_first_step() -> None:
+    with pytest.raises(UserError, match="a cosine schedule ends at trainer.max_steps: set it"):
+        OptimizerConfig(schedule="cosine", warmup_steps=2).learning_rate_at(0, -1)
+    assert OptimizerConfig(1.0).learning_rate_at(0, -1) == 1.0
 
 
 def test_a_schedule_from_a_later_step_is_that_of_a_shorter_run() -> None:

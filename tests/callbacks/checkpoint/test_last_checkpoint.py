@@ -3,6 +3,7 @@ from pathlib import Path
 from traceback import StackSummary
 from types import SimpleNamespace
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
@@ -18,6 +19,10 @@ class FakeTrainer(SimpleNamespace):
     sanity_checking = False
     ckpt_path = None
     _val_check_time_interval = None
+    accumulate_grad_batches = 1
+    val_check_batch = None
+    enable_validation = True
+    check_val_every_n_epoch = None
     state = SimpleNamespace(fn="fit")
     lightning_module = torch.nn.Linear(1, 1)
     strategy = SimpleNamespace(reduce_boolean_decision=bool)
@@ -220,6 +225,44 @@ def test_several_ranks_save_at_the_same_step_by_the_clock_of_rank_zero(tmp_path:
         callback.on_train_batch_end(trainer, None, None, None, 0)
     assert trainer.saved == [2 * CLOCK_STEPS]
     assert told == [True, True]  # one broadcast in CLOCK_STEPS steps
+
+
+@pytest.mark.parametrize("manual", [False, True])
+def test_a_validation_that_leaves_the_updates_behind_has_its_checkpoint(tmp_path: Path, manual: bool) -> None:
+    """An epoch of 10 batches ends with an update of 2, or a tokenizer leaves one out, so that others follow later."""
+    held = []
+
+    class Model(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.trained, self.automatic_optimization = torch.nn.Linear(1, 1), 0, not manual
+            if manual:
+                self.accumulate_steps = 4
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+        def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+            self.trained += 1
+            loss = self.layer(batch).mean()
+            if manual:
+                self.manual_backward(loss)
+                if self.trained % 4 == 1:
+                    self.optimizers().step()
+            return loss
+
+        def validation_step(self, batch: torch.Tensor) -> None:
+            held.append((self.trained, callback.holds(self.trainer.global_step)))
+
+    callback = LastCheckpoint(1000, str(tmp_path), every_minutes=None)
+    off = dict.fromkeys(("enable_progress_bar", "enable_model_summary", "logger"), False)
+    batches = {} if manual else {"accumulate_grad_batches": 4}
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=8, max_epochs=-1, val_check_interval=8, check_val_every_n_epoch=None,
+        num_sanity_val_steps=0, default_root_dir=tmp_path, callbacks=[callback], **off, **batches,
+    )  # fmt: skip
+    trainer.fit(Model(), *(torch.utils.data.DataLoader(torch.zeros(rows, 1)) for rows in (10, 1)))
+    assert held == [(8, True), (16, True), (24, True)]
 
 
 def test_an_interval_of_zero_steps_is_rejected() -> None:

@@ -133,11 +133,14 @@ def test_a_network_that_training_reads_measures_nothing(tmp_path: Path, monkeypa
         adversarial=Adversarial(DinoDiscriminator(Teacher("dinov2_base"), [1])),
         teachers={"high": Teacher("dino_small_16"), "unread": Teacher("dinov2_small")},
     )
-    assert objective.networks == {"perceptual.safetensors", "dino_small_16", "dinov2_base"}
-    module = SimpleNamespace(objective=objective, tokenizer=SimpleNamespace(networks={"siglip2_large"}))
+    installed = {Path(f"weights/{name}.safetensors") for name in ("dino_small_16", "dinov2_base")}
+    assert objective.networks == {Path("perceptual.safetensors")} | installed
+    foundation = Teacher("siglip2_large", "weights/siglip2_large.safetensors")  # the file that its name means
+    module = SimpleNamespace(objective=objective, tokenizer=SimpleNamespace(networks={foundation.file}))
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
     files = ("perceptual.safetensors", "./perceptual.safetensors", f"{tmp_path}/perceptual.safetensors")
-    for given in (*(("judge", file) for file in files), ("dino_small_16",), ("dinov2_base",), ("siglip2_large",)):
+    teachers = (("dino_small_16",), ("dinov2_base", "weights/dinov2_base.safetensors"), ("siglip2_large",))
+    for given in (*(("judge", file) for file in files), *teachers):
         for callback in (ReconstructionDistance, SubspaceAblation):
             with pytest.raises(UserError, match=f"training reads {given[-1]}, .*: measure by another network"):
                 callback(*given).setup(trainer, module, "validate")

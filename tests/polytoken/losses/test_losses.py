@@ -163,7 +163,7 @@ def test_a_further_term_has_a_name_of_its_own(name: str) -> None:
 
 def test_a_term_never_replaces_a_loss_of_the_quantizer() -> None:
     """A quantizer of a user's own may have any losses."""
-    objective = TokenizerObjective(reconstruction=Reconstruction(), terms={"rank": Reconstruction()})
+    objective = TokenizerObjective(reconstruction=Reconstruction(), terms={"rank": Reconstruction(start_step=9)})
     with pytest.raises(UserError, match="a term named 'rank', the name of a quantizer's loss: rename one"):
         objective(make_step(losses={"rank": torch.tensor(0.25)}))
 
