@@ -20,8 +20,8 @@ import torch
 from commands.cli.composed import compose
 from commands.comparison import default_reference
 from commands.estimates import MACHINE, Estimate, estimates
-from commands.global_batch import devices, processes
 from commands.preset import SOURCES, Preset
+from commands.processes import devices, processes
 from commands.program import new_parser, print_table, run
 from datamodules.images import ImageDataModule
 from datamodules.sources.base import SPLITS, ImageRecords
@@ -67,7 +67,7 @@ def data(section: dict[str, Any]) -> tuple[list[Finding], int]:
 
 
 def _images(what: str, records: ImageRecords) -> Finding:
-    """How many there are, and the size of the first that can be read of some that are evenly spread."""
+    """Number of images, and size of a readable one; up to PROBED of them, evenly spread, are tried."""
     said = ""
     for index in sorted({index * len(records) // PROBED for index in range(PROBED)}):
         try:
@@ -187,7 +187,8 @@ def work(given: Namespace) -> int:
     found += evaluation(preset, given.runs)
     needed = [*estimates(tokenizer, tokens, generator, sample, images)]
     trainers = [config["trainer"] for config in (tokenizer, tokens, generator, sample)]
-    sharing, wanted = (max(count(trainer) or 1 for trainer in trainers) for count in (processes, devices))
+    wanted = max(devices(trainer) or 1 for trainer in trainers)
+    sharing = max(processes(trainer) or 1 for trainer in trainers)
     found += [disk(given.runs, needed), machine(sharing if given.in_job else wanted, given.in_job)]
     rows = [(finding.what, finding.state, finding.remedy) for finding in dict.fromkeys(found)]
     print_table(f"what {preset.name} needs", ("what", "state", "remedy"), rows, left=3)

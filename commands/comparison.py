@@ -12,8 +12,9 @@ from torch import Tensor
 
 from artifacts.reference import target_of_file
 from artifacts.repository import ADM_REFERENCE
-from commands.preset import OWN_NETWORKS, Preset
+from commands.preset import OWN_NETWORKS, Preset, measured_reference
 from commands.program import best_device
+from datamodules.sources.base import Split
 from polytoken.errors import UserError
 from polytoken.files import file_sha256
 from polytoken.metrics.extractor import Extractor
@@ -85,8 +86,8 @@ def default_reference(runs: Path, preset: str, extractor: str, use: Use) -> Path
     Raises:
         UserError: neither exists.
     """
-    split = "train" if use == "generation" else "validation"
-    own = runs / preset / "reference" / f"{split}_{extractor}.npz"
+    split: Split = "train" if use == "generation" else "validation"
+    own = measured_reference(runs, preset, split, extractor)
     published = [ADM_REFERENCE] if (preset, extractor, use) == ("imagenet", "inception", "generation") else []
     for path in (own, *published):
         if path.exists():

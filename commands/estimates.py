@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from artifacts.token_manifest import stored_shape, stored_type
-from commands.global_batch import global_batch
+from commands.processes import global_batch
 from datamodules.views import Views
 from polytoken.building import build
 from polytoken.errors import UserError

@@ -103,9 +103,17 @@ def own_network(preset: str) -> str | None:
     return MEASURES if networks else None
 
 
+def measured_reference(runs: Path, preset: str, split: Split, extractor: str) -> Path:
+    """File of the statistics of a split that `make reference` writes."""
+    return runs / preset / "reference" / f"{split}_{extractor}.npz"
+
+
 def training_reference(preset: str, runs: Path = Path("runs")) -> Path:
-    """Inception's statistics of training images: ADM's for ImageNet, else those of `make reference SPLIT=train`."""
-    return ADM_REFERENCE if preset == "imagenet" else runs / preset / "reference/train_inception.npz"
+    """Inception's statistics that the tables of experiments compare with: ADM's for ImageNet, on every machine.
+
+    Those of another preset are of its own training images.
+    """
+    return ADM_REFERENCE if preset == "imagenet" else measured_reference(runs, preset, "train", "inception")
 
 
 def _networks(preset: str) -> list[str]:

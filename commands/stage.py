@@ -20,7 +20,7 @@ from artifacts import yaml_files
 from artifacts.completion import Completion, completion, text_digest
 from artifacts.origin import digests, made_again
 from artifacts.repository import BASE_CONFIG
-from commands.global_batch import take_machine
+from commands.processes import take_machine
 from commands.program import new_parser, run
 from polytoken import records
 from polytoken.errors import UserError
@@ -29,7 +29,6 @@ from polytoken.files import is_full
 COMPARED = "compared.json"
 SHOWN = 5
 STEPS = "trainer.max_steps"
-PROCESSES = "trainer.processes"  # devices × nodes, as if they were a setting of a fit
 
 
 class Compared(TypedDict):
@@ -39,6 +38,7 @@ class Compared(TypedDict):
     arguments: list[str]
     configs: dict[str, str]
     changes: list[tuple[str, Any, Any]]
+    processes: tuple[int, int] | None  # there and asked, of a fit on another number
 
 
 def starts(directory: Path, asked: list[str], named: bool) -> bool:
@@ -67,13 +67,15 @@ def starts(directory: Path, asked: list[str], named: bool) -> bool:
     if not named and origin is None:  # made by hand, and by an earlier version
         return False
     compared = _compare(directory, done, asked if named or origin is None else origin["arguments"])
-    changes = _settings(compared)
-    if not named and _only_more_steps(changes):  # it would start with the arguments of now
-        changes = _settings(_compare(directory, done, asked))
-    if not changes:
+    if not named and compared and _only_more_steps(compared["changes"]):  # it would start with the arguments of now
+        compared = _compare(directory, done, asked)
+    if not compared or not compared["changes"]:
         if named:
-            print(f"{directory} is finished, {_known(compared)}")
+            print(f"{directory} is finished, {_ending(compared)}")
         return False
+    changes = compared["changes"]
+    if compared["processes"]:  # another global batch
+        changes = [*changes, ("processes", *compared["processes"])]
     if _only_more_steps(changes):
         print(f"{directory} resumes from step {changes[0][1]} to {changes[0][2]}", flush=True)
         return True
@@ -93,13 +95,13 @@ def short(key: str) -> str:
     return key.replace(".init_args", "")
 
 
-def _known(compared: list[tuple[str, Any, Any]] | None) -> str:
-    """How a finished stage answers to what is asked, if no setting differs; a fit may have had other processes."""
+def _ending(compared: Compared | None) -> str:
+    """End of the message about a finished stage none of whose settings differs."""
     if compared is None:
         return "and its settings are not recorded: nothing to do"
-    if not compared:
+    if compared["processes"] is None:
         return "with these settings: nothing to do"
-    ((_, before, now),) = compared
+    before, now = compared["processes"]
     return (
         f"with these settings but trained on {before} process(es), not on the {now} that are asked for: nothing to do. "
         f"data.batch_size counts per process, so that a run on {now} has another global batch: RUN=name makes it as a "
@@ -115,18 +117,18 @@ def _leads_elsewhere(directory: Path, asked: list[str]) -> bool:
     return directory != Path(run.get("run.root", "runs"), run.get("run.preset", "default"), run.get("run.stage", ""))
 
 
-def _compare(directory: Path, done: Completion, asked: list[str]) -> list[tuple[str, Any, Any]] | None:
-    """Settings in which a finished run differs from what is asked; None if those of the run are not recorded."""
+def _compare(directory: Path, done: Completion, asked: list[str]) -> Compared | None:
+    """What differs between a finished run and what is asked; None if the run's settings are not recorded."""
     from commands.cli.places import config_files
 
     configs = digests([BASE_CONFIG, *map(Path, config_files(asked))])
     origin = done.get("origin")
+    now = Compared(config=done["config"], arguments=asked, configs=configs, changes=[], processes=None)
     if origin is not None and (origin["arguments"], origin["configs"]) == (asked, configs):
-        return []
+        return now
     before = records.read_derived(directory / COMPARED, Compared)
-    now = Compared(config=done["config"], arguments=asked, configs=configs, changes=[])
-    if before is not None and {**before, "changes": []} == now:
-        return before["changes"]
+    if before is not None and {**before, "changes": [], "processes": None} == now:
+        return before
     recorded = _recorded(directory, done)
     if recorded is None:
         return None
@@ -135,14 +137,14 @@ def _compare(directory: Path, done: Completion, asked: list[str]) -> list[tuple[
     composed = compose(asked)
     counts = take_machine(recorded["trainer"]), take_machine(composed["trainer"])
     now["changes"] = changes(recorded, composed)
-    if done["command"] == "fit" and None not in counts and counts[0] != counts[1]:
-        now["changes"].append((PROCESSES, *counts))
+    if done["command"] == "fit" and counts[0] and counts[1] and counts[0] != counts[1]:
+        now["processes"] = counts[0], counts[1]
     try:
         records.write(directory / COMPARED, now)
     except (OSError, UserError) as error:  # it only saves time
         if not isinstance(error, OSError) and not is_full(error):
             raise
-    return now["changes"]
+    return now
 
 
 def _recorded(directory: Path, done: Completion) -> dict[str, Any] | None:
@@ -151,11 +153,6 @@ def _recorded(directory: Path, done: Completion) -> dict[str, Any] | None:
         if text_digest(file.read_text(encoding="utf-8")) == done["config"]:
             return yaml_files.read(file)
     return None
-
-
-def _settings(compared: list[tuple[str, Any, Any]] | None) -> list[tuple[str, Any, Any]]:
-    """The differences without the number of processes."""
-    return [change for change in compared or [] if change[0] != PROCESSES]
 
 
 def _only_more_steps(changes: list[tuple[str, Any, Any]]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from artifacts import yaml_files
 from commands.cli.composed import changes
-from commands.global_batch import take_machine
+from commands.processes import take_machine
 from experiments.check import compose
 from experiments.stages import measured, progress
 from experiments.tasks import Run, Task, nested

@@ -25,9 +25,10 @@ from polytoken.errors import MissingFileError, UserError
 from polytoken.files import file_sha256, real_path
 from polytoken.fingerprint import FROZEN, check_frozen, fingerprint
 from polytoken.generators.base import Generator
-from polytoken.generators.record import GeneratorRecord, ReleasedAs
+from polytoken.generators.record import GeneratorRecord
 from polytoken.integrity import DAMAGED, damage_of_archive
 from polytoken.layout import CHECKPOINTS, LAST, SHARDED, whole_of
+from polytoken.licence import ReleasedAs
 from polytoken.precision import float32_weights
 from polytoken.records import check_size, decode
 from polytoken.tokenizers import Tokenizer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from threading import Lock
 from typing import Any
@@ -30,21 +30,22 @@ def full_precision(device: torch.device | str) -> Iterator[None]:
 def float32_weights() -> Iterator[None]:
     """Build networks of stored weights, and move them, whatever default dtype and inference mode the caller has set.
 
-    Weights of another dtype would be rounded, and those made in inference mode never serve training.
+    Weights of another dtype would be rounded, and those made in inference mode never serve training. The default dtype
+    is a state of the process: it stays float32 in all threads until the last of them leaves.
     """
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.inference_mode(False):
-            yield
-    finally:
-        torch.set_default_dtype(default)
+    with _float32_default, torch.inference_mode(False):
+        yield
 
 
-class _WithoutTf32:
-    """Context of the process without TF32: the first entry of all threads enters it, the last exit leaves it."""
+class _OfTheProcess:
+    """Context of a state of the process: the first entry of all threads sets it, the last exit restores it.
 
-    def __init__(self) -> None:
+    Args:
+        set_state: sets it, and returns a stack whose closing restores it.
+    """
+
+    def __init__(self, set_state: Callable[[], ExitStack]) -> None:
+        self._set_state = set_state
         self._lock = Lock()
         self._entries = 0
         self._undo = ExitStack()
@@ -52,7 +53,7 @@ class _WithoutTf32:
     def __enter__(self) -> None:
         with self._lock:
             if self._entries == 0:
-                self._undo = _set_ieee()
+                self._undo = self._set_state()
             self._entries += 1
 
     def __exit__(self, *_: object) -> None:
@@ -62,7 +63,11 @@ class _WithoutTf32:
                 self._undo.close()
 
 
-_without_tf32 = _WithoutTf32()
+def _set_float32() -> ExitStack:
+    undo = ExitStack()
+    undo.callback(torch.set_default_dtype, torch.get_default_dtype())
+    torch.set_default_dtype(torch.float32)
+    return undo
 
 
 def _set_ieee() -> ExitStack:
@@ -96,6 +101,9 @@ def _set_ieee() -> ExitStack:
             undo.callback(torch.set_float32_matmul_precision, matmul)
             torch.set_float32_matmul_precision("highest")
         return undo.pop_all()
+
+
+_without_tf32, _float32_default = _OfTheProcess(_set_ieee), _OfTheProcess(_set_float32)
 
 
 def autocasts(device: torch.device) -> bool:

@@ -19,7 +19,7 @@ from callbacks.checkpoint.random_state import RandomState
 from callbacks.checkpoint.run_record import FIT, differences, recorded_model
 from callbacks.measure.metrics_file import MetricsFile
 from callbacks.steer.requeue import Requeue
-from commands.global_batch import devices
+from commands.processes import devices
 from datamodules.resumable import ResumableDataModule
 from polytoken.errors import UserError, first_line
 from polytoken.layout import whole_of
@@ -173,7 +173,8 @@ def _of_training(config: dict[str, Any]) -> dict[str, Any]:
     callbacks = trainer.get("callbacks") or []
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         if callback["class_path"].rpartition(".")[2] == EMA.__name__:
-            found[EMA.__name__] = callback.get("init_args")
+            ema = EMA(**(callback.get("init_args") or {}))  # with the defaults of settings that are newer than the run
+            found[EMA.__name__] = {"modules": [*ema.modules], "decay": ema.decay, "warmup": ema.warmup}
     return found
 
 

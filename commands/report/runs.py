@@ -13,9 +13,9 @@ from artifacts.run_files import METRICS, MetricsFile, Samples
 from artifacts.timing import Timing, images_per_second, read_timing, training_seconds
 from artifacts.token_manifest import MANIFEST
 from commands import tables
-from commands.global_batch import global_batch
 from commands.image_sets import table_of
 from commands.metric_names import GROUPS, name_of, order
+from commands.processes import global_batch
 from commands.report.content import Entry, Facts, Picture
 from commands.report.drawing import curves
 from polytoken import records

@@ -1,4 +1,4 @@
-"""Provenance of weights: of a generator its tokens, its tokenizer and its initial weights; of any, its release."""
+"""Provenance of a generator: its tokens, its tokenizer and its initial weights."""
 
 from __future__ import annotations
 
@@ -12,29 +12,9 @@ import msgspec
 from polytoken.errors import UserError
 from polytoken.generators.base import Generator
 from polytoken.layout import CHECKPOINTS
+from polytoken.licence import ReleasedAs
 from polytoken.records import decode
 from polytoken.specs import LatentSpec, TokenSpec
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReleasedAs:
-    """Origin of weights that the authors of a paper released: in an imported run, and in those trained from it.
-
-    Args:
-        name: of the release.
-        source: paper and repository.
-        licence: of the weights, as their authors write it.
-        licence_on_hub: the same as an identifier of the hub.
-        non_commercial: True if they forbid commercial use.
-        sha256: of the released file.
-    """
-
-    name: str
-    source: str
-    licence: str
-    licence_on_hub: str
-    non_commercial: bool
-    sha256: str
 
 
 @dataclass(frozen=True)

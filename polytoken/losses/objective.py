@@ -113,7 +113,7 @@ class TokenizerObjective(nn.Module):
 
     @property
     def networks(self) -> frozenset[Path]:
-        """Files, or else names, of the frozen networks that training reads, by which no image should be measured."""
+        """Files of the frozen networks that training reads, by which no image should be measured."""
         perceptual = {Path(term.weights) for term in self._terms().values() if isinstance(term, PerceptualTerm)}
         teachers = (self.teachers[name] for name in _teacher_blocks(self._terms().values()) if name in self.teachers)
         trained_on = frozenset(perceptual | {teacher.file for teacher in teachers})

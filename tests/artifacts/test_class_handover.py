@@ -8,8 +8,8 @@ import torch
 
 from artifacts.lineage import hand_over
 from polytoken.generators import DiffusionTransformer
-from polytoken.generators.record import ReleasedAs
 from polytoken.handover import CLASS_EMBEDDING
+from polytoken.licence import ReleasedAs
 from polytoken.loading import GENERATOR, RELEASED, Checkpoint
 from tests.support.generated import SCALAR, write_latent_runs
 from tests.support.released import ADOBE

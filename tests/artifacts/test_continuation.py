@@ -10,7 +10,7 @@ from artifacts.continuation import continue_from
 from lightning_modules.tokenizer import TokenizerModule
 from polytoken.errors import UserError
 from polytoken.files import file_sha256
-from polytoken.generators.record import ReleasedAs
+from polytoken.licence import ReleasedAs
 from polytoken.loading import INIT_FROM, MODEL_CONFIG, Checkpoint
 from tests.lightning_modules.test_tokenizer import build, fit
 from tests.support.released import ADOBE

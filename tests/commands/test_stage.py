@@ -89,6 +89,8 @@ def test_more_steps_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert starts(RUN, [*ASKED[:-1], "3"], named=True)
     assert "resumes from step 1 to 3" in capsys.readouterr().out
     assert not starts(RUN, [*ASKED[:-1], "3"], named=False), "ARGS of another target"
+    with pytest.raises(UserError, match="trainer.max_steps 1 → 3, processes 1 → 2"):  # of another global batch
+        starts(RUN, [*ASKED[:-1], "3", "--trainer.devices", "2"], named=True)
 
 
 def test_more_steps_do_not_go_on_without_the_args_of_the_run(capsys: pytest.CaptureFixture[str]) -> None:

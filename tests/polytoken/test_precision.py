@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import backends
 
-from polytoken.precision import full_precision
+from polytoken.precision import float32_weights, full_precision
 from polytoken.quantizers.vector import VectorQuantizer
 from tests.configs.test_cluster import parsed
+from tests.support.precision import caller_in_bfloat16
 
 CPU = torch.device("cpu")
 NEWER = {  # from the general to the particular
@@ -135,6 +136,26 @@ def test_tf32_is_off_until_the_last_thread_leaves() -> None:
     thread.join()
     assert inside["matmul"] == "highest" and inside["cudnn.conv"] == "ieee"
     assert found() == before
+
+
+def test_the_default_dtype_is_float32_until_the_last_thread_leaves() -> None:
+    """A second thread would take float32 for the caller's, or go on to build in the caller's."""
+    entered, leave, built = Event(), Event(), []
+
+    def other() -> None:
+        with float32_weights():
+            entered.set()
+            assert leave.wait(60)
+            built.append(torch.zeros(1).dtype)
+
+    thread = Thread(target=other)
+    with caller_in_bfloat16():
+        with float32_weights():
+            thread.start()
+            assert entered.wait(60)
+        leave.set()
+        thread.join()
+    assert built == [torch.float32]
 
 
 def test_nested_entries_restore_nothing() -> None:

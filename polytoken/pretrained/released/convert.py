@@ -23,7 +23,8 @@ from polytoken.errors import MissingFileError, MissingPackageError, UserError, f
 from polytoken.files import file_sha256
 from polytoken.fingerprint import fingerprint
 from polytoken.generators.base import Generator
-from polytoken.generators.record import GeneratorRecord, Lineage, ReleasedAs
+from polytoken.generators.record import GeneratorRecord, Lineage
+from polytoken.licence import ReleasedAs
 from polytoken.loading import GENERATOR, RELEASED, TOKENIZER, Checkpoint
 from polytoken.pipeline import GenerationPipeline
 from polytoken.pretrained.released import zoo

@@ -57,6 +57,9 @@ def test_a_resumed_fit_names_the_settings_of_its_trainer_that_changed(
         check_trainer_drift(checkpoint, config(schedule, 0.9, devices=8))
         if schedule == "constant":
             check_trainer_drift(checkpoint, config(schedule, 0.9, max_steps=20))
+    filled = config("cosine", 0.9)
+    filled["trainer"]["callbacks"][0]["init_args"]["warmup"] = True  # a default that is newer than the run
+    check_trainer_drift(checkpoint, filled)
     assert not recwarn.list
     changes = "trainer.gradient_clip_val 1.0 -> 2.0, trainer.max_steps 10 -> 20, trainer.EMA.decay 0.9 -> 0.5"
     restart = r"step 10: model.optimizer 0.0e\+00 -> 5.0e-04\): a rise is .*; there, --model.init_from"

@@ -3,7 +3,7 @@
 import pytest
 
 from commands.estimates import _steps
-from commands.global_batch import devices, global_batch, processes
+from commands.processes import devices, global_batch, processes
 
 
 @pytest.mark.parametrize(

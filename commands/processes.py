@@ -34,15 +34,11 @@ class GlobalBatch(NamedTuple):
 
 def global_batch(config: Mapping[str, Any]) -> GlobalBatch | None:
     """The global batch of a configuration of a fit; None if its data have no `batch_size`."""
-    share = _count(((config.get("data") or {}).get("init_args") or {}).get("batch_size"))
-    return share and GlobalBatch(share, processes(config.get("trainer") or {}), accumulated(config))
-
-
-def accumulated(config: Mapping[str, Any]) -> int:
-    """Batches of an update: Lightning accumulates for models with one optimizer, and a tokenizer for itself."""
-    trainer, model = (config.get(name) or {} for name in ("trainer", "model"))
+    trainer, model, data = (config.get(name) or {} for name in ("trainer", "model", "data"))
+    share = _count((data.get("init_args") or {}).get("batch_size"))
+    # Lightning accumulates for models with one optimizer, and a tokenizer for itself
     counts = trainer.get("accumulate_grad_batches"), (model.get("init_args") or {}).get("accumulate_steps")
-    return prod(_count(count) or 1 for count in counts)
+    return share and GlobalBatch(share, processes(trainer), prod(_count(count) or 1 for count in counts))
 
 
 def processes(trainer: Mapping[str, Any]) -> int | None:
