@@ -109,9 +109,9 @@ def measured_reference(runs: Path, preset: str, split: Split, extractor: str) ->
 
 
 def training_reference(preset: str, runs: Path = Path("runs")) -> Path:
-    """Inception's statistics that the tables of experiments compare with: ADM's for ImageNet, on every machine.
+    """Inception's statistics of training images that experiments compare with: ADM's for ImageNet, or the preset's own.
 
-    Those of another preset are of its own training images.
+    Unlike the default of an evaluation, they are ADM's even where ImageNet was measured here: tables must compare.
     """
     return ADM_REFERENCE if preset == "imagenet" else measured_reference(runs, preset, "train", "inception")
 

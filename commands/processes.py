@@ -48,7 +48,7 @@ def processes(trainer: Mapping[str, Any]) -> int | None:
 
 
 def take_machine(trainer: dict[str, Any]) -> int | None:
-    """Remove where a run is computed from a trainer's section; returns its processes, which the batch depends on."""
+    """Remove the machine's settings from a trainer's section, and return the number of processes that they give."""
     count = processes(trainer)
     for name in MACHINE_SETTINGS:
         trainer.pop(name, None)

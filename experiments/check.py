@@ -61,7 +61,7 @@ def check(experiment: Experiment, known: set[str] | None = None) -> set[Path]:
 
 
 def check_files(tasks: list[Task], named: set[Path]) -> None:
-    """Raise MissingFileError if a file is missing that some stage reads: each row would fail at it, maybe after days.
+    """Raise MissingFileError if a stage reads a file that is missing: its rows would fail there, maybe after days.
 
     Args:
         tasks: What is to be run.

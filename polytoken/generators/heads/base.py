@@ -133,7 +133,7 @@ class ClassifierHead(Head):
         return torch.stack([draw.categorical(output(state), i) for i, (state, output) in enumerate(outputs)], dim=1)
 
     def carried(self, sub_code: int | None) -> dict[str, str]:
-        """Return the final norm, and the sub-code's output layer if its state still is the normalised hidden one."""
+        """Return the final norm, and the sub-code's output layer where :meth:`reads_hidden` holds."""
         names = {"norm.weight": "norm.weight"}
         if sub_code is None or not self.reads_hidden(sub_code):
             return names
